@@ -157,14 +157,14 @@ fn write_system_partition(
 }
 
 /// An EFI system partition in a file of its own, for a medium that has no other file system to
-/// write to. It is as small as FAT32 can be, and has at least `room` bytes free.
+/// write to. It is as small as FAT32 can be, and has at least `bytes_free` bytes free.
 pub(crate) fn write_system_image(
     file: &File,
     uki: &[u8],
-    room: u64,
+    bytes_free: u64,
     ids: &BuildIds,
 ) -> io::Result<()> {
-    let sectors = alknet_fat::sectors_for(uki.len() as u64 + room);
+    let sectors = alknet_fat::sectors_for(uki.len() as u64 + bytes_free);
     let bytes = u64::from(sectors) * LBA_BYTES;
     file.set_len(bytes)?;
     let volume = NewFatVolume {

@@ -69,7 +69,7 @@ const MACHINE_PID_NAMESPACE: u64 = 0xefff_fffc;
 pub(crate) struct BootResult {
     pub(crate) facts: InitFacts,
     pub(crate) opened: OpenedData,
-    pub(crate) keeper: Arc<VaultHandle>,
+    pub(crate) vault: Arc<VaultHandle>,
     pub(crate) update: UpdateStart,
 }
 
@@ -171,11 +171,11 @@ async fn serve(
 ) -> Result<(), InitError> {
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
     watch_signals(&events).map_err(InitError::at("watch", "signals"))?;
-    let keeper = Arc::new(VaultHandle::new().map_err(InitError::Vault)?);
+    let vault = Arc::new(VaultHandle::new().map_err(InitError::Vault)?);
     let consoles = install_on_order(&log, &events, watchdog.as_ref()).await?;
     let prepare = {
         let log = log.clone();
-        move || wipe::after(|| prepare(facts, keeper, &log))
+        move || wipe::after(|| prepare(facts, vault, &log))
     };
     let prepared = tokio::task::spawn_blocking(prepare);
     let booted = feed_while(prepared, watchdog.as_ref(), DISK_MAX).await?;
@@ -333,12 +333,12 @@ async fn show_log(console: InitConsole, log: InitLog) {
 }
 
 /// Does everything that waits for disks: the data, the clock's note, the configuration.
-fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> BootResult {
+fn prepare(mut facts: InitFacts, vault: Arc<VaultHandle>, log: &InitLog) -> BootResult {
     data::wait_for_usb_drives(Path::new("/sys"), log);
     // Before anything that may hang: a version on trial notes how far it came.
     let begun = UpdateStart::begin(log);
     let offer = UnlockCredentials::default();
-    let opened = open(&keeper, offer, begun.takes_blank_disk(), log);
+    let opened = open(&vault, offer, begun.takes_blank_disk(), log);
     // The disk may have been slow to appear, and was waited for with the data.
     let update = begun.again_if_missing(log);
     stage::record_stage(&mut facts.stages, BootStageName::Data);
@@ -351,7 +351,7 @@ fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> Boo
     BootResult {
         facts,
         opened,
-        keeper,
+        vault,
         update,
     }
 }
@@ -359,19 +359,19 @@ fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> Boo
 /// One attempt to open the data, with the user's credentials. `takes_blank` says whether a blank disk becomes this
 /// machine's.
 pub(crate) fn open(
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     offer: UnlockCredentials,
     takes_blank: bool,
     log: &InitLog,
 ) -> OpenedData {
     let access = DataAccess {
-        keeper,
+        vault,
         offer: &offer,
         log,
         takes_blank,
     };
     let mut prepared = data::prepare(access);
-    let vault = prepared.vault.take();
+    let opened = prepared.vault.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => ClockState::Local(source),
@@ -381,9 +381,9 @@ pub(crate) fn open(
         }
     };
     let pasted = offer.pasted.as_ref().map(ConsoleDocument::copied);
-    let words = vault.as_ref().map(OpenAlkv::entropy);
-    let settings = NodeSettings::read(data_dir.as_deref(), keeper, words, pasted);
-    let prepared = data::conclude(prepared, vault, &settings, access);
+    let words = opened.as_ref().map(OpenAlkv::entropy);
+    let settings = NodeSettings::read(data_dir.as_deref(), vault, words, pasted);
+    let prepared = data::conclude(prepared, opened, &settings, access);
     OpenedData {
         settings,
         prepared,

@@ -71,7 +71,7 @@ impl NodeProcess {
     /// Starts the node of life `life`. Lives count from 1.
     pub(crate) fn spawn(
         life: u64,
-        keeper: &VaultHandle,
+        vault: &VaultHandle,
         log: &InitLog,
         events: mpsc::Sender<MachineEvent>,
     ) -> Result<Self, InitError> {
@@ -86,7 +86,7 @@ impl NodeProcess {
             log.warn(error);
         }
         let pid =
-            execute((&theirs, &updates), keeper.descriptor(), input).map_err(InitError::Spawn)?;
+            execute((&theirs, &updates), vault.descriptor(), input).map_err(InitError::Spawn)?;
         // PID 1 lowers the score: the child would need CAP_SYS_RESOURCE to do it after it gave up
         // root.
         let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);

@@ -427,7 +427,7 @@ pub struct UpdateFacts {
     /// What the health gate still waits for while the version that runs is on trial.
     pub gate: Vec<String>,
     /// How the last update ended.
-    pub last: Option<UpdateEnd>,
+    pub last: Option<UpdateOutcome>,
 }
 
 /// What ended a trial, as the version before judges it by the boot note.
@@ -475,7 +475,7 @@ impl TrialCause {
 /// How an update ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct UpdateEnd {
+pub struct UpdateOutcome {
     /// The version.
     pub version: String,
     /// `confirmed`, `failed` or `rolled-back`.

@@ -16,7 +16,7 @@ mod error;
 mod facts;
 mod fault;
 mod groups;
-mod helper;
+mod helper_process;
 mod install;
 mod link_status;
 mod little_endian;

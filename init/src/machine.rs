@@ -6,13 +6,13 @@ mod commands;
 mod configuration;
 mod consoles;
 mod going_down;
+mod housekeeping;
 mod node;
 mod reset;
 mod storage;
 #[cfg(test)]
 mod tests;
 mod update;
-mod upkeep;
 mod vault;
 mod words;
 
@@ -155,7 +155,7 @@ pub(crate) struct InitMachine {
     status: Option<NodeStatus>,
     sent_status: Option<NodeStatus>,
     settings: NodeSettings,
-    keeper: Arc<VaultHandle>,
+    vault: Arc<VaultHandle>,
     asking: VaultDialog,
     /// What the user typed for the next attempt.
     offer: UnlockCredentials,
@@ -240,7 +240,7 @@ impl InitMachine {
         let BootResult {
             mut facts,
             opened,
-            keeper,
+            vault,
             update,
         } = booted;
         facts.watchdog = watchdog.as_ref().map(|one| one.kind().to_owned());
@@ -250,7 +250,7 @@ impl InitMachine {
             watchdog,
             cloud: MachineCloud::detect(),
             update: MachineUpdate::new(update),
-            ..Self::at_rest(facts, keeper, settings, log, events)
+            ..Self::at_rest(facts, vault, settings, log, events)
         };
         let now = boot_ms();
         machine.opened(opened, now);
@@ -261,7 +261,7 @@ impl InitMachine {
     /// A machine without a console, whose disk was not read and that runs nothing.
     fn at_rest(
         facts: InitFacts,
-        keeper: Arc<VaultHandle>,
+        vault: Arc<VaultHandle>,
         settings: NodeSettings,
         log: InitLog,
         events: mpsc::Sender<MachineEvent>,
@@ -281,7 +281,7 @@ impl InitMachine {
             sent_status: None,
             state_dir: std::path::PathBuf::new(),
             prepared: None,
-            keeper,
+            vault,
             asking: VaultDialog::default(),
             offer: UnlockCredentials::default(),
             waiting: None,
@@ -392,7 +392,7 @@ impl InitMachine {
             MachineEvent::ReminderNoted(outcome) => self.reminder_noted(outcome),
             MachineEvent::ResetMarked(outcome) => self.reset_marked(outcome, now),
             MachineEvent::Said { life, message } if self.is_current(life) => {
-                self.said(message, now)
+                self.handle_message(message, now)
             }
             MachineEvent::Said { .. } | MachineEvent::Tick => {}
             MachineEvent::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),

@@ -143,11 +143,11 @@ async fn attend(
         servers: requests.borrow().servers.clone(),
         resolvers: Vec::new(),
     };
-    let mut keeper = TimeSync::start(sources.clone(), build_time, clock);
+    let mut time_sync = TimeSync::start(sources.clone(), build_time, clock);
     loop {
         let event = tokio::select! {
             why = handle.ended() => return why,
-            why = keeper.ended() => return why,
+            why = time_sync.ended() => return why,
             config = requests.changed() => {
                 if config.is_err() {
                     return "its owner has ended".to_owned();
@@ -180,7 +180,7 @@ async fn attend(
         {
             return "the loop ended".to_owned();
         }
-        keeper.update(sources.clone());
+        time_sync.update(sources.clone());
     }
 }
 

@@ -56,18 +56,18 @@ impl NodeSettings {
     /// still lie. Media with other words are problems.
     pub(crate) fn read(
         state_dir: Option<&Path>,
-        keeper: &VaultHandle,
+        vault: &VaultHandle,
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
-        let paths = paths(state_dir, keeper.is_sealed()).configured(keeper.is_configured());
-        Self::read_from(&paths, state_dir, keeper, words, pasted)
+        let paths = paths(state_dir, vault.is_sealed()).configured(vault.is_configured());
+        Self::read_from(&paths, state_dir, vault, words, pasted)
     }
 
     fn read_from(
         paths: &SourcePaths,
         state_dir: Option<&Path>,
-        keeper: &VaultHandle,
+        vault: &VaultHandle,
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
@@ -91,7 +91,7 @@ impl NodeSettings {
             loaded.secrets.credentials.as_slice(),
             loaded.takes_credentials,
         );
-        let kept = keep_credentials(keeper, state_dir, &loaded.config, found, paths);
+        let kept = keep_credentials(vault, state_dir, &loaded.config, found, paths);
         if let Some(dir) = paths.config_dir.as_ref().filter(|_| kept.settled) {
             // If the file is not written, the next start takes the same credentials once more.
             if let Err(error) = settle_credentials(dir) {
@@ -428,9 +428,10 @@ pub(crate) mod tests {
         std::fs::create_dir_all(at("fw_cfg/words")).expect("a new folder");
         let phrase = owners.phrase();
         std::fs::write(at("fw_cfg/words/raw"), phrase.expose()).expect("a new file");
-        let keeper = VaultHandle::new().expect("memory");
-        let start =
-            |vault: &Entropy| NodeSettings::read_from(&paths, None, &keeper, Some(vault), None);
+        let vault_handle = VaultHandle::new().expect("memory");
+        let start = |vault: &Entropy| {
+            NodeSettings::read_from(&paths, None, &vault_handle, Some(vault), None)
+        };
         let reported = |settings: &NodeSettings| -> Vec<(String, String)> {
             let problems = settings.problems.iter();
             problems
@@ -444,7 +445,7 @@ pub(crate) mod tests {
         let started = start(&forged);
         assert_eq!(reported(&started), std::slice::from_ref(&conflict));
         // A later read, which does not know the vault's words, removes no problem.
-        let mut later = NodeSettings::read_from(&paths, None, &keeper, None, None);
+        let mut later = NodeSettings::read_from(&paths, None, &vault_handle, None, None);
         assert!(reported(&later).is_empty());
         later.carry(&started);
         assert_eq!(reported(&later), [conflict]);

@@ -113,8 +113,8 @@ pub(crate) fn signal_all(signal: Signal) {
 }
 
 /// Ends the machine within [`BOUND_MS`] from now on, whatever happens.
-pub(crate) fn guard(action: PowerAction, keeper: Arc<VaultHandle>) {
-    guard_with(action, keeper, thread::sleep, |action| {
+pub(crate) fn guard(action: PowerAction, vault: Arc<VaultHandle>) {
+    guard_with(action, vault, thread::sleep, |action| {
         end(action);
     });
 }
@@ -122,7 +122,7 @@ pub(crate) fn guard(action: PowerAction, keeper: Arc<VaultHandle>) {
 /// Like `guard`, with the functions that wait and that end the machine.
 fn guard_with(
     action: PowerAction,
-    keeper: Arc<VaultHandle>,
+    vault: Arc<VaultHandle>,
     wait: impl FnOnce(Duration) + Send + 'static,
     end: impl FnOnce(PowerAction) + Send + 'static,
 ) {
@@ -131,7 +131,7 @@ fn guard_with(
         .spawn(move || {
             wait(Duration::from_millis(BOUND_MS));
             // Memory outlives a reset: it must hold no key even if the ordinary way hangs.
-            keeper.lock();
+            vault.lock();
             end(action);
         });
     if let Err(error) = spawned {
@@ -233,16 +233,16 @@ mod tests {
 
     #[test]
     fn whatever_hangs_the_machine_ends_at_the_bound_with_its_vault_locked() {
-        let keeper = Arc::new(VaultHandle::new().expect("memory"));
+        let vault = Arc::new(VaultHandle::new().expect("memory"));
         let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
-        let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
+        let unlocked = vault.vault().unlock(&words, &SecretStr::empty());
         unlocked.expect("it was locked");
         let (wait, waits) = mpsc::channel();
         let (end, ends) = mpsc::channel();
-        let (before, after) = (Arc::clone(&keeper), Arc::clone(&keeper));
+        let (before, after) = (Arc::clone(&vault), Arc::clone(&vault));
         guard_with(
             PowerAction::Reboot,
-            keeper,
+            vault,
             move |bound| wait.send((bound, before.is_open())).expect("heard"),
             move |action| end.send((action, after.is_open())).expect("heard"),
         );

@@ -98,7 +98,7 @@ struct RunningNode {
     /// The wait until the node serves.
     start: NodeWait,
     ready: bool,
-    asked: Option<HealthQuestion>,
+    question: Option<HealthQuestion>,
     ask_at: u64,
     /// When PID 1 last asked the node, and the processor time that it had used by then.
     last_asked: (u64, u64),
@@ -264,7 +264,7 @@ impl NodeSupervisor {
             started: now,
             start: NodeWait::new(now, 0),
             ready: false,
-            asked: None,
+            question: None,
             // The node answers only once it serves.
             ask_at: u64::MAX,
             last_asked: (now, 0),
@@ -291,7 +291,10 @@ impl NodeSupervisor {
             return;
         };
         // An answer to an earlier question says nothing about now.
-        let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
+        let Some(question) = running
+            .question
+            .take_if(|question| question.number == number)
+        else {
             return;
         };
         running.answers.add(well);
@@ -417,11 +420,11 @@ impl RunningNode {
         if self.is_hung(now, computed) {
             return Some(SupervisorAction::Abort);
         }
-        if self.asked.is_some() || now < self.ask_at {
+        if self.question.is_some() || now < self.ask_at {
             return None;
         }
         *number += 1;
-        self.asked = Some(HealthQuestion {
+        self.question = Some(HealthQuestion {
             number: *number,
             answer: NodeWait::new(now, computed),
             before: self.last_asked,
@@ -432,16 +435,17 @@ impl RunningNode {
     }
 
     fn is_hung(&mut self, now: u64, computed: u64) -> bool {
-        let asked = self.asked.as_mut();
-        let silent = asked.is_some_and(|asked| asked.answer.is_over(ANSWER, now, computed));
+        let question = self.question.as_mut();
+        let silent =
+            question.is_some_and(|question| question.answer.is_over(ANSWER, now, computed));
         let late = !self.ready && self.start.is_over(READY, now, computed);
         silent || late || self.unwell >= UNWELL_ANSWERS_MAX
     }
 
     /// Whether a node that hangs computes, or had no chance to, because the whole machine stood still.
     const fn is_computing(&self, now: u64, computed: u64) -> bool {
-        let wait = match &self.asked {
-            Some(asked) => &asked.answer,
+        let wait = match &self.question {
+            Some(question) => &question.answer,
             None if self.ready => return self.unwell_computing,
             None => &self.start,
         };
@@ -462,8 +466,8 @@ impl RunningNode {
     }
 
     const fn deadline(&self) -> u64 {
-        match &self.asked {
-            Some(asked) => asked.answer.look_at(ANSWER),
+        match &self.question {
+            Some(question) => question.answer.look_at(ANSWER),
             None if self.ready => self.ask_at,
             None => self.start.look_at(READY),
         }

@@ -26,12 +26,12 @@ pub enum ProvisioningError {
         source: io::Error,
     },
     /// A required program was not found.
-    #[error("there is no {name} in the root of {place}; put it there")]
+    #[error("there is no {name} in the root of {volume}; put it there")]
     NoProgram {
         /// The file.
         name: &'static str,
         /// Where it was searched.
-        place: &'static str,
+        volume: &'static str,
     },
     /// A file's path leads to something else.
     #[error("{path} is no regular file; put a plain file there", path = path.display())]

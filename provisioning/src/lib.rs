@@ -279,8 +279,8 @@ pub fn settle_credentials(config_dir: &Path) -> Result<(), ProvisioningError> {
 ///
 /// # Errors
 /// A file cannot be written. Each document is still complete, old or new.
-pub fn keep(config_dir: &Path, document: &[u8]) -> Result<(), ProvisioningError> {
-    StoredConfig::new(config_dir.to_owned()).keep(document)
+pub fn store_document(config_dir: &Path, document: &[u8]) -> Result<(), ProvisioningError> {
+    StoredConfig::new(config_dir.to_owned()).store_document(document)
 }
 
 /// Whether the hypervisor switched fault injection on (fw_cfg `opt/org.alknet/test-faults`).
@@ -399,7 +399,7 @@ impl DocumentChoice {
             }
             match self.parse(&medium) {
                 Some(chosen) if new => {
-                    self.keep(store, &medium.bytes);
+                    self.apply_to_store(store, &medium.bytes);
                     return chosen;
                 }
                 // The medium's document was taken before. The store has what an administrator
@@ -536,7 +536,7 @@ impl DocumentChoice {
         ));
     }
 
-    fn keep(&mut self, store: Option<&StoredConfig>, bytes: &[u8]) {
+    fn apply_to_store(&mut self, store: Option<&StoredConfig>, bytes: &[u8]) {
         let Some(Err(error)) = store.map(|store| store.apply(bytes)) else {
             return;
         };

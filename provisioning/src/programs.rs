@@ -71,9 +71,9 @@ pub fn programs(
         }
         next = Some((program, volume.name.clone()));
     }
-    let missing = |name, place| ProvisioningError::NoProgram { name, place };
-    let place = "the boot partition, or of an attached volume with the label CIDATA";
-    let (next, next_from) = next.ok_or_else(|| missing(NEXT, place))?;
+    let missing = |name, volume| ProvisioningError::NoProgram { name, volume };
+    let volume = "the boot partition, or of an attached volume with the label CIDATA";
+    let (next, next_from) = next.ok_or_else(|| missing(NEXT, volume))?;
     let slot = running_slot(paths);
     let name = slot.map_or(FIRST, slot_path);
     // Firmware starts from the boot partition, so a program of this name elsewhere is not the

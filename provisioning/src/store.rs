@@ -43,13 +43,13 @@ impl StoredConfig {
 
     /// Stores a document from a medium.
     pub(crate) fn apply(&self, document: &[u8]) -> Result<(), ProvisioningError> {
-        self.keep(document)?;
+        self.store_document(document)?;
         // Written last: if the power was lost before, the next start takes the same document again.
         self.put(APPLIED, document)
     }
 
     /// Stores a correct document, and then its copy.
-    pub(crate) fn keep(&self, document: &[u8]) -> Result<(), ProvisioningError> {
+    pub(crate) fn store_document(&self, document: &[u8]) -> Result<(), ProvisioningError> {
         self.create_dir()?;
         [LIVE, LAST_GOOD]
             .into_iter()

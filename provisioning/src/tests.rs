@@ -558,7 +558,7 @@ fn what_the_node_keeps_wins_over_the_medium_that_is_still_in_place() {
     assert_eq!(load(&machine.paths).source, ConfigOrigin::FwCfg);
 
     let dir = machine.paths.config_dir.clone().expect("given above");
-    keep(&dir, document(2).as_bytes()).expect(FILE);
+    store_document(&dir, document(2).as_bytes()).expect(FILE);
     let loaded = load(&machine.paths);
     assert_eq!(loaded.source, ConfigOrigin::Stored);
     assert_eq!(loaded.config.node.name.as_deref(), Some("node-2"));

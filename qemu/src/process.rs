@@ -192,7 +192,7 @@ fn fork(mut command: Command, fds: &[OwnedFd]) -> io::Result<Child> {
     unsafe {
         command.pre_exec(move || {
             die_with_parent(parent)?;
-            place(&fds, &mut parked)
+            move_fds(&fds, &mut parked)
         });
     }
     command.spawn()
@@ -214,7 +214,7 @@ fn die_with_parent(parent: u32) -> io::Result<()> {
 
 /// Moves `fds` to 3, 4, 5 …. It first copies them above every target, so that none is overwritten
 /// before it was moved.
-fn place(fds: &[RawFd], parked: &mut [RawFd]) -> io::Result<()> {
+fn move_fds(fds: &[RawFd], parked: &mut [RawFd]) -> io::Result<()> {
     // Copies go above all target numbers first, or one could overwrite another that is still
     // needed.
     let above = FIRST_FD + libc::c_int::try_from(fds.len()).unwrap_or(libc::c_int::MAX / 2);

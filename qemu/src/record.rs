@@ -243,7 +243,7 @@ pub enum WrittenPart {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CutSummary {
     /// Writes that are there whole.
-    pub kept: usize,
+    pub whole: usize,
     /// Writes that are there in part.
     pub torn: usize,
     /// Writes that are not there.
@@ -254,7 +254,7 @@ impl CutSummary {
     fn count(mut self, fate: &WriteFate) -> Self {
         match fate {
             WriteFate::Dropped => self.dropped += 1,
-            WriteFate::Kept => self.kept += 1,
+            WriteFate::Kept => self.whole += 1,
             WriteFate::Torn(_) => self.torn += 1,
         }
         self

@@ -19,7 +19,7 @@ pub struct RemovedPeerFixture {
     /// An unknown peer's connection, since only the ticket's address is needed.
     reader: RawQuicConnection,
     /// The address of an unused ticket.
-    pub kept: String,
+    pub unused: String,
 }
 
 impl RemovedPeerFixture {
@@ -28,13 +28,13 @@ impl RemovedPeerFixture {
     /// # Panics
     /// It may not, or no event comes.
     pub async fn begin(target: &Target, key: &NodeKey) -> Self {
-        let (used, kept) = (ticket(target, key).await, ticket(target, key).await);
+        let (used, unused) = (ticket(target, key).await, ticket(target, key).await);
         let mut reader = RawQuicConnection::open(target, H1).await;
         let asks = format!("GET {used} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert!(reader.say(asks.as_bytes()).await);
         let begins = reader.hear_until("event: data", deadline(AT_ONCE)).await;
         assert!(begins.starts_with("HTTP/1.1 200 "), "{begins}");
-        Self { reader, kept }
+        Self { reader, unused }
     }
 
     /// After the peer was removed, the node ends its stream at once, and says why.

@@ -255,7 +255,7 @@ fn unusable_reason(found: &[IdentityStoreDiagnostic]) -> Option<String> {
 }
 
 impl IdentityPersistence for IdentityDb {
-    fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError> {
+    fn persist(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError> {
         let write = |connection: &Connection| {
             changes
                 .iter()

@@ -26,7 +26,7 @@ fn peer(n: u8) -> PeerEntry {
 }
 
 fn put(db: &IdentityDb, n: u8) {
-    db.keep(&[StoreChange::PutPeer(peer(n))]).expect("room");
+    db.persist(&[StoreChange::PutPeer(peer(n))]).expect("room");
 }
 
 /// Leaves a change in the log as a power cut does: it is not moved into the file.
@@ -106,7 +106,7 @@ fn everything_is_there_again_after_a_restart() {
         StoreChange::PutApiKey(all.api_keys[0].clone()),
         StoreChange::RemovePeer(peer(2).peer_id),
     ];
-    db.keep(&changes).expect("room");
+    db.persist(&changes).expect("room");
     drop(db);
     let mode = fs::metadata(&path).expect("a file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -118,7 +118,7 @@ fn everything_is_there_again_after_a_restart() {
 
     let (db, stored) = IdentityDb::open(&path);
     assert_eq!((stored, db.diagnostics()), (all, Vec::new()));
-    db.keep(&[
+    db.persist(&[
         StoreChange::RemovePeer(peer(1).peer_id),
         StoreChange::RemoveApiKey(token.key_id),
     ])
@@ -221,7 +221,7 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
     assert!(
         matches!(&diagnostics[..], [IdentityStoreDiagnostic::Unusable(why)] if why.contains("another node"))
     );
-    let refused = second.keep(&[StoreChange::PutPeer(peer(2))]);
+    let refused = second.persist(&[StoreChange::PutPeer(peer(2))]);
     assert!(
         matches!(refused, Err(IdentityStoreError::Unavailable(why)) if why.contains("another node"))
     );
@@ -238,7 +238,7 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
         db.diagnostics(),
         [IdentityStoreDiagnostic::Newer(SCHEMA_VERSION + 1)]
     );
-    assert!(db.keep(&[StoreChange::PutPeer(peer(2))]).is_err());
+    assert!(db.persist(&[StoreChange::PutPeer(peer(2))]).is_err());
     drop(db);
     assert_eq!(names_in(dir.path()), ["identity.db", "identity.db-reserve"]);
 
@@ -276,7 +276,7 @@ fn the_second_of_two_nodes_keeps_nothing() {
     let (_dir, path) = place();
     let (first, second) = (IdentityDb::open(&path).0, IdentityDb::open(&path).0);
     put(&first, 1);
-    let keep = || second.keep(&[StoreChange::PutPeer(peer(2))]);
+    let keep = || second.persist(&[StoreChange::PutPeer(peer(2))]);
     assert!(keep().is_err());
     assert!(
         matches!(&second.diagnostics()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("another"))
@@ -376,7 +376,7 @@ fn a_damaged_log_brings_no_removed_peer_back() {
         blocks
     };
     let removed = [StoreChange::RemovePeer(peer(1).peer_id)];
-    db.keep(&removed).expect("room");
+    db.persist(&removed).expect("room");
     assert_eq!(after_cut("answered"), 0);
 
     // The power was cut before the answer, and the next start found the removal in the log.
@@ -411,7 +411,7 @@ async fn a_damaged_page_brings_no_removed_peer_back() {
             removal: Some(u64::from(n)),
             ..peer(n)
         };
-        db.keep(&[StoreChange::PutPeer(entry)]).expect("room");
+        db.persist(&[StoreChange::PutPeer(entry)]).expect("room");
         let invitation = EnrolmentRecord {
             key_id: format!("abcd{n:04}").parse().expect("a name"),
             revision: 1,
@@ -421,7 +421,7 @@ async fn a_damaged_page_brings_no_removed_peer_back() {
         assert_eq!(db.put_enrolment(invitation).await, Ok(true));
     }
     let gone = (1..=20).map(|n| StoreChange::RemovePeer(peer(n).peer_id));
-    db.keep(&gone.collect::<Vec<_>>()).expect("room");
+    db.persist(&gone.collect::<Vec<_>>()).expect("room");
     let all = db.enrolments().await.expect("readable");
     drop(db);
     let (db, before) = IdentityDb::open(&path);
@@ -556,8 +556,8 @@ async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
     let start = || {
         let (db, stored) = IdentityDb::open(&path);
         let clock = Arc::new(SystemClock { built_s: 0 });
-        let keeper = Arc::new(db.clone());
-        let all = Identities::with_store(IdentityEntries::default(), stored, keeper, clock);
+        let persistence = Arc::new(db.clone());
+        let all = Identities::with_store(IdentityEntries::default(), stored, persistence, clock);
         (db, all)
     };
     let (db, all) = start();
@@ -622,7 +622,7 @@ fn a_write_that_fails_is_a_trouble_until_one_succeeds() {
     let mut changes: Vec<_> = (1..=200).map(|n| StoreChange::PutPeer(peer(n))).collect();
     changes.push(StoreChange::RemovePeer(peer(1).peer_id));
     assert!(matches!(
-        db.keep(&changes),
+        db.persist(&changes),
         Err(IdentityStoreError::Unavailable(_))
     ));
     assert!(

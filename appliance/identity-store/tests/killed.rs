@@ -59,7 +59,7 @@ fn write(file: &Path) {
             n.checked_sub(WINDOW)
                 .map(|n| StoreChange::RemovePeer(id(n))),
         );
-        db.keep(&changes).expect("room");
+        db.persist(&changes).expect("room");
         writeln!(out, "\nkept {n}").expect("a reader");
         out.flush().expect("a reader");
     }

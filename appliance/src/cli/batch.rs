@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::{read_file, read_stdin};
-use super::caller::NodeCaller;
+use super::node_caller::NodeCaller;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 

@@ -9,10 +9,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::call_hint::explained;
-use super::caller::{NodeCaller, is_unknown_operation};
 use super::dial::CliDialer;
 use super::name_hint::nearest_name;
 use super::node_book::check_name;
+use super::node_caller::{NodeCaller, is_unknown_operation};
 use super::target::{NodeArgs, NodeNames, NodeRoute};
 use super::{CommandError, CommandExit, batch, output};
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::CommandError;
 use super::call::call_error;
-use super::caller::NodeCaller;
+use super::node_caller::NodeCaller;
 use super::output::one_line;
 use super::query::text;
 

@@ -72,7 +72,7 @@ pub(crate) struct CredentialListArgs {
     #[arg(value_name = "NODE", hide = true, conflicts_with = "node")]
     earlier_node: Option<String>,
     #[command(flatten)]
-    place: CredentialSourceArgs,
+    source: CredentialSourceArgs,
     #[command(flatten)]
     document: UsingConfigArgs,
 }
@@ -136,7 +136,7 @@ pub(crate) struct CredentialShowArgs {
     #[arg(value_name = "NAME", hide = true, conflicts_with = "node")]
     name_behind_node: Option<String>,
     #[command(flatten)]
-    place: CredentialSourceArgs,
+    source: CredentialSourceArgs,
     #[command(flatten)]
     document: UsingConfigArgs,
 }
@@ -145,8 +145,8 @@ impl CredentialShowArgs {
     /// The node that is asked, if one is, and the name.
     fn arranged(&self) -> (Option<NodeArgs>, &str) {
         match &self.name_behind_node {
-            Some(name) => (self.place.node(Some(self.name.clone())), name),
-            None => (self.place.node(None), &self.name),
+            Some(name) => (self.source.node(Some(self.name.clone())), name),
+            None => (self.source.node(None), &self.name),
         }
     }
 }
@@ -250,7 +250,7 @@ fn remove(args: &CredentialRemoveArgs, json: bool) -> Result<CommandExit, Comman
 }
 
 fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandError> {
-    if let Some(node) = args.place.node(args.earlier_node.clone()) {
+    if let Some(node) = args.source.node(args.earlier_node.clone()) {
         args.document.refuse_with_node()?;
         return node.reached(async |node| {
             let answer = node.call(STATUS, &Value::Null).await;
@@ -259,7 +259,7 @@ fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandErr
             printed(&rows, json, node_lines)
         });
     }
-    let rows = json!({ LIST: local_rows(&args.place.dial.state, &args.document)? });
+    let rows = json!({ LIST: local_rows(&args.source.dial.state, &args.document)? });
     printed(&rows, json, local_lines)
 }
 
@@ -278,7 +278,7 @@ fn show(args: &CredentialShowArgs, json: bool) -> Result<CommandExit, CommandErr
         return show_row(&node, &query, json, is_wanted, node_lines);
     }
     check_name(name)?;
-    let state = &args.place.dial.state;
+    let state = &args.source.dial.state;
     let rows = local_rows(state, &args.document)?;
     let row = rows.into_iter().find(|row| row["name"] == name);
     let Some(row) = row else {
@@ -536,13 +536,13 @@ mod tests {
             let CredentialVerb::List(args) = read(line) else {
                 panic!("it is list");
             };
-            let node = args.place.node(args.earlier_node.clone());
+            let node = args.source.node(args.earlier_node.clone());
             (node.map(|node| node.node), args)
         };
         let (node, args) = listed("credential list --state /s --config a.toml");
         assert_eq!(node, None);
         assert_eq!(
-            args.place.dial.state.state.as_deref(),
+            args.source.dial.state.state.as_deref(),
             Some(Path::new("/s"))
         );
         assert_eq!(args.document.config.as_deref(), Some(Path::new("a.toml")));

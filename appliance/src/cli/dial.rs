@@ -8,8 +8,8 @@ use alknet_endpoint::{EndpointDialError, EndpointDialer};
 use alknet_tls::NodeKey;
 use clap::{Args, ValueEnum};
 
-use super::caller::NodeCaller;
 use super::duration;
+use super::node_caller::NodeCaller;
 use super::target::NodeRoute;
 use super::{CommandError, CommandExit, StateArgs, output};
 
@@ -99,7 +99,7 @@ impl CliDialer {
     }
 
     /// The key that the connections present, if it is the one of this computer.
-    pub(crate) fn own_key(&self) -> Option<PeerKey> {
+    pub(crate) fn presented_key(&self) -> Option<PeerKey> {
         self.own.as_ref().map(|own| own.key)
     }
 

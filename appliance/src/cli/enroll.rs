@@ -146,7 +146,7 @@ fn of_enrol(error: EnrolClientError) -> CommandError {
 #[cfg(test)]
 mod tests {
     use alknet_core::PeerKey;
-    use alknet_hub::HubCard;
+    use alknet_hub::HubInfo;
 
     use super::*;
 
@@ -154,7 +154,7 @@ mod tests {
         JoinAcceptance {
             peer_id: peer_id.parse().expect("a peer id"),
             name: name.to_owned(),
-            hub: HubCard {
+            hub: HubInfo {
                 key: PeerKey::Ed25519([7; 32]),
                 names: Vec::new(),
             },

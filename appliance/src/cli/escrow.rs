@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::query::{RowQuery, ask_or_explain, list, show_row, text};
-use super::row::{NodeRowArgs, RowWord};
+use super::row_args::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, duration};
 

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::call::call_error;
-use super::caller::NodeCaller;
+use super::node_caller::NodeCaller;
 use super::query::{ask, text};
-use super::row::{NodeRowArgs, RowWord};
+use super::row_args::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 use pack::SiteArchive;

@@ -10,10 +10,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::call_error;
-use super::caller::NodeCaller;
 use super::name_hint::name_list;
+use super::node_caller::NodeCaller;
 use super::query::{RowQuery, ask, ask_or_explain, list, show_row, text};
-use super::row::{NodeRowArgs, RowWord};
+use super::row_args::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, duration, output};
 

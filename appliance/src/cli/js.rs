@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::call_error;
-use super::caller::NodeCaller;
+use super::node_caller::NodeCaller;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, duration, output};
 use bundle::JsBundle;

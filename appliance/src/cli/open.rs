@@ -13,8 +13,8 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::call::call_error;
-use super::caller::NodeCaller;
 use super::node_book::NodeBook;
+use super::node_caller::NodeCaller;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, StateArgs, dial, output};
 

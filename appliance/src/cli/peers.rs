@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::duration::{self, Lifetime};
 use super::hub::invitation_line;
 use super::query::{RowQuery, ask, list, show_row, text};
-use super::row::{NodeRowArgs, RowWord};
+use super::row_args::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 

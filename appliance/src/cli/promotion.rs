@@ -9,8 +9,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{call_error, is_operation};
-use super::caller::NodeCaller;
 use super::decision::DecisionNote;
+use super::node_caller::NodeCaller;
 use super::proposal_list::{
     ProposalChoice, confirm_named, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
 };

@@ -8,9 +8,9 @@ use alknet_promotion::limits::BUNDLES_MAX;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::caller::NodeCaller;
 use super::credential::moment;
 use super::machine::is_yes;
+use super::node_caller::NodeCaller;
 use super::promotion::ask;
 use super::{CommandError, CommandExit, DialArgs, output};
 
@@ -47,7 +47,7 @@ struct ProposalMatch {
     by_id: bool,
     waits: bool,
     /// Who proposed it, and when.
-    about: String,
+    summary: String,
 }
 
 /// The proposal that a word stands for.
@@ -74,12 +74,12 @@ impl ProposalMatch {
             digest: proposal["digest"].as_str().and_then(|it| it.parse().ok()),
             by_id,
             waits: proposal["state"] == WAITING,
-            about: about(proposal),
+            summary: summary(proposal),
         })
     }
 
     fn chosen(self) -> ChosenProposal {
-        let by_name = (!self.by_id).then(|| format!("{} ({})", self.id, self.about));
+        let by_name = (!self.by_id).then(|| format!("{} ({})", self.id, self.summary));
         ChosenProposal {
             id: self.id,
             digest: self.digest,
@@ -100,7 +100,7 @@ impl ChosenProposal {
 }
 
 /// What tells a proposal from others of the same name.
-fn about(proposal: &Value) -> String {
+fn summary(proposal: &Value) -> String {
     let author = proposal["author"].as_str().unwrap_or_default().chars();
     let author: String = author.take(AUTHOR_CHARS_MAX).collect();
     let at = proposal["at_s"].as_u64().and_then(moment);
@@ -118,18 +118,18 @@ pub(super) async fn confirm_named(
     accept: bool,
     json: bool,
 ) -> Result<(), CommandError> {
-    let Some(about) = &chosen.by_name else {
+    let Some(summary) = &chosen.by_name else {
         return Ok(());
     };
     let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
     if !is_person {
         return Err(CommandError::usage(format!(
             "a name may stand for another proposal by now than the one that was read: give the id of that one; the \
-             name stands for {about}"
+             name stands for {summary}"
         )));
     }
     let verb = if accept { "Promote" } else { "Reject" };
-    output::prompt(&format!("{verb} {about}? [y/N] "));
+    output::prompt(&format!("{verb} {summary}? [y/N] "));
     // Reading blocks, and the connection is kept meanwhile.
     let typed = tokio::task::spawn_blocking(|| is_yes(&mut io::stdin().lock())).await;
     match typed.map_err(CommandError::local)?? {

@@ -4,7 +4,7 @@ use alknet_call::CallError;
 use serde_json::Value;
 
 use super::call::call_error;
-use super::caller::NodeCaller;
+use super::node_caller::NodeCaller;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 

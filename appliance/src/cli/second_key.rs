@@ -10,9 +10,9 @@ use alknet_core::PeerId;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
-use super::caller::NodeCaller;
 use super::dial::CliDialer;
 use super::identity::KEY_FILE;
+use super::node_caller::NodeCaller;
 use super::promotion::ask;
 use super::review::{SCOPE, has_key, names, options, reviewers, second_key_dir};
 use super::target::NodeRoute;

@@ -6,8 +6,8 @@ use std::path::Path;
 use alknet_core::PeerAddr;
 use clap::Args;
 
-use super::caller::NodeCaller;
 use super::node_book::{NodeAddress, NodeBook};
+use super::node_caller::NodeCaller;
 use super::{CommandError, CommandExit, DialArgs, StateArgs, dial};
 use crate::node::ServeFile;
 

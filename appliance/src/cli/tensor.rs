@@ -26,7 +26,7 @@ use transfer_error::{TransferNames, TransferWay, scope_for, stored_name};
 use super::call::call_error;
 use super::dial::{CarriageArg, CliDialer};
 use super::query::ask_or_explain;
-use super::row::{NodeRowArgs, RowWord};
+use super::row_args::{NodeRowArgs, RowWord};
 use super::target::{HubPeerArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, output};
 

@@ -10,7 +10,7 @@ use super::call::call_error;
 use super::duration::{self, Lifetime};
 use super::name_hint::name_list;
 use super::query::{RowQuery, ask_or_explain, list, show_row, text, warn};
-use super::row::{NodeRowArgs, RowWord};
+use super::row_args::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, dial, output};
 

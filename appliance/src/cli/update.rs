@@ -14,9 +14,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::call::call_error;
-use super::caller::NodeCaller;
 use super::dial::CliDialer;
 use super::machine::is_yes;
+use super::node_caller::NodeCaller;
 use super::query::{ask, text};
 use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, duration, output, status};

@@ -429,7 +429,7 @@ mod tests {
 
         fn of_page(rows: &[PageRow]) -> Self {
             let mut list = Self::default();
-            let rows = rows.iter().filter(|row| row.place != "console");
+            let rows = rows.iter().filter(|row| row.access != "console");
             for PageRow { verb, earlier, .. } in rows {
                 list.verbs.insert(verb.clone());
                 let own = earlier.split("console:").next().unwrap_or_default();
@@ -446,7 +446,7 @@ mod tests {
     struct PageRow {
         verb: String,
         asks: String,
-        place: String,
+        access: String,
         exits: Vec<u8>,
         earlier: String,
     }
@@ -459,7 +459,7 @@ mod tests {
         let rows = rows.filter(|row| row.starts_with("| `"));
         let rows = rows.map(|row| {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
-            let [_, verb, asks, place, exits, earlier, _] = cells.as_slice() else {
+            let [_, verb, asks, access, exits, earlier, _] = cells.as_slice() else {
                 panic!("five columns: {row}");
             };
             let exits = exits.split(", ").filter(|exit| !exit.is_empty());
@@ -467,7 +467,7 @@ mod tests {
             PageRow {
                 verb: verb.replace('`', ""),
                 asks: (*asks).to_owned(),
-                place: (*place).to_owned(),
+                access: (*access).to_owned(),
                 exits: exits.collect(),
                 earlier: (*earlier).to_owned(),
             }
@@ -487,7 +487,7 @@ mod tests {
     fn the_page_says_of_each_verb_what_its_arguments_imply() {
         let mut vault = VaultVerb::augment_subcommands(Command::new("vault"));
         vault.build();
-        for row in page_rows().iter().filter(|row| row.place != "console") {
+        for row in page_rows().iter().filter(|row| row.access != "console") {
             let path = row.verb.split(' ');
             let command = path.fold(&vault, |command, name| {
                 command.find_subcommand(name).expect(&row.verb)
@@ -499,7 +499,7 @@ mod tests {
             let dials = takes("timeout");
             assert!(!opens || row.asks.contains("passphrase"), "{row:?}");
             assert_eq!(words, row.asks.contains("the words"), "{row:?}");
-            assert_eq!(dials, row.place.contains("network"), "{row:?}");
+            assert_eq!(dials, row.access.contains("network"), "{row:?}");
             for (implied, exit) in [
                 (opens, CommandExit::WrongPassphrase),
                 (words, CommandExit::BadWords),

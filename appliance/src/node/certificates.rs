@@ -22,7 +22,7 @@ use alknet_tls::{
 use bytes::Bytes;
 
 use super::dialler;
-use super::key_rotation::NODE_KEY_WAITS;
+use super::node_key_rotation::NODE_KEY_WAITS;
 use super::self_probe::IDENTITY_ELSEWHERE;
 use super::vault::NodeVault;
 use keys::CertificateKeys;

@@ -93,8 +93,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let store = crate::node::store::open(dir.path());
-        let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
-        crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store)
+        let (overlay, config_store) = (ConfigOverlay::default(), ConfigStore::nowhere());
+        crate::node::build_identity_services(&config, overlay, config_store, Vec::new(), store)
     }
 
     fn answer(identity_services: &IdentityServices, next: bool) -> Value {

@@ -59,12 +59,12 @@ impl ConfigStore {
     }
 
     /// Stores a document for the next start. The error says why it was not stored.
-    pub(crate) async fn keep(&self, document: &[u8]) -> Result<(), String> {
+    pub(crate) async fn save(&self, document: &[u8]) -> Result<(), String> {
         match &self.0 {
             ConfigLocation::File(path) => {
                 replace(path, document).and_then(|()| self.keep_last_good(document))
             }
-            ConfigLocation::Init(init) => init.keep(document).await,
+            ConfigLocation::Init(init) => init.save(document).await,
             ConfigLocation::Nowhere => Err(NO_FILE.to_owned()),
         }
     }
@@ -222,7 +222,7 @@ struct InitConfigStore {
 }
 
 impl InitConfigStore {
-    async fn keep(&self, document: &[u8]) -> Result<(), String> {
+    async fn save(&self, document: &[u8]) -> Result<(), String> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         // The entry is there before the request is sent, because PID 1 may answer at once.
@@ -315,8 +315,10 @@ mod tests {
         let (file, other) = (dir.path().join("node.toml"), dir.path().join("other"));
         fs::write(&other, "untouched").expect("a writable directory");
         std::os::unix::fs::symlink(&other, last_good_of(&file)).expect("a writable directory");
-        let keeper = ConfigStore::file_at(file.clone());
-        keeper.keep_last_good(b"good").expect("the folder is ours");
+        let config_store = ConfigStore::file_at(file.clone());
+        config_store
+            .keep_last_good(b"good")
+            .expect("the folder is ours");
         assert_eq!(
             fs::read_to_string(&other).ok().as_deref(),
             Some("untouched")
@@ -334,7 +336,7 @@ mod tests {
         let copy = last_good_of(&file);
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a writable directory");
-        let keeper = ConfigStore::file_at(file.clone());
+        let config_store = ConfigStore::file_at(file.clone());
         for place in ["/dev/zero", "a pipe", "a link to a pipe"] {
             match place {
                 "a pipe" => fs::rename(&pipe, &copy).expect("a writable directory"),
@@ -346,7 +348,9 @@ mod tests {
                 device => std::os::unix::fs::symlink(device, &copy).expect("a writable directory"),
             }
             assert_eq!(read_last_good(&file), None, "{place}");
-            keeper.keep_last_good(b"good").expect("the folder is ours");
+            config_store
+                .keep_last_good(b"good")
+                .expect("the folder is ours");
             assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
             fs::remove_file(&copy).expect("our own file");
         }
@@ -359,8 +363,10 @@ mod tests {
         fs::write(last_good_of(&file), "planted").expect("a writable directory");
         let mode = fs::Permissions::from_mode(0o1777);
         fs::set_permissions(dir.path(), mode).expect("our own folder");
-        let keeper = ConfigStore::file_at(file.clone());
-        let refused = keeper.keep_last_good(b"good").expect_err("every user may");
+        let config_store = ConfigStore::file_at(file.clone());
+        let refused = config_store
+            .keep_last_good(b"good")
+            .expect_err("every user may");
         assert!(refused.contains("every user"), "{refused}");
         assert!(replace(&file, b"good").is_err() && !file.exists());
         assert_eq!(read_last_good(&file), None);
@@ -379,8 +385,10 @@ mod tests {
         for mode in [0o770, 0o775, 0o2775] {
             let mode = fs::Permissions::from_mode(mode);
             fs::set_permissions(dir.path(), mode).expect("our own folder");
-            let keeper = ConfigStore::file_at(file.clone());
-            let refused = keeper.keep_last_good(b"good").expect_err("members may");
+            let config_store = ConfigStore::file_at(file.clone());
+            let refused = config_store
+                .keep_last_good(b"good")
+                .expect_err("members may");
             assert!(refused.contains("members of group 65533"), "{refused}");
             assert!(replace(&file, b"good").is_err() && !file.exists());
         }
@@ -392,8 +400,8 @@ mod tests {
         let file = dir.path().join("node.toml");
         let mode = fs::Permissions::from_mode(0o775);
         fs::set_permissions(dir.path(), mode).expect("our own folder");
-        let keeper = ConfigStore::file_at(file.clone());
-        assert_eq!(keeper.keep_last_good(b"good"), Ok(()));
+        let config_store = ConfigStore::file_at(file.clone());
+        assert_eq!(config_store.keep_last_good(b"good"), Ok(()));
         assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
     }
 
@@ -412,10 +420,10 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
             };
-            let (kept, ()) = tokio::join!(store.keep(b"# mine"), answer);
+            let (kept, ()) = tokio::join!(store.save(b"# mine"), answer);
             assert_eq!(kept.err(), error);
         }
         drop(asked);
-        assert!(store.keep(b"").await.is_err());
+        assert!(store.save(b"").await.is_err());
     }
 }

@@ -107,7 +107,7 @@ impl NodeDescription {
 
 /// The answer to `node/info`.
 pub(crate) fn info(
-    about: &NodeDescription,
+    description: &NodeDescription,
     facts: &MachineFacts,
     identity_services: &IdentityServices,
     own: &[MachineDiagnostic],
@@ -120,17 +120,19 @@ pub(crate) fn info(
     let problems: Vec<_> = problems.iter().chain(own).collect();
     json!({
         "name": facts.hostname,
-        "identity": about.identity(),
-        "role": about.role,
+        "identity": description.identity(),
+        "role": description.role,
         "version": alknet_init::image_version(),
         "kernel": kernel_release(),
         "arch": std::env::consts::ARCH,
         "time": log::now(),
         "clock": facts.clock,
-        "uptime_ms": about.uptime_ms(),
+        "uptime_ms": description.uptime_ms(),
         "memory": memory(),
-        "listen": { "port": about.port(), "alpns": about.alpns(), "iroh": about.iroh() },
-        "addresses": about.addresses(facts),
+        "listen": {
+            "port": description.port(), "alpns": description.alpns(), "iroh": description.iroh(),
+        },
+        "addresses": description.addresses(facts),
         "links": facts.links,
         "dns": facts.dns,
         "data": facts.data,

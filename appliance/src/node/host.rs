@@ -140,8 +140,12 @@ pub(crate) fn serve(
         let node = start(configured, state_dir, verbose, ring).await?;
         let file = ServeFile {
             pid: std::process::id(),
-            target: format!("{}@{}", node.about.identity(), node.about.local_address()),
-            iroh: iroh_target(&node.about),
+            target: format!(
+                "{}@{}",
+                node.description.identity(),
+                node.description.local_address()
+            ),
+            iroh: iroh_target(&node.description),
             config,
         };
         let _guard = file.write(state_dir).map_err(|error| {
@@ -180,8 +184,8 @@ pub(crate) fn serve(
 }
 
 /// The target at which a program of this computer reaches the node with iroh.
-fn iroh_target(about: &NodeDescription) -> Option<String> {
-    let addresses = about.iroh();
+fn iroh_target(description: &NodeDescription) -> Option<String> {
+    let addresses = description.iroh();
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     let mut address = *v4.or_else(|| addresses.first())?;
     // The unspecified address is no destination (RFC 4291, 2.5.2 for IPv6).
@@ -191,7 +195,7 @@ fn iroh_target(about: &NodeDescription) -> Option<String> {
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    Some(format!("{}@{address}", about.identity()))
+    Some(format!("{}@{address}", description.identity()))
 }
 
 async fn start(
@@ -212,16 +216,19 @@ async fn start(
     }
     // A failed copy does not keep the node from serving: only a later start with a damaged file
     // misses it.
-    let keeper = configured
+    let config_store = configured
         .file
         .map_or_else(ConfigStore::nowhere, ConfigStore::file_at);
-    if let Some(Err(error)) = configured.good.map(|good| keeper.keep_last_good(&good)) {
+    if let Some(Err(error)) = configured
+        .good
+        .map(|good| config_store.keep_last_good(&good))
+    {
         tracing::warn!("no copy of the configuration for bad days: {error}");
     }
     AlknetNode::start(NodeOptions {
         config: &configured.config,
         overlay: configured.overlay,
-        keeper,
+        config_store,
         problems: configured.problems,
         verbose,
         state_dir,

@@ -50,7 +50,7 @@ pub(crate) struct NodeImports {
 #[derive(Clone, Debug)]
 pub(crate) struct DocumentFolders {
     /// Folder of the configuration, for `cfg:/`.
-    pub(crate) beside: PathBuf,
+    pub(crate) config_dir: PathBuf,
     /// Folder of the stored files, for `store:/`.
     pub(crate) stored: PathBuf,
 }
@@ -149,7 +149,7 @@ impl ImportContext {
         let beside = || import.document_path().unwrap_or_default().to_owned();
         let (folder, name) = match import.stored_document() {
             Some(stored) => (self.folders.stored.clone(), stored.to_string()),
-            None => (self.folders.beside.clone(), beside()),
+            None => (self.folders.config_dir.clone(), beside()),
         };
         let dialer = Arc::clone(&self.dialer);
         // This runs on a blocking thread: reading a long document would hold up other tasks.

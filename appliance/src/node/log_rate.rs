@@ -445,13 +445,13 @@ mod tests {
     struct CountingLayer {
         rates: LogRates,
         at: Instant,
-        kept: Arc<AtomicU32>,
+        count: Arc<AtomicU32>,
     }
 
     impl<S: Subscriber> Layer<S> for CountingLayer {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
             let is_kept = self.rates.count(event, self.at) == KEPT;
-            self.kept.fetch_add(u32::from(is_kept), Ordering::Relaxed);
+            self.count.fetch_add(u32::from(is_kept), Ordering::Relaxed);
         }
     }
 
@@ -462,7 +462,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(CountingLayer {
             rates: LogRates::default(),
             at: Instant::now(),
-            kept: Arc::clone(&kept),
+            count: Arc::clone(&kept),
         });
         let requests = |addr: &str, times: u32| {
             for _ in 0..times {

@@ -68,7 +68,7 @@ pub(super) enum RecordPayer {
     Node(u64),
     /// A place in the node's own code, and the identity that caused what it says, or the key of a client without an
     /// address. Keys cost nothing, so that all of them have the share of one place.
-    Author { place: u64, by: u64 },
+    Author { callsite: u64, by: u64 },
     /// The site of a client without an identity.
     Site(u64),
     /// An identity, a server, or a place in the code of a library.
@@ -80,23 +80,23 @@ impl RecordPayer {
     pub(super) fn from_event(event: &Event<'_>, hashes: &RandomState) -> Self {
         let metadata = event.metadata();
         let fields = PayerFields::read(event, &PAYER_FIELDS);
-        let place = hashes.hash_one(metadata.callsite());
+        let callsite = hashes.hash_one(metadata.callsite());
         if let Some(by) = fields.author {
             let by = hashes.hash_one(by);
-            return Self::Author { place, by };
+            return Self::Author { callsite, by };
         }
         match fields.found {
             Some((ADDRESS_FIELD, text)) => Self::Site(hashes.hash_one(site(&text))),
             Some((OPERATION_FIELD, text)) => Self::Other(hashes.hash_one(namespace(text))),
             Some((_, text)) => Self::Other(hashes.hash_one(text)),
             // What a library says is about what a client or a server sent.
-            None if !metadata.target().starts_with("alknet") => Self::Other(place),
+            None if !metadata.target().starts_with("alknet") => Self::Other(callsite),
             None => match fields.key {
                 Some(key) => Self::Author {
-                    place,
+                    callsite,
                     by: hashes.hash_one(key),
                 },
-                None => Self::Node(place),
+                None => Self::Node(callsite),
             },
         }
     }
@@ -201,7 +201,7 @@ pub(super) struct LogRecords {
     /// The places in the node's own code.
     node: PayerWeights<u64>,
     /// Of each of these places, what it says of itself and of each identity.
-    places: HashMap<u64, PayerWeights<RecordPayer>>,
+    callsites: HashMap<u64, PayerWeights<RecordPayer>>,
     /// Clients without an identity.
     sites: PayerWeights<RecordPayer>,
     /// All others.
@@ -267,10 +267,10 @@ impl<K: Copy> PayerWeights<K> {
         self.by_weight.last_key_value().map(|(_, payer)| *payer)
     }
 
-    /// The weight of all payers at `place` together. `None` if it has no records.
-    fn of_place(&self, place: u64) -> Option<PayerWeight> {
+    /// The weight of all payers at `callsite` together. `None` if it has no records.
+    fn of_callsite(&self, callsite: u64) -> Option<PayerWeight> {
         // Of two places that have as much, either may give way, and no two have one hash.
-        (self.bytes > 0).then_some((self.bytes, Reverse(place)))
+        (self.bytes > 0).then_some((self.bytes, Reverse(callsite)))
     }
 }
 
@@ -294,26 +294,26 @@ impl LogRecords {
 
     /// Replaces the weight of a payer, and of its place in the node's own code.
     fn weigh(&mut self, payer: RecordPayer, old: Option<PayerWeight>, new: Option<PayerWeight>) {
-        let place = match payer {
+        let callsite = match payer {
             RecordPayer::Site(_) => return self.sites.replace(payer, old, new),
             RecordPayer::Other(_) => return self.others.replace(payer, old, new),
-            RecordPayer::Node(place) | RecordPayer::Author { place, .. } => place,
+            RecordPayer::Node(callsite) | RecordPayer::Author { callsite, .. } => callsite,
         };
-        let at_place = self.places.entry(place).or_default();
-        let old_place = at_place.of_place(place);
-        at_place.replace(payer, old, new);
-        let new_place = at_place.of_place(place);
-        self.node.replace(place, old_place, new_place);
-        if new_place.is_none() {
-            self.places.remove(&place);
+        let at_callsite = self.callsites.entry(callsite).or_default();
+        let old_callsite = at_callsite.of_callsite(callsite);
+        at_callsite.replace(payer, old, new);
+        let new_callsite = at_callsite.of_callsite(callsite);
+        self.node.replace(callsite, old_callsite, new_callsite);
+        if new_callsite.is_none() {
+            self.callsites.remove(&callsite);
         }
     }
 
     /// The payer whose oldest record gives way.
     fn next_to_lose(&self) -> Option<RecordPayer> {
         if self.sites.bytes + self.others.bytes <= RING_BYTES_MAX - OWN_BYTES {
-            let place = self.node.heaviest()?;
-            return self.places.get(&place)?.heaviest();
+            let callsite = self.node.heaviest()?;
+            return self.callsites.get(&callsite)?.heaviest();
         }
         match self.sites.bytes > NETWORK_BYTES {
             true => self.sites.heaviest(),
@@ -418,20 +418,20 @@ mod tests {
         let mut records = LogRecords::default();
         let long = "x".repeat(4 << 10);
         let own = OWN_BYTES / (5 << 10);
-        for place in 0..own {
-            records.push(record(&format!("{place} {long}")), RecordPayer::Node(1));
+        for callsite in 0..own {
+            records.push(record(&format!("{callsite} {long}")), RecordPayer::Node(1));
         }
         for payer in 0..10 * FLOOD as u64 {
             records.push(record(&long), RecordPayer::Other(payer));
         }
-        let kept = (0..own).filter(|place| has(&records, &format!("{place} {long}")));
+        let kept = (0..own).filter(|callsite| has(&records, &format!("{callsite} {long}")));
         assert_eq!(kept.count(), own);
         // A place in the code that says too much displaces itself.
         for _ in 0..FLOOD {
             records.push(record(&long), RecordPayer::Node(2));
         }
         records.push(record("later"), RecordPayer::Node(3));
-        let kept = (0..own).filter(|place| has(&records, &format!("{place} {long}")));
+        let kept = (0..own).filter(|callsite| has(&records, &format!("{callsite} {long}")));
         assert!(kept.count() >= own / 3);
         assert!(has(&records, "later") && records.bytes() <= RING_BYTES_MAX);
         let of_payers: usize = records.payers.values().map(|payer| payer.bytes).sum();

@@ -205,7 +205,7 @@ pub(crate) struct MemoryRelief {
 
 impl MemoryRelief {
     /// Ends connections and workers whenever memory is short. Never returns.
-    pub(crate) async fn keep(self: Arc<Self>, server: Arc<EndpointServer>, workers: Workers) {
+    pub(crate) async fn run(self: Arc<Self>, server: Arc<EndpointServer>, workers: Workers) {
         let (mut rounds, mut pause) = (0, MEASURE_EVERY);
         loop {
             tokio::time::sleep(pause).await;

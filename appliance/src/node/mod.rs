@@ -3,7 +3,6 @@
 mod capability_store;
 mod certificates;
 mod computing;
-mod condition;
 mod config_show;
 mod config_store;
 mod config_watch;
@@ -12,12 +11,12 @@ mod dialler;
 mod escrow;
 mod facts;
 mod fault;
+mod health;
 mod host;
 mod hub;
 mod identity_services;
 mod imports;
 mod join;
-mod key_rotation;
 mod known_names;
 mod log;
 mod log_panic;
@@ -27,10 +26,11 @@ mod memory;
 mod metadata;
 mod metrics;
 mod named_files;
+mod node_key_rotation;
 mod ops;
 mod peer_admin;
+mod peer_key_rotation;
 mod reload;
-mod rotate;
 mod self_probe;
 mod start;
 mod state_lock;
@@ -60,9 +60,9 @@ use tokio::sync::mpsc;
 
 use capability_store::CapabilityStore;
 use computing::NodeComputing;
-use condition::InitDiagnostics;
 use config_store::ConfigStore;
 use facts::{NodeDescription, SharedFacts};
+use health::InitDiagnostics;
 use hub::HubContext;
 use identity_services::{IdentityServices, SharedServer};
 use imports::NodeImports;
@@ -97,7 +97,7 @@ struct NodeOptions<'a> {
     config: &'a NodeConfig,
     /// Options of the command line, which override every document.
     overlay: ConfigOverlay,
-    keeper: ConfigStore,
+    config_store: ConfigStore,
     /// Problems of the configuration that the node starts with.
     problems: Vec<MachineDiagnostic>,
     /// Whether the log shows more than the configuration asks for.
@@ -121,7 +121,7 @@ struct NodeOptions<'a> {
 #[derive(Clone)]
 struct AlknetNode {
     server: Arc<EndpointServer>,
-    about: Arc<NodeDescription>,
+    description: Arc<NodeDescription>,
     facts: SharedFacts,
     identities: IdentityServices,
     certificates: Arc<NodeDiagnostics>,
@@ -198,10 +198,10 @@ impl AlknetNode {
             .admin_keys
             .len();
         NodeStatus {
-            identity: self.about.identity().to_owned(),
-            enrolment_uri: enrolment_uri(&self.about, &facts),
-            port: self.about.port(),
-            alpns: self.about.alpns().to_vec(),
+            identity: self.description.identity().to_owned(),
+            enrolment_uri: enrolment_uri(&self.description, &facts),
+            port: self.description.port(),
+            alpns: self.description.alpns().to_vec(),
             admins: u32::try_from(admins).unwrap_or(u32::MAX),
             problems: self.problems(),
         }
@@ -270,7 +270,7 @@ impl AlknetNode {
 fn build_identity_services(
     config: &NodeConfig,
     overlay: ConfigOverlay,
-    keeper: ConfigStore,
+    config_store: ConfigStore,
     problems: Vec<MachineDiagnostic>,
     (store, stored): (IdentityDb, StoredIdentities),
 ) -> IdentityServices {
@@ -288,7 +288,7 @@ fn build_identity_services(
         });
     let server: SharedServer = Arc::new(OnceLock::new());
     IdentityServices {
-        reloader: Arc::new(Reloader::new(handle, keeper, problems)),
+        reloader: Arc::new(Reloader::new(handle, config_store, problems)),
         identities,
         store,
         server,
@@ -351,16 +351,20 @@ fn guesses(server: &EndpointServer) -> Option<MachineDiagnostic> {
 }
 
 /// `alknet:` and the target with the first address that another machine can reach.
-fn enrolment_uri(about: &NodeDescription, facts: &MachineFacts) -> String {
+fn enrolment_uri(description: &NodeDescription, facts: &MachineFacts) -> String {
     let is_loopback = |text: &String| text.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    let mut addresses = about.addresses(facts).into_iter();
+    let mut addresses = description.addresses(facts).into_iter();
     let address = addresses.find(|address| !is_loopback(address));
     let host = match address {
         Some(v6) if v6.contains(':') => format!("[{v6}]"),
         Some(v4) => v4,
         None => return String::new(),
     };
-    format!("alknet:{}@{host}:{}", about.identity(), about.port())
+    format!(
+        "alknet:{}@{host}:{}",
+        description.identity(),
+        description.port()
+    )
 }
 
 fn make_private_dir(dir: &Path) -> std::io::Result<()> {

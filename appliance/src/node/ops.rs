@@ -19,14 +19,14 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::capability_store::CapabilityStore;
-use super::condition::NodeDiagnosticSource;
 use super::config_show;
 use super::facts::{self, NodeDescription, SharedFacts};
+use super::health::NodeDiagnosticSource;
 use super::identity_services::{self, IdentityServices};
-use super::key_rotation::{self, NodeKeyRotation};
 use super::log::{LogEntry, LogReader, NodeLogRing};
 use super::metrics::{self, NodeMetrics};
-use super::rotate;
+use super::node_key_rotation::{self, NodeKeyRotation};
+use super::peer_key_rotation;
 use super::tokens;
 use super::vault::{self, NodeVault};
 
@@ -43,7 +43,7 @@ const LOG_LAST_MAX: usize = 100_000;
 #[derive(Clone)]
 pub(crate) struct NodeContext {
     /// The facts that stay the same.
-    pub(crate) about: Arc<NodeDescription>,
+    pub(crate) description: Arc<NodeDescription>,
     /// PID 1's facts about the machine.
     pub(crate) facts: SharedFacts,
     /// The log.
@@ -80,7 +80,7 @@ pub(crate) fn register(
     builder.add(metrics::operation(node.metrics.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
-    builder.add(key_rotation::operation(Arc::clone(&node.key_rotation)));
+    builder.add(node_key_rotation::operation(Arc::clone(&node.key_rotation)));
     builder.add(identity_services::list(node.identities.clone()));
     builder.add(tokens::list(node.identities.clone()));
     builder.add(tokens::make(node.identities.clone()));
@@ -95,9 +95,9 @@ pub(crate) fn register(
     if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
         builder.add(vault::lock(vault.clone(), to_init.clone(), capabilities));
     }
-    builder.add(rotate::operation(
+    builder.add(peer_key_rotation::operation(
         node.identities.clone(),
-        Arc::clone(&node.about),
+        Arc::clone(&node.description),
         Arc::clone(shares),
     ));
     // Only a machine that was started for tests has this operation.
@@ -119,7 +119,7 @@ fn info(node: NodeContext) -> Registration {
         // known.
         let own = own.map_or_else(|| node.identities.problems(), |problems| problems());
         let answer = facts::info(
-            &node.about,
+            &node.description,
             &facts,
             &node.identities,
             &own,
@@ -341,7 +341,7 @@ mod tests {
             key_rotation: Arc::new(key_rotation),
             vault: None,
             capabilities: CapabilityStore::new(&NodeConfig::default(), Default::default(), None),
-            about: Arc::new(NodeDescription::new(String::new(), "appliance")),
+            description: Arc::new(NodeDescription::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: NodeLogRing::new(),
             to_init: None,
@@ -356,13 +356,13 @@ mod tests {
         let mut config = NodeConfig::default();
         config.hub.enabled = true;
         let key = alknet_core::PeerKey::Ed25519([1; 32]);
-        let about = Arc::new(NodeDescription::new(key.to_string(), "host"));
+        let description = Arc::new(NodeDescription::new(key.to_string(), "host"));
         let clock = crate::node::clock();
         let (identity_services, facts) = (&node.identities, &node.facts);
         let hub = crate::node::HubContext::new(
             &config,
             identity_services,
-            &about,
+            &description,
             facts,
             clock,
             dir.path(),

@@ -129,7 +129,7 @@ impl Reloader {
             audit(&change.source, &applied);
         }
         let kept = match change.source {
-            ConfigSource::Operation(_) => self.store.keep(change.document).await,
+            ConfigSource::Operation(_) => self.store.save(change.document).await,
             // The copy that is there says the same. Each attempt to write it is an event in the directory that the watch
             // follows: one that fails would be the reason for the next.
             ConfigSource::File if !applied.changed => Ok(()),

@@ -19,18 +19,18 @@ use tokio::sync::mpsc;
 use super::capability_store::CapabilityStore;
 use super::certificates::NodeCertificates;
 use super::computing::{ComputingContext, NodeComputing};
-use super::condition::{CertificateHealth, InitDiagnostics, NodeDiagnosticSource, NodeHealth};
 use super::config_store::{ConfigStore, folder_of};
 use super::facts::{NodeDescription, SharedFacts};
+use super::health::{CertificateHealth, InitDiagnostics, NodeDiagnosticSource, NodeHealth};
 use super::host::ConfigOverlay;
 use super::hub::HubContext;
 use super::identity_services::IdentityServices;
 use super::imports::{DocumentFolders, NodeImports};
 use super::join::{HubConnections, HubMemberships, JoinContext};
-use super::key_rotation::NodeKeyRotation;
 use super::log::NodeLogRing;
 use super::memory::MemoryRelief;
 use super::metrics::NodeMetrics;
+use super::node_key_rotation::NodeKeyRotation;
 use super::ops::NodeContext;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use super::storage::NodeStorage;
@@ -50,8 +50,8 @@ const TLS_DIR: &str = "tls";
 /// File of the node's key, below its state directory.
 const KEY_FILE: &str = "identity/node.key";
 
-/// What a node finds around it, and every part may use.
-struct NodeSurroundings<'a> {
+/// What the caller of a start gives to the node, and every part may use.
+struct NodeEnvironment<'a> {
     state_dir: &'a Path,
     /// Folder of TLS files.
     tls_dir: PathBuf,
@@ -68,12 +68,12 @@ struct NodeSurroundings<'a> {
 struct NodeDocument<'a> {
     config: &'a NodeConfig,
     overlay: ConfigOverlay,
-    keeper: ConfigStore,
+    config_store: ConfigStore,
     problems: Vec<MachineDiagnostic>,
 }
 
 /// What all other parts rest on.
-struct NodeFoundation {
+struct NodeBase {
     state_dir: PathBuf,
     key: NodeKey,
     /// The configuration of the start, with the keys of its join strings.
@@ -90,7 +90,7 @@ struct NodeFoundation {
 
 /// The parts that operations use.
 struct NodeParts {
-    about: Arc<NodeDescription>,
+    description: Arc<NodeDescription>,
     reached: HubConnections,
     capabilities: CapabilityStore,
     computing: NodeComputing,
@@ -115,7 +115,7 @@ struct NodeFront {
 impl AlknetNode {
     /// Loads or makes the key, builds the operations, and binds the port. Must run inside a runtime.
     pub(super) async fn start(options: NodeOptions<'_>) -> anyhow::Result<Self> {
-        let around = NodeSurroundings {
+        let environment = NodeEnvironment {
             state_dir: options.state_dir,
             tls_dir: options.state_dir.join(TLS_DIR),
             vault: options.vault,
@@ -128,24 +128,24 @@ impl AlknetNode {
         let document = NodeDocument {
             config: options.config,
             overlay: options.overlay,
-            keeper: options.keeper,
+            config_store: options.config_store,
             problems: options.problems,
         };
-        let base = NodeFoundation::lay(&around, document, options.facts)?;
-        let parts = NodeParts::make(&around, &base, options.records, options.credentials)?;
+        let base = NodeBase::prepare(&environment, document, options.facts)?;
+        let parts = NodeParts::make(&environment, &base, options.records, options.credentials)?;
         let (front, handlers) = NodeFront::build(&base, &parts).await?;
-        let server = bind(&base, &parts.about, handlers).await?;
+        let server = bind(&base, &parts.description, handlers).await?;
         let arrivals = Arc::clone(&front.arrivals);
         let store_problems = Arc::clone(&parts.context.store_problems);
-        let node = Self::assemble(&around, &base, parts, front, server);
+        let node = Self::assemble(&environment, &base, parts, front, server);
         node.tune();
-        node.web.serve_port80(&base.config, node.about.port());
-        if let Some(probe) = node.self_probe(&around, &base, arrivals) {
+        node.web.serve_port80(&base.config, node.description.port());
+        if let Some(probe) = node.self_probe(&environment, &base, arrivals) {
             tokio::spawn(probe.run());
         }
         let known = node.clone();
         store_problems.get_or_init(|| Box::new(move || known.problems()));
-        tokio::spawn(node.clone().keep_tuned(around.to_init));
+        tokio::spawn(node.clone().keep_tuned(environment.to_init));
         tokio::spawn(tokens::keep_uses(Arc::clone(&node.identities.identities)));
         tokio::spawn(node.updates.clone().keep_updated());
         tokio::spawn(node.storage.clone().keep_checked());
@@ -154,14 +154,14 @@ impl AlknetNode {
 
     /// Starts what reaches other nodes and servers and what watches the memory, and puts all parts together.
     fn assemble(
-        around: &NodeSurroundings<'_>,
-        base: &NodeFoundation,
+        environment: &NodeEnvironment<'_>,
+        base: &NodeBase,
         parts: NodeParts,
         front: NodeFront,
         server: Arc<EndpointServer>,
     ) -> Self {
         let (dispatcher, dialer) = (front.dispatcher, &base.certificates.dialer);
-        let folders = document_folders(around, base);
+        let folders = document_folders(environment, base);
         let imports = NodeImports::start(
             &base.config,
             &folders,
@@ -179,7 +179,7 @@ impl AlknetNode {
         });
         let relief = Arc::<MemoryRelief>::default();
         let workers = parts.computing.workers().clone();
-        tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server), workers));
+        tokio::spawn(Arc::clone(&relief).run(Arc::clone(&server), workers));
         Self {
             hub: front.hub,
             joins: Arc::new(joins),
@@ -195,20 +195,20 @@ impl AlknetNode {
             relief,
             dispatcher,
             server,
-            about: parts.about,
+            description: parts.description,
             facts: Arc::clone(&base.facts),
             identities: base.identities.clone(),
             certificates: Arc::clone(&base.certificates.problems),
-            ring: around.ring.clone(),
-            verbose: around.verbose,
+            ring: environment.ring.clone(),
+            verbose: environment.verbose,
         }
     }
 
     /// The node's look at itself from outside. `None` on a node without HTTP.
     fn self_probe(
         &self,
-        around: &NodeSurroundings<'_>,
-        base: &NodeFoundation,
+        environment: &NodeEnvironment<'_>,
+        base: &NodeBase,
         arrivals: Arc<Arrivals>,
     ) -> Option<SelfProbe> {
         Some(SelfProbe {
@@ -220,46 +220,47 @@ impl AlknetNode {
             arrivals,
             problems: Arc::clone(&self.certificates),
             own: base.own(),
-            port: self.about.port(),
-            tls_dir: around.tls_dir.clone(),
+            port: self.description.port(),
+            tls_dir: environment.tls_dir.clone(),
             clock: clock(),
         })
     }
 }
 
-impl NodeFoundation {
+impl NodeBase {
     /// Loads or makes the key, opens the stores of peers and files, and starts the certificates and the dialler.
-    fn lay(
-        around: &NodeSurroundings<'_>,
+    fn prepare(
+        environment: &NodeEnvironment<'_>,
         document: NodeDocument<'_>,
         facts: MachineFacts,
     ) -> anyhow::Result<Self> {
-        make_private_dir(&around.tls_dir)?;
-        let key = match &around.vault {
+        make_private_dir(&environment.tls_dir)?;
+        let key = match &environment.vault {
             Some(vault) => vault.identity()?,
-            None => key_of_file(&around.state_dir.join(KEY_FILE))?,
+            None => key_of_file(&environment.state_dir.join(KEY_FILE))?,
         };
         let mut config = document.config.clone();
         join::fill_in(&mut config);
         let mut problems = document.problems;
         problems.extend(join::problems(&config));
-        let store = store::open(around.state_dir);
-        let (overlay, keeper) = (document.overlay, document.keeper);
-        let identity_services = build_identity_services(&config, overlay, keeper, problems, store);
-        let files = StoredFiles::open(around.state_dir, &config, &facts);
+        let store = store::open(environment.state_dir);
+        let (overlay, config_store) = (document.overlay, document.config_store);
+        let identity_services =
+            build_identity_services(&config, overlay, config_store, problems, store);
+        let files = StoredFiles::open(environment.state_dir, &config, &facts);
         identity_services.reloader.know_files(files.clone());
         let located = files.located(&config);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(facts));
         let metrics = NodeMetrics::new(identity_services.clone());
-        let vault = around.vault.as_ref();
-        let certificates = NodeCertificates::start(&located, &key, &around.tls_dir, vault);
+        let vault = environment.vault.as_ref();
+        let certificates = NodeCertificates::start(&located, &key, &environment.tls_dir, vault);
         metrics.set_certificates(Arc::clone(&certificates.served.certificates));
         tokio::spawn(dialler::follow(
             Arc::clone(&certificates.dialer),
             Arc::clone(&identity_services.identities),
         ));
         Ok(Self {
-            state_dir: around.state_dir.to_owned(),
+            state_dir: environment.state_dir.to_owned(),
             key,
             config,
             located,
@@ -280,24 +281,27 @@ impl NodeFoundation {
 impl NodeParts {
     /// Opens the node's secrets, the stores of what computes, and the shares of other nodes' vaults.
     fn make(
-        around: &NodeSurroundings<'_>,
-        base: &NodeFoundation,
+        environment: &NodeEnvironment<'_>,
+        base: &NodeBase,
         records: BTreeMap<String, EncryptedData>,
         credentials: Option<CredentialFolder>,
     ) -> anyhow::Result<Self> {
-        let (config, vault) = (&base.config, around.vault.as_ref());
+        let (config, vault) = (&base.config, environment.vault.as_ref());
         // With port 0, which tests use, the kernel chooses the port at the bind.
-        let about = Arc::new(NodeDescription::new(base.own().to_string(), around.role));
+        let description = Arc::new(NodeDescription::new(
+            base.own().to_string(),
+            environment.role,
+        ));
         let reached = base.identities.hubs.clone();
-        let key_rotation = key_rotation(around, base, &reached);
+        let key_rotation = key_rotation(environment, base, &reached);
         let capabilities = match credentials {
             Some(folder) => CapabilityStore::of_folder(config, folder),
             None => CapabilityStore::new(config, records, vault.map(NodeVault::vault)),
         };
         capabilities.follow();
         let computing = NodeComputing::new(&ComputingContext {
-            state_dir: around.state_dir,
-            identity: about.identity(),
+            state_dir: environment.state_dir,
+            identity: description.identity(),
             identities: Arc::clone(&base.identities.identities),
             clock: clock(),
             promotion: &config.promotion,
@@ -305,15 +309,21 @@ impl NodeParts {
             compute: &config.compute,
             capabilities: capabilities.granted(),
         })?;
-        let escrow = escrow::share_registry(around.state_dir, vault);
+        let escrow = escrow::share_registry(environment.state_dir, vault);
         let computings = computing.problems();
         let unusable = computings.iter().cloned();
         let unusable = unusable.chain(escrow::problem(&escrow)).collect();
-        let context = node_context(around, base, &about, key_rotation, capabilities.clone());
-        let updates = node_updates(around, base);
-        let storage = node_storage(around, base, &computing);
+        let context = node_context(
+            environment,
+            base,
+            &description,
+            key_rotation,
+            capabilities.clone(),
+        );
+        let updates = node_updates(environment, base);
+        let storage = node_storage(environment, base, &computing);
         Ok(Self {
-            about,
+            description,
             reached,
             capabilities,
             computing,
@@ -328,12 +338,12 @@ impl NodeParts {
 
 /// The node's key and its rotation.
 fn key_rotation(
-    around: &NodeSurroundings<'_>,
-    base: &NodeFoundation,
+    environment: &NodeEnvironment<'_>,
+    base: &NodeBase,
     reached: &HubConnections,
 ) -> NodeKeyRotation {
-    let path = around.state_dir.join(KEY_FILE);
-    let key_files = around.vault.is_none().then(|| KeyFiles::at(path));
+    let path = environment.state_dir.join(KEY_FILE);
+    let key_files = environment.vault.is_none().then(|| KeyFiles::at(path));
     NodeKeyRotation::new(
         key_files,
         base.key.clone(),
@@ -344,9 +354,9 @@ fn key_rotation(
 }
 
 /// The updates of the machine.
-fn node_updates(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> NodeUpdates {
+fn node_updates(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeUpdates {
     let updates = NodeUpdates::new(UpdateContext {
-        init: around.update_client.clone(),
+        init: environment.update_client.clone(),
         dialer: Arc::clone(&base.certificates.dialer) as _,
         facts: Arc::clone(&base.facts),
         reloader: Arc::clone(&base.identities.reloader),
@@ -359,21 +369,21 @@ fn node_updates(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> NodeUpd
 
 /// The care of what is stored.
 fn node_storage(
-    around: &NodeSurroundings<'_>,
-    base: &NodeFoundation,
+    environment: &NodeEnvironment<'_>,
+    base: &NodeBase,
     computing: &NodeComputing,
 ) -> NodeStorage {
     let facts = Arc::clone(&base.facts);
-    let storage = NodeStorage::new(around.to_init.clone(), facts, computing.tensors());
+    let storage = NodeStorage::new(environment.to_init.clone(), facts, computing.tensors());
     base.metrics.set_storage(&storage);
     storage
 }
 
 /// What the node's own operations use.
 fn node_context(
-    around: &NodeSurroundings<'_>,
-    base: &NodeFoundation,
-    about: &Arc<NodeDescription>,
+    environment: &NodeEnvironment<'_>,
+    base: &NodeBase,
+    description: &Arc<NodeDescription>,
     key_rotation: NodeKeyRotation,
     capabilities: CapabilityStore,
 ) -> NodeContext {
@@ -382,11 +392,11 @@ fn node_context(
         store_problems: NodeDiagnosticSource::default(),
         capabilities,
         key_rotation: Arc::new(key_rotation),
-        vault: around.vault.clone(),
-        about: Arc::clone(about),
+        vault: environment.vault.clone(),
+        description: Arc::clone(description),
         facts: Arc::clone(&base.facts),
-        ring: around.ring.clone(),
-        to_init: around.to_init.clone(),
+        ring: environment.ring.clone(),
+        to_init: environment.to_init.clone(),
         counters: Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s))),
         identities: base.identities.clone(),
         metrics: base.metrics.clone(),
@@ -395,16 +405,14 @@ fn node_context(
 
 impl NodeFront {
     /// Builds the handlers of every protocol, HTTP last, and says in the node's description which these are.
-    async fn build(
-        base: &NodeFoundation,
-        parts: &NodeParts,
-    ) -> anyhow::Result<(Self, HandlerRegistry)> {
-        let (config, identity_services, about) = (&base.config, &base.identities, &parts.about);
+    async fn build(base: &NodeBase, parts: &NodeParts) -> anyhow::Result<(Self, HandlerRegistry)> {
+        let (config, identity_services, description) =
+            (&base.config, &base.identities, &parts.description);
         let state_dir = &base.state_dir;
         let hub = HubContext::new(
             config,
             identity_services,
-            about,
+            description,
             &base.facts,
             clock(),
             state_dir,
@@ -439,7 +447,7 @@ impl NodeFront {
             handlers.register(Arc::new(ArrivalHandler::new(http, Arc::clone(&arrivals))))?;
         }
         parts.computing.attach(&dispatcher).await;
-        about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
+        description.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let front = Self {
             hub,
             dispatcher,
@@ -453,8 +461,8 @@ impl NodeFront {
 
 /// Binds the port, over iroh as well where the configuration has it, and notes the addresses.
 async fn bind(
-    base: &NodeFoundation,
-    about: &NodeDescription,
+    base: &NodeBase,
+    description: &NodeDescription,
     handlers: HandlerRegistry,
 ) -> anyhow::Result<Arc<EndpointServer>> {
     let config = &base.config;
@@ -469,24 +477,28 @@ async fn bind(
         handlers,
         Arc::clone(&base.identities.identities) as _,
     )?;
-    about.set_bound(server.addresses().to_vec());
+    description.set_bound(server.addresses().to_vec());
     if config.iroh.enabled {
         server.add_iroh(&base.key, &iroh_options(config)).await?;
     }
-    about.set_iroh(server.iroh_addresses());
+    description.set_iroh(server.iroh_addresses());
     let server = Arc::new(server);
     // Only this function fills the cell, once for each node.
     base.identities.server.set(Arc::clone(&server)).ok();
-    tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
+    tracing::info!(
+        port = server.port(),
+        "serving {}",
+        description.alpns().join(", ")
+    );
     Ok(server)
 }
 
 /// Where imports find the files that the configuration names.
-fn document_folders(around: &NodeSurroundings<'_>, base: &NodeFoundation) -> DocumentFolders {
+fn document_folders(environment: &NodeEnvironment<'_>, base: &NodeBase) -> DocumentFolders {
     let file = base.identities.reloader.file();
     let folder = file.as_deref().map(|it| folder_of(it).to_owned());
     DocumentFolders {
-        beside: folder.unwrap_or_else(|| around.state_dir.join("config")),
+        config_dir: folder.unwrap_or_else(|| environment.state_dir.join("config")),
         stored: base.files.folder().to_owned(),
     }
 }
@@ -503,12 +515,12 @@ fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
 
 /// The handlers of every protocol of this node, and the dispatcher of its calls.
 fn handlers(
-    base: &NodeFoundation,
+    base: &NodeBase,
     parts: &NodeParts,
     hub: Option<&HubContext>,
     page: Option<&AdminPage>,
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
-    let NodeFoundation { config, files, .. } = base;
+    let NodeBase { config, files, .. } = base;
     let NodeParts {
         context,
         computing,
@@ -539,7 +551,7 @@ fn handlers(
     let mut dispatcher = Dispatcher::new(registry)
         .with_memory(facts::memory_total_bytes())
         .with_identities(identities)
-        .with_node(context.about.identity());
+        .with_node(context.description.identity());
     if hub.is_some() {
         dispatcher = HubContext::routing(&config.hub, dispatcher);
     }

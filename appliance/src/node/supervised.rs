@@ -55,7 +55,7 @@ async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow
     let options = NodeOptions {
         config: &config,
         overlay: ConfigOverlay::default(),
-        keeper: ConfigStore::init(to_init.clone()),
+        config_store: ConfigStore::init(to_init.clone()),
         problems: Vec::new(),
         verbose: false,
         state_dir,

@@ -22,8 +22,8 @@ use bytes::Bytes;
 use http::request;
 use tokio::net::TcpStream;
 
-use super::condition::NodeHealth;
 use super::facts;
+use super::health::NodeHealth;
 use super::identity_services::IdentityServices;
 
 /// The HTTP parts of a running node. Clones share them.

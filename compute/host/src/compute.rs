@@ -277,7 +277,7 @@ impl Compute {
         // Operations that differ in rights take no more of the node than a few tenants, and none of what the identity
         // asks for itself.
         let is_beside = |other: &TenantKey| other.is_below() && other.is_beside(&key);
-        if key.is_below() && !has_room(&mut tenants, RIGHTS_MAX, is_beside) {
+        if key.is_below() && !has_capacity(&mut tenants, RIGHTS_MAX, is_beside) {
             return Err(Error::Overloaded(format!(
                 "operations with {RIGHTS_MAX} other rights compute for this identity"
             )));
@@ -286,8 +286,8 @@ impl Compute {
         // Those of operations leave half to requests of identities themselves.
         let of_operations = (most / 2).max(1);
         let is_full_of_operations =
-            key.is_below() && !has_room(&mut tenants, of_operations, TenantKey::is_below);
-        if is_full_of_operations || !has_room(&mut tenants, most, |_| true) {
+            key.is_below() && !has_capacity(&mut tenants, of_operations, TenantKey::is_below);
+        if is_full_of_operations || !has_capacity(&mut tenants, most, |_| true) {
             return Err(Error::Overloaded(format!("{most} others are computing")));
         }
         let tenant = Arc::new(Tenant::new(key.clone()));
@@ -335,7 +335,7 @@ impl Compute {
     }
 
     /// Writes the current measurements to the cache.
-    fn keep(&self, known: &WorkerFacts) {
+    fn write_cache(&self, known: &WorkerFacts) {
         let Some(file) = self.0.settings.measured.clone() else {
             return;
         };
@@ -356,7 +356,7 @@ impl Compute {
         }
         let mut known = lock(&self.0.known);
         known.measured = Some(measured);
-        self.keep(&known);
+        self.write_cache(&known);
     }
 
     /// Records the time that a worker claims for a kernel; the node waited `elapsed` for the answer.
@@ -372,7 +372,7 @@ impl Compute {
         let mut known = lock(&self.0.known);
         // A correction of a known record is not worth a write.
         if known.records.record(kernel, operations, variant, ms) {
-            self.keep(&known);
+            self.write_cache(&known);
         }
     }
 
@@ -414,7 +414,7 @@ impl ComputeInner {
 
 /// Whether there is room for one more of the tenants that `counts`, of which there may be `most`. An idle one gives way:
 /// it loses nothing but its worker, which the next request starts again.
-fn has_room(
+fn has_capacity(
     tenants: &mut HashMap<TenantKey, Arc<Tenant>>,
     most: usize,
     counts: impl Fn(&TenantKey) -> bool,

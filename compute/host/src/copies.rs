@@ -226,7 +226,7 @@ impl CopyBudget {
     ) -> CopyReservation {
         counted.part(part).add(identity, bytes);
         CopyReservation {
-            room: Arc::clone(self),
+            budget: Arc::clone(self),
             part,
             identity: Arc::clone(identity),
             bytes,
@@ -242,15 +242,15 @@ impl CopyBudget {
             identity,
             bytes,
         });
-        let room = Arc::clone(self);
-        CopyQueuePosition { room, number }
+        let budget = Arc::clone(self);
+        CopyQueuePosition { budget, number }
     }
 }
 
 /// Bytes that are counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct CopyReservation {
-    room: Arc<CopyBudget>,
+    budget: Arc<CopyBudget>,
     part: CopyPool,
     identity: Arc<str>,
     bytes: usize,
@@ -258,17 +258,17 @@ pub(crate) struct CopyReservation {
 
 impl Drop for CopyReservation {
     fn drop(&mut self) {
-        let mut counted = lock(&self.room.counted);
+        let mut counted = lock(&self.budget.counted);
         counted.part(self.part).take(&self.identity, self.bytes);
         drop(counted);
-        self.room.changed.notify_waiters();
+        self.budget.changed.notify_waiters();
     }
 }
 
 /// The position of a waiting request; dropping it leaves the queue.
 #[derive(Debug)]
 struct CopyQueuePosition {
-    room: Arc<CopyBudget>,
+    budget: Arc<CopyBudget>,
     number: u64,
 }
 
@@ -276,8 +276,8 @@ impl CopyQueuePosition {
     async fn served(&self) -> CopyReservation {
         loop {
             // The notification is created before the check, so that no change is missed.
-            let changed = self.room.changed.notified();
-            if let Some(claim) = self.room.take_long(self.number) {
+            let changed = self.budget.changed.notified();
+            if let Some(claim) = self.budget.take_long(self.number) {
                 return claim;
             }
             changed.await;
@@ -287,11 +287,11 @@ impl CopyQueuePosition {
 
 impl Drop for CopyQueuePosition {
     fn drop(&mut self) {
-        let mut counted = lock(&self.room.counted);
+        let mut counted = lock(&self.budget.counted);
         (counted.waiting).retain(|waiting| waiting.number != self.number);
         drop(counted);
         // The next request may have its turn.
-        self.room.changed.notify_waiters();
+        self.budget.changed.notify_waiters();
     }
 }
 
@@ -310,8 +310,8 @@ mod tests {
     }
 
     /// A claim for which there is room at this moment.
-    fn now(room: &Arc<CopyBudget>, identity: &str, bytes: u64) -> Option<CopyReservation> {
-        let claim = room.claim(identity, bytes, REFERENCED_WAIT);
+    fn now(budget: &Arc<CopyBudget>, identity: &str, bytes: u64) -> Option<CopyReservation> {
+        let claim = budget.claim(identity, bytes, REFERENCED_WAIT);
         claim
             .now_or_never()
             .map(|claim| claim.expect("not too large"))
@@ -319,55 +319,55 @@ mod tests {
 
     #[tokio::test]
     async fn an_identity_that_has_all_it_may_leaves_others_what_is_small() {
-        let room = small();
-        let eve = now(&room, "eve", TENSOR_BYTES_MAX).expect("one tensor");
-        assert!(now(&room, "eve", 5 * MIB).is_none());
+        let budget = small();
+        let eve = now(&budget, "eve", TENSOR_BYTES_MAX).expect("one tensor");
+        assert!(now(&budget, "eve", 5 * MIB).is_none());
         for name in ["ada", "bob"] {
-            assert!(now(&room, name, MIB).is_some(), "{name}");
+            assert!(now(&budget, name, MIB).is_some(), "{name}");
         }
         // More than the tensor leaves of the three quarters, and too large a part of the last one.
-        let refused = room.claim("ada", 5 * MIB, Duration::ZERO).await;
+        let refused = budget.claim("ada", 5 * MIB, Duration::ZERO).await;
         assert!(matches!(refused, Err(Error::Overloaded(_))), "{refused:?}");
         drop(eve);
-        assert!(now(&room, "ada", TENSOR_BYTES_MAX).is_some());
+        assert!(now(&budget, "ada", TENSOR_BYTES_MAX).is_some());
 
         // Two fill the three quarters, with copies that are too long for the last one.
         let long = [("eve", TENSOR_BYTES_MAX - 8 * MIB), ("mallory", 12 * MIB)];
-        let held = long.map(|(name, bytes)| now(&room, name, bytes).expect("room"));
+        let held = long.map(|(name, bytes)| now(&budget, name, bytes).expect("room"));
         for name in ["ada", "bob"] {
-            assert!(now(&room, name, MIB).is_some(), "{name}");
+            assert!(now(&budget, name, MIB).is_some(), "{name}");
         }
         drop(held);
     }
 
     #[tokio::test]
     async fn one_identity_has_half_where_that_is_more_than_a_tensor() {
-        let room = Arc::new(CopyBudget::new(1 << 30));
-        let too_large = room.claim("eve", 513 * MIB, REFERENCED_WAIT).await;
+        let budget = Arc::new(CopyBudget::new(1 << 30));
+        let too_large = budget.claim("eve", 513 * MIB, REFERENCED_WAIT).await;
         assert!(matches!(too_large, Err(Error::TooLarge(_))));
         let eve: Vec<_> = (0..4)
-            .map(|_| now(&room, "eve", TENSOR_BYTES_MAX).expect("room"))
+            .map(|_| now(&budget, "eve", TENSOR_BYTES_MAX).expect("room"))
             .collect();
-        assert!(now(&room, "eve", TENSOR_BYTES_MAX).is_none());
-        assert!(now(&room, "ada", 2 * TENSOR_BYTES_MAX).is_some());
+        assert!(now(&budget, "eve", TENSOR_BYTES_MAX).is_none());
+        assert!(now(&budget, "ada", 2 * TENSOR_BYTES_MAX).is_some());
         // The last quarter is for what is small, also of one that has its half.
-        assert!(now(&room, "eve", MIB).is_some());
+        assert!(now(&budget, "eve", MIB).is_some());
         drop(eve);
     }
 
     #[tokio::test]
     async fn requests_that_wait_are_served_in_order_and_one_that_gave_up_is_skipped() {
-        let room = small();
-        let first = now(&room, "eve", TENSOR_BYTES_MAX).expect("room");
-        let mut waits = Box::pin(room.claim("ada", TENSOR_BYTES_MAX, REFERENCED_WAIT));
+        let budget = small();
+        let first = now(&budget, "eve", TENSOR_BYTES_MAX).expect("room");
+        let mut waits = Box::pin(budget.claim("ada", TENSOR_BYTES_MAX, REFERENCED_WAIT));
         assert!(waits.as_mut().now_or_never().is_none());
         drop(first);
         // It would fit, and another request came before it.
-        let later = room.claim("eve", TENSOR_BYTES_MAX, REFERENCED_WAIT);
+        let later = budget.claim("eve", TENSOR_BYTES_MAX, REFERENCED_WAIT);
         let mut later = Box::pin(later);
         assert!(later.as_mut().now_or_never().is_none());
         let claim = waits.await.expect("its turn");
-        let mut gives_up = Box::pin(room.claim("bob", TENSOR_BYTES_MAX, REFERENCED_WAIT));
+        let mut gives_up = Box::pin(budget.claim("bob", TENSOR_BYTES_MAX, REFERENCED_WAIT));
         assert!(gives_up.as_mut().now_or_never().is_none());
         drop(gives_up);
         drop(claim);
@@ -376,24 +376,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_waits_for_its_own_identity_keeps_no_other_waiting() {
-        let room = Arc::new(CopyBudget::new(1 << 30));
+        let budget = Arc::new(CopyBudget::new(1 << 30));
         let eve: Vec<_> = (0..4)
-            .map(|_| now(&room, "eve", TENSOR_BYTES_MAX).expect("room"))
+            .map(|_| now(&budget, "eve", TENSOR_BYTES_MAX).expect("room"))
             .collect();
-        let mut waits = Box::pin(room.claim("eve", TENSOR_BYTES_MAX, REFERENCED_WAIT));
+        let mut waits = Box::pin(budget.claim("eve", TENSOR_BYTES_MAX, REFERENCED_WAIT));
         assert!(waits.as_mut().now_or_never().is_none());
-        assert!(now(&room, "ada", TENSOR_BYTES_MAX).is_some());
+        assert!(now(&budget, "ada", TENSOR_BYTES_MAX).is_some());
         drop(eve);
         waits.await.expect("its turn");
     }
 
     #[tokio::test]
     async fn what_is_dropped_leaves_nothing_behind() {
-        let room = small();
+        let budget = small();
         let claims = [("eve", TENSOR_BYTES_MAX), ("ada", MIB), ("bob", 1)];
-        let claims = claims.map(|(name, bytes)| now(&room, name, bytes).expect("room"));
+        let claims = claims.map(|(name, bytes)| now(&budget, name, bytes).expect("room"));
         drop(claims);
-        let counted = lock(&room.counted);
+        let counted = lock(&budget.counted);
         for bytes in [&counted.long, &counted.short] {
             assert_eq!(bytes.all, 0);
             assert!(bytes.each.is_empty());
@@ -403,8 +403,8 @@ mod tests {
 
     #[test]
     fn a_tensor_of_the_largest_kind_fits_on_every_machine() {
-        let room = small();
-        assert_eq!(room.each as u64, TENSOR_BYTES_MAX);
-        assert!(room.long as u64 >= TENSOR_BYTES_MAX);
+        let budget = small();
+        assert_eq!(budget.each as u64, TENSOR_BYTES_MAX);
+        assert!(budget.long as u64 >= TENSOR_BYTES_MAX);
     }
 }

@@ -55,7 +55,7 @@ pub enum Error {
     #[error("{message}")]
     Shader {
         /// The position; line 0 if it is no position in the text.
-        place: ShaderPosition,
+        position: ShaderPosition,
         /// Message for the caller.
         message: String,
     },
@@ -134,7 +134,7 @@ impl Error {
             codes::NO_ADAPTER => Self::NoAdapter(message),
             codes::QUOTA => Self::Quota(message),
             codes::SHADER => Self::Shader {
-                place: fault.details.read().unwrap_or_default(),
+                position: fault.details.read().unwrap_or_default(),
                 message,
             },
             codes::SHAPE => Self::Shape(message),
@@ -189,11 +189,11 @@ impl From<Error> for Answered {
         }
         let mut details = json!({ "code": error.code() });
         // Line 0 is no position, and what the error says is its message already.
-        if let Error::Shader { place, .. } = &error
-            && place.line > 0
+        if let Error::Shader { position, .. } = &error
+            && position.line > 0
         {
-            details["line"] = place.line.into();
-            details["column"] = place.column.into();
+            details["line"] = position.line.into();
+            details["column"] = position.column.into();
         }
         let mut answered = Self::new(error.call_code(), error.to_string()).with_details(details);
         match error {
@@ -254,11 +254,11 @@ mod tests {
 
     #[test]
     fn a_shader_error_keeps_its_place() {
-        let place = ShaderPosition { line: 3, column: 7 };
+        let position = ShaderPosition { line: 3, column: 7 };
         let fault = WorkerFault {
             code: codes::SHADER.to_owned(),
             message: "no such type".to_owned(),
-            details: CborBody::encode(&place).expect("CBOR"),
+            details: CborBody::encode(&position).expect("CBOR"),
         };
         let seen = Answered::from(Error::from_fault(fault));
         assert_eq!(seen.code.name(), SHADER_INVALID);
@@ -269,7 +269,7 @@ mod tests {
         );
         assert_eq!(seen.message, "no such type");
         let without_place = Answered::from(Error::Shader {
-            place: ShaderPosition::default(),
+            position: ShaderPosition::default(),
             message: "the entry point 'main' is missing".to_owned(),
         });
         let details = without_place.details.expect("details");

@@ -96,7 +96,7 @@ impl TensorTable {
     }
 
     /// Makes a handle for a buffer.
-    pub(crate) fn keep(
+    pub(crate) fn make_handle(
         &mut self,
         number: u64,
         kind: TensorSpec,
@@ -224,7 +224,7 @@ mod tests {
         let mut tensor_table = TensorTable::new(start);
         let number = tensor_table.number();
         let name = tensor_table
-            .keep(number, kind(3), unknown_peer(), at(60))
+            .make_handle(number, kind(3), unknown_peer(), at(60))
             .expect("kept");
         tensor_table.expire(at(59), Duration::ZERO);
         assert_eq!(
@@ -245,7 +245,7 @@ mod tests {
         let now = Instant::now();
         let mut tensor_table = TensorTable::new(now);
         tensor_table
-            .keep(1, kind(10), unknown_peer(), now)
+            .make_handle(1, kind(10), unknown_peer(), now)
             .expect("kept");
         assert!(tensor_table.check_quota(1, 90, 100, now).is_ok());
         assert!(tensor_table.check_quota(1, 91, 100, now).is_err());
@@ -263,10 +263,10 @@ mod tests {
         let now = Instant::now();
         let mut tensor_table = TensorTable::new(now);
         let first = tensor_table
-            .keep(1, kind(1), unknown_peer(), now)
+            .make_handle(1, kind(1), unknown_peer(), now)
             .expect("kept");
         let second = tensor_table
-            .keep(2, kind(1), unknown_peer(), now)
+            .make_handle(2, kind(1), unknown_peer(), now)
             .expect("kept");
         assert!(first != second && first.len() == 2 * NAME_BYTES);
         tensor_table.drop_handle(&first).expect("there");

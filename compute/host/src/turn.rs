@@ -309,10 +309,11 @@ impl WorkerTurn {
     }
 
     /// A handle for a tensor that this turn made, in the form of responses.
-    pub(crate) fn keep(&mut self, number: u64, kind: &TensorSpec) -> Result<Value> {
+    pub(crate) fn make_handle(&mut self, number: u64, kind: &TensorSpec) -> Result<Value> {
         let (user, until) = (self.user(), self.until());
-        let handle = (self.tenant)
-            .tensor_table(|tensor_table| tensor_table.keep(number, kind.clone(), user, until))?;
+        let handle = (self.tenant).tensor_table(|tensor_table| {
+            tensor_table.make_handle(number, kind.clone(), user, until)
+        })?;
         // A tensor with a handle is no longer dropped with the turn.
         self.fresh.retain(|(fresh, _)| *fresh != number);
         Ok(json!({

@@ -18,7 +18,7 @@ pub(crate) use share::{RequesterSource, UnreadQuota};
 pub(crate) struct UnreadBytes {
     bytes: AtomicUsize,
     /// Notified when the number falls.
-    room: Notify,
+    freed: Notify,
     /// The quota beyond the connection.
     share: Option<UnreadQuota>,
     /// The bytes of all connections that the same one carries, including these.
@@ -39,7 +39,7 @@ impl UnreadBytes {
     pub(crate) fn shared(share: UnreadQuota, carrier: Option<Arc<Self>>) -> Self {
         Self {
             bytes: AtomicUsize::new(0),
-            room: Notify::new(),
+            freed: Notify::new(),
             share: Some(share),
             carrier,
         }
@@ -116,7 +116,7 @@ impl UnreadBytes {
         if let Some(carrier) = &self.carrier {
             carrier.taken(bytes);
         }
-        self.room.notify_waiters();
+        self.freed.notify_waiters();
     }
 
     /// Waits until fewer than `most` bytes wait, with all that the same connection carries.
@@ -129,7 +129,7 @@ impl UnreadBytes {
             return;
         }
         loop {
-            let fewer = self.room.notified();
+            let fewer = self.freed.notified();
             tokio::pin!(fewer);
             // The waiter is enabled before the number is read, so that no change in between is missed.
             fewer.as_mut().enable();

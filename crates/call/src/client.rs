@@ -308,8 +308,9 @@ impl Caller {
         let buffered = credit
             .as_ref()
             .map_or(STREAM_EVENTS_BUFFERED, |credit| credit.first() as usize + 1);
-        let room = BufferCapacity::Own(buffered);
-        self.follow(operation, input, options, credit, room).await
+        let capacity = BufferCapacity::Own(buffered);
+        self.follow(operation, input, options, credit, capacity)
+            .await
     }
 
     /// Like [`subscribe_with`](Self::subscribe_with), for a requester that may not take events: they need credit on a
@@ -323,8 +324,9 @@ impl Caller {
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
         let credit = SubscriptionCredit::fitting();
-        let room = BufferCapacity::passed(&self.state.dispatcher.unread_bytes, requester, &credit);
-        self.follow(operation, input, options, Some(credit), room)
+        let capacity =
+            BufferCapacity::passed(&self.state.dispatcher.unread_bytes, requester, &credit);
+        self.follow(operation, input, options, Some(credit), capacity)
             .await
     }
 
@@ -334,17 +336,18 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
         credit: Option<SubscriptionCredit>,
-        room: BufferCapacity,
+        capacity: BufferCapacity,
     ) -> Result<Subscription, CallError> {
         let window = credit.as_ref().map(SubscriptionCredit::first);
         let request = EncodedRequest::new(&self.state, operation, input, options, window)?;
         let stream = if self.has_own_stream(options) {
-            self.own_stream(room.waiting().cloned()).await?
+            self.own_stream(capacity.waiting().cloned()).await?
         } else {
             self.shared_stream().await?
         };
         let mut frame = Vec::new();
-        let (events, outgoing) = request.expect_events(&self.state, &stream, room, &mut frame)?;
+        let (events, outgoing) =
+            request.expect_events(&self.state, &stream, capacity, &mut frame)?;
         outgoing::send(&self.state, &stream, frame)?;
         Ok(Subscription {
             events,

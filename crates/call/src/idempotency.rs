@@ -74,7 +74,7 @@ pub(crate) struct Serial(u64);
 /// The results of every identity. `R` waits for a running call, `T` is its result.
 #[derive(Debug)]
 pub(crate) struct IdempotencyCache<R, T> {
-    room: IdempotencyLimits,
+    limits: IdempotencyLimits,
     entries: HashMap<Arc<IdempotencyKey>, IdempotencyEntry<R, T>>,
     /// Ended calls, oldest first.
     ended: BTreeMap<Serial, Arc<IdempotencyKey>>,
@@ -109,9 +109,9 @@ struct IdempotencyUsage {
 }
 
 impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
-    pub(crate) fn new(room: IdempotencyLimits) -> Self {
+    pub(crate) fn new(limits: IdempotencyLimits) -> Self {
         Self {
-            room,
+            limits,
             entries: HashMap::new(),
             ended: BTreeMap::new(),
             shares: HashMap::new(),
@@ -163,7 +163,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         serial: Serial,
         result: Option<(T, usize)>,
     ) {
-        // `keep` gives an entry another serial: the guard of a run that ended finds nothing to forget.
+        // `remember` gives an entry another serial: the guard of a run that ended finds nothing to forget.
         let is_it = self
             .entries
             .get(name)
@@ -173,11 +173,11 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         }
         match result {
             None => self.forget(name),
-            Some((result, bytes)) => self.keep(now, name, result, bytes),
+            Some((result, bytes)) => self.remember(now, name, result, bytes),
         }
     }
 
-    fn keep(&mut self, now: Duration, name: &Arc<IdempotencyKey>, result: T, bytes: usize) {
+    fn remember(&mut self, now: Duration, name: &Arc<IdempotencyKey>, result: T, bytes: usize) {
         // Age is the order of ending, so the serial is a new one.
         let serial = self.next_serial();
         let Some(entry) = self.entries.get_mut(name) else {
@@ -196,7 +196,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         share.ended.insert(serial);
         share.bytes += bytes;
         // After the insert: the new result counts as the newest of its identity.
-        while self.bytes > self.room.bytes && self.forget_of_largest() {}
+        while self.bytes > self.limits.bytes && self.forget_of_largest() {}
     }
 
     fn next_serial(&mut self) -> Serial {
@@ -208,7 +208,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         while let Some(name) = self.ended.values().next() {
             let expired = match self.entries.get(name).map(|entry| &entry.state) {
                 Some(IdempotencyState::Ended { at, .. }) => {
-                    now.saturating_sub(*at) >= self.room.time
+                    now.saturating_sub(*at) >= self.limits.time
                 }
                 _ => true,
             };
@@ -221,7 +221,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
     /// Makes room for one more entry of the same identity; `false` when all of its entries are running calls.
     fn evict_for(&mut self, name: &IdempotencyKey) -> bool {
         let share = self.shares.get(&name.owner.share().cloned());
-        let Some(share) = share.filter(|share| share.entries >= self.room.entries) else {
+        let Some(share) = share.filter(|share| share.entries >= self.limits.entries) else {
             return true;
         };
         let oldest = share

@@ -66,13 +66,13 @@ impl Default for KeyedCalls {
 impl KeyedCalls {
     /// The calls of a node that has room for results of so many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
-        let room = IdempotencyLimits {
+        let limits = IdempotencyLimits {
             time: IDEMPOTENCY_TIME,
             entries: IDEMPOTENCY_ENTRIES,
             bytes,
         };
         Self {
-            results: Mutex::new(IdempotencyCache::new(room)),
+            results: Mutex::new(IdempotencyCache::new(limits)),
             start: Instant::now(),
             running: TaskTracker::new(),
         }
@@ -281,7 +281,7 @@ impl KeyedRun {
             true => error.not_retryable(),
             false => error,
         });
-        let (stored, outcome) = keep(outcome, hindered);
+        let (stored, outcome) = split_remembered(outcome, hindered);
         // Before the waiters get the outcome: one that repeats the key at once finds the result.
         self.settle(stored);
         self.outcome
@@ -321,7 +321,10 @@ async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> Keye
 /// The part of an outcome to remember, and the outcome in a form that is cheap to copy. It does not remember failures
 /// that may be gone next time: a retry is meant to run again. Nor does it remember a failure where a call below was
 /// `hindered`, such as one that found no room, whatever the calling code makes of that.
-fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>, KeyedOutcome) {
+fn split_remembered(
+    outcome: KeyedOutcome,
+    hindered: bool,
+) -> (Option<(KeyedOutcome, usize)>, KeyedOutcome) {
     match outcome.and_then(measured) {
         Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
             let stored = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
@@ -442,12 +445,12 @@ mod tests {
                 .with(Registration::new(spec, pay).open())
                 .build();
             let mut dispatcher = Dispatcher::new(registry.expect("every rule is kept"));
-            let room = IdempotencyLimits {
+            let limits = IdempotencyLimits {
                 time,
                 entries: IDEMPOTENCY_ENTRIES,
                 bytes: IDEMPOTENCY_BYTES,
             };
-            dispatcher.keyed.results = Mutex::new(IdempotencyCache::new(room));
+            dispatcher.keyed.results = Mutex::new(IdempotencyCache::new(limits));
             let operation = dispatcher.registry.lookup("bank/pay").expect("there");
             let (dialled, _accepted) = memory_pair(ALPN);
             let state = CallConnectionState::one_way(dialled, Arc::new(dispatcher), None);
@@ -473,14 +476,18 @@ mod tests {
     #[test]
     fn answers_too_long_to_keep_leave_a_trace_and_temporary_failures_none() {
         let long = CallOutput::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
-        let (stored, outcome) = keep(Ok(long), false);
+        let (stored, outcome) = split_remembered(Ok(long), false);
         assert!(outcome.is_ok());
         let (stored, _) = stored.expect("a trace");
         assert_eq!(stored.expect_err("no answer").code, ErrorCode::Conflict);
-        assert!(keep(Err(CallError::timeout()), false).0.is_none());
+        assert!(
+            split_remembered(Err(CallError::timeout()), false)
+                .0
+                .is_none()
+        );
         let lasting = CallError::operation("DISK_FULL", "no room");
-        assert!(keep(Err(lasting), false).0.is_some());
-        let (stored, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
+        assert!(split_remembered(Err(lasting), false).0.is_some());
+        let (stored, _) = split_remembered(Ok(CallOutput::Value(Value::Null)), true);
         assert_eq!(stored.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
     }
 
@@ -491,17 +498,17 @@ mod tests {
             let details = Value::from(vec![0; values]);
             CallError::operation("DISK_FULL", "no room").with_details(details)
         };
-        let (stored, outcome) = keep(Err(failed(4_000)), false);
+        let (stored, outcome) = split_remembered(Err(failed(4_000)), false);
         assert_eq!(outcome.expect_err("it failed"), failed(4_000));
         let (stored, bytes) = stored.expect("a trace");
         assert_eq!(stored.expect_err("it failed"), failed(4_000).abridged());
         assert!(bytes < 2 * IDEMPOTENCY_ENTRY_BYTES + 512, "{bytes}");
-        let (stored, _) = keep(Err(failed(300)), false);
+        let (stored, _) = split_remembered(Err(failed(300)), false);
         let (stored, bytes) = stored.expect("a trace");
         assert_eq!(stored.expect_err("it failed"), failed(300));
         assert!(bytes >= 300 * size_of::<Value>(), "{bytes}");
         let endless = CallError::operation(&"N".repeat(IDEMPOTENCY_RESULT_BYTES), "no room");
-        let (stored, _) = keep(Err(endless), false);
+        let (stored, _) = split_remembered(Err(endless), false);
         let (stored, bytes) = stored.expect("a trace");
         assert_eq!(stored.expect_err("it failed").code, ErrorCode::Internal);
         assert!(bytes < 2 * IDEMPOTENCY_ENTRY_BYTES, "{bytes}");
@@ -510,11 +517,11 @@ mod tests {
     #[test]
     fn what_fails_for_want_of_room_leaves_no_trace_unless_it_has_run() {
         let hidden = || CallError::internal("in its own name");
-        assert!(keep(Err(hidden()), true).0.is_none());
-        assert!(keep(Err(hidden()), false).0.is_some());
+        assert!(split_remembered(Err(hidden()), true).0.is_none());
+        assert!(split_remembered(Err(hidden()), false).0.is_some());
         let mut full = CallError::overloaded("calls at once", 1);
-        assert!(keep(Err(full.clone()), true).0.is_none());
+        assert!(split_remembered(Err(full.clone()), true).0.is_none());
         full.retryable = false;
-        assert!(keep(Err(full), true).0.is_some());
+        assert!(split_remembered(Err(full), true).0.is_some());
     }
 }

@@ -163,6 +163,6 @@ pub use spec::{
     ErrorDef, IMPORTED_TAG, Idempotence, OperationSpec, OperationType, Visibility, import_scope,
     is_operation_name,
 };
-pub use unfinished::{Assembly, AssemblyLimitError, GuestHandle};
+pub use unfinished::{AssemblyLimitError, GuestHandle, UnfinishedMessage};
 pub use upstream::{BAD_GATEWAY, CAUSE_TARGET, bad_gateway_def};
 pub use watch::{Announcer, RegistryChange};

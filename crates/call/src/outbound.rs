@@ -102,9 +102,9 @@ impl Outbound {
         &self,
         id: u64,
         stream: &Arc<CallStream>,
-        room: BufferCapacity,
+        capacity: BufferCapacity,
     ) -> Result<mpsc::Receiver<Delivery>, CallError> {
-        let (buffer, events) = SubscriptionBuffer::new(room, stream.is_single_call());
+        let (buffer, events) = SubscriptionBuffer::new(capacity, stream.is_single_call());
         self.insert(id, stream, ResponseSink::Stream(buffer))?;
         Ok(events)
     }

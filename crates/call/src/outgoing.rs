@@ -97,10 +97,10 @@ impl EncodedRequest {
         self,
         state: &Arc<CallConnectionState>,
         stream: &Arc<CallStream>,
-        room: BufferCapacity,
+        capacity: BufferCapacity,
         out: &mut Vec<u8>,
     ) -> Result<(mpsc::Receiver<Delivery>, OutgoingRequest), CallError> {
-        let events = state.outbound.wait_stream(self.id, stream, room)?;
+        let events = state.outbound.wait_stream(self.id, stream, capacity)?;
         Ok((events, self.append(state, stream, out)))
     }
 

@@ -28,7 +28,7 @@ pub(crate) trait EventSink: Sync {
     fn is_gone(&self) -> bool;
 
     /// Counts an event of so many bytes as one that waits for the reader.
-    fn keep(&self, _bytes: usize) -> Option<UnreadReservation> {
+    fn count_unread(&self, _bytes: usize) -> Option<UnreadReservation> {
         None
     }
 
@@ -107,7 +107,7 @@ struct BufferedItem {
 
 impl BufferedItem {
     fn new(item: SubscriptionItem, reader: &impl EventSink) -> Self {
-        let claim = reader.keep(item.output.kept_bytes());
+        let claim = reader.count_unread(item.output.kept_bytes());
         Self {
             item,
             _claim: claim,
@@ -255,7 +255,7 @@ impl EventSink for InboundRequest {
         self.stream().out.is_ended()
     }
 
-    fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
+    fn count_unread(&self, bytes: usize) -> Option<UnreadReservation> {
         Some(UnreadReservation::new(
             &self.connection_state().ahead,
             bytes,
@@ -321,7 +321,7 @@ mod tests {
             false
         }
 
-        fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
+        fn count_unread(&self, bytes: usize) -> Option<UnreadReservation> {
             Some(UnreadReservation::new(&self.0, bytes))
         }
 

@@ -20,7 +20,7 @@ pub(crate) struct SendQueue {
     /// Notified when there is work for the writer.
     work: Notify,
     /// Notified when the queue became shorter, or ended.
-    room: Notify,
+    freed: Notify,
     /// Notified when this side gave the stream up.
     dead: Notify,
 }
@@ -221,7 +221,7 @@ impl SendQueue {
     /// Waits until `ready` holds, checking again whenever the writer wrote bytes. Ends at once when the stream does.
     pub(crate) async fn wait_for_capacity(&self, ready: impl Fn(&Self) -> bool) {
         loop {
-            let changed = self.room.notified();
+            let changed = self.freed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if ready(self) || lock(&self.state).ended {
@@ -283,7 +283,7 @@ impl SendQueue {
         }
         drop(state);
         self.work.notify_one();
-        self.room.notify_waiters();
+        self.freed.notify_waiters();
     }
 
     /// Wakes the writer to check again whether it may finish.
@@ -341,7 +341,7 @@ impl SendQueue {
             state.marks.pop_front();
         }
         drop(state);
-        self.room.notify_waiters();
+        self.freed.notify_waiters();
     }
 }
 

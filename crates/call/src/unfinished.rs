@@ -109,12 +109,12 @@ impl GuestHandle {
 /// Counts the messages that the carriage of a guest assembles, each before the carriage passes it on, with the
 /// incomplete frames of the guest's present identity. Dropping it gives the bytes back.
 #[derive(Debug)]
-pub struct Assembly {
+pub struct UnfinishedMessage {
     guest: GuestHandle,
     unfinished: PartialMessage,
 }
 
-impl Assembly {
+impl UnfinishedMessage {
     /// The count for this guest, who has sent nothing yet.
     #[must_use]
     pub fn for_guest(guest: &GuestHandle) -> Self {

@@ -213,7 +213,7 @@ impl IdentitiesInner {
         }
         // The lock on the entries is not held here: readers must not wait for a disk.
         if let Some(persistence) = &self.persistence {
-            persistence.keep(&changes)?;
+            persistence.persist(&changes)?;
         }
         // The configuration may have changed since. It wins when the table is built.
         let mut sources = self.sources();
@@ -232,7 +232,7 @@ impl IdentitiesInner {
             return Ok(());
         }
         if let Some(persistence) = &self.persistence {
-            persistence.keep(&changes)?;
+            persistence.persist(&changes)?;
         }
         let mut sources = self.sources();
         changes.into_iter().for_each(|change| sources.make(change));

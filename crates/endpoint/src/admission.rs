@@ -484,7 +484,7 @@ impl Admission {
     /// Counts a connection from `from` that ended or was refused, and that the library still has. It counts for
     /// `owner`. Where `owner` is a known peer of which the library has too many, it counts for the network of `from`,
     /// so that the node refuses further handshakes from there before they begin, whichever key the client would show.
-    pub(crate) fn keep(&mut self, owner: WindowOwner, from: IpAddr) -> ClosingConnection {
+    pub(crate) fn count_closing(&mut self, owner: WindowOwner, from: IpAddr) -> ClosingConnection {
         let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
         let has_too_many =
             matches!(owner, WindowOwner::Peer(_)) && self.closing.owner_count(&owner) >= most;
@@ -501,7 +501,7 @@ impl Admission {
             owner,
             address: is_apart.then_some(from),
         };
-        self.closing.keep(&kept);
+        self.closing.add(&kept);
         kept
     }
 

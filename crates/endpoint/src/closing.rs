@@ -33,7 +33,7 @@ pub(crate) struct ClosingConnection {
 }
 
 impl ClosingTotals {
-    pub(crate) fn keep(&mut self, kept: &ClosingConnection) {
+    pub(crate) fn add(&mut self, kept: &ClosingConnection) {
         *self.owners.entry(kept.owner.clone()).or_default() += 1;
         if let WindowOwner::Network(network) = kept.owner {
             *self.sites.entry(network.site()).or_default() += 1;

@@ -344,7 +344,7 @@ impl Drop for LiveConnectionGuard {
             let left = table.remove(&self.id);
             if let Some(entry) = &left {
                 // The totals are kept under the lock, so that a tally has this traffic either here or there.
-                entry.meters.keep(entry.connection.traffic());
+                entry.meters.add_ended(entry.connection.traffic());
             }
             left
         });

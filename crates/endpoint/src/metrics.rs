@@ -104,7 +104,7 @@ impl EndpointMeters {
 
 impl AlpnMeters {
     /// Adds the traffic of a connection that ended.
-    pub(crate) fn keep(&self, traffic: &Traffic) {
+    pub(crate) fn add_ended(&self, traffic: &Traffic) {
         self.ended.rx.add(traffic.rx.get());
         self.ended.tx.add(traffic.tx.get());
         self.ended.streams.add(traffic.streams.get());

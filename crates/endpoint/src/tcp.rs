@@ -27,7 +27,7 @@ pub(crate) use socket::Socket;
 const CHUNK_BYTES: usize = 16 << 10;
 
 /// With less room than this, the reader takes a new buffer: small records share one.
-const ROOM_BYTES_MIN: usize = 4 << 10;
+const BUFFER_BYTES_MIN: usize = 4 << 10;
 
 /// Time for which a closed connection waits for the peer's end, so that a reset does not overtake the node's last
 /// bytes.
@@ -78,7 +78,7 @@ impl StreamSource for TcpSource {
             };
             let recv = TcpRecvHalf {
                 shared: Arc::clone(&self.shared),
-                room: BytesMut::new(),
+                buffer: BytesMut::new(),
             };
             Ok((
                 SendStream::new(Box::new(send)),
@@ -428,7 +428,7 @@ impl Drop for TcpSendHalf {
 struct TcpRecvHalf {
     shared: Arc<TcpShared>,
     /// The rest of the buffer from which chunks are cut.
-    room: BytesMut,
+    buffer: BytesMut,
 }
 
 impl RecvHalf for TcpRecvHalf {
@@ -437,14 +437,14 @@ impl RecvHalf for TcpRecvHalf {
         cx: &mut Context<'_>,
         max: usize,
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
-        let mut room = std::mem::take(&mut self.room);
-        if room.capacity() < ROOM_BYTES_MIN {
-            room.reserve(CHUNK_BYTES);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.capacity() < BUFFER_BYTES_MIN {
+            buffer.reserve(CHUNK_BYTES);
         }
-        let most = max.min(room.capacity());
-        let read = poll_read_buf(Pin::new(&mut *self), cx, &mut (&mut room).limit(most));
-        let chunk = room.split().freeze();
-        self.room = room;
+        let most = max.min(buffer.capacity());
+        let read = poll_read_buf(Pin::new(&mut *self), cx, &mut (&mut buffer).limit(most));
+        let chunk = buffer.split().freeze();
+        self.buffer = buffer;
         match ready!(read) {
             Ok(_) => Poll::Ready(Ok((!chunk.is_empty()).then_some(chunk))),
             // `AsyncRead` has wrapped the stream's own error, which callers match on.

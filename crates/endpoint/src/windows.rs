@@ -54,8 +54,8 @@ impl WindowCredit {
 
     /// Keeps `until_gone` until the library has let go of the connection: a while after its end, of which the peer
     /// chooses a part.
-    pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
-        self.window.keep(until_gone);
+    pub(crate) fn hold_until_gone(&self, until_gone: impl Any + Send + Sync) {
+        self.window.hold_until_gone(until_gone);
     }
 
     /// The peer has proved to be `who`: the window counts for that peer.
@@ -131,7 +131,7 @@ impl ReceiveWindow {
     }
 
     /// Keeps `until_gone` until the window is dropped.
-    pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
+    pub(crate) fn hold_until_gone(&self, until_gone: impl Any + Send + Sync) {
         // A connection ends only once, so the cell is empty.
         let _ = self.until_gone.set(Box::new(until_gone));
     }

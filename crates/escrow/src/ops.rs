@@ -188,7 +188,7 @@ fn deposit(on: EscrowContext) -> Registration {
                          "properties": { "id": { "type": "string" } } }))
     .with_scope(CLIENT_SCOPE);
     operation(on, limited(spec), |on, ctx, input: DepositInput| {
-        let asked = on.share_request(ctx)?;
+        let request = on.share_request(ctx)?;
         let deposit = ShareDeposit {
             share: input.share,
             vault: input.vault,
@@ -199,12 +199,12 @@ fn deposit(on: EscrowContext) -> Registration {
             // One share for each peer: people name a share by its peer.
             let holds = |key: &PeerKey| {
                 let holder = on.identities.by_key(key);
-                holder.is_some_and(|holder| holder.id == asked.peer)
+                holder.is_some_and(|holder| holder.id == request.peer)
             };
-            if on.share_registry.keeps_for_other_key(&asked, holds)? {
+            if on.share_registry.keeps_for_other_key(&request, holds)? {
                 return Err(EscrowError::OtherKey);
             }
-            let id = on.share_registry.deposit(&asked, &deposit)?;
+            let id = on.share_registry.deposit(&request, &deposit)?;
             Ok(json!({ "id": id }))
         }))
     })
@@ -228,9 +228,9 @@ fn release(on: EscrowContext) -> Registration {
                              "properties": { "share": { "type": "string" } } }))
         .with_scope(CLIENT_SCOPE);
     operation(on, limited(spec), |on, ctx, input: ReleaseInput| {
-        let asked = on.share_request(ctx)?;
+        let request = on.share_request(ctx)?;
         Ok(Box::new(move || {
-            let share = on.share_registry.release(&asked, &input.id)?;
+            let share = on.share_registry.release(&request, &input.id)?;
             Ok(json!({ "share": share }))
         }))
     })

@@ -86,7 +86,7 @@ struct ShareActivity {
     /// Each address that waits, the one that asked last at the end.
     waiting: Vec<WaitingRequest>,
     refusals: u64,
-    told: Option<Instant>,
+    logged_at: Option<Instant>,
 }
 
 /// An approval of one release.
@@ -98,8 +98,8 @@ struct ShareApproval {
 }
 
 impl ShareApproval {
-    fn covers(&self, asked: &ShareRequest) -> bool {
-        asked.now < self.until && (self.address.is_none() || self.address == asked.address)
+    fn covers(&self, request: &ShareRequest) -> bool {
+        request.now < self.until && (self.address.is_none() || self.address == request.address)
     }
 }
 
@@ -113,19 +113,19 @@ struct WaitingRequest {
 
 impl ShareActivity {
     /// Notes that a request waits.
-    fn wait(&mut self, asked: &ShareRequest) {
+    fn wait(&mut self, request: &ShareRequest) {
         self.waiting
-            .retain(|one| asked.now.duration_since(one.last) < WAITING);
-        let at = |one: &WaitingRequest| one.address == asked.address;
+            .retain(|one| request.now.duration_since(one.last) < WAITING);
+        let at = |one: &WaitingRequest| one.address == request.address;
         let known = self.waiting.iter().position(at);
         let since = known.map(|at| self.waiting.remove(at).since);
         if self.waiting.len() >= WAITING_MAX {
             self.waiting.remove(0);
         }
         self.waiting.push(WaitingRequest {
-            address: asked.address,
-            since: since.unwrap_or(asked.now),
-            last: asked.now,
+            address: request.address,
+            since: since.unwrap_or(request.now),
+            last: request.now,
         });
     }
 
@@ -190,20 +190,20 @@ impl ShareRegistry {
     /// Takes a share in, for the key that asks. The same share again is the same deposit.
     pub fn deposit(
         &self,
-        asked: &ShareRequest,
+        request: &ShareRequest,
         deposit: &ShareDeposit,
     ) -> Result<ShareId, EscrowError> {
         // The sealed form has 32 bytes for the key.
-        let PeerKey::Ed25519(key) = asked.key else {
+        let PeerKey::Ed25519(key) = request.key else {
             return Err(EscrowError::Unknown);
         };
-        let id = ShareId::from_key(&asked.key);
+        let id = ShareId::from_key(&request.key);
         let mut state = self.usable()?;
         if let Some(entry) = state.shares.get(&id) {
             return match entry.revoked {
                 Some(_) => Err(EscrowError::Revoked),
                 // The ids of two keys may agree: an id has 60 bits of the hash.
-                None if entry.key != asked.key => Err(EscrowError::Conflict),
+                None if entry.key != request.key => Err(EscrowError::Conflict),
                 None => match self.sealed(&id, &key)? == deposit.share {
                     true => Ok(id),
                     false => Err(EscrowError::Conflict),
@@ -212,16 +212,16 @@ impl ShareRegistry {
         }
         let entry = ShareEntry {
             id: id.clone(),
-            key: asked.key,
-            peer: asked.peer.clone(),
+            key: request.key,
+            peer: request.peer.clone(),
             vault: deposit.vault.clone(),
-            made: asked.now_s,
+            made: request.now_s,
             from: deposit.from.clone(),
             approve: deposit.approve,
             released: None,
             revoked: None,
         };
-        // On a copy, which `keep` takes over once it is on the disk: a failed write changes
+        // On a copy, which `replace_shares` takes over once it is on the disk: a failed write changes
         // nothing.
         let mut shares = state.shares.clone();
         evict_revoked(&mut shares)?;
@@ -233,13 +233,13 @@ impl ShareRegistry {
         // The share before the list: a peer whose share is listed and absent could never deposit it
         // again.
         self.safe.put(&id, &*sealed)?;
-        if let Err(error) = self.keep(&mut state, shares) {
+        if let Err(error) = self.replace_shares(&mut state, shares) {
             // The list does not name it: the peer's next attempt puts the same there.
             let _ = self.safe.remove(&id);
             return Err(error.into());
         }
-        tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
-            addr = asked.address.map(tracing::field::display), vault = deposit.vault, "escrow.deposited");
+        tracing::info!(share = %id, peer = %request.peer, key8 = request.key.short(),
+            addr = request.address.map(tracing::field::display), vault = deposit.vault, "escrow.deposited");
         Ok(id)
     }
 
@@ -254,32 +254,32 @@ impl ShareRegistry {
     /// Whether the peer that asks has a share under another key that it still `holds`.
     pub fn keeps_for_other_key(
         &self,
-        asked: &ShareRequest,
+        request: &ShareRequest,
         holds: impl Fn(&PeerKey) -> bool,
     ) -> Result<bool, EscrowError> {
         let state = self.usable()?;
         let is_other = |entry: &ShareEntry| {
-            entry.peer == asked.peer && entry.key != asked.key && entry.revoked.is_none()
+            entry.peer == request.peer && entry.key != request.key && entry.revoked.is_none()
         };
         let mut others = state.shares.values().filter(|entry| is_other(entry));
         Ok(others.any(|entry| holds(&entry.key)))
     }
 
     /// The share of the key that asks.
-    pub fn release(&self, asked: &ShareRequest, id: &ShareId) -> Result<KeyShare, EscrowError> {
+    pub fn release(&self, request: &ShareRequest, id: &ShareId) -> Result<KeyShare, EscrowError> {
         let mut state = self.usable()?;
-        let decided = self.decide(&mut state, asked, id);
-        let outcome = decided.and_then(|()| self.hand_out(&mut state, asked, id));
+        let decided = self.decide(&mut state, request, id);
+        let outcome = decided.and_then(|()| self.hand_out(&mut state, request, id));
         if let Err(error) = &outcome {
             let live = state.live.entry(id.clone()).or_default();
             live.refusals += 1;
             let quiet = live
-                .told
-                .is_some_and(|at| asked.now.duration_since(at) < LOG_EVERY);
+                .logged_at
+                .is_some_and(|at| request.now.duration_since(at) < LOG_EVERY);
             if !quiet {
-                live.told = Some(asked.now);
-                tracing::warn!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
-                    addr = asked.address.map(tracing::field::display), %error, "escrow.refused");
+                live.logged_at = Some(request.now);
+                tracing::warn!(share = %id, peer = %request.peer, key8 = request.key.short(),
+                    addr = request.address.map(tracing::field::display), %error, "escrow.refused");
             }
         }
         // Requests for unknown ids leave nothing behind.
@@ -292,10 +292,13 @@ impl ShareRegistry {
     fn decide(
         &self,
         state: &mut ShareRegistryState,
-        asked: &ShareRequest,
+        request: &ShareRequest,
         id: &ShareId,
     ) -> Result<(), EscrowError> {
-        let entry = state.shares.get(id).filter(|entry| entry.key == asked.key);
+        let entry = state
+            .shares
+            .get(id)
+            .filter(|entry| entry.key == request.key);
         let entry = entry.ok_or(EscrowError::Unknown)?;
         if entry.revoked.is_some() {
             return Err(EscrowError::Revoked);
@@ -303,23 +306,25 @@ impl ShareRegistry {
         // Before the approval: a request from elsewhere must not appear to an administrator as one
         // that waits.
         let inside = |address| entry.from.iter().any(|range| range.contains(address));
-        if !entry.from.is_empty() && !asked.address.is_some_and(inside) {
+        if !entry.from.is_empty() && !request.address.is_some_and(inside) {
             return Err(EscrowError::Address);
         }
         let live = state.live.entry(id.clone()).or_default();
-        let approved = live.approval.is_some_and(|approval| approval.covers(asked));
+        let approved = live
+            .approval
+            .is_some_and(|approval| approval.covers(request));
         if entry.approve && !approved {
-            live.wait(asked);
+            live.wait(request);
             return Err(EscrowError::Pending(id.to_string()));
         }
-        let own = live.releases.wait(RELEASES_PER_MINUTE, asked.now);
+        let own = live.releases.wait(RELEASES_PER_MINUTE, request.now);
         // The last quarter is for machines that had nothing in this minute, and start again within the interval.
         let most = match live.releases.is_empty() {
             true => RELEASES_PER_MINUTE_ALL,
             false => RELEASES_PER_MINUTE_ALL / 4 * 3,
         };
-        let all = live.counts_for(asked.now).and_then(|left| {
-            let wait = state.all.wait(most, asked.now)?;
+        let all = live.counts_for(request.now).and_then(|left| {
+            let wait = state.all.wait(most, request.now)?;
             Some(wait.min(left))
         });
         own.or(all)
@@ -330,10 +335,10 @@ impl ShareRegistry {
     fn hand_out(
         &self,
         state: &mut ShareRegistryState,
-        asked: &ShareRequest,
+        request: &ShareRequest,
         id: &ShareId,
     ) -> Result<KeyShare, EscrowError> {
-        let PeerKey::Ed25519(key) = asked.key else {
+        let PeerKey::Ed25519(key) = request.key else {
             return Err(EscrowError::Unknown);
         };
         // Read before the release is written down: a vault that is locked releases nothing.
@@ -343,22 +348,22 @@ impl ShareRegistry {
             let count = entry.released.as_ref().map_or(0, |last| last.count);
             entry.released = Some(ShareRelease {
                 count: count.saturating_add(1),
-                time: asked.now_s,
-                address: asked.address,
+                time: request.now_s,
+                address: request.address,
             });
         }
-        self.keep(state, shares)?;
+        self.replace_shares(state, shares)?;
         let live = state.live.entry(id.clone()).or_default();
-        if live.counts_for(asked.now).is_some() {
-            state.all.note(asked.now);
+        if live.counts_for(request.now).is_some() {
+            state.all.note(request.now);
         }
-        live.releases.note(asked.now);
-        live.released = Some(asked.now);
+        live.releases.note(request.now);
+        live.released = Some(request.now);
         live.waiting.clear();
         // One approval is for one start: a copy of the machine's disk asks as the machine does.
         live.approval = None;
-        tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
-            addr = asked.address.map(tracing::field::display), "escrow.released");
+        tracing::info!(share = %id, peer = %request.peer, key8 = request.key.short(),
+            addr = request.address.map(tracing::field::display), "escrow.released");
         Ok(share)
     }
 
@@ -445,7 +450,7 @@ impl ShareRegistry {
             entry.approve = approve;
         }
         let entry = entry.clone();
-        self.keep(&mut state, shares)?;
+        self.replace_shares(&mut state, shares)?;
         state.live.entry(id.clone()).or_default().approval = None;
         tracing::info!(share = %id, by, approve = entry.approve, "escrow.changed");
         Ok(entry)
@@ -471,7 +476,7 @@ impl ShareRegistry {
         }
         let entry = entry.clone();
         // Refused from here on, whatever becomes of the file with the share.
-        self.keep(&mut state, shares)?;
+        self.replace_shares(&mut state, shares)?;
         state.live.remove(id);
         tracing::warn!(share = %id, by, "escrow.revoked");
         self.safe.remove(id)?;
@@ -507,7 +512,7 @@ impl ShareRegistry {
         }
     }
 
-    fn keep(
+    fn replace_shares(
         &self,
         state: &mut ShareRegistryState,
         shares: BTreeMap<ShareId, ShareEntry>,

@@ -11,7 +11,7 @@ use super::*;
 /// A vault in memory.
 #[derive(Default)]
 struct MemoryEscrowVault {
-    kept: Mutex<HashMap<ShareId, Vec<u8>>>,
+    secrets: Mutex<HashMap<ShareId, Vec<u8>>>,
     refuses: Mutex<Option<EscrowVaultError>>,
 }
 
@@ -26,29 +26,32 @@ impl MemoryEscrowVault {
     }
 
     fn has(&self, id: &ShareId) -> bool {
-        self.kept.lock().expect("no panics here").contains_key(id)
+        self.secrets
+            .lock()
+            .expect("no panics here")
+            .contains_key(id)
     }
 }
 
 impl EscrowVault for MemoryEscrowVault {
     fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), EscrowVaultError> {
         self.usable()?;
-        let mut kept = self.kept.lock().expect("no panics here");
-        kept.insert(id.clone(), secret.to_vec());
+        let mut secrets = self.secrets.lock().expect("no panics here");
+        secrets.insert(id.clone(), secret.to_vec());
         Ok(())
     }
 
     fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, EscrowVaultError> {
         self.usable()?;
-        let kept = self.kept.lock().expect("no panics here");
-        let found = kept.get(id).cloned();
+        let secrets = self.secrets.lock().expect("no panics here");
+        let found = secrets.get(id).cloned();
         found
             .map(Zeroizing::new)
             .ok_or_else(|| EscrowVaultError::Failed("it does not exist".to_owned()))
     }
 
     fn remove(&self, id: &ShareId) -> Result<(), EscrowVaultError> {
-        self.kept.lock().expect("no panics here").remove(id);
+        self.secrets.lock().expect("no panics here").remove(id);
         Ok(())
     }
 }
@@ -295,7 +298,7 @@ fn an_approval_is_for_one_start_of_one_machine() {
     let id = share_registry.deposit(&home(0), &bound).expect("taken");
     let hour = Duration::from_secs(3600);
     let approve = |address, now| share_registry.approve(&id, address, hour, "admin", now);
-    let released = |asked: &ShareRequest| match share_registry.release(asked, &id) {
+    let released = |request: &ShareRequest| match share_registry.release(request, &id) {
         Ok(_) => true,
         Err(EscrowError::Pending(_)) => false,
         Err(other) => panic!("{other:?}"),

@@ -71,7 +71,7 @@ impl FolderEntry {
 #[derive(Debug)]
 pub(crate) struct RawFolder {
     pub(crate) bytes: Vec<u8>,
-    place: FolderLocation,
+    location: FolderLocation,
 }
 
 /// Where the slots of a folder lie.
@@ -96,11 +96,11 @@ impl RawFolder {
     pub(crate) fn read(
         device: &impl BlockDevice,
         geometry: &FatGeometry,
-        place: FolderLocation,
+        location: FolderLocation,
     ) -> Result<Self, FatError> {
         let doing = "read a folder";
         let mut bytes = Vec::new();
-        match &place {
+        match &location {
             FolderLocation::Fixed { sector, slots } => {
                 bytes.resize(*slots as usize * ENTRY_BYTES, 0);
                 let read = device.read_at(&mut bytes, geometry.sector_at(*sector));
@@ -116,7 +116,7 @@ impl RawFolder {
                 }
             }
         }
-        Ok(Self { bytes, place })
+        Ok(Self { bytes, location })
     }
 
     /// How many slots it has, with free ones.
@@ -131,7 +131,7 @@ impl RawFolder {
     /// The position of a slot on the device, in bytes.
     pub(crate) fn slot_at(&self, geometry: &FatGeometry, slot: usize) -> u64 {
         let at = slot * ENTRY_BYTES;
-        match &self.place {
+        match &self.location {
             FolderLocation::Fixed { sector, .. } => geometry.sector_at(*sector) + at as u64,
             FolderLocation::Clusters(clusters) => {
                 let cluster_bytes = geometry.cluster_bytes() as usize;

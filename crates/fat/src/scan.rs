@@ -81,7 +81,7 @@ struct ClusterOwners {
     /// By cluster: the index of the entry that was found first, plus 1. 0 for no entry.
     owner: Vec<u32>,
     /// By cluster: its place in that entry's chain.
-    place: Vec<u32>,
+    position: Vec<u32>,
     /// By cluster: whether a second entry has it.
     is_shared: Vec<bool>,
     /// By cluster: whether it was read as a part of a folder.
@@ -112,7 +112,7 @@ impl VolumeScan {
             state: boot[geometry.state_byte()],
             owners: ClusterOwners {
                 owner: vec![0; count],
-                place: vec![0; count],
+                position: vec![0; count],
                 is_shared: vec![false; count],
                 is_folder: vec![false; count],
             },
@@ -276,7 +276,7 @@ impl VolumeScan {
             ChainEnd::Damaged(found) => damage = Some(found),
             ChainEnd::Meets(cluster) => {
                 let with = self.owners.owner[cluster as usize] as usize - 1;
-                let place = self.owners.place[cluster as usize];
+                let place = self.owners.position[cluster as usize];
                 let other = &self.entries[with];
                 // How much of the other chain is left from there on. Both suffer from what is wrong behind it.
                 all += other.all_clusters.saturating_sub(place);
@@ -310,7 +310,7 @@ impl VolumeScan {
                 return (count, ChainEnd::Meets(cluster));
             }
             *owner = mark;
-            self.owners.place[cluster as usize] = count;
+            self.owners.position[cluster as usize] = count;
             count += 1;
             match geometry.link(self.table.raw(cluster)) {
                 ChainLink::Next(next) => cluster = next,
@@ -417,7 +417,7 @@ impl VolumeScan {
     pub(crate) fn extend_folder(&mut self, folder: usize, cluster: u32) {
         let entry = &mut self.entries[folder];
         self.owners.owner[cluster as usize] = folder as u32 + 1;
-        self.owners.place[cluster as usize] = entry.own_clusters;
+        self.owners.position[cluster as usize] = entry.own_clusters;
         entry.own_clusters += 1;
         entry.all_clusters += 1;
     }

@@ -156,8 +156,8 @@ impl<D: BlockDevice> FatVolume<D> {
             (FoundEntry::Root, RootLocation::Chain(first)) => Some(first),
             (FoundEntry::Root, RootLocation::Fixed { .. }) => None,
         };
-        let place = match (first, FolderLocation::fixed_root(&self.geometry)) {
-            (None, Some(place)) => place,
+        let location = match (first, FolderLocation::fixed_root(&self.geometry)) {
+            (None, Some(location)) => location,
             (first, _) => {
                 let mut table = TableCursor::new(&self.device, &self.geometry);
                 // Cluster 0 does not exist, and is refused as such.
@@ -168,7 +168,7 @@ impl<D: BlockDevice> FatVolume<D> {
                 })?)
             }
         };
-        let raw = RawFolder::read(&self.device, &self.geometry, place)?;
+        let raw = RawFolder::read(&self.device, &self.geometry, location)?;
         Ok(raw.parse(self.geometry.kind))
     }
 }

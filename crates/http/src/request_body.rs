@@ -37,7 +37,7 @@ pub(crate) struct UploadAllowance {
 pub(crate) async fn json(
     headers: &HeaderMap,
     body: &mut Body,
-    room: UploadAllowance,
+    allowance: UploadAllowance,
 ) -> Result<RequestText, ApiError> {
     if !is_json(headers) {
         return Err(ApiError::new(
@@ -46,7 +46,7 @@ pub(crate) async fn json(
             "send 'Content-Type: application/json'",
         ));
     }
-    whole(headers, body, room).await
+    whole(headers, body, allowance).await
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -64,25 +64,25 @@ fn is_json(headers: &HeaderMap) -> bool {
 pub(crate) async fn whole(
     headers: &HeaderMap,
     body: &mut Body,
-    room: UploadAllowance,
+    allowance: UploadAllowance,
 ) -> Result<RequestText, ApiError> {
     let declared = headers.get(CONTENT_LENGTH);
     let declared = declared.and_then(|declared| declared.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|declared| declared > room.most as u64) {
-        return Err(too_large(room.most));
+    if declared.is_some_and(|declared| declared > allowance.most as u64) {
+        return Err(too_large(allowance.most));
     }
     let declared = declared.map(|declared| declared as usize);
     // A body that memory has no room for is refused at its head. A declared length alone reserves nothing.
-    room.lease.could(declared.unwrap_or_default())?;
+    allowance.lease.could(declared.unwrap_or_default())?;
     let mut coming = PartialUpload {
-        lease: room.lease,
+        lease: allowance.lease,
         declared,
         counted: 0,
         first: None,
         more: BytesMut::new(),
     };
-    let read = coming.read(body, room.most);
-    let read = tokio::time::timeout(room.time, read).await;
+    let read = coming.read(body, allowance.most);
+    let read = tokio::time::timeout(allowance.time, read).await;
     read.unwrap_or_else(|_| Err(slow()))?;
     Ok(coming.end())
 }

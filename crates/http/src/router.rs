@@ -407,12 +407,12 @@ impl RequestScope<'_> {
         arrived: &mut IncomingRequest,
         caller: &HttpCaller,
     ) -> Result<RequestText, ApiError> {
-        let room = request_body::UploadAllowance {
+        let allowance = request_body::UploadAllowance {
             lease: self.conn.shared.gateway.lease(caller),
             most: MCP_BYTES_MAX,
             time: self.settings.patience.body_time,
         };
-        request_body::whole(&arrived.parts.headers, &mut arrived.body, room).await
+        request_body::whole(&arrived.parts.headers, &mut arrived.body, allowance).await
     }
 
     /// A WebSocket is open to every client whose token is not wrong: a client without a token has no identity in it.

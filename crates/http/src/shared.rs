@@ -106,7 +106,7 @@ pub(crate) struct HttpShared {
     pub(crate) paths: Vec<&'static str>,
     pub(crate) router: Router,
     pub(crate) h3: bool,
-    outside: ArcSwap<PublicReachability>,
+    reachability: ArcSwap<PublicReachability>,
     settings: ArcSwap<HttpSettings>,
 }
 
@@ -129,7 +129,7 @@ impl HttpShared {
             paths: parts.routes.iter().map(|(path, _)| *path).collect(),
             router,
             h3,
-            outside: ArcSwap::default(),
+            reachability: ArcSwap::default(),
             settings: ArcSwap::from_pointee(parts.settings),
         }))
     }
@@ -144,11 +144,11 @@ impl HttpShared {
     }
 
     pub(crate) fn set_reachability(&self, seen: PublicReachability) {
-        self.outside.store(Arc::new(seen));
+        self.reachability.store(Arc::new(seen));
     }
 
     pub(crate) fn reachability(&self) -> arc_swap::Guard<Arc<PublicReachability>> {
-        self.outside.load()
+        self.reachability.load()
     }
 }
 

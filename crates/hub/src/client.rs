@@ -56,7 +56,7 @@ async fn at(
     let reply = answer.map_err(|_| EnrolClientError::Silent)??;
     match reply {
         JoinReply::Refused { error } => Err(EnrolClientError::Refused(error)),
-        // TLS proved a pinned key. A card with another key would have the node keep a hub that it
+        // TLS proved a pinned key. Information about a hub with another key would have the node keep a hub that it
         // never spoke to.
         JoinReply::Taken(enrolled) if target.pins.contains(&enrolled.hub.key) => Ok(enrolled),
         JoinReply::Taken(enrolled) => Err(EnrolClientError::Impostor {

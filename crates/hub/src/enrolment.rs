@@ -21,7 +21,7 @@ use crate::pending::{PendingKey, PendingKeys};
 use crate::record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, TokenValidity, USES_MAX};
 use crate::store::TokenStore;
 use crate::token::EnrolToken;
-use crate::wire::{HubCard, JoinAcceptance, JoinRequest};
+use crate::wire::{HubInfo, JoinAcceptance, JoinRequest};
 
 pub use error::{ApproveError, EnrolError, InviteError};
 pub use removal::{change_peer, has_invitation, shut_out};
@@ -89,7 +89,7 @@ pub struct Approval {
 pub struct EnrolmentService {
     tokens: Arc<dyn TokenStore>,
     peers: Arc<dyn IdentityStore>,
-    card: ArcSwap<HubCard>,
+    hub_info: ArcSwap<HubInfo>,
     policy: ArcSwap<EnrolPolicy>,
     pending: Mutex<PendingKeys>,
     turn: tokio::sync::Mutex<()>,
@@ -112,13 +112,13 @@ impl EnrolmentService {
     pub fn new(
         tokens: Arc<dyn TokenStore>,
         peers: Arc<dyn IdentityStore>,
-        card: HubCard,
+        hub_info: HubInfo,
         policy: EnrolPolicy,
     ) -> Self {
         Self {
             tokens,
             peers,
-            card: ArcSwap::from_pointee(card),
+            hub_info: ArcSwap::from_pointee(hub_info),
             policy: ArcSwap::from_pointee(policy),
             pending: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -549,7 +549,7 @@ impl EnrolmentService {
         JoinAcceptance {
             peer_id,
             name,
-            hub: HubCard::clone(&self.card.load()),
+            hub: HubInfo::clone(&self.hub_info.load()),
         }
     }
 

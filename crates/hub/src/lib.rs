@@ -55,4 +55,4 @@ pub use proof::{JoinProof, PROOF_SKEW, ProofError};
 pub use record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, TokenValidity, USES_MAX};
 pub use store::{MemoryTokens, TokenStore, TokenStoreError};
 pub use token::{EnrolToken, EnrolTokenError};
-pub use wire::{ALPN, HubCard, JoinAcceptance, JoinRefusal, JoinRequest, MESSAGE_BYTES_MAX};
+pub use wire::{ALPN, HubInfo, JoinAcceptance, JoinRefusal, JoinRequest, MESSAGE_BYTES_MAX};

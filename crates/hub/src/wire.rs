@@ -55,12 +55,12 @@ pub struct JoinAcceptance {
     /// What it is called.
     pub name: String,
     /// The hub.
-    pub hub: HubCard,
+    pub hub: HubInfo,
 }
 
 /// A hub about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HubCard {
+pub struct HubInfo {
     /// Its key.
     pub key: PeerKey,
     /// What it is called.
@@ -144,7 +144,7 @@ mod tests {
         let taken = JoinReply::Taken(JoinAcceptance {
             peer_id: "p1".parse().expect("a peer id"),
             name: "kitchen".to_owned(),
-            hub: HubCard {
+            hub: HubInfo {
                 key,
                 names: vec!["hub".to_owned()],
             },

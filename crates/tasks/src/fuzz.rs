@@ -100,7 +100,7 @@ impl Campaign<'_> {
                 cx.board().print(&row.line());
                 if self.keep && row.findings.is_empty() {
                     let title = format!("minimise {}", run.name);
-                    cx.step(&title, |cx| run.keep(cx, &title))?;
+                    cx.step(&title, |cx| run.keep_corpus(cx, &title))?;
                 }
             }
             rows.extend(done);
@@ -233,7 +233,7 @@ impl FuzzTargetRun {
 
     /// Replaces the corpus in the tree by the fewest inputs that take every edge that it and this
     /// machine's runs take.
-    fn keep(&self, cx: &XtaskContext, title: &str) -> Result<()> {
+    fn keep_corpus(&self, cx: &XtaskContext, title: &str) -> Result<()> {
         let scratch = ScratchFolder::new(cx.cache(), "fuzz-corpus-")?;
         let mut command = self.command();
         command

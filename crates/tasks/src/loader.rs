@@ -48,7 +48,7 @@ pub fn ensure(cx: &XtaskContext) -> Result<LoaderPrograms> {
     let key = digest::key(hashes.iter().map(String::as_bytes));
     let folder = cx.cache().join("tools").join(format!("loader-{key}"));
     if !folder.exists() {
-        keep(cx, &built, &folder)?;
+        store_programs(cx, &built, &folder)?;
     }
     let [loader, slot_probe] = PROGRAMS.map(|name| folder.join(name));
     Ok(LoaderPrograms { loader, slot_probe })
@@ -129,7 +129,7 @@ fn check(program: &Path, folders: &[(PathBuf, &str)]) -> Result<()> {
     }
 }
 
-fn keep(cx: &XtaskContext, built: &[PathBuf], folder: &Path) -> Result<()> {
+fn store_programs(cx: &XtaskContext, built: &[PathBuf], folder: &Path) -> Result<()> {
     let what = || TaskError::io(format!("make {}", folder.display()));
     let scratch = ScratchFolder::new(cx.cache(), "loader-")?;
     let fresh = scratch.path().join("ready");

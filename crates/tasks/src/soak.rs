@@ -422,8 +422,8 @@ mod tests {
     const OUTPUT: &str = "\
 running 2 tests
 test a_power_cut_costs_nothing ... ALKNET_SEED=5
-cut 0: moment 7 of 9, announced at 8, seed 3: CutSummary { kept: 4 }
-cut 1: moment 1 of 9, announced at 8, seed 4: CutSummary { kept: 0 }
+cut 0: moment 7 of 9, announced at 8, seed 3: CutSummary { whole: 4 }
+cut 1: moment 1 of 9, announced at 8, seed 4: CutSummary { whole: 0 }
 figure p99 of a call: 1.00 ms
 ok
 test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out

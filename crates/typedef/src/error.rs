@@ -31,7 +31,7 @@ pub enum TypedefError {
     },
     /// A limit is exceeded.
     #[error("{0}")]
-    Limit(Exceeded),
+    Limit(LimitExceeded),
     /// The schema breaks a rule.
     #[error("the schema at #{ptr}: {why}")]
     Schema {
@@ -48,7 +48,7 @@ pub enum TypedefError {
 
 /// The exceeded limit, and how much it allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exceeded {
+pub struct LimitExceeded {
     /// What the limit counts.
     pub what: &'static str,
     /// The highest allowed number.
@@ -93,7 +93,7 @@ impl TypedefError {
     }
 
     pub(crate) fn limit(what: &'static str, max: u64) -> Self {
-        Self::Limit(Exceeded { what, max })
+        Self::Limit(LimitExceeded { what, max })
     }
 
     pub(crate) fn schema(ptr: &str, why: impl Into<String>) -> Self {
@@ -104,7 +104,7 @@ impl TypedefError {
     }
 }
 
-impl fmt::Display for Exceeded {
+impl fmt::Display for LimitExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "too much: {} may be at most {}", self.what, self.max)
     }

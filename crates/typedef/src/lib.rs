@@ -51,7 +51,7 @@ mod tensor;
 mod value;
 
 pub use engine::{LayoutEngine, compile};
-pub use error::{Exceeded, TypedefError, Violation};
+pub use error::{LimitExceeded, TypedefError, Violation};
 pub use fields::{RecordField, RecordLayout, fields};
 pub use json::ExternalData;
 pub use kind::FieldKind;

@@ -20,10 +20,10 @@ pub enum WorkerFrameError {
     #[error("an empty frame")]
     Empty,
     /// The frame names another number of descriptors than came.
-    #[error("{came} descriptors came with a message that has {named}")]
+    #[error("{came} descriptors came with a message that has {declared}")]
     Descriptors {
         /// Number of descriptors that the frame names.
-        named: usize,
+        declared: usize,
         /// Number of descriptors that came.
         came: usize,
     },

@@ -39,8 +39,8 @@ use crate::frame::channel::{self, ChannelRead};
 use crate::limits::SEND_AGAIN_MAX;
 use crate::setup::{ConfinementReport, Setup, VERSION};
 use crate::{
-    CallStats, Decoder, FromWorkerMessage, Gap, GuestError, WorkerFrameError, WorkerReply,
-    WorkerRole,
+    CallStats, ConfinementGap, Decoder, FromWorkerMessage, GuestError, WorkerFrameError,
+    WorkerReply, WorkerRole,
 };
 use crate::{confine, encode, sys};
 
@@ -118,7 +118,7 @@ fn lives(host: &OwnedFd) -> bool {
 pub struct ConfinedGuest {
     host: OwnedFd,
     setup: Setup,
-    gaps: Vec<Gap>,
+    gaps: Vec<ConfinementGap>,
     decoder: Decoder,
 }
 

@@ -54,7 +54,7 @@ pub enum SandboxLayer {
 
 /// A layer that is not in place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
+pub struct ConfinementGap {
     /// The layer.
     pub layer: SandboxLayer,
     /// The reason, in the words of the kernel or of this crate.
@@ -67,15 +67,15 @@ pub struct Sandbox {
     /// The level.
     pub level: ConfinementLevel,
     /// The layers that are missing for [`ConfinementLevel::Full`].
-    pub gaps: Vec<Gap>,
+    pub gaps: Vec<ConfinementGap>,
 }
 
 impl Sandbox {
     /// Computes the level. A worker that may open files needs a root that has only its own.
     #[must_use]
-    pub(crate) fn from_gaps(mut gaps: Vec<Gap>, rights: Rights) -> Self {
+    pub(crate) fn from_gaps(mut gaps: Vec<ConfinementGap>, rights: Rights) -> Self {
         gaps.sort_by_key(|gap| gap.layer);
-        let missing = |layer| gaps.iter().any(|gap: &Gap| gap.layer == layer);
+        let missing = |layer| gaps.iter().any(|gap: &ConfinementGap| gap.layer == layer);
         let essential = [
             SandboxLayer::Capabilities,
             SandboxLayer::NoNewPrivileges,
@@ -94,7 +94,7 @@ impl Sandbox {
     }
 }
 
-impl Gap {
+impl ConfinementGap {
     pub(crate) fn new(layer: SandboxLayer, why: impl fmt::Display) -> Self {
         Self {
             layer,
@@ -129,7 +129,7 @@ mod tests {
     fn level(layers: &[SandboxLayer], rights: Rights) -> ConfinementLevel {
         let gaps = layers
             .iter()
-            .map(|layer| Gap::new(*layer, "test"))
+            .map(|layer| ConfinementGap::new(*layer, "test"))
             .collect();
         Sandbox::from_gaps(gaps, rights).level
     }

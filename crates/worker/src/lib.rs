@@ -85,7 +85,7 @@ pub use host::{
     OverrunStats, ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer,
     WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
 };
-pub use level::{ConfinementLevel, Gap, Sandbox, SandboxLayer};
+pub use level::{ConfinementGap, ConfinementLevel, Sandbox, SandboxLayer};
 pub use message::{
     CallStats, FromWorkerMessage, ToWorkerMessage, WorkerEvent, WorkerFault, WorkerLogLevel,
     WorkerReply,

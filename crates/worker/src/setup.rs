@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Gap, WorkerError, WorkerRole};
+use crate::{ConfinementGap, WorkerError, WorkerRole};
 
 /// Version of the protocol between host and worker. They are one executable, so that a difference means that two
 /// builds were mixed.
@@ -31,7 +31,7 @@ pub(crate) struct Setup {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfinementReport {
     /// The layers of the sandbox that are not in place.
-    pub gaps: Vec<Gap>,
+    pub gaps: Vec<ConfinementGap>,
 }
 
 /// The namespaces that a worker has of its own.

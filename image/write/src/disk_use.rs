@@ -27,7 +27,7 @@ struct DeviceTree {
 /// A row of the table of mounts.
 struct MountRow {
     number: String,
-    place: String,
+    mount_point: String,
     source: String,
 }
 
@@ -41,18 +41,24 @@ pub(crate) fn refuse_used(folders: &SystemFolders, disk: &Path) -> Result<(), Fl
     let mounts = folders.proc.join("self/mountinfo");
     let table = fs::read_to_string(&mounts).map_err(open(mounts.clone()))?;
     let rows = table.lines().filter_map(mount_row);
-    let places: Vec<String> = rows
+    let mount_points: Vec<String> = rows
         .filter(|row| tree.has(row))
-        .map(|row| row.place)
+        .map(|row| row.mount_point)
         .collect();
-    if places
+    if mount_points
         .iter()
-        .any(|place| SYSTEM_PLACES.contains(&place.as_str()))
+        .any(|mount_point| SYSTEM_PLACES.contains(&mount_point.as_str()))
     {
-        return Err(FlashError::SystemDisk { disk: name, places });
+        return Err(FlashError::SystemDisk {
+            disk: name,
+            mount_points,
+        });
     }
-    if !places.is_empty() {
-        return Err(FlashError::Mounted { disk: name, places });
+    if !mount_points.is_empty() {
+        return Err(FlashError::Mounted {
+            disk: name,
+            mount_points,
+        });
     }
     let swaps = folders.proc.join("swaps");
     // A kernel without swap has no such file.
@@ -130,11 +136,11 @@ fn mount_row(line: &str) -> Option<MountRow> {
     let (before, after) = line.split_once(" - ")?;
     let mut before = before.split(' ').skip(2);
     let number = before.next()?.to_owned();
-    let place = unescaped(before.nth(1)?);
+    let mount_point = unescaped(before.nth(1)?);
     let source = unescaped(after.split(' ').nth(1)?);
     Some(MountRow {
         number,
-        place,
+        mount_point,
         source,
     })
 }
@@ -238,11 +244,11 @@ mod tests {
              29 1 8:1 / /mnt/two\\040words rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
              30 1 8:2 / /srv rw - ext4 /dev/sda2 rw\n",
         );
-        let Some(FlashError::Mounted { disk, places }) = computer.refusal("sda") else {
+        let Some(FlashError::Mounted { disk, mount_points }) = computer.refusal("sda") else {
             panic!("it is mounted");
         };
         assert_eq!(
-            (disk.as_str(), places),
+            (disk.as_str(), mount_points),
             ("sda", vec!["/mnt/two words".into(), "/srv".into()])
         );
         assert!(computer.refusal("sdb").is_none());

@@ -54,20 +54,20 @@ pub enum FlashError {
         disk: String,
     },
     /// The system runs from the disk.
-    #[error("the system runs from {disk}: it is mounted at {}", places.join(", "))]
+    #[error("the system runs from {disk}: it is mounted at {}", mount_points.join(", "))]
     SystemDisk {
         /// The disk's name.
         disk: String,
         /// Where its file systems are mounted.
-        places: Vec<String>,
+        mount_points: Vec<String>,
     },
     /// File systems on the disk are mounted.
-    #[error("{disk} is mounted at {}; unmount it first", places.join(", "))]
+    #[error("{disk} is mounted at {}; unmount it first", mount_points.join(", "))]
     Mounted {
         /// The disk's name.
         disk: String,
         /// Where its file systems are mounted.
-        places: Vec<String>,
+        mount_points: Vec<String>,
     },
     /// The system swaps to the disk.
     #[error("the system swaps to {}; give 'swapoff' first", devices.join(", "))]

@@ -125,7 +125,7 @@ pub fn flash(
     if !zeros.map_err(target.failed("cannot be read back"))? {
         return Err(other_bytes(target, "the place of the vault"));
     }
-    place(target, options.files, tell)?;
+    write_files(target, options.files, tell)?;
     tell(FlashStep::Finishing);
     finish(source.head(), target, &read_head)?;
     let known = !target.is_device() || sys::read_partition_table(target.handle()).is_ok();
@@ -357,7 +357,7 @@ fn compare(
 }
 
 /// Places files on the EFI system partition, and reads them back.
-fn place(
+fn write_files(
     target: &DiskTarget,
     files: &[PlacedFile],
     tell: &mut dyn FnMut(FlashStep),

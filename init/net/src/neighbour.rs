@@ -35,10 +35,10 @@ impl RouterAdvertisedDns {
         let secs = u32::from_be_bytes([*a, *b, *c, *d]);
         let end = (secs != FOREVER).then(|| now + Duration::from_secs(secs.into()));
         match *kind {
-            RDNSS => servers(value).for_each(|s| keep(&mut self.servers, s, end, now)),
+            RDNSS => servers(value).for_each(|s| update_entry(&mut self.servers, s, end, now)),
             DNSSL => {
                 for name in read_names(value) {
-                    keep(&mut self.domains, name, end, now);
+                    update_entry(&mut self.domains, name, end, now);
                 }
             }
             // The kernel passes on every option that it does not use itself.
@@ -80,7 +80,7 @@ fn servers(value: &[u8]) -> impl Iterator<Item = Ipv6Addr> {
 }
 
 /// Adds an entry, or removes it if its lifetime is zero.
-fn keep<K: Ord>(
+fn update_entry<K: Ord>(
     map: &mut BTreeMap<K, Option<Duration>>,
     key: K,
     end: Option<Duration>,

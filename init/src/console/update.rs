@@ -44,7 +44,7 @@ pub(super) fn version_lines(facts: &UpdateFacts) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::UpdateEnd;
+    use crate::control::UpdateOutcome;
 
     fn facts(state: &str) -> UpdateFacts {
         UpdateFacts {
@@ -96,11 +96,11 @@ mod tests {
             ("rolled-back", Some("1.1.0 was rolled back")),
             ("confirmed", None),
         ] {
-            ended.last = Some(UpdateEnd {
+            ended.last = Some(UpdateOutcome {
                 version: "1.1.0".to_owned(),
                 outcome: outcome.to_owned(),
                 reason: "it stopped".to_owned(),
-                ..UpdateEnd::default()
+                ..UpdateOutcome::default()
             });
             let lines = version_lines(&ended).expect("it has slots");
             assert_eq!(lines.get(1).map(String::as_str), line, "{outcome}");

@@ -61,26 +61,24 @@ pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Mac
 /// does not fit, or cannot be written, it closes everything again.
 pub(crate) fn conclude(
     prepared: PreparedData,
-    vault: Option<OpenAlkv>,
+    opened: Option<OpenAlkv>,
     settings: &NodeSettings,
     access: DataAccess<'_>,
 ) -> PreparedData {
     if prepared.waiting.is_some() || !prepared.is_mounted() {
         return prepared;
     }
-    let keeper = access.keeper;
+    let vault = access.vault;
     if let Some(problem) = contradiction(&settings.config, &prepared.state) {
         return close_all(
             VaultWait::from_diagnostic(problem),
             prepared.vault_at,
-            keeper,
+            vault,
         );
     }
-    let Some(open) = vault else {
+    let Some(open) = opened else {
         return match lost_key(&prepared.state_dir) {
-            Some(problem) => {
-                close_all(VaultWait::from_diagnostic(problem).for_good(), None, keeper)
-            }
+            Some(problem) => close_all(VaultWait::from_diagnostic(problem).for_good(), None, vault),
             None => prepared,
         };
     };
@@ -89,7 +87,7 @@ pub(crate) fn conclude(
         Err(problem) => close_all(
             VaultWait::from_diagnostic(problem).for_good(),
             prepared.vault_at,
-            keeper,
+            vault,
         ),
     }
 }
@@ -139,7 +137,7 @@ fn settle(
     settings: &NodeSettings,
     access: DataAccess<'_>,
 ) -> Result<(), MachineDiagnostic> {
-    let keeper = access.keeper;
+    let vault = access.vault;
     // The check comes before the first withdrawal: the permission of the first boot must be there
     // for a repair.
     if settings.is_lost() {
@@ -154,7 +152,7 @@ fn settle(
     }
     let is_first = open.pending().partition;
     // The words are written before the permission to show them ends: otherwise they would be lost.
-    vault::settle_words(keeper, &prepared.state_dir).map_err(|error| MachineDiagnostic {
+    vault::settle_words(vault, &prepared.state_dir).map_err(|error| MachineDiagnostic {
         code: "words-not-kept".to_owned(),
         text: format!(
             "the new words of this node cannot be written, encrypted to vault.words_to: {error}"
@@ -166,7 +164,7 @@ fn settle(
         partition: true,
         // After a later start, the console says that the owner has not confirmed the words. They
         // can be shown until the start after that.
-        words: !is_first || keeper.facts().words_kept,
+        words: !is_first || vault.facts().words_kept,
     };
     let unwritten = |error: &dyn std::fmt::Display| MachineDiagnostic {
         code: "vault-damaged".to_owned(),
@@ -181,7 +179,7 @@ fn settle(
         // An older copy of the vault permits more, so the ledger records this one.
         access.ledger(device, &prepared.state_dir).note(&open);
     }
-    keeper.settle(&open);
+    vault.settle(&open);
     Ok(())
 }
 

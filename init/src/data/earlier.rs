@@ -111,7 +111,7 @@ pub(super) fn unasked(
         .warn(format_args!("that vault opens by: {opens_by}"));
     // A configuration that cannot be read is a problem of its own.
     let media = VaultMedia::read(access.offer.pasted.as_ref()).ok()?;
-    let asks_for = asked(&kinds, &media.vault)?;
+    let asks_for = requested_slots(&kinds, &media.vault)?;
     Some(problem(
         "vault-unasked",
         format!(
@@ -125,14 +125,14 @@ pub(super) fn unasked(
 
 /// What the configuration asks for, if it is something else. A configuration without `vault.unlock` leaves the slots to
 /// the machine.
-fn asked(kinds: &[&str], config: &VaultSection) -> Option<String> {
+fn requested_slots(kinds: &[&str], config: &VaultSection) -> Option<String> {
     if config.init == VaultInit::Off {
         return Some("no vault".to_owned());
     }
-    let mut asked: Vec<_> = config.unlock.iter().map(|one| one.name()).collect();
-    asked.sort_unstable();
-    asked.dedup();
-    (!asked.is_empty() && asked != kinds).then(|| asked.join(", "))
+    let mut requested_slots: Vec<_> = config.unlock.iter().map(|one| one.name()).collect();
+    requested_slots.sort_unstable();
+    requested_slots.dedup();
+    (!requested_slots.is_empty() && requested_slots != kinds).then(|| requested_slots.join(", "))
 }
 
 #[cfg(test)]
@@ -178,7 +178,7 @@ mod tests {
             ("[vault]\ninit = \"off\"\n", &["none"], Some("no vault")),
         ] {
             let config = NodeConfig::parse(document.as_bytes()).expect("a right one");
-            let found = asked(kinds, &config.vault);
+            let found = requested_slots(kinds, &config.vault);
             assert_eq!(found.as_deref(), expected, "{document:?} {kinds:?}");
         }
     }

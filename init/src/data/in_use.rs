@@ -31,17 +31,17 @@ pub(crate) fn reopen(
     access: DataAccess<'_>,
 ) -> Result<(), VaultWait> {
     let DataAccess {
-        keeper, offer, log, ..
+        vault, offer, log, ..
     } = access;
     // The typed secret may be right, and the disk may answer correctly next time.
-    let ask = keeper.asks();
+    let ask = vault.asks();
     let gone = |why: String| VaultWait::new(ask, "vault-locked", why, NotInUse::Another.hint());
     let found = copies(device).load();
     let found = found.map_err(|error| gone(error.to_string()))?;
     let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
     let media = VaultMedia::secrets_for(&found.newest);
     let permits = |open: &OpenAlkv| {
-        keeper.check_in_use(open).map_err(|which| match which {
+        vault.check_in_use(open).map_err(|which| match which {
             NotInUse::Another | NotInUse::Forged => {
                 VaultWait::new(ask, "vault-locked", which.to_string(), which.hint())
             }
@@ -50,13 +50,13 @@ pub(crate) fn reopen(
             }
         })?;
         // Words on a medium are for a start. Now there is a console.
-        let proof = || generations::is_proven(&found, open, offer, keeper, || false);
+        let proof = || generations::is_proven(&found, open, offer, vault, || false);
         let checked = access.ledger(device, state_dir).check(open, false, proof);
         checked.map_err(|waiting| generations::unproven(waiting, offer))
     };
-    let mut open = vault::open(&found, keeper, offer, &media, log, &permits)?;
+    let mut open = vault::open(&found, vault, offer, &media, log, &permits)?;
     match withdraw(&mut open, ended, device, &access.ledger(device, state_dir)) {
-        Ok(()) => keeper.settle(&open),
+        Ok(()) => vault.settle(&open),
         Err(error) => log.error(format_args!(
             "that the first boot has ended cannot be noted in the vault: {error}"
         )),
@@ -91,19 +91,19 @@ pub(crate) fn conclude(
     device: &Path,
     state_dir: &Path,
     ended: FirstBootPermissions,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     log: &InitLog,
 ) -> Result<FirstBootPermissions, String> {
     let mut copies = copies(device);
     let found = copies.load().map_err(|error| error.to_string())?;
     let found = found.ok_or_else(|| "there is no vault any more".to_owned())?;
     let media = VaultMedia::secrets_for(&found.newest);
-    vault::conclude(&found, ended, keeper, &media, |open| {
+    vault::conclude(&found, ended, vault, &media, |open| {
         copies.save(open)?;
         // An older copy of the vault permits more, so the ledger records this one.
         let ledger = GenerationLedger {
             device,
-            keeper,
+            vault,
             log,
             state_dir,
         };

@@ -65,7 +65,7 @@ pub(crate) const NODE_UID: u32 = 1000;
 /// What the data partition is opened with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataAccess<'a> {
-    pub(crate) keeper: &'a VaultHandle,
+    pub(crate) vault: &'a VaultHandle,
     pub(crate) offer: &'a UnlockCredentials,
     pub(crate) log: &'a InitLog,
     /// Whether a blank disk becomes this machine's. See
@@ -95,7 +95,7 @@ impl<'a> DataAccess<'a> {
     fn ledger(&self, device: &'a Path, state_dir: &'a Path) -> GenerationLedger<'a> {
         GenerationLedger {
             device,
-            keeper: self.keeper,
+            vault: self.vault,
             log: self.log,
             state_dir,
         }
@@ -129,7 +129,7 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     // The administrator expects the node on a disk. One that served from the medium would be another node.
     if let Some(problem) = install::refusal() {
         let waiting = VaultWait::from_diagnostic(problem.clone()).for_good();
-        return close_all(waiting, None, access.keeper);
+        return close_all(waiting, None, access.vault);
     }
     let opened = match locate(sys, log) {
         Ok(found) => open(sys, &found, access),
@@ -149,7 +149,7 @@ pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
         Err(DataError::Problem(problem)) => (VaultWait::from_diagnostic(*problem).for_good(), None),
         Err(DataError::Waiting(waiting, vault_at)) => (*waiting, vault_at),
     };
-    let mut prepared = close_all(closed.0, closed.1, access.keeper);
+    let mut prepared = close_all(closed.0, closed.1, access.vault);
     // The first problem says why nothing is served.
     prepared.problems.extend(erase::uncounted());
     prepared.problems.extend(earlier::kept_data_problem());
@@ -187,14 +187,14 @@ fn complete(prepared: &mut PreparedData) {
 
 /// Closes everything that was opened: wipes the seed, unmounts the data, and makes the kernel
 /// forget their key.
-fn close_all(waiting: VaultWait, vault_at: Option<PathBuf>, keeper: &VaultHandle) -> PreparedData {
+fn close_all(waiting: VaultWait, vault_at: Option<PathBuf>, vault: &VaultHandle) -> PreparedData {
     // Only an open vault has a log for this event.
-    if keeper.is_open() {
-        keeper.events().add(AuditEvent::Locked { hard: true });
+    if vault.is_open() {
+        vault.events().add(AuditEvent::Locked { hard: true });
     }
-    keeper.close();
+    vault.close();
     // The words of a closed vault are neither shown nor written by the next vault that opens.
-    keeper.forget_words();
+    vault.forget_words();
     // In most cases nothing is mounted.
     if let Err(error) = close() {
         tracing::debug!(%error, "the data partition stays mounted");

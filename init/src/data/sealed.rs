@@ -214,9 +214,9 @@ fn cover(
     access: DataAccess<'_>,
 ) {
     let DataAccess {
-        keeper, offer, log, ..
+        vault, offer, log, ..
     } = access;
-    if !vault::cover(open, keeper, offer, log) {
+    if !vault::cover(open, vault, offer, log) {
         return;
     }
     match disk.copies().save(open) {
@@ -233,12 +233,12 @@ fn newest(
     open: &OpenAlkv,
     access: DataAccess<'_>,
 ) -> Result<(), DataError> {
-    let DataAccess { keeper, log, .. } = access;
+    let DataAccess { vault, log, .. } = access;
     let device = disk.path();
     let ledger = access.ledger(&device, state_dir);
     let checked = ledger.check(open, false, || is_proven(found, open, access));
     checked.map_err(|waiting| {
-        keeper.close();
+        vault.close();
         if let Err(error) = super::close() {
             log.error(format_args!("the data stays mounted: {error}"));
         }
@@ -253,7 +253,7 @@ fn is_proven(found: &VaultFound, open: &OpenAlkv, access: DataAccess<'_>) -> boo
         let mut words = secrets.words.iter().chain(&secrets.other_words);
         words.any(|words| words.entropy == *open.entropy())
     };
-    generations::is_proven(found, open, access.offer, access.keeper, medium_has_words)
+    generations::is_proven(found, open, access.offer, access.vault, medium_has_words)
 }
 
 /// Finishes an interrupted change of the master key. It does the work only if there are more than the two key slots
@@ -298,7 +298,7 @@ fn volume_key(
         Ok((_, key)) => return Ok((key, OpenedBy::Vault)),
         Err(error) => error,
     };
-    let recovery = recovery(disk, access.keeper)?;
+    let recovery = recovery(disk, access.vault)?;
     // The first error says what is wrong: the vault's own secret does not open the partition.
     let Ok((_, key)) = unlock_with(sealed, &recovery, |slot| slot != BY_WORDS) else {
         return Err(sealed_problem(disk, &error));
@@ -352,7 +352,7 @@ pub(super) fn first(
         media: &media.secrets,
         offer: access.offer,
         name: media.name.as_deref(),
-        escrow: access.keeper.escrow(),
+        escrow: access.vault.escrow(),
     };
     let made = vault::create(&first, access.log).map_err(|waiting| waits(disk, waiting))?;
     // The vault is written and read back before anything is encrypted: no data may depend on a vault that does not
@@ -364,7 +364,7 @@ pub(super) fn first(
         Err(error) => return vault_problem(disk, &error),
     }
     let open = access
-        .keeper
+        .vault
         .adopt(made, &media.vault.words_to)
         .map_err(|waiting| waits(disk, waiting))?;
     let made = make(disk, open, access);
@@ -379,13 +379,13 @@ fn show_again(
     access: DataAccess<'_>,
 ) -> Result<(), DataError> {
     if !open.pending().words {
-        access.keeper.words_are_kept();
+        access.vault.words_are_kept();
         return Ok(());
     }
     let pasted = access.offer.pasted.as_ref();
     let media = VaultMedia::read(pasted).map_err(|waiting| waits(disk, waiting))?;
     let words = open.entropy().phrase();
-    let shown = access.keeper.present(words, &media.vault.words_to);
+    let shown = access.vault.present(words, &media.vault.words_to);
     shown.map_err(|waiting| waits(disk, waiting))
 }
 
@@ -404,7 +404,7 @@ fn make(
     ));
     let (own, words) = (
         luks_phrase(&open.data_secret()),
-        recovery(disk, access.keeper)?,
+        recovery(disk, access.vault)?,
     );
     let vault = open.alkv().uuid().to_string();
     let uuid = super::random_uuid().or_else(|error| unreadable(disk.found, &error))?;
@@ -495,10 +495,10 @@ fn unlock(
 ) -> Result<OpenAlkv, DataError> {
     let media = VaultMedia::secrets_for(&found.newest);
     let DataAccess {
-        keeper, offer, log, ..
+        vault, offer, log, ..
     } = access;
     let permits = |open: &OpenAlkv| {
-        keeper.check_words(open).map_err(another)?;
+        vault.check_words(open).map_err(another)?;
         match front {
             DiskHead::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
             DiskHead::Blank => {
@@ -509,8 +509,8 @@ fn unlock(
             DiskHead::Sealed => Ok(()),
         }
     };
-    keeper.note(&found.newest);
-    let opened = vault::open(found, keeper, offer, &media, log, &permits);
+    vault.note(&found.newest);
+    let opened = vault::open(found, vault, offer, &media, log, &permits);
     opened.map_err(|waiting| waits(disk, waiting))
 }
 
@@ -529,9 +529,9 @@ fn write_again(disk: &DataBlockDevice<'_>, found: &VaultFound, open: &OpenAlkv, 
 /// The LUKS phrase of the words.
 fn recovery(
     disk: &DataBlockDevice<'_>,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
 ) -> Result<alknet_vault::SecretStr, DataError> {
-    let secret = keeper.vault().recovery_secret();
+    let secret = vault.vault().recovery_secret();
     let secret = secret.map_err(|error| waits(disk, not_open(&error)))?;
     Ok(luks_phrase(&secret))
 }

@@ -219,7 +219,7 @@ impl InitMachine {
 
 /// Runs a task in a helper. The task counts as over even after a panic.
 pub(super) fn helper_outcome(task: &HelperTask) -> Result<HelperOutcome, String> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(task)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| helper_process::run(task)));
     let outcome = outcome.map_err(|payload| panic_text(&*payload));
     outcome.and_then(|run| run.map_err(|error| error.to_string()))
 }

@@ -46,7 +46,7 @@ impl InitMachine {
     fn forget_shares(&self) {
         // An attempt to open the vault may be waiting for the same shares.
         if self.waiting.is_none() {
-            self.keeper.escrow().clear();
+            self.vault.escrow().clear();
         }
     }
 
@@ -93,7 +93,7 @@ impl InitMachine {
         }
         self.working = true;
         self.asking.try_begins();
-        let keeper = Arc::clone(&self.keeper);
+        let vault = Arc::clone(&self.vault);
         let log = self.log.clone();
         let state_dir = self.state_dir.clone();
         let audit = state_dir.join(AUDIT_DIR);
@@ -102,7 +102,7 @@ impl InitMachine {
             let place = CommandContext {
                 audit: &audit,
                 device: &device,
-                keeper: &keeper,
+                vault: &vault,
                 log: &log,
                 state_dir: &state_dir,
                 sources: &SystemSources,

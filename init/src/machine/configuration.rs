@@ -122,7 +122,8 @@ impl InitMachine {
         let error = Some("it failed; the log says why".to_owned());
         let failed = MachineEvent::Kept { life, n, error };
         self.blocking("keeping the configuration", failed, move || {
-            let kept = alknet_provisioning::keep(&dir.join("config"), document.as_bytes());
+            let kept =
+                alknet_provisioning::store_document(&dir.join("config"), document.as_bytes());
             let error = kept.err().map(|error| error.to_string());
             MachineEvent::Kept { life, n, error }
         });
@@ -151,8 +152,8 @@ impl InitMachine {
     /// cannot withdraw the permission to take another one. An attacker's medium would then have
     /// that permission once the stored configuration is damaged.
     fn first_configuration_waits(&self) -> bool {
-        let keeper = &self.keeper;
-        keeper.is_locked() && keeper.is_sealed() && keeper.pending().configuration
+        let vault = &self.vault;
+        vault.is_locked() && vault.is_sealed() && vault.pending().configuration
     }
 
     /// The node has a configuration from now on, whatever happens to the file.
@@ -190,9 +191,9 @@ impl InitMachine {
         }
         let config_changes = self.config_changes.count;
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
-        let keeper = Arc::clone(&self.keeper);
+        let vault = Arc::clone(&self.vault);
         self.blocking(READING, MachineEvent::Tick, move || {
-            let settings = NodeSettings::read(data.as_deref(), &keeper, None, None);
+            let settings = NodeSettings::read(data.as_deref(), &vault, None, None);
             MachineEvent::Settings {
                 config_changes,
                 settings: Box::new(settings),
@@ -242,10 +243,10 @@ impl InitMachine {
         }
         self.config_changes.begin();
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
-        let keeper = Arc::clone(&self.keeper);
+        let vault = Arc::clone(&self.vault);
         self.blocking(PASTING, MachineEvent::Tick, move || {
             let pasted = Some(document.copied());
-            let settings = NodeSettings::read(data.as_deref(), &keeper, None, pasted);
+            let settings = NodeSettings::read(data.as_deref(), &vault, None, pasted);
             MachineEvent::Pasted(Box::new((settings, document)))
         });
     }

@@ -47,7 +47,7 @@ impl InitMachine {
         }
         // This comes before anything that could hang: from here on a thread ends the machine when
         // the bound is over.
-        shutdown::guard(action, Arc::clone(&self.keeper));
+        shutdown::guard(action, Arc::clone(&self.vault));
         // Words would stay on a screen that keeps its picture through a restart.
         self.drop_command();
         self.asking.end_private();
@@ -57,7 +57,7 @@ impl InitMachine {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }
         self.end_wait_for_mark();
-        self.keeper.forget_master_key();
+        self.vault.forget_master_key();
         // The node is about to end, and must not be started again.
         self.supervisor.hold();
         self.network.quiet();
@@ -99,7 +99,7 @@ impl InitMachine {
                     }
                     // Memory outlives a reset, and the memory of a virtual machine that is off may
                     // be a file.
-                    self.keeper.lock();
+                    self.vault.lock();
                     shutdown::close(shutdown.action(), self.reset.as_ref().map(Reset::device));
                 }
             }

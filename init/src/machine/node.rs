@@ -64,13 +64,13 @@ impl InitMachine {
     }
 
     pub(super) fn spawn(&mut self, now: u64) {
-        if self.waiting.is_some() && !self.keeper.is_locked() {
+        if self.waiting.is_some() && !self.vault.is_locked() {
             // Without its data the node would make a key of its own as well.
             self.log.warn("the node waits until its data are there");
             self.supervisor.idle(now);
             return;
         }
-        if self.keeper.is_locked() {
+        if self.vault.is_locked() {
             // Without its vault the node would make a key of its own. PID 1 never shows such a key.
             self.log.warn("the node waits until the vault is open");
             self.supervisor.idle(now);
@@ -84,7 +84,7 @@ impl InitMachine {
         // The number changes before the start, also if the start fails: a late message of the
         // previous life must not count for the next.
         self.life += 1;
-        match NodeProcess::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
+        match NodeProcess::spawn(self.life, &self.vault, &self.log, self.events.clone()) {
             Ok(node) => {
                 self.supervisor.spawned(now);
                 stage::record_stage(&mut self.facts.stages, BootStageName::NodeStart);
@@ -92,13 +92,13 @@ impl InitMachine {
                     config: Box::new(self.settings.config.clone()),
                     state_dir: self.state_dir.display().to_string(),
                     facts: Box::new(self.facts.snapshot()),
-                    vault: self.keeper.is_open(),
+                    vault: self.vault.is_open(),
                     records: self.settings.records.clone(),
                     trial: self.update.is_trial(),
                 });
                 self.node = Some(node);
                 // Events that the previous node did not confirm may be lost with it.
-                self.keeper.events().hand_over_again();
+                self.vault.events().hand_over_again();
                 self.tell_events();
                 self.alone = false;
             }
@@ -176,7 +176,7 @@ impl InitMachine {
         }
     }
 
-    pub(super) fn said(&mut self, message: InitMessage, now: u64) {
+    pub(super) fn handle_message(&mut self, message: InitMessage, now: u64) {
         match message {
             InitMessage::CheckStorage { n, by } => self.check_storage(n, &by),
             InitMessage::Fault { kind } => self.fault(&kind),
@@ -206,7 +206,7 @@ impl InitMachine {
             InitMessage::Status { status } => self.learn(status),
             InitMessage::Update { n, request, by } => self.update_request(n, request, by, now),
             InitMessage::VaultEventsWritten { count } => {
-                self.keeper.events().written(count);
+                self.vault.events().written(count);
                 self.tell_events();
             }
             InitMessage::VaultLocked { hard, by } => self.lock(hard, &by, now),

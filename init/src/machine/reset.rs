@@ -66,9 +66,9 @@ impl InitMachine {
         };
         self.log.warn("factory reset: keys and data are erased");
         // First of all: whatever happens to the disk, memory holds no keys any more.
-        self.keeper.lock();
+        self.vault.lock();
         // The vault goes, so the console does not show its new words again, confirmed or not.
-        self.keeper.take_words();
+        self.vault.take_words();
         self.drop_command();
         self.asking.end();
         // PID 1 does not open the vault again.
@@ -182,7 +182,7 @@ impl InitMachine {
             return true;
         }
         // An attempt that was under way may have opened the vault.
-        self.keeper.lock();
+        self.vault.lock();
         false
     }
 

@@ -37,7 +37,7 @@ pub(super) fn machine() -> InitMachine {
 /// The same with the content of its disk.
 pub(super) fn machine_with_vault() -> (InitMachine, LoadedCopies) {
     let log = InitLog::default();
-    let keeper = VaultHandle::new().expect("memory");
+    let vault = VaultHandle::new().expect("memory");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disk = dir.path().join("disk");
     let file = File::create_new(&disk).expect("a new file");
@@ -48,17 +48,17 @@ pub(super) fn machine_with_vault() -> (InitMachine, LoadedCopies) {
     let found = found.expect("a vault");
     let media = MediaSecrets::default();
     let (offer, permits) = (UnlockCredentials::default(), |_: &OpenAlkv| Ok(()));
-    let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
+    let opened = vault::open(&found, &vault, &offer, &media, &log, &permits);
     opened.map(drop).expect("its key lies beside it");
     let (events, _) = mpsc::channel(EVENTS_MAX);
-    let keeper = Arc::new(keeper);
-    let machine = InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
+    let vault = Arc::new(vault);
+    let machine = InitMachine::at_rest(InitFacts::default(), vault, settings(None), log, events);
     (machine, found)
 }
 
 /// How often the log of the vault says that the vault was locked.
 fn locked(machine: &InitMachine) -> usize {
-    let events = machine.keeper.events().fresh();
+    let events = machine.vault.events().fresh();
     let locked = events
         .iter()
         .filter(|event| event.contains(r#""ev":"locked""#));
@@ -74,7 +74,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
         Some(SupervisorAction::Spawn)
     );
     // The node has the same memory, and so it sees the lock.
-    machine.keeper.vault().lock();
+    machine.vault.vault().lock();
     assert!(machine.asking.question(console()).is_none());
     machine.spawn(0);
     assert!(machine.node.is_none(), "it would make a key of its own");
@@ -90,7 +90,7 @@ fn a_vault_locked_before_its_node_ended_prompts_again() {
     // One entry is enough, and what opens the vault starts the node.
     machine.spawn(0);
     assert_eq!(locked(&machine), 1);
-    machine.keeper.begin_attempt();
+    machine.vault.begin_attempt();
     machine.unlocked(None, 0);
     assert_eq!(
         machine.supervisor.order(0, 0),
@@ -252,26 +252,31 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
         found.expect("a vault")
     };
     let log = InitLog::default();
-    let keeper = VaultHandle::new().expect("memory");
+    let vault_handle = VaultHandle::new().expect("memory");
     let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
     let permits = |_: &OpenAlkv| Ok(());
-    let opened = vault::open(&found(), &keeper, &offer, &media, &log, &permits);
+    let opened = vault::open(&found(), &vault_handle, &offer, &media, &log, &permits);
     opened.map(drop).expect("its key lies beside it");
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
-    let keeper = Arc::new(keeper);
-    let mut machine =
-        InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
+    let vault_handle = Arc::new(vault_handle);
+    let mut machine = InitMachine::at_rest(
+        InitFacts::default(),
+        vault_handle,
+        settings(None),
+        log,
+        events,
+    );
     machine.vault_at = Some(disk.clone());
     machine.state_dir = dir.path().to_owned();
     machine.config_stored(0, 1, None);
     // A lock at that moment delays it.
-    machine.keeper.lock();
+    machine.vault.lock();
     machine.conclude_now();
     assert!(!machine.working);
-    machine.keeper.begin_attempt();
+    machine.vault.begin_attempt();
     let reopened = vault::open(
         &found(),
-        &machine.keeper,
+        &machine.vault,
         &offer,
         &media,
         &machine.log,
@@ -291,7 +296,7 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
         ..FirstBootPermissions::default()
     };
     let left = FirstBootPermissions::ALL.without(configuration);
-    assert_eq!(machine.keeper.pending(), left);
+    assert_eq!(machine.vault.pending(), left);
     let opened = found().open(&mut UnlockKey::Stored).expect("opened");
     assert_eq!(opened.pending(), left);
     assert!(!machine.working);
@@ -313,8 +318,8 @@ fn opened_by_share(share: &[u8; 32]) -> OpenAlkv {
 }
 
 /// The other node gives its share, which an attempt to open the vault requested.
-fn release(keeper: &VaultHandle, share: &[u8; 32]) {
-    let escrow = keeper.escrow();
+fn release(vault: &VaultHandle, share: &[u8; 32]) {
+    let escrow = vault.escrow();
     escrow.set_network(true);
     let (of, _) = escrow.next(0).expect("it is wanted");
     let share = HexSecret::copy_of(share);
@@ -375,20 +380,20 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
         let found = data::copies(&disk).load().expect("good");
         let found = found.expect("a vault");
         let log = InitLog::default();
-        let keeper = VaultHandle::new().expect("memory");
+        let vault = VaultHandle::new().expect("memory");
         let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
         let permits = |_: &OpenAlkv| Ok(());
-        let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
+        let opened = vault::open(&found, &vault, &offer, &media, &log, &permits);
         opened.map(drop).expect_err("no share is there yet");
-        release(&keeper, &share);
-        let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
+        release(&vault, &share);
+        let opened = vault::open(&found, &vault, &offer, &media, &log, &permits);
         opened.map(drop).expect("the share is there");
-        assert!(keeper.shows_words(), "the first ten minutes");
+        assert!(vault.shows_words(), "the first ten minutes");
 
         let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
-        let keeper = Arc::new(keeper);
+        let vault = Arc::new(vault);
         let mut machine =
-            InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
+            InitMachine::at_rest(InitFacts::default(), vault, settings(None), log, events);
         machine.vault_at = Some(disk.clone());
         machine.state_dir = dir.path().to_owned();
         machine.prepared = Some(Box::new(PreparedData {
@@ -406,20 +411,20 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
         machine.keep_open(0);
         handle(&mut machine, &mut arriving, threads).await;
         assert!(reminded.exists(), "the next start asks for proof");
-        assert_eq!(machine.keeper.pending(), FirstBootPermissions::ALL);
+        assert_eq!(machine.vault.pending(), FirstBootPermissions::ALL);
 
         for _ in 0..2 {
             machine.lock(false, "an attacker", 0);
             machine.open();
             handle(&mut machine, &mut arriving, 1).await;
             assert!(machine.waiting.is_some(), "the share was not asked for yet");
-            release(&machine.keeper, &share);
+            release(&machine.vault, &share);
             machine.open();
             handle(&mut machine, &mut arriving, 1).await;
             assert_eq!(machine.waiting, None);
-            assert!(!machine.keeper.shows_words());
+            assert!(!machine.vault.shows_words());
             // The second time this is what the disk says: nothing is left to be withdrawn.
-            assert_eq!(machine.keeper.pending(), left);
+            assert_eq!(machine.vault.pending(), left);
             assert!(machine.concluding.is_empty());
         }
     }
@@ -441,7 +446,7 @@ async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
         "wait",
     ));
     machine.opening = true;
-    assert!(machine.keeper.is_open());
+    assert!(machine.vault.is_open());
     for line in ["words", "slot add passphrase", "rekey"] {
         machine.command(VaultCommand::parse(line).expect(line));
         assert!(!machine.working, "{line}: it was begun");
@@ -479,15 +484,15 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
         let (mut machine, found) = machine_with_vault();
         // The test must not change the settings of the host.
         machine.life = 1;
-        let keeper = Arc::clone(&machine.keeper);
+        let vault_handle = Arc::clone(&machine.vault);
         let log = InitLog::default();
         let open = || {
             let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
             let permits = |_: &OpenAlkv| Ok(());
-            vault::open(&found, &keeper, &offer, &media, &log, &permits).map(drop)
+            vault::open(&found, &vault_handle, &offer, &media, &log, &permits).map(drop)
         };
         machine.lock(false, "an administrator", 0);
-        keeper.begin_attempt();
+        vault_handle.begin_attempt();
         machine.opening = true;
         if is_late {
             open().expect("its key lies beside it");
@@ -496,16 +501,16 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
         if !is_late {
             open().expect_err("it was locked");
         }
-        assert!(!keeper.is_open());
+        assert!(!vault_handle.is_open());
         end(&mut machine);
-        assert!(!keeper.is_open());
+        assert!(!vault_handle.is_open());
         assert_eq!(machine.supervisor.order(0, 0), None, "no node is started");
         let waiting = machine.waiting.as_ref().expect("it waits");
         assert_eq!(waiting.problem.text, "the vault was locked");
         assert!(machine.asking.question(console()).is_some());
         assert_eq!(machine.timers.open, None, "nor opens it by itself");
 
-        keeper.begin_attempt();
+        vault_handle.begin_attempt();
         open().expect("its owner wants it open");
         machine.unlocked(None, 0);
         assert_eq!(
@@ -520,13 +525,13 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
 fn a_machine_that_goes_down_does_not_open_its_vault_again() {
     let (mut machine, found) = machine_with_vault();
     machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
-    let keeper = Arc::clone(&machine.keeper);
-    keeper.begin_attempt();
+    let vault = Arc::clone(&machine.vault);
+    vault.begin_attempt();
     // The last step, and the bound if anything hangs before it.
-    keeper.lock();
+    vault.lock();
     let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
     let permits = |_: &OpenAlkv| Ok(());
-    let opened = vault::open(&found, &keeper, &offer, &media, &machine.log, &permits);
+    let opened = vault::open(&found, &vault, &offer, &media, &machine.log, &permits);
     opened.map(drop).expect_err("the attempt began before");
     let why = "the vault is locked";
     machine.waiting = Some(VaultWait::new(
@@ -537,7 +542,7 @@ fn a_machine_that_goes_down_does_not_open_its_vault_again() {
     ));
     machine.prepared = Some(Box::new(needs_more(UnlockCredentials::default()).prepared));
     machine.open();
-    assert!(!machine.opening && !keeper.is_open());
+    assert!(!machine.opening && !vault.is_open());
 }
 
 /// How often the machine's log has that text.
@@ -585,32 +590,37 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
             found.expect("a vault")
         };
         let log = InitLog::default();
-        let keeper = VaultHandle::new().expect("memory");
+        let vault_handle = VaultHandle::new().expect("memory");
         let media = MediaSecrets::default();
         let offer = UnlockCredentials {
             passphrase: Some(passphrase()),
             ..UnlockCredentials::default()
         };
         let permits = |_: &OpenAlkv| Ok(());
-        let opened = vault::open(&found(), &keeper, &offer, &media, &log, &permits);
-        keeper.settle(&opened.expect("it was typed"));
-        assert!(keeper.has_master_key() && !keeper.is_configured());
+        let opened = vault::open(&found(), &vault_handle, &offer, &media, &log, &permits);
+        vault_handle.settle(&opened.expect("it was typed"));
+        assert!(vault_handle.has_master_key() && !vault_handle.is_configured());
         let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
-        let keeper = Arc::new(keeper);
-        let mut machine =
-            InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
+        let vault_handle = Arc::new(vault_handle);
+        let mut machine = InitMachine::at_rest(
+            InitFacts::default(),
+            vault_handle,
+            settings(None),
+            log,
+            events,
+        );
         machine.vault_at = Some(disk.clone());
         machine.state_dir = dir.path().to_owned();
         if locks {
             machine.lock(false, "an administrator", 0);
-            assert!(!machine.keeper.has_master_key());
+            assert!(!machine.vault.has_master_key());
         }
         machine.config_stored(0, 1, None);
         machine.conclude_now();
         assert_eq!(machine.working, !locks);
         if locks {
             // The next typed passphrase withdraws it. Until then nothing more is stored.
-            assert_eq!(machine.keeper.pending(), permitted);
+            assert_eq!(machine.vault.pending(), permitted);
             machine.facts.data.mode = "mounted".to_owned();
             machine.facts.data.cipher = Some("aes-xts-plain64".to_owned());
             machine.keep_config(2, "node.name = \"first\"\n".to_owned());
@@ -624,8 +634,8 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
             continue;
         }
         handle(&mut machine, &mut arriving, 1).await;
-        assert_eq!(machine.keeper.pending(), left);
-        assert!(machine.keeper.is_configured() && !machine.keeper.has_master_key());
+        assert_eq!(machine.vault.pending(), left);
+        assert!(machine.vault.is_configured() && !machine.vault.has_master_key());
         let mut key = UnlockKey::Passphrase {
             passphrase: &passphrase(),
             cap_kib: u32::MAX,

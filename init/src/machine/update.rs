@@ -18,8 +18,8 @@ use crate::control::{PowerAction, UpdateAnswer, UpdatePlan};
 use crate::log::InitLog;
 use crate::settings;
 use crate::update::{
-    FramesEnd, GateBaseline, NoteSchedule, RefusalCode, StageOrder, StagingProgress, StartKind,
-    StartReport, TrialMemory, UpdateAnchor, UpdateGate, UpdateLook, UpdateRefusal, UpdateStart,
+    FramesEnd, GateBaseline, NoteSchedule, RefusalCode, SlotStatus, StageOrder, StagingProgress,
+    StartKind, StartReport, TrialMemory, UpdateAnchor, UpdateGate, UpdateRefusal, UpdateStart,
     UpdateSystem,
 };
 
@@ -53,7 +53,7 @@ pub(crate) enum UpdateEvent {
     /// The boot note has the reason why the gate gives up.
     GaveUp,
     /// The disk was read.
-    Looked(Box<UpdateLook>),
+    Looked(Box<SlotStatus>),
     NoteWritten(bool),
     /// The slots of the TPM for a program that is not wanted any more are gone.
     SlotsRemoved(Result<usize, String>),
@@ -110,7 +110,7 @@ pub(super) struct MachineUpdate {
     again_at: Option<u64>,
     /// The note of this trial, without what the machine's facts add.
     note: Option<BootNote>,
-    keeper: NoteSchedule,
+    note_schedule: NoteSchedule,
     memory: TrialMemory,
     /// A request under way that is not about a bundle.
     request: Option<OpenRequest>,
@@ -140,7 +140,7 @@ impl MachineUpdate {
         Self {
             owes_slots: report.is_some() && gate.is_none(),
             owes_report: report.is_some(),
-            keeper: note.map(NoteSchedule::new).unwrap_or_default(),
+            note_schedule: note.map(NoteSchedule::new).unwrap_or_default(),
             gate,
             note,
             report,
@@ -165,7 +165,7 @@ impl MachineUpdate {
             gate: None,
             again_at: None,
             note: None,
-            keeper: NoteSchedule::default(),
+            note_schedule: NoteSchedule::default(),
             memory: TrialMemory::default(),
             request: None,
             log_request: None,
@@ -241,7 +241,7 @@ impl InitMachine {
         TrialVault {
             device: self.vault_at.clone(),
             state_dir: self.state_dir.clone(),
-            keeper: Arc::clone(&self.keeper),
+            vault: Arc::clone(&self.vault),
             log: self.log.clone(),
         }
     }
@@ -270,8 +270,8 @@ impl InitMachine {
                     now,
                 );
             }
-            UpdateEvent::Looked(look) => self.looked(*look),
-            UpdateEvent::NoteWritten(is_ok) => self.update.keeper.written(is_ok),
+            UpdateEvent::Looked(status) => self.looked(*status),
+            UpdateEvent::NoteWritten(is_ok) => self.update.note_schedule.written(is_ok),
             UpdateEvent::SlotsRemoved(outcome) => {
                 self.working = false;
                 if let Err(error) = outcome {
@@ -305,7 +305,7 @@ impl InitMachine {
     /// The note that the disk may lack, for the end of the machine.
     pub(super) fn owed_note(&self) -> Option<BootNote> {
         let note = self.noted(self.update.note?);
-        (!self.update.keeper.is_written(&note)).then_some(note)
+        (!self.update.note_schedule.is_written(&note)).then_some(note)
     }
 
     /// When something about updates is due next, in ms after the kernel's start.
@@ -313,7 +313,7 @@ impl InitMachine {
         let update = &self.update;
         let gate = update.gate.as_ref().and_then(UpdateGate::deadline);
         let note = update.note.map(|note| self.noted(note));
-        let note = note.and_then(|note| update.keeper.deadline(&note));
+        let note = note.and_then(|note| update.note_schedule.deadline(&note));
         let memory = update.note.and_then(|_| update.memory.deadline());
         let progress = update.staging.as_ref();
         let progress = progress.map(|_| update.progress_at + PROGRESS_EVERY_MS);
@@ -324,7 +324,7 @@ impl InitMachine {
     /// Removes slots of the TPM for a program that is not wanted any more, once the vault is open and free.
     fn remove_slots(&mut self) {
         let is_free = !self.working && !self.opening && self.update.staging.is_none();
-        let is_open = self.keeper.is_open() && self.waiting.is_none();
+        let is_open = self.vault.is_open() && self.waiting.is_none();
         if !self.update.owes_slots || !is_free || !is_open {
             return;
         }

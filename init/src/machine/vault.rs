@@ -34,7 +34,7 @@ impl InitMachine {
             offer,
         } = opened;
         self.opening = false;
-        if self.keeper.was_locked_meanwhile() {
+        if self.vault.was_locked_meanwhile() {
             prepared.waiting = Some(self.locked());
         }
         self.facts.data = prepared.state.clone();
@@ -65,10 +65,10 @@ impl InitMachine {
         match &prepared.waiting {
             Some(waiting) => {
                 // This also applies if the attempt ended in a panic.
-                self.keeper.close();
-                self.keeper.forget_words();
+                self.vault.close();
+                self.vault.forget_words();
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
-                self.offer.keep(offer);
+                self.offer.take_back(offer);
                 if self.timers.typed.is_none() {
                     // The deadline passed while the attempt had the typed secrets.
                     self.forget_typed();
@@ -92,7 +92,7 @@ impl InitMachine {
         self.opening = false;
         self.working = false;
         self.offer = UnlockCredentials::default();
-        let was_locked = self.keeper.was_locked_meanwhile();
+        let was_locked = self.vault.was_locked_meanwhile();
         let waiting = if was_locked {
             Some(self.locked())
         } else {
@@ -106,7 +106,7 @@ impl InitMachine {
             self.tell_events();
         } else {
             // This also applies if the attempt ended in a panic.
-            self.keeper.close();
+            self.vault.close();
         }
         self.resume_command();
         self.vault_changed();
@@ -117,7 +117,7 @@ impl InitMachine {
         if self.timers.words.is_some_and(|at| now >= at) {
             self.timers.words = None;
             self.asking.forget_words();
-            self.keeper.take_words();
+            self.vault.take_words();
             self.remind();
             self.vault_changed();
         }
@@ -168,7 +168,7 @@ impl InitMachine {
     pub(super) fn task_due(&self) -> Option<u64> {
         let deadline = self
             .wants_helper_tasks()
-            .then(|| self.keeper.escrow().deadline());
+            .then(|| self.vault.escrow().deadline());
         deadline.flatten()
     }
 
@@ -177,7 +177,7 @@ impl InitMachine {
         if !self.wants_helper_tasks() {
             return;
         }
-        let Some((of, task)) = self.keeper.escrow().next(now) else {
+        let Some((of, task)) = self.vault.escrow().next(now) else {
             return;
         };
         self.cloud.helper_is_running = true;
@@ -199,7 +199,7 @@ impl InitMachine {
             Ok(HelperOutcome::Refused { text, .. }) | Err(text) => Some(text.clone()),
             Ok(_) => None,
         };
-        let helps = self.keeper.escrow().came(of, outcome, now);
+        let helps = self.vault.escrow().came(of, outcome, now);
         // A helper asks every few seconds, and the log has the same reason once.
         if let Some(why) = why.filter(|why| self.refused_lately.as_ref() != Some(why)) {
             self.log
@@ -216,7 +216,7 @@ impl InitMachine {
     /// The network went up or down. When it is up, PID 1 makes an attempt that waited for it at
     /// once.
     pub(super) fn network_is(&mut self, up: bool) {
-        let changed = self.keeper.escrow().set_network(up);
+        let changed = self.vault.escrow().set_network(up);
         let retries = self.waiting.as_ref().is_some_and(|waiting| waiting.retries);
         if changed && up && retries {
             self.timers.open = Some(boot_ms());
@@ -241,8 +241,8 @@ impl InitMachine {
             return;
         };
         self.opening = true;
-        self.keeper.begin_attempt();
-        let keeper = Arc::clone(&self.keeper);
+        self.vault.begin_attempt();
+        let vault = Arc::clone(&self.vault);
         let log = self.log.clone();
         let offer = std::mem::take(&mut self.offer);
         let breaks = std::mem::take(&mut self.breaks_opening);
@@ -251,7 +251,7 @@ impl InitMachine {
             let takes_blank = self.update.takes_blank_disk();
             let open = move || {
                 assert!(!breaks, "a fault was injected");
-                MachineEvent::Opened(Box::new(boot::open(&keeper, offer, takes_blank, &log)))
+                MachineEvent::Opened(Box::new(boot::open(&vault, offer, takes_blank, &log)))
             };
             return self.blocking("opening the data", as_before, open);
         }
@@ -263,7 +263,7 @@ impl InitMachine {
         self.blocking("opening the vault", as_before, move || {
             assert!(!breaks, "a fault was injected");
             let access = DataAccess {
-                keeper: &keeper,
+                vault: &vault,
                 offer: &offer,
                 log: &log,
                 takes_blank: false,
@@ -287,17 +287,17 @@ impl InitMachine {
     pub(super) fn lock(&mut self, hard: bool, by: &str, now: u64) {
         self.log.warn(format_args!("the vault was locked by {by}"));
         // A node that was requested to lock has locked the vault already, and reports it now.
-        let was_open = self.keeper.is_open() || self.waiting.is_none();
-        self.keeper.lock();
-        if hard && !self.keeper.facts().tpm2.is_empty() {
+        let was_open = self.vault.is_open() || self.waiting.is_none();
+        self.vault.lock();
+        if hard && !self.vault.facts().tpm2.is_empty() {
             self.close_tpm();
         }
         let end = hard.then(|| self.supervisor.idle(now)).flatten();
         // A vault that is locked counts as locked again only if the keys of a node go as well.
-        if self.keeper.is_locked() && (was_open || end.is_some()) {
-            self.keeper.events().add(VaultEvent::Locked { hard });
+        if self.vault.is_locked() && (was_open || end.is_some()) {
+            self.vault.events().add(VaultEvent::Locked { hard });
         }
-        self.keeper.take_words();
+        self.vault.take_words();
         self.waiting = Some(self.locked());
         self.drop_command();
         self.asking.end();
@@ -312,7 +312,7 @@ impl InitMachine {
     fn locked(&self) -> VaultWait {
         let hint = "type what opens it on the console, or restart the machine";
         let text = "the vault was locked";
-        VaultWait::new(self.keeper.asks(), "vault-locked", text, hint)
+        VaultWait::new(self.vault.asks(), "vault-locked", text, hint)
     }
 
     /// Closes the TPM, so that an attacker who breaks into a machine whose vault is locked hard
@@ -349,14 +349,14 @@ impl InitMachine {
 
     /// Updates facts, problems and the question after any change.
     pub(super) fn vault_changed(&mut self) {
-        self.facts.vault = self.keeper.facts();
+        self.facts.vault = self.vault.facts();
         let waiting = self.waiting.iter().map(|waiting| waiting.problem.clone());
         let mut problems: Vec<_> = waiting.collect();
         // While the data are closed, their problems have the same entry.
         problems.retain(|problem| !self.facts.problems.data.contains(problem));
         problems.extend(self.reminder());
         problems.extend(self.tpm_problem());
-        problems.extend(self.keeper.uncounted());
+        problems.extend(self.vault.uncounted());
         self.facts.problems.vault = problems;
         self.ask_consoles();
     }
@@ -364,14 +364,14 @@ impl InitMachine {
     /// Sends events to the node, which writes them to the log with a key of the open vault. PID 1
     /// keeps those that the node does not confirm.
     pub(super) fn tell_events(&self) {
-        let Some(node) = self.node.as_ref().filter(|_| self.keeper.is_open()) else {
+        let Some(node) = self.node.as_ref().filter(|_| self.vault.is_open()) else {
             return;
         };
-        let records = self.keeper.events().fresh();
+        let records = self.vault.events().fresh();
         let count = records.len();
         // If the channel is full now, the next event sends them.
         if count > 0 && node.send(NodeMessage::VaultEvents { records }) {
-            self.keeper.events().handed(count);
+            self.vault.events().handed(count);
         }
     }
 
@@ -385,14 +385,14 @@ impl InitMachine {
         if !self.settings.is_default() {
             return Some("it was configured before");
         }
-        let has_words = self.keeper.facts().words_kept;
+        let has_words = self.vault.facts().words_kept;
         has_words.then_some("its own words were written down")
     }
 
     /// Ends the node, to make the vault from the words in a pasted configuration.
     pub(super) fn begin_remake(&mut self, document: ConsoleDocument, now: u64) {
-        self.keeper.lock();
-        self.keeper.take_words();
+        self.vault.lock();
+        self.vault.take_words();
         self.timers.words = None;
         // A task that reads what is stored would keep the data from being unmounted.
         self.timers.reread = None;
@@ -419,8 +419,8 @@ impl InitMachine {
         self.concluding = FirstBootPermissions::default();
         self.put_off = false;
         self.opening = true;
-        self.keeper.begin_attempt();
-        let keeper = Arc::clone(&self.keeper);
+        self.vault.begin_attempt();
+        let vault = Arc::clone(&self.vault);
         let log = self.log.clone();
         // The reboot restores the state from before.
         let reboot = MachineEvent::Signal(PowerAction::Reboot);
@@ -430,13 +430,13 @@ impl InitMachine {
                 // The reboot restores the state from before.
                 return MachineEvent::Signal(PowerAction::Reboot);
             }
-            keeper.forget();
+            vault.forget();
             let offer = UnlockCredentials {
                 pasted: Some(document),
                 ..UnlockCredentials::default()
             };
             // The disk was just erased for it.
-            MachineEvent::Opened(Box::new(boot::open(&keeper, offer, true, &log)))
+            MachineEvent::Opened(Box::new(boot::open(&vault, offer, true, &log)))
         });
     }
 }

@@ -15,13 +15,13 @@ const CONCLUDING: &str = "ending the first boot";
 impl InitMachine {
     /// Shows new words once, at one console. Prints new words that are encrypted.
     pub(super) fn recall_words(&mut self) {
-        if let Some(text) = self.keeper.show_words_age() {
+        if let Some(text) = self.vault.show_words_age() {
             for console in self.consoles() {
                 console.say("alknet: the words of this node, for 'age --decrypt':");
                 text.lines().for_each(|line| console.say(line));
             }
         }
-        if let Some(words) = self.keeper.take_words() {
+        if let Some(words) = self.vault.take_words() {
             let mut bytes = [0; 8];
             let positions = vault::positions(words.expose().split(' ').count(), || {
                 // Which positions are asked for is no secret, so without randomness they are always
@@ -52,7 +52,7 @@ impl InitMachine {
     pub(super) fn words_noted(&mut self, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => {
-                self.keeper.words_are_kept();
+                self.vault.words_are_kept();
                 self.conclude(FirstBootPermissions {
                     words: true,
                     ..FirstBootPermissions::default()
@@ -83,7 +83,7 @@ impl InitMachine {
     /// Writes a note beside the data. It applies where the vault cannot be changed yet: a vault
     /// that is locked, or opens only by another node's share or by typing.
     fn note_reminder(&self) {
-        self.keeper.owner_was_reminded();
+        self.vault.owner_was_reminded();
         let state_dir = self.state_dir.clone();
         let failed = MachineEvent::ReminderNoted(Err("it failed; the log says why".to_owned()));
         self.blocking("noting that the owner was reminded", failed, move || {
@@ -105,13 +105,11 @@ impl InitMachine {
     /// has not confirmed to have them.
     pub(super) fn reminder(&self) -> Option<MachineDiagnostic> {
         // The first ten minutes are for writing them down.
-        if self.timers.words.is_some()
-            || !self.keeper.is_open()
-            || !self.keeper.lacks_confirmation()
+        if self.timers.words.is_some() || !self.vault.is_open() || !self.vault.lacks_confirmation()
         {
             return None;
         }
-        let hint = if self.keeper.shows_words() {
+        let hint = if self.vault.shows_words() {
             "press v at the console and type 'words show': without proof they are shown until the machine restarts or the \
              vault is locked"
         } else {
@@ -138,7 +136,7 @@ impl InitMachine {
 
     /// The permissions of `ended` that the vault still permits.
     fn still_given(&self, ended: FirstBootPermissions) -> FirstBootPermissions {
-        let still = self.keeper.pending();
+        let still = self.vault.pending();
         still.without(still.without(ended))
     }
 
@@ -156,19 +154,19 @@ impl InitMachine {
             return;
         }
         // PID 1 changes a locked vault when it opens it again.
-        let Some(at) = self.vault_at.clone().filter(|_| self.keeper.is_open()) else {
+        let Some(at) = self.vault_at.clone().filter(|_| self.vault.is_open()) else {
             return;
         };
         let ended = self.concluding;
         self.put_off = true;
         // Nothing else changes the vault meanwhile.
         self.working = true;
-        let keeper = Arc::clone(&self.keeper);
+        let vault = Arc::clone(&self.vault);
         let log = self.log.clone();
         let state_dir = self.state_dir.clone();
         let failed = MachineEvent::Concluded(Err("it failed; the log says why".to_owned()));
         self.blocking(CONCLUDING, failed, move || {
-            MachineEvent::Concluded(data::conclude_vault(&at, &state_dir, ended, &keeper, &log))
+            MachineEvent::Concluded(data::conclude_vault(&at, &state_dir, ended, &vault, &log))
         });
     }
 
@@ -177,11 +175,11 @@ impl InitMachine {
         self.working = false;
         match outcome {
             Ok(pending) => {
-                if self.keeper.pending().configuration && !pending.configuration {
+                if self.vault.pending().configuration && !pending.configuration {
                     self.log
                         .info("from now on the vault permits no configuration from a medium");
                 }
-                self.keeper.set_pending(pending);
+                self.vault.set_pending(pending);
             }
             Err(why) => self.log.info(format_args!(
                 "that the first boot has ended is noted in the vault when it is opened again: {why}"

@@ -7,7 +7,7 @@ use alknet_fat::BlockDevice;
 use alknet_update::{ReleaseVersion, VersionRefusal, raised_floor};
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
-use super::known::{KnownStore, require_known};
+use super::known_programs::{KnownStore, require_known};
 use super::program::read_version;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::StagedRelease;

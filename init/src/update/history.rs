@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::control::{UpdateEnd, UpdateRecord};
+use crate::control::{UpdateOutcome, UpdateRecord};
 use crate::text::cut_text;
 
 /// Name of the file in the folder of updates.
@@ -140,16 +140,16 @@ pub(super) fn read(folder: &Path) -> Vec<UpdateRecord> {
 }
 
 /// The last end of an update in the log.
-pub(super) fn last_end(folder: &Path) -> Option<UpdateEnd> {
+pub(super) fn last_end(folder: &Path) -> Option<UpdateOutcome> {
     let is_end = |record: &UpdateRecord| ENDS.contains(&record.event.as_str());
     // Not among those that fit into a message: refusals could take its room.
     let all = read_all(folder).into_iter().map(|logged| logged.record);
     let last = all.rev().find(is_end)?;
-    Some(UpdateEnd {
+    Some(UpdateOutcome {
         version: last.version,
         outcome: last.event,
         reason: last.reason,
-        ..UpdateEnd::default()
+        ..UpdateOutcome::default()
     })
 }
 

@@ -2,7 +2,7 @@
 
 use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootSlot};
 
-use crate::control::{MEMORY_SHORT, TrialCause, UpdateEnd};
+use crate::control::{MEMORY_SHORT, TrialCause, UpdateOutcome};
 
 use super::system::ROLLED_BACK;
 
@@ -31,7 +31,7 @@ pub(crate) enum StartKind {
 pub(crate) struct StartReport {
     pub(crate) kind: StartKind,
     /// How the last trial ended, if this is the first version that runs afterwards.
-    pub(crate) ended: Option<UpdateEnd>,
+    pub(crate) ended: Option<UpdateOutcome>,
 }
 
 /// Judges a start of `running`. `note` is what the disk says of the last trial, if it can be read.
@@ -63,19 +63,19 @@ pub(super) fn judge(
 }
 
 /// How a trial ended, as far as its note says it.
-fn end_of(note: Option<&BootNote>, version: Option<&str>) -> UpdateEnd {
+fn end_of(note: Option<&BootNote>, version: Option<&str>) -> UpdateOutcome {
     let Some(note) = note else {
-        return UpdateEnd {
+        return UpdateOutcome {
             version: version.unwrap_or_default().to_owned(),
             outcome: "failed".to_owned(),
             reason: "it left no note that can be read".to_owned(),
             cause: Some(TrialCause::Note),
-            ..UpdateEnd::default()
+            ..UpdateOutcome::default()
         };
     };
     let is_rollback = note.reason.as_str() == ROLLED_BACK;
     let outcome = if is_rollback { "rolled-back" } else { "failed" };
-    UpdateEnd {
+    UpdateOutcome {
         version: note.version.as_str().to_owned(),
         outcome: outcome.to_owned(),
         stage: note.stage.as_str().to_owned(),

@@ -7,7 +7,7 @@ use alknet_update::limits::TARGET_BYTES_MAX;
 
 use super::apply::TrialPlan;
 use super::disk::{LOADER, SlotDisk, slot_path};
-use super::known::{self, KnownProgram, KnownStore};
+use super::known_programs::{self, KnownProgram, KnownStore};
 use super::refusal::{RefusalCode, UpdateRefusal};
 
 /// Most bytes of the loader: a tenth of it is what ours has.
@@ -72,12 +72,12 @@ pub(super) fn program<D: BlockDevice>(
     }
     let limit = u32::try_from(TARGET_BYTES_MAX).unwrap_or(u32::MAX);
     let program = disk.volume()?.read_file(&slot_path(slot), limit)?;
-    let sha256 = known::digest_of(&program);
+    let sha256 = known_programs::digest_of(&program);
     if let Some(plan) = plan
         && sha256 != plan.sha256
     {
         let why = "the disk gave other bytes than a moment before";
-        return Err(known::unverified(slot, &plan.version, why));
+        return Err(known_programs::unverified(slot, &plan.version, why));
     }
     let measured = MeasuredImage::read(&program).map_err(unpredictable)?;
     store.note_measured(slot, &sha256, &measured);

@@ -15,8 +15,8 @@ mod frames;
 mod gate;
 mod history;
 mod judge;
-mod known;
-mod left;
+mod known_programs;
+mod left_versions;
 mod measured;
 mod note_schedule;
 mod partition_repair;
@@ -47,7 +47,7 @@ pub(crate) use progress::StagingProgress;
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
 pub(crate) use stage::StageOrder;
 pub(crate) use system::{
-    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, TrialRequest, UpdateLook, UpdateStart,
+    ScrubResult, ScrubTurn, SlotFinding, SlotScrub, SlotStatus, TrialRequest, UpdateStart,
     UpdateSystem,
 };
 pub(crate) use trial_memory::TrialMemory;

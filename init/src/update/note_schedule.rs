@@ -37,7 +37,7 @@ pub(crate) struct NoteSchedule {
 }
 
 impl NoteSchedule {
-    /// A keeper of a note that the disk has.
+    /// The schedule of a note that the disk has.
     pub(crate) fn new(note: BootNote) -> Self {
         Self {
             sent: Some(note),
@@ -198,42 +198,48 @@ mod tests {
 
     #[test]
     fn what_changed_is_written_once_and_not_too_often() {
-        let mut keeper = NoteSchedule::new(note("init"));
-        assert_eq!(keeper.take_due(&note("init"), 0), None);
-        assert_eq!(keeper.take_due(&note("data"), 10), Some(note("data")));
+        let mut schedule = NoteSchedule::new(note("init"));
+        assert_eq!(schedule.take_due(&note("init"), 0), None);
+        assert_eq!(schedule.take_due(&note("data"), 10), Some(note("data")));
         assert_eq!(
-            keeper.take_due(&note("ready"), 5_000),
+            schedule.take_due(&note("ready"), 5_000),
             None,
             "a write is under way"
         );
-        keeper.written(true);
-        assert_eq!(keeper.deadline(&note("data")), None);
-        assert_eq!(keeper.take_due(&note("ready"), 1_009), None);
-        assert_eq!(keeper.deadline(&note("ready")), Some(1_010));
-        assert_eq!(keeper.take_due(&note("ready"), 1_010), Some(note("ready")));
-        keeper.written(false);
-        assert_eq!(keeper.take_due(&note("ready"), 2_010), Some(note("ready")));
+        schedule.written(true);
+        assert_eq!(schedule.deadline(&note("data")), None);
+        assert_eq!(schedule.take_due(&note("ready"), 1_009), None);
+        assert_eq!(schedule.deadline(&note("ready")), Some(1_010));
+        assert_eq!(
+            schedule.take_due(&note("ready"), 1_010),
+            Some(note("ready"))
+        );
+        schedule.written(false);
+        assert_eq!(
+            schedule.take_due(&note("ready"), 2_010),
+            Some(note("ready"))
+        );
     }
 
     #[test]
     fn the_end_of_the_node_and_short_memory_are_written_at_once() {
-        let mut keeper = NoteSchedule::new(note("ready"));
+        let mut schedule = NoteSchedule::new(note("ready"));
         let mut last = note("ready");
         last.add_problem("vault-locked");
-        assert_eq!(keeper.take_due(&last, 10), Some(last));
-        keeper.written(true);
+        assert_eq!(schedule.take_due(&last, 10), Some(last));
+        schedule.written(true);
         last.add_problem("data-full");
-        assert_eq!(keeper.take_due(&last, 20), None);
+        assert_eq!(schedule.take_due(&last, 20), None);
         last.add_problem(MEMORY_SHORT);
-        assert_eq!(keeper.deadline(&last), Some(0));
-        assert_eq!(keeper.take_due(&last, 20), Some(last));
+        assert_eq!(schedule.deadline(&last), Some(0));
+        assert_eq!(schedule.take_due(&last, 20), Some(last));
         last.node_end = NoteText::new("killed by SIGKILL");
-        assert_eq!(keeper.take_due(&last, 30), None, "a write is under way");
-        keeper.written(true);
-        assert_eq!(keeper.take_due(&last, 30), Some(last));
+        assert_eq!(schedule.take_due(&last, 30), None, "a write is under way");
+        schedule.written(true);
+        assert_eq!(schedule.take_due(&last, 30), Some(last));
         // A write that failed is tried again with the pause, so a disk that refuses writes is not asked all the time.
-        keeper.written(false);
-        assert_eq!(keeper.take_due(&last, 40), None);
-        assert_eq!(keeper.take_due(&last, 1_030), Some(last));
+        schedule.written(false);
+        assert_eq!(schedule.take_due(&last, 40), None);
+        assert_eq!(schedule.take_due(&last, 1_030), Some(last));
     }
 }

@@ -133,7 +133,7 @@ pub(super) fn slot_programs<D: BlockDevice>(disk: &mut SlotDisk<D>) -> SlotProgr
 pub(super) struct PassingProgram {
     head: Vec<u8>,
     /// Where `.osrel` lies, once the head has passed.
-    place: Option<Result<(u64, usize), ProgramError>>,
+    osrel_range: Option<Result<(u64, usize), ProgramError>>,
     osrel: Vec<u8>,
     passed: u64,
 }
@@ -144,18 +144,18 @@ impl PassingProgram {
         let missing = HEAD_BYTES - self.head.len();
         self.head
             .extend_from_slice(&bytes[..missing.min(bytes.len())]);
-        if self.head.len() == HEAD_BYTES && self.place.is_none() {
-            let place = find_osrel(&self.head);
+        if self.head.len() == HEAD_BYTES && self.osrel_range.is_none() {
+            let osrel_range = find_osrel(&self.head);
             // The section may begin within the head, whose bytes have passed already.
-            if let Ok((at, length)) = place {
+            if let Ok((at, length)) = osrel_range {
                 let within = usize::try_from(at).ok().and_then(|at| self.head.get(at..));
                 let within = within.unwrap_or_default();
                 self.osrel
                     .extend_from_slice(&within[..within.len().min(length)]);
             }
-            self.place = Some(place);
+            self.osrel_range = Some(osrel_range);
         }
-        if let Some(Ok((at, length))) = self.place {
+        if let Some(Ok((at, length))) = self.osrel_range {
             self.collect(at + self.osrel.len() as u64, length, bytes);
         }
         self.passed += bytes.len() as u64;
@@ -176,7 +176,7 @@ impl PassingProgram {
         if self.passed < PROGRAM_BYTES_MIN {
             return Err(ProgramError::Short(self.passed));
         }
-        let (_, bytes) = self.place.unwrap_or(Err(ProgramError::Version))?;
+        let (_, bytes) = self.osrel_range.unwrap_or(Err(ProgramError::Version))?;
         match self.osrel.len() == bytes {
             true => version_of(&self.osrel),
             false => Err(ProgramError::Form(

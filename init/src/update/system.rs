@@ -21,8 +21,8 @@ use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
 use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN, GateBaseline};
 use super::judge::{StartKind, StartReport, judge};
-use super::known::{self, KnownStore};
-use super::left::{self, LeftVersions};
+use super::known_programs::{self, KnownStore};
+use super::left_versions::{self, LeftVersions};
 use super::measured::{SystemProgram, programs};
 use super::program::slot_programs;
 use super::refusal::{RefusalCode, UpdateRefusal};
@@ -30,7 +30,7 @@ use super::stage::{self, StageMachine, StageOrder};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use super::{history, note_schedule, running};
-use crate::control::UpdateEnd;
+use crate::control::UpdateOutcome;
 use crate::log::InitLog;
 use crate::machine::panic_text;
 use crate::media;
@@ -114,7 +114,7 @@ impl UpdateStart {
 
 /// What the disk says about its slots now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct UpdateLook {
+pub(crate) struct SlotStatus {
     /// As in [`UpdateFacts::state`](crate::control::UpdateFacts::state).
     pub(crate) state: String,
     pub(crate) detail: Option<String>,
@@ -126,7 +126,7 @@ pub(crate) struct UpdateLook {
     pub(crate) tries: u8,
     pub(crate) floor: Option<String>,
     /// How the last update ended, if the log or the note says it.
-    pub(crate) last: Option<UpdateEnd>,
+    pub(crate) last: Option<UpdateOutcome>,
 }
 
 /// Who wants a trial, and what was before it.
@@ -304,45 +304,45 @@ impl UpdateSystem {
     }
 
     /// Reads what the disk says, for facts.
-    pub(crate) fn inspect(&self) -> UpdateLook {
+    pub(crate) fn inspect(&self) -> SlotStatus {
         let floor = self.trust.floor();
-        let mut look = UpdateLook {
+        let mut status = SlotStatus {
             detail: floor.as_ref().err().map(ToString::to_string),
             floor: floor.ok().flatten().map(|floor| floor.to_string()),
             last: self.folder.as_deref().and_then(history::last_end),
             left: LeftVersions::load(self.folder.as_deref()).names(),
-            ..UpdateLook::default()
+            ..SlotStatus::default()
         };
         let mut on = match self.open() {
             Ok(on) => on,
             Err(refusal) => {
                 let is_absent = refusal.code == RefusalCode::NoSlots;
-                look.state = if is_absent { "absent" } else { "unreadable" }.to_owned();
-                look.detail = Some(refusal.text);
-                return look;
+                status.state = if is_absent { "absent" } else { "unreadable" }.to_owned();
+                status.detail = Some(refusal.text);
+                return status;
             }
         };
         match on.disk.record() {
             Ok(record) => {
-                look.state = record.phase().name().to_owned();
-                look.good = Some(record.good().letter().to_owned());
-                look.tries = record.tries();
+                status.state = record.phase().name().to_owned();
+                status.good = Some(record.good().letter().to_owned());
+                status.tries = record.tries();
             }
             Err(error) => {
-                look.state = "unreadable".to_owned();
-                look.detail = Some(error.to_string());
+                status.state = "unreadable".to_owned();
+                status.detail = Some(error.to_string());
             }
         }
         let programs = slot_programs(&mut on.disk);
         let other = programs.of_slot(on.running.other());
-        look.other_version = other.map(str::to_owned);
+        status.other_version = other.map(str::to_owned);
         let known = self.known.load();
         let running = known.of_slot(on.running);
-        look.running_sha256 = running.map(|known| known.sha256.clone());
+        status.running_sha256 = running.map(|known| known.sha256.clone());
         let known = known.of_slot(on.running.other());
         let known = known.filter(|known| Some(&*known.version.to_string()) == other);
-        look.other_sha256 = known.map(|known| known.sha256.clone());
-        look
+        status.other_sha256 = known.map(|known| known.sha256.clone());
+        status
     }
 
     /// Notes the program that runs, on a machine that was never updated.
@@ -351,7 +351,7 @@ impl UpdateSystem {
             return;
         }
         let noted = self.open().and_then(|mut on| {
-            known::note_running(&mut on.disk, on.running, &self.version, &self.known)
+            known_programs::note_running(&mut on.disk, on.running, &self.version, &self.known)
         });
         match noted {
             Ok(true) => self.log.info(format_args!(
@@ -470,7 +470,7 @@ impl UpdateSystem {
     fn leave(&self, version: &str) {
         let version = version.parse::<ReleaseVersion>().ok();
         let noted = match (self.folder.as_deref(), &version) {
-            (Some(folder), Some(version)) => left::leave(folder, version),
+            (Some(folder), Some(version)) => left_versions::leave(folder, version),
             _ => Ok(()),
         };
         if let Err(error) = noted {
@@ -541,7 +541,7 @@ impl UpdateSystem {
             StagedRelease::remove(folder);
         }
         if let (Some(folder), Ok(version)) = (&self.folder, self.version.parse())
-            && let Err(error) = left::return_to(folder, &version)
+            && let Err(error) = left_versions::return_to(folder, &version)
         {
             self.log.warn(format_args!(
                 "that the machine left version {version} is still noted: {error}"
@@ -563,7 +563,7 @@ impl UpdateSystem {
     }
 
     /// Logs the end of a trial, once.
-    pub(crate) fn report_end(&self, end: &UpdateEnd) {
+    pub(crate) fn report_end(&self, end: &UpdateOutcome) {
         let Some(folder) = &self.folder else {
             return;
         };

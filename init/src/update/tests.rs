@@ -20,8 +20,8 @@ use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialRules};
 use super::disk::{LOADER, slot_path};
 use super::frames::BundleFrameReader;
-use super::known::{self, KnownStore};
-use super::left::{self, LeftVersions};
+use super::known_programs::{self, KnownStore};
+use super::left_versions::{self, LeftVersions};
 use super::measured;
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
@@ -71,7 +71,7 @@ impl UpdateBench {
     }
 
     fn note_running(&self) -> Result<bool, UpdateRefusal> {
-        known::note_running(
+        known_programs::note_running(
             &mut self.disk.open(),
             self.running,
             &self.version,

@@ -56,8 +56,8 @@ impl NodeCredentials {
 /// Seals what media brought for the credentials of `config`, if it `may_take` any, erases it there,
 /// and reads what is stored. A medium never replaces a stored record. `state_dir` is the data
 /// partition, if there is one.
-pub(crate) fn keep(
-    keeper: &VaultHandle,
+pub(crate) fn keep_credentials(
+    vault: &VaultHandle,
     state_dir: Option<&Path>,
     config: &NodeConfig,
     (found, may_take): (&[MediaCredential], bool),
@@ -65,7 +65,7 @@ pub(crate) fn keep(
 ) -> NodeCredentials {
     let mut kept = NodeCredentials::default();
     // Each attempt to open the vault comes here again.
-    if keeper.is_locked() {
+    if vault.is_locked() {
         return kept;
     }
     let wanted: BTreeSet<&str> = config
@@ -86,7 +86,7 @@ pub(crate) fn keep(
         kept.problem("credential-unused", text, hint);
     }
     let folder = state_dir.map(|dir| dir.join(FOLDER));
-    let Some(folder) = folder.filter(|_| keeper.is_open()) else {
+    let Some(folder) = folder.filter(|_| vault.is_open()) else {
         if let Some(one) = found.first() {
             let text = format!(
                 "{}: there is no vault on a data partition, so no credential is kept",
@@ -99,7 +99,7 @@ pub(crate) fn keep(
     };
     // A folder that cannot be read is not a missing one: it has the versions of the keys.
     if wanted.is_empty() && matches!(folder.try_exists(), Ok(false)) {
-        use_versions(&keeper.vault(), &config.vault, None);
+        use_versions(&vault.vault(), &config.vault, None);
         kept.settled = true;
         return kept;
     }
@@ -108,7 +108,7 @@ pub(crate) fn keep(
         found: &found,
         may_take,
     };
-    match with_store(keeper, &folder, config, &request, &mut kept) {
+    match with_store(vault, &folder, config, &request, &mut kept) {
         Ok(left) => {
             kept.settled = true;
             let stay: Vec<_> = unused.into_iter().chain(left).collect();
@@ -132,15 +132,15 @@ struct CredentialRequest<'a> {
 
 /// Returns those that are not stored. `kept` has a problem for each.
 fn with_store<'a>(
-    keeper: &VaultHandle,
+    vault_handle: &VaultHandle,
     folder: &Path,
     config: &NodeConfig,
     request: &CredentialRequest<'a>,
     kept: &mut NodeCredentials,
 ) -> Result<Vec<&'a MediaCredential>, CredentialsError> {
     let store = VaultCredentials::open(folder)?;
-    let vault = keeper.vault();
-    rotate(keeper, &store, &vault, &config.vault, kept)?;
+    let vault = vault_handle.vault();
+    rotate(vault_handle, &store, &vault, &config.vault, kept)?;
     let mut left = Vec::new();
     for &one in request.found {
         let Some(label) = label(&one.name) else {
@@ -174,7 +174,7 @@ fn with_store<'a>(
             source,
         })?;
         store.put(&label, &sealed)?;
-        keeper.events().add(AuditEvent::Sealed { label });
+        vault_handle.events().add(AuditEvent::Sealed { label });
         tracing::info!("the credential {} of {} is kept", one.name, one.source);
     }
     let mut bytes = 0;
@@ -226,7 +226,7 @@ fn refused(kept: &mut NodeCredentials, name: &str, error: &CredentialsError) {
 /// Seals every record again if the configuration wants a newer key version. Records with versions
 /// that it forbids do not open afterwards.
 fn rotate(
-    keeper: &VaultHandle,
+    vault_handle: &VaultHandle,
     store: &VaultCredentials,
     vault: &Vault,
     config: &VaultSection,
@@ -250,7 +250,7 @@ fn rotate(
                 tracing::info!("{} credentials have key version {to}", entries.len());
                 for entry in entries {
                     let label = entry.label;
-                    keeper.events().add(AuditEvent::Rotated { label, to });
+                    vault_handle.events().add(AuditEvent::Rotated { label, to });
                 }
             }
             Err(error) => {
@@ -293,9 +293,9 @@ fn erase_stored(
 ) {
     let is_kept = |one: &&&MediaCredential| kept.records.contains_key(&one.name);
     let stay = found.iter().filter(|one| !is_kept(one)).chain(unused);
-    let stay: Vec<&MediaLocation> = stay.flat_map(|one| &one.places).collect();
+    let stay: Vec<&MediaLocation> = stay.flat_map(|one| &one.locations).collect();
     let mut gone: Vec<MediaLocation> = Vec::new();
-    for place in found.iter().filter(is_kept).flat_map(|one| &one.places) {
+    for place in found.iter().filter(is_kept).flat_map(|one| &one.locations) {
         if !stay.contains(&place) && !gone.contains(place) {
             gone.push(place.clone());
         }
@@ -321,11 +321,11 @@ mod tests {
                           [[credentials]]\nname = \"mail\"\nkind = \"basic\"\nuser = \"ada\"\n";
 
     fn vault_handle() -> VaultHandle {
-        let keeper = VaultHandle::new().expect("memory");
+        let vault = VaultHandle::new().expect("memory");
         let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
-        let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
+        let unlocked = vault.vault().unlock(&words, &SecretStr::empty());
         unlocked.expect("it was locked");
-        keeper
+        vault
     }
 
     /// A machine whose fw_cfg has that document.
@@ -340,17 +340,17 @@ mod tests {
     }
 
     fn keep_loaded(
-        keeper: &VaultHandle,
+        vault: &VaultHandle,
         root: &Path,
         paths: &SourcePaths,
         config: &str,
     ) -> NodeCredentials {
-        keep_loaded_if(true, keeper, root, paths, config)
+        keep_loaded_if(true, vault, root, paths, config)
     }
 
     fn keep_loaded_if(
         may_take: bool,
-        keeper: &VaultHandle,
+        vault: &VaultHandle,
         root: &Path,
         paths: &SourcePaths,
         config: &str,
@@ -358,30 +358,30 @@ mod tests {
         let config = NodeConfig::parse(config.as_bytes()).expect("correct");
         let found = alknet_provisioning::load(paths).secrets.credentials;
         let data = root.join("data");
-        keep(keeper, Some(&data), &config, (&found, may_take), paths)
+        keep_credentials(vault, Some(&data), &config, (&found, may_take), paths)
     }
 
     fn codes(kept: &NodeCredentials) -> Vec<&str> {
         kept.problems.iter().map(|it| it.code.as_str()).collect()
     }
 
-    fn opened(keeper: &VaultHandle, kept: &NodeCredentials, name: &str) -> String {
+    fn opened(vault: &VaultHandle, kept: &NodeCredentials, name: &str) -> String {
         let record = serde_json::to_string(&kept.records[name]).expect("JSON");
         let blob = SealedBlob::from_json(&record).expect("a record");
-        let opened = keeper.vault().open(&label(name).expect("a label"), &blob);
+        let opened = vault.vault().open(&label(name).expect("a label"), &blob);
         String::from_utf8(opened.expect("it opens").expose().to_vec()).expect("text")
     }
 
     #[test]
     fn what_a_medium_brings_is_sealed_once_and_never_replaced() {
-        let keeper = vault_handle();
+        let vault = vault_handle();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
-        let first = keep_loaded(&keeper, root.path(), &paths, CONFIG);
+        let first = keep_loaded(&vault, root.path(), &paths, CONFIG);
         // PID 1 cannot erase the hypervisor's copy.
         assert_eq!(codes(&first), ["secrets-left"]);
         assert!(first.problems[0].text.contains("credentials"));
-        assert_eq!(opened(&keeper, &first, "openai"), "sk-hush");
+        assert_eq!(opened(&vault, &first, "openai"), "sk-hush");
         assert!(!first.records.contains_key("mail"));
         assert!(!format!("{first:?}").contains("hush"));
         fs::write(
@@ -389,8 +389,8 @@ mod tests {
             "[secrets.credentials]\nopenai = \"other\"\n",
         )
         .expect("ours");
-        let again = keep_loaded(&keeper, root.path(), &paths, CONFIG);
-        assert_eq!(opened(&keeper, &again, "openai"), "sk-hush");
+        let again = keep_loaded(&vault, root.path(), &paths, CONFIG);
+        assert_eq!(opened(&vault, &again, "openai"), "sk-hush");
         // The medium has another secret, so it is not erased either.
         assert_eq!(codes(&again), ["credential-ignored"]);
         let files = fs::read_dir(root.path().join("data/credentials/set-1")).expect("a set");
@@ -405,47 +405,47 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_looked_into_is_no_missing_one() {
-        let keeper = vault_handle();
+        let vault = vault_handle();
         let (root, paths) = machine("");
         fs::remove_dir(root.path().join("data")).expect("ours");
         fs::write(root.path().join("data"), "no folder").expect("ours");
         let none_wanted = "[node]\nname = \"attic\"\n";
-        let looked = keep_loaded(&keeper, root.path(), &paths, none_wanted);
+        let looked = keep_loaded(&vault, root.path(), &paths, none_wanted);
         assert_eq!(codes(&looked), ["credentials-not-kept"]);
         assert!(!looked.settled);
     }
 
     #[test]
     fn a_node_that_may_not_take_any_leaves_them_and_says_so() {
-        let keeper = vault_handle();
+        let vault = vault_handle();
         let (root, paths) = machine("[secrets.credentials]\nopenai = \"sk-hush\"\n");
-        assert!(keep_loaded(&keeper, root.path(), &paths, CONFIG).settled);
+        assert!(keep_loaded(&vault, root.path(), &paths, CONFIG).settled);
         let both = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
         fs::write(paths.fw_cfg.join("node/raw"), both).expect("ours");
-        let later = keep_loaded_if(false, &keeper, root.path(), &paths, CONFIG);
+        let later = keep_loaded_if(false, &vault, root.path(), &paths, CONFIG);
         assert_eq!(codes(&later), ["credential-ignored"]);
         assert!(later.problems[0].text.contains("mail: not taken"));
         assert!(!later.records.contains_key("mail"));
-        assert_eq!(opened(&keeper, &later, "openai"), "sk-hush");
+        assert_eq!(opened(&vault, &later, "openai"), "sk-hush");
     }
 
     #[test]
     fn a_newer_key_version_reseals_everything() {
-        let keeper = vault_handle();
+        let vault = vault_handle();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
-        keep_loaded(&keeper, root.path(), &paths, CONFIG);
+        keep_loaded(&vault, root.path(), &paths, CONFIG);
         let newer = format!("{CONFIG}[vault]\nkey_version = 4\nmin_version = 4\n");
-        let after = keep_loaded(&keeper, root.path(), &paths, &newer);
+        let after = keep_loaded(&vault, root.path(), &paths, &newer);
         for (name, secret) in [("openai", "sk-hush"), ("mail", "pw")] {
             assert_eq!(after.records[name].key_version, 4);
-            assert_eq!(opened(&keeper, &after, name), secret);
+            assert_eq!(opened(&vault, &after, name), secret);
         }
-        assert_eq!(keeper.vault().versions().oldest.number(), 4);
+        assert_eq!(vault.vault().versions().oldest.number(), 4);
         // After the version is set back, the records stay where they are, and open.
-        let before = keep_loaded(&keeper, root.path(), &paths, CONFIG);
+        let before = keep_loaded(&vault, root.path(), &paths, CONFIG);
         assert_eq!(before.records["openai"].key_version, 4);
-        assert_eq!(opened(&keeper, &before, "openai"), "sk-hush");
+        assert_eq!(opened(&vault, &before, "openai"), "sk-hush");
     }
 
     #[test]
@@ -456,17 +456,17 @@ mod tests {
         let none = keep_loaded(&closed, root.path(), &paths, CONFIG);
         assert_eq!(codes(&none), ["credential-unused", "credentials-not-kept"]);
         assert!(none.records.is_empty());
-        let keeper = vault_handle();
-        let one = keep_loaded(&keeper, root.path(), &paths, CONFIG);
+        let vault = vault_handle();
+        let one = keep_loaded(&vault, root.path(), &paths, CONFIG);
         // The medium has a secret that the configuration does not name, so PID 1 neither erases nor
         // tries it.
         assert_eq!(codes(&one), ["credential-unused"]);
-        assert_eq!(opened(&keeper, &one, "openai"), "sk-hush");
+        assert_eq!(opened(&vault, &one, "openai"), "sk-hush");
         // A damaged record is named, and the others are there.
         let (root, paths) = machine(&format!(
             "[secrets.credentials]\nopenai = \"a\"\nmail = \"b\"\n\n{CONFIG}"
         ));
-        keep_loaded(&keeper, root.path(), &paths, CONFIG);
+        keep_loaded(&vault, root.path(), &paths, CONFIG);
         let folder = root.path().join("data/credentials/set-1");
         for file in fs::read_dir(folder).expect("a set") {
             let path = file.expect("a file").path();
@@ -477,8 +477,8 @@ mod tests {
                 fs::write(&path, "cred:mail\n{}\n").expect("ours");
             }
         }
-        let rest = keep_loaded(&keeper, root.path(), &paths, CONFIG);
-        assert_eq!(opened(&keeper, &rest, "openai"), "a");
+        let rest = keep_loaded(&vault, root.path(), &paths, CONFIG);
+        assert_eq!(opened(&vault, &rest, "openai"), "a");
         let damaged = rest
             .problems
             .iter()

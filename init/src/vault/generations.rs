@@ -20,7 +20,7 @@ use super::{VaultHandle, VaultWait, opening_slot};
 use crate::control::MachineDiagnostic;
 use crate::data;
 use crate::log::InitLog;
-use note::{GenerationNote, OwedCount, TpmCount};
+use note::{GenerationNote, PendingTpmCount, TpmCount};
 use proof::{old, unknown};
 use tpm::{chip, is_absent, retire};
 
@@ -83,7 +83,7 @@ pub(crate) struct GenerationLedger<'a> {
     /// The device of the sealed partition.
     pub(crate) device: &'a Path,
     /// Holds the problems of uncounted changes.
-    pub(crate) keeper: &'a VaultHandle,
+    pub(crate) vault: &'a VaultHandle,
     pub(crate) log: &'a InitLog,
     /// The folder where its data are mounted.
     pub(crate) state_dir: &'a Path,
@@ -162,7 +162,7 @@ impl GenerationLedger<'_> {
     /// Notes a changed vault that is on the disk, and makes the TPM count it. No older vault opens while this
     /// machine runs.
     pub(crate) fn note(&self, open: &OpenAlkv) {
-        self.keeper.is_now(open);
+        self.vault.is_now(open);
         let alkv = open.alkv();
         let tpms = tpms_of(alkv);
         let mut presence = TpmPresence::probe(&tpms).unwrap_or_else(TpmPresence::Away);
@@ -191,7 +191,7 @@ impl GenerationLedger<'_> {
             return Ok(());
         };
         note.owed.retain(|owed| tpms.contains(&owed.tpm));
-        let kept = self.keep(&note, former.as_ref());
+        let kept = self.write_note_and_memo(&note, former.as_ref());
         kept.map_err(|problem| problem.text)?;
         self.tell(owing(&note));
         Ok(())
@@ -201,7 +201,7 @@ impl GenerationLedger<'_> {
         for MachineDiagnostic { code, text, .. } in &problems {
             self.log.error(format_args!("{code}: {text}"));
         }
-        self.keeper.set_uncounted(problems);
+        self.vault.set_uncounted(problems);
     }
 
     /// Whether a note of a vault with slots of these TPMs would be the same if it were written again.
@@ -262,7 +262,7 @@ impl GenerationLedger<'_> {
         match presence {
             TpmPresence::Here(counter) => {
                 let key = counter.key.to_string();
-                due.extend(counted.map(OwedCount::from));
+                due.extend(counted.map(PendingTpmCount::from));
                 let own: Vec<_> = due.extract_if(.., |one| one.tpm == key).collect();
                 match counter.begin(&own) {
                     Ok(counted) => {
@@ -279,7 +279,7 @@ impl GenerationLedger<'_> {
                 Some(counted) if !is_changed && tpms.contains(&counted.tpm) => {
                     note.counted = Some(counted);
                 }
-                counted => due.extend(counted.map(OwedCount::from)),
+                counted => due.extend(counted.map(PendingTpmCount::from)),
             },
         }
         for one in due {
@@ -294,7 +294,7 @@ impl GenerationLedger<'_> {
             }
         }
         note.bound();
-        match self.keep(&note, former) {
+        match self.write_note_and_memo(&note, former) {
             Ok(()) => {
                 let counted = begun.map_or(Ok(()), VaultCounter::advance);
                 problems.extend(counted.err().map(|error| missed(&error)));
@@ -306,13 +306,14 @@ impl GenerationLedger<'_> {
     }
 
     /// TPMs that did not count the erasure of the disk before this one: no note names them yet.
-    fn of_erased(&self) -> Vec<OwedCount> {
+    fn of_erased(&self) -> Vec<PendingTpmCount> {
         let tpms = data::counted_by(self.device).into_iter();
-        tpms.map(|tpm| OwedCount { tpm, count: None }).collect()
+        tpms.map(|tpm| PendingTpmCount { tpm, count: None })
+            .collect()
     }
 
     /// Makes the note and the memo of the partition say the same. The memo never names fewer TPMs than the note.
-    fn keep(
+    fn write_note_and_memo(
         &self,
         note: &GenerationNote,
         former: Option<&GenerationNote>,
@@ -466,7 +467,7 @@ impl VaultCounter {
 
     /// The coming value of the counter. The counter rises at once if it was not noted: a copy of a disk that was
     /// erased may be one ahead.
-    fn begin(&mut self, owed: &[OwedCount]) -> Result<TpmCount, TpmError> {
+    fn begin(&mut self, owed: &[PendingTpmCount]) -> Result<TpmCount, TpmError> {
         let count = match self.index {
             TpmCounterIndex::Count(_) if owed.iter().any(|one| one.count.is_none()) => {
                 self.tpm.advance_counter()?
@@ -562,7 +563,7 @@ fn missed(error: &TpmError) -> MachineDiagnostic {
 
 /// The problems of TPMs that have not counted.
 fn owing(note: &GenerationNote) -> Vec<MachineDiagnostic> {
-    let of = |owed: &OwedCount| {
+    let of = |owed: &PendingTpmCount| {
         let tpm = short(&owed.tpm);
         match owed.count {
             Some(_) => problem(

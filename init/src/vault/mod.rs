@@ -43,7 +43,7 @@ pub(crate) use commands::{
     CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand,
     VaultMediaAccess, add_program_slot, program_slots, remove_program_slots,
 };
-pub(crate) use credentials::{NodeCredentials as KeptCredentials, keep as keep_credentials};
+pub(crate) use credentials::{NodeCredentials as KeptCredentials, keep_credentials};
 pub(crate) use dialog::{DialogStep, VaultDialog, positions};
 pub(crate) use escrow::{EscrowClient, HelperPurpose};
 pub(crate) use events::UnloggedEvents;
@@ -158,7 +158,7 @@ pub(crate) struct UnlockCredentials {
 impl UnlockCredentials {
     /// Takes back the secrets of an attempt that needs more: the console asks for the parts of a new vault one
     /// after the other. A secret that was to open a vault is not tried again.
-    pub(crate) fn keep(&mut self, tried: Self) {
+    pub(crate) fn take_back(&mut self, tried: Self) {
         self.passphrase = None;
         self.pin = None;
         self.knows_of_age = false;

@@ -26,7 +26,7 @@ pub(super) const UNATTENDED: [SlotType; 4] = [
 /// content. Otherwise they go nowhere.
 pub(crate) fn open(
     found: &LoadedCopies,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     offer: &UnlockCredentials,
     media: &MediaSecrets,
     log: &InitLog,
@@ -34,7 +34,7 @@ pub(crate) fn open(
 ) -> Result<OpenAlkv, VaultWait> {
     let admitted = |opened: OpenAlkv| {
         permits(&opened)?;
-        admitted(opened, keeper, log)
+        admitted(opened, vault, log)
     };
     let slots = |kind| {
         let slots = found.newest.slots().iter();
@@ -45,12 +45,12 @@ pub(crate) fn open(
         let Some(slot) = slots(kind).find(|slot| !tpm_unlock::wants_pin(slot)) else {
             continue;
         };
-        match unattended(found, kind, keeper, media) {
+        match unattended(found, kind, vault, media) {
             Ok(opened) => return admitted(opened),
             Err((why, counts)) => {
                 let id = slot.id();
                 if counts {
-                    keeper.refused_once(SlotName { kind, id });
+                    vault.refused_once(SlotName { kind, id });
                 }
                 refusals.push(format!("{}: {why}", kind.name()));
             }
@@ -63,7 +63,7 @@ pub(crate) fn open(
             Err(why) => {
                 let (kind, id) = (SlotType::Tpm2, slot.id());
                 let name = SlotName { kind, id };
-                keeper.events().add(AuditEvent::UnlockFailed(name));
+                vault.events().add(AuditEvent::UnlockFailed(name));
                 // The user wants the reason that is about the input.
                 refusals = vec![why];
             }
@@ -71,7 +71,7 @@ pub(crate) fn open(
     }
     let typed = slots(SlotType::Passphrase).next();
     if let (Some(_), Some(passphrase)) = (typed, &offer.passphrase) {
-        match by_passphrase(found, passphrase, keeper, |_| true) {
+        match by_passphrase(found, passphrase, vault, |_| true) {
             Ok(opened) => return admitted(opened),
             Err(SlotError::WrongKey(_)) => refusals = vec!["that passphrase is wrong".to_owned()],
             Err(error) => refusals = vec![error.to_string()],
@@ -82,7 +82,7 @@ pub(crate) fn open(
         Some((_, None)) => PinEntry::Now,
         Some((slot, Some(error))) => {
             let (kind, id) = (SlotType::Tpm2, slot.id());
-            keeper.refused_once(SlotName { kind, id });
+            vault.refused_once(SlotName { kind, id });
             let why = error.to_string();
             if !refusals.contains(&why) {
                 refusals.push(why);
@@ -116,10 +116,10 @@ const HINT_CLOSED: &str = "restart the machine";
 pub(super) fn by_passphrase(
     found: &LoadedCopies,
     passphrase: &SecretStr,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     counts: impl FnOnce(&OpenAlkv) -> bool,
 ) -> Result<OpenAlkv, SlotError> {
-    keeper.wait_for_turn();
+    vault.wait_for_turn();
     let mut key = UnlockKey::Passphrase {
         passphrase,
         cap_kib: memory_cap_kib(memory_kib()),
@@ -131,8 +131,8 @@ pub(super) fn by_passphrase(
     let kind = SlotType::Passphrase;
     let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
     match (&opened, slot) {
-        (Ok(_), _) => keeper.was_right(),
-        (Err(_), Some(slot)) => keeper.was_wrong(SlotName {
+        (Ok(_), _) => vault.was_right(),
+        (Err(_), Some(slot)) => vault.was_wrong(SlotName {
             kind,
             id: slot.id(),
         }),
@@ -195,12 +195,12 @@ fn waiting(
 pub(super) fn unattended(
     found: &LoadedCopies,
     kind: SlotType,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     media: &MediaSecrets,
 ) -> Result<OpenAlkv, (String, bool)> {
     let opened = match kind {
         SlotType::Kms => {
-            let mut source = keeper.escrow().source();
+            let mut source = vault.escrow().source();
             let opened = found.open(&mut UnlockKey::Source(kind, &mut source));
             // A node that no helper asked yet has refused nothing.
             if let Err(SlotError::Kek { .. }) = opened {
@@ -243,8 +243,8 @@ pub(super) fn seed_for<'a>(
     keys().find(opens).or_else(|| keys().next())
 }
 
-fn admitted(opened: OpenAlkv, keeper: &VaultHandle, log: &InitLog) -> Result<OpenAlkv, VaultWait> {
-    if let Err(error) = keeper.admit(&opened) {
+fn admitted(opened: OpenAlkv, vault: &VaultHandle, log: &InitLog) -> Result<OpenAlkv, VaultWait> {
+    if let Err(error) = vault.admit(&opened) {
         let hint = "restart the machine";
         let text = format!("the vault cannot be opened: {error}");
         return Err(VaultWait::new(
@@ -260,7 +260,7 @@ fn admitted(opened: OpenAlkv, keeper: &VaultHandle, log: &InitLog) -> Result<Ope
             slot.id.number(),
             slot.kind.name()
         ));
-        keeper.events().add(AuditEvent::Unlocked(slot));
+        vault.events().add(AuditEvent::Unlocked(slot));
     }
     Ok(opened)
 }
@@ -275,12 +275,12 @@ fn admitted(opened: OpenAlkv, keeper: &VaultHandle, log: &InitLog) -> Result<Ope
 pub(crate) fn conclude(
     found: &LoadedCopies,
     ended: FirstBootPermissions,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     media: &MediaSecrets,
     save: impl FnOnce(&OpenAlkv) -> Result<(), SlotError>,
 ) -> Result<FirstBootPermissions, String> {
-    let mut open = reopened(found, keeper, media)?;
-    let in_use = keeper.check_in_use(&open);
+    let mut open = reopened(found, vault, media)?;
+    let in_use = vault.check_in_use(&open);
     in_use.map_err(|error| error.to_string())?;
     let changed = open.conclude(ended).map_err(|error| error.to_string())?;
     if changed {
@@ -292,10 +292,10 @@ pub(crate) fn conclude(
 /// Opens a vault without typed input, or returns the reason.
 fn reopened(
     found: &LoadedCopies,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     media: &MediaSecrets,
 ) -> Result<OpenAlkv, String> {
-    if let Some(open) = keeper.open_by_master_key(&found.newest) {
+    if let Some(open) = vault.open_by_master_key(&found.newest) {
         return Ok(open);
     }
     let slots = found.newest.slots();
@@ -306,7 +306,7 @@ fn reopened(
         if of_kind.all(tpm_unlock::wants_pin) {
             continue;
         }
-        match unattended(found, kind, keeper, media) {
+        match unattended(found, kind, vault, media) {
             Ok(open) => return Ok(open),
             Err((why, _)) => refusals.push(format!("{}: {why}", kind.name())),
         }
@@ -426,7 +426,7 @@ mod tests {
             new_pin: secret("3"),
             ..UnlockCredentials::default()
         };
-        offer.keep(tried);
+        offer.take_back(tried);
         assert!(offer.passphrase.is_none() && offer.pin.is_none() && !offer.knows_of_age);
         assert!(offer.words.is_some() && offer.new_passphrase.is_some());
         let pin = offer.new_pin.as_ref().expect("typed last");

@@ -81,7 +81,7 @@ pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
 /// vault has to be written.
 pub(crate) fn cover(
     open: &mut OpenAlkv,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     offer: &UnlockCredentials,
     log: &InitLog,
 ) -> bool {
@@ -101,7 +101,7 @@ pub(crate) fn cover(
                     "slot {new} of the TPM is in the place of slot {old}, which opened with any command \
                      line from beside the image"
                 ));
-                let events = keeper.events();
+                let events = vault.events();
                 events.add(AuditEvent::SlotAdded(SlotName { kind, id: new }));
                 events.add(AuditEvent::SlotRemoved(SlotName { kind, id: old }));
             }

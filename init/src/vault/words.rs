@@ -50,32 +50,32 @@ fn note(state_dir: &Path, name: &str) -> io::Result<()> {
     alknet_durable::replace(&path, b"", MODE)
 }
 
-/// Makes `keeper` and the data partition say the same: writes the file of age that was just made,
+/// Makes `vault` and the data partition say the same: writes the file of age that was just made,
 /// and the note that the owner has the words, and reads those of earlier starts.
 ///
 /// # Errors
 /// A new file of age cannot be written: the words would be lost.
-pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
+pub(crate) fn settle(vault: &VaultHandle, state_dir: &Path) -> io::Result<()> {
     let path = state_dir.join(FOLDER).join(AGE);
-    match keeper.unwritten_age() {
+    match vault.unwritten_age() {
         Some(text) => {
             alknet_durable::replace(&path, text.as_bytes(), MODE)?;
-            keeper.age_is_written();
+            vault.age_is_written();
         }
         None => match read(&path) {
-            Ok(text) => keeper.recall_age(text),
+            Ok(text) => vault.recall_age(text),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // The console can show the words again while the vault permits it, so no start may fail
             // for this copy.
             Err(error) => tracing::warn!(%error, path = %path.display(), "it cannot be read"),
         },
     }
-    let noted = if keeper.facts().words_kept {
+    let noted = if vault.facts().words_kept {
         note_kept(state_dir)
     } else {
         is_noted(state_dir, KEPT).map(|noted| {
             if noted {
-                keeper.words_are_kept();
+                vault.words_are_kept();
             }
         })
     };
@@ -85,12 +85,12 @@ pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
     }
     match is_noted(state_dir, REMINDED) {
         Ok(false) => {}
-        Ok(true) => keeper.withhold_words(),
+        Ok(true) => vault.withhold_words(),
         Err(error) => {
             tracing::warn!(%error, "the note that the owner was reminded of the words");
             // An unreadable note counts as there: the console must not show the words to an
             // attacker who spoils the note.
-            keeper.withhold_words();
+            vault.withhold_words();
         }
     }
     Ok(())
@@ -149,18 +149,18 @@ mod tests {
         };
         let permits = OpenAlkv::create(vault, NewSlot::None).expect("made");
         let started = || {
-            let keeper = VaultHandle::new().expect("memory");
-            keeper.admit(&permits).expect("it has a place");
-            settle(&keeper, dir.path()).expect("readable");
-            keeper
+            let vault_handle = VaultHandle::new().expect("memory");
+            vault_handle.admit(&permits).expect("it has a place");
+            settle(&vault_handle, dir.path()).expect("readable");
+            vault_handle
         };
         assert!(started().shows_words(), "the owner was not reminded yet");
         note_reminder(dir.path()).expect("writable");
-        let keeper = started();
-        assert!(!keeper.shows_words());
-        keeper.lock();
-        keeper.begin_attempt();
-        keeper.admit(&permits).expect("it was locked");
-        assert!(!keeper.shows_words());
+        let vault_handle = started();
+        assert!(!vault_handle.shows_words());
+        vault_handle.lock();
+        vault_handle.begin_attempt();
+        vault_handle.admit(&permits).expect("it was locked");
+        assert!(!vault_handle.shows_words());
     }
 }

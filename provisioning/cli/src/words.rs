@@ -61,7 +61,7 @@ pub(crate) fn obtain(
     if let Some(file) = &args.words_out {
         let entropy = Entropy::generate(count)?;
         // Stored before anything else is made, since lost words would lock the node for ever.
-        keep(&entropy, file)?;
+        write_words(&entropy, file)?;
         return Ok((entropy, passphrase));
     }
     if args.show_words {
@@ -80,7 +80,7 @@ pub(crate) fn obtain(
 
 /// Writes new words to a new file, before anything that depends on them. A node whose words are
 /// lost cannot be recovered.
-fn keep(entropy: &Entropy, path: &Path) -> Result<(), ProvisionError> {
+fn write_words(entropy: &Entropy, path: &Path) -> Result<(), ProvisionError> {
     let made = OpenOptions::new()
         .write(true)
         // An existing file is never overwritten, because it may contain another node's words.

@@ -60,7 +60,7 @@ pub struct RecoveryWords {
     /// The first source that has them.
     pub source: ConfigOrigin,
     /// Every place that has them, for [`erase`].
-    pub places: Vec<MediaLocation>,
+    pub locations: Vec<MediaLocation>,
 }
 
 impl fmt::Debug for RecoveryWords {
@@ -89,7 +89,7 @@ pub struct MediaCredential {
     /// The first source that has it.
     pub source: ConfigOrigin,
     /// Every place that has it, for [`erase`].
-    pub places: Vec<MediaLocation>,
+    pub locations: Vec<MediaLocation>,
 }
 
 impl fmt::Debug for MediaCredential {
@@ -111,7 +111,7 @@ impl MediaSecrets {
     pub fn locations_of(&self, words: &Entropy) -> Vec<MediaLocation> {
         let all = self.words.iter().chain(&self.other_words);
         let same = all.filter(|found| found.entropy == *words);
-        same.flat_map(|found| found.places.iter().cloned())
+        same.flat_map(|found| found.locations.iter().cloned())
             .collect()
     }
 
@@ -122,7 +122,7 @@ impl MediaSecrets {
     pub fn conflicts_with(&self, words: &Entropy) -> Vec<SourceDiagnostic> {
         let all = self.words.iter().chain(&self.other_words);
         let others = all.filter(|found| found.entropy != *words);
-        let sources = others.flat_map(|found| found.places.iter().map(|place| &place.source));
+        let sources = others.flat_map(|found| found.locations.iter().map(|place| &place.source));
         // What was pasted is not on a medium.
         let media = sources.filter(|source| **source != ConfigOrigin::Console);
         let conflict = |source: &ConfigOrigin| {
@@ -407,13 +407,13 @@ impl SecretCollector {
                 entropy,
                 passphrase: SecretStr::from(passphrase),
                 source: offer.source.clone(),
-                places: vec![place],
+                locations: vec![place],
             });
             return;
         };
         // The same words with another passphrase make different keys.
         if first.entropy == entropy && first.passphrase.expose() == passphrase {
-            first.places.push(place);
+            first.locations.push(place);
         } else {
             // The first source counts. Later ones are kept, to be compared with the vault.
             let (taken, left) = (first.source.clone(), &offer.source);
@@ -421,7 +421,7 @@ impl SecretCollector {
                 entropy,
                 passphrase: SecretStr::from(passphrase),
                 source: offer.source.clone(),
-                places: vec![place],
+                locations: vec![place],
             });
             let what = format!("{left}: {name}: other words than those of {taken}");
             self.problems.push(SourceDiagnostic::new(
@@ -441,10 +441,10 @@ impl SecretCollector {
                 name,
                 secret: SecretStr::from(secret),
                 source: offer.source.clone(),
-                places: vec![place],
+                locations: vec![place],
             }),
             // Every place is recorded, because each must be erased.
-            Some(first) if first.secret.expose() == secret => first.places.push(place),
+            Some(first) if first.secret.expose() == secret => first.locations.push(place),
             Some(first) => {
                 let (taken, left) = (&first.source, &offer.source);
                 let what = format!(

@@ -24,7 +24,7 @@ pub(crate) struct SecretSpans {
     ranges: Vec<Range<usize>>,
     /// What remains when the words are erased: headers, the seed key, and the credentials, which
     /// are erased after they were stored elsewhere.
-    kept: Vec<Range<usize>>,
+    kept_ranges: Vec<Range<usize>>,
     /// The credentials.
     credentials: Vec<Range<usize>>,
 }
@@ -87,7 +87,7 @@ impl SecretSpans {
         if part == SecretsPart::Credentials {
             return self.credentials.clone();
         }
-        let within = |range: &Range<usize>| gaps(&self.kept, range.clone());
+        let within = |range: &Range<usize>| gaps(&self.kept_ranges, range.clone());
         self.ranges.iter().flat_map(within).collect()
     }
 
@@ -131,7 +131,7 @@ struct SpanFinder<'a> {
     wanted: &'static str,
     split: SecretSpans,
     /// Headers of the table, and its seed key. All are kept, or none.
-    kept: Vec<Range<usize>>,
+    kept_ranges: Vec<Range<usize>>,
     has_seed_key: bool,
     /// The current header: its start, and its first two names.
     header: Option<(usize, Vec<String>)>,
@@ -151,7 +151,7 @@ impl<'a> SpanFinder<'a> {
             text,
             wanted,
             split: SecretSpans::default(),
-            kept: Vec::new(),
+            kept_ranges: Vec::new(),
             has_seed_key: false,
             header: None,
             table: None,
@@ -177,7 +177,7 @@ impl<'a> SpanFinder<'a> {
                 };
                 if names.first().is_some_and(|name| name == self.wanted) {
                     self.table = Some(start..span.end());
-                    self.kept.push(start..span.end());
+                    self.kept_ranges.push(start..span.end());
                     let of_others = names.get(1).is_some_and(|name| name == CREDENTIALS);
                     self.credentials = of_others.then_some(span.end());
                 }
@@ -223,9 +223,9 @@ impl<'a> SpanFinder<'a> {
             }
             if name == SEED_KEY {
                 self.has_seed_key = true;
-                self.kept.push(start..at);
+                self.kept_ranges.push(start..at);
             } else if name == CREDENTIALS {
-                self.kept.push(start..at);
+                self.kept_ranges.push(start..at);
                 self.split.credentials.push(start..at);
             }
         // `secrets = { … }` and `secrets.words = …` come before the first header.
@@ -250,7 +250,7 @@ impl<'a> SpanFinder<'a> {
         }
         self.split.ranges.push(table.start..end);
         if let Some(body) = self.credentials.take() {
-            self.kept.push(body..end);
+            self.kept_ranges.push(body..end);
             self.split.credentials.push(body..end);
         }
     }
@@ -263,7 +263,7 @@ impl<'a> SpanFinder<'a> {
         self.table_ends(end);
         // Without the headers, what remains below them would be parsed as something else.
         if self.has_seed_key || self.split.has_credentials() {
-            self.split.kept = self.kept;
+            self.split.kept_ranges = self.kept_ranges;
         }
         self.split
     }

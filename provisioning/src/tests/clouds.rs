@@ -34,7 +34,7 @@ fn a_service_is_asked_once_in_a_start_and_its_document_is_taken_once() {
     assert_eq!(loaded.asks, None);
     // An administrator changes the configuration. At the next start the service is not asked.
     let dir = machine.paths.config_dir.clone().expect("a data partition");
-    keep(&dir, document(2).as_bytes()).expect(FILE);
+    store_document(&dir, document(2).as_bytes()).expect(FILE);
     fs::remove_dir_all(&machine.paths.metadata).expect(FILE);
     let loaded = machine.load();
     assert_eq!((name(&loaded), loaded.asks), ("node-2", None));

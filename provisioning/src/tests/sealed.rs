@@ -14,7 +14,7 @@ fn damage_does_not_bring_a_removed_administrator_back() {
     assert_eq!(admins(&machine.load()), [key(2), key(1)]);
     machine.paths.is_configured = true;
     let dir = machine.paths.config_dir.clone().expect("a data partition");
-    keep(&dir, document(1).as_bytes()).expect(FILE);
+    store_document(&dir, document(1).as_bytes()).expect(FILE);
     for damaged in [&b"\0"[..], b"\xff\xfe\x5a"] {
         machine.store("config.toml", damaged);
         let loaded = machine.load();

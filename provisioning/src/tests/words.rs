@@ -32,7 +32,7 @@ fn words(loaded: &LoadedConfig) -> &RecoveryWords {
 }
 
 fn erased(machine: &DirectoryMachine, loaded: &LoadedConfig) -> Vec<SourceDiagnostic> {
-    erase(&machine.paths, &machine.volumes, &words(loaded).places)
+    erase(&machine.paths, &machine.volumes, &words(loaded).locations)
 }
 
 fn content(machine: &DirectoryMachine, path: &str) -> String {
@@ -114,7 +114,7 @@ fn secrets_lie_beside_the_document_as_well() {
         "sticks with nothing but secrets are whole"
     );
     assert_eq!(words(&loaded).entropy, entropy(WORDS));
-    assert_eq!(words(&loaded).places.len(), 2);
+    assert_eq!(words(&loaded).locations.len(), 2);
     let sources: Vec<_> = loaded
         .secrets
         .seed_keys
@@ -216,7 +216,7 @@ fn other_words_of_a_later_source_are_named_and_left() {
         loaded.problems[0].text,
         "nocloud (sdb1): vault.words: other words than those of fw_cfg"
     );
-    assert_eq!(words(&loaded).places.len(), 1);
+    assert_eq!(words(&loaded).locations.len(), 1);
     let others = loaded.secrets.other_words.iter();
     let others: Vec<_> = others.map(|it| it.source.to_string()).collect();
     assert_eq!(others, ["nocloud (sdb1)"]);
@@ -492,7 +492,7 @@ fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
     assert_eq!(erased(&machine, &loaded), []);
     let again = machine.load();
     assert!(again.secrets.words.is_none() && again.secrets.credentials.len() == 2);
-    let places = &again.secrets.credentials[0].places;
+    let places = &again.secrets.credentials[0].locations;
     assert_eq!(erase(&machine.paths, &machine.volumes, places), []);
     let after = content(&machine, "content-vda2/alknet.toml");
     assert!(

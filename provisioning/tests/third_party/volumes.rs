@@ -88,8 +88,8 @@ fn a_boot_partition_is_read_and_its_words_are_erased() {
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     assert_eq!(loaded.config.node.name.as_deref(), Some("edge-1"));
     let words = loaded.secrets.words.expect("words");
-    assert_eq!((words.places.len(), words.entropy.words()), (2, 12));
-    let problems = erase(&machine.paths, &machine.tools, &words.places);
+    assert_eq!((words.locations.len(), words.entropy.words()), (2, 12));
+    let problems = erase(&machine.paths, &machine.tools, &words.locations);
     assert!(problems.is_empty(), "{problems:?}");
     machine.tools.settle();
     let name = machine.drive();
@@ -141,7 +141,7 @@ fn a_cd_is_read_and_keeps_its_words() {
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     assert_eq!(loaded.config.node.name.as_deref(), Some("edge-1"));
     let words = loaded.secrets.words.expect("words");
-    let problems = erase(&machine.paths, &machine.tools, &words.places);
+    let problems = erase(&machine.paths, &machine.tools, &words.locations);
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].code, "secrets-left");
 }

@@ -98,13 +98,13 @@ fn unflushed_writes_are_kept_dropped_and_torn_between_sectors() {
             );
         }
         all = CutSummary {
-            kept: all.kept + cut.kept,
+            whole: all.whole + cut.whole,
             torn: all.torn + cut.torn,
             dropped: all.dropped + cut.dropped,
         };
     }
     assert!(
-        all.kept > 20 && all.torn > 20 && all.dropped > 20,
+        all.whole > 20 && all.torn > 20 && all.dropped > 20,
         "{all:?}"
     );
 }

@@ -127,14 +127,14 @@ fn only_sha256(response: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Writes what a chip was asked.
-pub(super) fn write(file: &Path, asked: &[TpmExchange]) -> Result<()> {
-    let codes = asked.iter().map(|one| code(&one.command));
+pub(super) fn write(file: &Path, exchanges: &[TpmExchange]) -> Result<()> {
+    let codes = exchanges.iter().map(|one| code(&one.command));
     if let Some(other) = codes.into_iter().find(|it| !OF_FIRMWARE.contains(it)) {
         let why = format!("it is too late to save it: its TPM was asked 0x{other:x}");
         return Err(Error::TooLate(why));
     }
     let mut bytes = vec![];
-    for TpmExchange { command, code } in asked {
+    for TpmExchange { command, code } in exchanges {
         bytes.extend(code.to_be_bytes());
         bytes.extend(command);
     }

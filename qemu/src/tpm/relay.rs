@@ -62,7 +62,7 @@ pub(super) struct TpmRelay(Arc<TpmRelayShared>);
 #[derive(Debug, Default)]
 struct TpmRelayShared {
     /// Since the chip was switched on.
-    asked: Mutex<Vec<TpmExchange>>,
+    exchanges: Mutex<Vec<TpmExchange>>,
     taken_over: AtomicBool,
     interposer: Option<Arc<dyn Interposer>>,
     hold: Mutex<HeldTpmResponse>,
@@ -143,7 +143,9 @@ impl Drop for TpmRelay {
 
 impl TpmRelayShared {
     fn exchanges(&self) -> MutexGuard<'_, Vec<TpmExchange>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.exchanges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn held(&self) -> MutexGuard<'_, HeldTpmResponse> {

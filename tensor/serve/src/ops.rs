@@ -399,7 +399,7 @@ async fn begin_upload(
         TensorUpload::begin(&store, &header, path)
     };
     let upload = blocking(begin).await?;
-    let name = uploads.keep(asker.id(), asker.by(), upload)?;
+    let name = uploads.add(asker.id(), asker.by(), upload)?;
     Ok(json!({ "upload": name }).into())
 }
 

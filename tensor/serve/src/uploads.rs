@@ -44,7 +44,7 @@ impl Uploads {
     }
 
     /// Keeps an upload and returns its name. Must run inside a runtime.
-    pub(crate) fn keep(
+    pub(crate) fn add(
         self: &Arc<Self>,
         owner: &PeerId,
         by: Option<&Arc<str>>,
@@ -164,7 +164,7 @@ mod tests {
         let uploads = Uploads::new(deadline(Duration::from_millis(20)));
         let begin = || TensorUpload::begin(&store, &header(), None);
         let upload = begin().expect("there is room");
-        let name = uploads.keep(&owner, None, upload).expect("the first");
+        let name = uploads.add(&owner, None, upload).expect("the first");
         assert!(uploads.lookup(&owner, None, &name).is_ok());
         assert_eq!(begin().expect_err("it is taken").code(), "E_QUOTA");
         while uploads.of_untouched(&name) {
@@ -188,7 +188,7 @@ mod tests {
         let peer = |at: usize| -> PeerId { format!("p{at}").parse().expect("a name") };
         let begin = |at| {
             let upload = TensorUpload::begin(&store, &header(), None).expect("good");
-            uploads.keep(&peer(at), None, upload)
+            uploads.add(&peer(at), None, upload)
         };
         for at in 0..UPLOADS {
             begin(at / UPLOADS_PER_PEER).expect("there is room");
@@ -208,7 +208,7 @@ mod tests {
         let [own, other]: [Arc<str>; 2] = ["script of ada".into(), "script of eve".into()];
         for by in [None, Some(&own)] {
             let upload = TensorUpload::begin(&store, &header(), None).expect("good");
-            let name = uploads.keep(&owner, by, upload).expect("there is room");
+            let name = uploads.add(&owner, by, upload).expect("there is room");
             for asks in [None, Some(&own), Some(&other)] {
                 assert_eq!(uploads.lookup(&owner, asks, &name).is_ok(), asks == by);
             }

@@ -58,7 +58,7 @@ pub(crate) fn shape<'a>(dims: &'a [u64], entry: &RawEntry) -> &'a [u64] {
 /// cannot choose names that collide.
 #[derive(Default)]
 pub(crate) struct EntryNames {
-    places: HashTable<u32>,
+    positions: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
 
@@ -71,14 +71,14 @@ impl EntryNames {
             entry.map_or("", |entry| entry.name.text_in(text))
         };
         let mut names = Self {
-            places: HashTable::with_capacity(entries.len()),
+            positions: HashTable::with_capacity(entries.len()),
             hasher: DefaultHashBuilder::default(),
         };
         let hasher = &names.hasher;
         // At most a million entries, so the cast keeps the value.
         for at in 0..entries.len() as u32 {
             let own = name(at);
-            let slot = names.places.entry(
+            let slot = names.positions.entry(
                 hasher.hash_one(own),
                 |other| name(*other) == own,
                 |other| hasher.hash_one(name(*other)),
@@ -96,13 +96,15 @@ impl EntryNames {
             let entry = entries.get(*at as usize);
             entry.is_some_and(|entry| entry.name.text_in(text) == name)
         };
-        self.places.find(self.hasher.hash_one(name), named).copied()
+        self.positions
+            .find(self.hasher.hash_one(name), named)
+            .copied()
     }
 }
 
 impl fmt::Debug for EntryNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EntryNames({})", self.places.len())
+        write!(f, "EntryNames({})", self.positions.len())
     }
 }
 

@@ -316,7 +316,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         let io = |what| move |error| TensorError::io(what, error);
         // The sink may already hold bytes, for example as a part of a larger file.
         let base = self.sink.stream_position().map_err(io("find the place"))?;
-        let layout = self.plan.place()?;
+        let layout = self.plan.assign_ranges()?;
         let zero = Hash::from_bytes([0; 32]);
         // The hashes are not known yet. Zeros in their place give the header its final length.
         let header = text::header(&self.plan, &layout, &vec![zero; layout.placed.len()], zero);

@@ -77,7 +77,7 @@ pub(super) struct EntryLayout {
 
 impl<'a> ContainerPlan<'a> {
     /// Assigns every entry its range.
-    pub(super) fn place(&mut self) -> Result<EntryLayout> {
+    pub(super) fn assign_ranges(&mut self) -> Result<EntryLayout> {
         if self.plain {
             // The stock writer's order has no position for unknown types, so they come last.
             self.tensors.sort_by(|a, b| {

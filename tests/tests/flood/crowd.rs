@@ -218,7 +218,7 @@ impl FloodConnections {
     }
 
     /// Keeps a connection. A restless crowd gives up its oldest ones.
-    fn keep<T>(&self, kept: &mut VecDeque<T>, one: std::io::Result<T>) {
+    fn hold<T>(&self, kept: &mut VecDeque<T>, one: std::io::Result<T>) {
         kept.extend(one);
         if self.is_restless && kept.len() > KEPT {
             kept.pop_front();
@@ -293,12 +293,12 @@ impl FloodConnections {
                         let is_quic = self.quic.is_some() && turn % 2 == 1;
                         if self.is_half_silent && turn % 4 < 2 {
                             let datagram = is_quic.then(|| initials.datagram());
-                            self.keep(&mut begun, self.begin(address, datagram.as_deref()));
+                            self.hold(&mut begun, self.begin(address, datagram.as_deref()));
                         } else if is_quic {
                             let connected = handle.block_on(self.connect_quic(address));
-                            self.keep(&mut over_quic, connected);
+                            self.hold(&mut over_quic, connected);
                         } else {
-                            self.keep(&mut over_tcp, self.connect(address));
+                            self.hold(&mut over_tcp, self.connect(address));
                         }
                         progress.done.fetch_add(1, Ordering::SeqCst);
                     }

@@ -12,6 +12,7 @@ mod doors;
 mod early_returns;
 mod errors;
 mod examples;
+mod fields;
 mod figures;
 mod formats;
 mod fuzzing;

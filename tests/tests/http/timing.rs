@@ -104,7 +104,7 @@ impl ServerCertVerifier for AcceptAnyCertificate {
 /// An HTTP/1.1 connection that is kept open.
 struct KeepAliveConnection {
     tls: StreamOwned<ClientConnection, TcpStream>,
-    told: Vec<u8>,
+    response: Vec<u8>,
 }
 
 impl KeepAliveConnection {
@@ -128,7 +128,7 @@ impl KeepAliveConnection {
         let tls = ClientConnection::new(Arc::new(config), name).expect("a name");
         Self {
             tls: StreamOwned::new(tls, tcp),
-            told: vec![0; 64 << 10],
+            response: vec![0; 64 << 10],
         }
     }
 
@@ -138,23 +138,23 @@ impl KeepAliveConnection {
         self.tls.write_all(request.as_bytes()).expect("it reads");
         self.tls.flush().expect("it reads");
         let mut had = 0;
-        while whole(&self.told[..had]) != Some(had) {
-            let read = self.tls.read(&mut self.told[had..]);
+        while whole(&self.response[..had]) != Some(had) {
+            let read = self.tls.read(&mut self.response[had..]);
             let read = read.expect("it answers");
             assert!(read > 0, "it goes on after an answer");
             had += read;
         }
         let took = began.elapsed();
-        let text = String::from_utf8_lossy(&self.told[..had]);
+        let text = String::from_utf8_lossy(&self.response[..had]);
         let lines = text.lines().filter(|line| !line.starts_with("date:"));
         (took, lines.collect::<Vec<_>>().join("\n"))
     }
 }
 
 /// Length of an answer with this beginning, if its head is complete.
-fn whole(told: &[u8]) -> Option<usize> {
-    let head = memchr::memmem::find(told, b"\r\n\r\n")? + 4;
-    let text = std::str::from_utf8(&told[..head]).expect("a head is text");
+fn whole(response: &[u8]) -> Option<usize> {
+    let head = memchr::memmem::find(response, b"\r\n\r\n")? + 4;
+    let text = std::str::from_utf8(&response[..head]).expect("a head is text");
     let mut lines = text.lines();
     let length = lines.find_map(|line| line.strip_prefix("content-length:"));
     let length = length.expect("an answer of known length").trim();
@@ -213,8 +213,8 @@ fn compare(node: SocketAddr, fresh: &mut FreshAddresses, [one, other]: [&str; 2]
             // The second one may have an advantage, so neither is always second.
             let turns = if n % 2 == 0 { [0, 1] } else { [1, 0] };
             for which in turns {
-                let (took, told) = kept.ask([one, other][which]);
-                assert_eq!(told, nothing, "{}", [one, other][which]);
+                let (took, response) = kept.ask([one, other][which]);
+                assert_eq!(response, nothing, "{}", [one, other][which]);
                 times[which].push(took);
             }
         }

@@ -547,7 +547,7 @@ pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
         let cut = recording.cut(recording.len(), seed, image);
         cut.unwrap_or_else(|error| panic!("{error}"))
     };
-    let most = (0..SEEDS).min_by_key(|seed| cut(*seed).kept);
+    let most = (0..SEEDS).min_by_key(|seed| cut(*seed).whole);
     let cut = cut(most.expect("there are some"));
     eprintln!("the power goes at {}: {cut:?}", recording.len());
 }

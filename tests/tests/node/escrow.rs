@@ -22,7 +22,7 @@ use crate::local_node::LocalNode;
 /// A vault, and the records that it has sealed.
 struct SealedShareRecords {
     vault: Vault,
-    kept: Mutex<BTreeMap<ShareId, SealedBlob>>,
+    blobs: Mutex<BTreeMap<ShareId, SealedBlob>>,
 }
 
 impl SealedShareRecords {
@@ -34,7 +34,7 @@ impl SealedShareRecords {
             .expect("it is locked");
         Self {
             vault,
-            kept: Mutex::default(),
+            blobs: Mutex::default(),
         }
     }
 
@@ -53,14 +53,14 @@ fn failed(error: VaultError) -> EscrowVaultError {
 impl EscrowVault for SealedShareRecords {
     fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), EscrowVaultError> {
         let sealed = self.vault.seal(&Self::label(id), secret).map_err(failed)?;
-        let mut kept = self.kept.lock().expect("no panics here");
-        kept.insert(id.clone(), sealed);
+        let mut blobs = self.blobs.lock().expect("no panics here");
+        blobs.insert(id.clone(), sealed);
         Ok(())
     }
 
     fn get(&self, id: &ShareId) -> Result<zeroize::Zeroizing<Vec<u8>>, EscrowVaultError> {
-        let kept = self.kept.lock().expect("no panics here");
-        let sealed = kept
+        let blobs = self.blobs.lock().expect("no panics here");
+        let sealed = blobs
             .get(id)
             .ok_or(EscrowVaultError::Failed(String::new()))?;
         let secret = self.vault.open(&Self::label(id), sealed).map_err(failed)?;
@@ -68,7 +68,7 @@ impl EscrowVault for SealedShareRecords {
     }
 
     fn remove(&self, id: &ShareId) -> Result<(), EscrowVaultError> {
-        self.kept.lock().expect("no panics here").remove(id);
+        self.blobs.lock().expect("no panics here").remove(id);
         Ok(())
     }
 }
@@ -323,7 +323,7 @@ async fn the_owner_binds_approves_and_takes_back() {
     assert!(
         scene
             .records
-            .kept
+            .blobs
             .lock()
             .expect("no panics here")
             .is_empty()

@@ -62,7 +62,7 @@ struct ScriptedProtocol {
     alpns: [AlpnSpec; 1],
     /// The answers, one after the other. The last one repeats.
     answers: Vec<Value>,
-    asked: AtomicUsize,
+    requests: AtomicUsize,
 }
 
 impl ScriptedProtocol {
@@ -73,7 +73,7 @@ impl ScriptedProtocol {
                 ..AlpnSpec::new(alpn)
             }],
             answers,
-            asked: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
         })
     }
 
@@ -81,7 +81,7 @@ impl ScriptedProtocol {
         let (mut send, mut recv) = connection.accept_bi().await?;
         let len = recv.read_u32().await?;
         recv.read_exact(&mut vec![0; len as usize]).await?;
-        let n = self.asked.fetch_add(1, Ordering::SeqCst);
+        let n = self.requests.fetch_add(1, Ordering::SeqCst);
         let answer = self.answers[n.min(self.answers.len() - 1)].to_string();
         send.write_u32(answer.len() as u32).await?;
         send.write_all(answer.as_bytes()).await?;

@@ -50,7 +50,7 @@ pub(super) struct ManualPeer {
     served: watch::Sender<Served>,
     pub(super) connection: Connection,
     /// The requests that it got.
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     /// Whether it reads nothing on new streams.
     deaf: Arc<AtomicBool>,
     /// The tasks that answer, one for each stream.
@@ -122,12 +122,13 @@ impl ManualPeer {
         (dialer, connection): (EndpointDialer, Connection),
         specs: Vec<OperationSpec>,
     ) -> Self {
-        let (asked, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
+        let (requests, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
         let answering = Arc::<Mutex<JoinSet<()>>>::default();
         // Before any request is answered: the node may ask in the first millisecond.
         let (served, serves) = watch::channel(Served::new(specs, 1));
         let is_multi = connection.is_multi();
-        let (incoming, note, is_deaf) = (connection.clone(), Arc::clone(&asked), Arc::clone(&deaf));
+        let (incoming, note, is_deaf) =
+            (connection.clone(), Arc::clone(&requests), Arc::clone(&deaf));
         let answers = Arc::clone(&answering);
         tokio::spawn(async move {
             let mut unread = Vec::new();
@@ -144,7 +145,7 @@ impl ManualPeer {
             _dialer: dialer,
             served,
             connection,
-            asked,
+            requests,
             deaf,
             answering,
         }
@@ -163,8 +164,8 @@ impl ManualPeer {
     /// The node sent something outside the protocol.
     pub(super) fn asked(&self, operation: &str) -> usize {
         self.was_well_asked();
-        let asked = self.asked.lock().expect("no panic");
-        asked.iter().filter(|one| *one == operation).count()
+        let requests = self.requests.lock().expect("no panic");
+        requests.iter().filter(|one| *one == operation).count()
     }
 
     /// From now on it reads only the existing streams.
@@ -229,10 +230,10 @@ fn growing(count: usize) -> String {
 }
 
 /// Waits until the peer was asked for an operation so many times.
-async fn until_asked(asked: &Mutex<Vec<String>>, operation: &str, times: usize) {
+async fn until_asked(requests: &Mutex<Vec<String>>, operation: &str, times: usize) {
     let is_asked = || {
-        let asked = asked.lock().expect("no panic");
-        asked.iter().filter(|one| *one == operation).count() >= times
+        let requests = requests.lock().expect("no panic");
+        requests.iter().filter(|one| *one == operation).count() >= times
     };
     while !is_asked() {
         tokio::time::sleep(LOOKS_EVERY).await;
@@ -243,7 +244,7 @@ async fn answer(
     (mut send, mut recv): (SendStream, RecvStream),
     is_multi: bool,
     mut served: watch::Receiver<Served>,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 ) {
     let mut frames = FrameReader::new();
     while let Ok(Some(chunk)) = recv.read_chunk(64 << 10).await {
@@ -258,9 +259,9 @@ async fn answer(
             let operation = payload["operationId"].as_str().unwrap_or_default();
             let operation = operation.trim_start_matches('/').to_owned();
             let is_first = {
-                let mut asked = asked.lock().expect("no panic");
-                let is_first = !asked.contains(&operation);
-                asked.push(operation.clone());
+                let mut requests = requests.lock().expect("no panic");
+                let is_first = !requests.contains(&operation);
+                requests.push(operation.clone());
                 is_first
             };
             let pointer = json!({ "$bin": [0, POINTED] });
@@ -281,7 +282,7 @@ async fn answer(
                 "node/fail" => failed(&event.id, FAILED),
                 "node/fail-short" => failed(&event.id, FAILED_SHORT),
                 "node/late" => {
-                    until_asked(&asked, &operation, LATE).await;
+                    until_asked(&requests, &operation, LATE).await;
                     let details = json!("x".repeat(LATE_CHARACTERS));
                     failed_with(&event.id, &details.to_string())
                 }

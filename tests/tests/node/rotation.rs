@@ -54,7 +54,7 @@ fn node(bench: &TestBench, name: &str, peers: &[(&str, &CliRunner)]) -> HostNode
         .iter()
         .map(|(name, who)| StoreChange::PutPeer(entry(name, who)));
     let (db, _) = store(&state);
-    db.keep(&changes.collect::<Vec<_>>()).expect("room");
+    db.persist(&changes.collect::<Vec<_>>()).expect("room");
     drop(db);
     HostNode::start(&state, bench.admin())
 }
@@ -155,7 +155,7 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     );
     assert_eq!(entry.keys, [old_key, new_key]);
     entry.key_ends = [(old_key, now_s() + 5)].into();
-    db.keep(&[StoreChange::PutPeer(entry)]).expect("room");
+    db.persist(&[StoreChange::PutPeer(entry)]).expect("room");
     drop(db);
     let served = HostNode::start(&state, bench.admin());
     let (_dialer, connection, last) = dial(&old, served.target()).await;
@@ -249,7 +249,7 @@ async fn what_is_refused_says_what_to_do() {
         scopes: ["peer:list"].into_iter().collect(),
         ..ApiKey::new(token.hash().expect("a token"))
     };
-    db.keep(&[
+    db.persist(&[
         StoreChange::PutApiKey(key),
         StoreChange::PutPeer(entry("ada", &ada)),
     ])
@@ -384,7 +384,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
         ..entry("edge", &edge)
     };
     let (db, _) = store(&state);
-    db.keep(&[StoreChange::PutPeer(peer)]).expect("room");
+    db.persist(&[StoreChange::PutPeer(peer)]).expect("room");
     drop(db);
     let people: [(&str, &CliRunner, &[&str]); 2] = [
         ("ada", &ada, &["ops:propose"]),

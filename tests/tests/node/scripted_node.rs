@@ -35,7 +35,7 @@ struct ScriptedCalls {
     alpns: [AlpnSpec; 1],
     answer: Box<ScriptedAnswer>,
     /// Operations that were called.
-    asked: Mutex<Vec<String>>,
+    requests: Mutex<Vec<String>>,
 }
 
 impl ScriptedCalls {
@@ -54,7 +54,7 @@ impl ScriptedCalls {
             }
             let operation = event["payload"]["operationId"].as_str().unwrap_or_default();
             let operation = operation.trim_start_matches('/');
-            self.asked().push(operation.to_owned());
+            self.requests().push(operation.to_owned());
             let (kind, said) = match (self.answer)(operation, &event["payload"]["input"]) {
                 Ok(output) => ("call.responded", json!({ "output": output })),
                 // The test wants no answer.
@@ -68,8 +68,8 @@ impl ScriptedCalls {
         }
     }
 
-    fn asked(&self) -> MutexGuard<'_, Vec<String>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, Vec<String>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +110,7 @@ impl ScriptedNode {
                 ..AlpnSpec::new(alknet_call::ALPN)
             }],
             answer: Box::new(answer),
-            asked: Mutex::default(),
+            requests: Mutex::default(),
         });
         let mut handlers = HandlerRegistry::new();
         let registered = handlers.register(Arc::clone(&calls) as _);
@@ -133,8 +133,8 @@ impl ScriptedNode {
 
     /// How often an operation was called.
     fn asked_for(&self, operation: &str) -> usize {
-        let asked = self.calls.asked();
-        asked.iter().filter(|name| *name == operation).count()
+        let requests = self.calls.requests();
+        requests.iter().filter(|name| *name == operation).count()
     }
 
     /// Runs a command with this node's target for each argument `@`.

@@ -302,7 +302,7 @@ async fn settled(node: &HostNode) -> u64 {
 #[derive(Debug)]
 struct UnreadCost {
     /// Growth after the node's memory has stopped changing.
-    kept: u64,
+    settled: u64,
     /// Growth of the node's peak.
     peak: u64,
     /// Bytes of the packets that the client sent. The node has not read all requests, and keeps the unread ones in
@@ -314,7 +314,7 @@ impl UnreadCost {
     /// # Panics
     /// Panics when the node keeps more than `most`, or when its peak is more than `peak`.
     fn is_at_most(&self, most: u64, peak: u64) {
-        assert!(self.kept <= most, "{self:?} where {most} may be kept");
+        assert!(self.settled <= most, "{self:?} where {most} may be kept");
         assert!(self.peak <= peak, "{self:?} where the peak may be {peak}");
     }
 }
@@ -352,14 +352,14 @@ async fn kept_of_a_thousand(
     let asking = ask_on(&connection, streams, request);
     let waits = limits.map_or(0, |limits| answers_wait(node, limits));
     let cost = UnreadCost {
-        kept: settled(node).await.saturating_sub(before),
+        settled: settled(node).await.saturating_sub(before),
         peak: memory(node, "VmHWM:").saturating_sub(before),
         sent: sent() - sent_before,
     };
     println!(
         "figure answers that wait: {} KiB, {} KiB are kept, {} KiB at the peak, {} KiB were sent",
         waits >> 10,
-        cost.kept >> 10,
+        cost.settled >> 10,
         cost.peak >> 10,
         cost.sent >> 10
     );
@@ -490,6 +490,6 @@ async fn a_thousand_answers_that_an_unknown_peer_leaves_cost_little() {
     let limits = Some(PeerLimits::UNAUTHENTICATED);
     let cost = kept_of_a_thousand(&node, &key, STREAMS_UNKNOWN, request, limits).await;
     let most = THOUSAND_UNKNOWN_MAX + cost.sent;
-    assert!(cost.kept <= most, "{cost:?} where {most} may be kept");
+    assert!(cost.settled <= most, "{cost:?} where {most} may be kept");
     assert!(cost.peak <= UNKNOWN_MAX, "{cost:?}");
 }

@@ -70,26 +70,26 @@ fn take_rights_away(disk: &Path) {
     let token = AuthToken::generate().and_then(|it| it.hash());
     let token = ApiKey::new(token.expect("a token"));
     let put_token = StoreChange::PutApiKey(token.clone());
-    db.keep(std::slice::from_ref(&put_token)).expect("room");
+    db.persist(std::slice::from_ref(&put_token)).expect("room");
     assert_eq!(reserve(), RESERVE_BYTES);
     take_all(disk);
     // What is new has no room, and leaves the reserve alone.
-    let new = db.keep(&[StoreChange::PutPeer(peer(PEERS))]);
+    let new = db.persist(&[StoreChange::PutPeer(peer(PEERS))]);
     assert!(matches!(new, Err(IdentityStoreError::Unavailable(_))));
     let both = [StoreChange::PutPeer(peer(PEERS)), put_token];
-    assert!(db.keep(&both).is_err());
+    assert!(db.persist(&both).is_err());
     assert_eq!(reserve(), RESERVE_BYTES);
     for n in 0..PEERS - 1 {
-        let gone = db.keep(&[StoreChange::RemovePeer(peer(n).peer_id)]);
+        let gone = db.persist(&[StoreChange::RemovePeer(peer(n).peer_id)]);
         gone.unwrap_or_else(|error| panic!("{n}: {error}"));
         take_all(disk);
     }
     // A removal by a hub leaves an entry without rights.
     let removed = PeerEntry::new(peer(PEERS - 1).peer_id);
-    db.keep(&[StoreChange::PutPeer(removed.clone())])
+    db.persist(&[StoreChange::PutPeer(removed.clone())])
         .expect("less than before");
     take_all(disk);
-    db.keep(&[StoreChange::RemoveApiKey(token.token.key_id)])
+    db.persist(&[StoreChange::RemoveApiKey(token.token.key_id)])
         .expect("a removal");
     drop(db);
     let (db, stored) = IdentityDb::open(&path);

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::super::call::call_error;
-use super::super::caller::NodeCaller;
+use super::super::node_caller::NodeCaller;
 use super::super::query::text;
 use super::super::target::NodeArgs;
 use super::super::{CommandError, CommandExit, output};

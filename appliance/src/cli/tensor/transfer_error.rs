@@ -58,7 +58,7 @@ impl TransferNames<'_> {
             return None;
         }
         let (node, scope) = (self.node, self.scope());
-        let text = match dialer.own_key() {
+        let text = match dialer.presented_key() {
             Some(key) => format!(
                 "{node} refused the connection of your key {key}: {why}; an administrator can let the key in, with \
                  the scope {scope}"

@@ -8,7 +8,7 @@ use data_encoding::BASE64;
 use serde_json::json;
 
 use crate::cli::call::call_error;
-use crate::cli::caller::NodeCaller;
+use crate::cli::node_caller::NodeCaller;
 use crate::cli::query::text;
 use crate::cli::target::NodeRoute;
 use crate::cli::{CommandError, CommandExit};

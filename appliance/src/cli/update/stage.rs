@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::source::{BundlePieces, BundleSource};
 use super::{NodeTurn, STATUS, is_lost, options_within};
 use crate::cli::call::call_error;
-use crate::cli::caller::NodeCaller;
+use crate::cli::node_caller::NodeCaller;
 use crate::cli::query::text;
 use crate::cli::{CommandError, CommandExit, output};
 use crate::node::may_lie_in_delta;

@@ -38,12 +38,13 @@ pub(super) fn power(
                 (SecretLocation::Query, &config.query),
                 (SecretLocation::Cookie, &config.cookie),
             ];
-            let configured =
-                |(place, name): (SecretLocation, &Option<String>)| Some((place, name.clone()?));
+            let configured = |(location, name): (SecretLocation, &Option<String>)| {
+                Some((location, name.clone()?))
+            };
             let configured = locations.into_iter().find_map(configured);
-            let (place, name) = configured.ok_or("it does not say where its key goes")?;
+            let (location, name) = configured.ok_or("it does not say where its key goes")?;
             CapabilityBackend::ApiKey {
-                place,
+                location,
                 name,
                 key: header(secret)?,
             }

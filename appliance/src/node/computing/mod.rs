@@ -47,7 +47,7 @@ const STORE_PERCENT: u64 = 50;
 const REFERENCED_PART: u64 = 4;
 /// The namespaces that scripts of `runtime/eval` may call, within the rights of their caller,
 /// beside the namespaces of imports.
-const REACH: [&str; 9] = [
+const SCRIPT_NAMESPACES: [&str; 9] = [
     "compute/*",
     "config/*",
     "hub/*",
@@ -61,7 +61,7 @@ const REACH: [&str; 9] = [
 
 /// Namespaces of the node's own operations, in which a script's call that names no peer goes to none: an operation may
 /// be missing here for a while, and every peer may serve its name.
-const OWN: [&str; 17] = [
+const NODE_NAMESPACES: [&str; 17] = [
     "capability",
     "channel",
     "compute",
@@ -114,20 +114,20 @@ impl NodeComputing {
     ///
     /// # Errors
     /// The thread that supervises workers cannot be started.
-    pub(super) fn new(around: &ComputingContext<'_>) -> anyhow::Result<Self> {
+    pub(super) fn new(context: &ComputingContext<'_>) -> anyhow::Result<Self> {
         let mut settings = ComputeSettings::default();
-        settings.measured = Some(around.state_dir.join(MEASURED_FILE));
-        settings.driver.clone_from(&around.compute.driver);
-        settings.host_kernels = around.compute.host_kernels;
-        settings.gpu_time = Duration::from_secs(around.compute.gpu_seconds.into());
+        settings.measured = Some(context.state_dir.join(MEASURED_FILE));
+        settings.driver.clone_from(&context.compute.driver);
+        settings.host_kernels = context.compute.host_kernels;
+        settings.gpu_time = Duration::from_secs(context.compute.gpu_seconds.into());
         settings.referenced_bytes =
             (memory_total_bytes() / REFERENCED_PART).max(REFERENCED_BYTES_MIN);
-        let workers = workers::start(&settings, around.runtime.min_sandbox)?;
+        let workers = workers::start(&settings, context.runtime.min_sandbox)?;
         let mut problems = Vec::new();
-        let store = open_store(around.state_dir, &mut problems);
+        let store = open_store(context.state_dir, &mut problems);
         let stored = store
             .clone()
-            .map(|store| Arc::new(TensorStoreView::new(store, around.identity)));
+            .map(|store| Arc::new(TensorStoreView::new(store, context.identity)));
         let config = alknet_sessions::SessionsConfig {
             files: stored.clone().map(|stored| stored as _),
             ..Default::default()
@@ -138,7 +138,7 @@ impl NodeComputing {
             None => Compute::new(workers.clone(), settings),
         };
         let services = Arc::new(PromotedServices::new(&sessions));
-        let promotion = promotion(around, &sessions, &services, &mut problems)?;
+        let promotion = promotion(context, &sessions, &services, &mut problems)?;
         Ok(Self {
             workers,
             sessions,
@@ -146,7 +146,7 @@ impl NodeComputing {
             store,
             promotion,
             services,
-            minimum: workers::level(around.runtime.min_sandbox),
+            minimum: workers::level(context.runtime.min_sandbox),
             problems: problems.into(),
         })
     }
@@ -154,7 +154,7 @@ impl NodeComputing {
     /// Adds the operations to a registry. Scripts of `runtime/eval` can call the operations of
     /// `imports`.
     pub(super) fn register(&self, builder: &mut RegistryBuilder, imports: &[ImportConfig]) {
-        for namespace in OWN {
+        for namespace in NODE_NAMESPACES {
             builder.keep_for_node(namespace);
         }
         for import in imports {
@@ -162,7 +162,7 @@ impl NodeComputing {
             // imported server never reaches a peer, even before the import has succeeded.
             builder.keep_for_server(&import.namespace);
         }
-        let own = REACH.into_iter().map(str::to_owned);
+        let own = SCRIPT_NAMESPACES.into_iter().map(str::to_owned);
         let imported = imports.iter().map(|one| format!("{}/*", one.namespace));
         let mut operations = alknet_sessions::operations(&self.sessions, own.chain(imported));
         operations.extend(alknet_compute::operations(&self.compute));
@@ -317,12 +317,12 @@ fn problem(code: &str, text: String) -> MachineDiagnostic {
 
 /// Opens promotion. A node that cannot store proposals serves everything else.
 fn promotion(
-    around: &ComputingContext<'_>,
+    context: &ComputingContext<'_>,
     sessions: &Arc<ScriptSessions>,
     services: &Arc<PromotedServices>,
     problems: &mut Vec<MachineDiagnostic>,
 ) -> anyhow::Result<Option<Arc<Promotion>>> {
-    let file = around.state_dir.join(PROMOTION_FILE);
+    let file = context.state_dir.join(PROMOTION_FILE);
     let opened = match file.parent().map(super::make_private_dir) {
         Some(Err(error)) => Err(error.to_string()),
         _ => alknet_promotion::PromotionStore::open(&file).map_err(|error| error.to_string()),
@@ -339,7 +339,7 @@ fn promotion(
         activate,
         reviews,
         rollback_on_errors,
-    } = *around.promotion;
+    } = *context.promotion;
     let promoted = Arc::new(PromotionSessions {
         sessions: Arc::clone(sessions),
         services: Arc::clone(services),
@@ -348,9 +348,9 @@ fn promotion(
         store,
         runner: Arc::clone(&promoted) as _,
         invoker: promoted,
-        identities: Arc::clone(&around.identities) as _,
-        clock: Arc::clone(&around.clock),
-        capabilities: around.capabilities.clone(),
+        identities: Arc::clone(&context.identities) as _,
+        clock: Arc::clone(&context.clock),
+        capabilities: context.capabilities.clone(),
         config: alknet_promotion::PromotionConfig {
             activate: match activate {
                 Activation::Boot => ActivationTime::Boot,

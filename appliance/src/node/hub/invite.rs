@@ -145,11 +145,11 @@ impl HubContext {
         }
         let current = self.identities.reloader.current();
         let config = &current.config;
-        let found = self.about.addresses(&self.facts.load());
+        let found = self.description.addresses(&self.facts.load());
         let hosts = config.node.domain.iter().chain(&found);
         // An address that does not parse, such as a link-local one with a zone, is left out.
         let at: Vec<PeerAddr> = hosts
-            .filter_map(|host| with_port(host, self.about.port()).parse().ok())
+            .filter_map(|host| with_port(host, self.description.port()).parse().ok())
             .take(ADDRESSES_MAX)
             .collect();
         if at.is_empty() {

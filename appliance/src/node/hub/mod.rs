@@ -15,7 +15,7 @@ use alknet_call::{
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
 use alknet_core::{Clock, Identity, PeerId, PeerKey};
 use alknet_hub::{
-    EnrolError, EnrolHandler, EnrolMode, EnrolPolicy, EnrolRole, EnrolmentService, HubCard,
+    EnrolError, EnrolHandler, EnrolMode, EnrolPolicy, EnrolRole, EnrolmentService, HubInfo,
 };
 
 use super::facts::{self, NodeDescription, SharedFacts};
@@ -39,7 +39,7 @@ pub(crate) struct HubContext {
     enrolment: Arc<EnrolmentService>,
     clock: Arc<dyn Clock>,
     identities: IdentityServices,
-    about: Arc<NodeDescription>,
+    description: Arc<NodeDescription>,
     facts: SharedFacts,
     dispatcher: SharedDispatcher,
     updates: HubUpdates,
@@ -50,7 +50,7 @@ impl HubContext {
     pub(crate) fn new(
         config: &NodeConfig,
         identity_services: &IdentityServices,
-        about: &Arc<NodeDescription>,
+        description: &Arc<NodeDescription>,
         facts: &SharedFacts,
         clock: Arc<dyn Clock>,
         state_dir: &Path,
@@ -58,18 +58,18 @@ impl HubContext {
         if !config.hub.enabled {
             return None;
         }
-        let card = HubCard {
-            key: about.identity().parse().ok()?,
+        let hub_info = HubInfo {
+            key: description.identity().parse().ok()?,
             names: names(config, &facts.load().hostname),
         };
         let identities = Arc::clone(&identity_services.identities);
         let tokens = Arc::new(StoredTokens::new(identity_services.store.clone()));
-        let enrolment = EnrolmentService::new(tokens, identities, card, policy(&config.hub));
+        let enrolment = EnrolmentService::new(tokens, identities, hub_info, policy(&config.hub));
         Some(Self {
             enrolment: Arc::new(enrolment),
             clock,
             identities: identity_services.clone(),
-            about: Arc::clone(about),
+            description: Arc::clone(description),
             facts: Arc::clone(facts),
             dispatcher: SharedDispatcher::default(),
             updates: HubUpdates::open(state_dir),
@@ -169,7 +169,7 @@ impl HubContext {
     }
 
     fn key(&self) -> Result<[u8; 32], CallError> {
-        match self.about.identity().parse() {
+        match self.description.identity().parse() {
             Ok(PeerKey::Ed25519(key)) => Ok(key),
             _ => Err(CallError::internal("this node has no Ed25519 key")),
         }

@@ -209,7 +209,7 @@ pub(super) fn whoami(hub: HubContext) -> Registration {
         let peer = ctx.identity().filter(|who| who.kind == IdentityKind::Peer);
         let answer = json!({
             "peer_id": peer.map(|who| who.id.as_str()),
-            "hub": hub.about.identity(),
+            "hub": hub.description.identity(),
         });
         std::future::ready(Ok::<_, CallError>(answer))
     });

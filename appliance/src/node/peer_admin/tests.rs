@@ -35,9 +35,9 @@ fn node() -> PeerAdminTestNode {
     // A node makes this folder with its key.
     std::fs::create_dir(folder.path().join("identity")).expect("the folder is ours");
     let store = crate::node::store::open(folder.path());
-    let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
+    let (overlay, config_store) = (ConfigOverlay::default(), ConfigStore::nowhere());
     let identity_services =
-        crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store);
+        crate::node::build_identity_services(&config, overlay, config_store, Vec::new(), store);
     PeerAdminTestNode {
         admin: PeerAdmin {
             identities: identity_services,

@@ -241,11 +241,11 @@ async fn begin(
     owner: &PeerId,
     name: StoredFileName,
 ) -> Result<Value, CallError> {
-    // This check comes before a file is made. `keep` checks again, for two calls at a time.
+    // This check comes before a file is made. `add` checks again, for two calls at a time.
     files.0.uploads.check_slots()?;
     let own = files.clone();
     let upload = blocking(move || own.store()?.begin(name)).await?;
-    let upload = files.0.uploads.keep(owner, upload)?;
+    let upload = files.0.uploads.add(owner, upload)?;
     Ok(json!({ "upload": upload }))
 }
 

@@ -311,9 +311,9 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
     let begin = || store.begin(name("site/www")).expect("there is room");
     let uploads = FileUploads::new(Duration::from_secs(60));
     for _ in 0..4 {
-        uploads.keep(&peer("ada"), begin()).expect("there is room");
+        uploads.add(&peer("ada"), begin()).expect("there is room");
     }
-    let full = uploads.keep(&peer("eve"), begin()).expect_err("too many");
+    let full = uploads.add(&peer("eve"), begin()).expect_err("too many");
     assert!(matches!(full, FileStoreError::Busy(4)), "{full:?}");
     assert!(uploads.check_slots().is_err());
     let other = uploads.lookup(&peer("eve"), "u1");
@@ -323,7 +323,7 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
     assert!(entries(dir.path(), "uploads").is_empty());
 
     let uploads = FileUploads::new(deadline(Duration::from_millis(20)));
-    uploads.keep(&peer("ada"), begin()).expect("there is room");
+    uploads.add(&peer("ada"), begin()).expect("there is room");
     let emptied = async {
         while !entries(dir.path(), "uploads").is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;

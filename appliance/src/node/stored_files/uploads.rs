@@ -61,7 +61,7 @@ impl FileUploads {
     ///
     /// # Errors
     /// The errors of [`check_slots`](Self::check_slots).
-    pub(super) fn keep(
+    pub(super) fn add(
         self: &Arc<Self>,
         owner: &PeerId,
         upload: FileUpload,

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 
 use alknet_core::Metrics;
 use alknet_core::config::AutoUpdate;
-use alknet_init::control::{BOOT_STAGES, MachineDiagnostic, TrialCause, UpdateEnd, UpdateFacts};
+use alknet_init::control::{
+    BOOT_STAGES, MachineDiagnostic, TrialCause, UpdateFacts, UpdateOutcome,
+};
 
 use super::NodeUpdates;
 use super::schedule::AutoStep;
@@ -94,7 +96,7 @@ impl NodeUpdates {
 }
 
 /// Adds how the last update ended. Neither its version, which a peer has sent, nor the text of the reason is a label.
-fn collect_end(last: &UpdateEnd, into: &mut Metrics) {
+fn collect_end(last: &UpdateOutcome, into: &mut Metrics) {
     let labels = [
         ("outcome", listed(&OUTCOMES, &last.outcome)),
         ("cause", last.cause.map_or(NONE, TrialCause::name)),
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
 
     /// The series of the metric, with its labels.
-    fn series(last: &UpdateEnd) -> String {
+    fn series(last: &UpdateOutcome) -> String {
         let mut metrics = Metrics::default();
         collect_end(last, &mut metrics);
         let text = metrics.to_text();
@@ -140,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_metric_says_how_the_last_update_ended_in_words_of_the_program() {
-        let failed = UpdateEnd {
+        let failed = UpdateOutcome {
             version: "1.1.0".to_owned(),
             outcome: "failed".to_owned(),
             stage: "node-start".to_owned(),
@@ -154,9 +156,9 @@ mod tests {
             format!("alknet_update_last_info{labels} 1")
         );
         // Of an update in the log only the outcome is known.
-        let logged = UpdateEnd {
+        let logged = UpdateOutcome {
             outcome: "rolled-back".to_owned(),
-            ..UpdateEnd::default()
+            ..UpdateOutcome::default()
         };
         let labels = r#"{outcome="rolled-back",cause="none",stage="none"}"#;
         assert_eq!(
@@ -164,7 +166,7 @@ mod tests {
             format!("alknet_update_last_info{labels} 1")
         );
         // The words of the disk may be any.
-        let strange = UpdateEnd {
+        let strange = UpdateOutcome {
             outcome: "x\"} 7\nalknet_connections".to_owned(),
             stage: "of 10,000 words".to_owned(),
             ..failed

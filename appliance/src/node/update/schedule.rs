@@ -173,7 +173,7 @@ fn is_left(facts: &UpdateFacts, version: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use alknet_init::control::UpdateEnd;
+    use alknet_init::control::UpdateOutcome;
 
     use super::*;
 
@@ -389,10 +389,10 @@ mod tests {
         let apply = section(AutoUpdate::Apply);
         let mut back = facts("good", Some("1.1.0"));
         back.left = vec!["1.1.0".to_owned()];
-        back.last = Some(UpdateEnd {
+        back.last = Some(UpdateOutcome {
             version: "1.0.0".to_owned(),
             outcome: "confirmed".to_owned(),
-            ..UpdateEnd::default()
+            ..UpdateOutcome::default()
         });
         let look = |facts: &UpdateFacts, found: &UpdatePlan| {
             step(&AutoView {
@@ -413,10 +413,10 @@ mod tests {
         let apply = section(AutoUpdate::Apply);
         let found = plan("1.1.0");
         let mut failed = facts("failed", Some("1.1.0"));
-        failed.last = Some(UpdateEnd {
+        failed.last = Some(UpdateOutcome {
             version: "1.1.0".to_owned(),
             outcome: "failed".to_owned(),
-            ..UpdateEnd::default()
+            ..UpdateOutcome::default()
         });
         let look = |facts: &UpdateFacts, found: &UpdatePlan| {
             step(&AutoView {

@@ -100,9 +100,9 @@ impl NodeUpdateBench {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let store = crate::node::store::open(dir.path());
-        let (overlay, keeper) = (Default::default(), crate::node::ConfigStore::nowhere());
+        let (overlay, config_store) = (Default::default(), crate::node::ConfigStore::nowhere());
         let identity_services =
-            crate::node::build_identity_services(&config, overlay, keeper, Vec::new(), store);
+            crate::node::build_identity_services(&config, overlay, config_store, Vec::new(), store);
         let facts = MachineFacts {
             clock: "sntp".to_owned(),
             update: UpdateFacts {

@@ -13,7 +13,7 @@ pub(super) type GpuResult<T> = Result<T, GpuFault>;
 pub(super) struct GpuFault {
     pub(super) code: &'static str,
     pub(super) message: String,
-    pub(super) place: Option<ShaderPosition>,
+    pub(super) position: Option<ShaderPosition>,
 }
 
 impl GpuFault {
@@ -21,7 +21,7 @@ impl GpuFault {
         Self {
             code,
             message: message.into(),
-            place: None,
+            position: None,
         }
     }
 
@@ -35,7 +35,7 @@ impl GpuFault {
 
     pub(super) fn shader(message: impl Into<String>) -> Self {
         Self {
-            place: Some(ShaderPosition::default()),
+            position: Some(ShaderPosition::default()),
             ..Self::new(codes::SHADER, message)
         }
     }
@@ -50,7 +50,9 @@ impl GpuFault {
     }
 
     pub(super) fn fault(self) -> WorkerFault {
-        let details = self.place.and_then(|place| CborBody::encode(&place).ok());
+        let details = self
+            .position
+            .and_then(|position| CborBody::encode(&position).ok());
         WorkerFault {
             code: self.code.to_owned(),
             message: self.message,

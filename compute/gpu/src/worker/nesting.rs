@@ -50,7 +50,7 @@ struct NestingCounter {
     /// For each open bracket, the consecutive branches of an `if` in it.
     open: Vec<usize>,
     /// The same outside of all brackets.
-    outside: usize,
+    top_level: usize,
     /// The sum of all these branches.
     branches: usize,
     /// Whether the last token closed a brace.
@@ -65,7 +65,7 @@ impl NestingCounter {
 
     fn word(&mut self, word: &[u8]) {
         if word == b"else" {
-            *self.open.last_mut().unwrap_or(&mut self.outside) += 1;
+            *self.open.last_mut().unwrap_or(&mut self.top_level) += 1;
             self.branches += 1;
             self.closed = false;
         } else if std::mem::take(&mut self.closed) {
@@ -96,7 +96,7 @@ impl NestingCounter {
 
     /// Ends the chain of branches, because the token is no `else`.
     fn end_branches(&mut self) {
-        let here = self.open.last_mut().unwrap_or(&mut self.outside);
+        let here = self.open.last_mut().unwrap_or(&mut self.top_level);
         self.branches = self.branches.saturating_sub(std::mem::take(here));
     }
 }

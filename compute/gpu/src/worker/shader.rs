@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn mistakes_have_a_place() {
         let failed = refused("@compute @workgroup_size(1) fn main() { data[0] = ; }");
-        assert_eq!(failed.place.expect("a place").line, 2, "{failed:?}");
+        assert_eq!(failed.position.expect("a place").line, 2, "{failed:?}");
         let failed = refused("@compute @workgroup_size(1) fn main() { data[0] = 1.5; }");
         assert_eq!(failed.code, alknet_compute_wire::codes::SHADER);
     }

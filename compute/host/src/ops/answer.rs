@@ -30,7 +30,7 @@ impl BinaryTail {
         bytes: Option<&Bytes>,
     ) -> Result<Value> {
         match (sink, bytes) {
-            (ResultSink::Buffer(number), _) => turn.keep(number, kind),
+            (ResultSink::Buffer(number), _) => turn.make_handle(number, kind),
             (ResultSink::Answer, Some(bytes)) if bytes.len() as u64 == kind.bytes() => Ok(json!({
                 "inline": self.add(bytes),
                 "dtype": kind.dtype.name(),

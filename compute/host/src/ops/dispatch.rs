@@ -137,7 +137,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
 /// Checks the input as far as possible before a worker is needed.
 fn check(input: &DispatchInput) -> Result<()> {
     let refused = |message: String| Error::Shader {
-        place: Default::default(),
+        position: Default::default(),
         message,
     };
     if input.wgsl.len() > WGSL_BYTES_MAX {

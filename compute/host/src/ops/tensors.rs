@@ -78,7 +78,7 @@ fn create(compute: &Compute) -> Registration {
         };
         let ComputeAck {} = turn.ask(&ask, None).await?;
         // The handle exists only once the worker has the buffer.
-        let made = turn.keep(number, &kind)?;
+        let made = turn.make_handle(number, &kind)?;
         Ok(CallOutput::Value(json!({
             "handle": made["handle"], "expires_ms": made["expires_ms"],
         })))

@@ -155,7 +155,7 @@ struct UnlockBench {
     kernel: KernelFiles,
     cli: NodeCli,
     admin: String,
-    keeper: ShareServerMachine,
+    share_server: ShareServerMachine,
     scratch: tempfile::TempDir,
 }
 
@@ -251,7 +251,7 @@ impl UnlockBench {
         let cli = NodeCli::new(&binary, Some(&scratch.path().join("cli")));
         let admin = cli.identity()?;
         Ok(Self {
-            keeper: ShareServerMachine::start(&image, &kernel, &cli, &admin, scratch.path())?,
+            share_server: ShareServerMachine::start(&image, &kernel, &cli, &admin, scratch.path())?,
             admin,
             image,
             kernel,
@@ -263,7 +263,7 @@ impl UnlockBench {
     /// Runs `act`, with the machine that keeps the share awake if this kind needs it.
     fn for_kind<T>(&self, kind: SealKind, act: impl FnOnce() -> Result<T>) -> Result<T> {
         match kind {
-            SealKind::Kms => self.keeper.awake(act),
+            SealKind::Kms => self.share_server.awake(act),
             _ => act(),
         }
     }
@@ -279,7 +279,7 @@ impl UnlockBench {
             _ => ImageForm::Raw,
         };
         let builder = node::builder(&self.image, &self.kernel, form, machine, &self.admin)?;
-        let code = self.keeper.code();
+        let code = self.share_server.code();
         let document = format!("{}{}", node::config(&self.admin), kind.document(code));
         let builder = match kind {
             SealKind::Kms => patient(builder, &self.image),

@@ -104,10 +104,10 @@ enum BufferFullPolicy {
 impl SubscriptionBuffer {
     /// A buffer for a subscription on a stream of its own, or on one that has others.
     pub(super) fn new(
-        room: BufferCapacity,
+        capacity: BufferCapacity,
         is_single_call: bool,
     ) -> (Self, mpsc::Receiver<Delivery>) {
-        let (events, waiting, when_full) = match room {
+        let (events, waiting, when_full) = match capacity {
             // A slow subscriber must not block a stream that carries answers to others: there credit limits the
             // number of events.
             BufferCapacity::Own(events) => {

@@ -48,7 +48,7 @@ impl Caller {
         let (imported, found) = self.read(options).await?;
         match &imported.peer {
             Some(peer) => attach(self.connection_state(), peer, found).await?,
-            None => keep(self.connection_state(), found).await?,
+            None => store_imports(self.connection_state(), found).await?,
         }
         Ok(imported)
     }
@@ -125,7 +125,10 @@ async fn attach(
 }
 
 /// Stores the operations of a peer without a name with the connection they came over.
-async fn keep(state: &CallConnectionState, found: ImportedOperations) -> Result<(), AdapterError> {
+async fn store_imports(
+    state: &CallConnectionState,
+    found: ImportedOperations,
+) -> Result<(), AdapterError> {
     let _turn = state.dispatcher.peers.admissions.acquire().await.ok();
     let overlay = OperationOverlay::new(found.registrations)?;
     let registry = &state.dispatcher.registry;

@@ -480,8 +480,8 @@ async fn a_subscription_that_was_passed_on_ends_with_the_right_to_it() {
 /// A mutation that passes on a query gives its caller the answer by the rights at the time of the answer.
 #[tokio::test]
 async fn a_forwarded_answer_is_given_by_the_rights_at_its_time() {
-    let people = SilentIdentities::new(&["go:w1"]);
-    let hub = hub(Some(Arc::clone(&people) as _), PeerTimeouts::default());
+    let identities = SilentIdentities::new(&["go:w1"]);
+    let hub = hub(Some(Arc::clone(&identities) as _), PeerTimeouts::default());
     let worker = worker("w1");
     let _link = worker.join(&hub, Carriage::Memory, identity("w1", &[]));
     attached(&hub, &["w1"]).await;
@@ -492,13 +492,13 @@ async fn a_forwarded_answer_is_given_by_the_rights_at_its_time() {
     };
     let input = json!({ "peer": "w1", "operation": "work/hang" });
     for (n, scopes, told) in [(1, &["go:w1", "other"][..], true), (2, &["other"], false)] {
-        people.set(Some(&["go:w1"]));
+        identities.set(Some(&["go:w1"]));
         let call = tokio::spawn({
             let (user, input, options) = (user.clone(), input.clone(), options.clone());
             async move { user.call_with("farm/call", &input, &options).await }
         });
         worker.probe.wait(|p| &p.started, n).await;
-        people.set(Some(scopes));
+        identities.set(Some(scopes));
         worker.probe.release.notify_one();
         let answer = soon(call).await.expect("no panic");
         let code = answer.err().map(|refused| refused.code);

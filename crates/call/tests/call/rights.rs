@@ -19,7 +19,7 @@ const LESS: &[&str] = &["other"];
 
 struct RightsTestNode {
     node: CallTestNode,
-    people: Arc<SilentIdentities>,
+    identities: Arc<SilentIdentities>,
     /// Calls that began and wait.
     waiting: watch::Sender<usize>,
     /// Lets them end.
@@ -30,7 +30,7 @@ struct RightsTestNode {
 
 impl RightsTestNode {
     fn new() -> Self {
-        let people = SilentIdentities::new(MAY);
+        let identities = SilentIdentities::new(MAY);
         let waiting = watch::Sender::new(0);
         let permits = Arc::new(Semaphore::new(0));
         let (feed, events) = mpsc::unbounded_channel();
@@ -65,10 +65,10 @@ impl RightsTestNode {
             .with(Registration::new(made, waits()))
             .with(Registration::new(feeds, follow));
         let dispatcher = Dispatcher::new(registry.build().expect("every rule is kept"));
-        let dispatcher = dispatcher.with_identities(Arc::clone(&people) as _);
+        let dispatcher = dispatcher.with_identities(Arc::clone(&identities) as _);
         Self {
             node: CallTestNode::with_dispatcher(dispatcher, Arc::default()),
-            people,
+            identities,
             waiting,
             permits,
             feed,
@@ -84,7 +84,7 @@ impl RightsTestNode {
 
     /// `user`, known by its key, and by any other proof.
     fn known(&self, carriage: Carriage, key: bool) -> CallConnection {
-        let who = self.people.who();
+        let who = self.identities.who();
         if !key {
             return self.node.client(carriage, who);
         }
@@ -139,7 +139,7 @@ async fn a_call_is_let_in_by_the_rights_of_its_moment() {
                 (None, "UNAUTHENTICATED"),
                 (Some(MAY), "ok"),
             ] {
-                lab.people.set(scopes);
+                lab.identities.set(scopes);
                 assert_eq!(code(client).await, expected, "{n} {carriage:?} {scopes:?}");
             }
         }
@@ -162,17 +162,17 @@ async fn a_query_is_answered_by_the_rights_of_then_and_a_mutation_as_it_ended() 
         let client = lab.by_token(carriage).await;
         let (query, mutation) = (start(&client, "test/late"), start(&client, "test/made"));
         lab.began(2).await;
-        lab.people.set(Some(LESS));
+        lab.identities.set(Some(LESS));
         lab.permits.add_permits(2);
         let query = soon(query).await.expect("no panic");
         assert_eq!(query.expect_err("no more").code, ErrorCode::Forbidden);
         let mutation = soon(mutation).await.expect("no panic");
         assert_eq!(*mutation.expect("it was made").value(), json!("told"));
         // Another change, after which the user has its rights again.
-        lab.people.set(Some(MAY));
+        lab.identities.set(Some(MAY));
         let query = start(&client, "test/late");
         lab.began(3).await;
-        lab.people.set(Some(&["other", "ask"]));
+        lab.identities.set(Some(&["other", "ask"]));
         lab.permits.add_permits(1);
         soon(query).await.expect("no panic").expect("it may");
     }
@@ -186,12 +186,12 @@ async fn no_event_is_sent_after_its_right_ended() {
         let events = soon(client.subscribe("test/feed", &Value::Null)).await;
         let mut events = events.expect("started");
         for (n, scopes) in [MAY, &["other", "ask"]].into_iter().enumerate() {
-            lab.people.set(Some(scopes));
+            lab.identities.set(Some(scopes));
             lab.feed.send(json!(n)).expect("it is followed");
             let event = soon(events.next()).await.expect("an event");
             assert_eq!(*event.expect("it may").output.value(), json!(n));
         }
-        lab.people.set(Some(LESS));
+        lab.identities.set(Some(LESS));
         lab.feed.send(json!("secret")).expect("it is followed");
         let end = soon(events.next()).await.expect("its end");
         assert_eq!(end.expect_err("no more").code, ErrorCode::Forbidden);
@@ -225,7 +225,7 @@ async fn what_was_proved_before_the_input_came_is_looked_up_again() {
         (Some(LESS), Some(ErrorCode::Forbidden)),
         (None, Some(ErrorCode::Unauthenticated)),
     ] {
-        lab.people.set(scopes);
+        lab.identities.set(scopes);
         let answer = soon(gate.call(asks("test/ask", &before))).await;
         let code = answer.err().map(|refused| refused.error.code);
         assert_eq!(
@@ -237,24 +237,24 @@ async fn what_was_proved_before_the_input_came_is_looked_up_again() {
     }
 
     // The same while it runs.
-    lab.people.set(Some(MAY));
-    let who = lab.people.who().expect("known");
+    lab.identities.set(Some(MAY));
+    let who = lab.identities.who().expect("known");
     let call = gate.call(asks("test/late", &who));
     let narrowed = async {
         lab.began(1).await;
-        lab.people.set(Some(LESS));
+        lab.identities.set(Some(LESS));
         lab.permits.add_permits(1);
     };
     let (answer, ()) = soon(async { tokio::join!(call, narrowed) }).await;
     let refused = answer.expect_err("no more").error;
     assert_eq!(refused.code, ErrorCode::Forbidden);
 
-    lab.people.set(Some(MAY));
-    let who = lab.people.who().expect("known");
+    lab.identities.set(Some(MAY));
+    let who = lab.identities.who().expect("known");
     let mut events = gate.subscribe(asks("test/feed", &who)).expect("it begins");
     lab.feed.send(json!(1)).expect("it is followed");
     soon(events.next()).await.expect("one").expect("it may");
-    lab.people.set(Some(LESS));
+    lab.identities.set(Some(LESS));
     lab.feed.send(json!("secret")).expect("it is followed");
     let end = soon(events.next()).await.expect("its end");
     assert_eq!(end.expect_err("no more").error.code, ErrorCode::Forbidden);

@@ -195,7 +195,7 @@ pub enum CapabilityBackend {
     /// For [`CapabilityKind::ApiKey`].
     ApiKey {
         /// The part of the request into which the key goes.
-        place: SecretLocation,
+        location: SecretLocation,
         /// The name of the header (in lower case), of the parameter or of the cookie.
         name: String,
         /// Its value.
@@ -356,8 +356,12 @@ impl Capability {
                 set(HEADER, "authorization", &joined(b"Basic ", both.as_bytes()));
                 Some(Ok(()))
             }
-            CapabilityBackend::ApiKey { place, name, key } => {
-                set(*place, name, key.expose());
+            CapabilityBackend::ApiKey {
+                location,
+                name,
+                key,
+            } => {
+                set(*location, name, key.expose());
                 Some(Ok(()))
             }
             _ => None,

@@ -43,7 +43,7 @@ fn powers() -> [CapabilityBackend; 6] {
     [
         CapabilityBackend::Aead(Box::new(PassthroughAead)),
         CapabilityBackend::ApiKey {
-            place: SecretLocation::Header,
+            location: SecretLocation::Header,
             name: "x-api-key".to_owned(),
             key: secret("sk-1"),
         },

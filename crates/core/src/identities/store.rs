@@ -81,7 +81,7 @@ pub trait IdentityPersistence: Send + Sync + 'static {
     ///
     /// # Errors
     /// The changes are not stored.
-    fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError>;
+    fn persist(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError>;
 }
 
 /// Why a store refuses a change.

@@ -502,11 +502,11 @@ fn entries_hidden_by_the_configuration_are_reported() {
     assert!(all.uncovered_by(&config, &config).is_empty());
 }
 
-/// A keeper that says no.
+/// A store that refuses.
 struct RefusingPersistence;
 
 impl IdentityPersistence for RefusingPersistence {
-    fn keep(&self, _: &[StoreChange]) -> Result<(), IdentityStoreError> {
+    fn persist(&self, _: &[StoreChange]) -> Result<(), IdentityStoreError> {
         Err(IdentityStoreError::Unavailable(
             "the disk is full".to_owned(),
         ))
@@ -584,12 +584,12 @@ fn a_token_is_taken_back_wherever_it_hangs() {
     assert!(all.by_token(&made[0]).is_some());
 }
 
-/// A keeper that remembers.
+/// A store that remembers.
 #[derive(Default)]
 struct RecordingPersistence(Mutex<Vec<StoreChange>>);
 
 impl IdentityPersistence for RecordingPersistence {
-    fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError> {
+    fn persist(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError> {
         self.0.lock().expect("whole").extend_from_slice(changes);
         Ok(())
     }

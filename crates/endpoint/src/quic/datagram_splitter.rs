@@ -224,10 +224,10 @@ mod tests {
     use super::*;
 
     /// What is given, with room for two at a time.
-    fn all(received: &mut ReceiveBatch, room: usize) -> Vec<Vec<u8>> {
+    fn all(received: &mut ReceiveBatch, buffer_bytes: usize) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         loop {
-            let (mut one, mut other) = (vec![0; room], vec![0; room]);
+            let (mut one, mut other) = (vec![0; buffer_bytes], vec![0; buffer_bytes]);
             let mut metas = [RecvMeta::default(); 2];
             let mut bufs = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut other)];
             let given = received.give(&mut bufs, &mut metas);

@@ -29,14 +29,14 @@ pub(super) struct ConnectionPermit<'a> {
 /// A connection that ended. The library drops this guard together with all that it has of the connection.
 struct ClosingConnectionGuard {
     shared: Weak<EndpointShared>,
-    kept: ClosingConnection,
+    connection: ClosingConnection,
 }
 
 impl Drop for ClosingConnectionGuard {
     fn drop(&mut self) {
         // The endpoint may have ended before the library drops its last connection.
         if let Some(shared) = self.shared.upgrade() {
-            shared.admission().let_go(&self.kept);
+            shared.admission().let_go(&self.connection);
         }
     }
 }
@@ -86,9 +86,10 @@ impl ConnectionReservation {
 impl Drop for ConnectionReservation {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            let kept = self.shared.admission().keep(owner, self.from);
+            let connection = self.shared.admission().count_closing(owner, self.from);
             let shared = Arc::downgrade(&self.shared);
-            self.window.keep(ClosingConnectionGuard { shared, kept });
+            self.window
+                .hold_until_gone(ClosingConnectionGuard { shared, connection });
         }
     }
 }
@@ -171,12 +172,13 @@ impl Drop for ConnectionPermit<'_> {
         let owner = admission.disconnect(self.conn, self.peer.as_ref());
         let owner = self.slot_peer.take().map(WindowOwner::Peer).or(owner);
         let closing = self.credit.take().zip(owner);
-        let closing = closing.map(|(credit, owner)| (credit, admission.keep(owner, self.from)));
+        let closing =
+            closing.map(|(credit, owner)| (credit, admission.count_closing(owner, self.from)));
         // The lock is released first: the library may drop the window at once, and its guard takes the lock.
         drop(admission);
-        if let Some((credit, kept)) = closing {
+        if let Some((credit, connection)) = closing {
             let shared = Arc::downgrade(self.shared);
-            credit.keep(ClosingConnectionGuard { shared, kept });
+            credit.hold_until_gone(ClosingConnectionGuard { shared, connection });
         }
     }
 }

@@ -425,7 +425,7 @@ fn what_a_client_does_not_acknowledge_waits_up_to_a_bound() {
         let connection = connection.expect("connect");
         let (mut send, recv) = connection.open_bi().await.expect("open");
         send.write_all(b"?").await.expect("write");
-        let asked = &node.node.endless.asked;
+        let asked = &node.node.endless.requests;
         until(|| asked.load(Ordering::Relaxed) == 1).await;
         (client, connection, send, recv)
     };

@@ -149,7 +149,7 @@ async fn echo(connection: Connection, _auth: AuthContext) -> Result<(), HandlerE
 /// How the protocol without an end goes on, for a test.
 pub(crate) struct EndlessSender {
     /// Streams whose first bytes the handler has read.
-    pub(crate) asked: AtomicU64,
+    pub(crate) requests: AtomicU64,
     /// Each stream takes one permit before it sends.
     pub(crate) starts: Semaphore,
     /// Bytes that the streams have taken from the handler.
@@ -165,7 +165,7 @@ async fn sends_endlessly(
         if !matches!(recv.read_chunk(99).await, Ok(Some(_))) {
             continue;
         }
-        endless.asked.fetch_add(1, Ordering::Relaxed);
+        endless.requests.fetch_add(1, Ordering::Relaxed);
         let start = endless.starts.acquire().await;
         start.expect("it is never closed").forget();
         while send.write_chunk(chunk.clone()).await.is_ok() {
@@ -248,7 +248,7 @@ impl EndpointTestNode {
         ];
         let panicking = vec![spec(PANIC, AuthNeed::Open, both)];
         let endless = Arc::new(EndlessSender {
-            asked: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             starts: Semaphore::new(0),
             taken: AtomicU64::new(0),
         });

@@ -151,13 +151,11 @@ impl HttpClientInner {
     }
 
     fn allow(&self, origin: &HttpOrigin) -> Result<(), HttpError> {
-        let place = &origin.place;
+        let addr = &origin.addr;
         if let Some(hosts) = &self.options.hosts
-            && !hosts
-                .iter()
-                .any(|rule| rule.allows(&place.host, place.port))
+            && !hosts.iter().any(|rule| rule.allows(&addr.host, addr.port))
         {
-            return Err(HttpError::Host(place.address()));
+            return Err(HttpError::Host(addr.address()));
         }
         let plain = &self.options.plain;
         match origin.secure || plain.iter().any(|one| origin.is_at(one)) {
@@ -369,10 +367,14 @@ mod tests {
 
     use super::*;
 
-    fn key(place: SecretLocation) -> HttpRequestOptions {
+    fn key(location: SecretLocation) -> HttpRequestOptions {
         let (one, filler) = capability("one", CapabilityKind::ApiKey, Arc::new(|| true));
         let (name, key) = ("x-key".to_owned(), Secret::new(b"s&cret".to_vec()));
-        filler.fill(CapabilityBackend::ApiKey { place, name, key });
+        filler.fill(CapabilityBackend::ApiKey {
+            location,
+            name,
+            key,
+        });
         HttpRequestOptions::default().with_credential(Some(one))
     }
 

@@ -83,7 +83,7 @@ impl HttpClientConnection {
         http2: bool,
     ) -> Result<Self, HttpError> {
         if !origin.secure {
-            let stream = plain(&origin.place, &options.reach).await?;
+            let stream = plain(&origin.addr, &options.reach).await?;
             return Self::first(stream, (), origin).await;
         }
         let alpn = if http2 { ALPN_2 } else { ALPN_1 };
@@ -92,7 +92,7 @@ impl HttpClientConnection {
             // Servers could recognise the node by its key, so the node does not present it.
             present_key: false,
             reach: options.reach.clone(),
-            ..DialRequest::new(origin.place.clone(), options.expect(origin), alpn)
+            ..DialRequest::new(origin.addr.clone(), options.expect(origin), alpn)
         };
         let connection = dialer.connect(request).await?.connection;
         let streams = connection.accept_bi().await.map_err(io::Error::from);
@@ -238,16 +238,16 @@ fn refused(error: &io::Error) -> HttpError {
 }
 
 /// A connection without TLS. This function resolves the name, so it also checks the addresses.
-async fn plain(place: &PeerAddr, reach: &DialAllowList) -> Result<TcpStream, DialError> {
+async fn plain(addr: &PeerAddr, reach: &DialAllowList) -> Result<TcpStream, DialError> {
     let unreachable = |error: io::Error| {
-        let text = format!("cannot reach {}: {error}", place.address());
+        let text = format!("cannot reach {}: {error}", addr.address());
         DialError::new(DialErrorKind::Unreachable, text)
     };
-    let host = match &place.host {
+    let host = match &addr.host {
         DialHost::Ip(ip) => ip.to_string(),
         DialHost::Name(name) => name.clone(),
     };
-    let found = tokio::net::lookup_host((host, place.port)).await;
+    let found = tokio::net::lookup_host((host, addr.port)).await;
     let found: Vec<_> = found.map_err(unreachable)?.take(ADDRESSES_MAX).collect();
     let mut last = None;
     for address in &found {
@@ -272,7 +272,7 @@ async fn plain(place: &PeerAddr, reach: &DialAllowList) -> Result<TcpStream, Dia
             let text = format!(
                 "{} is at {}, which is no public address; list its range where this server is \
                  configured if it is meant",
-                place.address(),
+                addr.address(),
                 first.ip()
             );
             Err(DialError::new(DialErrorKind::OutOfReach, text))

@@ -22,7 +22,7 @@ use thiserror::Error;
 pub struct HostRule {
     /// Whether the rule allows the names below it, but not the name itself.
     below: bool,
-    place: PeerAddr,
+    addr: PeerAddr,
 }
 
 impl HostRule {
@@ -32,17 +32,17 @@ impl HostRule {
         let pins = Vec::new();
         Self {
             below: false,
-            place: PeerAddr { pins, host, port },
+            addr: PeerAddr { pins, host, port },
         }
     }
 
     /// Whether the rule allows the host.
     #[must_use]
     pub fn allows(&self, host: &DialHost, port: u16) -> bool {
-        if self.place.port != port {
+        if self.addr.port != port {
             return false;
         }
-        match (&self.place.host, host) {
+        match (&self.addr.host, host) {
             // Only whole labels match: `anexample.org` is not below `example.org`.
             (DialHost::Name(suffix), DialHost::Name(name)) if self.below => name
                 .strip_suffix(suffix.as_str())
@@ -73,16 +73,16 @@ impl FromStr for HostRule {
         if rest.contains('@') {
             return Err(invalid());
         }
-        let place: PeerAddr = rest.parse().map_err(|_| invalid())?;
+        let addr: PeerAddr = rest.parse().map_err(|_| invalid())?;
         // Nothing is below an address.
-        if below && matches!(place.host, DialHost::Ip(_)) {
+        if below && matches!(addr.host, DialHost::Ip(_)) {
             return Err(invalid());
         }
         Ok(Self {
             below,
-            place: PeerAddr {
-                host: plain(place.host),
-                ..place
+            addr: PeerAddr {
+                host: plain(addr.host),
+                ..addr
             },
         })
     }
@@ -91,7 +91,7 @@ impl FromStr for HostRule {
 impl fmt::Display for HostRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let below = if self.below { "*." } else { "" };
-        write!(f, "{below}{}", self.place.address())
+        write!(f, "{below}{}", self.addr.address())
     }
 }
 

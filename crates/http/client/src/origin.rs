@@ -14,7 +14,7 @@ use crate::limits::URI_BYTES_MAX;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HttpOrigin {
     pub(crate) secure: bool,
-    pub(crate) place: PeerAddr,
+    pub(crate) addr: PeerAddr,
 }
 
 impl HttpOrigin {
@@ -42,31 +42,31 @@ impl HttpOrigin {
             (Some(""), false) => ":80",
             (Some(port), _) => port,
         };
-        let place = format!("{}{port}", authority.host()).parse::<PeerAddr>();
-        let place = place.map_err(|source| HttpError::Target {
+        let addr = format!("{}{port}", authority.host()).parse::<PeerAddr>();
+        let addr = addr.map_err(|source| HttpError::Target {
             uri: shown(uri),
             source,
         })?;
         Ok(Self {
             secure,
-            place: PeerAddr {
-                host: plain(place.host),
-                ..place
+            addr: PeerAddr {
+                host: plain(addr.host),
+                ..addr
             },
         })
     }
 
-    pub(crate) fn is_at(&self, place: &PeerAddr) -> bool {
-        self.place.port == place.port && self.place.host == plain(place.host.clone())
+    pub(crate) fn is_at(&self, addr: &PeerAddr) -> bool {
+        self.addr.port == addr.port && self.addr.host == plain(addr.host.clone())
     }
 
     /// The value of the header `host`.
     pub(crate) fn authority(&self) -> String {
         let usual = if self.secure { 443 } else { 80 };
-        match &self.place.host {
-            DialHost::Ip(std::net::IpAddr::V6(ip)) if self.place.port == usual => format!("[{ip}]"),
-            host if self.place.port == usual => host.to_string(),
-            _ => self.place.address(),
+        match &self.addr.host {
+            DialHost::Ip(std::net::IpAddr::V6(ip)) if self.addr.port == usual => format!("[{ip}]"),
+            host if self.addr.port == usual => host.to_string(),
+            _ => self.addr.address(),
         }
     }
 

@@ -108,8 +108,8 @@ impl RequestId {
 }
 
 /// Writes the last digits of `number`, as many as `room` has bytes.
-fn append_hex(room: &mut [u8], mut number: u64) {
-    for digit in room.iter_mut().rev() {
+fn append_hex(out: &mut [u8], mut number: u64) {
+    for digit in out.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(number & 15) as usize];
         number >>= 4;
     }

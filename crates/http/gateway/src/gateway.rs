@@ -31,7 +31,7 @@ use crate::wire::{
 /// The gateway of a node.
 #[derive(Debug, Default)]
 pub struct Gateway {
-    room: HttpRateLimiter,
+    rate_limiter: HttpRateLimiter,
 }
 
 /// The identity of a caller, and its proof.
@@ -62,19 +62,19 @@ impl Gateway {
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         Self {
-            room: HttpRateLimiter::new(quota),
+            rate_limiter: HttpRateLimiter::new(quota),
         }
     }
 
     /// Changes the limits from now on.
     pub fn set_quota(&self, quota: Quota) {
-        self.room.set_quota(quota);
+        self.rate_limiter.set_quota(quota);
     }
 
     /// The number of running calls and streams.
     #[must_use]
     pub fn running(&self) -> (u32, u32) {
-        self.room.running()
+        self.rate_limiter.running()
     }
 
     /// The identity of a token or, without a token, the identity that the connection proved.
@@ -131,7 +131,8 @@ impl Gateway {
     /// # Errors
     /// The caller sent too many requests lately.
     pub fn admit(&self, caller: &HttpCaller) -> Result<(), ApiError> {
-        self.room.request(&self.quota_of(caller), caller.began)
+        self.rate_limiter
+            .request(&self.quota_of(caller), caller.began)
     }
 
     /// The quota against which the requests of `identity`, or of an unknown peer at `remote`, count. The server of a
@@ -143,7 +144,8 @@ impl Gateway {
         remote: Option<SocketAddr>,
     ) -> Arc<CallerQuota> {
         let id = identity.map(|identity| &identity.id);
-        self.room.account(id, remote.map(|remote| remote.ip()))
+        self.rate_limiter
+            .account(id, remote.map(|remote| remote.ip()))
     }
 
     fn quota_of<'a>(&self, caller: &'a HttpCaller) -> Cow<'a, Arc<CallerQuota>> {
@@ -231,7 +233,7 @@ impl Gateway {
         caller: &HttpCaller,
         call: GatewayCall,
     ) -> Result<CallOutput, ApiError> {
-        let _permit = self.room.call(&self.quota_of(caller))?;
+        let _permit = self.rate_limiter.call(&self.quota_of(caller))?;
         let incoming = incoming(caller, &call, caller.request_id.as_str());
         let outcome = caller.gate.call(incoming).await;
         outcome.map_err(|refused| unknown_operation(caller, &call, refuse(caller, refused)))
@@ -311,24 +313,24 @@ impl Gateway {
     /// A lease of memory for the caller's request and response, of which nothing is taken yet.
     #[must_use]
     pub fn lease(&self, caller: &HttpCaller) -> MemoryLease {
-        self.room.lease(&self.quota_of(caller))
+        self.rate_limiter.lease(&self.quota_of(caller))
     }
 
     /// Like `lease`, for the caller of a quota.
     #[must_use]
     pub fn lease_of(&self, account: &Arc<CallerQuota>) -> MemoryLease {
-        self.room.lease(account)
+        self.rate_limiter.lease(account)
     }
 
     /// Bytes of requests and responses under way.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.room.bytes()
+        self.rate_limiter.bytes()
     }
 
     /// Adds the bytes of requests and responses to the node's metrics.
     pub fn collect(&self, into: &mut Metrics) {
-        let [now, peak, most] = self.room.granted_bytes();
+        let [now, peak, most] = self.rate_limiter.granted_bytes();
         for (name, help, bytes) in [
             (
                 "alknet_http_bytes",
@@ -359,7 +361,7 @@ impl Gateway {
         caller: HttpCaller,
         call: GatewayCall,
     ) -> Result<GatewaySubscription, ApiError> {
-        let permit = self.room.stream(&self.quota_of(&caller))?;
+        let permit = self.rate_limiter.stream(&self.quota_of(&caller))?;
         let incoming = incoming(&caller, &call, caller.request_id.as_str());
         let events = caller.gate.subscribe(incoming);
         let events = events.map_err(|refused| refuse(&caller, refused))?;
@@ -375,7 +377,7 @@ impl Gateway {
     /// # Errors
     /// The caller has the maximum number of streams.
     pub fn stream(&self, caller: &HttpCaller) -> Result<GatewayPermit, ApiError> {
-        let _permit = self.room.stream(&self.quota_of(caller))?;
+        let _permit = self.rate_limiter.stream(&self.quota_of(caller))?;
         Ok(GatewayPermit { _permit })
     }
 }

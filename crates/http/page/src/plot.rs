@@ -22,7 +22,7 @@ pub(crate) struct Plot {
     /// The unit of the numbers at the axis, such as "in ms".
     pub(crate) unit: String,
     /// A sentence that describes the plot to readers who cannot see it.
-    pub(crate) about: String,
+    pub(crate) description: String,
     /// The number at the top of the vertical axis, which begins at zero.
     pub(crate) top: String,
     /// The number in the middle of the vertical axis.
@@ -129,7 +129,7 @@ pub(crate) fn plot(
     let seconds = span.as_secs();
     Plot {
         title,
-        about: format!(
+        description: format!(
             "{title} in the last {}: {}; at most {}",
             text::duration(seconds),
             now.join(", "),
@@ -216,7 +216,7 @@ mod tests {
             ["0.0,46.0 120.0,2.0", "238.0,24.0 240.0,24.0"]
         );
         assert_eq!(
-            plot.about,
+            plot.description,
             "Calls in the last 15 min: all 5/s now; at most 10/s"
         );
     }

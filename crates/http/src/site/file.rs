@@ -259,7 +259,7 @@ impl SiteFiles {
             }
             SiteEntry::File(Arc::new(forms))
         };
-        self.keep(name, entry.clone());
+        self.cache_entry(name, entry.clone());
         Some(entry)
     }
 
@@ -345,7 +345,7 @@ impl SiteFiles {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, name: PathBuf, entry: SiteEntry) {
+    fn cache_entry(&self, name: PathBuf, entry: SiteEntry) {
         let size = |entry: &SiteEntry| match entry {
             SiteEntry::Folder => 0,
             SiteEntry::File(forms) => forms.bytes(),

@@ -52,7 +52,7 @@ pub(super) struct WsUpgrade {
     /// The value of `Sec-WebSocket-Accept`, which only HTTP/1.1 has.
     accept: Option<HeaderValue>,
     /// Whether the client requested the subprotocol by name.
-    named: bool,
+    names_protocol: bool,
 }
 
 impl WsUpgrade {
@@ -60,7 +60,7 @@ impl WsUpgrade {
     pub(super) fn response<B>(self, body: B) -> Response<B> {
         let mut response = Response::new(body);
         let headers = response.headers_mut();
-        if self.named {
+        if self.names_protocol {
             let name = HeaderValue::from_static(PROTOCOL);
             headers.insert(SEC_WEBSOCKET_PROTOCOL, name);
         }
@@ -98,11 +98,14 @@ pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpg
     };
     let mut protocols = listed(headers, &SEC_WEBSOCKET_PROTOCOL).peekable();
     let none = protocols.peek().is_none();
-    let named = protocols.any(|name| name == PROTOCOL);
-    if !none && !named {
+    let names_protocol = protocols.any(|name| name == PROTOCOL);
+    if !none && !names_protocol {
         return Err(bad("the subprotocol here is alknet.call"));
     }
-    Ok(WsUpgrade { accept, named })
+    Ok(WsUpgrade {
+        accept,
+        names_protocol,
+    })
 }
 
 /// Adds the headers that a response with this status needs.

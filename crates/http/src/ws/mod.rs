@@ -22,7 +22,7 @@ mod tests;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use alknet_call::{ALPN, Assembly, Dispatcher, GuestHandle};
+use alknet_call::{ALPN, Dispatcher, GuestHandle, UnfinishedMessage};
 use alknet_core::{AuthContext, AuthToken, CloseCode, Connection, HandlerError};
 use alknet_gateway::ApiError;
 use futures_util::FutureExt;
@@ -90,7 +90,12 @@ async fn serve<S: WsTransport>(
 ) {
     let guest = GuestHandle::default();
     let known_bytes = dispatcher.limits().frame_bytes;
-    let (source, pulse) = WebSocket::new(stream, known_bytes, pace, Assembly::for_guest(&guest));
+    let (source, pulse) = WebSocket::new(
+        stream,
+        known_bytes,
+        pace,
+        UnfinishedMessage::for_guest(&guest),
+    );
     let connection = visitor.carrier.nested(Box::new(source), ALPN);
     let auth = AuthContext {
         // The carrier may have learned the client's identity meanwhile.

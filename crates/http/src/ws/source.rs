@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 
-use alknet_call::Assembly;
+use alknet_call::UnfinishedMessage;
 use alknet_call::limits::FRAME_BYTES_UNAUTHENTICATED;
 use alknet_core::{
     BoxFuture, CloseCode, CloseReason, RecvHalf, RecvStream, SendHalf, SendStream, StreamBudget,
@@ -47,7 +47,7 @@ impl<S: WsTransport> WebSocket<S> {
         stream: S,
         known_bytes: usize,
         pace: WsTimeouts,
-        assembly: Assembly,
+        assembly: UnfinishedMessage,
     ) -> (Self, WsKeepAlive<S>) {
         let wakers = Arc::new(Wakers::default());
         let state = WsState {
@@ -163,7 +163,7 @@ struct WsState<S> {
     stream: Option<S>,
     reader: WsFrameReader,
     /// Counts what the reader holds of a fragmented message.
-    assembly: Assembly,
+    assembly: UnfinishedMessage,
     out: WsSendBuffer,
     unflushed: bool,
     /// Bytes that were read beyond what the caller wanted.

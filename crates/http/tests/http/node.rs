@@ -336,8 +336,8 @@ impl HttpTestNode {
     }
 
     /// It was seen so from outside.
-    pub(crate) fn seen(&self, outside: PublicReachability) {
-        self.http.set_reachability(outside);
+    pub(crate) fn seen(&self, reachability: PublicReachability) {
+        self.http.set_reachability(reachability);
     }
 
     /// How often `test/change` ran.

@@ -9,7 +9,7 @@ use alknet_core::{
 };
 use alknet_hub::{
     ALPN, EnrolClientError, EnrolHandler, EnrolMode, EnrolPolicy, EnrolRole, EnrolToken,
-    EnrolmentService, HubCard, Invitation, JoinRequest, MemoryTokens, TokenKind, enrol,
+    EnrolmentService, HubInfo, Invitation, JoinRequest, MemoryTokens, TokenKind, enrol,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
@@ -78,7 +78,7 @@ fn lab(says: PeerKey) -> EnrolHandlerTest {
         ..IdentityEntries::default()
     };
     let peers = Arc::new(Identities::new(entries, clock.clone()));
-    let card = HubCard {
+    let hub_info = HubInfo {
         key: says,
         names: vec!["hub".to_owned()],
     };
@@ -89,7 +89,7 @@ fn lab(says: PeerKey) -> EnrolHandlerTest {
     let enrolment = EnrolmentService::new(
         Arc::new(MemoryTokens::default()),
         peers.clone(),
-        card,
+        hub_info,
         policy,
     );
     let enrolment = Arc::new(enrolment);

@@ -44,7 +44,7 @@ struct RecorderState {
     left_out: usize,
     ended: bool,
     /// The memory for the record; without it, only [`RECORDED_BYTES_MAX`] applies.
-    room: Option<Arc<dyn RecorderCapacity>>,
+    capacity: Option<Arc<dyn RecorderCapacity>>,
 }
 
 /// The size of a recorded part.
@@ -119,9 +119,9 @@ impl CallRecorder {
         }
     }
 
-    /// From now on the record takes its memory from `room`, and omits what finds no room.
-    pub fn keep_in(&self, room: Arc<dyn RecorderCapacity>) {
-        lock(&self.0).room = Some(room);
+    /// From now on the record takes its memory from `capacity`, and omits what finds no room.
+    pub fn keep_in(&self, capacity: Arc<dyn RecorderCapacity>) {
+        lock(&self.0).capacity = Some(capacity);
     }
 
     /// Counts a call that a record cannot represent.
@@ -236,7 +236,7 @@ impl RecorderTicket {
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
         let bytes = state.bytes;
         let is_accepted = |more: &RecordSize| {
-            bytes + more.bytes <= RECORDED_BYTES_MAX && has_capacity(state.room.as_ref(), *more)
+            bytes + more.bytes <= RECORDED_BYTES_MAX && has_capacity(state.capacity.as_ref(), *more)
         };
         match more.filter(is_accepted) {
             Some(more) => {
@@ -262,7 +262,8 @@ impl RecorderState {
         let memory = input.memory.saturating_add(call.path.len());
         let has_space =
             self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
-        let has_space = has_space && has_capacity(self.room.as_ref(), RecordSize { bytes, memory });
+        let has_space =
+            has_space && has_capacity(self.capacity.as_ref(), RecordSize { bytes, memory });
         if self.ended || !has_space {
             self.left_out += 1;
             return None;
@@ -313,8 +314,8 @@ fn gather(value: &mut Value, bytes: &[u8], copied: &mut Vec<u8>) -> Option<()> {
     }
 }
 
-fn has_capacity(room: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool {
-    room.is_none_or(|room| room.take(more.memory))
+fn has_capacity(capacity: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool {
+    capacity.is_none_or(|capacity| capacity.take(more.memory))
 }
 
 /// The length of bytes in base64.

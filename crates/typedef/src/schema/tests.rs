@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::engine::compile;
-use crate::error::Exceeded;
+use crate::error::LimitExceeded;
 use crate::limits::{DEPTH_MAX, NODES_MAX, PATH_BYTES_MAX, SCHEMA_BYTES_MAX};
 use crate::model::LayoutMode;
 
@@ -26,7 +26,7 @@ fn refused(schema: &Value, at: &str, word: &str) {
 #[track_caller]
 fn limited(schema: &Value, word: &str, limit: u64) {
     match pass(schema) {
-        Err(TypedefError::Limit(Exceeded { what, max })) => {
+        Err(TypedefError::Limit(LimitExceeded { what, max })) => {
             assert!(what.contains(word), "{what}");
             assert_eq!(max, limit);
         }

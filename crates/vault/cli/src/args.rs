@@ -19,7 +19,7 @@ pub struct DirArgs {
 #[derive(Clone, Debug, Args)]
 pub struct VaultOpenArgs {
     #[command(flatten)]
-    pub(crate) place: DirArgs,
+    pub(crate) vault_dir: DirArgs,
     /// The file that opens a provisioning slot [default: seed.key in the vault's directory].
     #[arg(long, value_name = "FILE")]
     pub(crate) seed_key: Option<PathBuf>,
@@ -118,7 +118,7 @@ pub struct InitArgs {
 #[derive(Debug, Args)]
 pub struct NewArgs {
     #[command(flatten)]
-    pub(crate) place: DirArgs,
+    pub(crate) vault_dir: DirArgs,
     /// What opens the vault. Several options make several slots.
     #[arg(
         long = "slot",
@@ -284,7 +284,7 @@ pub struct RemoveArgs {
     #[arg(value_parser = label)]
     pub(crate) label: BlobLabel,
     #[command(flatten)]
-    pub(crate) place: DirArgs,
+    pub(crate) vault_dir: DirArgs,
 }
 
 /// Arguments of `alknet vault record rotate`.

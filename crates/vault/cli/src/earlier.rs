@@ -61,7 +61,7 @@ impl EarlierVaultVerb {
             Self::Derive(args) => OfflineVaultVerb::Key(DerivedKeyVerb::Derive(args)),
             Self::ExportKey(args) => OfflineVaultVerb::Key(DerivedKeyVerb::Export(args)),
             Self::ExportPhrase(open) => OfflineVaultVerb::Words(WordsVerb::Show(open)),
-            Self::List(place) => OfflineVaultVerb::Record(RecordVerb::List(place)),
+            Self::List(vault_dir) => OfflineVaultVerb::Record(RecordVerb::List(vault_dir)),
             Self::Open(args) => OfflineVaultVerb::Record(RecordVerb::Show(args)),
             Self::Passwd(PasswdArgs { slot, set }) => {
                 OfflineVaultVerb::Slot(SlotVerb::Set { id: slot, set })

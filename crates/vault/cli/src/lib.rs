@@ -52,9 +52,11 @@ pub fn run(
 ) -> Result<(), VaultCliError> {
     let mut cli = VaultCli { json, out, ask };
     match verb {
-        OfflineVaultVerb::Audit(AuditVerb::Show { log, place, last }) => {
-            cli.audit_show(&log, &place, last)
-        }
+        OfflineVaultVerb::Audit(AuditVerb::Show {
+            log,
+            vault_dir,
+            last,
+        }) => cli.audit_show(&log, &vault_dir, last),
         OfflineVaultVerb::Audit(AuditVerb::Verify(args)) => cli.audit_verify(&args),
         OfflineVaultVerb::Earlier(verb) => run(verb.present(), json, cli.out, cli.ask),
         OfflineVaultVerb::Import(args) => cli.import(&args),

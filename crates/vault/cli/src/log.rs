@@ -17,15 +17,15 @@ impl VaultCli<'_> {
     pub(crate) fn audit_show(
         &mut self,
         log: &LogArgs,
-        place: &DirArgs,
+        vault_dir: &DirArgs,
         last: Option<usize>,
     ) -> Result<(), VaultCliError> {
         let dir = match &log.log {
             Some(dir) => there(dir)?,
             None => {
-                let place = VaultDir::unlocked(&place.dir);
-                place.load()?;
-                place.path("audit")
+                let vault_dir = VaultDir::unlocked(&vault_dir.dir);
+                vault_dir.load()?;
+                vault_dir.path("audit")
             }
         };
         let mut newest: VecDeque<String> = VecDeque::new();
@@ -78,7 +78,7 @@ impl VaultCli<'_> {
         let verified = if args.words.is_given() {
             let dir = match elsewhere {
                 Some(dir) => dir,
-                None => there(&args.open.place.dir.join("audit"))?,
+                None => there(&args.open.vault_dir.dir.join("audit"))?,
             };
             verify(&dir, &offline(&args.words, self.ask)?)?
         } else {
@@ -102,7 +102,7 @@ impl VaultCli<'_> {
         elsewhere: Option<PathBuf>,
     ) -> Result<VerifiedLog, VaultCliError> {
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
-        let dir = elsewhere.unwrap_or_else(|| opened.place.path("audit"));
+        let dir = elsewhere.unwrap_or_else(|| opened.vault_dir.path("audit"));
         let verified = verify(&dir, &opened.vault)?;
         // The events of this command are written only now, so that no line of this program follows a break.
         opened.finish()?;

@@ -35,28 +35,28 @@ impl VaultCli<'_> {
         if args.new.passphrase_stdin {
             self.ask.use_stdin();
         }
-        let place = VaultDir::fresh(&args.new.place.dir)?;
+        let vault_dir = VaultDir::fresh(&args.new.vault_dir.dir)?;
         let words = Entropy::generate(count(&args.words))?;
         let made = self.make(&args.new, &words).map_err(of_new_words)?;
         // The words are shown before the vault is written, so no vault exists without words on
         // paper.
         self.show_words(&words)?;
-        self.finish_new(place, made, AuditEvent::Created, Some(&words))
+        self.finish_new(vault_dir, made, AuditEvent::Created, Some(&words))
     }
 
     pub(crate) fn import(&mut self, args: &ImportArgs) -> Result<(), VaultCliError> {
         if args.mnemonic_stdin || args.new.passphrase_stdin {
             self.ask.use_stdin();
         }
-        let place = VaultDir::fresh(&args.new.place.dir)?;
+        let vault_dir = VaultDir::fresh(&args.new.vault_dir.dir)?;
         let words = typed_words(self.ask)?;
         let made = self.make(&args.new, &words)?;
-        self.finish_new(place, made, AuditEvent::Imported, None)
+        self.finish_new(vault_dir, made, AuditEvent::Imported, None)
     }
 
     pub(crate) fn migrate(&mut self, args: &MigrateArgs) -> Result<(), VaultCliError> {
         let old = OpenVaultDir::open(&args.open, self.ask)?;
-        let place = VaultDir::fresh(&args.to)?;
+        let vault_dir = VaultDir::fresh(&args.to)?;
         let words = Entropy::generate(count(&args.words))?;
         let vault = NewVault {
             device: old.alkv.alkv().device(),
@@ -68,23 +68,23 @@ impl VaultCli<'_> {
         let next = Vault::locked_as(made.alkv.alkv().device(), None);
         next.unlock(made.alkv.entropy(), made.alkv.passphrase())?;
         // The vault itself is written last, because a directory without one can be used again.
-        let records = match old.place.records()? {
+        let records = match old.vault_dir.records()? {
             Some(records) => {
-                let to = VaultCredentials::open(&place.path("credentials"))?;
+                let to = VaultCredentials::open(&vault_dir.path("credentials"))?;
                 records.hand_over(&old.vault, &next, &to)?
             }
             None => 0,
         };
         let stated = Successor::state(&old.vault, &next, now_s())?;
         write_file(
-            &place.path("successor.json"),
+            &vault_dir.path("successor.json"),
             stated.to_text().as_bytes(),
             0o644,
         )?;
-        let seed = place.path("seed.key");
+        let seed = vault_dir.path("seed.key");
         made.write_seed(&seed)?;
-        place.copies().create(&made.alkv)?;
-        let opened = OpenVaultDir::made(place, made.alkv, AuditEvent::Created)?;
+        vault_dir.copies().create(&made.alkv)?;
+        let opened = OpenVaultDir::made(vault_dir, made.alkv, AuditEvent::Created)?;
         let id = opened.alkv.alkv().uuid().to_string();
         opened.finish()?;
         old.record(AuditEvent::Migrated {
@@ -174,15 +174,15 @@ impl VaultCli<'_> {
 
     fn finish_new(
         &mut self,
-        place: VaultDir,
+        vault_dir: VaultDir,
         made: UnsavedVault,
         event: AuditEvent,
         words: Option<&Entropy>,
     ) -> Result<(), VaultCliError> {
         // The seed is written before the vault, because a slot without its key could not be opened.
-        made.write_seed(&place.path("seed.key"))?;
-        place.copies().create(&made.alkv)?;
-        let opened = OpenVaultDir::made(place, made.alkv, event)?;
+        made.write_seed(&vault_dir.path("seed.key"))?;
+        vault_dir.copies().create(&made.alkv)?;
+        let opened = OpenVaultDir::made(vault_dir, made.alkv, event)?;
         let node = opened.vault.signer(KeyPurpose::NodeIdentity)?.public();
         let node = format!("ed25519:{}", HEXLOWER.encode(&node));
         let id = opened.alkv.alkv().uuid().to_string();

@@ -14,7 +14,7 @@ impl VaultCli<'_> {
     pub(crate) fn sealed_record(&mut self, verb: RecordVerb) -> Result<(), VaultCliError> {
         match verb {
             RecordVerb::Add(args) => self.seal(&args),
-            RecordVerb::List(place) => self.list(&place),
+            RecordVerb::List(vault_dir) => self.list(&vault_dir),
             RecordVerb::Remove(args) => self.remove(&args),
             RecordVerb::Rotate(args) => self.rotate(&args),
             RecordVerb::Show(args) => self.open(&args),
@@ -71,10 +71,10 @@ impl VaultCli<'_> {
         Ok(())
     }
 
-    fn list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
-        let place = VaultDir::unlocked(&place.dir);
-        place.load()?;
-        let entries = match place.records()? {
+    fn list(&mut self, vault_dir: &DirArgs) -> Result<(), VaultCliError> {
+        let vault_dir = VaultDir::unlocked(&vault_dir.dir);
+        vault_dir.load()?;
+        let entries = match vault_dir.records()? {
             Some(records) => records.list()?,
             None => Vec::new(),
         };
@@ -91,8 +91,8 @@ impl VaultCli<'_> {
 
     fn remove(&mut self, args: &RemoveArgs) -> Result<(), VaultCliError> {
         // Removing needs the lock but no key, because the label of a record is not secret.
-        let place = VaultDir::existing(&args.place.dir)?;
-        match place.records()? {
+        let vault_dir = VaultDir::existing(&args.vault_dir.dir)?;
+        match vault_dir.records()? {
             Some(records) => records.remove(&args.label)?,
             None => {
                 let text = format!("there is no record {}", args.label);

@@ -30,7 +30,7 @@ impl VaultCli<'_> {
                 open,
                 cost,
             } => self.slot_add(kind, out.as_deref(), &open, cost),
-            SlotVerb::List(place) => self.slot_list(&place),
+            SlotVerb::List(vault_dir) => self.slot_list(&vault_dir),
             SlotVerb::Remove {
                 id,
                 i_have_the_mnemonic,
@@ -49,10 +49,10 @@ impl VaultCli<'_> {
         }
         let here = Path::new(".");
         // The status needs no key, so it can be read while another command holds the lock.
-        let place = VaultDir::unlocked(args.dir.as_deref().unwrap_or(here));
-        let found = place.load()?;
+        let vault_dir = VaultDir::unlocked(args.dir.as_deref().unwrap_or(here));
+        let found = vault_dir.load()?;
         let alkv = &found.newest;
-        let records = place.records()?;
+        let records = vault_dir.records()?;
         let records = records.as_ref().map(in_use).transpose()?;
         let (version, count) = records.unwrap_or((2, 0));
         let damaged = match found.damaged {
@@ -112,8 +112,8 @@ impl VaultCli<'_> {
 
     pub(crate) fn rekey(&mut self, args: &RekeyArgs) -> Result<(), VaultCliError> {
         let mut opened = OpenVaultDir::open(&args.open, self.ask)?;
-        let place = &opened.place;
-        let seed = place.seed_key(args.open.seed_key.as_deref())?;
+        let vault_dir = &opened.vault_dir;
+        let seed = vault_dir.seed_key(args.open.seed_key.as_deref())?;
         let slots: Vec<_> = opened.alkv.alkv().slots().to_vec();
         let remaining = slots.iter().filter(|slot| !args.lose.contains(&slot.id()));
         let mut typed = Vec::new();
@@ -168,7 +168,7 @@ impl VaultCli<'_> {
             ));
         }
         let mut opened = OpenVaultDir::open(open, self.ask)?;
-        let own = opened.place.path("seed.key");
+        let own = opened.vault_dir.path("seed.key");
         let out = out.unwrap_or(&own);
         // An existing seed may open another slot, so it is never overwritten.
         if kind == SlotArg::Provisioning && out.exists() {
@@ -203,8 +203,8 @@ impl VaultCli<'_> {
         self.print(&value, &format!("slot {id}, {}", added.kind().name()))
     }
 
-    fn slot_list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
-        let found = VaultDir::unlocked(&place.dir).load()?;
+    fn slot_list(&mut self, vault_dir: &DirArgs) -> Result<(), VaultCliError> {
+        let found = VaultDir::unlocked(&vault_dir.dir).load()?;
         let value = json!({ "slots": slots_value(&found.newest) });
         self.print(&value, &slots_text(&found.newest))
     }
@@ -230,9 +230,9 @@ impl VaultCli<'_> {
         if open.passphrase_stdin {
             self.ask.use_stdin();
         }
-        let place = VaultDir::existing(&open.place.dir)?;
-        let found = place.load()?;
-        let seed = place.seed_key(open.seed_key.as_deref())?;
+        let vault_dir = VaultDir::existing(&open.vault_dir.dir)?;
+        let found = vault_dir.load()?;
+        let seed = vault_dir.seed_key(open.seed_key.as_deref())?;
         let wanted = |slot: &&KeySlot| id.is_none_or(|id| slot.id() == id);
         let slots: Vec<_> = found.newest.slots().iter().filter(wanted).collect();
         if let (Some(id), true) = (id, slots.is_empty()) {

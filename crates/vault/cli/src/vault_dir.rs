@@ -49,8 +49,8 @@ impl VaultDir {
     pub(crate) fn existing(dir: &Path) -> Result<Self, VaultCliError> {
         // The vault is loaded before the lock is taken, so that a folder without a vault gets no
         // lock file.
-        let place = Self::unlocked(dir);
-        place.load()?;
+        let vault_dir = Self::unlocked(dir);
+        vault_dir.load()?;
         Self::locked(dir)
     }
 
@@ -58,10 +58,10 @@ impl VaultDir {
     pub(crate) fn fresh(dir: &Path) -> Result<Self, VaultCliError> {
         let is_new = !dir.try_exists().map_err(VaultCliError::file(dir))?;
         make_dir(dir)?;
-        let mut place = Self::locked(dir)?;
-        place.is_new = is_new;
-        match place.copies().load()? {
-            None => Ok(place),
+        let mut vault_dir = Self::locked(dir)?;
+        vault_dir.is_new = is_new;
+        match vault_dir.copies().load()? {
+            None => Ok(vault_dir),
             Some(_) => Err(VaultCliError::Denied(format!(
                 "{} has a vault already: move the folder away, or give another --dir",
                 dir.display()
@@ -171,7 +171,7 @@ impl Drop for VaultDir {
 
 /// An open vault with the log of its events.
 pub(crate) struct OpenVaultDir {
-    pub(crate) place: VaultDir,
+    pub(crate) vault_dir: VaultDir,
     pub(crate) alkv: OpenAlkv,
     pub(crate) vault: Vault,
     recorder: AuditRecorder,
@@ -184,17 +184,17 @@ impl OpenVaultDir {
         args: &VaultOpenArgs,
         ask: &mut dyn SecretPrompt,
     ) -> Result<Self, VaultCliError> {
-        let place = VaultDir::existing(&args.place.dir)?;
+        let vault_dir = VaultDir::existing(&args.vault_dir.dir)?;
         if args.passphrase_stdin {
             ask.use_stdin();
         }
-        let found = place.load()?;
+        let found = vault_dir.load()?;
         let recorder = AuditRecorder::new();
-        let alkv = match unattended(&place, &found, args.seed_key.as_deref(), &recorder)? {
+        let alkv = match unattended(&vault_dir, &found, args.seed_key.as_deref(), &recorder)? {
             Some(alkv) => alkv,
             None => typed(&found, None, &recorder, ask)?,
         };
-        Self::with_vault_file(place, &found, alkv, recorder, ask)
+        Self::with_vault_file(vault_dir, &found, alkv, recorder, ask)
     }
 
     /// Opens the vault by a passphrase, even if it would open without one; by that of `slot` if it
@@ -204,11 +204,11 @@ impl OpenVaultDir {
         slot: Option<SlotId>,
         ask: &mut dyn SecretPrompt,
     ) -> Result<Self, VaultCliError> {
-        let place = VaultDir::existing(&args.place.dir)?;
+        let vault_dir = VaultDir::existing(&args.vault_dir.dir)?;
         if args.passphrase_stdin {
             ask.use_stdin();
         }
-        let found = place.load()?;
+        let found = vault_dir.load()?;
         let has_passphrase = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
         if !found.newest.slots().iter().any(has_passphrase) {
             let text = "this needs a slot with a passphrase, and the vault has none";
@@ -216,18 +216,18 @@ impl OpenVaultDir {
         }
         let recorder = AuditRecorder::new();
         let alkv = typed(&found, slot, &recorder, ask)?;
-        Self::with_vault_file(place, &found, alkv, recorder, ask)
+        Self::with_vault_file(vault_dir, &found, alkv, recorder, ask)
     }
 
     fn with_vault_file(
-        place: VaultDir,
+        vault_dir: VaultDir,
         found: &LoadedCopies,
         alkv: OpenAlkv,
         recorder: AuditRecorder,
         ask: &mut dyn SecretPrompt,
     ) -> Result<Self, VaultCliError> {
         if found.damaged.is_some() || found.other.is_some() {
-            place.save(&alkv)?;
+            vault_dir.save(&alkv)?;
             ask.tell("one copy of the vault was damaged or older, and is written again");
         }
         let slot = alkv
@@ -241,12 +241,12 @@ impl OpenVaultDir {
         let device = alkv.alkv().device();
         let vault = Vault::locked_as(device, Some(Box::new(recorder.clone())));
         vault.unlock(alkv.entropy(), alkv.passphrase())?;
-        if let Some(records) = place.records()? {
+        if let Some(records) = vault_dir.records()? {
             // Records below the lowest allowed version must be refused from now on.
             vault.use_versions(records.versions()?)?;
         }
         Ok(Self {
-            place,
+            vault_dir,
             alkv,
             vault,
             recorder,
@@ -255,7 +255,7 @@ impl OpenVaultDir {
 
     /// Opens a vault that was just made.
     pub(crate) fn made(
-        place: VaultDir,
+        vault_dir: VaultDir,
         alkv: OpenAlkv,
         event: AuditEvent,
     ) -> Result<Self, VaultCliError> {
@@ -265,7 +265,7 @@ impl OpenVaultDir {
         let vault = Vault::locked_as(device, Some(Box::new(recorder.clone())));
         vault.unlock(alkv.entropy(), alkv.passphrase())?;
         Ok(Self {
-            place,
+            vault_dir,
             alkv,
             vault,
             recorder,
@@ -274,7 +274,7 @@ impl OpenVaultDir {
 
     /// Writes the changed vault, and records the event.
     pub(crate) fn save(&mut self, event: AuditEvent) -> Result<(), VaultCliError> {
-        self.place.save(&self.alkv)?;
+        self.vault_dir.save(&self.alkv)?;
         self.recorder.record(event);
         Ok(())
     }
@@ -285,12 +285,12 @@ impl OpenVaultDir {
 
     /// The sealed records, which are created if there are none.
     pub(crate) fn records(&self) -> Result<VaultCredentials, VaultCliError> {
-        Ok(VaultCredentials::open(&self.place.path("credentials"))?)
+        Ok(VaultCredentials::open(&self.vault_dir.path("credentials"))?)
     }
 
     /// Writes the log. If that fails, the command reports it, but its change stays.
     pub(crate) fn finish(self) -> Result<(), VaultCliError> {
-        let dir = self.place.path("audit");
+        let dir = self.vault_dir.path("audit");
         make_dir(&dir)?;
         let mut log = match AuditLog::open(&dir) {
             // A broken log is set aside, where `verify` still finds it, and the events of now go
@@ -328,14 +328,14 @@ pub(crate) fn offline(
 
 /// Tries the slots that open without a person.
 fn unattended(
-    place: &VaultDir,
+    vault_dir: &VaultDir,
     found: &LoadedCopies,
     named: Option<&Path>,
     recorder: &AuditRecorder,
 ) -> Result<Option<OpenAlkv>, VaultCliError> {
     let has = |kind| found.newest.slots().iter().any(|slot| slot.kind() == kind);
     if has(SlotType::Provisioning)
-        && let Some(seed) = place.seed_key(named)?
+        && let Some(seed) = vault_dir.seed_key(named)?
     {
         match found.open(&mut UnlockKey::Seed(&seed)) {
             Ok(alkv) => return Ok(Some(alkv)),

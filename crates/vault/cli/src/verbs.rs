@@ -77,7 +77,7 @@ alknet vault audit show --log rescued/audit"
         #[command(flatten)]
         log: LogArgs,
         #[command(flatten)]
-        place: DirArgs,
+        vault_dir: DirArgs,
         /// Print only the newest N lines.
         #[arg(long, value_name = "N")]
         last: Option<usize>,

@@ -79,7 +79,7 @@ fn every_type_of_slot_opens_the_same_vault() {
     assert_eq!(alkv.generation(), 5);
     assert!(!alkv.is_sealed());
     let right = SecretStr::from("right");
-    let mut keeper = ExpectingKekSource(Ok([1; 32]));
+    let mut source = ExpectingKekSource(Ok([1; 32]));
     let mut other = ExpectingKekSource(Ok([1; 32]));
     let keys = [
         UnlockKey::Stored,
@@ -88,7 +88,7 @@ fn every_type_of_slot_opens_the_same_vault() {
             passphrase: &right,
             cap_kib: CAP,
         },
-        UnlockKey::Source(SlotType::Tpm2, &mut keeper),
+        UnlockKey::Source(SlotType::Tpm2, &mut source),
         UnlockKey::Source(SlotType::Kms, &mut other),
     ];
     for (slot, mut key) in alkv.slots().iter().zip(keys) {
@@ -170,14 +170,14 @@ fn wrong_keys_and_missing_slots_give_different_errors() {
         KekError::Refused,
         KekError::WrongPin,
     ] {
-        let mut keeper = ExpectingKekSource(Err(error.clone()));
-        let got = alkv.open(id(3), &mut UnlockKey::Source(SlotType::Tpm2, &mut keeper));
+        let mut source = ExpectingKekSource(Err(error.clone()));
+        let got = alkv.open(id(3), &mut UnlockKey::Source(SlotType::Tpm2, &mut source));
         assert!(matches!(got, Err(SlotError::Kek { source, .. }) if source == error));
     }
-    let mut keeper = ExpectingKekSource(Ok([2; 32]));
-    let got = alkv.open(id(4), &mut UnlockKey::Source(SlotType::Kms, &mut keeper));
+    let mut source = ExpectingKekSource(Ok([2; 32]));
+    let got = alkv.open(id(4), &mut UnlockKey::Source(SlotType::Kms, &mut source));
     assert!(matches!(got, Err(SlotError::WrongKey(_))));
-    let got = alkv.open(id(4), &mut UnlockKey::Source(SlotType::Tpm2, &mut keeper));
+    let got = alkv.open(id(4), &mut UnlockKey::Source(SlotType::Tpm2, &mut source));
     assert!(matches!(got, Err(SlotError::WrongType(_))));
     let other = development();
     let got = other.alkv().open(id(0), &mut UnlockKey::Seed(&seed));

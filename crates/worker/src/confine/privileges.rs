@@ -12,7 +12,7 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::{Gap, SandboxLayer};
+use crate::{ConfinementGap, SandboxLayer};
 
 /// Number of bits in a set of capabilities.
 const CAPABILITY_BITS: u32 = u64::BITS;
@@ -24,29 +24,29 @@ const NONE: CapabilitySets = CapabilitySets {
 
 /// Drops all rights. The report follows from what is left and not from the success of each step: an ordinary user may
 /// not drop what it does not have.
-pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
+pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<ConfinementGap>) {
     // This comes first: after the change of users the process has no right to it any more.
     drop_bounding_set();
     if let Some(id) = become_user
         && let Err(errno) = become_other(id)
     {
-        gaps.push(Gap::new(SandboxLayer::UnprivilegedUser, errno));
+        gaps.push(ConfinementGap::new(SandboxLayer::UnprivilegedUser, errno));
     }
     drop_capabilities();
     match capabilities(None) {
         Ok(NONE) => {}
-        Ok(left) => gaps.push(Gap::new(
+        Ok(left) => gaps.push(ConfinementGap::new(
             SandboxLayer::Capabilities,
             format!("{left:?} are left"),
         )),
-        Err(errno) => gaps.push(Gap::new(SandboxLayer::Capabilities, errno)),
+        Err(errno) => gaps.push(ConfinementGap::new(SandboxLayer::Capabilities, errno)),
     }
     if let Err(errno) = set_no_new_privs(true).and_then(|()| match no_new_privs() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Errno::NOTSUP),
         Err(errno) => Err(errno),
     }) {
-        gaps.push(Gap::new(SandboxLayer::NoNewPrivileges, errno));
+        gaps.push(ConfinementGap::new(SandboxLayer::NoNewPrivileges, errno));
     }
     // The kernel refuses neither of these: it knows both values, and they need no right. Neither other workers of the
     // same user nor a core file may expose the memory (prctl(2), PR_SET_DUMPABLE).

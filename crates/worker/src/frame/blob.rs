@@ -111,9 +111,9 @@ impl FrameBlob {
             return Ok(None);
         };
         // The peer chose `at`.
-        let (named, came) = (at.saturating_add(1), fds.len());
+        let (declared, came) = (at.saturating_add(1), fds.len());
         let fd = fds.get(*at);
-        let fd = fd.ok_or(WorkerFrameError::Descriptors { named, came })?;
+        let fd = fd.ok_or(WorkerFrameError::Descriptors { declared, came })?;
         Ok(Some((fd, *len)))
     }
 

@@ -114,7 +114,10 @@ impl Decoder {
         }
         if fds > self.fds.len() {
             let came = self.fds.len();
-            return Err(WorkerFrameError::Descriptors { named: fds, came });
+            return Err(WorkerFrameError::Descriptors {
+                declared: fds,
+                came,
+            });
         }
         Ok(Some((m, self.fds.drain(..fds).collect())))
     }
@@ -124,7 +127,7 @@ impl Decoder {
     fn between<M>(&self, nothing_begun: bool) -> Result<Option<M>, WorkerFrameError> {
         if nothing_begun && !self.fds.is_empty() {
             let came = self.fds.len();
-            return Err(WorkerFrameError::Descriptors { named: 0, came });
+            return Err(WorkerFrameError::Descriptors { declared: 0, came });
         }
         Ok(None)
     }
@@ -246,7 +249,10 @@ mod tests {
         let short = decoder.next::<FromWorkerMessage>();
         assert!(matches!(
             short,
-            Err(WorkerFrameError::Descriptors { named: 2, came: 1 })
+            Err(WorkerFrameError::Descriptors {
+                declared: 2,
+                came: 1
+            })
         ));
 
         let mut decoder = Decoder::default();
@@ -261,7 +267,10 @@ mod tests {
         let unclaimed = decoder.next::<FromWorkerMessage>();
         assert!(matches!(
             unclaimed,
-            Err(WorkerFrameError::Descriptors { named: 0, came: 1 })
+            Err(WorkerFrameError::Descriptors {
+                declared: 0,
+                came: 1
+            })
         ));
 
         let mut decoder = Decoder::default();

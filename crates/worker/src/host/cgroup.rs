@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{DelegatedCgroup, RoleConfig};
-use crate::{Gap, SandboxLayer};
+use crate::{ConfinementGap, SandboxLayer};
 
 /// Length of the period of `cpu.max`, in microseconds.
 const PERIOD_US: u64 = 100_000;
@@ -32,7 +32,7 @@ impl WorkerCgroup {
         parent: &DelegatedCgroup,
         name: &str,
         role: &RoleConfig,
-        gaps: &mut Vec<Gap>,
+        gaps: &mut Vec<ConfinementGap>,
     ) -> io::Result<Self> {
         // An error here means that the controllers are on already, or that the host may not switch them on: the
         // writes below show which.
@@ -55,7 +55,7 @@ impl WorkerCgroup {
     fn limit(
         path: &Path,
         role: &RoleConfig,
-        gaps: &mut Vec<Gap>,
+        gaps: &mut Vec<ConfinementGap>,
     ) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         let memory = role.memory_bytes.to_string();
         let quota = role.cpu_percent.map_or_else(
@@ -76,7 +76,7 @@ impl WorkerCgroup {
             if let Err(error) = fs::write(path.join(file), value)
                 && !gaps.iter().any(|gap| gap.layer == layer)
             {
-                gaps.push(Gap::new(layer, format!("{file}: {error}")));
+                gaps.push(ConfinementGap::new(layer, format!("{file}: {error}")));
             }
         }
         // A kernel without swap has no such file, which is as good as the limit.
@@ -142,11 +142,11 @@ impl WorkerCgroup {
 }
 
 /// The gaps of a worker without a cgroup.
-pub(super) fn none(why: &str) -> [Gap; 3] {
+pub(super) fn none(why: &str) -> [ConfinementGap; 3] {
     [
         SandboxLayer::CgroupCpu,
         SandboxLayer::CgroupMemory,
         SandboxLayer::CgroupPids,
     ]
-    .map(|layer| Gap::new(layer, why))
+    .map(|layer| ConfinementGap::new(layer, why))
 }

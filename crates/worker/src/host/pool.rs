@@ -89,7 +89,7 @@ impl WorkerPool {
     }
 
     /// Puts a session of `lease` into the worker that fits best, if there is one.
-    pub(super) fn place(&mut self, lease: &WorkerLease) -> Option<u64> {
+    pub(super) fn assign(&mut self, lease: &WorkerLease) -> Option<u64> {
         let is_suitable = |slot: &PoolSlot| slot.takes(lease);
         // A worker that the tenant has already is preferred to a new one.
         let found = self.slots.iter().filter(|(_, slot)| is_suitable(slot));
@@ -99,7 +99,7 @@ impl WorkerPool {
 
     /// Puts a session of `lease` into a worker of the tenant's in which a call of this caller runs, or with `others`
     /// one of any caller.
-    pub(super) fn place_beside(
+    pub(super) fn assign_beside(
         &mut self,
         lease: &WorkerLease,
         caller: &str,
@@ -114,8 +114,8 @@ impl WorkerPool {
         self.bind(worker, lease).then_some(worker)
     }
 
-    /// Like [`place`](Self::place), among the workers that the tenant has already.
-    pub(super) fn place_with_own(&mut self, lease: &WorkerLease) -> Option<u64> {
+    /// Like [`assign`](Self::assign), among the workers that the tenant has already.
+    pub(super) fn assign_own(&mut self, lease: &WorkerLease) -> Option<u64> {
         let is_suitable = |slot: &PoolSlot| slot.tenant.is_some() && slot.takes(lease);
         let (&worker, _) = self.slots.iter().find(|(_, slot)| is_suitable(slot))?;
         self.bind(worker, lease).then_some(worker)
@@ -402,44 +402,44 @@ mod tests {
     #[test]
     fn tenants_never_share_a_worker_and_sessions_of_one_do() {
         let mut pool = pool(2);
-        let a = pool.place(&lease("a")).expect("a worker");
-        let b = pool.place(&lease("b")).expect("another");
+        let a = pool.assign(&lease("a")).expect("a worker");
+        let b = pool.assign(&lease("b")).expect("another");
         assert_ne!(a, b);
         for _ in 1..SESSIONS_MAX {
-            assert_eq!(pool.place(&lease("a")), Some(a));
+            assert_eq!(pool.assign(&lease("a")), Some(a));
         }
-        assert_eq!(pool.place(&lease("a")), None, "the worker is full");
-        assert_eq!(pool.place(&lease("c")), None);
+        assert_eq!(pool.assign(&lease("a")), None, "the worker is full");
+        assert_eq!(pool.assign(&lease("c")), None);
         for _ in 0..SESSIONS_MAX {
             pool.release(a, 0);
         }
-        assert_eq!(pool.place(&lease("c")), None, "it was a's once");
-        assert_eq!(pool.place(&lease("a")), Some(a));
+        assert_eq!(pool.assign(&lease("c")), None, "it was a's once");
+        assert_eq!(pool.assign(&lease("a")), Some(a));
     }
 
     #[test]
     fn sessions_with_other_rights_do_not_share_a_worker() {
         let mut pool = pool(2);
         let with = |digest| lease("a").with_rights(Bytes32([digest; 32]));
-        let first = pool.place(&with(1)).expect("a worker");
-        assert_eq!(pool.place(&with(1)), Some(first), "equal rights share");
-        let second = pool.place(&with(2)).expect("another");
+        let first = pool.assign(&with(1)).expect("a worker");
+        assert_eq!(pool.assign(&with(1)), Some(first), "equal rights share");
+        let second = pool.assign(&with(2)).expect("another");
         assert_ne!(first, second);
         // Also once the first ones have gone: their code may have stayed.
         pool.release(first, 0);
         pool.release(first, 0);
-        assert_eq!(pool.place(&with(3)), None);
-        assert_eq!(pool.place(&lease("a")), None);
-        assert_eq!(pool.place(&with(1)), Some(first));
+        assert_eq!(pool.assign(&with(3)), None);
+        assert_eq!(pool.assign(&lease("a")), None);
+        assert_eq!(pool.assign(&with(1)), Some(first));
     }
 
     #[test]
     fn who_wants_to_be_alone_is() {
         let mut pool = pool(2);
-        let first = pool.place(&lease("a").alone()).expect("a worker");
-        let second = pool.place(&lease("a")).expect("another");
+        let first = pool.assign(&lease("a").alone()).expect("a worker");
+        let second = pool.assign(&lease("a")).expect("another");
         assert_ne!(first, second);
-        assert_eq!(pool.place(&lease("a").alone()), None, "neither is free");
+        assert_eq!(pool.assign(&lease("a").alone()), None, "neither is free");
         pool.release(first, 7);
         assert_eq!(pool.expired(7), Some(first), "no other worker may come");
     }
@@ -448,7 +448,7 @@ mod tests {
     fn a_worker_waits_a_while_for_its_tenant() {
         let mut pool = pool(1);
         assert_eq!(pool.deadline(), None, "a fresh one waits for ever");
-        let a = pool.place(&lease("a")).expect("a worker");
+        let a = pool.assign(&lease("a")).expect("a worker");
         pool.release(a, 5);
         let linger = u64::try_from(LINGER.as_micros()).expect("short");
         assert_eq!(pool.deadline(), Some(5 + linger));
@@ -462,7 +462,7 @@ mod tests {
     #[test]
     fn one_that_no_tenant_wanted_makes_room_after_those_that_wait_for_theirs() {
         let mut pool = pool(2);
-        let a = pool.place(&lease("a")).expect("a worker");
+        let a = pool.assign(&lease("a")).expect("a worker");
         let fresh = pool.evictable().expect("the other");
         assert_ne!(fresh, a, "it has a session");
         assert_eq!(pool.evictable_of("a"), None);
@@ -484,9 +484,9 @@ mod tests {
     fn the_largest_holder_loses_a_worker_and_not_the_holder_of_the_largest() {
         let mut pool = pool(5);
         let many: Vec<u64> = (0..4)
-            .filter_map(|_| pool.place(&lease("many").alone()))
+            .filter_map(|_| pool.assign(&lease("many").alone()))
             .collect();
-        let one = pool.place(&lease("one")).expect("the fifth");
+        let one = pool.assign(&lease("one")).expect("the fifth");
         let mut held: Vec<(u64, u64)> = many.iter().map(|worker| (*worker, 90)).collect();
         held.push((one, 100));
         held[2].1 = 95;
@@ -503,10 +503,10 @@ mod tests {
         let mut pool = pool(1);
         let mut worker = None;
         for _ in 0..SESSIONS_SERVED_MAX {
-            worker = pool.place(&lease("a"));
+            worker = pool.assign(&lease("a"));
             pool.release(worker.expect("the worker"), 3);
         }
-        assert_eq!(pool.place(&lease("a")), None);
+        assert_eq!(pool.assign(&lease("a")), None);
         assert_eq!(pool.expired(3), worker);
     }
 
@@ -523,8 +523,8 @@ mod tests {
         assert!(!pool.bind(worker, &lease), "it is not ready");
         pool.ready(worker);
         assert_eq!(pool.free(WorkerRole::Git), 0);
-        assert_eq!(pool.place(&lease), None);
-        assert_eq!(pool.place(&WorkerLease::new(WorkerRole::Git, "a")), None);
+        assert_eq!(pool.assign(&lease), None);
+        assert_eq!(pool.assign(&WorkerLease::new(WorkerRole::Git, "a")), None);
         assert!(pool.bind(worker, &lease));
     }
 }

@@ -21,7 +21,7 @@ use crate::guest::VERB;
 use crate::limits::{ADDRESS_SPACE_EXTRA, NOFILE, STACK_BYTES};
 use crate::setup::{Namespaces, Setup, VERSION};
 use crate::sys::{Launch, LaunchedProcess, ProcessIdentity};
-use crate::{Gap, SandboxLayer, SealedMemfd, WorkerError, WorkerRole, encode};
+use crate::{ConfinementGap, SandboxLayer, SealedMemfd, WorkerError, WorkerRole, encode};
 
 /// Name of worker processes.
 const PROCESS_NAME: &str = "alknet";
@@ -47,7 +47,7 @@ pub(super) struct SpawnedWorker {
     pub(super) channel: OwnedFd,
     pub(super) output: OwnedFd,
     pub(super) leaf: Option<WorkerCgroup>,
-    pub(super) gaps: Vec<Gap>,
+    pub(super) gaps: Vec<ConfinementGap>,
 }
 
 /// Starts workers.
@@ -68,7 +68,7 @@ struct SpawnTrial {
     namespaces: Namespaces,
     /// Whether a worker of root can be the user `nobody` outside its namespace.
     unprivileged: bool,
-    gaps: Vec<Gap>,
+    gaps: Vec<ConfinementGap>,
 }
 
 impl Spawner {
@@ -127,7 +127,7 @@ impl Spawner {
         let become_user = (unprivileged && !namespaces.user).then_some(NOBODY);
         if identity == ProcessIdentity::Own && become_user.is_none() && geteuid().is_root() {
             let why = "it runs as root, whose folders it needs";
-            gaps.push(Gap::new(SandboxLayer::UnprivilegedUser, why));
+            gaps.push(ConfinementGap::new(SandboxLayer::UnprivilegedUser, why));
         }
         let (ours, theirs) = UnixStream::pair().map_err(|error| say("socket", &error))?;
         let setup = Setup {
@@ -194,7 +194,12 @@ impl Spawner {
         }
     }
 
-    fn leaf(&self, worker: u64, role: &RoleConfig, gaps: &mut Vec<Gap>) -> Option<WorkerCgroup> {
+    fn leaf(
+        &self,
+        worker: u64,
+        role: &RoleConfig,
+        gaps: &mut Vec<ConfinementGap>,
+    ) -> Option<WorkerCgroup> {
         let Some(parent) = &self.cgroup else {
             gaps.extend(cgroup::none("no cgroup was given"));
             return None;
@@ -260,7 +265,9 @@ impl Spawner {
             (user, SandboxLayer::UserNamespace),
         ];
         let missing = layers.into_iter().filter(|(stands, _)| !stands);
-        trial_result.gaps = missing.map(|(_, layer)| Gap::new(layer, &why)).collect();
+        trial_result.gaps = missing
+            .map(|(_, layer)| ConfinementGap::new(layer, &why))
+            .collect();
         // Without a user namespace a worker of root can still become the user `nobody` by itself.
         trial_result.unprivileged |= root && !user;
         trial_result

@@ -23,8 +23,8 @@ use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
 use crate::sys::{ABORTED_STATUS, LaunchedProcess, process_cpu_us};
 use crate::{
-    Bytes32, Decoder, FromWorkerMessage, Gap, ToWorkerMessage, WorkerCallError, WorkerEndReason,
-    WorkerFrameError, WorkerLoss, WorkerRole, encode,
+    Bytes32, ConfinementGap, Decoder, FromWorkerMessage, ToWorkerMessage, WorkerCallError,
+    WorkerEndReason, WorkerFrameError, WorkerLoss, WorkerRole, encode,
 };
 
 /// The channel for the result of a call.
@@ -39,7 +39,7 @@ pub(super) struct WorkerProcess {
     pub(super) state: WorkerState,
     /// Whether it has been ready: before that, its end is a failed start.
     pub(super) was_ready: bool,
-    pub(super) gaps: Vec<Gap>,
+    pub(super) gaps: Vec<ConfinementGap>,
     /// Calls that run in it, by number.
     pub(super) calls: BTreeMap<u64, RunningWorkerCall>,
     /// Sessions in it.

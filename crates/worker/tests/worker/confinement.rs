@@ -268,7 +268,7 @@ fn a_worker_without_its_list_of_system_calls_gets_no_session() {
     let told = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     let expected = "E_POLICY the sandbox is process-only where at least partial is required: \
-                    Some(Gap { layer: Seccomp,";
+                    Some(ConfinementGap { layer: Seccomp,";
     assert!(told.starts_with(expected), "{told} {errors}");
 }
 

@@ -160,7 +160,7 @@ async fn liars_are_passed_over_until_an_honest_server_is_found() {
 async fn without_an_honest_server_it_says_so_and_takes_a_new_one_at_once() {
     let clock = WrongClock::by(-true_ns());
     let liar = serve(|r| r[24] ^= 1).await;
-    let (keeper, mut news) = start(&clock, &[liar, "no.such.name".to_owned()]);
+    let (time_sync, mut news) = start(&clock, &[liar, "no.such.name".to_owned()]);
     let failed = next(&mut news).await;
     assert!(matches!(&failed, TimeEvent::Failed { reason } if reason.contains("name server")));
     assert!(clock.error_ns() < -SECOND, "untouched");
@@ -168,7 +168,7 @@ async fn without_an_honest_server_it_says_so_and_takes_a_new_one_at_once() {
         servers: vec![serve(|_| {}).await],
         resolvers: Vec::new(),
     };
-    keeper.update(sources);
+    time_sync.update(sources);
     while !matches!(next(&mut news).await, TimeEvent::Synced { .. }) {}
 }
 

@@ -292,15 +292,15 @@ impl DeviceMapper {
 
     /// Makes a call, and repeats it with a larger buffer if the answer did not fit.
     fn call(&self, call: DmIoctl, message: DmMessage) -> Result<DmMessage, DmError> {
-        let mut room = ANSWER_BYTES;
+        let mut capacity = ANSWER_BYTES;
         loop {
-            let mut attempt = message.with_room(room);
+            let mut attempt = message.with_capacity(capacity);
             self.ioctl(call, &mut attempt)?;
             if !attempt.has(flags::BUFFER_FULL) {
                 return Ok(attempt);
             }
-            room *= 2;
-            if room > ANSWER_BYTES_MAX {
+            capacity *= 2;
+            if capacity > ANSWER_BYTES_MAX {
                 return Err(DmError::Answer("more than a mebibyte"));
             }
         }

@@ -97,9 +97,9 @@ impl DmMessage {
     }
 
     /// A copy with room for an answer of this length.
-    pub(super) fn with_room(&self, room: usize) -> Self {
+    pub(super) fn with_capacity(&self, capacity: usize) -> Self {
         let mut message = self.clone();
-        message.0.resize(self.0.len().max(room), 0);
+        message.0.resize(self.0.len().max(capacity), 0);
         let length = u32::try_from(message.0.len()).unwrap_or(u32::MAX);
         message.put(12, &length.to_ne_bytes());
         message.put(16, &(HEAD as u32).to_ne_bytes());
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_table_is_laid_out_as_the_kernel_reads_it() {
         let message = DmMessage::new().name("alknet-data").expect("a name");
-        let message = message.table(&table()).expect("small").with_room(1024);
+        let message = message.table(&table()).expect("small").with_capacity(1024);
         assert_eq!(message.0.len(), 1024);
         assert_eq!(message.0[..12], [4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(message.u32(12).expect("inside"), 1024);
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn names_are_listed() {
-        let mut message = DmMessage::new().with_room(400);
+        let mut message = DmMessage::new().with_capacity(400);
         assert_eq!(message.names().expect("none"), []);
         message.put(312, &0xfd01_u64.to_ne_bytes());
         message.put(320, &24_u32.to_ne_bytes());

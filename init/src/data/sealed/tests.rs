@@ -33,10 +33,10 @@ fn a_version_on_trial_ends_no_first_boot() {
         file: &file,
         bytes: SEALED_BYTES_MIN,
     };
-    let keeper = VaultHandle::new().expect("memory");
+    let vault_handle = VaultHandle::new().expect("memory");
     let (offer, log) = (UnlockCredentials::default(), InitLog::default());
     let access = DataAccess {
-        keeper: &keeper,
+        vault: &vault_handle,
         offer: &offer,
         log: &log,
         takes_blank: false,
@@ -50,7 +50,7 @@ fn a_version_on_trial_ends_no_first_boot() {
         problem.text.contains("this version is on trial"),
         "{problem:?}"
     );
-    assert!(!keeper.is_open());
+    assert!(!vault_handle.is_open());
     assert!(
         fs::read(&path).expect("ours") == before,
         "it was written to"

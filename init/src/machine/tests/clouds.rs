@@ -159,13 +159,13 @@ async fn azure_gets_its_report_once_after_the_node_serves() {
     let ready = || InitMessage::Ready {
         status: NodeStatus::default(),
     };
-    machine.said(ready(), 50);
+    machine.handle_message(ready(), 50);
     assert_eq!(machine.cloud_due(), Some(50));
     machine.cloud.helper_is_running = true;
     assert_eq!(machine.cloud_due(), None, "another helper runs");
     machine.on_helper_exit(CloudPurpose::Report, Ok(HelperOutcome::Reported), 60);
     assert_eq!(said(&machine, "Azure has the report"), 1);
     // A restarted node is not news.
-    machine.said(ready(), 70);
+    machine.handle_message(ready(), 70);
     assert_eq!(machine.cloud_due(), None);
 }

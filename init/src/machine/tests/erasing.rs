@@ -10,7 +10,7 @@ fn being_reset() -> (InitMachine, tempfile::NamedTempFile) {
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     machine.vault_at = Some(disk.path().to_owned());
     machine.factory_reset(0);
-    assert!(!machine.keeper.is_open(), "its keys go at once");
+    assert!(!machine.vault.is_open(), "its keys go at once");
     let reset = machine.reset.as_ref().expect("it is under way");
     assert_eq!(reset.device(), disk.path());
     (machine, disk)

@@ -4,7 +4,7 @@ use alknet_update::ReleaseVersion;
 
 use super::{InitMachine, MachineEvent, PROGRESS_EVERY_MS, UpdateEvent};
 use crate::control::{MachineDiagnostic, UpdateFacts};
-use crate::update::{StartKind, UpdateLook};
+use crate::update::{SlotStatus, StartKind};
 
 impl InitMachine {
     pub(super) fn refresh_update_facts(&mut self, now: u64) {
@@ -41,10 +41,10 @@ impl InitMachine {
         let is_first = self.update.owes_report && self.update.system.has_folder();
         self.update.owes_report &= !is_first;
         let report = self.update.report.clone().filter(|_| is_first);
-        let failed = UpdateLook {
+        let failed = SlotStatus {
             state: "unreadable".to_owned(),
             detail: Some("it failed; the log says why".to_owned()),
-            ..UpdateLook::default()
+            ..SlotStatus::default()
         };
         let failed = MachineEvent::Update(Box::new(UpdateEvent::Looked(Box::new(failed))));
         self.blocking("looking at the boot slots", failed, move || {
@@ -56,14 +56,14 @@ impl InitMachine {
                 system.settle(&anchor);
             }
             system.note_running();
-            let look = Box::new(system.inspect());
-            MachineEvent::Update(Box::new(UpdateEvent::Looked(look)))
+            let status = Box::new(system.inspect());
+            MachineEvent::Update(Box::new(UpdateEvent::Looked(status)))
         });
     }
 
-    pub(super) fn looked(&mut self, look: UpdateLook) {
+    pub(super) fn looked(&mut self, status: SlotStatus) {
         self.update.is_looking = false;
-        let UpdateLook {
+        let SlotStatus {
             state,
             detail,
             good,
@@ -74,7 +74,7 @@ impl InitMachine {
             tries,
             floor,
             last,
-        } = look;
+        } = status;
         // The note knows more of a trial that failed than the log, until the slot is used again.
         let report = self.update.report.as_ref();
         let ended = report.and_then(|report| report.ended.clone());

@@ -82,9 +82,9 @@ impl InitMachine {
             }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
             (UpdateRequest::Apply { unasked: true, .. }, None)
-                if self.keeper.needs_person().is_some() =>
+                if self.vault.needs_person().is_some() =>
             {
-                let what = self.keeper.needs_person().unwrap_or_default();
+                let what = self.vault.needs_person().unwrap_or_default();
                 let text = format!(
                     "after the restart a person has to open the vault ({what}): an administrator starts this version"
                 );
@@ -260,7 +260,7 @@ impl InitMachine {
             ticket: ticket.clone(),
             has_vault: true,
         });
-        let vault = match self.keeper.opened_by() {
+        let vault = match self.vault.opened_by() {
             Some((SlotType::Tpm2, true)) => PIN,
             Some((kind, _)) => kind.name(),
             None => self.facts.vault.state.as_str(),
@@ -339,7 +339,7 @@ impl InitMachine {
         let answer = match outcome {
             Ok(plan) => UpdateAnswer::Planned {
                 plan: UpdatePlan {
-                    needs_person: self.keeper.needs_person().map(str::to_owned),
+                    needs_person: self.vault.needs_person().map(str::to_owned),
                     ..plan
                 },
             },

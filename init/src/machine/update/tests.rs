@@ -8,13 +8,13 @@ use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
 use crate::control::{
-    BootStage, MachineDiagnostic, NodeMessage, TrialCause, UPDATE_FRAME_ABORT, UpdateEnd,
+    BootStage, MachineDiagnostic, NodeMessage, TrialCause, UPDATE_FRAME_ABORT, UpdateOutcome,
     UpdateRequest,
 };
 use crate::data;
 use crate::machine::tests::machine;
 use crate::shutdown::Shutdown;
-use crate::update::{BundleFrameReader, GateVault, UpdateLook};
+use crate::update::{BundleFrameReader, GateVault, SlotStatus};
 use crate::vault::{UnlockPrompt, VaultWait};
 
 fn trial(machine: &mut InitMachine, vault: &str) {
@@ -45,7 +45,7 @@ fn a_vault_that_waits_for_what_opened_it_before_is_no_failure_and_any_other_one_
         assert_eq!(machine.gate_view().vault, vault, "{before} {ask:?}");
     }
     machine.waiting = None;
-    machine.keeper.lock();
+    machine.vault.lock();
     assert_eq!(machine.gate_view().vault, GateVault::Closed);
 }
 
@@ -103,9 +103,9 @@ fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
     assert_eq!(machine.update.note, Some(note), "the first reason counts");
     // The machine ends only after the disk has the reason.
     assert_eq!(machine.owed_note(), Some(note));
-    let due = machine.update.keeper.take_due(&note, 0);
+    let due = machine.update.note_schedule.take_due(&note, 0);
     assert_eq!((due, machine.owed_note()), (Some(note), Some(note)));
-    machine.update.keeper.written(true);
+    machine.update.note_schedule.written(true);
     assert_eq!(machine.owed_note(), None);
 }
 
@@ -289,7 +289,7 @@ async fn the_keys_of_the_configuration_count_as_soon_as_it_is_in_force() {
 #[test]
 fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
     let mut machine = machine();
-    let end = UpdateEnd {
+    let end = UpdateOutcome {
         version: "1.1.0".to_owned(),
         outcome: "failed".to_owned(),
         stage: "data".to_owned(),
@@ -297,10 +297,10 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
         cause: Some(TrialCause::Silence),
         problems: vec!["vault-locked".to_owned()],
     };
-    let look = |state: &str, good: &str| UpdateLook {
+    let look = |state: &str, good: &str| SlotStatus {
         state: state.to_owned(),
         good: Some(good.to_owned()),
-        ..UpdateLook::default()
+        ..SlotStatus::default()
     };
     let codes = |machine: &InitMachine| -> Vec<String> {
         let problems = machine.facts.problems.update.iter();
@@ -317,7 +317,7 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
     // The next version is staged, and the problem is over.
     machine.looked(look("staged", "a"));
     assert_eq!(codes(&machine), [""; 0]);
-    let rolled_back = UpdateEnd {
+    let rolled_back = UpdateOutcome {
         outcome: "rolled-back".to_owned(),
         ..end
     };
@@ -344,10 +344,10 @@ fn a_version_below_the_floor_that_runs_is_a_problem() {
     let mut machine = machine();
     let mut codes = |version: &str, floor: Option<&str>| -> Vec<String> {
         machine.facts.update.version = version.to_owned();
-        machine.looked(UpdateLook {
+        machine.looked(SlotStatus {
             state: "good".to_owned(),
             floor: floor.map(str::to_owned),
-            ..UpdateLook::default()
+            ..SlotStatus::default()
         });
         let problems = machine.facts.problems.update.iter();
         problems.map(|problem| problem.code.clone()).collect()
@@ -383,9 +383,9 @@ fn sealed_machine(pin: bool) -> (tempfile::TempDir, InitMachine) {
     let mut machine = machine();
     machine.vault_at = Some(disk);
     machine.state_dir = dir.path().to_owned();
-    machine.keeper.lock();
-    machine.keeper.forget();
-    machine.keeper.note(&{
+    machine.vault.lock();
+    machine.vault.forget();
+    machine.vault.note(&{
         let found = data::copies(machine.vault_at.as_deref().expect("a disk")).load();
         found.expect("readable").expect("a vault").newest
     });
@@ -416,7 +416,7 @@ async fn a_start_that_needs_a_person_is_for_an_administrator() {
 #[test]
 fn a_version_does_not_go_on_trial_while_the_vault_of_the_tpm_is_locked() {
     let (_dir, machine) = sealed_machine(false);
-    machine.keeper.lock();
+    machine.vault.lock();
     let place = machine.trial_vault();
     let unused = || Err(UpdateRefusal::failed());
     let refused = place.prepare(unused).expect_err("locked");

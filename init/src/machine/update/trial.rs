@@ -50,8 +50,8 @@ impl InitMachine {
             Some(UnlockPrompt::Pin) if before == PIN => GateVault::AsksAsBefore,
             Some(UnlockPrompt::Passphrase) if before == PASSPHRASE => GateVault::AsksAsBefore,
             Some(_) => GateVault::Closed,
-            None if self.keeper.is_open() => GateVault::Open,
-            None if self.keeper.is_locked() => GateVault::Closed,
+            None if self.vault.is_open() => GateVault::Open,
+            None if self.vault.is_locked() => GateVault::Closed,
             None => GateVault::Absent,
         };
         GateView {
@@ -148,7 +148,7 @@ impl InitMachine {
         }
         let note = self.noted(note);
         self.update.note = Some(note);
-        let Some(note) = self.update.keeper.take_due(&note, now) else {
+        let Some(note) = self.update.note_schedule.take_due(&note, now) else {
             return;
         };
         let system = self.update.system.clone();

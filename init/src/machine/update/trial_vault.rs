@@ -17,7 +17,7 @@ use crate::vault::{
 pub(super) struct TrialVault {
     pub(super) device: Option<PathBuf>,
     pub(super) state_dir: PathBuf,
-    pub(super) keeper: Arc<VaultHandle>,
+    pub(super) vault: Arc<VaultHandle>,
     pub(super) log: InitLog,
 }
 
@@ -29,7 +29,7 @@ impl TrialVault {
         Some(act(&CommandContext {
             audit: &audit,
             device,
-            keeper: &self.keeper,
+            vault: &self.vault,
             log: &self.log,
             state_dir: &self.state_dir,
             sources: &SystemSources,
@@ -47,7 +47,7 @@ impl TrialVault {
             if !slots.is_unattended {
                 return Ok(());
             }
-            if !self.keeper.is_open() {
+            if !self.vault.is_open() {
                 return Err(locked(LOCKED));
             }
             let programs = measure()?;
@@ -70,7 +70,7 @@ impl TrialVault {
 
     /// Whether the TPM opened the vault at this start, without a person, or the vault is closed and it may do so.
     fn is_opened_by_tpm(&self) -> bool {
-        let by = self.keeper.opened_by();
+        let by = self.vault.opened_by();
         by.is_none_or(|by| by == (SlotType::Tpm2, false))
     }
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::UpdateSystem;
 use crate::update::disk::{SlotDisk, SlotFile, slot_path};
-use crate::update::known::{KnownProgram, KnownPrograms};
+use crate::update::known_programs::{KnownProgram, KnownPrograms};
 
 /// Bytes of a piece. The boot partition is open, and other parts of PID 1 wait for it, while a piece is read.
 pub(crate) const PIECE_BYTES: u64 = 4 << 20;
@@ -44,7 +44,7 @@ pub(crate) enum ScrubResult {
 pub(crate) struct SlotScrub {
     expected: KnownProgram,
     /// Where the file begins on the volume, and its size.
-    place: (u64, u64),
+    extent: (u64, u64),
     hash: Sha256,
     done: u64,
 }
@@ -63,7 +63,7 @@ impl SlotScrub {
     pub(crate) fn begin_for_tests() -> Self {
         Self {
             expected: KnownProgram::new("1.0.0".parse().expect("a version"), String::new()),
-            place: (0, 0),
+            extent: (0, 0),
             hash: Sha256::new(),
             done: 0,
         }
@@ -157,14 +157,14 @@ fn read_piece<D: BlockDevice>(
     piece: u64,
 ) -> Result<(SlotScrub, bool), FatError> {
     let volume = disk.volume()?;
-    let place = volume.open_file(&slot_path(slot))?;
-    let first = place.extents().first().map_or(0, |extent| extent.at);
-    let place = (first, u64::from(place.size()));
+    let extent = volume.open_file(&slot_path(slot))?;
+    let first = extent.extents().first().map_or(0, |extent| extent.at);
+    let extent = (first, u64::from(extent.size()));
     // An update may have written the slot since the last piece.
-    let begun = begun.filter(|begun| begun.expected == *expected && begun.place == place);
+    let begun = begun.filter(|begun| begun.expected == *expected && begun.extent == extent);
     let mut scrub = begun.unwrap_or_else(|| SlotScrub {
         expected: expected.clone(),
-        place,
+        extent,
         hash: Sha256::new(),
         done: 0,
     });

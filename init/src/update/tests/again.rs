@@ -87,7 +87,7 @@ fn a_start_of_one_program_starts_no_other_one() {
 #[test]
 fn a_version_that_was_left_is_staged_only_for_an_administrator() {
     let bench = UpdateBench::new();
-    left::leave(bench.folder.path(), &version(NEW)).expect("written");
+    left_versions::leave(bench.folder.path(), &version(NEW)).expect("written");
     let stage = |bench: &UpdateBench, release: &TestRelease, unasked| {
         let bundle = bench.publisher.bundle(release);
         let order = StageOrder {
@@ -100,7 +100,7 @@ fn a_version_that_was_left_is_staged_only_for_an_administrator() {
     bench.refuses(RefusalCode::Left, |bench| stage(bench, &release, true));
     assert_eq!(stage(&bench, &TestRelease::new("1.2.0", 2), true), Ok(()));
     let bench = UpdateBench::new();
-    left::leave(bench.folder.path(), &version(NEW)).expect("written");
+    left_versions::leave(bench.folder.path(), &version(NEW)).expect("written");
     assert_eq!(stage(&bench, &release, false), Ok(()));
     let left = LeftVersions::load(Some(bench.folder.path()));
     assert!(left.has(&version(NEW)), "until it is confirmed");

@@ -9,7 +9,7 @@ use alknet_fat::FatVolume;
 use super::*;
 use crate::update::delta::RunningProgram;
 use crate::update::disk::SharedDevice;
-use crate::update::known::digest_of;
+use crate::update::known_programs::digest_of;
 use crate::update::testing::TestDelta;
 
 /// What the initial file system of a version has.

@@ -4,7 +4,7 @@ use alknet_boot_state::TRIES;
 use alknet_tpm::predict::MeasuredImage;
 
 use super::*;
-use crate::update::known::KnownProgram;
+use crate::update::known_programs::KnownProgram;
 
 /// A program of the attacker, which says that it is this version.
 fn foreign(version: &str) -> Vec<u8> {
@@ -93,7 +93,7 @@ fn nothing_but_what_runs_is_noted_without_a_bundle_and_only_once() {
     // Of a damaged file nothing is known.
     let path = bench.folder.path().join("programs.json");
     fs::write(path, "{").expect("writable");
-    assert_eq!(bench.known.load(), known::KnownPrograms::default());
+    assert_eq!(bench.known.load(), known_programs::KnownPrograms::default());
 }
 
 /// The program that is measured for the TPM is the one whose hash was compared.

@@ -12,7 +12,7 @@ const COLUMNS: usize = 79;
 /// Whether the log is unchanged since it was written, and its newest lines, or those up to a
 /// number.
 pub(super) fn show(place: &CommandContext<'_>, until: Option<u64>) -> Attempt<Vec<String>> {
-    let vault = place.keeper.vault();
+    let vault = place.vault.vault();
     // The node may be writing, so only a break that persists counts.
     let verified = verify(place.audit, &vault).or_else(|_| verify(place.audit, &vault));
     let whole = match verified {

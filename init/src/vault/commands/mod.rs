@@ -55,7 +55,7 @@ pub(crate) struct CommandContext<'a> {
     pub(crate) audit: &'a Path,
     /// The device of the sealed partition.
     pub(crate) device: &'a Path,
-    pub(crate) keeper: &'a VaultHandle,
+    pub(crate) vault: &'a VaultHandle,
     pub(crate) log: &'a InitLog,
     /// The folder with the node's state.
     pub(crate) state_dir: &'a Path,
@@ -66,7 +66,7 @@ impl CommandContext<'_> {
     fn ledger(&self) -> GenerationLedger<'_> {
         GenerationLedger {
             device: self.device,
-            keeper: self.keeper,
+            vault: self.vault,
             log: self.log,
             state_dir: self.state_dir,
         }
@@ -252,7 +252,7 @@ impl CommandSession {
     }
 
     fn attempt(&mut self, place: &CommandContext<'_>) -> CommandOutcome {
-        if self.command.needs_open() && !place.keeper.is_open() {
+        if self.command.needs_open() && !place.vault.is_open() {
             return CommandOutcome::Refused(LOCKED.to_owned());
         }
         let done = match self.command {
@@ -296,7 +296,7 @@ impl CommandSession {
             )?;
         }
         let words = self.opened(place)?.entropy().phrase();
-        place.keeper.events().add(AuditEvent::Exported {
+        place.vault.events().add(AuditEvent::Exported {
             what: ExportedSecret::Phrase,
             reason: ExportReason::Console,
         });
@@ -374,15 +374,12 @@ fn has_typed(alkv: &Alkv) -> bool {
 }
 
 fn list(place: &CommandContext<'_>) -> Attempt<Vec<String>> {
-    Ok(slots::lines(
-        &on_disk(place)?,
-        place.keeper.opened_by_slot(),
-    ))
+    Ok(slots::lines(&on_disk(place)?, place.vault.opened_by_slot()))
 }
 
 fn status(place: &CommandContext<'_>) -> Attempt<Vec<String>> {
     let alkv = on_disk(place)?;
-    let facts = place.keeper.facts();
+    let facts = place.vault.facts();
     let mut lines = vec![
         format!("vault       {}", alkv.uuid()),
         format!("state       {}", facts.state),

@@ -43,7 +43,7 @@ impl CommandSession {
     fn held(&mut self, place: &CommandContext<'_>) -> Attempt<&mut OpenAlkv> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| NeedInput::refused("the vault is not open"))?;
-        let in_use = place.keeper.check_in_use(open);
+        let in_use = place.vault.check_in_use(open);
         in_use.map_err(|which| NeedInput::refused(format_args!("{which}; {}", which.hint())))?;
         Ok(open)
     }
@@ -72,7 +72,7 @@ impl CommandSession {
         let Some(passphrase) = self.typed.opening.take() else {
             return Err(NeedInput::wants(CommandPrompt::Passphrase));
         };
-        by_passphrase(&found, &passphrase, place.keeper, |_| true)
+        by_passphrase(&found, &passphrase, place.vault, |_| true)
             .map_err(|error| retry_or_refuse(error, CommandPrompt::Passphrase))
     }
 
@@ -102,14 +102,14 @@ impl CommandSession {
                     passphrase: typed,
                     cap_kib: memory_cap_kib(memory_kib()),
                 };
-                place.keeper.wait_for_turn();
+                place.vault.wait_for_turn();
                 match alkv.open(id, &mut key) {
                     Ok(open) => {
-                        place.keeper.was_right();
+                        place.vault.was_right();
                         Ok(open)
                     }
                     Err(error) => {
-                        place.keeper.was_wrong(super::name(&find(alkv, id)?));
+                        place.vault.was_wrong(super::name(&find(alkv, id)?));
                         Err(retry_or_refuse(
                             error,
                             CommandPrompt::PassphraseOf { id, or_lose },
@@ -135,7 +135,7 @@ impl CommandSession {
                 let slot = find(alkv, id)?;
                 tpm_unlock::slot_with_pin(alkv, &slot, typed).map_err(|why| {
                     let failed = AuditEvent::UnlockFailed(super::name(&slot));
-                    place.keeper.events().add(failed);
+                    place.vault.events().add(failed);
                     NeedInput::Wants(CommandPrompt::PinOf { id, or_lose }, why)
                 })
             },
@@ -194,13 +194,13 @@ pub(super) fn by_itself(
         let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
         if of_kind.any(|slot| !tpm_unlock::wants_pin(slot))
             // A slot that does not open now is no error: the next kind may open.
-            && let Ok(open) = unattended(&found, kind, place.keeper, &media)
+            && let Ok(open) = unattended(&found, kind, place.vault, &media)
         {
             return Ok(Some(open));
         }
     }
     // Trying their slots made the requests for shares.
-    if !without_shares && place.keeper.escrow().has_unasked() {
+    if !without_shares && place.vault.escrow().has_unasked() {
         return Err(NeedInput::wants(CommandPrompt::Share));
     }
     Ok(None)

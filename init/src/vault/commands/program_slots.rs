@@ -53,7 +53,7 @@ fn add(place: &CommandContext<'_>, update: &ImageUpdate<'_>) -> Attempt<Option<S
     let id = tpm::add_slot_for_image(&mut open, update).map_err(NeedInput::refused)?;
     let added = find(open.alkv(), id)?;
     save(place, &open)?;
-    let events = place.keeper.events();
+    let events = place.vault.events();
     events.add(AuditEvent::SlotAdded(name(&added)));
     place.log.info(format_args!(
         "slot {id} (tpm2) was added to the vault: it opens once the staged version was started"
@@ -93,7 +93,7 @@ fn remove(
     save(place, &open)?;
     for slot in &unwanted {
         place
-            .keeper
+            .vault
             .events()
             .add(AuditEvent::SlotRemoved(name(slot)));
         place.log.info(format_args!(
@@ -106,13 +106,13 @@ fn remove(
 
 /// The vault in use, opened by a slot that opens without a person.
 fn opened(place: &CommandContext<'_>) -> Attempt<OpenAlkv> {
-    if !place.keeper.is_open() {
+    if !place.vault.is_open() {
         return Err(NeedInput::refused(super::LOCKED));
     }
     let open = opening::by_itself(place, true)?;
     let open =
         open.ok_or_else(|| NeedInput::refused("no slot of the vault opens without a person now"))?;
-    let in_use = place.keeper.check_in_use(&open);
+    let in_use = place.vault.check_in_use(&open);
     in_use.map_err(|which| NeedInput::refused(format_args!("{which}; {}", which.hint())))?;
     Ok(open)
 }

@@ -42,7 +42,7 @@ impl CommandSession {
         if is_typed {
             return self.opened_by_typing(place).map(drop);
         }
-        if place.keeper.shows_words() || self.typed.proved_words {
+        if place.vault.shows_words() || self.typed.proved_words {
             return Ok(());
         }
         self.has_words(place)
@@ -84,8 +84,8 @@ fn are_right(
     };
     let folder = place.state_dir.join("config");
     let wrong = noted(&folder).map_err(failed)?;
-    place.keeper.recall_wrong(wrong);
-    place.keeper.wait_for_turn();
+    place.vault.recall_wrong(wrong);
+    place.vault.wait_for_turn();
     note(&folder, wrong.saturating_add(1)).map_err(failed)?;
     let words: Vec<&str> = phrase.expose().split(' ').collect();
     let is_right = positions.len() == typed.len()
@@ -95,10 +95,10 @@ fn are_right(
             (words.get(at.saturating_sub(1)) == Some(&word.expose())) & all
         });
     if is_right {
-        place.keeper.was_right();
+        place.vault.was_right();
         note(&folder, 0).map_err(failed)?;
     } else {
-        place.keeper.guessed_wrong();
+        place.vault.guessed_wrong();
     }
     Ok(is_right)
 }

@@ -72,7 +72,7 @@ impl CommandSession {
         let next = old.rekey(&mut keep, &lose, consent)?;
         change(place, old, &next)?;
         place.ledger().note(&next);
-        let events = place.keeper.events();
+        let events = place.vault.events();
         events.add(AuditEvent::Rekeyed);
         let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));
         gone.for_each(|slot| events.add(AuditEvent::SlotRemoved(name(slot))));
@@ -162,13 +162,13 @@ impl CommandSession {
         if let Some((_, share)) = self.shares.iter().find(|(known, _)| *known == id) {
             return Ok(Ok(ShareKekSource(SecretArr::copy_of(share.expose()))));
         }
-        match place.keeper.escrow().take_share(params) {
+        match place.vault.escrow().take_share(params) {
             Ok(share) => {
                 // The next attempt gets it from here, so the other node is asked once.
                 self.shares.push((id, SecretArr::copy_of(share.expose())));
                 Ok(Ok(ShareKekSource(share)))
             }
-            Err(none) if none.asked || self.without_shares => Ok(Err(none.why)),
+            Err(none) if none.was_requested || self.without_shares => Ok(Err(none.why)),
             Err(_) => Err(NeedInput::wants(CommandPrompt::Share)),
         }
     }

@@ -64,7 +64,7 @@ impl CommandSession {
         let added = find(open.alkv(), id)?;
         save(place, open)?;
         place
-            .keeper
+            .vault
             .events()
             .add(AuditEvent::SlotAdded(name(&added)));
         let text = format!(
@@ -112,7 +112,7 @@ impl CommandSession {
         let new = tpm::renew_slot(open, id, pin.as_ref()).map_err(NeedInput::refused)?;
         let added = find(open.alkv(), new)?;
         save(place, open)?;
-        let events = place.keeper.events();
+        let events = place.vault.events();
         events.add(AuditEvent::SlotAdded(name(&added)));
         events.add(AuditEvent::SlotRemoved(name(&old)));
         let text = format!("slot {new} (tpm2) is for what runs, in the place of slot {id}");
@@ -151,7 +151,7 @@ impl CommandSession {
         let added = find(open.alkv(), id)?;
         save(place, open)?;
         place
-            .keeper
+            .vault
             .events()
             .add(AuditEvent::SlotAdded(name(&added)));
         let text = format!("slot {id} ({}) was added to the vault", added.kind().name());
@@ -233,7 +233,7 @@ impl CommandSession {
         open.remove(id, consent)?;
         save(place, open)?;
         place
-            .keeper
+            .vault
             .events()
             .add(AuditEvent::SlotRemoved(name(&removed)));
         let text = format!("slot {id} ({}) was removed", removed.kind().name());
@@ -290,7 +290,7 @@ impl CommandSession {
         let new = open.replace(old, slot, Consent::None)?;
         let added = find(open.alkv(), new)?;
         save(place, open)?;
-        let events = place.keeper.events();
+        let events = place.vault.events();
         events.add(AuditEvent::SlotAdded(name(&added)));
         events.add(AuditEvent::SlotRemoved(name(&removed)));
         let text = format!("the passphrase was changed: slot {new} in the place of slot {old}");

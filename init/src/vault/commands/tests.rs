@@ -30,7 +30,7 @@ const BYTES: u64 = DATA_AT + (1 << 20);
 /// A machine with a file as disk, and a folder as medium.
 struct CommandMachine {
     dir: tempfile::TempDir,
-    keeper: VaultHandle,
+    vault: VaultHandle,
     log: InitLog,
     /// The program to be started next, on a medium.
     next: std::cell::Cell<Option<&'static [u8]>>,
@@ -46,7 +46,7 @@ impl CommandMachine {
     fn with_vault(open: &OpenAlkv) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let machine = Self {
-            keeper: VaultHandle::new().expect("memory"),
+            vault: VaultHandle::new().expect("memory"),
             log: InitLog::default(),
             next: std::cell::Cell::default(),
             dir,
@@ -57,7 +57,7 @@ impl CommandMachine {
             .create(open)
             .expect("written");
         format(machine.file(), BYTES, open);
-        machine.keeper.admit(open).expect("it has a place");
+        machine.vault.admit(open).expect("it has a place");
         machine
     }
 
@@ -87,7 +87,7 @@ impl CommandMachine {
         session.run(&CommandContext {
             audit: &self.audit(),
             device: &self.device(),
-            keeper: &self.keeper,
+            vault: &self.vault,
             log: &self.log,
             state_dir: self.dir.path(),
             sources: self,
@@ -131,7 +131,7 @@ impl CommandMachine {
             media: &loaded.secrets,
             offer: &UnlockCredentials::default(),
             name: None,
-            escrow: self.keeper.escrow(),
+            escrow: self.vault.escrow(),
         };
         let made = create(&first, &self.log);
         made.map_err(|waiting| waiting.problem.text)
@@ -217,7 +217,7 @@ impl CommandMachine {
 
     /// Gives the result of asking the other node for its share.
     fn answer(&self, outcome: helper_task::HelperOutcome) {
-        let escrow = self.keeper.escrow();
+        let escrow = self.vault.escrow();
         let (of, _) = escrow.next(0).expect("it is wanted");
         escrow.came(&of, Ok(outcome), 0);
     }
@@ -232,7 +232,7 @@ impl CommandMachine {
     }
 
     fn events(&self) -> String {
-        let events = self.keeper.events();
+        let events = self.vault.events();
         let fresh = events.fresh();
         events.handed(fresh.len());
         fresh.join("\n")
@@ -296,9 +296,9 @@ fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
     assert!(machine.done("slot list", vec![]).contains("UNSEALED"));
     let said = machine.done("slot add passphrase", vec![new("one")]);
     assert!(said.contains("slot 1 (passphrase)"), "{said}");
-    assert!(!machine.keeper.is_sealed());
+    assert!(!machine.vault.is_sealed());
     machine.done("slot remove 0", vec![]);
-    assert!(machine.keeper.is_sealed());
+    assert!(machine.vault.is_sealed());
     assert_eq!(machine.slots(), [(1, SlotType::Passphrase)]);
     assert!(
         machine
@@ -425,7 +425,7 @@ fn the_log_is_shown_with_whether_it_was_changed() {
         .collect();
     std::fs::create_dir(machine.audit()).expect("writable");
     let mut log = AuditLog::open(&machine.audit()).expect("opened");
-    log.append(&machine.keeper.vault(), &records)
+    log.append(&machine.vault.vault(), &records)
         .expect("written");
     let shown = machine.done("audit", vec![]);
     let lines: Vec<_> = shown.lines().collect();
@@ -456,7 +456,7 @@ fn the_log_is_shown_with_whether_it_was_changed() {
 #[test]
 fn a_locked_vault_is_looked_at_and_not_changed() {
     let machine = CommandMachine::new();
-    machine.keeper.lock();
+    machine.vault.lock();
     for line in [
         "passwd",
         "words",
@@ -477,7 +477,7 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
 /// it was locked.
 #[test]
 fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
-    let keeper = VaultHandle::new().expect("memory");
+    let vault_handle = VaultHandle::new().expect("memory");
     let permits = FirstBootPermissions {
         words: true,
         ..FirstBootPermissions::default()
@@ -490,30 +490,30 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
         };
         OpenAlkv::create(vault, NewSlot::None).expect("made")
     });
-    keeper.admit(&new).expect("it has a place");
-    assert!(keeper.shows_words());
-    keeper.lock();
-    assert!(!keeper.shows_words(), "of a vault that was locked");
-    keeper.begin_attempt();
-    keeper.admit(&new).expect("it was locked");
-    assert!(keeper.shows_words());
-    keeper.lock();
-    keeper.begin_attempt();
-    keeper.admit(&other).expect("it was locked");
-    assert!(!keeper.shows_words(), "of another vault");
+    vault_handle.admit(&new).expect("it has a place");
+    assert!(vault_handle.shows_words());
+    vault_handle.lock();
+    assert!(!vault_handle.shows_words(), "of a vault that was locked");
+    vault_handle.begin_attempt();
+    vault_handle.admit(&new).expect("it was locked");
+    assert!(vault_handle.shows_words());
+    vault_handle.lock();
+    vault_handle.begin_attempt();
+    vault_handle.admit(&other).expect("it was locked");
+    assert!(!vault_handle.shows_words(), "of another vault");
     for (ended, shows) in [
         (VaultHandle::words_are_kept as fn(&VaultHandle), false),
         (VaultHandle::owner_was_reminded, true),
     ] {
-        let keeper = VaultHandle::new().expect("memory");
-        keeper.admit(&new).expect("it has a place");
-        ended(&keeper);
-        assert_eq!(keeper.shows_words(), shows);
-        keeper.lock();
-        keeper.begin_attempt();
-        keeper.admit(&new).expect("it was locked");
+        let vault_handle = VaultHandle::new().expect("memory");
+        vault_handle.admit(&new).expect("it has a place");
+        ended(&vault_handle);
+        assert_eq!(vault_handle.shows_words(), shows);
+        vault_handle.lock();
+        vault_handle.begin_attempt();
+        vault_handle.admit(&new).expect("it was locked");
         assert!(
-            !keeper.shows_words(),
+            !vault_handle.shows_words(),
             "the vault on the disk may not have been told yet"
         );
     }
@@ -537,7 +537,7 @@ fn a_missing_tpm_is_reported_until_the_owner_removes_its_slot() {
     let gone = ["ab".repeat(32)];
     data::set_counted_by(&machine.device(), &gone).expect("writable");
     machine.done("slot add none", vec![PromptResponse::Confirmed]);
-    let told = || machine.keeper.uncounted().len();
+    let told = || machine.vault.uncounted().len();
     assert_eq!(told(), 1);
     let mut session = CommandSession::new(VaultCommand::TpmForget);
     let wants = machine.run(&mut session);

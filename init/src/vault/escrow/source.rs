@@ -11,7 +11,7 @@ use super::{EscrowClient, EscrowRelease, ExchangeProgress};
 pub(crate) struct ShareUnavailable {
     pub(crate) why: String,
     /// A helper asked for it and came back without it.
-    pub(crate) asked: bool,
+    pub(crate) was_requested: bool,
     /// The other node answered and refused.
     refused: bool,
 }
@@ -65,7 +65,7 @@ impl ExchangeProgress {
     fn no_share(&self, network: bool) -> ShareUnavailable {
         ShareUnavailable {
             why: self.text(network).to_owned(),
-            asked: self.last.is_some(),
+            was_requested: self.last.is_some(),
             refused: self.refused,
         }
     }
@@ -104,7 +104,7 @@ impl KekSource for EscrowKekSource<'_> {
                 if !self.refusals.contains(&none.why) {
                     self.refusals.push(none.why);
                 }
-                if none.asked {
+                if none.was_requested {
                     Err(KekError::Refused)
                 } else {
                     Err(KekError::Absent)

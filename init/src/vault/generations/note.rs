@@ -27,7 +27,7 @@ pub(super) struct GenerationNote {
     /// TPMs that have not counted its last change. Each opens a copy of the disk from before as if
     /// it were the newest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) owed: Vec<OwedCount>,
+    pub(super) owed: Vec<PendingTpmCount>,
 }
 
 /// A TPM's counter.
@@ -43,7 +43,7 @@ pub(super) struct TpmCount {
 /// of the disk before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct OwedCount {
+pub(super) struct PendingTpmCount {
     /// Storage key of the TPM.
     pub(super) tpm: String,
     /// The value of its counter. `None` if only the disk before, which was erased, had it.
@@ -73,7 +73,7 @@ impl GenerationNote {
     }
 }
 
-impl From<TpmCount> for OwedCount {
+impl From<TpmCount> for PendingTpmCount {
     fn from(counted: TpmCount) -> Self {
         Self {
             tpm: counted.tpm,
@@ -134,7 +134,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = InitLog::default();
         assert_eq!(read(dir.path()).expect("it does not exist"), None);
-        let owed = |number| OwedCount {
+        let owed = |number| PendingTpmCount {
             tpm: format!("{number:064x}"),
             count: Some(u64::MAX),
         };

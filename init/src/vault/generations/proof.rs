@@ -19,14 +19,14 @@ pub(crate) fn is_proven(
     found: &LoadedCopies,
     open: &OpenAlkv,
     offer: &UnlockCredentials,
-    keeper: &VaultHandle,
+    vault: &VaultHandle,
     medium_has_words: impl FnOnce() -> bool,
 ) -> bool {
     // Slots that need no person came first, so the passphrase may not have been tried.
     let passphrase = || {
         let typed = offer.passphrase.as_ref();
         typed.is_some_and(|typed| {
-            by_passphrase(found, typed, keeper, |opened| have_same_words(opened, open)).is_ok()
+            by_passphrase(found, typed, vault, |opened| have_same_words(opened, open)).is_ok()
         })
     };
     let pin = || {

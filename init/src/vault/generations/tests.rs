@@ -45,7 +45,7 @@ fn without_a_counter_no_disk_is_the_newest() {
 /// A machine without a TPM, with a file as disk.
 struct LedgerMachine {
     dir: tempfile::TempDir,
-    keeper: VaultHandle,
+    vault: VaultHandle,
     log: InitLog,
 }
 
@@ -53,7 +53,7 @@ impl LedgerMachine {
     fn new() -> Self {
         let machine = Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
-            keeper: VaultHandle::new().expect("memory"),
+            vault: VaultHandle::new().expect("memory"),
             log: InitLog::default(),
         };
         let disk = File::create_new(machine.device()).expect("a new file");
@@ -69,7 +69,7 @@ impl LedgerMachine {
     fn with<R>(&self, work: impl FnOnce(GenerationLedger<'_>) -> R) -> R {
         work(GenerationLedger {
             device: &self.device(),
-            keeper: &self.keeper,
+            vault: &self.vault,
             log: &self.log,
             state_dir: self.dir.path(),
         })
@@ -81,7 +81,7 @@ impl LedgerMachine {
 
     /// The problems that it reports.
     fn problem_codes(&self) -> Vec<String> {
-        let problems = self.keeper.uncounted().into_iter();
+        let problems = self.vault.uncounted().into_iter();
         problems.map(|problem| problem.code).collect()
     }
 }
@@ -170,7 +170,7 @@ fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
     let (unanswered, told) = write(&before, false);
     assert_eq!(
         unanswered.owed,
-        [OwedCount::from(
+        [PendingTpmCount::from(
             before.counted.clone().expect("it was counted")
         )]
     );
@@ -205,7 +205,7 @@ fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     );
 
     // Each start reports it, and tries again.
-    machine.keeper.set_uncounted(Vec::new());
+    machine.vault.set_uncounted(Vec::new());
     let checked = machine.with(|ledger| ledger.check(&vault, false, || false));
     checked.expect("it is the newest");
     assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
@@ -427,11 +427,11 @@ fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
     assert_eq!(owed.generation, vault.alkv().generation());
     assert_eq!(
         owed.owed,
-        [OwedCount::from(copy.counted.expect("it was counted"))]
+        [PendingTpmCount::from(copy.counted.expect("it was counted"))]
     );
     assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
     // A start without the TPM changes nothing of that, and reports it.
-    machine.keeper.set_uncounted(Vec::new());
+    machine.vault.set_uncounted(Vec::new());
     start(&vault);
     assert_eq!(machine.noted(), owed);
     assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
@@ -451,7 +451,7 @@ fn a_reset_that_was_not_counted_is_noted_beside_the_new_data() {
     let former = [tpm("ab"), tpm("cd")];
     data::set_counted_by(&machine.device(), &former).expect("writable");
     for made in [true, false] {
-        machine.keeper.set_uncounted(Vec::new());
+        machine.vault.set_uncounted(Vec::new());
         let checked = machine.with(|ledger| ledger.check(&vault, made, || made));
         checked.expect("it is the newest");
         assert_eq!(machine.problem_codes(), ["reset-uncounted"; 2]);
@@ -473,7 +473,7 @@ fn a_reset_that_was_not_counted_is_noted_beside_the_new_data() {
 fn the_tpms_that_owe_for_longest_are_forgotten() {
     let vault = keyslot_tests::vault();
     let mut note = noted(&vault, &tpm("ab"), 7);
-    let owed = |number| OwedCount {
+    let owed = |number| PendingTpmCount {
         tpm: format!("{number:064x}"),
         count: None,
     };

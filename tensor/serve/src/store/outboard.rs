@@ -72,7 +72,7 @@ impl Outboard {
             None => {
                 let mut new = store.temporary().map_err(io)?;
                 let root = compute(object, range, &mut new)?;
-                let kept = store.tree_files().keep(name(object, range), new);
+                let kept = store.tree_files().add(name(object, range), new);
                 let file = Some(kept.map_err(io)?);
                 Self { root, file }
             }

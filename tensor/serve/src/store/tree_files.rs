@@ -62,7 +62,7 @@ impl TreeFiles {
     }
 
     /// Keeps a tree that was computed. The trees that give way to it stay readable for responses that have opened them.
-    pub(super) fn keep(&mut self, name: String, new: NamedTempFile) -> io::Result<File> {
+    pub(super) fn add(&mut self, name: String, new: NamedTempFile) -> io::Result<File> {
         // The file is not synced: a tree that a power cut damaged does not match its root and is computed again.
         let file = new.persist(self.folder.join(&name))?;
         let len = file.metadata()?.len();
@@ -123,10 +123,10 @@ impl TreeFiles {
 mod tests {
     use super::*;
 
-    fn keep(trees: &mut TreeFiles, folder: &Path, name: &str, len: u64) {
+    fn add_tree(trees: &mut TreeFiles, folder: &Path, name: &str, len: u64) {
         let new = NamedTempFile::new_in(folder).expect("writable");
         new.as_file().set_len(len).expect("writable");
-        trees.keep(name.to_owned(), new).expect("writable");
+        trees.add(name.to_owned(), new).expect("writable");
     }
 
     fn count(folder: &Path) -> usize {
@@ -141,11 +141,11 @@ mod tests {
         let folder = folder.path();
         let mut trees = TreeFiles::open(folder.to_owned(), u64::MAX).expect("empty");
         for at in 0..TREES {
-            keep(&mut trees, uploads.path(), &format!("tree{at}"), 96);
+            add_tree(&mut trees, uploads.path(), &format!("tree{at}"), 96);
         }
         trees.find("tree0").expect("the first is there");
         for at in 0..10 {
-            keep(&mut trees, uploads.path(), &format!("more{at}"), 96);
+            add_tree(&mut trees, uploads.path(), &format!("more{at}"), 96);
         }
         assert_eq!((count(folder), count(uploads.path())), (TREES, 0));
         assert_eq!(trees.bytes, TREES as u64 * bytes_on_disk(96));
@@ -168,14 +168,14 @@ mod tests {
         let mut trees = TreeFiles::open(folder.to_owned(), bytes_max).expect("empty");
         let [one, other] = [b"a", b"b"].map(|bytes| FileId(blake3::hash(bytes)));
         for (id, at) in [(one, 0), (one, 1), (other, 2), (one, 3)] {
-            keep(&mut trees, uploads.path(), &format!("{id}-{at}-9"), 4096);
+            add_tree(&mut trees, uploads.path(), &format!("{id}-{at}-9"), 4096);
         }
         assert_eq!((count(folder), trees.bytes), (3, bytes_max));
         fs::remove_file(folder.join(format!("{one}-1-9"))).expect("a user may");
         trees.remove_of(&one).expect("writable");
         assert_eq!((count(folder), trees.bytes), (1, bytes_on_disk(4096)));
         // One that is larger than all may be.
-        keep(&mut trees, uploads.path(), "large", 10 * bytes_max);
+        add_tree(&mut trees, uploads.path(), "large", 10 * bytes_max);
         assert_eq!(count(folder), 1);
         trees.find("large").expect("it stays");
     }

@@ -138,7 +138,7 @@ impl TensorUpload {
         // No request removes the file before the path leads to it.
         let _arriving = self.store.arriving(id);
         if !self.store.holds(&id).map_err(io)? {
-            self.keep(&target).map_err(io)?;
+            self.publish(&target).map_err(io)?;
         }
         if let Some(path) = self.path.take() {
             self.store.lead(path, id)?;
@@ -147,7 +147,7 @@ impl TensorUpload {
     }
 
     /// Gives the file its final name, once its content is on the disk.
-    fn keep(&mut self, target: &std::path::Path) -> std::io::Result<()> {
+    fn publish(&mut self, target: &std::path::Path) -> std::io::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let folder = target.parent().unwrap_or(target);
         std::fs::create_dir_all(folder)?;

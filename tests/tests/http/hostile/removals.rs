@@ -19,7 +19,7 @@ async fn a_removed_peer_reads_nothing_more_by_its_tickets() {
     block_in_place(|| web.node.call("config/apply", &without));
     follower.is_ended().await;
 
-    let refused = block_in_place(|| web.curl(&follower.kept, &[]));
+    let refused = block_in_place(|| web.curl(&follower.unused, &[]));
     assert_eq!(
         (refused.status, refused.code().as_str()),
         (401, "UNAUTHENTICATED")

@@ -33,7 +33,7 @@ impl Removed {
         let mut follower = runtime.block_on(RemovedPeerFixture::begin(&web.target(), &self.key));
         removal();
         runtime.block_on(follower.is_ended());
-        let refused = web.curl(&follower.kept, &[]);
+        let refused = web.curl(&follower.unused, &[]);
         assert_eq!(
             (refused.status, refused.code().as_str()),
             (401, "UNAUTHENTICATED")

@@ -57,7 +57,7 @@ pub(crate) struct TpmImpostor {
 
 #[derive(Debug, Default)]
 struct ImpostorState {
-    asked: bool,
+    is_prompted: bool,
     sessions: Vec<ImpostorSession>,
     pin: Option<String>,
     kek: Option<[u8; 32]>,
@@ -141,7 +141,7 @@ impl TpmImpostor {
 
     /// Whether the machine used a storage key through it.
     pub(super) fn was_asked(&self) -> bool {
-        self.state().asked
+        self.state().is_prompted
     }
 
     /// How many sessions were started with its own key.
@@ -210,7 +210,7 @@ impl TpmImpostor {
         match (number(&command[6..10]), own) {
             (CREATE_PRIMARY, _) => {
                 let mut response = chip(command)?;
-                self.state().asked = true;
+                self.state().is_prompted = true;
                 if number(&response[6..10]) == 0 {
                     let (x, y) = self.point();
                     let at = POINT_AT + 2;

@@ -56,7 +56,7 @@ impl ShellLexer<'_> {
                 }
                 '\n' | '|' | ';' | '&' | '(' | ')' | '{' | '}' => {
                     let next = self.command();
-                    self.keep(std::mem::replace(&mut command, next));
+                    self.add_command(std::mem::replace(&mut command, next));
                 }
                 '<' | '>' if !self.is_placeholder(c) => self.skip_redirection(),
                 _ => {
@@ -70,7 +70,7 @@ impl ShellLexer<'_> {
                 }
             }
         }
-        self.keep(command);
+        self.add_command(command);
     }
 
     fn command(&self) -> ShellCommand {
@@ -80,7 +80,7 @@ impl ShellLexer<'_> {
         }
     }
 
-    fn keep(&mut self, mut command: ShellCommand) {
+    fn add_command(&mut self, mut command: ShellCommand) {
         let words = command.words.iter();
         let before = words.take_while(|word| is_before_command(word)).count();
         command.words.drain(..before);

@@ -143,7 +143,7 @@ struct BundleUpload {
 #[derive(Debug, Default)]
 struct StoreState {
     upload: Option<BundleUpload>,
-    kept: Option<HubBundle>,
+    bundle: Option<HubBundle>,
     /// Whether a task calls [`HubBundleStore::expire`].
     is_watched: bool,
 }
@@ -160,7 +160,7 @@ impl HubBundleStore {
     pub(super) fn open(folder: PathBuf) -> Self {
         fs::remove_file(folder.join(UPLOAD_FILE)).ok();
         let state = StoreState {
-            kept: described(&folder.join(BUNDLE_FILE)).ok(),
+            bundle: described(&folder.join(BUNDLE_FILE)).ok(),
             ..StoreState::default()
         };
         Self {
@@ -171,7 +171,7 @@ impl HubBundleStore {
 
     /// The bundle, if there is one.
     pub(super) fn stored_bundle(&self) -> Option<HubBundle> {
-        self.lock().kept.clone()
+        self.lock().bundle.clone()
     }
 
     /// The file, for readers.
@@ -188,7 +188,7 @@ impl HubBundleStore {
         fs::create_dir_all(&self.folder)?;
         let mut state = self.lock();
         self.drop_upload(&mut state);
-        let kept = state.kept.as_ref().map_or(0, |kept| kept.bytes);
+        let kept = state.bundle.as_ref().map_or(0, |kept| kept.bytes);
         if BundleDisk::measure(&self.folder).is_some_and(|disk| !disk.has_capacity(bytes, kept)) {
             return Err(io::Error::from(io::ErrorKind::StorageFull).into());
         }
@@ -264,7 +264,7 @@ impl HubBundleStore {
         })?;
         fs::rename(&part, self.path())?;
         alknet_durable::sync_folder(&self.folder)?;
-        state.kept = Some(bundle.clone());
+        state.bundle = Some(bundle.clone());
         Ok((end, Some(bundle)))
     }
 
@@ -272,7 +272,7 @@ impl HubBundleStore {
     pub(super) fn remove(&self) -> Result<(), HubBundleError> {
         let mut state = self.lock();
         state.upload = None;
-        state.kept = None;
+        state.bundle = None;
         for file in [BUNDLE_FILE, UPLOAD_FILE] {
             match fs::remove_file(self.folder.join(file)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),

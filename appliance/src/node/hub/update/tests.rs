@@ -51,7 +51,7 @@ struct ModelWorker {
     /// The input of the call that started it.
     start: Value,
     has_lost: bool,
-    asked: usize,
+    requests: usize,
 }
 
 /// Workers of a model, by their names.
@@ -146,7 +146,7 @@ impl ModelFleet {
                 Err(CallError::unavailable("the machine restarts"))
             }
             "update/status" => {
-                worker.asked += 1;
+                worker.requests += 1;
                 self.status(worker, behaviour)
             }
             other => panic!("the hub calls {other}"),
@@ -188,7 +188,7 @@ impl ModelFleet {
     fn status(&self, worker: &ModelWorker, behaviour: Behaviour) -> Result<Value, CallError> {
         assert!(worker.is_started);
         let end = |outcome: &str| json!({ "version": VERSION, "outcome": outcome, "stage": "data", "reason": "no" });
-        match (worker.asked, behaviour) {
+        match (worker.requests, behaviour) {
             (_, Behaviour::IsLost) => Err(CallError::unavailable("the worker is not connected")),
             (1, _) => Err(CallError::unavailable("the worker is not connected")),
             (2, _) => Ok(json!({ "state": "trial", "version": VERSION, "last": null })),

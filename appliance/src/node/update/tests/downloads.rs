@@ -175,7 +175,7 @@ async fn a_machine_follows_its_channel_by_itself() {
     );
     let count = bench.requests().len();
     bench.set(|facts| {
-        facts.update.last = Some(alknet_init::control::UpdateEnd {
+        facts.update.last = Some(alknet_init::control::UpdateOutcome {
             version: "1.1.0".to_owned(),
             outcome: "failed".to_owned(),
             ..Default::default()

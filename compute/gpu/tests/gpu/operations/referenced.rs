@@ -33,7 +33,7 @@ struct SlowStore {
     is_open: Mutex<bool>,
     opened: Condvar,
     /// A descriptor of each copy, such as a worker gets that gives none back.
-    kept: Mutex<Vec<File>>,
+    files: Mutex<Vec<File>>,
 }
 
 impl SlowStore {
@@ -57,7 +57,7 @@ impl SlowStore {
     }
 
     fn kept_files(&self) -> MutexGuard<'_, Vec<File>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

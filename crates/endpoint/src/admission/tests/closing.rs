@@ -22,7 +22,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
         assert_eq!(admission.connect(conn, from, false, true), Ok(()));
         let owner = admission.disconnect(conn, None);
         assert_eq!(owner.as_ref(), Some(&network));
-        admission.keep(network.clone(), from);
+        admission.count_closing(network.clone(), from);
     };
     for n in 0..most {
         ends(&mut admission, n.into());
@@ -41,7 +41,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     let who = peer("ada");
     let owner = WindowOwner::Peer(who.clone());
     for _ in 0..most {
-        admission.keep(owner.clone(), from);
+        admission.count_closing(owner.clone(), from);
     }
     assert!(!admission.authenticated(ConnId(1000), &who, true));
     let entry = admission.identify(&who, ConnId(1002), false, None, true);
@@ -75,7 +75,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
     for n in 0.. {
         let of_this = left.min(most - 1);
         for _ in 0..of_this {
-            admission.keep(owner(1, n), v6(1, n));
+            admission.count_closing(owner(1, n), v6(1, n));
         }
         left -= of_this;
         if left == 0 {
@@ -89,7 +89,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
         if admission.closing_of_unknown() == limits.unknown_peers_max() {
             break;
         }
-        admission.keep(owner(site, 0), v6(site, 0));
+        admission.count_closing(owner(site, 0), v6(site, 0));
     }
     let mut comes = |from| admission.connect(ConnId(2), from, false, true);
     assert_eq!(comes(v6(3, 1)), Err(CapacityScope::Closing));
@@ -129,7 +129,10 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     let most = CLOSING_TIMES * most;
     let refused = |admission: &mut Admission, from, times: u32| {
         for _ in 0..times {
-            assert_eq!(admission.keep(network.clone(), from).owner, network);
+            assert_eq!(
+                admission.count_closing(network.clone(), from).owner,
+                network
+            );
         }
     };
     let ask = |admission: &mut Admission, from, address| {
@@ -155,7 +158,7 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     // That has an end of its own.
     refused(&mut admission, edges, most - 1);
     assert!(!admission.is_kept_out(edges));
-    let kept = admission.keep(network.clone(), edges);
+    let kept = admission.count_closing(network.clone(), edges);
     let decision = ask(&mut admission, edges, AddressValidation::Proven);
     assert_eq!(decision, QuicDecision::Refuse(limit));
     admission.let_go(&kept);
@@ -175,7 +178,7 @@ fn what_is_kept_of_a_known_peer_keeps_no_other_known_one_out() {
     admission.remember(&known("ada", 2), adas, now);
     let edge = WindowOwner::Peer(peer("edge"));
     for _ in 0..6 * CLOSING_TIMES * limits.per_address_max {
-        admission.keep(edge.clone(), edges);
+        admission.count_closing(edge.clone(), edges);
     }
     assert!(admission.is_kept_out(edges) && !admission.is_kept_out(adas));
 }
@@ -189,11 +192,11 @@ fn connections_of_a_known_peer_with_too_many_count_for_where_they_come_from() {
     let network = WindowOwner::Network(NetworkPrefix::from_ip(from));
     let most = CLOSING_TIMES * limits.per_address_max;
     for _ in 0..most {
-        assert_eq!(admission.keep(who.clone(), from).owner, who);
+        assert_eq!(admission.count_closing(who.clone(), from).owner, who);
     }
     for _ in 0..most {
         assert!(!admission.is_kept_out(from));
-        assert_eq!(admission.keep(who.clone(), from).owner, network);
+        assert_eq!(admission.count_closing(who.clone(), from).owner, network);
     }
     assert!(admission.is_kept_out(from));
 }

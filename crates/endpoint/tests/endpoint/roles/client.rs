@@ -89,7 +89,7 @@ impl RoleTestClient {
             wire,
             visit: self.visit,
             authenticated: false,
-            asked: 0,
+            requests: 0,
         })
     }
 
@@ -131,7 +131,7 @@ pub(super) struct RoleTestConnection {
     wire: ClientWire,
     visit: Visit,
     authenticated: bool,
-    asked: usize,
+    requests: usize,
 }
 
 enum ClientWire {
@@ -188,12 +188,12 @@ impl RoleTestConnection {
         input: Value,
         token: Option<&str>,
     ) -> io::Result<ObservedOutcome> {
-        self.asked += 1;
+        self.requests += 1;
         let mut payload = json!({ "operationId": operation, "input": input });
         if let Some(token) = token {
             payload["auth_token"] = token.into();
         }
-        let id = self.asked.to_string();
+        let id = self.requests.to_string();
         let request = encode_event(EventKind::Requested, &id, &payload.to_string());
         let frame = self.exchange(&request, is_frame).await?;
         Ok(answer_of(frame.slice(4..)))

@@ -41,12 +41,12 @@ pub(super) struct ResponsePlan {
     pub(super) accept: String,
 }
 
-/// Reads the responses of an operation; their schemas may have `room` bytes.
+/// Reads the responses of an operation; their schemas may have `schema_bytes_max` bytes.
 pub(super) fn read(
     document: &OpenApiSourceDocument,
     node: &Value,
     at: &str,
-    room: usize,
+    schema_bytes_max: usize,
 ) -> Result<ResponsePlan, DocumentError> {
     let none = Map::new();
     let responses = match node {
@@ -55,7 +55,7 @@ pub(super) fn read(
     };
     let good = |status: &str| status.starts_with('2');
     let has_good = responses.keys().any(|status| good(status));
-    let mut schemas = SchemaBuilder::new(document, SchemaDirection::Out, at, room);
+    let mut schemas = SchemaBuilder::new(document, SchemaDirection::Out, at, schema_bytes_max);
     let mut outputs = Vec::new();
     let mut events = Vec::new();
     let mut media_types = BTreeSet::new();

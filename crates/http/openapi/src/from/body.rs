@@ -161,8 +161,8 @@ impl BodyPlan {
             BodyForm::Text => (media, text(value).into_bytes()),
             BodyForm::Bytes => (media, decoded(value, "body")?),
             BodyForm::Fields(fields) => {
-                let mut room = RequestByteBudget::body();
-                let mut pairs = PairWriter::new(&mut room, "&");
+                let mut budget = RequestByteBudget::body();
+                let mut pairs = PairWriter::new(&mut budget, "&");
                 for (name, value) in object()? {
                     let writing = fields
                         .get(name)
@@ -278,7 +278,7 @@ fn multipart(
     let boundary = boundary()?;
     let begin = format!("--{boundary}\r\n");
     let unknown = MultipartPart::default();
-    let mut room = RequestByteBudget::body();
+    let mut budget = RequestByteBudget::body();
     let mut body = Vec::new();
     for (name, value) in object {
         let part = parts.get(name).unwrap_or(&unknown);
@@ -288,9 +288,9 @@ fn multipart(
             one => std::slice::from_ref(one),
         };
         for value in each.iter().filter(|value| !value.is_null()) {
-            room.push_bytes(&mut body, begin.as_bytes())?;
-            write_part(&mut body, &mut room, name, value, part)?;
-            room.push_bytes(&mut body, b"\r\n")?;
+            budget.push_bytes(&mut body, begin.as_bytes())?;
+            write_part(&mut body, &mut budget, name, value, part)?;
+            budget.push_bytes(&mut body, b"\r\n")?;
         }
     }
     body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
@@ -299,17 +299,17 @@ fn multipart(
 
 fn write_part(
     body: &mut Vec<u8>,
-    room: &mut RequestByteBudget,
+    budget: &mut RequestByteBudget,
     name: &str,
     value: &Value,
     part: &MultipartPart,
 ) -> Result<(), CallError> {
-    room.push_bytes(body, b"content-disposition: form-data; name=")?;
-    write_quoted(body, room, name)?;
+    budget.push_bytes(body, b"content-disposition: form-data; name=")?;
+    write_quoted(body, budget, name)?;
     // Servers recognise a file by its filename (RFC 7578 section 4.2).
     if part.is_bytes {
-        room.push_bytes(body, b"; filename=")?;
-        write_quoted(body, room, name)?;
+        budget.push_bytes(body, b"; filename=")?;
+        write_quoted(body, budget, name)?;
     }
     // A part without a type is plain text (RFC 7578 section 4.4).
     let usual = match value {
@@ -318,18 +318,18 @@ fn write_part(
         _ => None,
     };
     if let Some(media) = part.media.as_deref().or(usual) {
-        room.push_bytes(body, b"\r\ncontent-type: ")?;
-        room.push_bytes(body, media.as_bytes())?;
+        budget.push_bytes(body, b"\r\ncontent-type: ")?;
+        budget.push_bytes(body, media.as_bytes())?;
     }
-    room.push_bytes(body, b"\r\n\r\n")?;
+    budget.push_bytes(body, b"\r\n\r\n")?;
     match part.is_bytes {
         true => {
             let bytes = decoded(value, &format!("the member '{name}' of the body"))?;
-            room.push_bytes(body, &bytes)
+            budget.push_bytes(body, &bytes)
         }
         false => {
-            let text = room.scalar(value)?;
-            room.push_bytes(body, text.as_bytes())
+            let text = budget.scalar(value)?;
+            budget.push_bytes(body, text.as_bytes())
         }
     }
 }
@@ -337,22 +337,22 @@ fn write_part(
 /// Writes a name between quotes, as browsers do (WHATWG HTML, section 4.10.21.8).
 fn write_quoted(
     body: &mut Vec<u8>,
-    room: &mut RequestByteBudget,
+    budget: &mut RequestByteBudget,
     name: &str,
 ) -> Result<(), CallError> {
-    room.push_bytes(body, b"\"")?;
+    budget.push_bytes(body, b"\"")?;
     for piece in name.split_inclusive(['"', '\r', '\n']) {
         let plain = piece.trim_end_matches(['"', '\r', '\n']);
-        room.push_bytes(body, plain.as_bytes())?;
+        budget.push_bytes(body, plain.as_bytes())?;
         let escaped: &[u8] = match piece.as_bytes().last() {
             Some(b'"') => b"%22",
             Some(b'\r') => b"%0D",
             Some(b'\n') => b"%0A",
             _ => b"",
         };
-        room.push_bytes(body, escaped)?;
+        budget.push_bytes(body, escaped)?;
     }
-    room.push_bytes(body, b"\"")
+    budget.push_bytes(body, b"\"")
 }
 
 /// Random bytes of a boundary.

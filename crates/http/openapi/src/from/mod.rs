@@ -157,13 +157,13 @@ impl FromOpenApi {
         let document = OpenApiSourceDocument::parse(&self.document)?;
         let found = found(&document)?;
         // Each operation has a schema of its input and one of its output.
-        let room = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
-        let room = room.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
+        let schema_bytes_max = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
+        let schema_bytes_max = schema_bytes_max.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
         let keys = keys(&document)?;
         let mut names = UniqueNames::new(&self.options.namespace);
         let mut registrations = Vec::new();
         for one in &found {
-            let (plan, spec) = plan::read(&document, one, &keys, &mut names, room)?;
+            let (plan, spec) = plan::read(&document, one, &keys, &mut names, schema_bytes_max)?;
             if self.takes(&spec.name) {
                 registrations.push(self.registration(plan, spec));
             }

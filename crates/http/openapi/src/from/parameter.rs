@@ -209,7 +209,7 @@ fn is_free_header(name: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct PairWriter<'r> {
     text: String,
-    room: &'r mut RequestByteBudget,
+    budget: &'r mut RequestByteBudget,
     between: &'static str,
 }
 
@@ -224,10 +224,10 @@ enum Name<'a> {
 
 impl<'r> PairWriter<'r> {
     /// A writer without pairs. It writes `between` between two of them.
-    pub(super) fn new(room: &'r mut RequestByteBudget, between: &'static str) -> Self {
+    pub(super) fn new(budget: &'r mut RequestByteBudget, between: &'static str) -> Self {
         Self {
             text: String::new(),
-            room,
+            budget,
             between,
         }
     }
@@ -281,8 +281,8 @@ impl<'r> PairWriter<'r> {
         set: &'static AsciiSet,
     ) -> Result<(), CallError> {
         self.begin(&Name::Whole(name))?;
-        let text = self.room.json(value)?;
-        self.room.push_escaped(&mut self.text, &text, set)
+        let text = self.budget.json(value)?;
+        self.budget.push_escaped(&mut self.text, &text, set)
     }
 
     /// Adds pairs such as `a[b][c]=d`, to any depth.
@@ -325,7 +325,7 @@ impl<'r> PairWriter<'r> {
         self.begin(&Name::Whole(name))?;
         for (at, one) in list.iter().enumerate() {
             if at > 0 {
-                self.room.push_escaped(&mut self.text, by, set)?;
+                self.budget.push_escaped(&mut self.text, by, set)?;
             }
             self.scalar(one, set)?;
         }
@@ -342,10 +342,10 @@ impl<'r> PairWriter<'r> {
         self.begin(&Name::Whole(name))?;
         for (at, (member, value)) in members.iter().enumerate() {
             if at > 0 {
-                self.room.push_escaped(&mut self.text, ",", set)?;
+                self.budget.push_escaped(&mut self.text, ",", set)?;
             }
-            self.room.push_escaped(&mut self.text, member, set)?;
-            self.room.push_escaped(&mut self.text, ",", set)?;
+            self.budget.push_escaped(&mut self.text, member, set)?;
+            self.budget.push_escaped(&mut self.text, ",", set)?;
             self.scalar(value, set)?;
         }
         Ok(())
@@ -354,17 +354,17 @@ impl<'r> PairWriter<'r> {
     /// Writes the part of a pair before its value.
     fn begin(&mut self, name: &Name<'_>) -> Result<(), CallError> {
         if !self.text.is_empty() {
-            self.room.push(&mut self.text, self.between)?;
+            self.budget.push(&mut self.text, self.between)?;
         }
         self.name(name)?;
-        self.room.push(&mut self.text, "=")
+        self.budget.push(&mut self.text, "=")
     }
 
     fn name(&mut self, name: &Name<'_>) -> Result<(), CallError> {
         // The text of the index must live longer than the match.
         let index;
         let (up, own) = match *name {
-            Name::Whole(name) => return self.room.push_escaped(&mut self.text, name, ESCAPED),
+            Name::Whole(name) => return self.budget.push_escaped(&mut self.text, name, ESCAPED),
             Name::Member(up, member) => (up, member),
             Name::Item(up, at) => {
                 index = at.to_string();
@@ -372,52 +372,52 @@ impl<'r> PairWriter<'r> {
             }
         };
         self.name(up)?;
-        self.room.push_escaped(&mut self.text, "[", ESCAPED)?;
-        self.room.push_escaped(&mut self.text, own, ESCAPED)?;
-        self.room.push_escaped(&mut self.text, "]", ESCAPED)
+        self.budget.push_escaped(&mut self.text, "[", ESCAPED)?;
+        self.budget.push_escaped(&mut self.text, own, ESCAPED)?;
+        self.budget.push_escaped(&mut self.text, "]", ESCAPED)
     }
 
     fn scalar(&mut self, value: &Value, set: &'static AsciiSet) -> Result<(), CallError> {
-        let text = self.room.scalar(value)?;
-        self.room.push_escaped(&mut self.text, &text, set)
+        let text = self.budget.scalar(value)?;
+        self.budget.push_escaped(&mut self.text, &text, set)
     }
 }
 
 /// The text of a value, with or without escapes.
 struct Text<'r> {
     text: String,
-    room: &'r mut RequestByteBudget,
+    budget: &'r mut RequestByteBudget,
     escapes: bool,
 }
 
 impl<'r> Text<'r> {
-    fn new(room: &'r mut RequestByteBudget, escapes: bool) -> Self {
+    fn new(budget: &'r mut RequestByteBudget, escapes: bool) -> Self {
         Self {
             text: String::new(),
-            room,
+            budget,
             escapes,
         }
     }
 
     /// Adds a delimiter, which is never escaped.
     fn mark(&mut self, text: &str) -> Result<(), CallError> {
-        self.room.push(&mut self.text, text)
+        self.budget.push(&mut self.text, text)
     }
 
     fn push(&mut self, text: &str) -> Result<(), CallError> {
         match self.escapes {
-            true => self.room.push_escaped(&mut self.text, text, ESCAPED),
+            true => self.budget.push_escaped(&mut self.text, text, ESCAPED),
             false => self.mark(text),
         }
     }
 
     fn json(&mut self, value: &Value) -> Result<(), CallError> {
-        let text = self.room.json(value)?;
+        let text = self.budget.json(value)?;
         self.push(&text)
     }
 
     fn scalar(&mut self, value: &Value) -> Result<(), CallError> {
-        let text = self.room.scalar(value)?;
+        let text = self.budget.scalar(value)?;
         self.push(&text)
     }
 
@@ -503,9 +503,9 @@ pub(super) fn segment(
     name: &str,
     value: &Value,
     writing: ParameterSerialization,
-    room: &mut RequestByteBudget,
+    budget: &mut RequestByteBudget,
 ) -> Result<Option<String>, CallError> {
-    let mut text = Text::new(room, true);
+    let mut text = Text::new(budget, true);
     match (writing.style, value) {
         (_, Value::Null) => {}
         (ParameterStyle::Json, value) => text.json(value)?,
@@ -521,9 +521,9 @@ pub(super) fn segment(
 pub(super) fn plain(
     value: &Value,
     writing: ParameterSerialization,
-    room: &mut RequestByteBudget,
+    budget: &mut RequestByteBudget,
 ) -> Result<String, CallError> {
-    let mut text = Text::new(room, false);
+    let mut text = Text::new(budget, false);
     match writing.style {
         ParameterStyle::Json => text.json(value)?,
         _ => text.simple(value, writing.explode)?,

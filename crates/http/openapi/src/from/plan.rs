@@ -66,20 +66,20 @@ pub(super) struct DocumentOperation<'a> {
     pub(super) at: String,
 }
 
-/// Reads the plan and the specification of an operation. Its schemas may have `room` bytes.
+/// Reads the plan and the specification of an operation. Its schemas may have `schema_bytes_max` bytes.
 pub(super) fn read(
     document: &OpenApiSourceDocument,
     found: &DocumentOperation<'_>,
     keys: &BTreeSet<(ParameterLocation, String)>,
     names: &mut UniqueNames,
-    room: usize,
+    schema_bytes_max: usize,
 ) -> Result<(RequestPlan, OperationSpec), DocumentError> {
     let at = &found.at;
     let text = |name: &str| found.operation.get(name).and_then(Value::as_str);
     let mut parameters = parameters(document, found, keys)?;
     let path = path(found.path, &mut parameters)?;
     let has_body = found.operation.get("requestBody");
-    let mut schemas = SchemaBuilder::new(document, SchemaDirection::In, at, room);
+    let mut schemas = SchemaBuilder::new(document, SchemaDirection::In, at, schema_bytes_max);
     let body = match has_body {
         Some(node) => BodyPlan::read(document, node, &format!("{at}/requestBody"), &mut schemas)?,
         None => None,
@@ -88,7 +88,12 @@ pub(super) fn read(
     let input = input_schema(&parameters, body.as_ref(), schemas)?;
     let none = Value::Null;
     let responses = found.operation.get("responses").unwrap_or(&none);
-    let answers = answer::read(document, responses, &format!("{at}/responses"), room)?;
+    let answers = answer::read(
+        document,
+        responses,
+        &format!("{at}/responses"),
+        schema_bytes_max,
+    )?;
     let method = Method::from_bytes(found.method.to_ascii_uppercase().as_bytes())
         .map_err(|_| DocumentError::shape(at, "a method"))?;
     // Of these methods, only GET and HEAD are safe (RFC 9110 section 9.2.1). Another method may change something.
@@ -339,10 +344,10 @@ impl RequestPlan {
             _ => return Err(CallError::invalid_input("the input has to be an object")),
         };
         // One budget covers the address, the headers and the cookies together.
-        let mut room = RequestByteBudget::head();
+        let mut budget = RequestByteBudget::head();
         let mut uri = base.to_owned();
-        uri.push_str(&self.path(members, &mut room)?);
-        let query = self.pairs(ParameterLocation::Query, members, &mut room)?;
+        uri.push_str(&self.path(members, &mut budget)?);
+        let query = self.pairs(ParameterLocation::Query, members, &mut budget)?;
         if !query.is_empty() {
             uri.push('?');
             uri.push_str(&query);
@@ -350,14 +355,14 @@ impl RequestPlan {
         let mut request = Request::builder().method(self.method.clone());
         for (one, value) in self.given(ParameterLocation::Header, members) {
             let name = HeaderName::try_from(one.name.as_str());
-            let value = HeaderValue::try_from(plain(value, one.writing, &mut room)?);
+            let value = HeaderValue::try_from(plain(value, one.writing, &mut budget)?);
             // A value with a line break would begin another header (RFC 9110 section 5.5).
             let (Ok(name), Ok(value)) = (name, value) else {
                 return Err(unfit(&one.member, "a header"));
             };
             request = request.header(name, value);
         }
-        let cookies = self.pairs(ParameterLocation::Cookie, members, &mut room)?;
+        let cookies = self.pairs(ParameterLocation::Cookie, members, &mut budget)?;
         if !cookies.is_empty() {
             request = request.header(COOKIE, cookies);
         }
@@ -400,13 +405,13 @@ impl RequestPlan {
         &self,
         location: ParameterLocation,
         members: &Map<String, Value>,
-        room: &mut RequestByteBudget,
+        budget: &mut RequestByteBudget,
     ) -> Result<String, CallError> {
         let (between, is_query) = match location {
             ParameterLocation::Cookie => ("; ", false),
             _ => ("&", true),
         };
-        let mut pairs = PairWriter::new(room, between);
+        let mut pairs = PairWriter::new(budget, between);
         for (one, value) in self.given(location, members) {
             // Reserved characters stay unescaped only in queries (OpenAPI 3.1, section 4.8.12.2).
             let writing = ParameterSerialization {
@@ -421,7 +426,7 @@ impl RequestPlan {
     fn path(
         &self,
         members: &Map<String, Value>,
-        room: &mut RequestByteBudget,
+        budget: &mut RequestByteBudget,
     ) -> Result<String, CallError> {
         let mut path = String::new();
         for piece in &self.path {
@@ -430,7 +435,7 @@ impl RequestPlan {
                 PathTemplatePart::Value(at) => {
                     let one = &self.inputs[*at];
                     let value = members.get(&one.member).unwrap_or(&Value::Null);
-                    let text = segment(&one.name, value, one.writing, room)?;
+                    let text = segment(&one.name, value, one.writing, budget)?;
                     path.push_str(&text.ok_or_else(|| unfit(&one.member, "a path"))?);
                 }
             }

@@ -37,16 +37,16 @@ const LISTS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 /// The longest default that is kept.
 const DEFAULT_BYTES_MAX: usize = 200;
 
-/// Each value once, or `None` if their text is longer than `room`: a shortened list would refuse values that the
+/// Each value once, or `None` if their text is longer than `bytes_max`: a shortened list would refuse values that the
 /// server accepts.
-fn distinct(values: &[Value], room: usize) -> Option<Value> {
+fn distinct(values: &[Value], bytes_max: usize) -> Option<Value> {
     let mut texts = HashSet::new();
     let mut bytes = 0;
     let mut distinct = Vec::new();
     for value in values {
         let text = value.to_string();
         bytes += text.len();
-        if bytes > room {
+        if bytes > bytes_max {
             return None;
         }
         if texts.insert(text) {
@@ -71,7 +71,7 @@ pub(super) struct SchemaBuilder<'a> {
     way: SchemaDirection,
     at: String,
     /// The bytes that are left.
-    room: usize,
+    bytes_left: usize,
     /// The names of definitions, by the references that resolve to them.
     names: HashMap<&'a str, String>,
     taken: BTreeSet<String>,
@@ -84,13 +84,13 @@ impl<'a> SchemaBuilder<'a> {
         document: &'a OpenApiSourceDocument,
         way: SchemaDirection,
         at: &str,
-        room: usize,
+        bytes_left: usize,
     ) -> Self {
         Self {
             document,
             way,
             at: at.to_owned(),
-            room,
+            bytes_left,
             names: HashMap::new(),
             taken: BTreeSet::new(),
             waiting: VecDeque::new(),
@@ -106,7 +106,7 @@ impl<'a> SchemaBuilder<'a> {
     /// `schema` with all definitions that it refers to, the nearest first.
     pub(super) fn finish(mut self, schema: Value) -> Result<Value, DocumentError> {
         while let Some((name, node)) = self.waiting.pop_front() {
-            let def = match self.room {
+            let def = match self.bytes_left {
                 0 => json!({}),
                 _ => self.convert(node, 0)?,
             };
@@ -123,7 +123,7 @@ impl<'a> SchemaBuilder<'a> {
     }
 
     fn spend(&mut self, bytes: usize) {
-        self.room = self.room.saturating_sub(bytes + 4);
+        self.bytes_left = self.bytes_left.saturating_sub(bytes + 4);
     }
 
     fn convert(&mut self, node: &'a Value, depth: usize) -> Result<Value, DocumentError> {
@@ -132,7 +132,7 @@ impl<'a> SchemaBuilder<'a> {
             Value::Object(from) => from,
             _ => return Err(DocumentError::shape(&self.at, "a schema")),
         };
-        if self.room == 0 || depth > SCHEMA_NESTING_MAX {
+        if self.bytes_left == 0 || depth > SCHEMA_NESTING_MAX {
             // The rest is not converted, but its reference must be valid.
             if let Some(to) = reference(node) {
                 self.document.end_of(to, &self.at)?;
@@ -188,7 +188,7 @@ impl<'a> SchemaBuilder<'a> {
                     let fine = !names.is_empty() && names.iter().all(|name| TYPES.contains(name));
                     fine.then(|| json!(names))
                 }
-                ("enum", Value::Array(values)) => distinct(values, self.room),
+                ("enum", Value::Array(values)) => distinct(values, self.bytes_left),
                 ("const", _) => Some(value.clone()),
                 ("default", _) => {
                     let short = value.to_string().len() <= DEFAULT_BYTES_MAX;

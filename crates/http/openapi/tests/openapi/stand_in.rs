@@ -266,9 +266,13 @@ async fn an_answer_that_does_not_fit_its_schema_is_passed_on() {
 async fn each_kind_of_credential_goes_to_its_place_and_no_further() {
     let server = StubServer::default();
     let secured = server.start().await;
-    let placed = |place, name: &str| {
+    let placed = |location, name: &str| {
         let (name, key) = (name.to_owned(), secret("hush&1"));
-        CapabilityBackend::ApiKey { place, name, key }
+        CapabilityBackend::ApiKey {
+            location,
+            name,
+            key,
+        }
     };
     let user = "u".to_owned();
     let password = secret("p");

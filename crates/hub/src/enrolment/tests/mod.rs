@@ -70,12 +70,12 @@ fn enrolment(
     peers: &Arc<Identities>,
     mode: EnrolMode,
 ) -> EnrolmentService {
-    let card = HubCard {
+    let hub_info = HubInfo {
         key: key(200),
         names: vec!["hub".to_owned()],
     };
     let policy = EnrolPolicy { mode, peers_max: 3 };
-    EnrolmentService::new(tokens, peers.clone(), card, policy)
+    EnrolmentService::new(tokens, peers.clone(), hub_info, policy)
 }
 
 fn worker() -> EnrolRole {

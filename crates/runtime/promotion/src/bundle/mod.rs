@@ -354,10 +354,10 @@ pub enum BundleError {
     #[error("the bundle nests more than {NESTING_MAX} levels")]
     Nesting,
     /// A member has an invalid value.
-    #[error("the bundle's {place}: {what}")]
+    #[error("the bundle's {member}: {what}")]
     Shape {
         /// The member, as a path with dots.
-        place: String,
+        member: String,
         /// What the member must be.
         what: String,
     },
@@ -370,9 +370,9 @@ pub enum BundleError {
 }
 
 impl BundleError {
-    pub(crate) fn shape(place: impl Into<String>, what: impl Into<String>) -> Self {
+    pub(crate) fn shape(member: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Shape {
-            place: place.into(),
+            member: member.into(),
             what: what.into(),
         }
     }

@@ -160,7 +160,7 @@ fn an_id_is_that_of_the_script() {
 fn documents_that_are_none_are_refused() {
     let good = sign(&content()).expect("a bundle").document().to_owned();
     let place = |text: &str| match PromotionBundle::read(text.as_bytes()) {
-        Err(BundleError::Shape { place, .. }) => place,
+        Err(BundleError::Shape { member, .. }) => member,
         other => panic!("{text}: {other:?}"),
     };
     assert_eq!(
@@ -269,7 +269,7 @@ fn every_bound_is_held() {
         let mut content = content();
         change(&mut content);
         match sign(&content) {
-            Err(BundleError::Shape { place: found, .. }) => assert_eq!(found, *place),
+            Err(BundleError::Shape { member: found, .. }) => assert_eq!(found, *place),
             other => panic!("{place}: {other:?}"),
         }
     }

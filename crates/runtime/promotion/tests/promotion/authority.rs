@@ -27,7 +27,7 @@ async fn it_reaches_what_its_bundle_says_and_does_what_its_author_may() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
     // The caller may do everything, and the operation gets no rights by that.
-    node.people.set("root", &["*"]);
+    node.identities.set("root", &["*"]);
     node.promote(&caller("caller", &["config/tax", "files/write"]))
         .await;
     assert_eq!(
@@ -60,9 +60,9 @@ async fn what_the_author_is_given_later_is_not_granted_and_what_is_taken_is_gone
     let node = PromotionNode::start(folder.path(), live()).await;
     node.promote(&caller("caller", &["config/tax", "files/write"]))
         .await;
-    node.people
+    node.identities
         .set("ada", &["ops:propose", "config:*", "files:*"]);
-    node.people
+    node.identities
         .set("eve", &["ops:promote", "call:*", "files:*"]);
     // Another promotion makes another generation; it knows what ada may by now.
     node.promote(&says("other", &json!(1))).await;
@@ -71,21 +71,21 @@ async fn what_the_author_is_given_later_is_not_granted_and_what_is_taken_is_gone
         calls(&node, "cal", "config/tax").await,
         json!({ "percent": 50 })
     );
-    node.people.set("ada", &["ops:propose"]);
+    node.identities.set("ada", &["ops:propose"]);
     soon(async {
         while calls(&node, "cal", "config/tax").await != json!("FORBIDDEN") {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    node.people.set("ada", &["ops:propose", "config:read"]);
+    node.identities.set("ada", &["ops:propose", "config:read"]);
     soon(async {
         while calls(&node, "cal", "config/tax").await != json!({ "percent": 50 }) {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    node.people.forget("ada");
+    node.identities.forget("ada");
     soon(async {
         while calls(&node, "cal", "config/tax").await != json!("FORBIDDEN") {
             tokio::task::yield_now().await;
@@ -93,11 +93,11 @@ async fn what_the_author_is_given_later_is_not_granted_and_what_is_taken_is_gone
     })
     .await;
     // And after a start.
-    let people = node.people.clone();
+    let identities = node.identities.clone();
     node.stop().await;
     let tax = OperationSpec::query("config/tax", "").with_scope("config:read");
     let tax = Registration::new(tax, HandlerKind::once(|_, _| async { Ok(json!(1)) }));
-    let node = PromotionNode::start_with(folder.path(), live(), people, vec![tax]).await;
+    let node = PromotionNode::start_with(folder.path(), live(), identities, vec![tax]).await;
     assert_eq!(calls(&node, "cal", "config/tax").await, json!("FORBIDDEN"));
 }
 
@@ -107,7 +107,7 @@ async fn an_author_who_is_gone_promotes_nothing() {
     let node = PromotionNode::start(folder.path(), live()).await;
     let bundle = says("a/b", &json!(1)).sign();
     let id = node.propose("ada", &bundle).await.expect("kept")["id"].clone();
-    node.people.forget("ada");
+    node.identities.forget("ada");
     let yes = json!({ "id": id, "accept": true });
     assert_eq!(
         node.code("eve", "ops/promote", &yes).await,
@@ -119,9 +119,9 @@ async fn an_author_who_is_gone_promotes_nothing() {
 #[tokio::test]
 async fn no_operation_reviews_for_its_caller() {
     let folder = folder();
-    let people = std::sync::Arc::new(PromotionIdentities::default());
-    people.set("ada", &["ops:propose"]);
-    people.set("eve", &["ops:promote", "call:*"]);
+    let identities = std::sync::Arc::new(PromotionIdentities::default());
+    identities.set("ada", &["ops:propose"]);
+    identities.set("eve", &["ops:promote", "call:*"]);
     let trick = HandlerKind::once(|input: alknet_call::CallBody, ctx: Ctx| async move {
         let input = input.value().clone();
         let name = input["name"].as_str().expect("a name").to_owned();
@@ -134,7 +134,7 @@ async fn no_operation_reviews_for_its_caller() {
         CompositionAuthority::new("trick", ["ops:promote"]),
         ScopedPeerEnv::new(["ops/*"]),
     );
-    let node = PromotionNode::start_with(folder.path(), live(), people, vec![trick]).await;
+    let node = PromotionNode::start_with(folder.path(), live(), identities, vec![trick]).await;
     let bundle = says("a/b", &json!(1)).sign();
     let id = node.propose("ada", &bundle).await.expect("kept")["id"].clone();
     for (name, input) in [
@@ -157,11 +157,11 @@ async fn an_act_that_finds_nothing_is_unavailable_and_a_script_cannot_claim_it()
         Ok(json!(null))
     });
     let locked = Registration::new(OperationSpec::query("door/locked", "Is locked."), locked);
-    let people = std::sync::Arc::new(PromotionIdentities::default());
-    people.set("ada", &["ops:propose"]);
-    people.set("eve", &["ops:promote"]);
-    people.set("cal", &["call:*"]);
-    let node = PromotionNode::start_with(folder.path(), live(), people, vec![locked]).await;
+    let identities = std::sync::Arc::new(PromotionIdentities::default());
+    identities.set("ada", &["ops:propose"]);
+    identities.set("eve", &["ops:promote"]);
+    identities.set("cal", &["call:*"]);
+    let node = PromotionNode::start_with(folder.path(), live(), identities, vec![locked]).await;
     let source = "export const run = async ({ path, locked }) => {
         if (path === 'nothing') return 1;
         if (locked) await ops.call('door/locked', null);

@@ -68,7 +68,8 @@ async fn the_example_is_proposed_promoted_and_called() {
     }
     let place = folder();
     let node = PromotionNode::start(place.path(), live()).await;
-    node.people.set("ada", &["ops:propose", "call:js:tax:rate"]);
+    node.identities
+        .set("ada", &["ops:propose", "call:js:tax:rate"]);
     let mut path = String::new();
     for folder in [rate, total] {
         let proposed = node.propose("ada", &signed(&folder)).await;

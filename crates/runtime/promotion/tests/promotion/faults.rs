@@ -154,7 +154,7 @@ async fn promote_between(node: &PromotionNode, door: &str, uses: &str) {
     let between = DraftBundle::new("between", &source)
         .uses(&[door])
         .test(json!({ "input": null, "expect": { "output": 0 } }));
-    node.people
+    node.identities
         .set("ada", &["ops:propose", "config:read", "call:js:between"]);
     node.promote(&between).await;
     for answer in [1, 2] {
@@ -346,13 +346,13 @@ fn order() -> Registration {
 async fn a_promoted_mutation_whose_answer_found_no_room_is_not_called_again() {
     for hides in [false, true] {
         let folder = folder();
-        let people = Arc::new(PromotionIdentities::default());
-        people.set("ada", &["ops:propose"]);
-        people.set("eve", &["ops:promote"]);
-        people.set("cal", &["call:*"]);
+        let identities = Arc::new(PromotionIdentities::default());
+        identities.set("ada", &["ops:propose"]);
+        identities.set("eve", &["ops:promote"]);
+        identities.set("cal", &["call:*"]);
         let paid = Arc::default();
         let program = vec![pay(&paid), order()];
-        let node = PromotionNode::start_with(folder.path(), live(), people, program).await;
+        let node = PromotionNode::start_with(folder.path(), live(), identities, program).await;
         let throws = if hides { "new Error('no')" } else { "e" };
         let source = format!(
             "export const run = async (go) => {{
@@ -396,10 +396,10 @@ async fn a_promoted_mutation_whose_answer_found_no_room_is_not_called_again() {
 async fn a_promoted_mutation_that_has_paid_is_not_called_again_for_a_later_step() {
     for hides in [false, true] {
         let folder = folder();
-        let people = Arc::new(PromotionIdentities::default());
-        people.set("ada", &["ops:propose"]);
-        people.set("eve", &["ops:promote"]);
-        people.set("cal", &["call:*"]);
+        let identities = Arc::new(PromotionIdentities::default());
+        identities.set("ada", &["ops:propose"]);
+        identities.set("eve", &["ops:promote"]);
+        identities.set("cal", &["call:*"]);
         let paid: Arc<AtomicUsize> = Arc::default();
         let counted = Arc::clone(&paid);
         let pays = HandlerKind::once(move |_, ctx: Ctx| {
@@ -411,7 +411,7 @@ async fn a_promoted_mutation_that_has_paid_is_not_called_again_for_a_later_step(
         let pays = Registration::imported(spec, pays, Provenance::FromOpenApi).open();
         let mut program = program();
         program.extend([pays, order()]);
-        let node = PromotionNode::start_with(folder.path(), live(), people, program).await;
+        let node = PromotionNode::start_with(folder.path(), live(), identities, program).await;
         let throws = if hides { "new Error('no')" } else { "e" };
         let source = format!(
             "export const run = async (go) => {{

@@ -37,7 +37,7 @@ async fn a_call_sees_one_generation() {
             "expect": { "output": [1, 1, 1, 1, 1] },
         }));
     // Its author may call what a reviewer made external.
-    node.people.set("ada", &["ops:propose", "call:*"]);
+    node.identities.set("ada", &["ops:propose", "call:*"]);
     node.promote(&whole).await;
     let over = Arc::new(AtomicBool::new(false));
     let swaps = {

@@ -137,7 +137,7 @@ async fn one_more_call_than_an_operation_may_have_is_refused() {
     let shares = [64, 32].into_iter().chain([4; 8]);
     for (n, share) in shares.enumerate() {
         let name = format!("caller-{n}");
-        node.people.set(&name, &["call:*"]);
+        node.identities.set(&name, &["call:*"]);
         let client = node.client(&name);
         for _ in 0..share {
             let client = client.clone();

@@ -105,12 +105,12 @@ async fn the_vote_of_a_reviewer_who_may_review_no_more_does_not_count() {
     let yes = json!({ "id": id, "accept": true });
     let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
     assert_eq!(node.call("eve", "ops/promote", &yes).await, waits);
-    node.people.forget("eve");
+    node.identities.forget("eve");
     assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
-    node.people.set("eve", &["call:*"]);
+    node.identities.set("eve", &["call:*"]);
     assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
     // Her vote counts again once she may review again, with the same key.
-    node.people.set("eve", &["ops:promote"]);
+    node.identities.set("eve", &["ops:promote"]);
     let done = node.call("bob", "ops/promote", &yes).await;
     assert_eq!(done.expect("two agree")["state"], "promoted");
 }
@@ -129,8 +129,9 @@ async fn the_vote_of_a_reviewer_does_not_pass_to_another_peer_of_its_name() {
     let yes = json!({ "id": id, "accept": true });
     let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
     assert_eq!(node.call("eve", "ops/promote", &yes).await, waits);
-    node.people.forget("eve");
-    node.people.set_key("eve", key("mallory"), &["ops:promote"]);
+    node.identities.forget("eve");
+    node.identities
+        .set_key("eve", key("mallory"), &["ops:promote"]);
     assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
     // The other one has a vote of its own, in the place of the first.
     let done = node.call("eve", "ops/promote", &yes).await;
@@ -201,14 +202,14 @@ async fn a_vote_without_effect_keeps_no_name() {
         reviews: 2,
         ..live()
     };
-    let people = Arc::new(PromotionIdentities::default());
-    people.set("ada", &["ops:propose", "config:read"]);
-    people.set("cal", &["call:*"]);
+    let identities = Arc::new(PromotionIdentities::default());
+    identities.set("ada", &["ops:propose", "config:read"]);
+    identities.set("cal", &["call:*"]);
     for name in ["bob", "dan", "eve"] {
-        people.set(name, &["ops:promote"]);
+        identities.set(name, &["ops:promote"]);
     }
     let program = program().into_iter().chain(lights()).collect();
-    let node = PromotionNode::start_with(folder.path(), config, people, program).await;
+    let node = PromotionNode::start_with(folder.path(), config, identities, program).await;
     let client = with_lights(&node).await;
     let id = proposed(&node, &says("x", &json!(1))).await;
     assert!(reaches_peer(&client).await);
@@ -216,10 +217,10 @@ async fn a_vote_without_effect_keeps_no_name() {
     let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
     assert_eq!(node.call("eve", "ops/promote", &vote).await, waits);
     assert!(!reaches_peer(&client).await, "the vote counts");
-    node.people.forget("eve");
+    node.identities.forget("eve");
     until_reached(&client, true).await;
     // It counts again once its reviewer is back.
-    node.people.set("eve", &["ops:promote"]);
+    node.identities.set("eve", &["ops:promote"]);
     until_reached(&client, false).await;
     let yes = json!({ "id": id, "accept": true });
     assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
@@ -237,13 +238,14 @@ async fn the_vote_of_a_reviewer_whose_entry_ends_keeps_no_name() {
         reviews: 2,
         ..live()
     };
-    let people = Arc::new(PromotionIdentities::default());
-    people.set("ada", &["ops:propose", "config:read"]);
-    people.set("cal", &["call:*"]);
-    people.set("eve", &["ops:promote"]);
+    let identities = Arc::new(PromotionIdentities::default());
+    identities.set("ada", &["ops:propose", "config:read"]);
+    identities.set("cal", &["call:*"]);
+    identities.set("eve", &["ops:promote"]);
     let program = program().into_iter().chain(lights()).collect();
     let often = Duration::from_millis(20);
-    let node = PromotionNode::start_checking(folder.path(), config, people, program, often).await;
+    let node =
+        PromotionNode::start_checking(folder.path(), config, identities, program, often).await;
     let client = with_lights(&node).await;
     let id = proposed(&node, &says("x", &json!(1))).await;
     let vote = json!({ "id": id, "accept": true, "path": "home/lights" });
@@ -251,7 +253,7 @@ async fn the_vote_of_a_reviewer_whose_entry_ends_keeps_no_name() {
         .await
         .expect("a vote");
     assert!(!reaches_peer(&client).await, "the vote counts");
-    node.people.end("eve");
+    node.identities.end("eve");
     until_reached(&client, true).await;
 }
 
@@ -414,7 +416,7 @@ async fn what_cannot_be_an_operation_is_refused_before_it_is_one() {
 async fn the_reviewer_says_who_may_call() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
-    node.people.set("dan", &["special"]);
+    node.identities.set("dan", &["special"]);
     let accept = async |name: &str, more: Value| {
         let mut input = more;
         input["id"] = proposed(&node, &says(name, &json!(name))).await;
@@ -606,7 +608,7 @@ async fn a_configuration_needs_one_to_sixteen_reviews() {
             store: PromotionStore::open(&folder.path().join("other.db")).expect("a file"),
             runner: node.isolates.clone(),
             invoker: node.isolates.clone(),
-            identities: node.people.clone(),
+            identities: node.identities.clone(),
             capabilities: Default::default(),
             clock: Arc::new(NoonClock),
             config: PromotionConfig { reviews, ..live() },

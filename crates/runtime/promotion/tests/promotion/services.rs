@@ -45,7 +45,7 @@ async fn the_supervisor_of_services_sees_which_are_active() {
         second["js/counter"].authority,
         first["js/counter"].authority
     );
-    node.people.set("ada", &["ops:propose"]);
+    node.identities.set("ada", &["ops:propose"]);
     soon(async {
         while in_place()["js/counter"].authority == second["js/counter"].authority {
             tokio::task::yield_now().await;

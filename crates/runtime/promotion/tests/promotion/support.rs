@@ -123,7 +123,7 @@ impl Clock for NoonClock {
 pub(crate) struct PromotionNode {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) promotion: Arc<Promotion>,
-    pub(crate) people: Arc<PromotionIdentities>,
+    pub(crate) identities: Arc<PromotionIdentities>,
     pub(crate) isolates: Arc<Isolates>,
     pub(crate) handler: Arc<CallHandler>,
     pub(crate) file: PathBuf,
@@ -190,28 +190,28 @@ pub(crate) fn program() -> Vec<Registration> {
 impl PromotionNode {
     /// Over the file in `folder`, which an earlier node may have left.
     pub(crate) async fn start(folder: &Path, config: PromotionConfig) -> Self {
-        let people = Arc::new(PromotionIdentities::default());
-        people.set("ada", &["ops:propose", "config:read"]);
-        people.set("bob", &["ops:propose", "ops:promote"]);
-        people.set("eve", &["ops:promote", "call:*"]);
-        people.set("cal", &["call:*"]);
-        Self::start_with(folder, config, people, program()).await
+        let identities = Arc::new(PromotionIdentities::default());
+        identities.set("ada", &["ops:propose", "config:read"]);
+        identities.set("bob", &["ops:propose", "ops:promote"]);
+        identities.set("eve", &["ops:promote", "call:*"]);
+        identities.set("cal", &["call:*"]);
+        Self::start_with(folder, config, identities, program()).await
     }
 
     pub(crate) async fn start_with(
         folder: &Path,
         config: PromotionConfig,
-        people: Arc<PromotionIdentities>,
+        identities: Arc<PromotionIdentities>,
         program: Vec<Registration>,
     ) -> Self {
-        Self::start_checking(folder, config, people, program, RECHECK_PERIOD).await
+        Self::start_checking(folder, config, identities, program, RECHECK_PERIOD).await
     }
 
     /// The same, which looks at rights that end by date as often as `recheck`.
     pub(crate) async fn start_checking(
         folder: &Path,
         config: PromotionConfig,
-        people: Arc<PromotionIdentities>,
+        identities: Arc<PromotionIdentities>,
         program: Vec<Registration>,
         recheck: Duration,
     ) -> Self {
@@ -221,7 +221,7 @@ impl PromotionNode {
             store: PromotionStore::open(&file).expect("a file"),
             runner: Arc::clone(&isolates) as _,
             invoker: Arc::clone(&isolates) as _,
-            identities: Arc::clone(&people) as _,
+            identities: Arc::clone(&identities) as _,
             capabilities: Default::default(),
             clock: Arc::new(NoonClock),
             config,
@@ -233,7 +233,7 @@ impl PromotionNode {
             registry.add(registration);
         }
         let registry = registry.build().expect("every rule is kept");
-        let dispatcher = Dispatcher::new(registry).with_identities(Arc::clone(&people) as _);
+        let dispatcher = Dispatcher::new(registry).with_identities(Arc::clone(&identities) as _);
         let dispatcher = Arc::new(dispatcher);
         let attached = promotion.attach(&dispatcher).await;
         attached.expect("the store can be read");
@@ -241,7 +241,7 @@ impl PromotionNode {
             handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
             dispatcher,
             promotion,
-            people,
+            identities,
             isolates,
             file,
         }
@@ -255,7 +255,7 @@ impl PromotionNode {
     /// The same, with what `client` serves.
     pub(crate) fn client_of(&self, name: &str, client: &CallClient) -> CallConnection {
         let (dialled, accepted) = memory_pair(ALPN);
-        let (key, who) = self.people.get(name);
+        let (key, who) = self.identities.get(name);
         let auth = AuthContext {
             identity: Some(who),
             key: Some(key),

@@ -116,7 +116,7 @@ struct SessionSlot {
 struct FrameDispatcher {
     guest: Guest,
     waiting: Arc<SessionQueue>,
-    pulse: Arc<CallWatchdog>,
+    watchdog: Arc<CallWatchdog>,
     sessions: HashMap<u64, SessionSlot>,
     /// The session of each call that may be aborted.
     calls: HashMap<u64, u64>,
@@ -126,13 +126,14 @@ impl FrameDispatcher {
     fn new(guest: &Guest) -> std::io::Result<Self> {
         warm_engine(guest)?;
         let waiting = Arc::new(SessionQueue::default());
-        let pulse = Arc::new(CallWatchdog::new(guest.clone()));
-        let beating = Arc::clone(&pulse);
+        let watchdog = Arc::new(CallWatchdog::new(guest.clone()));
+        let beating = Arc::clone(&watchdog);
         std::thread::Builder::new()
             .name("pulse".to_owned())
             .spawn(move || beating.run())?;
         for _ in 0..limits::SESSIONS_MAX {
-            let (waiting, pulse, guest) = (Arc::clone(&waiting), Arc::clone(&pulse), guest.clone());
+            let (waiting, watchdog, guest) =
+                (Arc::clone(&waiting), Arc::clone(&watchdog), guest.clone());
             // The runtime has only timers: without I/O it needs no file descriptor.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
@@ -144,7 +145,7 @@ impl FrameDispatcher {
                     loop {
                         let start = waiting.pop();
                         let served = std::panic::AssertUnwindSafe(|| {
-                            runtime.block_on(session::serve(start, &guest, &pulse));
+                            runtime.block_on(session::serve(start, &guest, &watchdog));
                         });
                         if std::panic::catch_unwind(served).is_err() {
                             // The engine's state is unknown after a panic, so the worker ends, and
@@ -158,7 +159,7 @@ impl FrameDispatcher {
         Ok(Self {
             guest: guest.clone(),
             waiting,
-            pulse,
+            watchdog,
             sessions: HashMap::new(),
             calls: HashMap::new(),
         })
@@ -239,7 +240,7 @@ impl FrameDispatcher {
             _ => {}
         }
         // No frame says that a call has ended.
-        let calls = &self.pulse;
+        let calls = &self.watchdog;
         self.calls.retain(|id, _| calls.knows(*id));
     }
 
@@ -256,7 +257,7 @@ impl FrameDispatcher {
             jobs,
             remote: Arc::default(),
         };
-        self.pulse.add_session(sid, Arc::clone(&slot.bridge));
+        self.watchdog.add_session(sid, Arc::clone(&slot.bridge));
         self.waiting.push(session::SessionStart {
             spec: spec.map(|(spec, opening)| session::GuestSessionSpec {
                 spec,
@@ -288,7 +289,7 @@ impl FrameDispatcher {
                 self.calls.insert(call.id(), sid);
                 // The watchdog must know the call before the thread gets it, because an unknown
                 // call counts as given up.
-                self.pulse.expect(&call);
+                self.watchdog.expect(&call);
                 // The thread takes jobs as long as the session is open.
                 let _ = slot.jobs.send(session::SessionJob::Start(call, work));
             }
@@ -308,7 +309,7 @@ impl FrameDispatcher {
         match self.sessions.get(&sid) {
             Some(slot) => {
                 self.calls.insert(call.id(), sid);
-                self.pulse.expect(&call);
+                self.watchdog.expect(&call);
                 let _ = slot.jobs.send(session::SessionJob::Dispose(call));
             }
             None => refuse(

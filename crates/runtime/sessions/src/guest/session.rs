@@ -70,7 +70,7 @@ struct ActiveCall {
 }
 
 /// Runs a session until its host closes it.
-pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchdog) {
+pub(super) async fn serve(start: SessionStart, guest: &Guest, watchdog: &CallWatchdog) {
     let SessionStart { spec, slot, queue } = start;
     // The dispatcher holds the other end of the queue, and this end must not keep it open.
     let SessionSlot {
@@ -88,7 +88,7 @@ pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchd
                 main,
                 bridge,
                 guest,
-                pulse,
+                watchdog,
                 active: HashMap::new(),
             };
             session.run(queue).await;
@@ -96,7 +96,7 @@ pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchd
             session.bridge.close();
             session.leave();
         }
-        Err(failure) => refuse_all(queue, guest, pulse, &failure).await,
+        Err(failure) => refuse_all(queue, guest, watchdog, &failure).await,
     }
 }
 
@@ -104,11 +104,11 @@ pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchd
 async fn refuse_all(
     mut queue: mpsc::UnboundedReceiver<SessionJob>,
     guest: &Guest,
-    pulse: &CallWatchdog,
+    watchdog: &CallWatchdog,
     failure: &ScriptFailure,
 ) {
     while let Some(job) = queue.recv().await {
-        if pulse.end(job.call().id()) {
+        if watchdog.end(job.call().id()) {
             super::refuse(guest, job.call(), failure);
         }
     }
@@ -119,7 +119,7 @@ struct GuestSession<'a> {
     main: Option<String>,
     bridge: Arc<Bridge>,
     guest: &'a Guest,
-    pulse: &'a CallWatchdog,
+    watchdog: &'a CallWatchdog,
     active: HashMap<u64, ActiveCall>,
 }
 
@@ -136,7 +136,7 @@ impl GuestSession<'_> {
                 outcome = self.isolate.next() => self.finish(outcome),
             }
             if self.bridge.has_lines() {
-                self.pulse.has_lines();
+                self.watchdog.has_lines();
             }
         }
     }
@@ -163,7 +163,7 @@ impl GuestSession<'_> {
             }
         };
         let id = call.id();
-        if !self.pulse.begin(id, &self.isolate.remote()) {
+        if !self.watchdog.begin(id, &self.isolate.remote()) {
             // The call was given up before it began.
             return;
         }
@@ -228,7 +228,7 @@ impl GuestSession<'_> {
             }
             Err(failure) => WorkerReply::Err(fault(&failure)),
         };
-        if !self.pulse.end(id) {
+        if !self.watchdog.end(id) {
             // The watchdog has answered the call, because the script did not react to the abort.
             return;
         }

@@ -112,7 +112,7 @@ impl ScriptSessions {
     ///
     /// # Errors
     /// No service of the tenant is idle.
-    pub(super) async fn place(
+    pub(super) async fn admit_or_evict(
         self: &Arc<Self>,
         tenant: &str,
         spec: &SessionSpec,

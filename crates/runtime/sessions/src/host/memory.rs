@@ -247,7 +247,7 @@ impl MemoryShare {
     }
 
     /// Like `read`, for an operation that stays registered.
-    pub(super) fn keep<T: DeserializeOwned>(
+    pub(super) fn read_registered<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
     ) -> Result<(T, MemoryReservation), ReadRefusal> {

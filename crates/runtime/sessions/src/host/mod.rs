@@ -175,7 +175,7 @@ impl ScriptSessions {
         let layer = layer(env, &spec)?;
         // The session counts before a worker is requested, which may take a while: waiting sessions count too.
         let mut search = EvictionBudget::new(self.config.eviction_time);
-        let place = self.place(&tenant, &spec, &mut search).await?;
+        let place = self.admit_or_evict(&tenant, &spec, &mut search).await?;
         let mut lease = WorkerLease::new(self.config.role, tenant.clone())
             .granted(spec.memory())
             .with_rights(rights(env, &spec));
@@ -204,7 +204,7 @@ impl ScriptSessions {
         })?;
         let sent = worker.tell(opening, fds);
         sent.map_err(|error| failure::of_call(&error))?;
-        let shared = place.keep();
+        let shared = place.into_opened();
         shared.set_worker(worker.pid(), worker.sid());
         let (commands, queue) = mpsc::unbounded_channel();
         self.know(&shared, &commands);

@@ -114,7 +114,7 @@ impl OutgoingReply {
 
 /// All requests of a session that are in progress.
 pub(super) struct OutgoingCalls {
-    said: mpsc::UnboundedSender<OutgoingReply>,
+    replies: mpsc::UnboundedSender<OutgoingReply>,
     files: Files,
     /// For the descriptors of answers: a worker that does not read makes the calls wait, and not the node open more.
     descriptors: DescriptorQuota,
@@ -126,19 +126,19 @@ struct OpenOutgoingCall {
     /// The call into the session that the request belongs to.
     call: u64,
     /// Permits for the items that may be sent.
-    room: Arc<Semaphore>,
+    window: Arc<Semaphore>,
     /// The ticket of a subscription, which may end at any item.
     noted: Option<RecorderTicket>,
 }
 
 impl OutgoingCalls {
     pub(super) fn new(
-        said: mpsc::UnboundedSender<OutgoingReply>,
+        replies: mpsc::UnboundedSender<OutgoingReply>,
         files: Files,
         descriptors: DescriptorQuota,
     ) -> Self {
         Self {
-            said,
+            replies,
             files,
             descriptors,
             open: HashMap::new(),
@@ -156,12 +156,12 @@ impl OutgoingCalls {
 
     pub(super) fn begin(&mut self, outgoing: OutgoingCall, subscribes: bool) {
         let (id, of) = (outgoing.id, outgoing.call);
-        let said = self.said.clone();
-        let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
+        let replies = self.replies.clone();
+        let window = Arc::new(Semaphore::new(UNACKNOWLEDGED));
         let noted = outgoing.noted.clone().filter(|_| subscribes);
         let descriptors = self.descriptors.clone();
         let task = match subscribes {
-            true => tokio::spawn(follow(outgoing, said, Arc::clone(&room), descriptors)),
+            true => tokio::spawn(follow(outgoing, replies, Arc::clone(&window), descriptors)),
             false => {
                 let files = self
                     .files
@@ -170,7 +170,7 @@ impl OutgoingCalls {
                 tokio::spawn(async move {
                     let (reply, fds, gpu) = call(outgoing, files, &descriptors).await;
                     // A session that has ended receives nothing.
-                    let _ = said.send(OutgoingReply::Reply(id, reply, fds, gpu));
+                    let _ = replies.send(OutgoingReply::Reply(id, reply, fds, gpu));
                 })
             }
         };
@@ -178,15 +178,15 @@ impl OutgoingCalls {
         let open = OpenOutgoingCall {
             task,
             call: of,
-            room,
+            window,
             noted,
         };
         self.open.insert(id, open);
     }
 
     /// Whether the script still waits for this; its last answer ends the wait.
-    pub(super) fn ends(&mut self, said: &OutgoingReply) -> bool {
-        match said {
+    pub(super) fn ends(&mut self, reply: &OutgoingReply) -> bool {
+        match reply {
             OutgoingReply::Item(id, ..) => self.open.contains_key(id),
             OutgoingReply::Reply(id, ..) | OutgoingReply::End(id) => self.open.remove(id).is_some(),
         }
@@ -195,8 +195,8 @@ impl OutgoingCalls {
     /// Handles the script's report that it took items, which cannot be more than were sent.
     pub(super) fn allow(&self, id: u64, items: usize) {
         if let Some(open) = self.open.get(&id) {
-            let most = UNACKNOWLEDGED.saturating_sub(open.room.available_permits());
-            open.room.add_permits(items.min(most));
+            let most = UNACKNOWLEDGED.saturating_sub(open.window.available_permits());
+            open.window.add_permits(items.min(most));
         }
     }
 
@@ -477,12 +477,12 @@ impl OperationSchemas for ResolvedSchemas {
 
 async fn follow(
     outgoing: OutgoingCall,
-    said: mpsc::UnboundedSender<OutgoingReply>,
-    room: Arc<Semaphore>,
+    replies: mpsc::UnboundedSender<OutgoingReply>,
+    window: Arc<Semaphore>,
     descriptors: DescriptorQuota,
 ) {
     let (id, name, noted) = (outgoing.id, outgoing.name.clone(), outgoing.noted.clone());
-    let last = match try_follow(outgoing, &said, &room, &descriptors).await {
+    let last = match try_follow(outgoing, &replies, &window, &descriptors).await {
         Ok(()) => {
             if let Some(noted) = noted {
                 noted.left();
@@ -503,13 +503,13 @@ async fn follow(
         }
     };
     // A session that has ended receives nothing.
-    let _ = said.send(last);
+    let _ = replies.send(last);
 }
 
 async fn try_follow(
     outgoing: OutgoingCall,
-    said: &mpsc::UnboundedSender<OutgoingReply>,
-    room: &Semaphore,
+    replies: &mpsc::UnboundedSender<OutgoingReply>,
+    window: &Semaphore,
     descriptors: &DescriptorQuota,
 ) -> Result<(), CallError> {
     let options = options(&outgoing.name, &outgoing.opts)?;
@@ -517,7 +517,7 @@ async fn try_follow(
     let mut items = outgoing.env.follow(&outgoing.name, input, &options)?;
     loop {
         // No code closes the semaphore.
-        let Ok(permit) = room.acquire().await else {
+        let Ok(permit) = window.acquire().await else {
             return Ok(());
         };
         let Some(item) = items.next().await else {
@@ -535,7 +535,7 @@ async fn try_follow(
             Some(noted) => noted.leave_out(),
             None => {}
         }
-        if said
+        if replies
             .send(OutgoingReply::Item(outgoing.id, blob, fds))
             .is_err()
         {

@@ -62,14 +62,14 @@ impl CurrentSession {
         }
         match self.session.rest().await {
             None => return false,
-            Some(Ok(state)) => self.keep(state),
+            Some(Ok(state)) => self.keep_state(state),
             Some(Err(failure)) => log_no_state(&self.session, &failure),
         }
         self.session.end().await;
         true
     }
 
-    fn keep(&mut self, state: SessionOutput) {
+    fn keep_state(&mut self, state: SessionOutput) {
         self.left_bytes = state.bytes();
         self.rested = Some(state);
     }
@@ -244,7 +244,7 @@ impl ScriptService {
             match left
                 .ok_or_else(|| ScriptFailure::no_capacity("no room for the service's state"))?
             {
-                Ok(state) => current.keep(state),
+                Ok(state) => current.keep_state(state),
                 // Code that does not return in time passes no state on, and must not prevent its replacement.
                 Err(failure) => log_no_state(&current.session, &failure),
             }

@@ -140,16 +140,16 @@ impl ScriptSession {
         &self,
         env: &Env,
     ) -> Option<Result<SessionOutput, ScriptFailure>> {
-        let room = self.weak_session.shared.memory().for_successor().ok()?;
+        let reservation = self.weak_session.shared.memory().for_successor().ok()?;
         let env = Some(self.layer.env(env));
-        let left = self.weak_session.leave(env, room);
+        let left = self.weak_session.leave(env, reservation);
         Some(left.await)
     }
 
     /// Like `hand_over`, without a request, for a service whose session ends for others: `dispose` can call nothing.
     pub(super) async fn rest(&self) -> Option<Result<SessionOutput, ScriptFailure>> {
-        let room = self.weak_session.shared.memory().for_rest().ok()?;
-        let left = self.weak_session.leave(None, room);
+        let reservation = self.weak_session.shared.memory().for_rest().ok()?;
+        let left = self.weak_session.leave(None, reservation);
         Some(left.await)
     }
 
@@ -253,23 +253,23 @@ impl WeakSession {
         self.enter_with(request, env, items, None).await
     }
 
-    /// Calls the `dispose` of a service. `room` is for the result.
+    /// Calls the `dispose` of a service. `reservation` is for the result.
     async fn leave(
         &self,
         env: Option<Env>,
-        room: MemoryReservation,
+        reservation: MemoryReservation,
     ) -> Result<SessionOutput, ScriptFailure> {
-        self.enter_with(SessionRequest::Farewell, env, None, Some(room))
+        self.enter_with(SessionRequest::Farewell, env, None, Some(reservation))
             .await
     }
 
-    /// Calls the session. The result takes its memory from `room`, if the caller has taken it before.
+    /// Calls the session. The result takes its memory from `reservation`, if the caller has taken it before.
     async fn enter_with(
         &self,
         request: SessionRequest,
         env: Option<Env>,
         items: Option<mpsc::Sender<YieldedItem>>,
-        room: Option<MemoryReservation>,
+        reservation: Option<MemoryReservation>,
     ) -> Result<SessionOutput, ScriptFailure> {
         let over = || ScriptFailure::new(RuntimeCode::Disposed, "the session is over");
         let course = env.clone();
@@ -310,7 +310,7 @@ impl WeakSession {
                 let _ = self.answered(everything).await;
             }
         }
-        self.ran(outcome, course.as_ref(), began.elapsed(), room)
+        self.ran(outcome, course.as_ref(), began.elapsed(), reservation)
     }
 
     fn ran(
@@ -318,14 +318,14 @@ impl WeakSession {
         outcome: Result<alknet_worker::WorkerAnswer, alknet_worker::WorkerCallError>,
         course: Option<&Env>,
         wall: Duration,
-        room: Option<MemoryReservation>,
+        reservation: Option<MemoryReservation>,
     ) -> Result<SessionOutput, ScriptFailure> {
         let beside_abort = outcome.as_ref().ok().map(|answer| answer.beside_abort);
         let (failure, stats) = match outcome {
             Ok(answer) => match answer.reply {
                 WorkerReply::Ok(blob) => {
-                    let read = match room {
-                        Some(room) => room.open::<CallResult>(blob, &answer.fds),
+                    let read = match reservation {
+                        Some(reservation) => reservation.open::<CallResult>(blob, &answer.fds),
                         None => self.shared.memory().open(blob, &answer.fds),
                     };
                     match read {

@@ -130,7 +130,7 @@ pub(super) struct SessionPermit {
 
 impl SessionPermit {
     /// Keeps the entry of an opened session, which its task removes later.
-    pub(super) fn keep(mut self) -> Arc<SessionShared> {
+    pub(super) fn into_opened(mut self) -> Arc<SessionShared> {
         self.is_open = true;
         Arc::clone(&self.shared)
     }

@@ -174,7 +174,7 @@ pub(crate) mod testing {
     }
 
     impl PartsText {
-        pub(crate) const fn with_room(left: usize) -> Self {
+        pub(crate) const fn with_limit(left: usize) -> Self {
             Self {
                 text: String::new(),
                 left,
@@ -237,7 +237,7 @@ mod tests {
     use crate::wire::{JsonText, WireReply, body};
 
     fn sent(answer: &CborBody, file: Option<usize>, left: usize) -> Result<String, String> {
-        let mut sink = PartsText::with_room(left);
+        let mut sink = PartsText::with_limit(left);
         let sent = send_reply(answer, &mut sink, file);
         sent.map(|()| sink.text).map_err(|error| error.to_string())
     }

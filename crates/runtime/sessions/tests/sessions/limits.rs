@@ -216,9 +216,9 @@ async fn keep_values(
      });";
     let mut kept = JoinSet::new();
     for _ in 0..4 {
-        let mut keeper = spec(keeps);
-        keeper.mode = SessionMode::Service;
-        let session = lab.open(request, keeper).await;
+        let mut service = spec(keeps);
+        service.mode = SessionMode::Service;
+        let session = lab.open(request, service).await;
         let env = request.env();
         kept.spawn(async move { session.run(&env, export("keep", Value::Null)).await });
     }

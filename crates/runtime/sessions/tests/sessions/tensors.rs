@@ -28,7 +28,7 @@ const READ_BYTES_MAX: usize = 16 << 20;
 #[derive(Default)]
 pub(crate) struct FakeTensorTable {
     held: Mutex<BTreeMap<String, HeldTensor>>,
-    asked: Mutex<Vec<Value>>,
+    requests: Mutex<Vec<Value>>,
 }
 
 fn registration(
@@ -51,7 +51,7 @@ pub(crate) fn operations(tensor_table: &Arc<FakeTensorTable>) -> Vec<Registratio
         }),
         registration("compute/dispatch", tensor_table, |tensor_table, input| {
             tensor_table
-                .asked
+                .requests
                 .lock()
                 .expect("no panic")
                 .push(input.value().clone());
@@ -194,7 +194,7 @@ async fn shaders_are_run_by_operations() {
         8
     ]);
     assert_eq!(value, expected);
-    let asked = tensor_table.asked.lock().expect("no panic")[0].clone();
+    let requests = tensor_table.requests.lock().expect("no panic")[0].clone();
     let expected = json!({
         "wgsl": "// wgsl", "entry": "main", "groups": [4, 1, 1],
         "bindings": [
@@ -202,7 +202,7 @@ async fn shaders_are_run_by_operations() {
             { "binding": 1, "out": { "dtype": "F32", "shape": [2], "as": "handle" } },
         ],
     });
-    assert_eq!(asked, expected);
+    assert_eq!(requests, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,7 +67,7 @@ impl AcmeStorageTest {
     }
 }
 
-fn keep(disk: &AcmeStorage, (chain, key): &(String, String)) {
+fn store_certificate(disk: &AcmeStorage, (chain, key): &(String, String)) {
     let sealed_form = disk.seal(key).expect("open");
     disk.keep_certificate(chain, &sealed_form).expect("kept");
 }
@@ -96,7 +96,7 @@ fn a_certificate_survives_and_is_private() {
     assert!(disk.account().expect("readable").is_none());
     assert_eq!(disk.history::<AcmeHistory>(), AcmeHistory::default());
     let issued = PairTestCa::new("ca").issue(&[NAME]);
-    keep(&disk, &issued);
+    store_certificate(&disk, &issued);
     let pair = disk.certificate().expect("readable").expect("there");
     assert_eq!(pair.names(), [NAME]);
     assert!(storage.shows(&issued.1), "or nothing here is shown");
@@ -122,7 +122,7 @@ fn a_sealed_key_comes_back_and_lies_nowhere_in_the_clear() {
     let all = [ca.issue(&[NAME]), ca.issue(&[NAME])];
     for issued in &all {
         let disk = storage.sealed();
-        keep(&disk, issued);
+        store_certificate(&disk, issued);
         disk.seal_stored().expect("nothing to do");
         assert_eq!(chain_of(&storage.sealed()), chain_in(issued));
         assert!(all.iter().all(|(_, key)| !storage.shows(key)));
@@ -141,7 +141,7 @@ fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
     let ca = PairTestCa::new("ca");
     let (old, new) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
     let disk = storage.sealed();
-    keep(&disk, &old);
+    store_certificate(&disk, &old);
     let StoredCertificateKey::Sealed(key) = disk.seal(&new.1).expect("open") else {
         panic!("there is a seal");
     };
@@ -169,7 +169,7 @@ fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
 fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
     let storage = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME]);
-    keep(&storage.plain(), &issued);
+    store_certificate(&storage.plain(), &issued);
     // One as it is called now, and one of an older program.
     let left = [".certificate.pem.new", "certificate.pem.7.tmp"].map(|name| storage.at(name));
     for file in &left {
@@ -199,7 +199,7 @@ fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
 fn a_key_of_another_first_name_is_sealed_too() {
     let storage = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME, "b.example"]);
-    keep(&storage.plain(), &issued);
+    store_certificate(&storage.plain(), &issued);
     let seal = Arc::clone(&storage.seal);
     let other = AcmeStorage::open(storage.dir.path(), "b.example", Some(seal)).expect("a folder");
     assert!(other.certificate().expect("readable").is_none());
@@ -212,7 +212,7 @@ fn a_key_of_another_first_name_is_sealed_too() {
 fn each_unreadable_file_has_its_own_error_with_its_name() {
     let storage = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME]);
-    keep(&storage.sealed(), &issued);
+    store_certificate(&storage.sealed(), &issued);
     let key_at = storage.sealed().key_of(issued.0.as_bytes());
     let named = key_at.display().to_string();
     let refused = |disk: &AcmeStorage| {
@@ -245,14 +245,14 @@ fn a_node_without_the_seal_says_so_and_starts_empty() {
     let storage = AcmeStorageTest::new();
     let ca = PairTestCa::new("ca");
     let (first, second) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
-    keep(&storage.sealed(), &first);
+    store_certificate(&storage.sealed(), &first);
     let error = storage.plain().certificate().expect_err("sealed");
     let text = error.to_string();
     assert!(
         text.contains("chain.pem") && text.contains("no vault"),
         "{text}"
     );
-    keep(&storage.plain(), &second);
+    store_certificate(&storage.plain(), &second);
     assert_eq!(storage.files(), [storage.at("certificate.pem")]);
     let disk = storage.sealed();
     assert_eq!(chain_of(&disk), chain_in(&second));

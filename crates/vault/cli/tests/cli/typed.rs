@@ -28,8 +28,8 @@ struct TypedCommandLine {
 #[derive(Default)]
 struct ScriptedTypist {
     types: VecDeque<String>,
-    asked: Vec<String>,
-    told: Vec<String>,
+    prompts: Vec<String>,
+    notices: Vec<String>,
     waited: Vec<Duration>,
     /// Reads the words from what was shown, as on paper.
     confirms: Option<usize>,
@@ -54,7 +54,7 @@ impl SecretPrompt for ScriptedTypist {
     }
 
     fn secret(&mut self, what: &str) -> Result<SecretStr, VaultCliError> {
-        self.asked.push(what.to_owned());
+        self.prompts.push(what.to_owned());
         let position = what
             .strip_prefix("word ")
             .and_then(|number| number.parse::<usize>().ok());
@@ -76,7 +76,7 @@ impl SecretPrompt for ScriptedTypist {
     }
 
     fn tell(&mut self, what: &str) {
-        self.told.push(what.to_owned());
+        self.notices.push(what.to_owned());
     }
 
     fn pause(&mut self, time: Duration) {
@@ -109,7 +109,7 @@ fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() 
     let mut person = ScriptedTypist::typing(&lines);
     let (ended, _) = types(&shell, "key show ssh-host", &mut person);
     ended.expect("the seventh is right");
-    assert_eq!(person.asked.len(), 7);
+    assert_eq!(person.prompts.len(), 7);
     let seconds: Vec<_> = person
         .waited
         .iter()
@@ -123,7 +123,7 @@ fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() 
     let mut person = ScriptedTypist::typing(&["wrong"; 20]);
     let (ended, _) = types(&shell, "key show ssh-host", &mut person);
     assert!(matches!(ended, Err(VaultCliError::WrongPassphrase)));
-    assert_eq!(person.asked.len(), 10);
+    assert_eq!(person.prompts.len(), 10);
 }
 
 /// The words as they are shown, in their order.
@@ -223,14 +223,14 @@ fn three_of_the_words_are_asked_and_the_screen_is_cleared() {
     .expect("made");
     let words = paper
         .person
-        .asked
+        .prompts
         .iter()
         .filter(|what| what.starts_with("word "));
     assert_eq!(words.count(), 3);
     assert!(
         paper
             .person
-            .told
+            .notices
             .iter()
             .any(|text| text.contains("\x1b[3J"))
     );
@@ -250,7 +250,7 @@ fn a_typed_word_may_be_corrected() {
     ended.expect("made");
     assert!(
         person
-            .told
+            .notices
             .iter()
             .any(|text| text.contains("word 12") && text.contains("about"))
     );

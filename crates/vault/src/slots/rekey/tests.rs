@@ -50,12 +50,12 @@ fn typed(passphrase: &SecretStr) -> UnlockKey<'_> {
 fn slots_whose_keys_are_there_stay_and_open_the_new_vault() {
     let passphrase = SecretStr::from("right");
     let (old, seed) = full(&passphrase);
-    let mut keeper = FixedKekSource;
+    let mut source = FixedKekSource;
     let mut keys = [
         (id(0), UnlockKey::Stored),
         (id(1), UnlockKey::Seed(&seed)),
         (id(2), typed(&passphrase)),
-        (id(3), UnlockKey::Source(SlotType::Kms, &mut keeper)),
+        (id(3), UnlockKey::Source(SlotType::Kms, &mut source)),
     ];
     let next = old.rekey(&mut keys, &[], Consent::None).expect("re-keyed");
     assert_eq!(next.alkv().generation(), old.alkv().generation() + 1);

@@ -89,16 +89,16 @@ impl WorkerSupervisor {
         config.binds.extend(lease.binds.iter().cloned());
         check_binds(role, &config.binds)?;
         self.used.insert(role);
-        if let Some(worker) = self.place_for_caller(lease)? {
+        if let Some(worker) = self.assign_for_caller(lease)? {
             return Ok(WorkerChoice::Now(worker));
         }
         // This comes before the share: a worker that the tenant has already takes no more of it.
-        if let Some(worker) = self.pool.place_with_own(lease) {
+        if let Some(worker) = self.pool.assign_own(lease) {
             return Ok(WorkerChoice::Now(worker));
         }
         // A tenant that asked for many workers could otherwise keep all of them.
         self.keep_to_share(lease)?;
-        if let Some(worker) = self.pool.place(lease) {
+        if let Some(worker) = self.pool.assign(lease) {
             self.claim(lease);
             return Ok(WorkerChoice::Now(worker));
         }
@@ -149,16 +149,16 @@ impl WorkerSupervisor {
     /// # Errors
     /// The caller has its share of these workers. Each worker in which something runs for a caller counts, also if
     /// another caller's lease opened it: otherwise two callers could keep all of them.
-    fn place_for_caller(&mut self, lease: &WorkerLease) -> Result<Option<u64>, WorkerError> {
+    fn assign_for_caller(&mut self, lease: &WorkerLease) -> Result<Option<u64>, WorkerError> {
         let Some(caller) = lease.caller.as_deref().filter(|_| lease.lent) else {
             return Ok(None);
         };
-        if let Some(worker) = self.pool.place_beside(lease, caller, false) {
+        if let Some(worker) = self.pool.assign_beside(lease, caller, false) {
             return Ok(Some(worker));
         }
         let own = self.workers_of_caller(&lease.tenant, caller, Some(lease));
         self.keep_to_share_of_caller(own)?;
-        if let Some(worker) = self.pool.place_beside(lease, caller, true) {
+        if let Some(worker) = self.pool.assign_beside(lease, caller, true) {
             return Ok(Some(worker));
         }
         let all = self.workers_of_callers(&lease.tenant, Some(lease));
@@ -406,7 +406,7 @@ impl WorkerSupervisor {
             let waiting = &self.waiting[at];
             let found = match waiting.worker {
                 Some(own) => self.pool.bind(own, &waiting.lease).then_some(own),
-                None => self.pool.place(&waiting.lease),
+                None => self.pool.assign(&waiting.lease),
             };
             match found {
                 Some(worker) => {

@@ -151,7 +151,7 @@ fn take_calls(guest: &Guest, seen: &ProbeView) -> ! {
                     .expect("no thread panics with it")
                     .push((id, reply));
             }
-            (ToWorkerMessage::Tell { .. }, _) => tricks::keep(fds),
+            (ToWorkerMessage::Tell { .. }, _) => tricks::hold_descriptors(fds),
             _ => {}
         }
     }

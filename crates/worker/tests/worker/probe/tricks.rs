@@ -22,7 +22,7 @@ pub(crate) fn open_descriptors() -> Vec<i32> {
 static KEPT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
 /// Keeps the descriptors, and a map of each.
-pub(crate) fn keep(fds: Vec<OwnedFd>) {
+pub(crate) fn hold_descriptors(fds: Vec<OwnedFd>) {
     for fd in &fds {
         // SAFETY: a new map at a place of the kernel's choice, which is not read and never unmapped.
         unsafe {

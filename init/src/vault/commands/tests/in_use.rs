@@ -32,10 +32,10 @@ impl CommandMachine {
     /// passphrase.
     #[track_caller]
     fn assert_in_use(&self) {
-        let facts = self.keeper.facts();
-        assert!(self.keeper.is_sealed(), "{facts:?}");
-        assert!(self.keeper.is_configured(), "{facts:?}");
-        assert_eq!(self.keeper.asks(), UnlockPrompt::Passphrase);
+        let facts = self.vault.facts();
+        assert!(self.vault.is_sealed(), "{facts:?}");
+        assert!(self.vault.is_configured(), "{facts:?}");
+        assert_eq!(self.vault.asks(), UnlockPrompt::Passphrase);
         assert_eq!(facts.slots, ["passphrase"]);
     }
 
@@ -64,19 +64,19 @@ impl CommandMachine {
             ..UnlockCredentials::default()
         };
         let access = DataAccess {
-            keeper: &self.keeper,
+            vault: &self.vault,
             offer: &offer,
             log: &self.log,
             takes_blank: false,
         };
-        self.keeper.begin_attempt();
+        self.vault.begin_attempt();
         let opened = data::reopen(
             &self.device(),
             self.dir.path(),
             FirstBootPermissions::default(),
             access,
         );
-        assert_eq!(opened.is_ok(), self.keeper.is_open());
+        assert_eq!(opened.is_ok(), self.vault.is_open());
         opened.map_err(|waiting| waiting.problem.text)
     }
 
@@ -150,7 +150,7 @@ fn slots_that_only_the_disk_lists_take_nothing_from_a_locked_vault() {
     let newest = machine.copy_at(VAULT_A_AT);
     let mut forged = json(&newest);
     forged["slots"] = json(&vault().alkv().to_text())["slots"].take();
-    machine.keeper.lock();
+    machine.vault.lock();
     machine.answers(&forged.to_string());
     assert!(!on_listed(&machine).is_sealed(), "it is forged");
     for typed in [None, Some("one")] {
@@ -171,7 +171,7 @@ fn a_locked_vault_opens_by_no_older_copy_and_by_no_other_vault() {
     let another = "the vault on the disk is another one than this machine opened";
     let copied = "the vault on the disk is forged: it has the id of the one in use and other words";
     let [attackers, forged] = [attackers(), forged(&machine)].map(|open| text_of(&open));
-    machine.keeper.lock();
+    machine.vault.lock();
     for (text, told) in [(&before, older), (&attackers, another), (&forged, copied)] {
         machine.answers(text);
         for typed in [None, Some("one")] {
@@ -189,7 +189,7 @@ fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
     let machine = CommandMachine::new();
     machine.done("slot add passphrase", vec![new("one")]);
     machine.outdate();
-    machine.keeper.lock();
+    machine.vault.lock();
     let why = machine.reopened(None).expect_err("it opens by itself");
     assert!(why.contains("older than the data beside it"), "{why}");
     assert_eq!(machine.confirmed("one"), Ok(()));
@@ -201,16 +201,16 @@ fn a_passphrase_that_opens_an_older_vault_proves_nothing_before_the_console_said
     let (machine, _) = CommandMachine::sealed();
     machine.outdate();
     let noted = std::fs::read(machine.note()).expect("it was changed");
-    machine.keeper.lock();
+    machine.vault.lock();
     for _ in 0..2 {
         let why = machine.reopened(Some("one")).expect_err("it is older");
         assert!(why.contains("older than the data beside it"), "{why}");
         assert!(why.contains("type it once more"), "{why}");
-        assert_eq!(machine.keeper.wrong_count(), 0, "it is the right one");
+        assert_eq!(machine.vault.wrong_count(), 0, "it is the right one");
         assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
     }
     assert_eq!(machine.confirmed("one"), Ok(()));
-    machine.keeper.lock();
+    machine.vault.lock();
     assert_eq!(machine.reopened(Some("one")), Ok(()), "it is the newest");
 }
 
@@ -226,18 +226,18 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
     let forged = of_passphrase(newest.uuid(), "x");
     assert!(forged.alkv().generation() <= newest.generation());
     machine.put_copy(VAULT_B_AT, &text_of(&forged));
-    machine.keeper.lock();
+    machine.vault.lock();
     for wrong in 1..=2 {
         let why = machine.confirmed("x").expect_err("it is the attacker's");
         assert!(why.contains("older than the data beside it"), "{why}");
         assert_eq!(
-            machine.keeper.wrong_count(),
+            machine.vault.wrong_count(),
             wrong,
             "it counts as a wrong one"
         );
     }
     assert_eq!(machine.confirmed("one"), Ok(()));
-    assert_eq!(machine.keeper.wrong_count(), 0);
+    assert_eq!(machine.vault.wrong_count(), 0);
 }
 
 /// The vault in use is open. A command would change what the disk answers, and note it as the
@@ -288,12 +288,12 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     let newest = machine.copy_at(VAULT_A_AT);
     let noted = std::fs::read(machine.note()).expect("it was changed");
     let conclude = || {
-        let (keeper, log) = (&machine.keeper, &machine.log);
+        let (vault, log) = (&machine.vault, &machine.log);
         data::conclude_vault(
             &machine.device(),
             machine.dir.path(),
             FirstBootPermissions::ALL,
-            keeper,
+            vault,
             log,
         )
     };
@@ -322,9 +322,9 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
 #[test]
 fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
     let (machine, _) = CommandMachine::sealed();
-    machine.keeper.lock();
+    machine.vault.lock();
     for open in [attackers(), forged(&machine)] {
-        machine.keeper.note(open.alkv());
+        machine.vault.note(open.alkv());
         machine.assert_in_use();
     }
 }
@@ -334,7 +334,7 @@ fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
 #[test]
 fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
     let (machine, before) = CommandMachine::sealed();
-    let keeper = &machine.keeper;
+    let vault = &machine.vault;
     let before = Alkv::parse(before.as_bytes()).expect("it is our own");
     let slot = before.slots()[0].id();
     let before = before.open(slot, &mut UnlockKey::Stored).expect("its key");
@@ -343,25 +343,25 @@ fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
         (forged(&machine), NotInUse::Forged),
     ];
     for (open, _) in &others {
-        assert!(keeper.admit(open).is_err(), "another is open");
+        assert!(vault.admit(open).is_err(), "another is open");
         machine.assert_in_use();
     }
-    keeper.lock();
+    vault.lock();
     for (open, which) in &others {
-        assert_eq!(keeper.check_words(open), Err(*which));
-        assert_eq!(keeper.check_in_use(open), Err(*which));
-        keeper.is_now(open);
+        assert_eq!(vault.check_words(open), Err(*which));
+        assert_eq!(vault.check_in_use(open), Err(*which));
+        vault.is_now(open);
         machine.assert_in_use();
     }
-    assert_eq!(keeper.check_words(&before), Ok(()));
-    assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Older));
+    assert_eq!(vault.check_words(&before), Ok(()));
+    assert_eq!(vault.check_in_use(&before), Err(NotInUse::Older));
     // The owner made the machine make a new vault.
-    keeper.forget();
+    vault.forget();
     let (forged, _) = &others[1];
-    assert_eq!(keeper.check_words(forged), Ok(()));
-    assert!(keeper.check_in_use(forged).is_err(), "none is in use");
-    keeper.begin_attempt();
-    keeper.admit(forged).expect("it has a place");
-    assert_eq!(keeper.check_in_use(forged), Ok(()));
-    assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Forged));
+    assert_eq!(vault.check_words(forged), Ok(()));
+    assert!(vault.check_in_use(forged).is_err(), "none is in use");
+    vault.begin_attempt();
+    vault.admit(forged).expect("it has a place");
+    assert_eq!(vault.check_in_use(forged), Ok(()));
+    assert_eq!(vault.check_in_use(&before), Err(NotInUse::Forged));
 }

@@ -9,7 +9,7 @@ fn a_new_master_key_loses_no_slot_without_proof() {
     machine.done("slot add provisioning", vec![]);
     machine.add_kms();
     machine.done("slot remove 0", vec![]);
-    machine.keeper.escrow().set_network(true);
+    machine.vault.escrow().set_network(true);
     let phrase = machine.phrase();
     let mut session = begun_with(&machine, "rekey");
     session.give(PromptResponse::WithoutShares);
@@ -89,7 +89,7 @@ fn a_new_master_key_changes_the_data_partition_with_it() {
 fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
     let machine = CommandMachine::new();
     let share = machine.add_kms();
-    let escrow = machine.keeper.escrow();
+    let escrow = machine.vault.escrow();
     escrow.set_network(true);
     let begun = || begun_with(&machine, "rekey");
     let warned = |session: &mut CommandSession| match machine.run(session) {

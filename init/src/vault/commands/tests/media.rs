@@ -23,7 +23,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     );
     assert_eq!(machine.slots(), [(2, SlotType::Provisioning)]);
     // A thief of the machine with its stick sees nothing, whether the owner confirmed the words or not.
-    assert!(!machine.keeper.facts().words_kept);
+    assert!(!machine.vault.facts().words_kept);
     let phrase = machine.phrase();
     let mut session = CommandSession::new(VaultCommand::SlotAdd(SlotType::None));
     let mut asked = Vec::new();
@@ -57,7 +57,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
     let three = (0..3).map(|_| PromptResponse::Word(SecretStr::from("zoo")));
     machine.typed("words show", three.collect());
-    assert_eq!(machine.keeper.wrong_count(), 5);
+    assert_eq!(machine.vault.wrong_count(), 5);
     assert_eq!(wrong().as_deref(), Some("5"));
     let wants = machine.typed("words show", vec![]);
     assert!(
@@ -174,7 +174,7 @@ fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
     let named = VaultId::generate().expect("random numbers");
     let forged = SeedKey::generate(named).expect("random numbers");
     machine.put(&forged, false).expect("written");
-    let escrow = machine.keeper.escrow();
+    let escrow = machine.vault.escrow();
     escrow.set_network(true);
     let by_share = VaultSection {
         kms: Some(VaultKms {
@@ -227,6 +227,6 @@ fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
     let found = data::copies(&machine.device()).load().expect("good");
     let found = found.expect("a vault");
     let kind = SlotType::Provisioning;
-    let opened = crate::vault::open::unattended(&found, kind, &machine.keeper, &media);
+    let opened = crate::vault::open::unattended(&found, kind, &machine.vault, &media);
     assert!(opened.is_ok(), "{:?}", opened.err());
 }

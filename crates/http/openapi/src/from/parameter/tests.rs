@@ -11,8 +11,8 @@ fn writing(style: ParameterStyle, explode: bool) -> ParameterSerialization {
 }
 
 fn query(name: &str, value: &Value, writing: ParameterSerialization) -> String {
-    let mut room = RequestByteBudget::head();
-    let mut pairs = PairWriter::new(&mut room, "&");
+    let mut budget = RequestByteBudget::head();
+    let mut pairs = PairWriter::new(&mut budget, "&");
     pairs.add(name, value, writing).expect("short");
     pairs.finish()
 }

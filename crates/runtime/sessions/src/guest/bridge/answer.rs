@@ -272,7 +272,7 @@ mod tests {
         let (first, second, third) = (arrive(), arrive(), arrive());
         let refused = third.refusal().expect("there is no room");
         assert_eq!(refused.code, "QUOTA_EXCEEDED");
-        let mut sink = PartsText::with_room(1);
+        let mut sink = PartsText::with_limit(1);
         first.write(&mut sink).expect("an answer");
         assert_eq!(sink.text, format!("{text:?} "));
         // The first one waits no more, and the third one never did.

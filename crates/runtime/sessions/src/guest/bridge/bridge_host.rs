@@ -129,14 +129,16 @@ impl IsolateHost for BridgeHost {
     fn emit(&self, entry: u64, item: Value) -> HostFuture<Result<(), OpError>> {
         let bridge = Arc::clone(&self.0);
         let serving =
-            |state: &super::BridgeState| Some(Arc::clone(&state.serving.get(&entry)?.room));
-        let room = serving(&lock(&self.0.state));
+            |state: &super::BridgeState| Some(Arc::clone(&state.serving.get(&entry)?.window));
+        let window = serving(&lock(&self.0.state));
         // An item that weighs more than all permits would otherwise wait forever.
         let permits = (weight::estimate(&item) / ITEM_BYTES).clamp(1, UNACKNOWLEDGED);
         let permits = u32::try_from(permits).unwrap_or(1);
         Box::pin(async move {
-            let Some(room) = room else { return Err(gone()) };
-            let Ok(permit) = room.acquire_many(permits).await else {
+            let Some(window) = window else {
+                return Err(gone());
+            };
+            let Ok(permit) = window.acquire_many(permits).await else {
                 return Err(gone());
             };
             // The permits return when the host reports that it took the item.

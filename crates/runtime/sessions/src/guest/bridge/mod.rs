@@ -75,7 +75,7 @@ struct PendingRegistration {
 #[derive(Debug)]
 struct ServedItems {
     /// The permits for what may still be sent before the host takes an item.
-    room: Arc<Semaphore>,
+    window: Arc<Semaphore>,
     /// The permits of each item that the host has not taken.
     sent: VecDeque<u32>,
 }
@@ -176,7 +176,7 @@ impl Bridge {
                 if let Some(serving) = state.serving.get_mut(&entry) {
                     // The host takes items in the order in which they were sent.
                     let permits = serving.sent.pop_front().unwrap_or_default();
-                    serving.room.add_permits(permits as usize);
+                    serving.window.add_permits(permits as usize);
                 }
             }
         }
@@ -196,7 +196,7 @@ impl Bridge {
     /// From now on, a call of the host may yield items.
     pub(super) fn serves(&self, entry: u64) {
         let serving = ServedItems {
-            room: Arc::new(Semaphore::new(UNACKNOWLEDGED)),
+            window: Arc::new(Semaphore::new(UNACKNOWLEDGED)),
             sent: VecDeque::new(),
         };
         lock(&self.state).serving.insert(entry, serving);
@@ -205,7 +205,7 @@ impl Bridge {
     /// Ends the items of a call.
     pub(super) fn served(&self, entry: u64) {
         if let Some(serving) = lock(&self.state).serving.remove(&entry) {
-            serving.room.close();
+            serving.window.close();
         }
     }
 

@@ -113,7 +113,7 @@ pub(super) struct SessionActor {
     layer: Arc<alknet_call::SandboxSession>,
     queue: mpsc::UnboundedReceiver<SessionCommand>,
     outgoing: OutgoingCalls,
-    said: mpsc::UnboundedReceiver<OutgoingReply>,
+    replies: mpsc::UnboundedReceiver<OutgoingReply>,
     /// The running calls, in the order in which they began.
     running: Vec<RunningScriptCall>,
     /// The names of the session's own operations.
@@ -145,7 +145,7 @@ impl SessionActor {
         spec: SessionSpec,
         reach: CallAllowList,
     ) -> Self {
-        let (sender, said) = mpsc::unbounded_channel();
+        let (sender, replies) = mpsc::unbounded_channel();
         let files = sessions.config.files.clone();
         let descriptors = worker.descriptor_quota();
         Self {
@@ -156,7 +156,7 @@ impl SessionActor {
             layer: session.layer(),
             queue,
             outgoing: OutgoingCalls::new(sender, files, descriptors),
-            said,
+            replies,
             running: Vec::new(),
             offered: HashSet::new(),
             reach,
@@ -179,8 +179,8 @@ impl SessionActor {
                     Some(command) => self.take(command),
                     None => ControlFlow::Break(SessionEndReason::Done),
                 },
-                said = self.said.recv() => match said {
-                    Some(said) => self.pass_on(said),
+                reply = self.replies.recv() => match reply {
+                    Some(reply) => self.pass_on(reply),
                     None => CONTINUE,
                 },
                 frame = self.worker.next() => match frame {

@@ -177,20 +177,20 @@ impl SessionActor {
     }
 
     /// Passes an operation's answer to the script.
-    pub(super) fn pass_on(&mut self, said: OutgoingReply) -> Next {
+    pub(super) fn pass_on(&mut self, reply: OutgoingReply) -> Next {
         // The call is looked up first, because the last answer removes the entry.
-        let of = self.outgoing.call_of(said.id());
-        if !self.outgoing.ends(&said) {
+        let of = self.outgoing.call_of(reply.id());
+        if !self.outgoing.ends(&reply) {
             // The script gave the request up meanwhile.
             return CONTINUE;
         }
         if let Some(call) = of {
-            self.spend(call, said.gpu());
+            self.spend(call, reply.gpu());
         }
-        let id = said.id();
-        let (told, AnswerDescriptors { fds, permit }) = said.into_notice();
-        let last = matches!(told, SessionNotice::Reply { .. });
-        if self.worker.tell_reserved(told, fds, permit).is_ok() {
+        let id = reply.id();
+        let (notice, AnswerDescriptors { fds, permit }) = reply.into_notice();
+        let last = matches!(notice, SessionNotice::Reply { .. });
+        if self.worker.tell_reserved(notice, fds, permit).is_ok() {
             return CONTINUE;
         }
         // The answer is too large for a frame, or the worker does not read.

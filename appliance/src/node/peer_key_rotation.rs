@@ -32,7 +32,7 @@ struct PeerRotateInput {
 /// `peer/rotate-key`
 pub(crate) fn operation(
     identity_services: IdentityServices,
-    about: Arc<NodeDescription>,
+    description: Arc<NodeDescription>,
     shares: Arc<ShareRegistry>,
 ) -> Registration {
     let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
@@ -69,10 +69,11 @@ pub(crate) fn operation(
     }))
     .with_identity();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let (identity_services, about) = (identity_services.clone(), Arc::clone(&about));
+        let (identity_services, description) =
+            (identity_services.clone(), Arc::clone(&description));
         let shares = Arc::clone(&shares);
         async move {
-            let hub: PeerKey = about
+            let hub: PeerKey = description
                 .identity()
                 .parse()
                 .map_err(|_| CallError::internal("the node has no key"))?;

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
-use super::key_rotation::NODE_KEY_WAITS;
+use super::node_key_rotation::NODE_KEY_WAITS;
 use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
