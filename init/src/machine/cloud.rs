@@ -11,7 +11,7 @@ use super::{InitMachine, MachineEvent, panic_text};
 use crate::{
     cloud::{CloudClient, CloudPurpose, CloudStep, MetadataResult},
     control::{LinkFacts, MachineDiagnostic},
-    helper,
+    helper_process,
     helper_task::{HelperOutcome, HelperTask},
     vault::VaultWait,
 };

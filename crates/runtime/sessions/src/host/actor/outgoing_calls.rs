@@ -224,7 +224,11 @@ impl SessionActor {
     }
 
     pub(super) fn register(&mut self, spec: &CborBody, _script: Bytes32) -> Next {
-        let registered = match self.shared.memory().keep::<SessionOffer>(spec.as_bytes()) {
+        let registered = match self
+            .shared
+            .memory()
+            .read_registered::<SessionOffer>(spec.as_bytes())
+        {
             Err(refused) => {
                 self.excuse(refused);
                 Err(refused.error("specification"))
