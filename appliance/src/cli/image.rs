@@ -165,17 +165,17 @@ mod tests {
     #[test]
     fn a_disk_that_keeps_its_content_is_refused_and_another_failure_is_not() {
         let disk = || "sda".to_owned();
-        let places = || vec!["/".to_owned()];
+        let mount_points = || vec!["/".to_owned()];
         for error in [
             FlashError::Busy { disk: disk() },
             FlashError::ReadOnly { disk: disk() },
             FlashError::Mounted {
                 disk: disk(),
-                places: places(),
+                mount_points: mount_points(),
             },
             FlashError::SystemDisk {
                 disk: disk(),
-                places: places(),
+                mount_points: mount_points(),
             },
             FlashError::TooSmall {
                 disk: disk(),

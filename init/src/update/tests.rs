@@ -3,9 +3,9 @@
 mod again;
 mod cuts;
 mod deltas;
-mod known_programs;
 mod lost_note;
 mod scrub;
+mod verified_programs;
 
 use std::fs;
 use std::io::Read;

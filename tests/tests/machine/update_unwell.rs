@@ -14,7 +14,7 @@ use alknet_qemu::{
     ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WaitResult,
 };
 use alknet_test_support::skip;
-use alknet_tests::{MachineNode, READY, TestBench};
+use alknet_tests::{READY, TestBench};
 use serde_json::json;
 
 use crate::configuration::document;

@@ -91,14 +91,14 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn located(message: String, place: Option<SourceLocation>) -> GpuFault {
-    let place = place.map_or_else(ShaderPosition::default, |place| ShaderPosition {
-        line: place.line_number,
-        column: place.line_position,
+fn located(message: String, location: Option<SourceLocation>) -> GpuFault {
+    let position = location.map_or_else(ShaderPosition::default, |location| ShaderPosition {
+        line: location.line_number,
+        column: location.line_position,
     });
     let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
     GpuFault {
-        place: Some(place),
+        position: Some(position),
         ..GpuFault::shader(message)
     }
 }
