@@ -522,7 +522,7 @@ fn a_staged_file_that_changed_does_not_go_on_trial() {
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
     let mut changed = bench.disk.file(BootSlot::B).expect("staged");
     changed[500_000] ^= 1;
-    known_programs::put(&bench.disk, BootSlot::B, &changed);
+    verified_programs::put(&bench.disk, BootSlot::B, &changed);
     bench.refuses(RefusalCode::Unverified, |bench| {
         apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
     });

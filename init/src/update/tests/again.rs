@@ -62,7 +62,7 @@ fn a_slot_whose_file_was_changed_is_written_again() {
     let bench = UpdateBench::new();
     let release = TestRelease::new(NEW, 1);
     bench.stage(&release).expect("staged");
-    known_programs::put(&bench.disk, BootSlot::B, &program(NEW, 4096, 77));
+    verified_programs::put(&bench.disk, BootSlot::B, &program(NEW, 4096, 77));
     bench.stage(&release).expect("staged again");
     assert!(bench.disk.file(BootSlot::B) == Some(release.content()));
 }

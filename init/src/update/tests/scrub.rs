@@ -1,6 +1,6 @@
 //! The check of the slots' programs against the hashes that the machine keeps.
 
-use super::known_programs::put;
+use super::verified_programs::put;
 use super::*;
 use crate::update::system::{ScrubResult, ScrubTurn, SlotScrub, scrub_piece};
 
