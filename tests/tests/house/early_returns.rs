@@ -45,9 +45,11 @@ const RETURNED_FROM_WITHIN: [(&str, usize); 4] = [
 
 /// Helpers that return nothing if the machine lacks something, and record that. Each has the name
 /// that calls it, and its file.
-const RECORD: [(&str, &str); 4] = [
+const RECORD: [(&str, &str); 6] = [
     ("host_on", "tests/src/bench.rs"),
+    ("host_on_disk", "tests/src/bench.rs"),
     ("start_on", "tests/src/host.rs"),
+    ("start_on_disk", "tests/src/host.rs"),
     ("start_on", "tests/src/web.rs"),
     ("FloodNamespaces::new", "tests/tests/flood/main.rs"),
 ];

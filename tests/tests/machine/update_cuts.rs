@@ -57,7 +57,7 @@ struct RepairKind {
 }
 
 impl RepairKind {
-    fn of(report: &RepairReport) -> Self {
+    fn from_report(report: &RepairReport) -> Self {
         Self {
             dropped_names: !report.dropped_names.is_empty(),
             dropped_files: !report.dropped_files.is_empty(),
@@ -223,7 +223,7 @@ impl UpdateRecording {
         assert!(report.left.findings.is_empty(), "{report:?}");
         assert_eq!(disk.chosen(), Some(slot));
         self.assert_whole(disk, slot, "after the repair");
-        (slot, RepairKind::of(&report))
+        (slot, RepairKind::from_report(&report))
     }
 
     /// What dosfstools says of the boot partition.

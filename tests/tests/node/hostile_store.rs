@@ -134,18 +134,21 @@ async fn a_peer_of_a_store_uses_up_neither_memory_nor_disk() {
     let [eve, ada] = ["eve", "ada"].map(|name| bench.user(name));
     let scopes = &["tensor:read:*", "tensor:write:*"][..];
     let config = people([("eve", &eve, scopes), ("ada", &ada, scopes)]);
-    let Some(node) = bench.host_on_disk(DISK, &config) else {
-        return;
-    };
-    let (_adas, honest) = dial(&node, &ada).await;
+    if let Some(node) = bench.host_on_disk(DISK, &config) {
+        keeps_memory_and_disk(&node, &eve, &ada).await;
+    }
+}
+
+async fn keeps_memory_and_disk(node: &HostNode, eve: &CliRunner, ada: &CliRunner) {
+    let (_adas, honest) = dial(node, ada).await;
     // The memory that the node keeps for its lifetime.
     assert_eq!(put(&honest, "own", small(0)).await["ok"], true);
-    let (_callers, client) = caller(&node, &ada).await;
+    let (_callers, client) = caller(node, ada).await;
 
-    headers_that_do_not_end_are_bounded(&node, &eve, &honest).await;
-    a_long_description_costs_no_tree(&node, &client, &honest).await;
-    short_entries_leave_no_files(&node, &honest, &client).await;
-    small_files_leave_inodes(&node, &honest).await;
+    headers_that_do_not_end_are_bounded(node, eve, &honest).await;
+    a_long_description_costs_no_tree(node, &client, &honest).await;
+    short_entries_leave_no_files(node, &honest, &client).await;
+    small_files_leave_inodes(node, &honest).await;
 }
 
 /// Each stream of two connections has a header of 16 MiB whose end does not come.
