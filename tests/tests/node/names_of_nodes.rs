@@ -483,7 +483,7 @@ fn a_wrong_command_line_is_one_line_of_json() {
         (&["status", "--frobnicate", "--json"][..], "'--frobnicate'"),
         (&["--json", "frobnicate"], "'frobnicate'"),
         (&["hub", "--json"], "a verb is missing"),
-        (&["gpu", "frob", "--json"], "'frob'"),
+        (&["gpu", "frob", "--json"], "'gpu frob'"),
         (&["node", "add", "--json"], "<NAME>"),
         (&["hub", "invite", "--ttl", "1w", "--json"], "'1w'"),
         (&["call", "--json"], "OPERATION is missing"),
