@@ -20,7 +20,7 @@ fn targets() -> BTreeSet<String> {
 }
 
 /// The words between backquotes of a part of a sentence.
-fn named(part: &str) -> BTreeSet<String> {
+fn targets_of(part: &str) -> BTreeSet<String> {
     quoted(part).map(str::to_owned).collect()
 }
 
@@ -62,7 +62,7 @@ impl FuzzingSection {
         let before = text.split(NOT_RUN).next().unwrap_or_default();
         let sentence = before.rsplit(". ").next().unwrap_or_default();
         if before.len() < text.len() {
-            section.not_run = named(sentence);
+            section.not_run = targets_of(sentence);
         }
         section
     }
@@ -101,7 +101,7 @@ fn every_fuzz_target_is_listed_and_has_run_or_is_named_as_one_that_has_not() {
             None if others.contains("have not run") => ("", others),
             None => (others, ""),
         };
-        assert_eq!(named(short), section.short, "docs/{page}");
-        assert_eq!(named(not_run), section.not_run, "docs/{page}");
+        assert_eq!(targets_of(short), section.short, "docs/{page}");
+        assert_eq!(targets_of(not_run), section.not_run, "docs/{page}");
     }
 }

@@ -25,7 +25,8 @@ pub(super) fn head(entries: &Value) -> Vec<u8> {
     // The header's length is rounded up so that the data begins at an aligned offset.
     let len = header.len().next_multiple_of(8);
     let mut file = (len as u64).to_le_bytes().to_vec();
-    file.extend(format!("{header:len$}").into_bytes());
+    file.extend(header.into_bytes());
+    file.resize(size_of::<u64>() + len, b' ');
     file
 }
 
