@@ -191,6 +191,11 @@ pub(crate) fn collect(shared: &EndpointShared, into: &mut Metrics) {
             totals.no_handler,
         ),
         (
+            "alknet_policy_refusals_total",
+            "Connections refused because the protocol wants a known key.",
+            totals.policy_refusals,
+        ),
+        (
             "alknet_revoked_total",
             "Connections ended because their peer was removed or disabled.",
             totals.revoked,

@@ -355,6 +355,7 @@ async fn everything_is_counted_and_no_secret_appears() {
     for (series, expected) in [
         ("alknet_operation_panics_total".to_owned(), 2.0),
         ("alknet_superseded_total".to_owned(), 1.0),
+        ("alknet_policy_refusals_total".to_owned(), 0.0),
         ("alknet_revoked_total".to_owned(), 0.0),
         (
             "alknet_handler_panics_total{alpn=\"alknet/panic\"}".to_owned(),

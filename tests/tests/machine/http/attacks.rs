@@ -155,7 +155,8 @@ pub(super) fn bodies_cost_little_memory(web: &Machine, fresh: u64) {
         let lists = IDENTITY_BYTES / longest;
         let attack = at_once(web, path, text, lists, None);
         let (outcomes, _) = meanwhile(&mut watcher, attack);
-        let known = [413, 429, most_says].map(AttackOutcome::Answered);
+        // On a busy host some are late, as in the attack above.
+        let known = [408, 413, 429, most_says].map(AttackOutcome::Answered);
         assert!(
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
             "{path}: {outcomes:?}"
