@@ -40,7 +40,7 @@ const REST_MAX: u64 = 48 * MIB;
 const REST_OF_HEADERS_MAX: u64 = 112 * MIB;
 
 /// Entries of the file whose description is longer than a frame, and calls at once that want the description.
-const ENTRIES: usize = 65_536;
+const ENTRIES: usize = 65_000;
 const DESCRIBED_AT_ONCE: usize = 4;
 
 /// Entries of the file of which a reader wants a proof for each.
