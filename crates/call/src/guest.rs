@@ -21,7 +21,7 @@ impl Dispatcher {
     /// without a token, the one in `auth`. A guest without either has to authenticate or to send a request within
     /// [`PeerTimeouts::guest_login`](crate::limits::PeerTimeouts), and its connection ends after
     /// [`PeerTimeouts::unknown_connection`](crate::limits::PeerTimeouts) whatever it sends. `guest` stands for it
-    /// where its carriage [counts](crate::Assembly) incomplete messages.
+    /// where its carriage [counts](crate::UnfinishedMessage) incomplete messages.
     ///
     /// # Errors
     /// The errors of a [`ProtocolHandler`](alknet_core::ProtocolHandler).

@@ -18,7 +18,7 @@ const DATA_BYTES: u64 = 1 << 30;
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// The machine that keeps shares for others.
-const KEEPER: &str = r#"
+const SHARE_SERVER: &str = r#"
 [hub]
 enabled = true
 
@@ -27,7 +27,7 @@ name = "escrow"
 scopes = ["escrow"]
 "#;
 
-/// The keeper's name for the share of the other machine.
+/// The share server's name for the share of the other machine.
 const SHARE: &str = "kitchen-vault";
 
 fn machine<'a>(
@@ -49,9 +49,9 @@ fn run(bench: &TestBench, words: &[&str]) -> CliOutput {
     admin.run(admin.command(words))
 }
 
-/// Returns the only share that the keeper has.
-fn share(bench: &TestBench, keeper: &MachineNode) -> Value {
-    let listed = run(bench, &["escrow", "list", &keeper.target()]).json();
+/// Returns the only share that the share server has.
+fn share(bench: &TestBench, share_server: &MachineNode) -> Value {
+    let listed = run(bench, &["escrow", "list", &share_server.target()]).json();
     assert_eq!(
         listed["shares"].as_array().map(Vec::len),
         Some(1),
@@ -77,14 +77,14 @@ fn reset(node: &MachineNode) -> ConsoleMark {
 fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let bench = TestBench::set_up();
     // This test is not about the vault of the machine that keeps the share.
-    let keeper = machine(&bench, bench.data(), "attic", KEEPER).boot();
-    let address = format!("{GATEWAY}:{}", keeper.address().port());
+    let share_server = machine(&bench, bench.data(), "attic", SHARE_SERVER).boot();
+    let address = format!("{GATEWAY}:{}", share_server.address().port());
     let invited = run(
         &bench,
         &[
             "hub",
             "invite",
-            &keeper.target(),
+            &share_server.target(),
             "--role",
             "escrow",
             "--address",
@@ -109,7 +109,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     ] {
         assert_eq!(status[key], value, "{key}: {status:#}");
     }
-    let row = share(&bench, &keeper);
+    let row = share(&bench, &share_server);
     assert_eq!(
         (&row["name"], &row["state"], &row["releases"]),
         (&json!(SHARE), &json!("kept"), &json!(0))
@@ -117,9 +117,9 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
 
-    // While the keeper is paused the other machine waits, and then it goes on by itself.
+    // While the share server is paused the other machine waits, and then it goes on by itself.
     let pause = |what: &str| {
-        let done = keeper.vm().qmp().execute(what, json!({}));
+        let done = share_server.vm().qmp().execute(what, json!({}));
         done.unwrap_or_else(|error| panic!("{error}"));
     };
     pause("stop");
@@ -128,9 +128,9 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     pause("cont");
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
-    assert_eq!(share(&bench, &keeper)["releases"], 1);
+    assert_eq!(share(&bench, &share_server)["releases"], 1);
 
-    // The user makes another master key, and the keeper releases the share once more. Both halves of the key stay as
+    // The user makes another master key, and the share server releases the share again. Both halves of the key stay as
     // they are.
     commands(node.vm());
     let mark = node.vm().console().mark();
@@ -138,13 +138,13 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let told = node.vm().console().since(mark);
     assert!(told.contains("slot 0 (kms) stays"), "{told}");
     typed(node.vm(), "REKEY", "The vault has a new master key");
-    assert_eq!(share(&bench, &keeper)["releases"], 2);
+    assert_eq!(share(&bench, &share_server)["releases"], 2);
 
-    // From now on the keeper asks an administrator before it releases the share.
+    // From now on the share server asks an administrator before it releases the share.
     let change = [
         "escrow",
         "change",
-        &keeper.target(),
+        &share_server.target(),
         SHARE,
         "--approve",
         "true",
@@ -153,19 +153,23 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let mark = reset(&node);
     said(&node, mark, "waits for an administrator's approval");
     eventually("a waiting machine", || {
-        (share(&bench, &keeper)["state"] == "waiting").then_some(())
+        (share(&bench, &share_server)["state"] == "waiting").then_some(())
     });
-    run(&bench, &["escrow", "approve", &keeper.target(), SHARE]).json();
+    run(
+        &bench,
+        &["escrow", "approve", &share_server.target(), SHARE],
+    )
+    .json();
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
 
     // The administrator revokes the share, as after a theft of the machine.
-    run(&bench, &["escrow", "revoke", &keeper.target(), SHARE]).json();
+    run(&bench, &["escrow", "revoke", &share_server.target(), SHARE]).json();
     let mark = reset(&node);
     said(&node, mark, "this share was revoked");
     let after = node.vm().console().since(mark);
     assert!(!after.contains("alknet: ready"), "{after}");
-    assert_eq!(share(&bench, &keeper)["state"], "revoked");
+    assert_eq!(share(&bench, &share_server)["state"], "revoked");
 }
 
 /// A thief with a copy of a machine's disk has the key of its slot, and replaces it at the node that keeps the share.
@@ -173,8 +177,8 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
 #[test]
 fn a_key_that_has_a_share_is_not_replaced() {
     let bench = TestBench::new();
-    let keeper = bench.snapshot(BootVariant::MicrovmErofs).restore();
-    let (target, slot) = (keeper.target(), bench.user("slot"));
+    let share_server = bench.snapshot(BootVariant::MicrovmErofs).restore();
+    let (target, slot) = (share_server.target(), bench.user("slot"));
     let key = slot.identity();
     let add = [
         "peer", "add", &target, SHARE, "--key", &key, "--scope", "escrow",
@@ -191,5 +195,5 @@ fn a_key_that_has_a_share_is_not_replaced() {
     // The owner decides otherwise.
     run(&bench, &["escrow", "revoke", &target, SHARE]).json();
     assert_eq!(rotate().status, 0);
-    keeper.end();
+    share_server.end();
 }

@@ -129,12 +129,12 @@ fn values_of_scripts_cost_the_node_little_memory() {
 }
 
 /// Sessions of each identity that keeps values.
-const KEEPERS_EACH: usize = 4;
+const HOLDERS_EACH: usize = 4;
 /// Time for which the sessions keep their values, in milliseconds.
 const KEPT_MS: u64 = 250_000;
 
 /// A script that fills its limit with the inputs of calls to a slow operation of its own.
-fn keeper() -> Value {
+fn holder_script() -> Value {
     let source = format!(
         "await ops.register({{ name: 'slow', kind: 'query' }}, () =>
              new Promise((done) => setTimeout(done, {KEPT_MS})));
@@ -172,11 +172,11 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
     let three = names.map(|name| (name.to_owned(), bench.user(name)));
     let node = bench.host_with(&people(&three, &["runtime:debug"]));
     let [eve, mallory, (_, ada)] = &three;
-    let mut keepers = CommandGroup(Vec::new());
+    let mut holders = CommandGroup(Vec::new());
     let within = whole_seconds(Duration::from_millis(KEPT_MS));
     let keep = |who: &CliRunner| {
         let mut keeps = who.command(&["call", "--timeout", &within]);
-        keeps.args([node.target(), "runtime/eval", &keeper().to_string()]);
+        keeps.args([node.target(), "runtime/eval", &holder_script().to_string()]);
         let keeps = keeps.stdout(Stdio::null()).stderr(Stdio::null());
         keeps.spawn().expect("the binary can be started")
     };
@@ -192,13 +192,13 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
         });
         before
     };
-    keepers.0.push(keep(&eve.1));
+    holders.0.push(keep(&eve.1));
     let one = kept(SESSION_BYTES / 3 * 2);
     println!("figure kept by one script: {} KiB", one >> 10);
     assert!(one <= SESSION_BYTES, "{one} bytes of one script");
     for (_, who) in [eve, mallory] {
-        for _ in 0..KEEPERS_EACH {
-            keepers.0.push(keep(who));
+        for _ in 0..HOLDERS_EACH {
+            holders.0.push(keep(who));
         }
     }
     let two = kept(ALL_BYTES / 3 * 2);

@@ -34,7 +34,7 @@ impl ShareServerMachine {
         admin: &str,
         folder: &Path,
     ) -> Result<Self> {
-        let disk = folder.join("keeper");
+        let disk = folder.join("share-server");
         blank(&disk, DISK_BYTES)?;
         let builder = node::builder(image, kernel, ImageForm::Erofs, MachineType::Microvm, admin)?;
         let vm = patient(builder, image)

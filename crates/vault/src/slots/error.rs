@@ -38,7 +38,7 @@ pub enum SlotError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// The key of the slot could not be obtained from its keeper.
+    /// The key of the slot could not be obtained from its source.
     #[error("slot {id}: {source}")]
     Kek {
         /// Number of the slot.
@@ -111,7 +111,7 @@ fn list(ids: &[SlotId]) -> String {
     ids.join(", ")
 }
 
-/// Why a key could not be obtained from its keeper.
+/// Why a key could not be obtained from its source.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KekError {
@@ -121,7 +121,7 @@ pub enum KekError {
     /// Another failure.
     #[error("the key could not be had: {0}")]
     Failed(String),
-    /// The keeper accepts no more attempts for now.
+    /// The source accepts no more attempts for now.
     #[error("locked out after too many attempts")]
     LockedOut,
     /// The machine is not in the state to which the key is bound, or the other node refuses.

@@ -84,7 +84,7 @@ fn start(clock: &WrongClock, servers: &[String]) -> (TimeHandle, mpsc::Receiver<
 
 async fn next(news: &mut mpsc::Receiver<TimeEvent>) -> TimeEvent {
     let heard = timeout(patience(), news.recv()).await;
-    heard.expect("told in time").expect("the keeper runs")
+    heard.expect("told in time").expect("the task runs")
 }
 
 /// Answers requests with what `change` makes of a right answer.
@@ -121,7 +121,7 @@ const SECOND: i64 = 1_000_000_000;
 async fn a_clock_far_off_is_stepped_at_the_first_answer_and_stored() {
     let clock = WrongClock::by(-true_ns() + 77 * SECOND);
     let server = serve(|_| {}).await;
-    let (_keeper, mut news) = start(&clock, std::slice::from_ref(&server));
+    let (_time_sync, mut news) = start(&clock, std::slice::from_ref(&server));
     assert!(matches!(next(&mut news).await, TimeEvent::Stepped { .. }));
     let synced = next(&mut news).await;
     assert!(
@@ -136,7 +136,7 @@ async fn a_clock_far_off_is_stepped_at_the_first_answer_and_stored() {
 async fn a_clock_nearly_right_is_not_stepped() {
     let clock = WrongClock::by(SECOND / 10);
     let server = serve(|_| {}).await;
-    let (_keeper, mut news) = start(&clock, &[server]);
+    let (_time_sync, mut news) = start(&clock, &[server]);
     assert!(matches!(next(&mut news).await, TimeEvent::Synced { .. }));
 }
 
@@ -150,7 +150,7 @@ async fn liars_are_passed_over_until_an_honest_server_is_found() {
         serve(|r| r[32..48].fill(0xa0)).await,
         serve(|_| {}).await,
     ];
-    let (_keeper, mut news) = start(&clock, &servers);
+    let (_time_sync, mut news) = start(&clock, &servers);
     assert!(matches!(next(&mut news).await, TimeEvent::Stepped { .. }));
     let synced = next(&mut news).await;
     assert!(matches!(&synced, TimeEvent::Synced { server, .. } if *server == servers[4]));
@@ -192,7 +192,7 @@ fn chrony_is_understood() {
             &["-x", "-d", "-u", "root", "-f", &config.to_string_lossy()],
         );
         let clock = WrongClock::by(-3600 * SECOND);
-        let (_keeper, mut news) = start(&clock, &["10.9.0.1".to_owned()]);
+        let (_time_sync, mut news) = start(&clock, &["10.9.0.1".to_owned()]);
         while !matches!(next(&mut news).await, TimeEvent::Synced { .. }) {}
         assert!(clock.error_ns().abs() < 2 * SECOND, "{}", clock.error_ns());
     });
