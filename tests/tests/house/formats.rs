@@ -1,12 +1,12 @@
-//! The formats of stored data: docs/update.md lists each number, and a number above one has a migration with a test. A
+//! The formats of stored data: a page of the docs lists each number, and a number above one has a migration with a test. A
 //! machine whose trial fails runs the version before, which has to open what the new one wrote.
 
 use std::collections::BTreeSet;
 
-use super::promises::{assert_tests_exist, page, quoted, tables};
-use super::tree::sources;
+use super::promises::{assert_tests_exist, quoted, tables};
+use super::tree::{others, sources};
 
-/// The section of docs/update.md.
+/// The section of the page about updates.
 const SECTION: &str = "\n### Formats of stored data\n";
 /// The migration of a first format.
 const NONE: &str = "–";
@@ -53,8 +53,11 @@ fn written() -> BTreeSet<DeclaredFormat> {
 
 /// The rows of the table, without its heading.
 fn rows() -> Vec<Vec<String>> {
-    let page = page("update.md");
-    let (_, section) = page.split_once(SECTION).expect("the section");
+    let pages = others(&["md"]);
+    let mut sections = pages
+        .iter()
+        .filter_map(|page| page.text.split_once(SECTION));
+    let (_, section) = sections.next().expect("a page has the section");
     let section = section.split("\n### ").next().unwrap_or_default();
     let mut rows = tables(section).remove("").expect("a table");
     rows.remove(0);
@@ -66,11 +69,11 @@ fn every_format_of_stored_data_is_the_first_one_or_has_a_migration_with_a_test()
     let mut listed = BTreeSet::new();
     for row in rows() {
         let [store, number, declared, migration] = row.as_slice() else {
-            panic!("docs/update.md: four columns: {row:?}");
+            panic!("{SECTION}: four columns: {row:?}");
         };
         let number: u64 = number.parse().expect("a number");
         let [file, name] = quoted(declared).collect::<Vec<_>>()[..] else {
-            panic!("docs/update.md: a file and a constant: {declared:?}");
+            panic!("{SECTION}: a file and a constant: {declared:?}");
         };
         match (number, migration.as_str()) {
             (1, NONE) => {}
@@ -78,14 +81,11 @@ fn every_format_of_stored_data_is_the_first_one_or_has_a_migration_with_a_test()
             (_, migration) => assert_tests_exist(store, migration),
         }
         let new = listed.insert((file.to_owned(), name.to_owned(), number));
-        assert!(new, "docs/update.md: {declared} twice");
+        assert!(new, "{SECTION}: {declared} twice");
     }
     let written = written();
     assert!(written.len() > 10, "{written:?}");
-    assert_eq!(
-        listed, written,
-        "docs/update.md has the numbers of the sources"
-    );
+    assert_eq!(listed, written, "the page has the numbers of the sources");
 }
 
 #[test]
