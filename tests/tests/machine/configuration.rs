@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Vm, VmBuilder};
 use alknet_tests::tools::iso_volume;
-use alknet_tests::{BootVariant, MachineNode, READY, TestBench, curl};
+use alknet_tests::{BootVariant, MachineNode, READY, TestBench, curl, eventually};
 use serde_json::{Value, json};
 
 /// How long after its message that the node serves the console may report a problem.
@@ -93,7 +93,7 @@ fn a_volume_is_found_and_replaced_while_the_machine_runs() {
     assert_eq!(info["config"]["source"], "nocloud (sr0)");
 
     insert(&node, &right.display().to_string(), "scribe");
-    let info = node.info();
+    let info = settled(&node, |info| info["name"] == "scribe");
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["name"], "scribe");
     assert_eq!(info["config"]["source"], "nocloud (sr0)");
@@ -199,10 +199,24 @@ fn problem(node: &MachineNode, code: &str, words: &str) -> Value {
         let waited = node.vm().wait_for(said, SAID_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));
     }
-    let info = node.info();
+    let info = settled(node, |info| {
+        let problems = info["problems"].as_array();
+        problems.is_some_and(|all| all.iter().any(|problem| problem["code"] == code))
+    });
     let text = text_of(&info, code);
     assert!(text.contains(words), "{words} in {text}");
     info
+}
+
+/// Returns the first `node/info` that fits. While a disc is exchanged the drive may be seen empty,
+/// and then the node starts once more after it has served with the same name: a call may meet a
+/// node that ends, or one that has no administrator yet.
+fn settled(node: &MachineNode, fits: impl Fn(&Value) -> bool) -> Value {
+    eventually("node/info has what follows from the document", || {
+        let answer = node.try_call("node/info", &Value::Null, &[]);
+        let info = (answer.status == 0).then(|| answer.json())?;
+        fits(&info).then_some(info)
+    })
 }
 
 /// What is wrong, and what to do.
