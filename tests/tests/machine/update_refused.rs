@@ -34,6 +34,8 @@ fn update_refusals_change_nothing() {
         &config(&bench, &keys),
     );
     let node = serving(&bench, vm);
+    // PID 1 looks at the disk beside the start of the node.
+    stands(&node, &[("state", "idle"), ("version", FIRST)]);
     let before = disk.contents();
     let small = vec![0x5a; SMALL];
     let draft = ReleaseDraft::new;
