@@ -22,6 +22,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// because it has no port to serve.
 const NO_PORT: &str =
     "initcall_blacklist=inet_init,inet6_init,inet_blackhole_dev_init,cubictcp_register";
+/// A kernel that panicked restarts the machine after a second. An image's words say ten, through which an emulated processor
+/// spins; the last ones count.
+const QUICK_RESTART: &str = "panic=1";
 /// The guest's clock goes on to the next timer whenever the guest waits, so the five minutes after which PID 1 restarts a
 /// machine without a node pass at once.
 const QUICK_CLOCK: [&str; 2] = ["-icount", "shift=3,sleep=off"];
@@ -33,7 +36,8 @@ fn update_that_panics_at_boot_returns_and_says_so() {
     let keys = ReleaseKeys::one(7);
     let disk = SlotDiskImage::new(bench.raw());
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let bad = kernel_alone(&first, SECOND, &[("init", PROGRAM, b"no program")]);
+    let files: [AddedFile<'_>; 1] = [("init", PROGRAM, b"no program")];
+    let bad = kernel_alone(&first, SECOND, QUICK_RESTART, &files);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &bad);
     let vm = machine(
         MachineKind::Q35Uefi,
@@ -73,7 +77,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
 
     let hangs = hanging_program();
     let files: [AddedFile<'_>; 2] = [("dev", FOLDER, b""), ("init", PROGRAM, &hangs)];
-    let hangs = kernel_alone(&first, SECOND, &files);
+    let hangs = kernel_alone(&first, SECOND, "", &files);
     disk.put_on_trial(&hangs, TRIES, "absent");
     let vm = back(quick(builder().watchdog(WatchdogAction::Reset)), TRIES);
     let events = vm.qmp().events().into_iter();

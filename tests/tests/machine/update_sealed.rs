@@ -67,7 +67,7 @@ fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
     let (bench, identity) = set_up(&configured);
     // A plan needs no program that starts.
     let bundle = bundle(&bench, &keys, |first, version| {
-        kernel_alone(first, version, &[])
+        kernel_alone(first, version, "", &[])
     });
     let machine = measured(&bench, "own").after_firmware();
     let vm = machine.configured(&configured).start();
