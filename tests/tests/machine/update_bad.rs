@@ -11,7 +11,8 @@ use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{AddedFile, FOLDER, PROGRAM, changed, hanging_program, kernel_alone};
 use crate::update::{
-    FIRST, SECOND, config, failed_update, has_token, machine, make_token, serving, stands,
+    FIRST, SECOND, config, failed_update, has_token, machine, make_token, stands,
+    start_after_firmware,
 };
 
 /// The note of a token that the first version made.
@@ -39,12 +40,7 @@ fn update_that_panics_at_boot_returns_and_says_so() {
     let files: [AddedFile<'_>; 1] = [("init", PROGRAM, b"no program")];
     let bad = kernel_alone(&first, SECOND, QUICK_RESTART, &files);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &bad);
-    let vm = machine(
-        MachineKind::Q35Uefi,
-        VirtioDisk::file(disk.path()),
-        &config(&bench, &keys),
-    );
-    let mut node = serving(&bench, vm);
+    let mut node = start_after_firmware(&bench, &config(&bench, &keys));
     make_token(&node, KEPT);
     let mark = node.vm().console().mark();
     let failed = failed_update(bench.admin(), &mut node, &bundle);
@@ -70,7 +66,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let config = config(&bench, &keys);
     let first = disk.program(BootSlot::A).expect("the image has it");
     let builder = || machine(MachineKind::Q35Uefi, VirtioDisk::file(disk.path()), &config);
-    let node = serving(&bench, builder());
+    let node = start_after_firmware(&bench, &config);
     let identity = node.identity().to_owned();
     make_token(&node, KEPT);
     node.end();
@@ -84,7 +80,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let bites = events.filter(|event| event.name == "WATCHDOG").count();
     assert_eq!(bites, usize::from(TRIES), "{}", vm.report());
     drop(vm);
-    let node = serving(&bench, builder());
+    let node = start_after_firmware(&bench, &config);
     assert_eq!(node.identity(), identity);
     stands(
         &node,
@@ -106,7 +102,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     drop(vm);
     let record = disk.record().expect("a record");
     assert_eq!(record.phase(), BootPhase::Failed);
-    let node = serving(&bench, builder());
+    let node = start_after_firmware(&bench, &config);
     assert_eq!(node.identity(), identity);
     assert_failed(&node, "its node ended", "restart");
 }
