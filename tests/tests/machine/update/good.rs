@@ -11,7 +11,7 @@ use super::disk::SlotDiskImage;
 use super::program::versioned;
 use super::{
     FIRST, LIMIT, SECOND, config, has_token, is_refused, machine, make_token, roll_back, serving,
-    stands, status, update,
+    stands, start_after_firmware, status, update,
 };
 
 /// The note of a token that an update keeps.
@@ -22,12 +22,8 @@ const KEPT: &str = "stays";
 #[test]
 fn update_good_and_back_under_uefi() {
     let bench = TestBench::new();
-    let (node, keys) = updated(
-        &bench,
-        MachineKind::Q35Uefi,
-        DiskController::VirtioBlk,
-        BundleKind::Delta,
-    );
+    let started = |config: &str| start_after_firmware(&bench, config);
+    let (node, keys) = updated(&bench, started, BundleKind::Delta);
     let older = ReleaseDraft::new(2, "0.0.9");
     let older = keys.bundle(bench.path(), &older, &[0; 2 << 20]);
     let refused = update(
@@ -63,12 +59,11 @@ fn update_good_and_back_under_uefi() {
 #[test]
 fn update_good_under_bios_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
-    let (node, _) = updated(
-        &bench,
-        MachineKind::Q35,
-        DiskController::Nvme,
-        BundleKind::Whole,
-    );
+    let started = |config: &str| {
+        let disk = VirtioDisk::file(bench.raw()).on(DiskController::Nvme);
+        serving(&bench, machine(MachineKind::Q35, disk, config))
+    };
+    let (node, _) = updated(&bench, started, BundleKind::Whole);
     finds_damage(bench.admin(), &node, &SlotDiskImage::new(bench.raw()));
 }
 
@@ -82,11 +77,10 @@ enum BundleKind {
 /// Most bytes of a bundle with the delta between two programs that differ by their versions.
 const DELTA_BUNDLE_BYTES_MAX: u64 = 256 << 10;
 
-/// A machine after an update from [`FIRST`] to [`SECOND`], which is in slot b.
+/// The machine that `start` makes of a configuration, after an update from [`FIRST`] to [`SECOND`], which is in slot b.
 fn updated(
     bench: &TestBench,
-    kind: MachineKind,
-    on: DiskController,
+    start: impl FnOnce(&str) -> MachineNode,
     has: BundleKind,
 ) -> (MachineNode, ReleaseKeys) {
     let keys = ReleaseKeys::one(7);
@@ -99,9 +93,7 @@ fn updated(
     let bundle = keys.bundle_from(bench.path(), &draft, &second, old);
     let bytes = std::fs::metadata(&bundle).expect("written").len();
     assert_eq!(bytes <= DELTA_BUNDLE_BYTES_MAX, old.is_some(), "{bytes}");
-    let file = VirtioDisk::file(disk.path()).on(on);
-    let vm = machine(kind, file, &config(bench, &keys));
-    let mut node = serving(bench, vm);
+    let mut node = start(&config(bench, &keys));
     let identity = node.identity().to_owned();
     stands(
         &node,
