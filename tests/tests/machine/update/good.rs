@@ -1,4 +1,4 @@
-//! An update to a good version, and the way back. Under UEFI `update_cuts.rs` has both, and cuts what this update wrote.
+//! An update to a good version, and the way back. Under UEFI `update_cuts.rs` has both, and cuts what the update wrote.
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
@@ -51,8 +51,8 @@ pub(crate) fn goes_back(bench: &TestBench, updated: &UpdatedMachine) {
     has_token(node, KEPT);
 }
 
-/// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk, and a delta makes the new version from the
-/// first one. Afterwards the machine notices what the disk does wrong.
+/// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk, and a delta makes the new version from
+/// the first one. Afterwards the machine notices what the disk does wrong.
 #[test]
 fn update_good_under_bios_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
