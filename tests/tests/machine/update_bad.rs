@@ -23,8 +23,8 @@ const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// because it has no port to serve.
 const NO_PORT: &str =
     "initcall_blacklist=inet_init,inet6_init,inet_blackhole_dev_init,cubictcp_register";
-/// A kernel that panicked restarts the machine after a second. An image's words say ten, through which an emulated processor
-/// spins; the last ones count.
+/// A kernel that panicked restarts the machine after a second. The words of an image say ten, through which an emulated
+/// processor spins; the last ones count.
 const QUICK_RESTART: &str = "panic=1";
 /// The guest's clock goes on to the next timer whenever the guest waits, so the five minutes after which PID 1 restarts a
 /// machine without a node pass at once.

@@ -1,4 +1,4 @@
-//! An update to a good version, and the way back.
+//! An update to a good version, and the way back. Under UEFI `update_cuts.rs` has both, and cuts what the update wrote.
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
@@ -11,34 +11,31 @@ use super::disk::SlotDiskImage;
 use super::program::versioned;
 use super::{
     FIRST, LIMIT, SECOND, config, has_token, is_refused, machine, make_token, roll_back, serving,
-    stands, start_after_firmware, status, update,
+    stands, status, update,
 };
 
 /// The note of a token that an update keeps.
 const KEPT: &str = "stays";
 
-/// Under UEFI: the new version, which a delta makes from the first one, is confirmed, then its floor refuses an older one
-/// that an administrator permits, and a rollback returns to the first version. Identity and stored tokens stay.
-#[test]
-fn update_good_and_back_under_uefi() {
-    let bench = TestBench::new();
-    let started = |config: &str| start_after_firmware(&bench, config);
-    let (node, keys) = updated(&bench, started, BundleKind::Delta);
+/// The floor of the new version refuses an older one that an administrator permits, and a rollback returns to the first
+/// version. Identity and stored tokens stay.
+pub(crate) fn goes_back(bench: &TestBench, updated: &UpdatedMachine) {
+    let node = &updated.node;
     let older = ReleaseDraft::new(2, "0.0.9");
-    let older = keys.bundle(bench.path(), &older, &[0; 2 << 20]);
+    let older = updated.keys.bundle(bench.path(), &older, &[0; 2 << 20]);
     let refused = update(
         bench.admin(),
-        &node,
+        node,
         &older,
         &["--stage", "--downgrade", "0.0.9"],
     );
     is_refused(&refused, "FORBIDDEN", "below-floor");
 
     let identity = node.identity().to_owned();
-    let back = roll_back(bench.admin(), &node);
+    let back = roll_back(bench.admin(), node);
     assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
     stands(
-        &node,
+        node,
         &[
             ("version", FIRST),
             ("slot", "a"),
@@ -48,14 +45,14 @@ fn update_good_and_back_under_uefi() {
     );
     // The machine does not go back to it by itself.
     alknet_tests::eventually("the version that was left", || {
-        (status(&node)["left"] == json!([SECOND])).then_some(())
+        (status(node)["left"] == json!([SECOND])).then_some(())
     });
     assert_eq!(node.info()["identity"], identity.as_str());
-    has_token(&node, KEPT);
+    has_token(node, KEPT);
 }
 
-/// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk. Afterwards the machine notices what the disk
-/// does wrong.
+/// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk, and a delta makes the new version from
+/// the first one. Afterwards the machine notices what the disk does wrong.
 #[test]
 fn update_good_under_bios_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
@@ -63,13 +60,14 @@ fn update_good_under_bios_and_faults_of_its_storage_are_found() {
         let disk = VirtioDisk::file(bench.raw()).on(DiskController::Nvme);
         serving(&bench, machine(MachineKind::Q35, disk, config))
     };
-    let (node, _) = updated(&bench, started, BundleKind::Whole);
-    finds_damage(bench.admin(), &node, &SlotDiskImage::new(bench.raw()));
+    let disk = SlotDiskImage::new(bench.raw());
+    let updated = updated(&bench, started, BundleKind::Delta, || disk.clone());
+    finds_damage(bench.admin(), &updated.node, &disk);
 }
 
 /// What the bundle of an update has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BundleKind {
+pub(crate) enum BundleKind {
     Delta,
     Whole,
 }
@@ -77,15 +75,24 @@ enum BundleKind {
 /// Most bytes of a bundle with the delta between two programs that differ by their versions.
 const DELTA_BUNDLE_BYTES_MAX: u64 = 256 << 10;
 
-/// The machine that `start` makes of a configuration, after an update from [`FIRST`] to [`SECOND`], which is in slot b.
-fn updated(
+/// A machine after an update from [`FIRST`] to [`SECOND`], which is in slot b.
+pub(crate) struct UpdatedMachine {
+    pub(crate) node: MachineNode,
+    pub(crate) keys: ReleaseKeys,
+    /// Those of slot a and slot b.
+    pub(crate) programs: [Vec<u8>; 2],
+}
+
+/// Updates the machine that `start` makes of a configuration. `read` gives its disk as it is afterwards.
+pub(crate) fn updated(
     bench: &TestBench,
     start: impl FnOnce(&str) -> MachineNode,
     has: BundleKind,
-) -> (MachineNode, ReleaseKeys) {
+    read: impl FnOnce() -> SlotDiskImage,
+) -> UpdatedMachine {
     let keys = ReleaseKeys::one(7);
-    let disk = SlotDiskImage::new(bench.raw());
-    let first = disk.program(BootSlot::A).expect("the image has it");
+    let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
+    let first = first.expect("the image has it");
     let second = versioned(&first, SECOND);
     let mut draft = ReleaseDraft::new(1, SECOND);
     draft.floor = Some(FIRST);
@@ -140,13 +147,14 @@ fn updated(
     assert_eq!(node.info()["problems"], json!([]));
     has_token(&node, KEPT);
     // The first version is as it was, and the second one is what was signed.
-    assert!(
-        disk.program(BootSlot::A) == Some(first),
-        "slot a was changed"
-    );
-    assert!(
-        disk.program(BootSlot::B) == Some(second),
-        "slot b has other bytes"
-    );
-    (node, keys)
+    let (disk, programs) = (read(), [first, second]);
+    for (slot, program) in BootSlot::ALL.into_iter().zip(&programs) {
+        let has_it = disk.has_program(slot, program);
+        assert_eq!(has_it, Some(true), "slot {slot} has other bytes");
+    }
+    UpdatedMachine {
+        node,
+        keys,
+        programs,
+    }
 }

@@ -9,7 +9,7 @@
 pub(crate) mod bundle;
 mod damage;
 pub(crate) mod disk;
-mod good;
+pub(crate) mod good;
 pub(crate) mod program;
 
 use std::path::Path;

@@ -57,8 +57,9 @@ pub(crate) fn renamed(base: &[u8], version: &str, name: &str, other: &str) -> Ve
     rewritten(base, version, "", &[], InitialFiles::Packed(&packed))
 }
 
-/// The kernel of `base`, with more words for it, in a program of this version whose initial file system has these files
-/// alone. A program that no test lets come to its node costs a third so, wherever it is sent, hashed, loaded and unpacked.
+/// The kernel of `base`, with more words for it, in a program of this version whose initial file system has these
+/// files alone. A program that no test lets come to its node costs a third so, wherever it is sent, hashed, loaded and
+/// unpacked.
 pub(crate) fn kernel_alone(
     base: &[u8],
     version: &str,
