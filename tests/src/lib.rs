@@ -50,7 +50,9 @@ pub use browser::{Browser, LoadedResource, spki};
 pub use cli::{CliOutput, CliRunner, CliSubscription, run_with_input};
 pub use curl::Curl;
 pub use draining::{TokenCallers, notes_of_tokens};
-pub use guesses::{FAILED_LOGINS, guesses_refuse_no_other_client, wrong_token};
+pub use guesses::{
+    FAILED_LOGINS, guesses_refuse_no_other_client, guesses_until_refused, wrong_token,
+};
 pub use host::{HostNode, serve};
 pub use http3::{Http3Response, http3};
 pub use hub::HUB;

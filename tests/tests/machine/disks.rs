@@ -458,7 +458,13 @@ fn problem(node: &MachineNode, code: &str) -> Value {
     let line = format!("alknet: problem {code}: ");
     let said = node.vm().wait_for(&line, SAID_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
-    let info = node.info();
+    // PID 1 tells the consoles before the node.
+    let info = eventually("the node knows the problem", || {
+        let info = node.info();
+        let problems = info["problems"].as_array();
+        let known = problems.is_some_and(|all| all.iter().any(|one| one["code"] == code));
+        known.then_some(info)
+    });
     let problems = info["problems"].as_array().expect("a list");
     let found = problems.iter().find(|problem| problem["code"] == code);
     let found = found.unwrap_or_else(|| panic!("no {code}: {info:#}"));

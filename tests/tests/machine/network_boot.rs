@@ -157,6 +157,11 @@ impl BootServer {
             .stderr(log);
         let child = python.spawn().expect("the set-up installs Python");
         self.programs.push(child);
+        // A loader whose connection is refused gives up.
+        let address = SocketAddr::from(([192, 0, 2, 1], 80));
+        eventually("the HTTP server listens", || {
+            TcpStream::connect_timeout(&address, CONNECT_WITHIN).ok()
+        });
     }
 
     /// A machine without a disk starts on the network, and its node answers with the document that came with it.

@@ -76,7 +76,13 @@ fn is_sealed_as_said(node: &MachineNode, made: &Value, source: &str, left: &str)
     let line = format!("alknet: problem secrets-left: {source}: the {left}");
     let waited = node.vm().wait_for(&line, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
-    let info = node.info();
+    // PID 1 tells the consoles before the node.
+    let info = eventually("the node knows the problem", || {
+        let info = node.info();
+        let problems = info["problems"].as_array();
+        let known = problems.is_some_and(|all| all.iter().any(|one| one["code"] == "secrets-left"));
+        known.then_some(info)
+    });
     assert_eq!(info["name"], "kitchen", "{info:#}");
     assert_eq!(info["config"]["source"], source, "{info:#}");
     let problems = info["problems"].as_array().expect("a list").iter();

@@ -110,13 +110,20 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     let variables = enrolled(&bench, &owner, "owners");
     let unsigned = OwnedPrograms::of_disk(&bench);
     unsigned.by(&bench, &owner, "signed").install(&bench);
-    let machine = || {
-        let machine = bench.machine(BootVariant::UefiRaw).measured("own");
+    let machine = |chip: &str| {
+        let machine = bench.machine(BootVariant::UefiRaw).measured(chip);
         machine.secured(&variables).configured(WITH_PASSPHRASE)
     };
-    let attacked = || machine().with(|vm| vm.argument("-smbios").argument(OEM_STRING));
+    let attacked = |chip: &str| {
+        let machine = machine(chip);
+        machine.with(|vm| vm.argument("-smbios").argument(OEM_STRING))
+    };
+    // Firmware runs once without the string and once with it, and each time hands over to two machines.
+    let own = bench.record("own", SnapshotPoint::Kernel, || machine("recorder"));
+    let with_string = || attacked("recorder");
+    let with_string = bench.record("with-string", SnapshotPoint::Kernel, with_string);
 
-    let vm = machine().start();
+    let vm = machine("own").resumed(&own).start();
     asked(&vm, "new passphrase");
     type_line(&vm, PASSPHRASE);
     shown(&vm, "the same again");
@@ -132,7 +139,7 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     node.end();
 
     make_former_slot(&bench.raw(), &bench.path().join("own.tpm"));
-    let vm = attacked().start();
+    let vm = attacked("own").resumed(&with_string).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "something from beside the image was started with it");
     knock::serves_nothing(&vm);
@@ -146,7 +153,7 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
 
     // PCR 7 and 11 are as before.
     let attacker = asking_for_the_slot(&bench.raw());
-    let vm = with(attacked(), &attacker).start();
+    let vm = with(attacked("own").resumed(&with_string), &attacker).start();
     asked(&vm, "passphrase of the vault");
     says(
         &vm,
@@ -157,7 +164,7 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     drop(vm);
 
     // Without the string, the measurements open the new slot.
-    let node = machine().boot();
+    let node = machine("own").resumed(&own).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");

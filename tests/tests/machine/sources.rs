@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_qemu::{VirtioDisk, VmBuilder};
 use alknet_tests::tools::{fat_volume, tool_says};
-use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench, eventually};
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::json;
 
@@ -183,7 +183,12 @@ fn runs(node: &MachineNode, name: &str, source: &str, problems: &[&str]) {
         let waited = node.vm().wait_for(&line, SAID_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));
     }
-    let info = node.info();
+    // PID 1 tells the consoles before the node.
+    let info = eventually("the node knows the problems", || {
+        let info = node.info();
+        let known = info["problems"].as_array().map(Vec::len);
+        (known >= Some(problems.len())).then_some(info)
+    });
     assert_eq!(
         (&info["name"], &info["config"]["source"]),
         (&json!(name), &json!(source)),

@@ -118,7 +118,7 @@ fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     // The damage loses no data: with its old bytes back the machine opens, and it ignores the thief's medium.
     let mut node = machine().boot();
     assert_eq!(node.identity(), identity);
-    let info = node.info();
+    let info = with_problem(&node, "provisioning-ignored");
     let codes = info["problems"].as_array().into_iter().flatten();
     let codes: Vec<_> = codes.filter_map(|one| one["code"].as_str()).collect();
     assert!(codes.contains(&"provisioning-ignored"), "{info:#}");
@@ -317,7 +317,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     drop(recorder);
 
     let reminded = |node: &MachineNode| {
-        let info = node.info();
+        let info = with_problem(node, "words-unconfirmed");
         let problems = info["problems"].as_array().into_iter().flatten();
         let mut problems = problems.filter(|one| one["code"] == "words-unconfirmed");
         let found = problems.next();
@@ -360,6 +360,16 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     stays_closed(&vm, "config-lost", told);
     look.sees_only(&vm, &[]);
     link.hears(&vm, "config-lost");
+}
+
+/// Returns the first `node/info` with this problem, of which PID 1 may tell the node after its start.
+fn with_problem(node: &MachineNode, code: &str) -> Value {
+    eventually(&format!("the problem {code}"), || {
+        let info = node.info();
+        let problems = info["problems"].as_array();
+        let has = problems.is_some_and(|all| all.iter().any(|one| one["code"] == code));
+        has.then_some(info)
+    })
 }
 
 /// Removes an administrator from the configuration of a running machine.

@@ -11,7 +11,8 @@ use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{AddedFile, FOLDER, PROGRAM, changed, hanging_program, kernel_alone};
 use crate::update::{
-    FIRST, SECOND, config, failed_update, has_token, machine, make_token, serving, stands,
+    FIRST, SECOND, config, failed_update, has_token, machine, make_token, stands,
+    start_after_firmware,
 };
 
 /// The note of a token that the first version made.
@@ -22,6 +23,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// because it has no port to serve.
 const NO_PORT: &str =
     "initcall_blacklist=inet_init,inet6_init,inet_blackhole_dev_init,cubictcp_register";
+/// A kernel that panicked restarts the machine after a second. The words of an image say ten, through which an emulated
+/// processor spins; the last ones count.
+const QUICK_RESTART: &str = "panic=1";
 /// The guest's clock goes on to the next timer whenever the guest waits, so the five minutes after which PID 1 restarts a
 /// machine without a node pass at once.
 const QUICK_CLOCK: [&str; 2] = ["-icount", "shift=3,sleep=off"];
@@ -33,14 +37,10 @@ fn update_that_panics_at_boot_returns_and_says_so() {
     let keys = ReleaseKeys::one(7);
     let disk = SlotDiskImage::new(bench.raw());
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let bad = kernel_alone(&first, SECOND, &[("init", PROGRAM, b"no program")]);
+    let files: [AddedFile<'_>; 1] = [("init", PROGRAM, b"no program")];
+    let bad = kernel_alone(&first, SECOND, QUICK_RESTART, &files);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &bad);
-    let vm = machine(
-        MachineKind::Q35Uefi,
-        VirtioDisk::file(disk.path()),
-        &config(&bench, &keys),
-    );
-    let mut node = serving(&bench, vm);
+    let mut node = start_after_firmware(&bench, &config(&bench, &keys));
     make_token(&node, KEPT);
     let mark = node.vm().console().mark();
     let failed = failed_update(bench.admin(), &mut node, &bundle);
@@ -66,21 +66,21 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let config = config(&bench, &keys);
     let first = disk.program(BootSlot::A).expect("the image has it");
     let builder = || machine(MachineKind::Q35Uefi, VirtioDisk::file(disk.path()), &config);
-    let node = serving(&bench, builder());
+    let node = start_after_firmware(&bench, &config);
     let identity = node.identity().to_owned();
     make_token(&node, KEPT);
     node.end();
 
     let hangs = hanging_program();
     let files: [AddedFile<'_>; 2] = [("dev", FOLDER, b""), ("init", PROGRAM, &hangs)];
-    let hangs = kernel_alone(&first, SECOND, &files);
+    let hangs = kernel_alone(&first, SECOND, "", &files);
     disk.put_on_trial(&hangs, TRIES, "absent");
     let vm = back(quick(builder().watchdog(WatchdogAction::Reset)), TRIES);
     let events = vm.qmp().events().into_iter();
     let bites = events.filter(|event| event.name == "WATCHDOG").count();
     assert_eq!(bites, usize::from(TRIES), "{}", vm.report());
     drop(vm);
-    let node = serving(&bench, builder());
+    let node = start_after_firmware(&bench, &config);
     assert_eq!(node.identity(), identity);
     stands(
         &node,
@@ -102,7 +102,7 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     drop(vm);
     let record = disk.record().expect("a record");
     assert_eq!(record.phase(), BootPhase::Failed);
-    let node = serving(&bench, builder());
+    let node = start_after_firmware(&bench, &config);
     assert_eq!(node.identity(), identity);
     assert_failed(&node, "its node ended", "restart");
 }

@@ -1,5 +1,6 @@
-//! The power fails at any moment of an update: the loader then starts a whole program. First each write is cut in its
-//! order, and then a disk loses writes that were not flushed, at random moments.
+//! An update to a good version under UEFI and back, and the power fails at any moment of it: the loader then starts a
+//! whole program. First each write is cut in its order, and then a disk loses writes that were not flushed, at random
+//! moments.
 //!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
@@ -15,10 +16,9 @@ use alknet_tests::tools::tool;
 use alknet_tests::{TestBench, eventually};
 
 use crate::power::{CampaignRng, Evidence, is_full};
-use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::{SlotDiskImage, slot_path};
-use crate::update::program::versioned;
-use crate::update::{FIRST, LIMIT, SECOND, config, machine, serving, stands, status, update};
+use crate::update::good::{BundleKind, UpdatedMachine, goes_back, updated};
+use crate::update::{FIRST, SECOND, config, machine, serving, status};
 
 /// Cuts of a campaign, and how many of them start a machine.
 const CUTS: usize = 50;
@@ -71,7 +71,7 @@ impl RepairKind {
 }
 
 #[test]
-fn update_cuts_at_any_write_leave_a_whole_program() {
+fn update_good_and_back_under_uefi_and_its_cuts_leave_a_whole_program() {
     let session = UpdateRecording::record();
     session.cut_each_write();
     let mut dice = CampaignRng::from_environment();
@@ -126,33 +126,39 @@ fn update_cuts_at_any_write_leave_a_whole_program() {
 }
 
 impl UpdateRecording {
+    /// Records an update to a good version, and then lets the machine go back.
     fn record() -> Self {
         let bench = TestBench::new();
-        let keys = ReleaseKeys::one(7);
-        let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
-        let first = first.expect("the image has it");
-        let second = versioned(&first, SECOND);
-        let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &second);
-        let config = config(&bench, &keys);
         let recorder = DiskRecorder::serve(&bench.raw()).unwrap_or_else(|error| panic!("{error}"));
-        let vm = machine(
-            MachineKind::Q35Uefi,
-            VirtioDisk::recorded(&recorder),
-            &config,
-        );
-        let node = serving(&bench, vm);
-        let (begun, identity) = (recorder.recording().len(), node.identity().to_owned());
-        let done = update(bench.admin(), &node, &bundle, &["--yes", "--limit", LIMIT]);
-        assert_eq!(done.status, 0, "{done:?}\n{}", node.vm().report());
-        stands(&node, &[("version", SECOND), ("state", "good")]);
-        drop(node);
+        let mut begun = 0;
+        let start = |config: &str| {
+            let disk = VirtioDisk::recorded(&recorder);
+            let node = serving(&bench, machine(MachineKind::Q35Uefi, disk, config));
+            begun = recorder.recording().len();
+            node
+        };
+        // The recorder leaves the file of the disk as it was.
+        let read = || {
+            let (path, recording) = (bench.path().join("updated.raw"), recorder.recording());
+            let whole = recording.cut(recording.len(), 0, &path);
+            whole.unwrap_or_else(|error| panic!("{error}"));
+            SlotDiskImage::new(path)
+        };
+        let updated = updated(&bench, start, BundleKind::Whole, read);
+        let recording = recorder.recording();
+        goes_back(&bench, &updated);
+        let UpdatedMachine {
+            node,
+            keys,
+            programs,
+        } = updated;
         Self {
-            recording: recorder.recording(),
-            bench,
+            recording,
             begun,
-            config,
-            identity,
-            programs: [first, second],
+            config: config(&bench, &keys),
+            identity: node.identity().to_owned(),
+            programs,
+            bench,
         }
     }
 

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{MachineKind, VirtioDisk};
-use alknet_tests::TestBench;
+use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
 
 use crate::configuration::{NO_VAULT, document};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
 use crate::update::disk::{FOREIGN, SlotDiskImage};
-use crate::update::{FIRST, SECOND, config, is_refused, machine, serving, stands, update};
+use crate::update::{
+    FIRST, SECOND, config, is_refused, machine, serving, stands, start_after_firmware, update,
+};
 
 /// Bytes that the boot partition has left: a small program fits, and one of an image does not.
 const ROOM_BYTES: u64 = 16 << 20;
@@ -28,12 +30,9 @@ fn update_refusals_change_nothing() {
     let keys = ReleaseKeys::new(&[1, 2, 3], 2);
     let disk = SlotDiskImage::new(bench.raw());
     fill(&disk);
-    let vm = machine(
-        MachineKind::Q35Uefi,
-        VirtioDisk::file(disk.path()),
-        &config(&bench, &keys),
-    );
-    let node = serving(&bench, vm);
+    let node = start_after_firmware(&bench, &config(&bench, &keys));
+    // PID 1 looks at the disk beside the start of the node.
+    stands(&node, &[("state", "idle"), ("version", FIRST)]);
     let before = disk.contents();
     let small = vec![0x5a; SMALL];
     let draft = ReleaseDraft::new;
@@ -138,37 +137,29 @@ fn fill(disk: &SlotDiskImage) {
 #[test]
 fn update_without_keys_is_refused() {
     let bench = TestBench::new();
-    let disk = SlotDiskImage::new(bench.raw());
-    refuses_small(
-        &bench,
-        VirtioDisk::file(disk.path()),
-        &(document(&bench, "edge") + NO_VAULT),
-        ("FORBIDDEN", "no-keys"),
-    );
+    let config = document(&bench, "edge") + NO_VAULT;
+    let node = start_after_firmware(&bench, &config);
+    refuses_small(&bench, &node, "FORBIDDEN", "no-keys");
 }
 
-/// The node keeps nothing, so it serves without writing to its disk.
+/// The node keeps nothing, so it serves without writing to its disk. Its loader cannot write either.
 #[test]
 fn update_on_a_disk_that_refuses_writes_is_refused() {
     let bench = TestBench::new();
-    let disk = SlotDiskImage::new(bench.raw());
     let keys = ReleaseKeys::one(7).config();
-    refuses_small(
-        &bench,
-        VirtioDisk::file(disk.path()).read_only(),
-        &(document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys),
-        ("CONFLICT", "disk"),
-    );
+    let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys;
+    let disk = VirtioDisk::file(bench.raw()).read_only();
+    let node = serving(&bench, machine(MachineKind::Q35Uefi, disk, &config));
+    refuses_small(&bench, &node, "CONFLICT", "disk");
 }
 
 /// A machine refuses a bundle with a small program, and changes nothing.
-fn refuses_small(bench: &TestBench, disk: VirtioDisk, config: &str, (error, code): (&str, &str)) {
+fn refuses_small(bench: &TestBench, node: &MachineNode, error: &str, code: &str) {
     let draft = ReleaseDraft::new(1, SECOND);
     let bundle = ReleaseKeys::one(7).bundle(bench.path(), &draft, &vec![0x5a; SMALL]);
-    let node = serving(bench, machine(MachineKind::Q35Uefi, disk, config));
     let disk = SlotDiskImage::new(bench.raw());
     let before = disk.contents();
-    let output = update(bench.admin(), &node, &bundle, &["--stage"]);
+    let output = update(bench.admin(), node, &bundle, &["--stage"]);
     is_refused(&output, error, code);
     assert!(disk.contents() == before && disk.program(BootSlot::B).is_none());
 }

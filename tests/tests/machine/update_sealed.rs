@@ -28,7 +28,10 @@ fn update_of_a_sealed_machine_and_back_needs_no_person() {
     let configured = format!("{TPM_ALONE}\n{}", keys.config());
     let (bench, identity) = set_up(&configured);
     let bundle = bundle(&bench, &keys, versioned);
-    let mut node = measured(&bench, "own").configured(&configured).boot();
+    // The restarts run the machine's own firmware, which measures both programs.
+    SlotDiskImage::new(bench.raw()).pass_loader();
+    let machine = measured(&bench, "own").after_firmware();
+    let mut node = machine.configured(&configured).boot();
     assert_eq!(node.identity(), identity);
     let first = opened(&node);
 
@@ -67,7 +70,7 @@ fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
     let (bench, identity) = set_up(&configured);
     // A plan needs no program that starts.
     let bundle = bundle(&bench, &keys, |first, version| {
-        kernel_alone(first, version, &[])
+        kernel_alone(first, version, "", &[])
     });
     let machine = measured(&bench, "own").after_firmware();
     let vm = machine.configured(&configured).start();

@@ -34,7 +34,7 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let owners = by(&bench, &owner, &unsigned, "second-of-owner");
     let owners = std::fs::read(owners).expect("it was signed");
     // Firmware refuses the other two before it starts a kernel.
-    let foreign = kernel_alone(&first, SECOND, &[]);
+    let foreign = kernel_alone(&first, SECOND, "", &[]);
     let unsigned_other = write(bench.path(), "other", &foreign);
     let others = by(&bench, &other_owner, &unsigned_other, "second-of-other");
     let others = std::fs::read(others).expect("it was signed");

@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use alknet_test_support::deadline;
 use alknet_tests::{CliRunner, HostNode, TestBench, eventually, serve};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -256,8 +258,10 @@ fn a_call_given_up_in_another_operation_takes_no_state_from_a_service() {
 
 /// Calls of one caller that wait in the service, one after the other.
 const CALLS_OF_ONE: usize = 10;
-/// How long each of them waits, ms.
+/// How long each of them waits at rest, ms: longer than from the first one's start until all of them are there.
 const WAIT_MS: u64 = 1500;
+/// How long on a busy machine at most, ms. A call has thirty seconds, and waits for two others.
+const WAIT_MS_MAX: u64 = 10_000;
 
 /// Each caller has one call in the service's queue: the calls of another caller wait for one of them, not for all.
 #[test]
@@ -274,7 +278,9 @@ fn one_callers_waiting_calls_leave_others_their_turn() {
         value("alknet_call_requests_total") - value("alknet_call_seconds_count")
     };
     let before = running();
-    let input = json!({ "waits": WAIT_MS }).to_string();
+    let waits = deadline(Duration::from_millis(WAIT_MS)).as_millis();
+    let waits = u64::try_from(waits).map_or(WAIT_MS_MAX, |waits| waits.min(WAIT_MS_MAX));
+    let input = json!({ "waits": waits }).to_string();
     let mut calling: Vec<_> = std::iter::repeat_with(|| {
         let mut command = eve.command(&["call", at, PATH, &input]);
         command.stdout(Stdio::null()).stderr(Stdio::null());

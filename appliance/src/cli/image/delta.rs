@@ -43,36 +43,66 @@ pub(super) fn deltas(
     }
     let new = ProgramParts::unpack(program);
     let new = new.map_err(|why| CommandError::usage(format!("{name} has no deltas: {why}")))?;
-    let mut made: Vec<ProgramDelta> = Vec::new();
+    // Making a delta takes a minute, so all bases are looked at first.
+    let mut bases: Vec<String> = Vec::new();
     for what in from {
+        let old = DeltaOrigin::read(what, program)?;
+        // The base is the name of the file, so one bundle would overwrite the other.
+        if bases.contains(&old.base) {
+            return Err(old.refused(&"another --from is the same program"));
+        }
+        bases.push(old.base);
+    }
+    let origins = from.iter().map(|what| DeltaOrigin::read(what, program));
+    origins.map(|old| old?.delta(name, &new)).collect()
+}
+
+/// A program that a delta starts from.
+struct DeltaOrigin {
+    path: PathBuf,
+    program: Vec<u8>,
+    /// Its SHA-256, in hex.
+    base: String,
+}
+
+impl DeltaOrigin {
+    /// Reads what `--from` names. It is another program than that of the bundle.
+    fn read(what: &Path, program: &[u8]) -> Result<Self, CommandError> {
         let path = program_path(what)?;
         let old = read_bounded(&path, TARGET_BYTES_MAX)?;
-        let refused = |why: &dyn std::fmt::Display| {
-            CommandError::usage(format!("no delta starts from {}: {why}", path.display()))
+        let origin = Self {
+            path,
+            base: HEXLOWER.encode(&Sha256::digest(&old)),
+            program: old,
         };
-        let base = HEXLOWER.encode(&Sha256::digest(&old));
-        if old == program {
-            return Err(refused(&"it is the program of the bundle itself"));
+        if origin.program == program {
+            return Err(origin.refused(&"it is the program of the bundle itself"));
         }
-        // The base is the name of the file, so one bundle would overwrite the other.
-        if made.iter().any(|it| it.base == base) {
-            return Err(refused(&"another --from is the same program"));
-        }
-        let parts = ProgramParts::unpack(&old).map_err(|why| refused(&why))?;
-        let bytes = make_delta(&parts.as_old(), &new.as_new()).map_err(|why| refused(&why))?;
+        Ok(origin)
+    }
+
+    fn refused(&self, why: &dyn std::fmt::Display) -> CommandError {
+        let path = self.path.display();
+        CommandError::usage(format!("no delta starts from {path}: {why}"))
+    }
+
+    /// Makes the delta to the program with this name.
+    fn delta(self, name: &str, new: &ProgramParts<'_>) -> Result<ProgramDelta, CommandError> {
+        let parts = ProgramParts::unpack(&self.program).map_err(|why| self.refused(&why))?;
+        let made = make_delta(&parts.as_old(), &new.as_new());
+        let bytes = made.map_err(|why| self.refused(&why))?;
         let info = DeltaInfo {
             target: name.to_owned(),
-            base: base.clone(),
+            base: self.base.clone(),
             library: library_version(),
             blocks: Vec::new(),
         };
-        let file = format!("alknet.from_{}.delta", &base[..NAME_DIGITS]);
+        let file = format!("alknet.from_{}.delta", &self.base[..NAME_DIGITS]);
         let target = UpdateTarget::describe_delta(&file, info, &mut &*bytes);
-        made.push(ProgramDelta {
-            target: target.map_err(|why| refused(&why))?,
+        Ok(ProgramDelta {
+            target: target.map_err(|why| self.refused(&why))?,
             bytes,
-            base,
-        });
+            base: self.base,
+        })
     }
-    Ok(made)
 }

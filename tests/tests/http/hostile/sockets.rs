@@ -74,26 +74,38 @@ async fn messages_without_their_ends_are_counted_together() {
     let mut socket = other.socket(Some(&web.admin)).await;
     is_answered_in_pieces(&mut socket, &request(1, "services/list", &long)).await;
     let grown = peak(&web).saturating_sub(before);
-    let mut refused = 0;
-    for mut socket in sockets {
-        match closed(&mut socket, deadline(Duration::from_millis(5))).await {
-            Ok(Some(1013)) => refused += 1,
-            // It has room, or had it until its timeout.
-            Ok(None | Some(4408)) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-    drop(carriers);
+    // As many as find no room.
     let count = connections * SOCKETS;
+    let least = count - share() as usize / MESSAGE_BYTES - SOCKETS;
+    let (mut refused, mut late) = (0, 0);
+    let ends = async {
+        // On a busy machine a close frame is still on its way at the first look.
+        while refused + late < least {
+            let mut rest = Vec::new();
+            for mut socket in sockets.drain(..) {
+                match closed(&mut socket, deadline(Duration::from_millis(5))).await {
+                    Ok(Some(1013)) => refused += 1,
+                    // It had room until its timeout, and then another one may have it.
+                    Ok(Some(4408)) => late += 1,
+                    Ok(None) => rest.push(socket),
+                    other => panic!("{other:?}"),
+                }
+            }
+            sockets = rest;
+        }
+    };
+    within(ends).await;
+    drop(carriers);
     println!(
-        "figure {count} messages: {} KiB, {refused} refused",
+        "figure {count} messages: {} KiB, {refused} refused, {late} late",
         grown >> 10
     );
     let most = share() + count as u64 * SOCKET_BYTES + GROWTH_BYTES;
     assert!(grown <= most, "{grown} bytes for {count} messages");
-    // As many as find no room.
-    let room = share() as usize / MESSAGE_BYTES;
-    assert!(refused >= count - room - SOCKETS, "{refused} of {count}");
+    assert!(
+        refused > 0 && refused + late >= least,
+        "{refused} and {late} late of {count}"
+    );
 }
 
 /// Waits until the node stops growing.

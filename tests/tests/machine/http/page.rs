@@ -83,9 +83,11 @@ pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> B
         ("log", "endpoint"),
     ] {
         let shown = format!("document.getElementById('{section}').textContent");
-        let shown = browser.evaluate(&shown);
-        let has = shown.as_str().is_some_and(|shown| shown.contains(word));
-        assert!(has, "{section}: {shown}");
+        eventually(&format!("{section} shows {word}"), || {
+            let shown = browser.evaluate(&shown);
+            let has = shown.as_str().is_some_and(|shown| shown.contains(word));
+            has.then_some(())
+        });
     }
     let shown = browser.evaluate("document.body.textContent");
     let shown = shown.as_str().expect("text");

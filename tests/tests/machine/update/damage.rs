@@ -73,7 +73,8 @@ pub(super) fn finds_damage(admin: &CliRunner, node: &MachineNode, disk: &SlotDis
 fn says_both(admin: &CliRunner, node: &MachineNode, mark: ConsoleMark) {
     for code in ["slot-damaged", "disk-failing"] {
         let line = format!("alknet: problem {code}: ");
-        let said = node.vm().wait_for(&line, SAID_WITHIN);
+        // The whole line: its text comes behind the code.
+        let said = node.vm().wait_line(&line, SAID_WITHIN);
         said.unwrap_or_else(|error| panic!("{error}"));
     }
     let said = node.vm().console().since(mark);

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use alknet_boot_state::{
-    BootNote, BootRecord, BootRecordError, BootSlot, BootSlots, NOTE_BYTES, NOTE_OFFSET, NoteArea,
-    NoteText, RECORD_BYTES, RECORD_OFFSET, loader_choice,
+    BootChoice, BootNote, BootRecord, BootRecordError, BootSlot, BootSlots, NOTE_BYTES,
+    NOTE_OFFSET, NoteArea, NoteText, RECORD_BYTES, RECORD_OFFSET, loader_choice,
 };
 use alknet_fat::{FatError, FatVolume, FilePartition, RepairReport, RepairRules};
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
@@ -154,6 +154,10 @@ impl SlotDiskImage {
     /// The slot that a loader starts, by the record and the programs as they are. A loader looks only whether a file
     /// begins with `MZ`.
     pub(crate) fn chosen(&self) -> Option<BootSlot> {
+        self.choice().start
+    }
+
+    fn choice(&self) -> BootChoice {
         let record = self.record().ok();
         let volume = self.volume();
         let present = BootSlots::filter(|slot| {
@@ -163,7 +167,17 @@ impl SlotDiskImage {
                 file.read_exact(&mut begin).is_ok() && begin == *b"MZ"
             })
         });
-        loader_choice(record.as_ref(), present).start
+        loader_choice(record.as_ref(), present)
+    }
+
+    /// Writes the record as a loader leaves it that starts slot a, for a machine that goes on behind its loader.
+    pub(crate) fn pass_loader(&self) {
+        let choice = self.choice();
+        assert_eq!(choice.start, Some(BootSlot::A));
+        if let Some(next) = choice.write {
+            let written = self.file().write_all_at(&next.encode(), RECORD_OFFSET);
+            written.expect("the disk is ours");
+        }
     }
 
     /// Repairs the boot partition, as the machine that runs `running` does before it writes.

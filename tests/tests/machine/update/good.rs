@@ -1,4 +1,4 @@
-//! An update to a good version, and the way back.
+//! An update to a good version, and the way back. Under UEFI `update_cuts.rs` has both, and cuts what the update wrote.
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
@@ -17,32 +17,25 @@ use super::{
 /// The note of a token that an update keeps.
 const KEPT: &str = "stays";
 
-/// Under UEFI: the new version, which a delta makes from the first one, is confirmed, then its floor refuses an older one
-/// that an administrator permits, and a rollback returns to the first version. Identity and stored tokens stay.
-#[test]
-fn update_good_and_back_under_uefi() {
-    let bench = TestBench::new();
-    let (node, keys) = updated(
-        &bench,
-        MachineKind::Q35Uefi,
-        DiskController::VirtioBlk,
-        BundleKind::Delta,
-    );
+/// The floor of the new version refuses an older one that an administrator permits, and a rollback returns to the first
+/// version. Identity and stored tokens stay.
+pub(crate) fn goes_back(bench: &TestBench, updated: &UpdatedMachine) {
+    let node = &updated.node;
     let older = ReleaseDraft::new(2, "0.0.9");
-    let older = keys.bundle(bench.path(), &older, &[0; 2 << 20]);
+    let older = updated.keys.bundle(bench.path(), &older, &[0; 2 << 20]);
     let refused = update(
         bench.admin(),
-        &node,
+        node,
         &older,
         &["--stage", "--downgrade", "0.0.9"],
     );
     is_refused(&refused, "FORBIDDEN", "below-floor");
 
     let identity = node.identity().to_owned();
-    let back = roll_back(bench.admin(), &node);
+    let back = roll_back(bench.admin(), node);
     assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
     stands(
-        &node,
+        node,
         &[
             ("version", FIRST),
             ("slot", "a"),
@@ -52,29 +45,29 @@ fn update_good_and_back_under_uefi() {
     );
     // The machine does not go back to it by itself.
     alknet_tests::eventually("the version that was left", || {
-        (status(&node)["left"] == json!([SECOND])).then_some(())
+        (status(node)["left"] == json!([SECOND])).then_some(())
     });
     assert_eq!(node.info()["identity"], identity.as_str());
-    has_token(&node, KEPT);
+    has_token(node, KEPT);
 }
 
-/// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk. Afterwards the machine notices what the disk
-/// does wrong.
+/// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk, and a delta makes the new version from
+/// the first one. Afterwards the machine notices what the disk does wrong.
 #[test]
 fn update_good_under_bios_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
-    let (node, _) = updated(
-        &bench,
-        MachineKind::Q35,
-        DiskController::Nvme,
-        BundleKind::Whole,
-    );
-    finds_damage(bench.admin(), &node, &SlotDiskImage::new(bench.raw()));
+    let started = |config: &str| {
+        let disk = VirtioDisk::file(bench.raw()).on(DiskController::Nvme);
+        serving(&bench, machine(MachineKind::Q35, disk, config))
+    };
+    let disk = SlotDiskImage::new(bench.raw());
+    let updated = updated(&bench, started, BundleKind::Delta, || disk.clone());
+    finds_damage(bench.admin(), &updated.node, &disk);
 }
 
 /// What the bundle of an update has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BundleKind {
+pub(crate) enum BundleKind {
     Delta,
     Whole,
 }
@@ -83,15 +76,23 @@ enum BundleKind {
 const DELTA_BUNDLE_BYTES_MAX: u64 = 256 << 10;
 
 /// A machine after an update from [`FIRST`] to [`SECOND`], which is in slot b.
-fn updated(
+pub(crate) struct UpdatedMachine {
+    pub(crate) node: MachineNode,
+    pub(crate) keys: ReleaseKeys,
+    /// Those of slot a and slot b.
+    pub(crate) programs: [Vec<u8>; 2],
+}
+
+/// Updates the machine that `start` makes of a configuration. `read` gives its disk as it is afterwards.
+pub(crate) fn updated(
     bench: &TestBench,
-    kind: MachineKind,
-    on: DiskController,
+    start: impl FnOnce(&str) -> MachineNode,
     has: BundleKind,
-) -> (MachineNode, ReleaseKeys) {
+    read: impl FnOnce() -> SlotDiskImage,
+) -> UpdatedMachine {
     let keys = ReleaseKeys::one(7);
-    let disk = SlotDiskImage::new(bench.raw());
-    let first = disk.program(BootSlot::A).expect("the image has it");
+    let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
+    let first = first.expect("the image has it");
     let second = versioned(&first, SECOND);
     let mut draft = ReleaseDraft::new(1, SECOND);
     draft.floor = Some(FIRST);
@@ -99,9 +100,7 @@ fn updated(
     let bundle = keys.bundle_from(bench.path(), &draft, &second, old);
     let bytes = std::fs::metadata(&bundle).expect("written").len();
     assert_eq!(bytes <= DELTA_BUNDLE_BYTES_MAX, old.is_some(), "{bytes}");
-    let file = VirtioDisk::file(disk.path()).on(on);
-    let vm = machine(kind, file, &config(bench, &keys));
-    let mut node = serving(bench, vm);
+    let mut node = start(&config(bench, &keys));
     let identity = node.identity().to_owned();
     stands(
         &node,
@@ -148,13 +147,14 @@ fn updated(
     assert_eq!(node.info()["problems"], json!([]));
     has_token(&node, KEPT);
     // The first version is as it was, and the second one is what was signed.
-    assert!(
-        disk.program(BootSlot::A) == Some(first),
-        "slot a was changed"
-    );
-    assert!(
-        disk.program(BootSlot::B) == Some(second),
-        "slot b has other bytes"
-    );
-    (node, keys)
+    let (disk, programs) = (read(), [first, second]);
+    for (slot, program) in BootSlot::ALL.into_iter().zip(&programs) {
+        let has_it = disk.has_program(slot, program);
+        assert_eq!(has_it, Some(true), "slot {slot} has other bytes");
+    }
+    UpdatedMachine {
+        node,
+        keys,
+        programs,
+    }
 }

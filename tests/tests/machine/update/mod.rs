@@ -9,7 +9,7 @@
 pub(crate) mod bundle;
 mod damage;
 pub(crate) mod disk;
-mod good;
+pub(crate) mod good;
 pub(crate) mod program;
 
 use std::path::Path;
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::configuration::{NO_VAULT, document};
 use bundle::ReleaseKeys;
+use disk::SlotDiskImage;
 
 /// The version of the built image, and of those that the tests make from it. All have the same length, because a
 /// version is changed in its place.
@@ -53,6 +54,15 @@ pub(crate) fn machine(kind: MachineKind, disk: VirtioDisk, config: &str) -> VmBu
 pub(crate) fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
     let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
     MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
+}
+
+/// A machine with UEFI and the bench's disk, whose good slot has the program of the image, from the moment at which it
+/// serves. Its first start goes on where firmware and the loader handed over to the kernel of another machine. Each
+/// restart runs its own firmware and loader.
+pub(crate) fn start_after_firmware(bench: &TestBench, config: &str) -> MachineNode {
+    SlotDiskImage::new(bench.raw()).pass_loader();
+    let machine = bench.machine(BootVariant::UefiRaw).after_firmware();
+    machine.config(config).boot()
 }
 
 /// `alknet update NODE BUNDLE`, with more arguments.

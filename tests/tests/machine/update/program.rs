@@ -57,10 +57,16 @@ pub(crate) fn renamed(base: &[u8], version: &str, name: &str, other: &str) -> Ve
     rewritten(base, version, "", &[], InitialFiles::Packed(&packed))
 }
 
-/// The kernel of `base` in a program of this version whose initial file system has these files alone. A program that no
-/// test lets come to its node costs a third so, wherever it is sent, hashed, loaded and unpacked.
-pub(crate) fn kernel_alone(base: &[u8], version: &str, files: &[AddedFile<'_>]) -> Vec<u8> {
-    rewritten(base, version, "", files, InitialFiles::Empty)
+/// The kernel of `base`, with more words for it, in a program of this version whose initial file system has these
+/// files alone. A program that no test lets come to its node costs a third so, wherever it is sent, hashed, loaded and
+/// unpacked.
+pub(crate) fn kernel_alone(
+    base: &[u8],
+    version: &str,
+    words: &str,
+    files: &[AddedFile<'_>],
+) -> Vec<u8> {
+    rewritten(base, version, words, files, InitialFiles::Empty)
 }
 
 /// What an initial file system has before files are added.

@@ -284,7 +284,8 @@ fn plan(rings: &[RingSize], at_once: usize) -> RolloutPlan {
     RolloutPlan {
         rings: rings.to_vec(),
         at_once,
-        limit: Duration::from_millis(300),
+        // A worker that goes on has to end within it, also where the test gets little of the processor.
+        limit: deadline(Duration::from_millis(300)),
         poll: Duration::from_millis(1),
     }
 }

@@ -134,7 +134,8 @@ async fn a_bundle_that_its_sender_gives_up_leaves_room_for_the_next() {
 #[tokio::test]
 async fn a_session_without_a_next_piece_ends() {
     let pace = StagingPace {
-        idle: Duration::from_millis(20),
+        // The first piece has to come within it.
+        idle: alknet_test_support::deadline(Duration::from_millis(20)),
         ..StagingPace::default()
     };
     let bench = NodeUpdateBench::with("", pace, None);
