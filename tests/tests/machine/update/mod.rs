@@ -10,6 +10,8 @@ pub(crate) mod bundle;
 mod damage;
 pub(crate) mod disk;
 mod good;
+mod hub;
+mod page;
 pub(crate) mod program;
 
 use std::path::Path;
