@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{ConsoleMark, DiskController, MachineKind, VirtioDisk};
-use alknet_tests::{MachineNode, TestBench};
+use alknet_tests::pebble::{GATEWAY, PebbleAddress};
+use alknet_tests::{HostServer, MachineNode, TestBench};
 use serde_json::json;
 
 use super::bundle::{ReleaseDraft, ReleaseKeys};
@@ -21,8 +22,10 @@ use super::{
 
 const PAGE: &str = include_str!("../../../../docs/update.md");
 
-/// How the first lines of the page's blocks begin: an update, what became of it, the way back, and a hub's workers.
+/// How the first lines of the page's blocks begin: an update, bundles of a server, what became of an update, the way back,
+/// and a hub's workers.
 const UPDATES: &str = "alknet update edge-1 bundle.tar --dry-run";
+const SERVERS: &str = "alknet update edge-1 hall https://";
 const LOOKS: &str = "alknet update status edge-1";
 const GOES_BACK: &str = "alknet rollback edge-1";
 const WORKERS: &str = "alknet update --workers attic bundle.tar";
@@ -41,11 +44,20 @@ fn update_good_and_back_under_uefi() {
     let good = GoodUpdate::new(&bench, BundleKind::Delta);
     let hub = MachineHub::start(&bench);
     hub.store(&good.bundle);
+    let channel = ReleaseChannel::new(&bench, &good.keys);
     let (kind, on) = (MachineKind::Q35Uefi, DiskController::VirtioBlk);
-    let mut node = good.serving(&bench, (kind, on), "");
-    let reader = UpdatePageReader::new(&bench, PAGE, &good.bundle);
-    reader.add_node("edge-1", &node.target());
+    let mut node = good.serving(&bench, (kind, on), &channel.config());
+    let mut reader = UpdatePageReader::new(&bench, PAGE, &good.bundle);
     reader.add_node("attic", hub.target());
+    // The page has a second machine beside the first one.
+    for name in ["edge-1", "hall"] {
+        reader.add_node(name, &node.target());
+    }
+    reader.put(SERVER, channel.address());
+    // It counts from the next start on.
+    let root = channel.authority.roots();
+    let store = format!("alknet file add edge-1 root/{ROOT} {}", root.display());
+    reader.prepare(&store);
     let (mark, identity) = (node.vm().console().mark(), node.identity().to_owned());
     let said = reader.follow(UPDATES, node.vm());
     for (line, times) in [
@@ -63,8 +75,16 @@ fn update_good_and_back_under_uefi() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(said.ends_with("no bundle was under way\n"), "{said}");
+    let said = reader.follow(SERVERS, node.vm());
+    for (line, times) in [
+        ("edge-1: 0.2.0 → 0.3.0\n", 2),
+        ("hall: 0.2.0 → 0.3.0\n", 1),
+        ("nothing was changed on ", 3),
+    ] {
+        assert_eq!(said.matches(line).count(), times, "{line}: {said}");
+    }
 
-    let older = ReleaseDraft::new(NUMBER + 1, "0.0.9");
+    let older = ReleaseDraft::new(NUMBER + 2, "0.0.9");
     let older = good.keys.bundle(bench.path(), &older, &[0; 2 << 20]);
     let refused = update(
         bench.admin(),
@@ -121,11 +141,51 @@ fn update_by_a_hub_under_bios_after_its_lies_and_faults_of_its_storage_are_found
 /// The two tests above run each of them.
 #[test]
 fn update_page_has_no_other_commands_for_tests() {
-    let begins = [UPDATES, LOOKS, GOES_BACK, WORKERS];
+    let begins = [UPDATES, SERVERS, LOOKS, GOES_BACK, WORKERS];
     let lines = first_lines(PAGE);
     assert_eq!(lines.len(), begins.len(), "{lines:?}");
     for (line, begin) in lines.iter().zip(begins) {
         assert!(line.starts_with(begin), "{line:?} is not {begin:?}");
+    }
+}
+
+/// The page's server, and where the channels are below it.
+const SERVER: &str = "https://updates.example.org/";
+const CHANNELS: &str = "alknet";
+/// The name under which the machine keeps the certificate of the server's authority.
+const ROOT: &str = "lab";
+
+/// A server on this host, with a bundle of a later version in the channel `stable`. Its program starts on no machine.
+struct ReleaseChannel {
+    authority: PebbleAddress,
+    server: HostServer,
+}
+
+impl ReleaseChannel {
+    fn new(bench: &TestBench, keys: &ReleaseKeys) -> Self {
+        let draft = ReleaseDraft::new(NUMBER + 1, "0.3.0");
+        let bundle = keys.bundle(bench.path(), &draft, &[0; 2 << 20]);
+        let folder = bench.path().join("served");
+        let stable = folder.join(CHANNELS).join("stable");
+        let moved = std::fs::create_dir_all(&stable)
+            .and_then(|()| std::fs::rename(bundle, stable.join("bundle.tar")));
+        moved.expect("the folder is ours");
+        let authority = PebbleAddress::new();
+        let server = HostServer::files(&folder, &authority);
+        Self { authority, server }
+    }
+
+    /// The address, as a machine on QEMU's network sees it.
+    fn address(&self) -> String {
+        format!("https://{GATEWAY}:{}/", self.server.port())
+    }
+
+    /// Follows the table `[update]` of a configuration.
+    fn config(&self) -> String {
+        format!(
+            "url = \"{}{CHANNELS}\"\n[tls]\nroots = \"store:/root/{ROOT}\"\nwebpki_ip = true\n",
+            self.address()
+        )
     }
 }
 

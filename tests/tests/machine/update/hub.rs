@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use alknet_tests::pebble::GATEWAY;
 use alknet_tests::{CliOutput, HUB, HostNode, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
@@ -13,8 +14,6 @@ use super::{FIRST, LIMIT, SECOND, stands, status};
 /// The name of the machine, by its configuration.
 pub(super) const WORKER: &str = "edge";
 
-/// Address by which a machine on QEMU's network reaches this host.
-const GATEWAY: &str = "10.0.2.2";
 /// The bundle that a hub has for its workers, in its state directory.
 const BUNDLE_FILE: &str = "state/hub-update/bundle.tar";
 /// Bytes of the program in a hub's lies.

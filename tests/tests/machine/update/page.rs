@@ -30,6 +30,8 @@ pub(super) fn first_lines(page: &'static str) -> Vec<&'static str> {
 pub(super) struct UpdatePageReader {
     page: &'static str,
     home: PathBuf,
+    /// Each text of the page with what the administrator writes in its place.
+    values: Vec<(&'static str, String)>,
 }
 
 impl UpdatePageReader {
@@ -42,13 +44,27 @@ impl UpdatePageReader {
         let linked = symlink(bench.admin().state(), state)
             .and_then(|()| symlink(bundle, home.join("bundle.tar")));
         linked.expect("the folder is ours");
-        Self { page, home }
+        Self {
+            page,
+            home,
+            values: Vec::new(),
+        }
+    }
+
+    /// Writes `value` wherever the page has `written`.
+    pub(super) fn put(&mut self, written: &'static str, value: String) {
+        self.values.push((written, value));
     }
 
     /// Gives a node a name of the page.
     pub(super) fn add_node(&self, name: &str, target: &str) {
-        let (done, said) = self.run(&format!("alknet node add {name} {target}"));
-        assert!(done, "{said}");
+        self.prepare(&format!("alknet node add {name} {target}"));
+    }
+
+    /// Runs a command of another page, which this one needs.
+    pub(super) fn prepare(&self, command: &str) {
+        let (done, said) = self.run(command);
+        assert!(done, "{command}: {said}");
     }
 
     /// Runs the block of the page whose first line begins with `begin`, agrees where a command asks, and returns what the
@@ -59,7 +75,12 @@ impl UpdatePageReader {
         let block = blocks.into_iter().find(|block| block.starts_with(begin));
         let block = block.unwrap_or_else(|| panic!("the page has no commands {begin:?}"));
         let commands: Vec<_> = block.lines().map(agreed).collect();
-        let commands = commands.join("\n");
+        let commands = self
+            .values
+            .iter()
+            .fold(commands.join("\n"), |commands, (written, value)| {
+                commands.replace(written, value)
+            });
         let (done, said) = self.run(&commands);
         assert!(done, "{commands}\nsaid {said}\n{}", vm.report());
         said
