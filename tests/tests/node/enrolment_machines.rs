@@ -293,8 +293,8 @@ impl<'a> Bystander<'a> {
         for (carriage, _, client) in &served {
             let reason = timeout(deadline(CUT_OFF_WITHIN), client.closed()).await;
             let reason = reason.expect("the hub still serves the bystander");
-            // Only a close over QUIC carries a code. Over TCP the hub sends close_notify if the socket takes it, and
-            // otherwise the client sees the end of TCP alone.
+            // Only a close over QUIC carries a code. Over TCP a connection whose stream is cut ends without
+            // close_notify (RFC 8446 section 6.1), in a whole run once.
             let policy = u64::from(CloseCode::Policy.code());
             let is_revoked = match carriage {
                 Carriage::Quic => {

@@ -103,8 +103,8 @@ async fn messages_without_their_ends_are_counted_together() {
     let most = share() + count as u64 * SOCKET_BYTES + GROWTH_BYTES;
     assert!(grown <= most, "{grown} bytes for {count} messages");
     assert!(
-        refused > 0 && refused + late >= least,
-        "{refused} and {late} late of {count}"
+        refused >= least,
+        "{refused} refused, {late} late of {count}"
     );
 }
 
