@@ -41,6 +41,8 @@ const SMALL_SERIAL: &str = "S0SMALL0";
 /// The beginning of a written disk that has the partition table, in bytes.
 const HEAD_BYTES: u64 = 1 << 20;
 
+/// The installer keeps its own files of 131 MB, and the program, in half of the memory.
+const MEMORY_MIB: u32 = 768;
 /// In the place of the installer's own list of programs: its shell at the serial line, as the installer starts one at
 /// the second console, without the menu.
 const INITTAB: &str = "ttyS0::respawn:-/bin/sh\n::shutdown:/bin/umount -a -r\n";
@@ -297,6 +299,7 @@ impl RescueShell {
             .accel(accel)
             .kernel(installer.join("linux"))
             .initrd(initial_file_system(bench, &installer))
+            .memory_mib(MEMORY_MIB)
             .append("console=ttyS0 quiet")
             .disk(usb(drive, SERIAL))
             .disk(usb(small, SMALL_SERIAL))
