@@ -19,6 +19,7 @@ mod browser;
 mod cli;
 mod curl;
 mod draining;
+mod file_server;
 mod guesses;
 mod host;
 mod http3;
@@ -50,6 +51,7 @@ pub use browser::{Browser, LoadedResource, spki};
 pub use cli::{CliOutput, CliRunner, CliSubscription, run_with_input};
 pub use curl::Curl;
 pub use draining::{TokenCallers, notes_of_tokens};
+pub use file_server::FileServer;
 pub use guesses::{
     FAILED_LOGINS, guesses_refuse_no_other_client, guesses_until_refused, wrong_token,
 };

@@ -13,6 +13,7 @@ pub mod gpu;
 mod group;
 mod grub;
 pub mod image;
+mod installer;
 pub mod kernel;
 mod licenses;
 mod linked;

@@ -473,7 +473,8 @@ fn unpacked(cx: &XtaskContext, name: &str, members: &[&str], strip: u32) -> Resu
     Ok(folder)
 }
 
-fn unpacked_folder(cx: &XtaskContext, name: &str, pin: &SourcePin) -> PathBuf {
+/// The folder in the cache of a pinned archive that was taken apart, whether it exists or not.
+pub(crate) fn unpacked_folder(cx: &XtaskContext, name: &str, pin: &SourcePin) -> PathBuf {
     let key = digest::key([pin.sha256.as_bytes()]);
     cx.cache().join("tools").join(format!("{name}-{key}"))
 }

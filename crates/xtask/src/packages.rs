@@ -132,7 +132,11 @@ pub const PACKAGES: &[DebianPackage] = &[
         "benchmarks: chunks of a file beside our deltas",
     ),
     command("chromium", "chromium", "tests: a browser"),
-    command("cpio", "cpio", "tests: reads our initramfs"),
+    command(
+        "cpio",
+        "cpio",
+        "tests: reads our initramfs, and adds a file to one of Debian's",
+    ),
     command(
         "cryptsetup-bin",
         "cryptsetup",

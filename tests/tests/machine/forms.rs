@@ -284,7 +284,7 @@ pub(super) fn keeps_data(bench: &TestBench, vm: VmBuilder, device: &str, disk_by
     info
 }
 
-fn has_data(info: &Value, device: &str, disk_bytes: u64) {
+pub(super) fn has_data(info: &Value, device: &str, disk_bytes: u64) {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
     assert_eq!(info["data"]["device"], device, "{info:#}");

@@ -34,6 +34,7 @@ mod power;
 mod provision;
 mod randomness;
 mod rescue;
+mod rescue_system;
 mod rollback;
 mod screen;
 mod secure_boot;

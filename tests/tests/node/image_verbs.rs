@@ -1,16 +1,18 @@
 //! `alknet image`: disks, files and signatures on this computer, without a node.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use alknet_image::{ImageForm, MANIFEST_FILE, OutputRole};
 use alknet_test_support::limited;
 use alknet_tests::tools::{tool, tool_says};
-use alknet_tests::{BuiltImageFolder, CliOutput, TestBench, binary, eventually, run_with_input};
+use alknet_tests::{
+    BuiltImageFolder, CliOutput, FileServer, TestBench, binary, eventually, run_with_input,
+};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -226,45 +228,12 @@ fn a_disk_is_written_only_if_its_serial_number_is_given() {
     assert!(written == disk, "the disk has other bytes");
 }
 
-/// A server of Python's own library for the files of a folder.
-struct FileServer {
-    child: Child,
-    port: String,
-}
-
-impl FileServer {
-    fn start(folder: &Path) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-u", "-m", "http.server", "--bind", "127.0.0.1", "0"])
-            .current_dir(folder)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("Python is installed");
-        let mut line = String::new();
-        let said = child.stdout.take().expect("it was asked for above");
-        BufReader::new(said)
-            .read_line(&mut line)
-            .expect("it says its port");
-        // Serving HTTP on 127.0.0.1 port 41234 (http://127.0.0.1:41234/) ...
-        let port = line.split_whitespace().nth(5).expect("a port").to_owned();
-        Self { child, port }
-    }
-}
-
-impl Drop for FileServer {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
 #[test]
 fn an_image_comes_from_a_server_and_from_standard_input() {
     let user = ImageUser::new();
     let disk = user.small_disk();
     let server = FileServer::start(user.bench.path());
-    let url = format!("http://127.0.0.1:{}/disk.raw.zst", server.port);
+    let url = format!("http://127.0.0.1:{}/disk.raw.zst", server.port());
     user.run(&["write", &url, "one", "--to-file", "--json"])
         .json();
     assert!(fs::read(user.file("one")).expect("written") == disk);

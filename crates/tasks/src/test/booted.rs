@@ -15,7 +15,7 @@ use crate::failure::{Result, TaskError};
 use crate::loader::{self, LoaderPrograms};
 use crate::parts::ImageParts;
 use crate::third_party::{self, UEFI, WASM};
-use crate::{driver, grub, image, sources};
+use crate::{driver, grub, image, installer, sources};
 
 /// The forms that the tests of machines start. `qcow2` is left out: `containerdisk` holds the same file.
 const FORMS: [ImageForm; 16] = [
@@ -117,6 +117,10 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
         ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
         ("ALKNET_TEST_GRUB", grub::ensure_folder(cx)?.0.into()),
         ("ALKNET_TEST_HTTPWG", third_party::httpwg(cx)?.into()),
+        (
+            "ALKNET_TEST_INSTALLER",
+            installer::ensure_folder(cx)?.into(),
+        ),
         ("ALKNET_TEST_MCP_NODE", third_party::node_mcp(cx)?.into()),
         (
             "ALKNET_TEST_MCP_PYTHON",
