@@ -102,11 +102,17 @@ impl PebbleAddress {
         self.folder.path().join("own.pem")
     }
 
+    /// A certificate for this host, which the root has issued, and its key.
+    pub fn server_files(&self) -> [PathBuf; 2] {
+        ["server.pem", "server.key"].map(|name| self.folder.path().join(name))
+    }
+
     /// Starts answering.
     ///
     /// # Panics
     /// It does not start. The set-up installs it.
     pub fn open(self, manners: &PebbleOptions) -> Pebble {
+        let [certificate, key] = self.server_files();
         let Self { folder, ports } = self;
         let [directory, management, dns, control] = ports.each_ref().map(ReservedPort::number);
         let local = |port: u16| format!("127.0.0.1:{port}");
@@ -114,8 +120,8 @@ impl PebbleAddress {
         let config = json!({ "pebble": {
             "listenAddress": local(directory),
             "managementListenAddress": local(management),
-            "certificate": file("server.pem"),
-            "privateKey": file("server.key"),
+            "certificate": certificate,
+            "privateKey": key,
             "httpPort": manners.http,
             "tlsPort": manners.tls,
             "ocspResponderURL": "",

@@ -2,8 +2,10 @@
 //! `tests/clients`.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::pebble::PebbleAddress;
 use crate::tools::{client, variable};
 
 /// A server in a separate process, on a port of this host's own address. It is ended on drop.
@@ -54,6 +56,19 @@ impl HostServer {
     pub fn trees() -> Self {
         let mut command = Command::new("python3");
         command.arg(client("trees.py"));
+        Self::start(command, 0, None)
+    }
+
+    /// The files of this folder, over HTTPS with the certificate of the authority's own server.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn files(folder: &Path, authority: &PebbleAddress) -> Self {
+        let mut command = Command::new("python3");
+        command
+            .arg(client("files.py"))
+            .args(authority.server_files())
+            .current_dir(folder);
         Self::start(command, 0, None)
     }
 

@@ -12,7 +12,7 @@ use alknet_boot_state::{
 use alknet_fat::{BlockDevice, FatNode, FatVolume, NewFatVolume, ShortName, create};
 use alknet_update::{
     DeltaInfo, KeyThreshold, MetadataSigner, ReleaseInfo, ReleasePlan, RootPlan, SeedSigner,
-    UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
+    SignedRelease, UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
 };
 
 use super::boot_partitions::BIOS_LBA;
@@ -141,6 +141,34 @@ impl TestPublisher {
         given: &[TestDelta],
         has_program: bool,
     ) -> Vec<u8> {
+        let (targets, documents) = self.signed(release, given);
+        let files = &targets[usize::from(!has_program)..];
+        self.written((release, given), files, &documents)
+    }
+
+    /// A bundle with this release, and with the timestamp of an older one in the place of its own.
+    pub(super) fn bundle_with_timestamp_of(
+        &self,
+        older: &TestRelease,
+        release: &TestRelease,
+    ) -> Vec<u8> {
+        const TIMESTAMP: &str = "timestamp.json";
+        let (targets, mut documents) = self.signed(release, &[]);
+        let (_, older) = self.signed(older, &[]);
+        documents.documents.retain(|(name, _)| name != TIMESTAMP);
+        let mut older = older.documents.into_iter();
+        let replayed = older.find(|(name, _)| name == TIMESTAMP);
+        let replayed = replayed.expect("a release has a timestamp");
+        documents.documents.insert(0, replayed);
+        self.written((release, &[]), &targets, &documents)
+    }
+
+    /// What a release has, its program first, and its documents, signed by all keys.
+    fn signed(
+        &self,
+        release: &TestRelease,
+        given: &[TestDelta],
+    ) -> (Vec<UpdateTarget>, SignedRelease) {
         let content = release.content();
         let floor = release.floor.as_ref();
         let mut described = serde_json::json!({
@@ -155,7 +183,6 @@ impl TestPublisher {
         let program = target.expect("a target");
         let deltas: Vec<_> = given.iter().map(|delta| delta.target(&name)).collect();
         let targets = [std::slice::from_ref(&program), &deltas].concat();
-        let files = if has_program { &targets } else { &deltas };
         let plan = ReleasePlan {
             version: release.number,
             expires: UnixSeconds(release.expires + 1),
@@ -164,11 +191,22 @@ impl TestPublisher {
         };
         let all: Vec<&dyn MetadataSigner> = self.signers.iter().map(|it| it as _).collect();
         let documents = sign_release(&self.root, &plan, &all).expect("signed");
+        (targets, documents)
+    }
+
+    /// The bundle of these files.
+    fn written(
+        &self,
+        (release, given): (&TestRelease, &[TestDelta]),
+        files: &[UpdateTarget],
+        documents: &SignedRelease,
+    ) -> Vec<u8> {
+        let content = release.content();
         let mut bundle = Vec::new();
         write_bundle(
             &mut bundle,
             std::slice::from_ref(&self.root),
-            &documents,
+            documents,
             files,
             |target| {
                 let delta = given.iter().find(|it| it.name == target.name);

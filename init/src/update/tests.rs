@@ -4,6 +4,7 @@ mod again;
 mod cuts;
 mod deltas;
 mod lost_note;
+mod lying_hub;
 mod scrub;
 mod verified_programs;
 

@@ -1,5 +1,5 @@
-//! An update to a good version under UEFI and back, and the power fails at any moment of it: the loader then starts a
-//! whole program. First each write is cut in its order, and then a disk loses writes that were not flushed, at random
+//! An update to a good version under UEFI and back, by the commands of docs/update.md, and the power fails at any moment
+//! of it: the loader then starts a whole program. First each write is cut in its order, and then a disk loses writes that were not flushed, at random
 //! moments.
 //!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
@@ -16,9 +16,9 @@ use alknet_tests::tools::tool;
 use alknet_tests::{TestBench, eventually};
 
 use crate::power::{CampaignRng, Evidence, is_full};
+use crate::update::administrator::UpdateByPage;
 use crate::update::disk::{SlotDiskImage, slot_path};
-use crate::update::good::{BundleKind, UpdatedMachine, goes_back, updated};
-use crate::update::{FIRST, SECOND, config, machine, serving, status};
+use crate::update::{FIRST, SECOND, machine, serving, status};
 
 /// Cuts of a campaign, and how many of them start a machine.
 const CUTS: usize = 50;
@@ -130,33 +130,32 @@ impl UpdateRecording {
     fn record() -> Self {
         let bench = TestBench::new();
         let recorder = DiskRecorder::serve(&bench.raw()).unwrap_or_else(|error| panic!("{error}"));
-        let mut begun = 0;
-        let start = |config: &str| {
-            let disk = VirtioDisk::recorded(&recorder);
-            let node = serving(&bench, machine(MachineKind::Q35Uefi, disk, config));
-            begun = recorder.recording().len();
-            node
-        };
-        // The recorder leaves the file of the disk as it was.
-        let read = || {
-            let (path, recording) = (bench.path().join("updated.raw"), recorder.recording());
-            let whole = recording.cut(recording.len(), 0, &path);
-            whole.unwrap_or_else(|error| panic!("{error}"));
-            SlotDiskImage::new(path)
-        };
-        let updated = updated(&bench, start, BundleKind::Whole, read);
+        let mut updating = UpdateByPage::start(&bench, |config| {
+            machine(
+                MachineKind::Q35Uefi,
+                VirtioDisk::recorded(&recorder),
+                config,
+            )
+        });
+        let begun = recorder.recording().len();
+        updating.updates();
         let recording = recorder.recording();
-        goes_back(&bench, &updated);
-        let UpdatedMachine {
-            node,
-            keys,
-            programs,
-        } = updated;
+        // The recorder leaves the file of the disk as it was.
+        let path = bench.path().join("updated.raw");
+        let whole = recording.cut(recording.len(), 0, &path);
+        whole.unwrap_or_else(|error| panic!("{error}"));
+        updating.good.is_on(&SlotDiskImage::new(path));
+        updating.looks();
+        updating.goes_back();
+        let config = updating.config.clone();
+        let identity = updating.node.identity().to_owned();
+        let programs = updating.good.programs.clone();
+        drop(updating);
         Self {
             recording,
             begun,
-            config: config(&bench, &keys),
-            identity: node.identity().to_owned(),
+            config,
+            identity,
             programs,
             bench,
         }

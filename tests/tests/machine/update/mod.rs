@@ -6,10 +6,13 @@
 //! The versions are the built program with another number in it, made by the test (`program.rs`), and the test signs
 //! their bundles with keys that the machine's configuration names (`bundle.rs`).
 
+pub(crate) mod administrator;
 pub(crate) mod bundle;
 mod damage;
 pub(crate) mod disk;
 pub(crate) mod good;
+mod hub;
+mod page;
 pub(crate) mod program;
 
 use std::path::Path;
