@@ -21,6 +21,8 @@ const SMALL: usize = 2 << 20;
 const LARGE: usize = 40 << 20;
 /// Bytes of metadata that no machine reads.
 const LONG: usize = 3 << 20;
+/// GRUB's line about a disk that does not take the record.
+const NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
 
 /// One machine, two of whose owner's three keys have to sign, and whose boot partition has a large foreign file.
 #[test]
@@ -151,6 +153,8 @@ fn update_on_a_disk_that_refuses_writes_is_refused() {
     let disk = VirtioDisk::file(bench.raw()).read_only();
     let disk = disk.on(DiskController::VirtioScsi);
     let node = serving(&bench, machine(MachineKind::Q35, disk, &config));
+    let said = node.vm().console().text();
+    assert!(said.contains(NOT_WRITTEN), "{said}");
     refuses_small(&bench, &node, "CONFLICT", "disk");
 }
 
