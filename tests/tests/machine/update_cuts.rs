@@ -20,6 +20,8 @@ use crate::update::administrator::UpdateByPage;
 use crate::update::disk::{SlotDiskImage, slot_path};
 use crate::update::{FIRST, SECOND, machine, serving, status};
 
+const PAGE: &str = include_str!("../../../docs/update.md");
+
 /// Cuts of a campaign, and how many of them start a machine.
 const CUTS: usize = 50;
 const CUTS_FULL: usize = 5000;
@@ -130,7 +132,7 @@ impl UpdateRecording {
     fn record() -> Self {
         let bench = TestBench::new();
         let recorder = DiskRecorder::serve(&bench.raw()).unwrap_or_else(|error| panic!("{error}"));
-        let mut updating = UpdateByPage::start(&bench, |config| {
+        let mut updating = UpdateByPage::start(&bench, PAGE, |config| {
             machine(
                 MachineKind::Q35Uefi,
                 VirtioDisk::recorded(&recorder),

@@ -6,12 +6,10 @@ use alknet_tests::{HostServer, MachineNode, TestBench};
 use serde_json::json;
 
 use super::bundle::{ReleaseDraft, ReleaseKeys};
-use super::good::{BundleKind, GoodUpdate, KEPT, NUMBER};
+use super::good::{BundleKind, GoodUpdate, KEPT, NUMBER, PAGE};
 use super::hub::MachineHub;
 use super::page::{UpdatePageReader, first_lines};
 use super::{FIRST, SECOND, has_token, is_refused, stands, status, update};
-
-pub(super) const PAGE: &str = include_str!("../../../../docs/update.md");
 
 /// How the first lines of the page's blocks begin: an update, bundles of a server, what became of an update, the way back,
 /// and a hub's workers.
@@ -35,15 +33,19 @@ pub(crate) struct UpdateByPage<'a> {
 }
 
 impl<'a> UpdateByPage<'a> {
-    /// Starts the machine that `vm` makes of a configuration.
-    pub(crate) fn start(bench: &'a TestBench, vm: impl FnOnce(&str) -> VmBuilder) -> Self {
+    /// Starts the machine that `vm` makes of a configuration. `page` is docs/update.md.
+    pub(crate) fn start(
+        bench: &'a TestBench,
+        page: &'static str,
+        vm: impl FnOnce(&str) -> VmBuilder,
+    ) -> Self {
         let good = GoodUpdate::new(bench, BundleKind::Delta);
         let hub = MachineHub::start(bench);
         hub.store(&good.bundle);
         let channel = ReleaseChannel::new(bench, &good.keys);
         let config = good.config(bench, &channel.config());
         let node = good.serving(bench, vm(&config));
-        let mut reader = UpdatePageReader::new(bench, PAGE, &good.bundle);
+        let mut reader = UpdatePageReader::new(bench, page, &good.bundle);
         reader.add_node("attic", hub.target());
         // The page has a second machine beside the first one.
         for name in ["edge-1", "hall"] {

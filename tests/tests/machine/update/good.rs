@@ -8,7 +8,7 @@ use alknet_qemu::{ConsoleMark, DiskController, MachineKind, VirtioDisk, VmBuilde
 use alknet_tests::{MachineNode, TestBench};
 use serde_json::json;
 
-use super::administrator::{PAGE, WORKERS};
+use super::administrator::WORKERS;
 use super::bundle::{ReleaseDraft, ReleaseKeys};
 use super::damage::finds_damage;
 use super::disk::SlotDiskImage;
@@ -16,6 +16,8 @@ use super::hub::{MachineHub, WORKER};
 use super::page::UpdatePageReader;
 use super::program::versioned;
 use super::{FIRST, SECOND, config, has_token, machine, make_token, serving, stands};
+
+pub(super) const PAGE: &str = include_str!("../../../../docs/update.md");
 
 /// The note of a token that an update keeps.
 pub(super) const KEPT: &str = "stays";
