@@ -42,14 +42,12 @@ fn the_machines_of_the_page_of_images_start() {
     let mut said = SAID.iter();
     let mut nodes = Vec::new();
     for command in commands.lines().filter(|line| !line.is_empty()) {
-        if !command.starts_with(QEMU) {
+        if command.starts_with(QEMU) {
+            let text = said.next().expect("a line for each machine");
+            let line = PageMachine::start(&bench, command).wait_line(text);
+            nodes.extend((*text == READY).then(|| identity(&line)));
+        } else {
             run_commands(bench.path(), command);
-            continue;
-        }
-        let text = said.next().expect("a line for each machine");
-        let line = PageMachine::start(&bench, command).wait_line(text);
-        if *text == READY {
-            nodes.push(identity(&line));
         }
     }
     assert_eq!(said.next(), None, "the page has fewer machines");
