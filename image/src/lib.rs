@@ -51,6 +51,7 @@ mod out;
 mod program_parts;
 mod provenance;
 mod sbom;
+mod start;
 mod tar;
 mod tool;
 mod travel;
@@ -79,5 +80,6 @@ pub use manifest::{
 };
 pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::BuildProvenance;
+pub use start::StartMethod;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
 pub use virtual_disk::{VirtualDiskFormat, write_virtual_disk};

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
+use crate::start::StartMethod;
 
 /// The manifest's file name in the output folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -110,6 +111,9 @@ pub struct ManifestOutput {
     pub bytes: u64,
     /// SHA-256 in lower-case hexadecimal.
     pub sha256: String,
+    /// The ways to start it. Empty for a file that only describes others, and in manifests from before 2026-11-28.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start: Vec<StartMethod>,
 }
 
 impl Manifest {

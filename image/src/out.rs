@@ -11,6 +11,7 @@ use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
+use crate::start::StartMethod;
 use crate::travel::MANIFEST_SIGNATURE_FILE;
 
 /// Bytes read at once when a finished file is hashed.
@@ -68,6 +69,7 @@ impl<'a> OutDir<'a> {
             let output = ManifestOutput {
                 form,
                 role,
+                start: StartMethod::methods(form, role).to_vec(),
                 ..shared.clone()
             };
             self.outputs.push(output);
@@ -100,6 +102,7 @@ impl<'a> OutDir<'a> {
             file: name.to_owned(),
             bytes,
             sha256,
+            start: StartMethod::methods(form, role).to_vec(),
         });
         Ok(())
     }

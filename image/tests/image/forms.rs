@@ -1,11 +1,13 @@
 //! Every form, checked by programs of other projects.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{ImageError, ImageForm, Manifest, OutputRole, UKI_BYTES_MAX, build};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{self, InputFolder, RELEASE, UPDATE_ROOT, output, run, text};
@@ -282,6 +284,44 @@ fn every_output_is_named_and_sha256sum_agrees() {
     assert_eq!(built.manifest.kernel_release, RELEASE);
     let config = built.manifest.kernel_config_sha256.as_deref();
     assert!(config.is_some_and(|hash| hash.len() == 64));
+}
+
+/// In the manifest as other programs read it.
+#[test]
+fn the_manifest_says_how_each_form_is_started() {
+    let built = BuiltImage::new(&ImageForm::ALL);
+    let path = built.out.path().join(alknet_image::MANIFEST_FILE);
+    let manifest = fs::read(path).expect("written");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let outputs = manifest["outputs"].as_array().expect("a list");
+    let ways = |form: &str| -> BTreeSet<&str> {
+        let of_form = outputs.iter().filter(|output| output["form"] == form);
+        let ways = of_form.filter_map(|output| output["start"].as_array());
+        ways.flatten().filter_map(Value::as_str).collect()
+    };
+    for form in ImageForm::ALL {
+        let expected: &[&str] = match form {
+            ImageForm::Direct | ImageForm::Erofs => &["linux", "pvh"],
+            ImageForm::Uki => &["uefi"],
+            ImageForm::Linuxkit => &["linuxkit"],
+            ImageForm::Oci => &["container"],
+            ImageForm::Kernelboot => &["linux"],
+            ImageForm::Pxe => &["ipxe", "linux", "pxelinux"],
+            _ => &["bios", "uefi"],
+        };
+        assert_eq!(
+            ways(form.name()),
+            expected.iter().copied().collect(),
+            "{form}"
+        );
+    }
+    for role in ["notice", "sbom", "registration"] {
+        let described = outputs.iter().find(|output| output["role"] == role);
+        assert!(
+            described.is_none_or(|it| it.get("start").is_none()),
+            "{role}"
+        );
+    }
 }
 
 #[test]

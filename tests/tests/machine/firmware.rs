@@ -1,22 +1,38 @@
-//! Disks and media that start by themselves: by a BIOS, whose loader is GRUB, and by UEFI.
+//! Disks, media and the EFI program that start by themselves: by a BIOS, whose loader is GRUB, and by UEFI.
 //!
-//! The disk under UEFI is in `node/serving.rs`, among others.
+//! Each boot of firmware takes seconds of emulation, so controllers, cards and sizes are spread over the tests. `forms.rs`
+//! has the other forms, and the disk under UEFI.
+//!
+//! | form | firmware | machine | controller | card | MiB | to an answered call |
+//! |---|---|---|---|---|---|---|
+//! | `raw` | BIOS | pc | virtio-blk | e1000 | 256 | here, and in `install.rs` |
+//! | `raw` | BIOS | pc | USB | virtio | 512 | here |
+//! | `raw` | BIOS | q35 | NVMe | virtio | 512 | in `update/good.rs` |
+//! | `raw` | BIOS | q35 | AHCI | virtio | 512 | in `update_bad.rs` |
+//! | `raw` | BIOS | q35 | virtio-scsi | virtio | 512 | in `update_refused.rs` |
+//! | `iso` | BIOS | pc | IDE, a CD | virtio | 512 | here |
+//! | `iso` | BIOS | q35 | USB | e1000e | 512 | here |
+//! | `iso` | UEFI | q35 | AHCI, a CD | virtio | 512 | here |
+//! | `iso` | UEFI | q35 | USB | vmxnet3 | 512 | here |
+//! | `uki` | UEFI | q35 | USB | virtio | 512 | in `screen.rs` |
+//! | `linuxkit` | none | q35 | none | virtio | 512 | in `screen.rs` |
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use alknet_boot_state::{
     BootPhase, BootRecord, BootSlot, NOTE_OFFSET, RECORD_BYTES, RECORD_OFFSET,
 };
 use alknet_image::{ImageForm, OutputRole};
-use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
+use alknet_qemu::{DiskController, MachineKind, Nic, NicModel, VirtioDisk, Vm, VmBuilder};
 use alknet_tests::tools::tool_says;
-use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, eventually};
+use alknet_tests::{MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 use super::configuration::{NO_VAULT, document};
+use super::forms::{built, serving};
 use super::knock;
 
 /// Bytes of the first sector before the partitions.
@@ -30,15 +46,16 @@ const GIVES_UP: &str = "alknet: GRUB cannot start \\EFI\\ALKNET\\A.EFI or B.EFI"
 /// Where a program's script for GRUB begins.
 const SCRIPT_AT: usize = 256 << 10;
 
-fn built(form: ImageForm, role: OutputRole) -> PathBuf {
-    BuiltImageFolder::get().file(form, role)
-}
-
 /// A machine that has no kernel but those on its disks.
 fn machine(kind: MachineKind) -> VmBuilder {
+    machine_with(kind, NicModel::Virtio)
+}
+
+/// The same with this card.
+fn machine_with(kind: MachineKind, card: NicModel) -> VmBuilder {
     Vm::builder(kind)
         .probe_kernel(built(ImageForm::Direct, OutputRole::Kernel))
-        .nic(Nic::user())
+        .nic(Nic::user().model(card))
 }
 
 /// Starts the machine with this configuration, and returns the node's answer to a call.
@@ -56,9 +73,7 @@ fn answered(bench: &TestBench, vm: VmBuilder, config: &str) -> (MachineNode, Val
 /// The same with a machine that may have problems.
 fn started(bench: &TestBench, vm: VmBuilder, config: &str) -> (MachineNode, Value) {
     let config = document(bench, "by-itself") + config;
-    let vm = vm.config(config).start();
-    let vm = vm.unwrap_or_else(|error| panic!("{error}"));
-    let node = MachineNode::new(vm, BootVariant::Q35Initramfs, bench.admin().clone());
+    let node = serving(bench, vm.config(config));
     let info = node.info();
     assert_eq!(info["name"], "by-itself", "{info:#}");
     (node, info)
@@ -82,7 +97,8 @@ fn the_disk_starts_by_a_bios_on_an_old_pc_and_grows() {
     let bench = TestBench::new();
     let disk = bench.raw();
     let shipped = loader(&disk);
-    let vm = machine(MachineKind::Pc).disk(VirtioDisk::file(&disk));
+    let vm = machine_with(MachineKind::Pc, NicModel::E1000).memory_mib(256);
+    let vm = vm.disk(VirtioDisk::file(&disk));
     let info = answers(&bench, vm, NO_VAULT);
     assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
     assert_eq!(info["data"]["device"], "/dev/vda3", "{info:#}");
@@ -118,7 +134,8 @@ fn put_record(disk: &Path, record: &BootRecord) {
 }
 
 /// A version on trial whose file has no program: the kernel and its script begin behind bytes that an update writes
-/// last. GRUB leaves it out, and says in the record that the trial failed.
+/// last. GRUB leaves it out, and says in the record that the trial failed. The disk is a stick, which GRUB writes by the
+/// BIOS as any disk.
 #[test]
 fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
     let bench = TestBench::new();
@@ -131,7 +148,8 @@ fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
     let half = half.display().to_string();
     tool_says("mcopy", &["-i", &partition, &half, "::/EFI/ALKNET/B.EFI"]);
     put_record(&disk, &pending());
-    let vm = machine(MachineKind::Pc).disk(VirtioDisk::file(&disk));
+    let stick = VirtioDisk::file(&disk).on(DiskController::UsbStorage);
+    let vm = machine(MachineKind::Pc).disk(stick);
     let (node, _) = started(&bench, vm, NO_VAULT);
     eventually("the machine says that the update failed", || {
         let problems = node.info()["problems"].take();
@@ -180,13 +198,6 @@ fn a_trial_starts_by_a_bios_and_is_counted() {
     assert_eq!(record.booted(), Some(BootSlot::B));
 }
 
-#[test]
-fn the_disk_starts_by_a_bios_on_a_new_pc() {
-    let bench = TestBench::new();
-    let disk = VirtioDisk::snapshot(built(ImageForm::Raw, OutputRole::Disk));
-    keeps_nothing(&bench, machine(MachineKind::Q35).disk(disk));
-}
-
 /// A machine in a rack has no person in front of it who could answer.
 #[test]
 fn a_disk_without_its_program_says_so_and_asks_nothing() {
@@ -221,20 +232,23 @@ fn the_medium_starts_as_a_cd_by_uefi() {
 }
 
 #[test]
-fn the_medium_starts_as_a_drive_by_a_bios() {
+fn the_medium_starts_as_a_stick_by_a_bios() {
     let bench = TestBench::new();
-    keeps_nothing(&bench, machine(MachineKind::Q35).disk(written_medium()));
+    let vm = machine_with(MachineKind::Q35, NicModel::E1000e);
+    keeps_nothing(&bench, vm.disk(stick_with_medium()));
 }
 
 #[test]
-fn the_medium_starts_as_a_drive_by_uefi() {
+fn the_medium_starts_as_a_stick_by_uefi() {
     let bench = TestBench::new();
-    keeps_nothing(&bench, machine(MachineKind::Q35Uefi).disk(written_medium()));
+    let vm = machine_with(MachineKind::Q35Uefi, NicModel::Vmxnet3);
+    keeps_nothing(&bench, vm.disk(stick_with_medium()));
 }
 
-/// The medium on a drive, which other tests start as well.
-fn written_medium() -> VirtioDisk {
-    VirtioDisk::snapshot(built(ImageForm::Iso, OutputRole::Disk))
+/// A stick to which the medium was written. Other tests start the same file.
+fn stick_with_medium() -> VirtioDisk {
+    let medium = VirtioDisk::snapshot(built(ImageForm::Iso, OutputRole::Disk));
+    medium.on(DiskController::UsbStorage)
 }
 
 fn keeps_nothing(bench: &TestBench, vm: VmBuilder) {

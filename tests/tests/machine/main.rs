@@ -1,6 +1,7 @@
 //! The booted appliance and its machine: disks, networks, power, and failures.
 
 mod boot_entry;
+mod boot_page;
 mod chip;
 mod computing;
 mod concurrent_clients;
@@ -23,6 +24,7 @@ mod install;
 mod interposer;
 mod knock;
 mod late_tpm;
+mod linuxkit;
 mod loader;
 mod media;
 mod memory;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use alknet_boot_state::{BootPhase, BootSlot, TRIES};
-use alknet_qemu::{Accel, ConsoleMark, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction};
+use alknet_qemu::{
+    Accel, ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction,
+};
 use alknet_tests::{MachineNode, READY, TestBench};
 use serde_json::Value;
 
@@ -11,7 +13,7 @@ use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{AddedFile, FOLDER, PROGRAM, changed, hanging_program, kernel_alone};
 use crate::update::{
-    FIRST, SECOND, config, failed_update, has_token, machine, make_token, stands,
+    FIRST, SECOND, config, failed_update, has_token, machine, make_token, serving, stands,
     start_after_firmware,
 };
 
@@ -30,7 +32,7 @@ const QUICK_RESTART: &str = "panic=1";
 /// machine without a node pass at once.
 const QUICK_CLOCK: [&str; 2] = ["-icount", "shift=3,sleep=off"];
 
-/// From `alknet update`: the kernel finds no program that it can start, three times.
+/// From `alknet update`, by a BIOS on a SATA disk: the kernel finds no program that it can start, three times.
 #[test]
 fn update_that_panics_at_boot_returns_and_says_so() {
     let bench = TestBench::new();
@@ -40,14 +42,17 @@ fn update_that_panics_at_boot_returns_and_says_so() {
     let files: [AddedFile<'_>; 1] = [("init", PROGRAM, b"no program")];
     let bad = kernel_alone(&first, SECOND, QUICK_RESTART, &files);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &bad);
-    let mut node = start_after_firmware(&bench, &config(&bench, &keys));
+    let sata = VirtioDisk::file(disk.path()).on(DiskController::Ahci);
+    let config = config(&bench, &keys);
+    let mut node = serving(&bench, machine(MachineKind::Q35, sata, &config));
     make_token(&node, KEPT);
     let mark = node.vm().console().mark();
     let failed = failed_update(bench.admin(), &mut node, &bundle);
     assert!(failed.errors.contains("did not start"), "{failed:?}");
     let said = node.vm().console().since(mark);
     for left in [2, 1, 0] {
-        let trial = format!("starting slot b on trial, tries left after this one: {left}");
+        let trial =
+            format!("alknet: GRUB starts slot b on trial, tries left after this one: {left}");
         assert!(said.contains(&trial), "{trial} in {said}");
     }
     assert_failed(&node, "did not start", "start");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use alknet_boot_state::BootSlot;
-use alknet_qemu::{MachineKind, VirtioDisk};
+use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
 use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
 
@@ -21,6 +21,8 @@ const SMALL: usize = 2 << 20;
 const LARGE: usize = 40 << 20;
 /// Bytes of metadata that no machine reads.
 const LONG: usize = 3 << 20;
+/// GRUB's line about a disk that does not take the record.
+const NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
 
 /// One machine, two of whose owner's three keys have to sign, and whose boot partition has a large foreign file.
 #[test]
@@ -142,14 +144,17 @@ fn update_without_keys_is_refused() {
     refuses_small(&bench, &node, "FORBIDDEN", "no-keys");
 }
 
-/// The node keeps nothing, so it serves without writing to its disk. Its loader cannot write either.
+/// The node keeps nothing, so it serves without writing to its disk. Its loader, here GRUB, cannot write either.
 #[test]
 fn update_on_a_disk_that_refuses_writes_is_refused() {
     let bench = TestBench::new();
     let keys = ReleaseKeys::one(7).config();
     let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys;
     let disk = VirtioDisk::file(bench.raw()).read_only();
-    let node = serving(&bench, machine(MachineKind::Q35Uefi, disk, &config));
+    let disk = disk.on(DiskController::VirtioScsi);
+    let node = serving(&bench, machine(MachineKind::Q35, disk, &config));
+    let said = node.vm().console().text();
+    assert!(said.contains(NOT_WRITTEN), "{said}");
     refuses_small(&bench, &node, "CONFLICT", "disk");
 }
 

@@ -131,11 +131,8 @@ impl SlotDiskImage {
             .record()
             .unwrap_or_else(|_| BootRecord::new(BootSlot::A));
         let vacated = before.vacate().expect("slot a is good");
-        let mut record = vacated.stage().and_then(|it| it.arm()).expect("vacated");
-        while record.tries() > tries {
-            let choice = loader_choice(Some(&record), BootSlots::ALL);
-            record = choice.write.expect("a try is counted");
-        }
+        let record = vacated.stage().and_then(|it| it.arm()).expect("vacated");
+        let record = count_tries(record, tries);
         let mut note = BootNote::new(BootSlot::B);
         note.version = NoteText::new(SECOND);
         note.from = NoteText::new(FIRST);
@@ -148,6 +145,14 @@ impl SlotDiskImage {
         let written = file
             .write_all_at(area.bytes(), NOTE_OFFSET)
             .and_then(|()| file.write_all_at(&record.encode(), RECORD_OFFSET));
+        written.expect("the disk is ours");
+    }
+
+    /// Leaves the version on trial its last try.
+    pub(crate) fn leave_last_try(&self) {
+        let record = self.record().expect("a version is on trial");
+        let record = count_tries(record, 1).encode();
+        let written = self.file().write_all_at(&record, RECORD_OFFSET);
         written.expect("the disk is ours");
     }
 
@@ -205,6 +210,15 @@ impl SlotDiskImage {
             }
         }
     }
+}
+
+/// The record after so many starts of the version on trial that this number of tries is left.
+fn count_tries(mut record: BootRecord, left: u8) -> BootRecord {
+    while record.tries() > left {
+        let choice = loader_choice(Some(&record), BootSlots::ALL);
+        record = choice.write.expect("a try is counted");
+    }
+    record
 }
 
 pub(crate) fn slot_path(slot: BootSlot) -> String {
