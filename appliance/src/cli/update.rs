@@ -78,6 +78,9 @@ struct UpdateOptions {
     /// Take the bundle from this hub, which has one for its workers.
     #[arg(long, value_name = "HUB")]
     from: Option<String>,
+    /// Take the bundle from this channel, and not from the one that the node's configuration names.
+    #[arg(long, value_name = "NAME", value_parser = ["beta", "stable"], conflicts_with = "from")]
+    channel: Option<String>,
     /// Send the version, and do not start it.
     #[arg(long)]
     stage: bool,
@@ -100,7 +103,7 @@ struct UpdateOptions {
     #[arg(long, value_name = "TIME", default_value = WAIT, value_parser = limit)]
     limit: Duration,
     /// NODE is a hub: the hub updates its workers, ring after ring, and stops at the first failure.
-    #[arg(long, conflicts_with_all = ["stage", "at", "dry_run", "downgrade", "from", "take_over"])]
+    #[arg(long, conflicts_with_all = ["stage", "at", "dry_run", "downgrade", "from", "take_over", "channel"])]
     workers: bool,
     /// How many workers each ring has, such as 1,5,all [default: 1,5,all]
     #[arg(long, value_name = "LIST", requires = "workers", value_delimiter = ',', value_parser = fleet::ring)]
@@ -202,7 +205,10 @@ fn update(options: &UpdateOptions, json: bool) -> Result<CommandExit, CommandErr
         (Some(_), Some(_)) => {
             return Err(CommandError::usage("give SOURCE or --from HUB, not both"));
         }
-        (source, hub) => BundleSource::open(source, hub)?,
+        (Some(_), None) if options.channel.is_some() => {
+            return Err(CommandError::usage("give SOURCE or --channel, not both"));
+        }
+        (source, hub) => BundleSource::open(source, hub, options.channel.as_deref())?,
     };
     if options.workers {
         return fleet::run(options, &routes, &source, json);
@@ -336,7 +342,7 @@ impl NodeTurn<'_> {
 
     /// What waits on the node, or what comes from the source.
     async fn staged(&self, source: &BundleSource) -> Result<Value, CommandError> {
-        if let BundleSource::Channel = source
+        if let BundleSource::Channel(None) = source
             && !self.options.dry_run
         {
             let waits = self

@@ -46,14 +46,22 @@ const PYTHON_SCHEMATHESIS: &str = include_str!("../python-schemathesis.txt");
 /// SPDX's own tools, which judge a bill of materials.
 const PYTHON_SPDX: &str = include_str!("../python-spdx.txt");
 
+/// The package with which the tests of the reference implementation of TUF set their clock.
+const PYTHON_FREEZEGUN: &str = include_str!("../python-freezegun.txt");
+
+/// A model of Amazon's services.
+const PYTHON_MOTO: &str = include_str!("../python-moto.txt");
+
 /// Every list of Python packages above.
-const PYTHON_LISTS: [&str; 6] = [
+const PYTHON_LISTS: [&str; 8] = [
     PYTHON_PACKAGES,
     PYTHON_MCP,
     PYTHON_MCP_OLDER,
     OPENAPI_PYTHON,
     PYTHON_SCHEMATHESIS,
     PYTHON_SPDX,
+    PYTHON_FREEZEGUN,
+    PYTHON_MOTO,
 ];
 
 /// The protocol's kits for TypeScript and its conformance suite: the requested packages, and their
@@ -80,6 +88,9 @@ const FIRMWARE_PARTS: [&str; 3] = ["ovmf-code", "ovmf-code-secboot", "ovmf-vars"
 
 /// Folders around the language's tests in the source of the engine that carries them.
 const TEST262_DEPTH: u32 = 5;
+
+/// Folders around the repositories in tough's archive.
+const TOUGH_DEPTH: u32 = 3;
 
 /// A target of the compiler other than this machine.
 #[derive(Clone, Copy, Debug)]
@@ -207,6 +218,26 @@ pub fn python_schemathesis(cx: &XtaskContext) -> Result<PathBuf> {
 /// The folder in which Python finds SPDX's own tools.
 pub fn python_spdx(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_SPDX)
+}
+
+/// The folder in which Python finds the package that sets the clock of a test.
+pub fn python_freezegun(cx: &XtaskContext) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_FREEZEGUN)
+}
+
+/// The folder in which Python finds a model of Amazon's services.
+pub fn python_moto(cx: &XtaskContext) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_MOTO)
+}
+
+/// The folder of the reference implementation of TUF, with its tests.
+pub fn python_tuf(cx: &XtaskContext) -> Result<PathBuf> {
+    unpacked(cx, "python-tuf", &[], 1)
+}
+
+/// The folder with the repositories of tough's tests.
+pub fn tough(cx: &XtaskContext) -> Result<PathBuf> {
+    unpacked(cx, "tough", &["*/tests/data/*"], TOUGH_DEPTH)
 }
 
 /// The program that tries the cases of RFC 9113 on a server.
@@ -595,7 +626,10 @@ mod tests {
 
     #[test]
     fn every_python_package_is_pinned() {
-        for (packages, files) in PYTHON_LISTS.into_iter().zip([36, 34, 22, 48, 35, 14]) {
+        for (packages, files) in PYTHON_LISTS
+            .into_iter()
+            .zip([36, 34, 22, 48, 35, 14, 2, 14])
+        {
             for package in packages
                 .lines()
                 .filter(|line| !line.starts_with(['#', ' ']))

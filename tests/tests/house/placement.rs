@@ -36,6 +36,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "init/src/console/tests.rs",
         "provisioning/cli/tests/",
         "provisioning/handover/tests/",
+        "provisioning/metadata/tests/",
         "provisioning/tests/",
         "tensor/tests/",
     ];

@@ -26,6 +26,7 @@ mod identities;
 mod image_verbs;
 mod imported;
 mod iroh;
+mod judged_image;
 mod largest_schemas;
 mod local_node;
 mod lost_rights;

@@ -65,7 +65,7 @@ pub(super) fn run(
     }
     let path = match source {
         BundleSource::File { path, bytes } => Some((path, *bytes)),
-        BundleSource::Channel => None,
+        BundleSource::Channel(_) => None,
         BundleSource::Hub(_) | BundleSource::Url(_) => {
             let text = "a hub takes its bundle from this computer: give a file";
             return Err(CommandError::usage(text));

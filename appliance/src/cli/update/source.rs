@@ -18,8 +18,8 @@ pub(super) const PIECE_BYTES: usize = 256 << 10;
 
 /// Where a bundle comes from.
 pub(super) enum BundleSource {
-    /// The node downloads that of its channel.
-    Channel,
+    /// The node downloads that of its channel, or that of the channel with this name.
+    Channel(Option<String>),
     File {
         path: PathBuf,
         bytes: u64,
@@ -42,10 +42,14 @@ pub(super) fn looks_like_file(word: &str) -> bool {
 }
 
 impl BundleSource {
-    pub(super) fn open(source: Option<&str>, hub: Option<NodeRoute>) -> Result<Self, CommandError> {
+    pub(super) fn open(
+        source: Option<&str>,
+        hub: Option<NodeRoute>,
+        channel: Option<&str>,
+    ) -> Result<Self, CommandError> {
         match (source, hub) {
             (_, Some(hub)) => Ok(Self::Hub(hub)),
-            (None, None) => Ok(Self::Channel),
+            (None, None) => Ok(Self::Channel(channel.map(str::to_owned))),
             (Some(url), None) if url.starts_with("http://") => Err(CommandError::usage(format!(
                 "{url}: a node downloads over https only; download the file yourself, and give it as SOURCE"
             ))),

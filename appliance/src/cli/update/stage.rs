@@ -28,15 +28,21 @@ pub(super) async fn staged(
     source: &BundleSource,
 ) -> Result<Value, CommandError> {
     match source {
-        BundleSource::Channel => {
+        BundleSource::Channel(channel) => {
             let mut source = String::new();
-            match download(turn, json!({}), &mut source).await {
+            // A node of an earlier version refuses a member that it does not know.
+            let mut input = json!({});
+            if let Some(channel) = channel {
+                input["channel"] = channel.clone().into();
+            }
+            match download(turn, input.clone(), &mut source).await {
                 // Another refusal, such as a version below the floor, would be that of the whole program as well.
                 Err(error) if is_delta_file(&source) && is_about_delta(&error) => {
                     if !turn.json {
                         output::note(&format!("{}; it takes the whole program", error.message));
                     }
-                    download(turn, json!({ "whole": true }), &mut source).await
+                    input["whole"] = true.into();
+                    download(turn, input, &mut source).await
                 }
                 staged => staged,
             }

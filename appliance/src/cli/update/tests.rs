@@ -68,6 +68,9 @@ fn a_verb_is_no_node_and_a_node_is_no_verb() {
         "attic --workers --at-once 0",
         "attic --workers --stage",
         "attic --workers --take-over",
+        "attic --workers --channel beta",
+        "edge-1 --channel nightly",
+        "edge-1 --channel beta --from attic",
         "edge-1 --at noon",
     ] {
         assert!(read(refused).is_err(), "{refused}");
@@ -102,6 +105,11 @@ fn without_a_person_nothing_restarts_unasked() {
         .options;
     let refused = update(&plain, true).expect_err("a server without TLS");
     assert!(refused.message.contains("https only"), "{refused}");
+    let both = read(&format!("{line} ./b.tar --channel beta"))
+        .expect("options")
+        .options;
+    let refused = update(&both, true).expect_err("two sources");
+    assert!(refused.message.contains("--channel"), "{refused}");
     let missing = read(&format!("{line} ./missing.tar"))
         .expect("options")
         .options;

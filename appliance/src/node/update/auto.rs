@@ -14,7 +14,7 @@ use super::download::planned;
 use super::refusal::is_about_delta;
 use super::schedule::{AutoStep, AutoView, step};
 use super::session::StagingOutcome;
-use super::stage::DownloadRequest;
+use super::stage::{DownloadOrigin, DownloadRequest};
 
 /// How often the node decides.
 const TICK: Duration = Duration::from_secs(60);
@@ -164,7 +164,7 @@ impl NodeUpdates {
         let request = |whole| DownloadRequest {
             owner: BY.to_owned(),
             by: BY.to_owned(),
-            url: None,
+            origin: DownloadOrigin::Channel(None),
             downgrade: None,
             dry_run,
             whole,

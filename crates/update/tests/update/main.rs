@@ -1,9 +1,10 @@
 //! Bundles from outside: what a publisher signs, what a machine accepts and refuses, and what the reference
-//! implementation of TUF says about both.
+//! implementation of TUF says about both. The tests of other implementations judge the same library.
 
 mod attacks;
 mod bundles;
 mod deltas;
+mod foreign;
 mod owners;
 mod reference;
 mod refusals;

@@ -1,7 +1,7 @@
 //! The reference implementation of TUF reads what this program signs.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,13 +17,28 @@ use crate::support::{LATE, PROGRAM, Publisher, keys, read, signer, target};
 const PYTHON_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the set-up put the packages.
-const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+pub(crate) const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+
+/// What the set-up put at the place that this variable names.
+pub(crate) fn set_up_path(variable: &str) -> PathBuf {
+    let path = std::env::var_os(variable).unwrap_or_else(|| {
+        panic!("{variable} is not set; run these tests with `cargo xtask test`")
+    });
+    path.into()
+}
 
 /// Runs a script of this folder with the reference implementation, and returns what it printed, or its error.
 pub(crate) fn python(script: &str, arguments: &[&Path]) -> Result<String, String> {
-    let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
-        panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
-    });
+    python_with(&[set_up_path(PACKAGES_VARIABLE)], script, arguments)
+}
+
+/// Runs a script of this folder with the packages of these folders.
+pub(crate) fn python_with(
+    packages: &[PathBuf],
+    script: &str,
+    arguments: &[&Path],
+) -> Result<String, String> {
+    let packages = std::env::join_paths(packages).expect("no colon in the names of the cache");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/update");
     let mut command = limited(PYTHON_LIMIT, "python3");
     command

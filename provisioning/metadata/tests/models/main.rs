@@ -2,6 +2,7 @@
 //! against services that misbehave.
 
 mod model;
+mod moto;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

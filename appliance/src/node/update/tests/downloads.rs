@@ -61,7 +61,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
         let request = stage::DownloadRequest {
             owner: "ada".to_owned(),
             by: "ada".to_owned(),
-            url: Some(format!("http://{server}/bundle.tar")),
+            origin: stage::DownloadOrigin::Address(format!("http://{server}/bundle.tar")),
             downgrade: Some("0.9.0".to_owned()),
             dry_run: false,
             whole: false,
@@ -90,7 +90,9 @@ async fn the_query_of_an_address_is_not_shown() {
     let request = stage::DownloadRequest {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
-        url: Some(format!("http://{server}/bundle.tar?token=hush#hush")),
+        origin: stage::DownloadOrigin::Address(format!(
+            "http://{server}/bundle.tar?token=hush#hush"
+        )),
         downgrade: None,
         dry_run: false,
         whole: false,
@@ -121,7 +123,7 @@ async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
     let request = stage::DownloadRequest {
         owner: "ada".to_owned(),
         by: "ada".to_owned(),
-        url: Some(format!("http://{server}/bundle.tar")),
+        origin: stage::DownloadOrigin::Address(format!("http://{server}/bundle.tar")),
         downgrade: None,
         dry_run: false,
         whole: false,
@@ -330,5 +332,38 @@ async fn an_administrator_may_ask_for_the_whole_program() {
         } else {
             assert_eq!(bench.bundles().last().map(|it| it.0.len()), Some(bytes));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_may_name_another_channel_than_the_configuration() {
+    let server = channel_server(CHANNEL).await;
+    let document = "[update]\nurl = \"https://updates.example.org/alknet\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/"));
+    let node = operations::UpdateCaller::new(&bench.updates);
+    let call = |name, input| node.call(operations::ADMIN, name, input);
+    for (input, channel) in [
+        (json!({}), "stable"),
+        (json!({ "channel": "beta" }), "beta"),
+        (json!({ "channel": "stable" }), "stable"),
+    ] {
+        call("update/stage", input).await.expect("it begins");
+        if let Some(session) = bench.updates.0.sessions.current() {
+            bench.updates.0.sessions.outcome(session).await;
+        }
+        let status = call("update/status", Value::Null).await.expect("a status");
+        let address = format!("https://updates.example.org/alknet/{channel}/bundle.tar");
+        assert_eq!(status["ended"]["source"], address, "{status}");
+    }
+    for input in [
+        json!({ "channel": "nightly" }),
+        json!({ "channel": "beta", "bytes": 100 }),
+        json!({ "channel": "beta", "url": "https://updates.example.org/b.tar" }),
+    ] {
+        let refused = call("update/stage", input.clone()).await;
+        let refused = refused.expect_err("it is refused");
+        assert_eq!(refused.code, ErrorCode::InvalidInput, "{input}: {refused}");
     }
 }

@@ -1,0 +1,180 @@
+//! The files of the image under test, as `cargo xtask image` makes them, judged by programs of other projects. The tests
+//! of `image` ask more of these programs, about small images of made-up parts.
+
+use std::fs;
+use std::path::Path;
+
+use alknet_image::{DISK_BYTES, ImageForm, OutputRole, PackOptions, pack};
+use alknet_tests::tools::{tool, tool_says, variable};
+use alknet_tests::{BuiltImageFolder, TestBench};
+use serde_json::Value;
+
+/// A gibibyte, of which the disk for Google's cloud has a whole number.
+const GIB: u64 = 1 << 30;
+/// Bytes of a sector, by which the tools count.
+const SECTOR_BYTES: u64 = 512;
+
+/// Prints what SPDX's own tools find wrong in a bill of materials, and then how many packages it has.
+const SPDX_JUDGE: &str = "\
+import sys
+sys.path.insert(0, sys.argv[1])
+from spdx_tools.spdx.parser.parse_anything import parse_file
+from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
+document = parse_file(sys.argv[2])
+for message in validate_full_spdx_document(document, 'SPDX-2.3'):
+    print(message.validation_message, message.context.spdx_id)
+print(len(document.packages))
+";
+
+fn built(form: ImageForm, role: OutputRole) -> String {
+    let path = BuiltImageFolder::get().file(form, role);
+    path.to_str().expect("text").to_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+/// The number behind a name in what sgdisk prints.
+fn number(said: &str, name: &str) -> u64 {
+    let rest = said.split_once(name).map(|(_, rest)| rest);
+    let rest = rest.unwrap_or_else(|| panic!("no {name}: {said}"));
+    let digits = rest.split(|letter: char| !letter.is_ascii_digit()).next();
+    digits.and_then(|it| it.parse().ok()).expect("a number")
+}
+
+/// `sgdisk` accepts the partition table, and `fsck.vfat` the EFI system partition, which is the second one.
+fn accepts_disk(bench: &TestBench, disk: &str) {
+    let verdict = tool_says("sgdisk", &["-v", disk]);
+    assert!(verdict.contains("No problems found"), "{disk}: {verdict}");
+    let about = tool_says("sgdisk", &["-i", "2", disk]);
+    let [first, sectors] = ["First sector: ", "Partition size: "].map(|name| number(&about, name));
+    let volume = bench.path().join("volume");
+    let cut = [
+        format!("if={disk}"),
+        format!("of={}", volume.display()),
+        "bs=1M".to_owned(),
+        format!("skip={}", first * SECTOR_BYTES),
+        format!("count={}", sectors * SECTOR_BYTES),
+        "iflag=skip_bytes,count_bytes".to_owned(),
+        "conv=sparse".to_owned(),
+    ];
+    tool_says("dd", &cut);
+    let said = tool_says("fsck.vfat", &["-n", text(&volume)]);
+    let is_clean = !said.contains("Dirty") && !said.contains("differ");
+    assert!(is_clean, "{disk}: {said}");
+}
+
+/// `qemu-img` finds the disk of the form raw in the file, and nothing wrong with the file.
+fn accepts_container(file: &str, driver: &str) {
+    let raw = built(ImageForm::Raw, OutputRole::Disk);
+    let compare = ["compare", "-f", "raw", "-F", driver, &raw, file];
+    let said = tool_says("qemu-img", &compare);
+    assert!(said.contains("Images are identical"), "{file}: {said}");
+    // The checker knows no fixed VHD.
+    if driver != "vpc" {
+        let said = tool_says("qemu-img", &["check", "-f", driver, file]);
+        assert!(said.contains("No errors were found"), "{file}: {said}");
+    }
+}
+
+#[test]
+fn sgdisk_and_fsck_accept_the_built_disks() {
+    let bench = TestBench::new();
+    let raw = built(ImageForm::Raw, OutputRole::Disk);
+    assert_eq!(fs::metadata(&raw).expect("built").len(), DISK_BYTES);
+    accepts_disk(&bench, &raw);
+    accepts_disk(&bench, &built(ImageForm::Iso, OutputRole::Disk));
+    let archive = built(ImageForm::Gce, OutputRole::Archive);
+    tool_says("tar", &["-xSf", &archive, "-C", text(bench.path())]);
+    let disk = bench.path().join("disk.raw");
+    let bytes = fs::metadata(&disk).expect("unpacked").len();
+    assert!(bytes > 0 && bytes.is_multiple_of(GIB), "{bytes}");
+    accepts_disk(&bench, text(&disk));
+    tool_says("fsck.erofs", &[built(ImageForm::Erofs, OutputRole::Root)]);
+}
+
+#[test]
+fn qemu_img_finds_the_built_disk_in_each_container() {
+    for (form, driver) in [
+        (ImageForm::Aws, "vmdk"),
+        (ImageForm::Qcow2, "qcow2"),
+        (ImageForm::Vhd, "vpc"),
+        (ImageForm::Vhdx, "vhdx"),
+        (ImageForm::Vmdk, "vmdk"),
+    ] {
+        accepts_container(&built(form, OutputRole::Disk), driver);
+    }
+    let bench = TestBench::new();
+    let archive = built(ImageForm::Ova, OutputRole::Archive);
+    tool_says("tar", &["-xf", &archive, "-C", text(bench.path())]);
+    let version = &BuiltImageFolder::get().manifest().version;
+    let disk = bench.path().join(format!("alknet_{version}.vmdk"));
+    accepts_container(text(&disk), "vmdk");
+}
+
+#[test]
+fn xorriso_reads_the_built_medium_and_skopeo_the_built_containers() {
+    let medium = built(ImageForm::Iso, OutputRole::Disk);
+    let said = tool_says("xorriso", &["-no_rc", "-indev", &medium, "-toc"]);
+    for part in ["El Torito", "grub2-mbr", "GPT", "'ALKNET'"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    for (form, role) in [
+        (ImageForm::Containerdisk, OutputRole::OciImage),
+        (ImageForm::Kernelboot, OutputRole::OciImage),
+        (ImageForm::Linuxkit, OutputRole::OciAppliance),
+        (ImageForm::Linuxkit, OutputRole::OciKernel),
+        (ImageForm::Oci, OutputRole::OciImage),
+    ] {
+        let archive = format!("oci-archive:{}", built(form, role));
+        let said = tool("skopeo", &["inspect", &archive]);
+        let about: Value = serde_json::from_slice(&said.stdout)
+            .unwrap_or_else(|error| panic!("{archive}: {error}: {said:?}"));
+        assert_eq!(about["Architecture"], "amd64", "{archive}: {about}");
+        assert_eq!(about["Os"], "linux", "{archive}: {about}");
+    }
+}
+
+#[test]
+fn sha256sum_and_the_tools_of_spdx_accept_the_built_files() {
+    let folder = BuiltImageFolder::get().folder();
+    let check = format!("cd '{}' && sha256sum --strict -c ./*.sha256", text(folder));
+    tool_says("sh", &["-c", &check]);
+    let bill = built(ImageForm::Raw, OutputRole::Sbom);
+    let said = tool(
+        "python3",
+        &["-c", SPDX_JUDGE, &variable("ALKNET_TEST_SPDX"), &bill],
+    );
+    let content = fs::read(&bill).expect("built");
+    let content: Value = serde_json::from_slice(&content).expect("JSON");
+    let packages = content["packages"].as_array().expect("a list").len();
+    assert!(packages > 300, "the parts of the image: {packages}");
+    let printed = String::from_utf8_lossy(&said.stdout);
+    assert_eq!(printed.trim(), packages.to_string(), "{said:?}");
+}
+
+#[test]
+fn zstd_and_bmaptool_write_the_built_disk() {
+    let bench = TestBench::new();
+    let built_folder = BuiltImageFolder::get();
+    let raw = built(ImageForm::Raw, OutputRole::Disk);
+    tool_says("cp", &["--sparse=always", &raw, text(bench.path())]);
+    let manifest = built_folder.folder().join(alknet_image::MANIFEST_FILE);
+    tool_says("cp", &[text(&manifest), text(bench.path())]);
+    let packed = pack(bench.path(), &PackOptions::default(), &mut |_| {});
+    let packed = packed.unwrap_or_else(|error| panic!("{error}"));
+    let file = |role| {
+        let path = packed.path(bench.path(), ImageForm::Raw, role);
+        path.expect("it was packed")
+    };
+    let [disk, map] = [OutputRole::PackedDisk, OutputRole::BlockMap].map(file);
+    let [unpacked, written] = ["unpacked", "written"].map(|name| bench.path().join(name));
+    tool_says("zstd", &["-dqo", text(&unpacked), text(&disk)]);
+    // It compares the checksum of the map, and of each range that it reads.
+    let copy = ["copy", "--bmap", text(&map), &raw, text(&written)];
+    tool_says("bmaptool", &copy);
+    for copy in [unpacked, written] {
+        tool_says("cmp", &[text(&copy), &raw]);
+    }
+}
