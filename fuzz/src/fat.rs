@@ -30,6 +30,7 @@ pub fn fat(data: &[u8]) -> bool {
     let checked = volume.check(&OWN);
     let rules = RepairRules {
         own: &OWN,
+        needed: 0,
         choose: &RepairRules::keep_own,
     };
     let repaired = volume.repair(&rules);

@@ -20,6 +20,7 @@ fn small_path(number: usize) -> String {
 fn rules() -> RepairRules<'static> {
     RepairRules {
         own: &[TARGET, OTHER],
+        needed: 0,
         choose: &RepairRules::keep_own,
     }
 }

@@ -19,7 +19,7 @@
 //! let mut volume = FatVolume::open(device)?;
 //! let slots = [r"\EFI\ALKNET\A.EFI", r"\EFI\ALKNET\B.EFI"];
 //! // Whatever a power cut left behind is repaired before the volume is written.
-//! let repaired = volume.repair(&RepairRules { own: &slots, choose: &RepairRules::keep_own })?;
+//! let repaired = volume.repair(&RepairRules { own: &slots, needed: 0, choose: &RepairRules::keep_own })?;
 //! assert!(repaired.left.findings.is_empty());
 //! volume.replace_file(slots[0], 5, &mut &b"first"[..], &mut |_written| {})?;
 //! assert_eq!(volume.read_file(slots[0], 100)?, b"first");

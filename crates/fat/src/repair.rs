@@ -47,6 +47,9 @@ pub struct RepairRules<'a> {
     /// the one that stands first stays. All other files are foreign. They are never dropped, unless `choose` says so,
     /// and never cut.
     pub own: &'a [&'a str],
+    /// So many of `own`, from the first one on, are never dropped because their chains are broken or cross: the machine
+    /// was started by them, so what was read of them is there. What is wrong with them is in [`RepairReport::left`].
+    pub needed: usize,
     /// Decides between two names on one chain, in the order in which systems find them.
     pub choose: &'a dyn Fn(&NamedChain<'_>, &NamedChain<'_>) -> NameChoice,
 }
@@ -71,7 +74,8 @@ impl RepairRules<'_> {
 impl fmt::Debug for RepairRules<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rules = f.debug_struct("RepairRules");
-        rules.field("own", &self.own).finish_non_exhaustive()
+        let rules = rules.field("own", &self.own);
+        rules.field("needed", &self.needed).finish_non_exhaustive()
     }
 }
 
@@ -125,7 +129,7 @@ impl<D: BlockDevice> FatVolume<D> {
     /// 1. The second table is copied from the first, which is the one that systems read.
     /// 2. Of two names on one chain the one goes that `rules` do not keep: its entry, and never the chain.
     /// 3. An own file goes if its chain is broken, shorter than the file, or crosses that of an own file that stands
-    ///    before it in `rules`. If its chain is longer than the file, the rest is cut off.
+    ///    before it in `rules`, unless it is needed. If its chain is longer than the file, the rest is cut off.
     /// 4. A folder on the way to an own file ends where its chain is whole.
     /// 5. Clusters that belong to no file become free.
     /// 6. FSInfo is made to say what the table says, and the marks of a volume in use are cleared.
@@ -279,7 +283,7 @@ fn drops_for(scan: &VolumeScan, rules: &RepairRules<'_>) -> RepairDrops {
     let ranks = ranks(scan, rules);
     let rank = |index: usize| ranks.iter().find(|(own, _)| *own == index).map(|it| it.1);
     let mut drops = RepairDrops::default();
-    for (index, _) in &ranks {
+    for (index, _) in ranks.iter().filter(|(_, rank)| *rank >= rules.needed) {
         let damage = scan.entries[*index].chain;
         // Without all of its bytes a file is of no use, and the caller can write it again.
         if damage.is_some_and(|damage| damage != ChainDamage::TooLong) {
@@ -306,7 +310,9 @@ fn drops_for(scan: &VolumeScan, rules: &RepairRules<'_>) -> RepairDrops {
         if is_whole {
             names.entry(with).or_insert_with(|| vec![with]).push(index);
         } else if let (Some(one), Some(two)) = (rank(index), rank(with)) {
-            drops.files.insert(if one > two { index } else { with });
+            if one.max(two) >= rules.needed {
+                drops.files.insert(if one > two { index } else { with });
+            }
         }
     }
     for group in names.values() {

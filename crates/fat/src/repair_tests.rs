@@ -45,6 +45,7 @@ fn repair_by(
     let mut volume = FatVolume::open(image.to_vec()).expect("a volume");
     let rules = RepairRules {
         own: &[A, B],
+        needed: 0,
         choose,
     };
     let report = volume.repair(&rules).expect("memory can be written");
@@ -274,6 +275,43 @@ fn own_files_with_broken_chains_go_and_foreign_ones_stay() {
     }
 }
 
+/// A machine runs the needed file, which its loader could read.
+#[test]
+fn a_needed_file_with_a_broken_chain_stays_and_is_found() {
+    let mut damaged = image();
+    for path in [A, B] {
+        let second = chain(&damaged, path)[1];
+        set_link(&mut damaged, second, CHAIN_END);
+    }
+    let found = check(&damaged).findings;
+    let mut volume = FatVolume::open(damaged).expect("a volume");
+    let rules = RepairRules {
+        own: &[A, B],
+        needed: 1,
+        choose: &RepairRules::keep_own,
+    };
+    let report = volume.repair(&rules).expect("memory can be written");
+    assert_eq!(report.dropped_files, [B]);
+    let left = report.left.findings;
+    assert!(found.contains(&left[0]) && left.len() == 1, "{left:?}");
+}
+
+#[test]
+fn of_two_needed_files_that_cross_none_goes() {
+    let mut damaged = image();
+    let (first, second) = (chain(&damaged, A), chain(&damaged, B));
+    set_link(&mut damaged, second[0], first[1]);
+    let mut volume = FatVolume::open(damaged).expect("a volume");
+    let rules = RepairRules {
+        own: &[A, B],
+        needed: 2,
+        choose: &RepairRules::keep_own,
+    };
+    let report = volume.repair(&rules).expect("memory can be written");
+    assert!(report.dropped_files.is_empty(), "{report:?}");
+    assert!(!report.left.findings.is_empty(), "{report:?}");
+}
+
 #[test]
 fn a_loop_ends_and_is_found() {
     let mut image = image();
@@ -460,6 +498,7 @@ fn a_volume_with_one_table_in_use_is_read_only() {
     assert_eq!(volume.read_file(A, 2000).expect("whole"), content(1, 1500));
     let rules = RepairRules {
         own: &[A],
+        needed: 0,
         choose: &RepairRules::keep_own,
     };
     assert!(matches!(
@@ -538,7 +577,7 @@ proptest! {
             }
         }
         if let Ok(mut volume) = FatVolume::open(image) {
-            let rules = RepairRules { own: &[A, B], choose: &RepairRules::keep_own };
+            let rules = RepairRules { own: &[A, B], needed: 0, choose: &RepairRules::keep_own };
             let checked = volume.check(&[A, B]);
             let repaired = volume.repair(&rules).ok();
             let is_repaired = repaired.is_some();

@@ -48,7 +48,7 @@ const CAMPAIGNS: [(&str, CampaignKind); 9] = [
     ("times", CampaignKind::Measured(&TIMES)),
     (
         "update-cuts",
-        CampaignKind::Tests(&["update_cuts", "update_that_is_unwell"]),
+        CampaignKind::Tests(&["update_cuts", "update_damaged", "update_unwell"]),
     ),
 ];
 

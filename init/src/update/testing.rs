@@ -435,6 +435,19 @@ impl ModelDisk {
         self.volume().read_file(&slot_path(slot), u32::MAX).ok()
     }
 
+    /// Makes the entry of a slot's file say that it has more bytes than its chain.
+    pub(super) fn lengthen_entry(&self, slot: BootSlot) {
+        let name = slot.file_name().replace('.', "       ").into_bytes();
+        let mut state = self.state.borrow_mut();
+        let mut entries = state
+            .sectors
+            .values_mut()
+            .flat_map(|sector| sector.chunks_exact_mut(32));
+        let entry = entries.find(|entry| entry.starts_with(&name));
+        // The second byte of the size.
+        entry.expect("the slot has a file")[29] += 0x10;
+    }
+
     /// The loader's file.
     pub(super) fn loader(&self) -> Vec<u8> {
         self.volume().read_file(LOADER, u32::MAX).expect("whole")

@@ -2,6 +2,7 @@
 
 mod again;
 mod cuts;
+mod damaged_program;
 mod deltas;
 mod lost_note;
 mod lying_hub;

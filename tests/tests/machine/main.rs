@@ -46,6 +46,7 @@ mod tpm;
 mod update;
 mod update_bad;
 mod update_cuts;
+mod update_damaged;
 mod update_refused;
 mod update_sealed;
 mod update_secured;

@@ -1,10 +1,19 @@
-//! Updates of a machine under Secure Boot with its owner's key, whose vault the TPM opens by PCR 7, 11 and 12.
+//! Updates of a machine under Secure Boot with its owner's key, whose vault the TPM opens by PCR 7, 11 and 12. And an
+//! attacker who has the disk and the older version, which the owner signed as well: it starts, and opens nothing.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use alknet_boot_state::BootSlot;
-use alknet_qemu::PlatformOwner;
-use alknet_tests::{BootVariant, MachineNode, TestBench};
+use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use alknet_qemu::{PlatformOwner, Vm};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
 use serde_json::{Value, json};
 
+use crate::interposer::{asking_for_the_slot, assert_refused, with};
+use crate::knock;
 use crate::secure_boot::{OwnedPrograms, by, enrolled};
 use crate::tpm::TPM_ALONE;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, write};
@@ -14,9 +23,18 @@ use crate::update::{FIRST, LIMIT, SECOND, failed_update, opening_slot, roll_back
 
 /// The loader's message about a version that the firmware does not permit.
 const NOT_PERMITTED: &str = "alknet-loader: slot b did not start: Secure Boot does not permit it";
+/// Why the TPM does not open the vault for the older version, and why a machine does not take what opens an older one.
+const OTHER_IMAGE: &str = "PCR 11 (the image or its command line)";
+const OLDER_DISK: &str = "the disk is older than the last change that the TPM counted";
+/// Longest wait from power-on until the console says so. Emulated firmware alone takes long.
+const SAID_WITHIN: Duration = Duration::from_secs(60);
+/// Where the two boot partitions lie, one behind the other: the first one has the record and the boot note, the second
+/// one the loader and the slots.
+const BOOT_BEGIN: u64 = 34 * LBA_BYTES;
+const BOOT_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
-/// To the owner's new version and back without a person; then a version whose bundle is signed and whose program is
-/// not, and one that another owner signed, end in the first version.
+/// To the owner's new version and back without a person, and in between the attack of [`Rollback`]; then a version whose
+/// bundle is signed and whose program is not, and one that another owner signed, end in the first version.
 #[test]
 fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let bench = TestBench::new();
@@ -43,11 +61,15 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
         keys.bundle(bench.path(), &ReleaseDraft::new(number, SECOND), program)
     };
 
-    let machine = bench.machine(BootVariant::UefiRaw).measured("own");
     let configured = format!("{TPM_ALONE}\n{}", keys.config());
-    let mut node = machine.secured(&variables).configured(&configured).boot();
+    let machine = || {
+        let machine = bench.machine(BootVariant::UefiRaw).measured("own");
+        machine.secured(&variables).configured(&configured)
+    };
+    let mut node = machine().boot();
     let identity = node.identity().to_owned();
     let slot_of_first = opened(&node);
+    let rollback = Rollback::begin(&bench, node.vm());
 
     let mark = node.vm().console().mark();
     let done = update(
@@ -66,6 +88,11 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     );
     let slot_of_second = opened(&node);
     assert_ne!(slot_of_first, slot_of_second);
+    node.end();
+    rollback.opens_nothing(&machine);
+    let mut node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    assert_eq!(opened(&node), slot_of_second);
 
     let mark = node.vm().console().mark();
     let back = roll_back(bench.admin(), &node);
@@ -96,4 +123,74 @@ fn opened(node: &MachineNode) -> Value {
     let slot = opening_slot(node, &json!([7, 11, 12]));
     assert_eq!(slot["protection"], "measured and enforced", "{slot:#}");
     slot["slot"].clone()
+}
+
+/// An attacker who has a copy of the disk from before an update.
+struct Rollback<'a> {
+    bench: &'a TestBench,
+    before: PathBuf,
+}
+
+impl<'a> Rollback<'a> {
+    /// Copies the disk of a machine that runs the first version.
+    fn begin(bench: &'a TestBench, vm: &Vm) -> Self {
+        let before = bench.path().join("before.raw");
+        let copied = vm
+            .pause()
+            .and_then(|()| alknet_qemu::copy(&bench.raw(), &before));
+        copied
+            .and_then(|()| vm.resume())
+            .unwrap_or_else(|error| panic!("{error}"));
+        Self { bench, before }
+    }
+
+    /// After the update, while the machine is off. The owner signed the first version, so firmware starts it. The TPM
+    /// opens nothing for it: its slot is gone, and the vault that still has it is older than the TPM's counter says. The
+    /// disk is then as it was before the attack.
+    fn opens_nothing<'b>(&self, machine: &dyn Fn() -> MachineBuilder<'b>) {
+        let disk = self.bench.raw();
+        let now = self.bench.path().join("now.raw");
+        let copy = |from: &Path, to: &Path| {
+            alknet_qemu::copy(from, to).unwrap_or_else(|error| panic!("{error}"));
+        };
+        copy(&disk, &now);
+        // The record and the slots of before, beside the newest data.
+        self.put_boot_back();
+        let attacker = asking_for_the_slot(&disk);
+        let vm = with(machine(), &attacker).start();
+        stays_closed(&vm, OTHER_IMAGE);
+        assert_refused(&attacker, "PCR 11");
+        drop(vm);
+        // Everything of before.
+        copy(&self.before, &disk);
+        stays_closed(&machine().start(), OLDER_DISK);
+        copy(&now, &disk);
+    }
+
+    fn put_boot_back(&self) {
+        let before = File::open(&self.before).expect("the copy is ours");
+        let disk = File::options().write(true).open(self.bench.raw());
+        let disk = disk.expect("the disk is ours");
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = BOOT_BEGIN;
+        while at < BOOT_END {
+            let length = (BOOT_END - at).min(buffer.len() as u64);
+            let piece = &mut buffer[..usize::try_from(length).expect("a usize has 64 bits")];
+            let read = before.read_exact_at(piece, at);
+            let written = read.and_then(|()| disk.write_all_at(piece, at));
+            written.expect("both have the partitions");
+            at += length;
+        }
+        let record = SlotDiskImage::new(self.bench.raw()).record();
+        assert_eq!(record.expect("a record").good(), BootSlot::A);
+    }
+}
+
+/// The machine starts the first version, does not open its vault for this reason, and serves nothing.
+fn stays_closed(vm: &Vm, why: &str) {
+    for line in ["alknet-loader: starting slot a", why] {
+        let said = vm.wait_for(line, SAID_WITHIN);
+        said.unwrap_or_else(|error| panic!("{error}"));
+    }
+    knock::serves_nothing(vm);
 }

@@ -1,17 +1,21 @@
 //! Versions that start and are not well: the machine returns to the version before, says why, and has lost nothing. And
 //! one that is confirmed and ends afterwards: it stays until an administrator rolls back.
 //!
-//! All of them come one after the other onto the disk of one machine with a vault, and are started by GRUB. Their last
-//! try is left, and the clock of the machine is quick, so the ten minutes of each trial pass at once. The version that
-//! fills the memory in its trial has the time of the host: with the quick clock the guest's time goes on while it waits
-//! for its disk, so the memory could be full before PID 1 has written a sector.
+//! Each test has a copy of the disks of one machine with a vault, which GRUB starts. The last try of a version is left,
+//! and the clock of the machine is quick, so the ten minutes of a trial pass at once. The version that fills the memory in
+//! its trial has the time of the host: with the quick clock the guest's time goes on while it waits for its disk, so the
+//! memory could be full before PID 1 has written a sector.
+//!
+//! The versions that fill the memory run in `cargo xtask soak update-cuts` only.
 
 use std::convert::identity;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use alknet_boot_state::{BootPhase, BootSlot};
 use alknet_qemu::{
-    ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WaitResult,
+    ConsoleMark, DiskController, MachineKind, ScratchDir, VirtioDisk, Vm, VmBuilder, WaitResult,
 };
 use alknet_test_support::skip;
 use alknet_tests::{READY, TestBench};
@@ -49,45 +53,67 @@ const FILLER: &str = "filler";
 const BEFORE_THE_GATE: Duration = Duration::from_secs(30);
 const AFTER_THE_GATE: Duration = Duration::from_secs(900);
 
+/// What the version before says of a trial that did not pass its gate.
+const NOT_CONFIRMED: &str = "it was not confirmed in time: it waited for";
+const VAULT: &str = "the vault, which was open before the update";
+const CONFIGURATION: &str = "the configuration, of which the version before took everything";
+/// Why a run of all tests leaves some out.
+const ONLY_CAMPAIGN: &str =
+    "it starts machines for minutes: `cargo xtask soak update-cuts` runs it";
+/// Notes of tokens that the versions made.
+const OF_FIRST: &str = "of the first version";
+const OF_SECOND: &str = "of the second version";
+
 #[test]
-fn update_that_is_unwell_returns_and_one_that_ends_after_its_gate_stays() {
+fn update_that_cannot_open_the_vault_returns_and_says_so() {
+    let unwell = UnwellUpdate::begin();
+    let blind = changed(&unwell.first, SECOND, NO_MEDIUM, &[]);
+    let why = unwell.returns_from(&blind);
+    let vault = format!("{NOT_CONFIRMED} {VAULT}");
+    assert!(why.starts_with(&vault), "{why}");
+}
+
+/// The boot disk has a blank data partition, of which this version could make another node.
+#[test]
+fn update_that_does_not_find_its_data_returns_and_says_so() {
+    let unwell = UnwellUpdate::begin();
+    let lost = changed(&unwell.first, SECOND, NO_DATA_DISK, &[]);
+    let why = unwell.returns_from(&lost);
+    let vault = format!("{NOT_CONFIRMED} {VAULT}");
+    assert!(why.starts_with(&vault), "{why}");
+}
+
+/// It serves, and the configuration alone keeps the gate closed.
+#[test]
+fn update_that_refuses_the_configuration_returns_and_says_so() {
+    let unwell = UnwellUpdate::begin();
+    let strict = renamed(&unwell.first, SECOND, KEY, OTHER_KEY);
+    let why = unwell.returns_from(&strict);
+    assert_eq!(why, format!("{NOT_CONFIRMED} {CONFIGURATION}"));
+    unwell.has_lost_nothing();
+}
+
+#[test]
+fn update_that_fills_the_memory_returns_and_says_so() {
     if !is_full() {
-        skip!(
-            "campaign",
-            "it starts twelve machines: `cargo xtask soak update-cuts` runs it"
-        );
+        skip!("campaign", "{ONLY_CAMPAIGN}");
     }
     let unwell = UnwellUpdate::begin();
-    let first = unwell.disk.program(BootSlot::A).expect("the image has it");
-
-    let blind = changed(&first, SECOND, NO_MEDIUM, &[]);
-    let why = unwell.returns_from(&blind);
-    let waited = "it was not confirmed in time: it waited for";
-    let vault = format!("{waited} the vault, which was open before the update");
-    assert!(why.starts_with(&vault), "{why}");
-
-    // The boot disk has a blank data partition, of which this version could make another node.
-    let lost = changed(&first, SECOND, NO_DATA_DISK, &[]);
-    let why = unwell.returns_from(&lost);
-    assert!(why.starts_with(&vault), "{why}");
-
-    // It serves, and the configuration alone keeps the gate closed.
-    let strict = renamed(&first, SECOND, KEY, OTHER_KEY);
-    let why = unwell.returns_from(&strict);
-    let config = "the configuration, of which the version before took everything";
-    assert_eq!(why, format!("{waited} {config}"));
-
-    let fills = filling(&first, BEFORE_THE_GATE);
+    let fills = filling(&unwell.first, BEFORE_THE_GATE);
     let why = unwell.returned(unwell.trial(&fills, identity));
     // The kernel ends the node first. What that frees lasts for half a second, in which PID 1 may write the note again.
     assert!(why.ends_with("its memory ran short"), "{why}");
+    unwell.has_lost_nothing();
+}
 
-    unwell.confirms_and_ends(&filling(&first, AFTER_THE_GATE));
+#[test]
+fn update_that_fills_the_memory_after_its_gate_stays_until_a_rollback() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    let unwell = UnwellUpdate::begin();
+    unwell.confirms_and_ends(&filling(&unwell.first, AFTER_THE_GATE));
     unwell.rolls_back();
-    assert!(
-        unwell.disk.program(BootSlot::A) == Some(first),
-        "slot a was changed"
-    );
 }
 
 /// The program `base` as a version that fills its memory after a time.
@@ -97,41 +123,79 @@ fn filling(base: &[u8], after: Duration) -> Vec<u8> {
     changed(base, SECOND, &words, &[(FILLER, PROGRAM, &filler)])
 }
 
-/// A machine that served the first version, whose medium opens its vault, and that holds a token.
-struct UnwellUpdate {
+/// The disks of a machine that served the first version, whose medium opens its vault, and that holds a token. They are
+/// made once for all tests.
+struct ServedMachine {
     bench: TestBench,
-    disk: SlotDiskImage,
     config: String,
     identity: String,
 }
 
-impl UnwellUpdate {
-    fn begin() -> Self {
+impl ServedMachine {
+    fn get() -> &'static Self {
+        static ONE: OnceLock<ServedMachine> = OnceLock::new();
+        ONE.get_or_init(Self::serve)
+    }
+
+    fn serve() -> Self {
         let bench = TestBench::new();
-        let disk = SlotDiskImage::new(bench.raw());
         let config = format!(
             "{}[vault]\nunlock = [\"{OPENED_BY}\"]\n[http]\n{KEY} = 10\n{}",
             document(&bench, "edge"),
             ReleaseKeys::one(7).config()
         );
-        let mut begun = Self {
+        let disk = VirtioDisk::file(bench.raw());
+        let vm = machine_with(disk, VirtioDisk::file(bench.data()), &config);
+        let node = serving(&bench, vm);
+        let identity = node.identity().to_owned();
+        make_token(&node, OF_FIRST);
+        node.end();
+        Self {
             bench,
-            disk,
             config,
-            identity: String::new(),
-        };
-        let node = serving(&begun.bench, begun.builder());
-        begun.identity = node.identity().to_owned();
-        make_token(&node, "of the first version");
-        begun
+            identity,
+        }
+    }
+}
+
+/// The machine from these disks, with the medium.
+fn machine_with(disk: VirtioDisk, data: VirtioDisk, config: &str) -> VmBuilder {
+    machine(MachineKind::Q35, disk, config)
+        .disk(data.data().on(DiskController::Ahci))
+        .fw_cfg(MEDIUM, SEED_KEY)
+}
+
+/// Copies of these disks for one test.
+struct UnwellUpdate {
+    served: &'static ServedMachine,
+    _folder: ScratchDir,
+    disk: SlotDiskImage,
+    data: PathBuf,
+    first: Vec<u8>,
+}
+
+impl UnwellUpdate {
+    fn begin() -> Self {
+        let served = ServedMachine::get();
+        let folder = ScratchDir::new().unwrap_or_else(|error| panic!("{error}"));
+        let [disk, data] = ["raw", "data"].map(|name| folder.file(name));
+        for (from, to) in [(served.bench.raw(), &disk), (served.bench.data(), &data)] {
+            alknet_qemu::copy(&from, to).unwrap_or_else(|error| panic!("{error}"));
+        }
+        let disk = SlotDiskImage::new(disk);
+        let first = disk.program(BootSlot::A).expect("the image has it");
+        Self {
+            served,
+            _folder: folder,
+            disk,
+            data,
+            first,
+        }
     }
 
     fn builder(&self) -> VmBuilder {
         let disk = VirtioDisk::file(self.disk.path());
-        let data = VirtioDisk::file(self.bench.data()).data();
-        machine(MachineKind::Q35, disk, &self.config)
-            .disk(data.on(DiskController::Ahci))
-            .fw_cfg(MEDIUM, SEED_KEY)
+        machine_with(disk, VirtioDisk::file(&self.data), &self.served.config)
     }
 
     /// Starts the last try of a version, on the machine that `clock` makes of it.
@@ -168,6 +232,7 @@ impl UnwellUpdate {
         assert!(line.contains(&format!("returned to {FIRST}")), "{line}");
         let record = self.disk.record().expect("a record");
         assert_eq!(record.phase(), BootPhase::Failed);
+        self.has_first();
         let (_, why) = line.split_once("': ").expect("the stage and the reason");
         why.to_owned()
     }
@@ -191,25 +256,42 @@ impl UnwellUpdate {
 
     /// The confirmed version is started again, until an administrator takes the one before.
     fn rolls_back(&self) {
-        let mut node = serving(&self.bench, self.builder());
-        assert_eq!(node.identity(), self.identity);
+        let admin = self.served.bench.admin();
+        let mut node = serving(&self.served.bench, self.builder());
+        assert_eq!(node.identity(), self.served.identity);
         let good = [("version", SECOND), ("slot", "b"), ("state", "good")];
         stands(&node, &good);
-        make_token(&node, "of the second version");
+        make_token(&node, OF_SECOND);
         let mark = node.vm().console().mark();
-        let back = roll_back(self.bench.admin(), &node);
+        let back = roll_back(admin, &node);
         assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
         node.wait_ready(mark);
-        assert_eq!(node.identity(), self.identity);
+        assert_eq!(node.identity(), self.served.identity);
         let good = [("version", FIRST), ("slot", "a"), ("state", "good")];
         stands(&node, &good);
         let problems = node.info()["problems"].to_string();
         assert!(!problems.contains("update-failed"), "{problems}");
-        for note in ["of the first version", "of the second version"] {
+        for note in [OF_FIRST, OF_SECOND] {
             has_token(&node, note);
         }
+        self.has_first();
+    }
+
+    /// After a failed trial: a start of the version before has the token, and its log has the end of the trial once.
+    fn has_lost_nothing(&self) {
+        let node = serving(&self.served.bench, self.builder());
+        assert_eq!(node.identity(), self.served.identity);
+        let failed = [("version", FIRST), ("slot", "a"), ("state", "failed")];
+        stands(&node, &failed);
+        has_token(&node, OF_FIRST);
         let log = node.call("update/log", &json!({})).to_string();
-        assert_eq!(log.matches("\"failed\"").count(), 4, "{log}");
+        assert_eq!(log.matches("\"failed\"").count(), 1, "{log}");
+    }
+
+    /// The first version is as it was.
+    fn has_first(&self) {
+        let has_it = self.disk.has_program(BootSlot::A, &self.first);
+        assert_eq!(has_it, Some(true), "slot a was changed");
     }
 
     /// Waits until the machine serves with the identity of the first version.
@@ -219,7 +301,7 @@ impl UnwellUpdate {
         let text = vm.console().since(ready);
         let mut words = text.split_whitespace();
         let identity = words.find(|word| word.starts_with("ed25519:"));
-        assert_eq!(identity, Some(&*self.identity));
+        assert_eq!(identity, Some(&*self.served.identity));
     }
 }
 

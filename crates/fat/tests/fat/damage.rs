@@ -43,6 +43,7 @@ fn repair(fixture: &VolumeFixture) -> RepairReport {
     assert!(!is_content, "the damage is there: {said}");
     let rules = RepairRules {
         own: &OWN,
+        needed: 0,
         choose: &RepairRules::keep_own,
     };
     let report = fixture.open().repair(&rules).expect("FAT32");

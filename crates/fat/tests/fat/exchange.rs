@@ -156,6 +156,7 @@ fn a_long_name_of_another_system_stays_with_the_file_that_replaces_its_own() {
     fixture.assert_fsck_is_content();
     let rules = RepairRules {
         own: &[SLOT],
+        needed: 0,
         choose: &RepairRules::keep_own,
     };
     let report = volume.repair(&rules).expect("FAT32");

@@ -190,6 +190,7 @@ impl SlotDiskImage {
         let (running, other) = (slot_path(running), slot_path(running.other()));
         let rules = RepairRules {
             own: &[LOADER, &running, &other],
+            needed: 2,
             choose: &RepairRules::keep_own,
         };
         let repaired = self.volume().repair(&rules);

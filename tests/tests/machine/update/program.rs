@@ -10,7 +10,7 @@ use memchr::memmem;
 use super::FIRST;
 
 /// Where a PE file says where its header is, and what the tests change there (PE/COFF specification, "Optional Header").
-const PE_POINTER_AT: usize = 0x3c;
+pub(crate) const PE_POINTER_AT: usize = 0x3c;
 const SIZE_OF_IMAGE_AT: usize = 24 + 56;
 const SECTION_ALIGNMENT_AT: usize = 24 + 32;
 const FILE_ALIGNMENT_AT: usize = 24 + 36;
@@ -103,17 +103,17 @@ fn rewritten(
 }
 
 /// A section of the program.
-struct ProgramSection {
+pub(crate) struct ProgramSection {
     /// Where its header is.
     header: usize,
     /// Where it lies in the file, with the zeros behind it.
-    raw: Range<usize>,
+    pub(crate) raw: Range<usize>,
     /// Bytes without these zeros.
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The last section with this name: those before it are the boot stub's.
-fn section(program: &[u8], name: &[u8; 8]) -> ProgramSection {
+pub(crate) fn section(program: &[u8], name: &[u8; 8]) -> ProgramSection {
     let pe = number(program, PE_POINTER_AT);
     let count = usize::from(u16::from_le_bytes([program[pe + 6], program[pe + 7]]));
     let optional = usize::from(u16::from_le_bytes([program[pe + 20], program[pe + 21]]));

@@ -1,0 +1,399 @@
+//! Slot b is damaged while its version is on trial: its program, the boot partition, the record or the note. Whatever it
+//! is, the machine serves with its identity again, by the version before or by the new one where the damage does not
+//! matter, and the boot partition is clean after the next start.
+//!
+//! `ALKNET_SOAK=full` starts a machine with each of 100 images, half of them by a BIOS. Without it a model of the loader
+//! chooses the slot, and one machine starts. `ALKNET_SEED` repeats a campaign.
+
+mod program;
+mod volume;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use alknet_boot_state::{
+    BootNote, BootPhase, BootSlot, NOTE_BYTES, NOTE_OFFSET, NoteArea, NoteText, RECORD_OFFSET,
+    SECTOR_BYTES,
+};
+use alknet_qemu::{ConsoleMark, MachineKind, VirtioDisk, Vm, WaitResult};
+use alknet_test_support::{deadline, skip};
+use alknet_tests::tools::tool;
+use alknet_tests::{READY, TestBench, eventually};
+
+use crate::power::{CampaignRng, Evidence, is_full};
+use crate::update::bundle::ReleaseKeys;
+use crate::update::disk::SlotDiskImage;
+use crate::update::program::{PROGRAM, kernel_alone, versioned};
+use crate::update::{SECOND, config, machine, serving};
+use crate::update_bad::quick;
+use program::{ProgramDamage, random};
+use volume::VolumeDamage;
+
+/// Images of a campaign for each firmware.
+const IMAGES_FULL: usize = 50;
+/// The version before the update has no vault.
+const VAULT: &str = "absent";
+/// How the loaders begin the line about the slot that they start.
+const STARTS: [&str; 2] = ["alknet: GRUB starts slot ", "alknet-loader: starting slot "];
+/// Restarts the machine soon after a panic of the kernel; the last words count.
+const QUICK_RESTART: &str = "panic=1";
+/// What GRUB says of the last try of a version, and the kernel where it finds no program.
+const TRIAL: &str = "GRUB starts slot b on trial, tries left after this one: 0";
+const PANICS: &str = "Kernel panic";
+/// Longest wait for a step of a start.
+const DONE_WITHIN: Duration = Duration::from_secs(120);
+/// How often a machine is asked how it is.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
+/// A machine that says nothing for so long hangs: its owner presses the reset button. Emulated firmware and kernels are
+/// silent for half a minute.
+const SILENT_MAX: Duration = Duration::from_secs(240);
+/// A version on trial is confirmed or has returned after so long.
+const SETTLED_WITHIN: Duration = Duration::from_secs(900);
+/// Most resets until the version before serves: the trial has one try left.
+const RESETS_MAX: usize = 2;
+/// Bit of the flags of an x86 processor: it takes interrupts.
+const TAKES_INTERRUPTS: u64 = 1 << 9;
+
+/// What is wrong with slot b.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotDamage {
+    Program(ProgramDamage),
+    Volume(VolumeDamage),
+    /// Random bytes lie in the place of the record.
+    Record,
+    /// Random bytes lie in the place of the boot note.
+    Note,
+    /// The boot note is about slot a.
+    OtherNote,
+}
+
+const DAMAGES: [SlotDamage; 31] = [
+    SlotDamage::Program(ProgramDamage::ScriptWithoutProbe),
+    SlotDamage::Program(ProgramDamage::Empty),
+    SlotDamage::Program(ProgramDamage::Truncated),
+    SlotDamage::Program(ProgramDamage::Random),
+    SlotDamage::Program(ProgramDamage::RandomBehindMark),
+    SlotDamage::Program(ProgramDamage::OtherArchitecture),
+    SlotDamage::Program(ProgramDamage::BitsOfHeaders),
+    SlotDamage::Program(ProgramDamage::BitsOfStub),
+    SlotDamage::Program(ProgramDamage::BitsOfScript),
+    SlotDamage::Program(ProgramDamage::BitsOfCommandLine),
+    SlotDamage::Program(ProgramDamage::BitsOfKernel),
+    SlotDamage::Program(ProgramDamage::BitsOfFiles),
+    SlotDamage::Program(ProgramDamage::Zeros),
+    SlotDamage::Program(ProgramDamage::ZerosOfKernel),
+    SlotDamage::Program(ProgramDamage::ZerosOfFiles),
+    SlotDamage::Program(ProgramDamage::RandomKernel),
+    SlotDamage::Program(ProgramDamage::RandomFiles),
+    SlotDamage::Volume(VolumeDamage::Folder),
+    SlotDamage::Volume(VolumeDamage::LostChain),
+    SlotDamage::Volume(VolumeDamage::TablesDiffer),
+    SlotDamage::Volume(VolumeDamage::ChainCut),
+    SlotDamage::Volume(VolumeDamage::ChainCircle),
+    SlotDamage::Volume(VolumeDamage::ChainCrossed),
+    SlotDamage::Volume(VolumeDamage::SizeWrong),
+    SlotDamage::Volume(VolumeDamage::MarkedInUse),
+    SlotDamage::Volume(VolumeDamage::InfoWrong),
+    SlotDamage::Volume(VolumeDamage::NameDoubled),
+    SlotDamage::Volume(VolumeDamage::NameLost),
+    SlotDamage::Record,
+    SlotDamage::Note,
+    SlotDamage::OtherNote,
+];
+
+impl SlotDamage {
+    /// Puts `second` on its last try into slot b of the disk, with this damage.
+    fn apply(self, disk: &SlotDiskImage, second: &[u8], dice: &mut CampaignRng) {
+        match self {
+            Self::Program(damage) => {
+                disk.put_on_trial(&damage.damage(second, dice), 1, VAULT);
+            }
+            _ => disk.put_on_trial(second, 1, VAULT),
+        }
+        let write = |bytes: &[u8], at| {
+            let file = File::options().write(true).open(disk.path());
+            let written = file.and_then(|file| file.write_all_at(bytes, at));
+            written.expect("the disk is ours");
+        };
+        match self {
+            Self::Program(_) => {}
+            Self::Volume(damage) => damage.apply(disk, dice),
+            Self::Record => write(&random(SECTOR_BYTES, dice), RECORD_OFFSET),
+            Self::Note => write(&random(NOTE_BYTES, dice), NOTE_OFFSET),
+            Self::OtherNote => {
+                let mut note = BootNote::new(BootSlot::A);
+                note.version = NoteText::new(SECOND);
+                let mut area = NoteArea::new([0; NOTE_BYTES]);
+                area.put(&note);
+                write(area.bytes(), NOTE_OFFSET);
+            }
+        }
+    }
+}
+
+/// One image of each kind, or all of a campaign: the loader has a slot to start, and the repair of the partition leaves
+/// the good program as it was.
+#[test]
+fn update_damaged_in_each_way_leaves_the_good_program() {
+    let bench = TestBench::new();
+    let base = bench.raw();
+    let path = bench.path().join("damaged.raw");
+    let image = Evidence(path.clone());
+    let disk = SlotDiskImage::new(&path);
+    let first = SlotDiskImage::new(&base).program(BootSlot::A);
+    let first = first.expect("the image has it");
+    let second = versioned(&first, SECOND);
+    let mut dice = CampaignRng::from_environment();
+    let images = if is_full() {
+        2 * IMAGES_FULL
+    } else {
+        DAMAGES.len()
+    };
+    for (number, damage) in DAMAGES.iter().cycle().take(images).enumerate() {
+        eprintln!("image {number}: {damage:?}");
+        alknet_qemu::copy(&base, &image.0).unwrap_or_else(|error| panic!("{error}"));
+        damage.apply(&disk, &second, &mut dice);
+        let good = |when: &str| {
+            let has_it = disk.has_program(BootSlot::A, &first);
+            assert_eq!(has_it, Some(true), "{when}: slot a has other bytes");
+            assert!(disk.chosen().is_some(), "{when}: no slot starts");
+        };
+        good("before the repair");
+        let report = disk.repair(BootSlot::A);
+        assert!(report.left.findings.is_empty(), "{report:?}");
+        good("after the repair");
+        assert!(is_clean(&bench, &disk), "{report:?}");
+    }
+}
+
+/// A script for GRUB that starts its program wherever it runs. GRUB runs it only where it has counted a try, so the
+/// machine returns from a version whose kernel panics.
+#[test]
+fn update_damaged_in_its_script_starts_only_where_its_try_was_counted() {
+    let bench = TestBench::new();
+    let disk = SlotDiskImage::new(bench.raw());
+    let first = disk.program(BootSlot::A).expect("the image has it");
+    let panics = kernel_alone(
+        &first,
+        SECOND,
+        QUICK_RESTART,
+        &[("init", PROGRAM, b"no program")],
+    );
+    let mut dice = CampaignRng::from_environment();
+    let bad = ProgramDamage::ScriptWithoutProbe.damage(&panics, &mut dice);
+    disk.put_on_trial(&bad, 1, VAULT);
+    let config = config(&bench, &ReleaseKeys::one(7));
+    let vm = machine(MachineKind::Q35, VirtioDisk::file(disk.path()), &config).start();
+    let vm = vm.unwrap_or_else(|error| panic!("{error}"));
+    let wait = |mark, line: &str| {
+        let found = vm.wait_for_after(mark, line, DONE_WITHIN);
+        found.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let limit = vm.scale(DONE_WITHIN);
+    let begin = ConsoleMark::default();
+    let first = vm.console().wait_any(begin, &[TRIAL, PANICS], limit);
+    assert!(matches!(first, WaitResult::Said(_)), "{}", vm.report());
+    let said = vm.console().text();
+    assert!(said.contains(TRIAL), "it starts uncounted: {said}");
+    let mark = wait(begin, PANICS);
+    let mark = wait(mark, "GRUB starts slot a");
+    wait(mark, READY);
+    eventually("the start repairs the boot partition", || {
+        is_clean(&bench, &disk).then_some(())
+    });
+    drop(vm);
+    let record = disk.record().expect("a record");
+    assert_eq!(
+        (record.good(), record.phase()),
+        (BootSlot::A, BootPhase::Failed)
+    );
+}
+
+#[test]
+fn update_damaged_images_leave_a_serving_node_by_a_bios() {
+    leave_a_serving_node(MachineKind::Q35);
+}
+
+#[test]
+fn update_damaged_images_leave_a_serving_node_by_uefi() {
+    leave_a_serving_node(MachineKind::Q35Uefi);
+}
+
+/// The images of a campaign, each on a copy of the disk of a machine that served before.
+fn leave_a_serving_node(kind: MachineKind) {
+    if !is_full() {
+        skip!(
+            "campaign",
+            "it starts a hundred machines: `cargo xtask soak update-cuts` runs it"
+        );
+    }
+    let campaign = DamageCampaign::begin(kind);
+    let mut dice = CampaignRng::from_environment();
+    let image = Evidence(campaign.bench.path().join("damaged.raw"));
+    let mut outcomes = Vec::new();
+    for (number, damage) in DAMAGES.iter().cycle().take(IMAGES_FULL).enumerate() {
+        let begun = Instant::now();
+        eprintln!("image {number} on {kind:?}: {damage:?}");
+        let copied = alknet_qemu::copy(&campaign.base, &image.0);
+        copied.unwrap_or_else(|error| panic!("{error}"));
+        let disk = SlotDiskImage::new(&image.0);
+        damage.apply(&disk, &campaign.second, &mut dice);
+        let outcome = campaign.serves(&disk);
+        eprintln!("image {number}: {outcome:?} after {:.0?}", begun.elapsed());
+        outcomes.push(outcome);
+    }
+    let count = |fits: fn(&&DamageOutcome) -> bool| outcomes.iter().filter(fits).count();
+    println!(
+        "figure {IMAGES_FULL} damaged images on {kind:?}: the version before served after {}, the new one after {}; {} \
+         machines hung until they were reset",
+        count(|outcome| outcome.serves == BootSlot::A),
+        count(|outcome| outcome.serves == BootSlot::B),
+        count(|outcome| outcome.resets > 0),
+    );
+}
+
+/// Which slot served at the end, and how often the machine hung before that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DamageOutcome {
+    serves: BootSlot,
+    resets: usize,
+}
+
+/// The disk of a machine that served the first version, and the second version.
+struct DamageCampaign {
+    bench: TestBench,
+    kind: MachineKind,
+    config: String,
+    identity: String,
+    base: PathBuf,
+    second: Vec<u8>,
+}
+
+impl DamageCampaign {
+    fn begin(kind: MachineKind) -> Self {
+        let bench = TestBench::new();
+        let config = config(&bench, &ReleaseKeys::one(7));
+        let base = bench.raw();
+        let node = serving(&bench, machine(kind, VirtioDisk::file(&base), &config));
+        let identity = node.identity().to_owned();
+        node.end();
+        let first = SlotDiskImage::new(&base).program(BootSlot::A);
+        let second = versioned(&first.expect("the image has it"), SECOND);
+        Self {
+            bench,
+            kind,
+            config,
+            identity,
+            base,
+            second,
+        }
+    }
+
+    /// Starts a machine from the disk, until it serves a version that is not on trial and its boot partition is clean.
+    fn serves(&self, disk: &SlotDiskImage) -> DamageOutcome {
+        let vm = machine(self.kind, VirtioDisk::file(disk.path()), &self.config);
+        let vm = quick(vm).start().unwrap_or_else(|error| panic!("{error}"));
+        let mut resets = 0;
+        let ready = self.wait_serving(&vm, ConsoleMark::default(), &mut resets);
+        if started_slot(&vm) == BootSlot::B
+            && let Some(returned) = wait_settled(&vm, disk, ready)
+        {
+            self.wait_serving(&vm, returned, &mut resets);
+            assert_eq!(started_slot(&vm), BootSlot::A, "{}", vm.report());
+        }
+        if started_slot(&vm) == BootSlot::B && !is_clean(&self.bench, disk) {
+            // A start on trial repairs nothing. The next one does.
+            let mark = vm.console().mark();
+            vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
+            self.wait_serving(&vm, mark, &mut resets);
+        }
+        eventually("the start repairs the boot partition", || {
+            is_clean(&self.bench, disk).then_some(())
+        });
+        DamageOutcome {
+            serves: started_slot(&vm),
+            resets,
+        }
+    }
+
+    /// Waits until the machine serves, with its identity. A machine that hangs is reset and counted.
+    fn wait_serving(&self, vm: &Vm, after: ConsoleMark, resets: &mut usize) -> ConsoleMark {
+        let (mut seen, mut since) = (after, Instant::now());
+        let ready = loop {
+            match vm.console().wait(after, READY, ASKED_EVERY) {
+                WaitResult::Said(ready) => break ready,
+                WaitResult::Closed => panic!("{}", vm.report()),
+                WaitResult::TimedOut => {}
+            }
+            let end = vm.console().mark();
+            if end != seen {
+                (seen, since) = (end, Instant::now());
+            } else if is_dead(vm) || since.elapsed() > deadline(SILENT_MAX) {
+                eprintln!("it hangs after {} s", since.elapsed().as_secs());
+                *resets += 1;
+                assert!(*resets <= RESETS_MAX, "{}", vm.report());
+                vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
+                since = Instant::now();
+            }
+        };
+        let named = vm.wait_for_after(ready, " port ", DONE_WITHIN);
+        named.unwrap_or_else(|error| panic!("{error}"));
+        let text = vm.console().since(ready);
+        let mut words = text.split_whitespace();
+        let identity = words.find(|word| word.starts_with("ed25519:"));
+        assert_eq!(identity, Some(&*self.identity), "{}", vm.report());
+        ready
+    }
+}
+
+/// Waits until a version that serves on trial was confirmed, or has returned. `None` if it was confirmed, else the mark
+/// behind the restart.
+fn wait_settled(vm: &Vm, disk: &SlotDiskImage, ready: ConsoleMark) -> Option<ConsoleMark> {
+    alknet_test_support::eventually("the end of the trial", SETTLED_WITHIN, || {
+        if let WaitResult::Said(mark) = vm.console().wait_any(ready, &STARTS, Duration::ZERO) {
+            return Some(Some(mark));
+        }
+        let record = disk.record().ok();
+        let is_good = record.is_some_and(|record| record.phase() == BootPhase::Good);
+        is_good.then_some(None)
+    })
+}
+
+/// The slot that the loader started last.
+fn started_slot(vm: &Vm) -> BootSlot {
+    let text = vm.console().text();
+    let lines = STARTS.iter().filter_map(|line| {
+        let at = text.rfind(line)? + line.len();
+        Some((at, text[at..].chars().next()?))
+    });
+    match lines.max() {
+        Some((_, 'a')) => BootSlot::A,
+        Some((_, 'b')) => BootSlot::B,
+        _ => panic!("{}", vm.report()),
+    }
+}
+
+/// Whether the processor has stopped and takes no interrupt, so that only a reset helps.
+fn is_dead(vm: &Vm) -> bool {
+    let registers = vm.qmp().human("info registers");
+    let registers = registers.unwrap_or_else(|error| panic!("{error}"));
+    let flags = registers.split("FL=").nth(1).and_then(|rest| {
+        let digits = rest.split_whitespace().next()?;
+        u64::from_str_radix(digits, 16).ok()
+    });
+    let flags = flags.unwrap_or_else(|| panic!("no flags: {registers}"));
+    registers.contains("HLT=1") && flags & TAKES_INTERRUPTS == 0
+}
+
+/// What dosfstools says of the boot partition.
+fn is_clean(bench: &TestBench, disk: &SlotDiskImage) -> bool {
+    let partition = bench.path().join("boot.fat");
+    disk.copy_partition(&partition);
+    let judged = tool("fsck.vfat", &["-n", &partition.display().to_string()]);
+    if !judged.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&judged.stdout));
+    }
+    judged.status.success()
+}
