@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{ConsoleMark, DiskController, MachineKind, VirtioDisk, VmBuilder};
-use alknet_tests::{MachineNode, TestBench};
+use alknet_tests::{CliRunner, MachineNode, TestBench};
 use serde_json::json;
 
 use super::administrator::WORKERS;
@@ -15,7 +15,7 @@ use super::disk::SlotDiskImage;
 use super::hub::{MachineHub, WORKER};
 use super::page::UpdatePageReader;
 use super::program::versioned;
-use super::{FIRST, SECOND, config, has_token, machine, make_token, serving, stands};
+use super::{FIRST, SECOND, config, has_token, machine, make_token, roll_back, serving, stands};
 
 pub(super) const PAGE: &str = include_str!("../../../../docs/update.md");
 
@@ -25,7 +25,7 @@ pub(super) const KEPT: &str = "stays";
 pub(super) const NUMBER: u64 = 20;
 
 /// Under BIOS GRUB counts the tries and starts the slots, here on an NVMe disk. The machine's hub lies to it, and then
-/// updates it. Afterwards the machine notices what the disk does wrong.
+/// updates it. Afterwards the machine notices what the disk does wrong, and goes back to the version before.
 #[test]
 fn update_by_a_hub_under_bios_after_its_lies_and_faults_of_its_storage_are_found() {
     let bench = TestBench::new();
@@ -50,6 +50,7 @@ fn update_by_a_hub_under_bios_after_its_lies_and_faults_of_its_storage_are_found
     good.is_on(&disk);
     hub.reports_update(&identity);
     finds_damage(bench.admin(), &node, &disk);
+    goes_back(bench.admin(), &node);
 }
 
 /// What the bundle of an update has.
@@ -140,4 +141,17 @@ impl GoodUpdate {
             assert_eq!(has_it, Some(true), "slot {slot} has other bytes");
         }
     }
+}
+
+/// An administrator returns to the first version, which keeps the key and the token.
+fn goes_back(user: &CliRunner, node: &MachineNode) {
+    let identity = node.identity();
+    let back = roll_back(user, node);
+    assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
+    stands(
+        node,
+        &[("version", FIRST), ("slot", "a"), ("state", "good")],
+    );
+    assert_eq!(node.info()["identity"], identity);
+    has_token(node, KEPT);
 }
