@@ -82,4 +82,5 @@ pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::BuildProvenance;
 pub use start::StartMethod;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
+pub use tree::UPDATE_ROOT_FILE;
 pub use virtual_disk::{VirtualDiskFormat, write_virtual_disk};

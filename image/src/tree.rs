@@ -1,5 +1,8 @@
 //! The root tree: one executable, what the image says about itself, and the empty folders on which PID 1 mounts.
 
+/// The root document of updates, in the root folder. PID 1 reads it there.
+pub const UPDATE_ROOT_FILE: &str = "update-root.json";
+
 /// One entry of the tree. Parents come before their children, and names are sorted.
 #[derive(Debug)]
 pub(crate) struct TreeEntry<'a> {
@@ -86,7 +89,7 @@ pub(crate) fn root(files: RootFiles<'_>) -> Vec<TreeEntry<'_>> {
         dir("tmp", 0o1777),
     ];
     if let Some(document) = files.update_root {
-        tree.push(file("update-root.json", 0o444, document));
+        tree.push(file(UPDATE_ROOT_FILE, 0o444, document));
     }
     tree.push(file("version", 0o444, files.version));
     tree

@@ -4,13 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use alknet_image::UPDATE_ROOT_FILE;
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{KeyThreshold, TrustAnchor};
 
 use super::refusal::{RefusalCode, UpdateRefusal};
-
-/// The root document of the release keys, which the build of an image may put into it.
-const ROOT_FILE: &str = "/update-root.json";
 
 /// Whose keys count, for facts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub(crate) struct UpdateAnchor {
 impl UpdateAnchor {
     /// The release root in the image, without keys of an owner.
     pub(crate) fn of_image() -> Self {
-        Self::of_root(Path::new(ROOT_FILE))
+        Self::of_root(&Path::new("/").join(UPDATE_ROOT_FILE))
     }
 
     pub(super) fn of_root(root: &Path) -> Self {

@@ -23,8 +23,9 @@ use sha2::{Digest, Sha256};
 use crate::page_commands::blocks;
 
 const PAGE: &str = include_str!("../../../docs/image.md");
-/// The section whose commands start machines. `tests/tests/machine/boot_page.rs` runs them.
-const MACHINES: &str = "Boot them";
+/// The sections whose commands start machines or update one. `tests/tests/machine/boot_page.rs` and
+/// `tests/tests/machine/update/good.rs` run them.
+const MACHINES: [&str; 2] = ["Boot them", "Release it"];
 /// Limit for one block of the page.
 const BLOCK_MAX: Duration = Duration::from_secs(120);
 /// Words of a vault that exists in tests only.
@@ -133,7 +134,7 @@ fn the_commands_of_the_page_of_images_work() {
     fs::write(user.file("node.toml"), "[node]\nname = \"edge-1\"\n").expect("the folder is ours");
     let sections = PAGE.split("\n## ").filter(|section| {
         let title = section.lines().next().unwrap_or_default();
-        title != MACHINES
+        !MACHINES.contains(&title)
     });
     let mut said = Vec::new();
     for (info, code) in sections.flat_map(blocks) {

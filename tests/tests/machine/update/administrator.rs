@@ -1,12 +1,15 @@
 //! The administrator of a machine under UEFI, who updates it and goes back by the commands of docs/update.md.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use alknet_qemu::VmBuilder;
 use alknet_tests::pebble::{GATEWAY, PebbleAddress};
-use alknet_tests::{HostServer, MachineNode, TestBench};
+use alknet_tests::{CliRunner, HostServer, MachineNode, TestBench};
 use serde_json::json;
 
 use super::bundle::{ReleaseDraft, ReleaseKeys};
-use super::good::{BundleKind, GoodUpdate, KEPT, NUMBER, PAGE};
+use super::good::{GoodUpdate, KEPT, NUMBER, PAGE};
 use super::hub::MachineHub;
 use super::page::{UpdatePageReader, first_lines};
 use super::{FIRST, SECOND, has_token, is_refused, stands, status, update};
@@ -39,10 +42,10 @@ impl<'a> UpdateByPage<'a> {
         page: &'static str,
         vm: impl FnOnce(&str) -> VmBuilder,
     ) -> Self {
-        let good = GoodUpdate::new(bench, BundleKind::Delta);
+        let good = GoodUpdate::new(bench);
         let hub = MachineHub::start(bench);
         hub.store(&good.bundle);
-        let channel = ReleaseChannel::new(bench, &good.keys);
+        let channel = ReleaseChannel::new(bench, &later_bundle(bench, &good.keys));
         let config = good.config(bench, &channel.config());
         let node = good.serving(bench, vm(&config));
         let mut reader = UpdatePageReader::new(bench, page, &good.bundle);
@@ -157,21 +160,25 @@ const CHANNELS: &str = "alknet";
 /// The name under which the machine keeps the certificate of the server's authority.
 const ROOT: &str = "lab";
 
-/// A server on this host, with a bundle of a later version in the channel `stable`. Its program starts on no machine.
-struct ReleaseChannel {
+/// A bundle of a later version. Its program starts on no machine.
+fn later_bundle(bench: &TestBench, keys: &ReleaseKeys) -> PathBuf {
+    let draft = ReleaseDraft::new(NUMBER + 1, "0.3.0");
+    keys.bundle(bench.path(), &draft, &[0; 2 << 20])
+}
+
+/// A server on this host, with a bundle in the channel `stable`.
+pub(super) struct ReleaseChannel {
     authority: PebbleAddress,
     server: HostServer,
 }
 
 impl ReleaseChannel {
-    fn new(bench: &TestBench, keys: &ReleaseKeys) -> Self {
-        let draft = ReleaseDraft::new(NUMBER + 1, "0.3.0");
-        let bundle = keys.bundle(bench.path(), &draft, &[0; 2 << 20]);
+    pub(super) fn new(bench: &TestBench, bundle: &Path) -> Self {
         let folder = bench.path().join("served");
         let stable = folder.join(CHANNELS).join("stable");
-        let moved = std::fs::create_dir_all(&stable)
-            .and_then(|()| std::fs::rename(bundle, stable.join("bundle.tar")));
-        moved.expect("the folder is ours");
+        let linked = fs::create_dir_all(&stable)
+            .and_then(|()| fs::hard_link(bundle, stable.join("bundle.tar")));
+        linked.expect("the folder is ours");
         let authority = PebbleAddress::new();
         let server = HostServer::files(&folder, &authority);
         Self { authority, server }
@@ -182,8 +189,21 @@ impl ReleaseChannel {
         format!("https://{GATEWAY}:{}/", self.server.port())
     }
 
+    /// The address of the bundle.
+    pub(super) fn bundle(&self) -> String {
+        format!("{}{CHANNELS}/stable/bundle.tar", self.address())
+    }
+
+    /// Stores the certificate of the server's authority on a machine, which trusts it from its next start on.
+    pub(super) fn store_root(&self, user: &CliRunner, node: &MachineNode) {
+        let name = format!("root/{ROOT}");
+        let mut add = user.command(&["file", "add", &node.target(), &name]);
+        add.arg(self.authority.roots());
+        assert_eq!(user.run(add).json()["kept"], true);
+    }
+
     /// Follows the table `[update]` of a configuration.
-    fn config(&self) -> String {
+    pub(super) fn config(&self) -> String {
         format!(
             "url = \"{}{CHANNELS}\"\n[tls]\nroots = \"store:/root/{ROOT}\"\nwebpki_ip = true\n",
             self.address()

@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// After every test, and before it.
-const LATER: UnixSeconds = UnixSeconds(4_000_000_000);
+pub(super) const LATER: UnixSeconds = UnixSeconds(4_000_000_000);
 const EARLIER: UnixSeconds = UnixSeconds(1_000_000_000);
 
 /// The keys of an owner, of which so many have to sign.
@@ -29,6 +29,15 @@ impl ReleaseKeys {
         Self {
             signers: seeds.iter().map(signer).collect(),
             threshold,
+        }
+    }
+
+    /// The one key in a file that OpenSSL made.
+    pub(super) fn from_pem(text: &str) -> Self {
+        let signer = SeedSigner::from_pem(text).expect("a private key");
+        Self {
+            signers: vec![signer],
+            threshold: 1,
         }
     }
 

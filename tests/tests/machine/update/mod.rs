@@ -14,6 +14,7 @@ pub(crate) mod good;
 mod hub;
 mod page;
 pub(crate) mod program;
+mod release;
 
 use std::path::Path;
 use std::time::Duration;
@@ -83,9 +84,26 @@ pub(crate) fn update(
 
 /// `alknet rollback NODE`.
 pub(crate) fn roll_back(user: &CliRunner, node: &MachineNode) -> CliOutput {
-    let mut command = user.command(&["rollback", &node.target(), "--yes"]);
+    roll_back_at(user, &node.target())
+}
+
+fn roll_back_at(user: &CliRunner, target: &str) -> CliOutput {
+    let mut command = user.command(&["rollback", target, "--yes"]);
     command.args(["--limit", LIMIT]);
     user.run(command)
+}
+
+/// `alknet update confirm NODE`, for a version on trial. Its gate would take a minute.
+fn confirm(user: &CliRunner, node: &MachineNode) {
+    stands(node, &[("state", "trial")]);
+    let confirmed = user.run(user.command(&["update", "confirm", &node.target()]));
+    assert_eq!(confirmed.json(), json!({ "confirmed": true }));
+    // The machine itself confirms a version that passes the gate.
+    let log = node.call("update/log", &json!({}));
+    let mut records = log["records"].as_array().expect("a list").iter();
+    let last = records.rfind(|record| record["event"] == "confirmed");
+    let last = last.expect("it was confirmed");
+    assert_ne!(last["by"], "the machine", "{log:#}");
 }
 
 /// `alknet update NODE BUNDLE` of a version that fails its trial. The version before serves again when this returns.

@@ -29,7 +29,7 @@ pub(crate) type AddedFile<'a> = (&'a str, u32, &'a [u8]);
 /// The mode of a program.
 pub(crate) const PROGRAM: u32 = 0o100_755;
 pub(crate) const FOLDER: u32 = 0o040_755;
-const FILE: u32 = 0o100_444;
+pub(crate) const FILE: u32 = 0o100_444;
 
 /// The program `base` with this version. Everything else is the same.
 pub(crate) fn versioned(base: &[u8], version: &str) -> Vec<u8> {
