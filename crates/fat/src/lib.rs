@@ -58,6 +58,8 @@ mod folder;
 mod geometry;
 pub mod limits;
 mod name;
+#[cfg(test)]
+mod needed_tests;
 mod repair;
 #[cfg(test)]
 mod repair_tests;

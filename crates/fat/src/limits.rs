@@ -27,8 +27,8 @@ pub const FILE_EXTENTS_MAX: usize = 65_536;
 /// Findings that a report lists. It counts the others.
 pub const FINDINGS_MAX: usize = 256;
 
-/// Rounds of dropping names, each with a look at the whole volume. Damage by one power cut takes two.
-pub const REPAIR_ROUNDS_MAX: usize = 8;
+/// Rounds of ending chains or dropping names, each with a look at the whole volume. Damage by one power cut takes three.
+pub const REPAIR_ROUNDS_MAX: usize = 16;
 
 /// Bytes that are read from or written to the device at once. A multiple of each size of a cluster.
 pub const TRANSFER_BYTES: usize = 128 << 10;

@@ -6,6 +6,7 @@ use std::fmt;
 use crate::check::STATE_DIRTY;
 use crate::device::BlockDevice;
 use crate::error::FatError;
+use crate::geometry::FatGeometry;
 use crate::limits::REPAIR_ROUNDS_MAX;
 use crate::report::{ChainDamage, FatReport};
 use crate::scan::{ChainMeeting, ROOT, ScanEntry, VolumeScan};
@@ -47,8 +48,9 @@ pub struct RepairRules<'a> {
     /// the one that stands first stays. All other files are foreign. They are never dropped, unless `choose` says so,
     /// and never cut.
     pub own: &'a [&'a str],
-    /// So many of `own`, from the first one on, are never dropped because their chains are broken or cross: the machine
-    /// was started by them, so what was read of them is there. What is wrong with them is in [`RepairReport::left`].
+    /// So many of `own`, from the first one on, are never dropped because their chains are broken, cross or have another
+    /// name: the machine was started by them, so what was read of them is there. A name of them goes only if another one
+    /// with the same path fits its chain. What is wrong with them is in [`RepairReport::left`].
     pub needed: usize,
     /// Decides between two names on one chain, in the order in which systems find them.
     pub choose: &'a dyn Fn(&NamedChain<'_>, &NamedChain<'_>) -> NameChoice,
@@ -85,10 +87,10 @@ impl fmt::Debug for RepairRules<'_> {
 pub struct RepairReport {
     /// Names that were dropped because another name leads to the same chain, or has the same name before them.
     pub dropped_names: Vec<String>,
-    /// Own files that were dropped because their chains are broken, too short, or part of another own file.
+    /// Own files that were dropped because their chains are broken, too short, or cross that of another own file.
     pub dropped_files: Vec<String>,
-    /// Own files whose chains were longer than the files, and folders on the way to own files whose chains were broken:
-    /// each ends where it is whole.
+    /// Own files whose chains were longer than the files or broken behind them, and folders on the way to own files whose
+    /// chains were broken: each ends where it is whole.
     pub cut_chains: Vec<String>,
     /// Clusters that belonged to no file and are free now.
     pub freed_clusters: u32,
@@ -127,10 +129,13 @@ impl<D: BlockDevice> FatVolume<D> {
     /// Repairs what a power cut leaves behind, on FAT32:
     ///
     /// 1. The second table is copied from the first, which is the one that systems read.
-    /// 2. Of two names on one chain the one goes that `rules` do not keep: its entry, and never the chain.
-    /// 3. An own file goes if its chain is broken, shorter than the file, or crosses that of an own file that stands
-    ///    before it in `rules`, unless it is needed. If its chain is longer than the file, the rest is cut off.
-    /// 4. A folder on the way to an own file ends where its chain is whole.
+    /// 2. If the chain of an own file leads on behind the clusters of its size, or is broken there, it ends with them. A
+    ///    folder on the way to an own file ends where its chain is whole.
+    /// 3. Of two names on one chain the one goes that `rules` do not keep: its entry, and never the chain. Of two entries
+    ///    of an own file the first one stays that fits its chain.
+    /// 4. An own file goes if its chain is broken or shorter than the file, unless it is needed. If two own files cross,
+    ///    the one goes that does not fit its size, or the one that stands behind the other in `rules`. If that one is
+    ///    needed, both stay.
     /// 5. Clusters that belong to no file become free.
     /// 6. FSInfo is made to say what the table says, and the marks of a volume in use are cleared.
     ///
@@ -151,10 +156,10 @@ impl<D: BlockDevice> FatVolume<D> {
         }
         let mut done = RepairSteps::default();
         for _ in 0..REPAIR_ROUNDS_MAX {
-            let drops = drops_for(&scan, rules);
-            let has_dropped = self.drop_entries(&scan, &drops, &mut done)?;
-            let has_cut = self.cut_chains(&mut scan, rules, &drops, &mut done)?;
-            if !has_dropped && !has_cut {
+            // Cuts come first: a cut takes no byte from any file, and may separate two files that cross.
+            let has_changed = self.cut_chains(&mut scan, rules, &mut done)?
+                || self.drop_entries(&scan, rules, &mut done)?;
+            if !has_changed {
                 break;
             }
             // Whatever was dropped or cut leaves other chains whole, and clusters to nothing.
@@ -187,9 +192,10 @@ impl<D: BlockDevice> FatVolume<D> {
     fn drop_entries(
         &mut self,
         scan: &VolumeScan,
-        drops: &RepairDrops,
+        rules: &RepairRules<'_>,
         done: &mut RepairSteps,
     ) -> Result<bool, FatError> {
+        let drops = drops_for(&self.geometry, scan, rules);
         for index in drops.names.union(&drops.files) {
             self.free_slots(&scan.entries[*index].slots_at)?;
             let path = scan.path(*index);
@@ -207,15 +213,10 @@ impl<D: BlockDevice> FatVolume<D> {
         &mut self,
         scan: &mut VolumeScan,
         rules: &RepairRules<'_>,
-        drops: &RepairDrops,
         done: &mut RepairSteps,
     ) -> Result<bool, FatError> {
         let mut has_cut = false;
-        for index in cuttable(scan, rules) {
-            // Another file would lose what they share.
-            if drops.has(index) || scan.is_shared(&self.geometry, index) {
-                continue;
-            }
+        for index in cuttable(&self.geometry, scan, rules) {
             let entry = &scan.entries[index];
             let needed = if entry.is_folder {
                 folder_clusters(entry)
@@ -226,6 +227,16 @@ impl<D: BlockDevice> FatVolume<D> {
             let last = needed.checked_sub(1);
             let last = last.and_then(|last| clusters.nth(last as usize));
             drop(clusters);
+            let is_shared = match last {
+                _ if entry.is_folder => scan.is_shared(&self.geometry, index),
+                Some(last) => scan.is_shared_cluster(last),
+                // The entry of an empty file loses its chain, and the chain stays.
+                None => false,
+            };
+            // Another file would lose what they share.
+            if is_shared {
+                continue;
+            }
             match (last, entry.slots_at.last()) {
                 (Some(last), _) => scan.table.set(last, CHAIN_END),
                 (None, Some(slot_at)) if !entry.is_folder => self.empty_entry(*slot_at)?,
@@ -267,38 +278,89 @@ impl<D: BlockDevice> FatVolume<D> {
     }
 }
 
-/// The rank of each own file, by its index: 0 is worth most.
-fn ranks(scan: &VolumeScan, rules: &RepairRules<'_>) -> Vec<(usize, usize)> {
-    let ranked = rules.own.iter().enumerate();
-    let ranked = ranked.flat_map(|(rank, path)| {
-        let indices = scan.resolve(path).into_iter();
-        indices.map(move |index| (index, rank))
-    });
-    let is_file = |(index, _): &(usize, usize)| !scan.entries[*index].is_folder;
-    ranked.filter(is_file).collect()
+/// The own files among the entries of a scan.
+#[derive(Debug)]
+struct OwnFiles {
+    /// The index and the rank of each. Rank 0 is worth most. A path that a folder has twice leads to two entries.
+    ranks: Vec<(usize, usize)>,
+    needed: usize,
+}
+
+impl OwnFiles {
+    fn find(scan: &VolumeScan, rules: &RepairRules<'_>) -> Self {
+        let ranked = rules.own.iter().enumerate();
+        let ranked = ranked.flat_map(|(rank, path)| {
+            let indices = scan.resolve(path).into_iter();
+            indices.map(move |index| (index, rank))
+        });
+        let is_file = |(index, _): &(usize, usize)| !scan.entries[*index].is_folder;
+        Self {
+            ranks: ranked.filter(is_file).collect(),
+            needed: rules.needed,
+        }
+    }
+
+    fn rank(&self, index: usize) -> Option<usize> {
+        let found = self.ranks.iter().find(|(own, _)| *own == index);
+        found.map(|(_, rank)| *rank)
+    }
+
+    fn is_needed(&self, index: usize) -> bool {
+        self.rank(index).is_some_and(|rank| rank < self.needed)
+    }
+}
+
+/// Whether a file has the clusters of its size, which no entry before it has. Loaders read no further, so that what is
+/// wrong with the chain lies behind all of its bytes.
+fn has_own_clusters(geometry: &FatGeometry, file: &ScanEntry) -> bool {
+    u64::from(file.own_clusters) >= geometry.clusters_for(file.size.into())
 }
 
 /// Which entries go.
-fn drops_for(scan: &VolumeScan, rules: &RepairRules<'_>) -> RepairDrops {
-    let ranks = ranks(scan, rules);
-    let rank = |index: usize| ranks.iter().find(|(own, _)| *own == index).map(|it| it.1);
+fn drops_for(geometry: &FatGeometry, scan: &VolumeScan, rules: &RepairRules<'_>) -> RepairDrops {
+    let own = OwnFiles::find(scan, rules);
     let mut drops = RepairDrops::default();
-    for (index, _) in ranks.iter().filter(|(_, rank)| *rank >= rules.needed) {
-        let damage = scan.entries[*index].chain;
+    for (index, _) in &own.ranks {
+        let entry = &scan.entries[*index];
+        let is_broken = entry
+            .chain
+            .is_some_and(|damage| damage != ChainDamage::TooLong);
         // Without all of its bytes a file is of no use, and the caller can write it again.
-        if damage.is_some_and(|damage| damage != ChainDamage::TooLong) {
+        if is_broken && !has_own_clusters(geometry, entry) && !own.is_needed(*index) {
             drops.files.insert(*index);
         }
     }
-    for number in 0..rules.own.len() {
-        let same = ranks.iter().filter(|(_, rank)| *rank == number);
-        // Systems find the first one.
-        let others = same
-            .map(|(index, _)| *index)
-            .filter(|index| !drops.files.contains(index));
-        let others: Vec<usize> = others.skip(1).collect();
-        drops.names.extend(others);
+    for rank in 0..rules.own.len() {
+        drop_doubled(scan, &own, rank, &mut drops);
     }
+    for group in drop_crossing(scan, &own, &mut drops).values() {
+        drop_names(scan, rules, group, &own, &mut drops);
+    }
+    drops
+}
+
+/// Drops all entries of one path but one: the first that fits its chain. Systems find the first one.
+fn drop_doubled(scan: &VolumeScan, own: &OwnFiles, rank: usize, drops: &mut RepairDrops) {
+    let same = own.ranks.iter().filter(|(_, found)| *found == rank);
+    let same = same.map(|(index, _)| *index);
+    let same: Vec<usize> = same.filter(|it| !drops.files.contains(it)).collect();
+    let fitting = same.iter().find(|it| scan.entries[**it].chain.is_none());
+    // Which of two damaged entries the machine was started by is unknown.
+    if fitting.is_none() && rank < own.needed {
+        return;
+    }
+    let stays = fitting.or(same.first()).copied();
+    let others = same.into_iter().filter(|index| Some(*index) != stays);
+    drops.names.extend(others);
+}
+
+/// Drops one of two own files that cross. Returns the names of each chain that has several, by the first of them.
+fn drop_crossing(
+    scan: &VolumeScan,
+    own: &OwnFiles,
+    drops: &mut RepairDrops,
+) -> BTreeMap<usize, Vec<usize>> {
+    let fits = |index: usize| scan.entries[index].chain.is_none();
     let mut names: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, entry) in scan.entries.iter().enumerate() {
         let Some(ChainMeeting { with, is_whole }) = entry.meets else {
@@ -309,22 +371,22 @@ fn drops_for(scan: &VolumeScan, rules: &RepairRules<'_>) -> RepairDrops {
         }
         if is_whole {
             names.entry(with).or_insert_with(|| vec![with]).push(index);
-        } else if let (Some(one), Some(two)) = (rank(index), rank(with))
-            && one.max(two) >= rules.needed
-        {
-            drops.files.insert(if one > two { index } else { with });
+        } else if let (Some(one), Some(two)) = (own.rank(index), own.rank(with)) {
+            let (better, worse) = match one > two {
+                true => (with, index),
+                false => (index, with),
+            };
+            // A file that fits is whole, and the other one is damaged whatever it is worth.
+            let dropped = match fits(worse) && !fits(better) {
+                true => better,
+                false => worse,
+            };
+            if !own.is_needed(dropped) {
+                drops.files.insert(dropped);
+            }
         }
     }
-    for group in names.values() {
-        drop_names(
-            scan,
-            rules,
-            group,
-            &|index| rank(index).is_some(),
-            &mut drops,
-        );
-    }
-    drops
+    names
 }
 
 /// Lets the caller choose between the names of one chain, in the order in which systems find them.
@@ -332,10 +394,16 @@ fn drop_names(
     scan: &VolumeScan,
     rules: &RepairRules<'_>,
     group: &[usize],
-    is_own: &dyn Fn(usize) -> bool,
+    own: &OwnFiles,
     drops: &mut RepairDrops,
 ) {
-    let ask = |one: usize, two: usize| choose(scan, rules, (one, is_own(one)), (two, is_own(two)));
+    let with_own = |index: usize| (index, own.rank(index).is_some());
+    let ask = |one: usize, two: usize| match choose(scan, rules, with_own(one), with_own(two)) {
+        // The machine was started by the other name.
+        NameChoice::First if own.is_needed(two) => NameChoice::Both,
+        NameChoice::Second if own.is_needed(one) => NameChoice::Both,
+        choice => choice,
+    };
     let mut kept = group[0];
     for index in &group[1..] {
         match ask(kept, *index) {
@@ -384,11 +452,16 @@ fn choose(
     (rules.choose)(&named(first, &paths[0]), &named(second, &paths[1]))
 }
 
-/// Own files with more clusters than bytes, and folders on the way to own files whose chains are broken.
-fn cuttable(scan: &VolumeScan, rules: &RepairRules<'_>) -> BTreeSet<usize> {
-    let is_too_long = |index: &usize| scan.entries[*index].chain == Some(ChainDamage::TooLong);
-    let files = ranks(scan, rules).into_iter().map(|(index, _)| index);
-    let mut found: BTreeSet<usize> = files.filter(is_too_long).collect();
+/// Own files whose chains are damaged behind the clusters that their sizes need, and folders on the way to own files
+/// whose chains are broken.
+fn cuttable(geometry: &FatGeometry, scan: &VolumeScan, rules: &RepairRules<'_>) -> BTreeSet<usize> {
+    let is_damaged_behind = |index: &usize| {
+        let entry = &scan.entries[*index];
+        entry.chain.is_some() && has_own_clusters(geometry, entry)
+    };
+    let files = OwnFiles::find(scan, rules).ranks.into_iter();
+    let files = files.map(|(index, _)| index);
+    let mut found: BTreeSet<usize> = files.filter(is_damaged_behind).collect();
     for path in rules.own {
         // The way to a file that does not exist is a way as well.
         let ends = path.rmatch_indices(['\\', '/']).map(|(at, _)| at);

@@ -11,17 +11,17 @@ use crate::{
     RepairReport, RepairRules, ShortName,
 };
 
-const A: &str = r"\EFI\A.EFI";
-const B: &str = r"\EFI\B.EFI";
-const FOREIGN: &str = r"\EFI\X.EFI";
-const CHAIN_END: u32 = 0x0fff_ffff;
+pub(crate) const A: &str = r"\EFI\A.EFI";
+pub(crate) const B: &str = r"\EFI\B.EFI";
+pub(crate) const FOREIGN: &str = r"\EFI\X.EFI";
+pub(crate) const CHAIN_END: u32 = 0x0fff_ffff;
 
 fn name(text: &str) -> ShortName {
     ShortName::new(text).expect("a short name")
 }
 
 /// Two own files of three clusters each, and a foreign one.
-fn image() -> Vec<u8> {
+pub(crate) fn image() -> Vec<u8> {
     let files = [content(1, 1500), content(2, 1400), content(3, 1300)];
     let names = ["A.EFI", "B.EFI", "X.EFI"];
     let nodes = names.iter().zip(&files);
@@ -73,7 +73,7 @@ fn add_name(image: &mut [u8], path: &str, name: &[u8; 11]) {
 }
 
 /// The clusters of a file, by the first table.
-fn chain(image: &[u8], path: &str) -> Vec<u32> {
+pub(crate) fn chain(image: &[u8], path: &str) -> Vec<u32> {
     let mut clusters = vec![first_cluster(image, path)];
     while let Some(last) = clusters
         .last()
@@ -275,54 +275,28 @@ fn own_files_with_broken_chains_go_and_foreign_ones_stay() {
     }
 }
 
-/// A machine runs the needed file, which its loader could read.
-#[test]
-fn a_needed_file_with_a_broken_chain_stays_and_is_found() {
-    let mut damaged = image();
-    for path in [A, B] {
-        let second = chain(&damaged, path)[1];
-        set_link(&mut damaged, second, CHAIN_END);
-    }
-    let found = check(&damaged).findings;
-    let mut volume = FatVolume::open(damaged).expect("a volume");
-    let rules = RepairRules {
-        own: &[A, B],
-        needed: 1,
-        choose: &RepairRules::keep_own,
-    };
-    let report = volume.repair(&rules).expect("memory can be written");
-    assert_eq!(report.dropped_files, [B]);
-    let left = report.left.findings;
-    assert!(found.contains(&left[0]) && left.len() == 1, "{left:?}");
-}
-
-#[test]
-fn of_two_needed_files_that_cross_none_goes() {
-    let mut damaged = image();
-    let (first, second) = (chain(&damaged, A), chain(&damaged, B));
-    set_link(&mut damaged, second[0], first[1]);
-    let mut volume = FatVolume::open(damaged).expect("a volume");
-    let rules = RepairRules {
-        own: &[A, B],
-        needed: 2,
-        choose: &RepairRules::keep_own,
-    };
-    let report = volume.repair(&rules).expect("memory can be written");
-    assert!(report.dropped_files.is_empty(), "{report:?}");
-    assert!(!report.left.findings.is_empty(), "{report:?}");
-}
-
 #[test]
 fn a_loop_ends_and_is_found() {
-    let mut image = image();
-    let clusters = chain(&image, A);
-    set_link(&mut image, clusters[2], clusters[1]);
     let finding = FatFinding::Chain {
         path: A.into(),
         damage: ChainDamage::Loop,
     };
-    let (_, report) = assert_repairs(&image, &[finding]);
+    let mut image = image();
+    let clusters = chain(&image, A);
+    set_link(&mut image, clusters[1], clusters[0]);
+    let lost = FatFinding::LostClusters {
+        chains: 1,
+        clusters: 1,
+    };
+    let (_, report) = assert_repairs(&image, &[lost, finding.clone()]);
     assert_eq!(report.dropped_files, [A]);
+    // Behind the last cluster that the file needs.
+    let mut image = self::image();
+    let before = contents(&image);
+    set_link(&mut image, clusters[2], clusters[1]);
+    let (repaired, report) = assert_repairs(&image, &[finding]);
+    assert_eq!(report.cut_chains, [A]);
+    assert_eq!(contents(&repaired), before);
 }
 
 #[test]

@@ -332,6 +332,11 @@ impl VolumeScan {
         }
     }
 
+    /// Whether the chains of two entries have this cluster.
+    pub(crate) fn is_shared_cluster(&self, cluster: u32) -> bool {
+        self.owners.is_shared[cluster as usize]
+    }
+
     /// The clusters that belong to this entry alone. They are free if the entry goes.
     pub(crate) fn exclusive_clusters(&self, geometry: &FatGeometry, index: usize) -> Vec<u32> {
         let clusters = self.own_clusters(geometry, &self.entries[index]);

@@ -26,7 +26,7 @@ pub(super) struct TrialRules<'a> {
 
 impl TrialRules<'_> {
     /// The oldest version that may go on trial while this slot runs and is the good one.
-    fn floor(&self, running: BootSlot) -> Result<Option<ReleaseVersion>, UpdateRefusal> {
+    pub(super) fn floor(&self, running: BootSlot) -> Result<Option<ReleaseVersion>, UpdateRefusal> {
         let owed = StagedRelease::owed_floor(self.folder, running, self.version);
         Ok(raised_floor(self.trust.floor()?, owed.as_ref()))
     }

@@ -3,7 +3,9 @@
 use alknet_boot_state::{BootPhase, BootSlot};
 use alknet_fat::{BlockDevice, FatError, NameChoice, NamedChain, RepairReport, RepairRules};
 
-use super::disk::{LOADER, SlotDisk, slot_path};
+use super::apply::TrialRules;
+use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
+use super::known_programs::digest;
 use crate::log::InitLog;
 
 /// The loader, the program that runs, and the file that is written.
@@ -15,21 +17,25 @@ pub(super) fn own_paths(slot: BootSlot) -> (&'static str, String, String) {
 /// there.
 ///
 /// The program that runs stays even if its file is damaged: its loader could read it, and without it the machine might
-/// not start again. It goes only if the slot has the whole program of the version before, which the loader starts then.
+/// not start again. It goes only if the slot has the whole program of the version before, which the loader starts then,
+/// and `rules_before` permit that version. Without them it never goes: the slot is about to be written.
 pub(super) fn repair<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
+    rules_before: Option<TrialRules<'_>>,
     log: &InitLog,
 ) -> Result<bool, FatError> {
     let (loader, running, other) = own_paths(slot);
     let own = [loader, running.as_str(), other.as_str()];
     let choose = |first: &NamedChain<'_>, second: &NamedChain<'_>| {
         let is_other = |named: &NamedChain<'_>| named.path.eq_ignore_ascii_case(&other);
+        if !(first.is_own && second.is_own) || first.fits != second.fits {
+            return RepairRules::keep_own(first, second);
+        }
         // The file that is written next is worth less than the loader and the program that runs.
-        match (first.is_own && second.is_own, is_other(first)) {
-            (true, true) => NameChoice::Second,
-            (true, false) => NameChoice::First,
-            (false, _) => RepairRules::keep_own(first, second),
+        match is_other(first) {
+            true => NameChoice::Second,
+            false => NameChoice::First,
         }
     };
     let mut rules = RepairRules {
@@ -40,7 +46,10 @@ pub(super) fn repair<D: BlockDevice>(
     };
     let mut report = disk.volume()?.repair(&rules)?;
     let mut is_whole = log_report(&report, log);
-    if !report.left.findings.is_empty() && has_version_before(disk, slot)? {
+    let has_left = !report.left.findings.is_empty();
+    if let Some(trial) = rules_before.filter(|_| has_left)
+        && has_version_before(disk, slot, trial)?
+    {
         rules.needed = 1;
         report = disk.volume()?.repair(&rules)?;
         is_whole &= log_report(&report, log);
@@ -51,15 +60,29 @@ pub(super) fn repair<D: BlockDevice>(
     Ok(is_whole)
 }
 
-/// Whether the slot has the program of the version before the last update, and its file is whole.
+/// Whether the slot has the program of the version before the last update, and the machine may start it: each of its bytes
+/// is as noted, and it is not below the floor.
 fn has_version_before<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
+    rules: TrialRules<'_>,
 ) -> Result<bool, FatError> {
     let record = disk.record();
     let is_before = record
         .is_ok_and(|record| record.phase() == BootPhase::Good && record.good() == slot.other());
-    Ok(is_before && disk.volume()?.open_file(&slot_path(slot)).is_ok())
+    let known = rules.known.load();
+    let Some(known) = known.of_slot(slot).filter(|_| is_before) else {
+        return Ok(false);
+    };
+    // A floor that cannot be read may forbid any version.
+    let floor = rules.floor(slot.other());
+    let is_permitted = floor.is_ok_and(|floor| floor.is_none_or(|floor| known.version >= floor));
+    if !is_permitted {
+        return Ok(false);
+    }
+    let volume = disk.volume()?;
+    let file = SlotFile::open(&volume, &slot_path(slot));
+    Ok(file.is_ok_and(|file| digest(&file).is_ok_and(|found| found == known.sha256)))
 }
 
 /// Says what a repair did. Returns whether every file is still there.

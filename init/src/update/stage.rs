@@ -169,7 +169,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let lies_there = lies_there(disk, slot, &plan, at);
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
-    let is_whole = repair(disk, slot, at.log)?;
+    let is_whole = repair(disk, slot, None, at.log)?;
     progress.require_wanted()?;
     if lies_there && is_whole {
         let was_staged = stage_again(disk, &record, || {
@@ -371,7 +371,7 @@ fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> O
         .map(ToString::to_string)
 }
 
-/// Refuses a boot partition on which a program that has to stay is damaged, or that has too little room.
+/// Refuses a boot partition on which a program that has to stay is damaged or missing, or that has too little room.
 fn check_capacity<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
@@ -382,10 +382,20 @@ fn check_capacity<D: BlockDevice>(
     let (loader, running, other) = own_paths(slot);
     let report = volume.check(&[loader, &running, &other])?;
     for path in [loader, &running] {
-        if is_damaged(&report, path) {
+        let opened = volume.open_file(path);
+        if is_damaged(&report, path) || (path == loader && opened.is_err()) {
             let text = format_args!(
                 "{path} on the boot partition is damaged, and an update must not touch it; write a new image to the disk, or copy \
                  the file from one"
+            );
+            return Err(UpdateRefusal::new(RefusalCode::SlotDamaged, text));
+        }
+        // A missing file is no finding. The repair at the start may have removed that of the program which runs from memory,
+        // and then the slot that this update would write has the only program.
+        if let Err(error) = opened {
+            let text = format_args!(
+                "the program that runs cannot be read from the boot partition ({error}), and an update would write over the \
+                 only other one; restart the machine first"
             );
             return Err(UpdateRefusal::new(RefusalCode::SlotDamaged, text));
         }

@@ -11,7 +11,8 @@ impl UpdateSystem {
             return;
         };
         let slot = on.running.other();
-        if let Err(error) = partition_repair::repair(&mut on.disk, slot, &self.log) {
+        let rules = Some(self.rules());
+        if let Err(error) = partition_repair::repair(&mut on.disk, slot, rules, &self.log) {
             self.log
                 .warn(format_args!("the boot partition is not repaired: {error}"));
         }

@@ -63,7 +63,7 @@ fn a_cut_while_a_version_is_staged_starts_the_one_before() {
                 assert!(report.findings.is_empty(), "{cuts}: {report:?}");
             } else {
                 // The next start repairs what the cut left, and changes nothing else.
-                let repaired = repair(&mut disk.open(), BootSlot::B, &InitLog::default());
+                let repaired = repair(&mut disk.open(), BootSlot::B, None, &InitLog::default());
                 repaired.unwrap_or_else(|error| panic!("{cuts}: {error}"));
                 let report = disk.volume().check(&[]).expect("a volume");
                 assert!(report.findings.is_empty(), "{cuts}: {report:?}");

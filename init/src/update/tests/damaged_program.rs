@@ -2,12 +2,15 @@
 
 use alknet_boot_state::TRIES;
 
+use super::verified_programs::put;
 use super::*;
 use crate::update::partition_repair::repair;
 
 /// Repairs the partition as a start does that runs `running`. Returns whether that slot still has a file.
-fn stays(disk: &ModelDisk, running: BootSlot) -> bool {
-    let repaired = repair(&mut disk.open(), running.other(), &InitLog::default());
+fn stays(bench: &UpdateBench, running: BootSlot) -> bool {
+    let disk = &bench.disk;
+    let rules = Some(bench.rules());
+    let repaired = repair(&mut disk.open(), running.other(), rules, &bench.log);
     repaired.expect("the model takes writes");
     assert!(disk.loader() == vec![b'L'; 3000]);
     let found = disk.volume().list(r"\EFI\ALKNET").expect("a folder");
@@ -21,7 +24,7 @@ fn stays(disk: &ModelDisk, running: BootSlot) -> bool {
 fn the_program_that_runs_stays_without_a_version_before() {
     let bench = UpdateBench::new();
     bench.disk.lengthen_entry(BootSlot::A);
-    assert!(stays(&bench.disk, BootSlot::A), "the other slot is empty");
+    assert!(stays(&bench, BootSlot::A), "the other slot is empty");
 
     let bench = UpdateBench::new();
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
@@ -31,22 +34,118 @@ fn the_program_that_runs_stays_without_a_version_before() {
     }
     assert_eq!(bench.disk.record().phase(), BootPhase::Failed);
     bench.disk.lengthen_entry(BootSlot::A);
-    assert!(stays(&bench.disk, BootSlot::A), "the other version failed");
+    assert!(stays(&bench, BootSlot::A), "the other version failed");
 }
 
 #[test]
 fn the_program_that_runs_goes_where_the_version_before_is_whole() {
-    let bench = UpdateBench::new();
-    bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
-    bench.arm(&bench.disk);
-    assert_eq!(bench.disk.power_on().0, Some(BootSlot::B));
-    let confirmed = bench.disk.record().confirm(BootSlot::B);
-    bench.disk.put_record(&confirmed.expect("it runs").encode());
+    let bench = UpdateBench::updated();
     bench.disk.lengthen_entry(BootSlot::B);
-    assert!(!stays(&bench.disk, BootSlot::B));
+    assert!(!stays(&bench, BootSlot::B));
     let (slot, program) = bench.disk.power_on();
     assert_eq!(slot, Some(BootSlot::A));
     assert!(program.is_some(), "the version before is whole");
     let report = bench.disk.volume().check(&[]).expect("a volume");
     assert!(report.findings.is_empty(), "{report:?}");
+}
+
+/// The loader could read the file that runs, and nothing says so of the one before.
+#[test]
+fn the_program_that_runs_stays_beside_one_that_the_machine_may_not_start() {
+    let changed = |bench: &mut UpdateBench| {
+        let mut program = bench.disk.file(BootSlot::A).expect("the version before");
+        program[500_000] ^= 1;
+        put(&bench.disk, BootSlot::A, &program);
+    };
+    let below_floor = |bench: &mut UpdateBench| {
+        let mut trust = bench.trust.load(&bench.anchor).expect("seen");
+        trust.raise_floor(Some(&version("1.0.5")));
+        bench.trust.save(&trust).expect("written");
+    };
+    let without_floor = |bench: &mut UpdateBench| {
+        fs::write(bench.folder.path().join("trust.json"), "{").expect("writable");
+    };
+    let unknown = |bench: &mut UpdateBench| bench.known = KnownStore::new(None);
+    let attacks: [(&str, &dyn Fn(&mut UpdateBench)); 4] = [
+        ("one byte is another one", &changed),
+        ("it is below the floor", &below_floor),
+        ("the floor cannot be read", &without_floor),
+        ("its hash is not noted", &unknown),
+    ];
+    for (attack, change) in attacks {
+        let mut bench = UpdateBench::updated();
+        change(&mut bench);
+        bench.disk.lengthen_entry(BootSlot::B);
+        let sectors = bench.disk.sectors();
+        assert!(stays(&bench, BootSlot::B), "{attack}");
+        assert!(bench.disk.sectors() == sectors, "{attack}: it wrote");
+    }
+}
+
+/// Writes of an update until a sender that gives up leaves the slot without a program: PID 1 reads the new one back.
+fn writes_until_read_back(stream: &[u8], order: &StageOrder) -> usize {
+    let bench = UpdateBench::updated();
+    let is_lost = |writes: &usize| {
+        let progress = Arc::default();
+        bench.disk.give_up_after(*writes, &progress);
+        let staged = bench.staged_with(&bench.disk, stream, order, progress);
+        staged.is_err() && bench.disk.file(BootSlot::A).is_none()
+    };
+    (1..1_000)
+        .find(is_lost)
+        .expect("the machine runs the other program")
+}
+
+/// PID 1 runs from memory, and its start has removed the file of its slot.
+#[test]
+fn no_version_is_staged_over_the_only_program() {
+    let mut bench = UpdateBench::updated();
+    let before = bench.disk.file(BootSlot::A);
+    assert!(before.is_some());
+    bench.disk.lengthen_entry(BootSlot::B);
+    assert!(!stays(&bench, BootSlot::B));
+    let release = TestRelease::new("1.2.0", 2);
+    let bundle = bench.publisher.bundle(&release);
+    let (stream, whole) = (framed(&bundle, 40_000), order(&bundle));
+    let dry = StageOrder {
+        dry_run: true,
+        ..whole.clone()
+    };
+    for order in [&whole, &dry] {
+        bench.refuses(RefusalCode::SlotDamaged, |bench| {
+            bench.stage_bundle(&bundle, order).map(drop)
+        });
+    }
+    let writes = writes_until_read_back(&stream, &whole);
+    for writes in writes - 1..writes + 3 {
+        let progress = Arc::default();
+        bench.disk.give_up_after(writes, &progress);
+        let staged = bench.staged_with(&bench.disk, &*stream, &whole, progress);
+        let refusal = staged.expect_err("it would be the only program");
+        assert_eq!(refusal.code, RefusalCode::SlotDamaged, "{}", refusal.text);
+        assert!(refusal.text.contains("restart"), "{}", refusal.text);
+        assert!(bench.disk.file(BootSlot::A) == before, "{writes} writes");
+    }
+    let (slot, program) = bench.disk.power_on();
+    assert_eq!(slot, Some(BootSlot::A));
+    assert!(program == before, "the version before is whole");
+    // After the restart the other slot is the one that is written.
+    bench.running = BootSlot::A;
+    bench.version = OLD.to_owned();
+    bench.stage(&release).expect("staged");
+    assert!(bench.disk.file(BootSlot::A) == before);
+    assert!(bench.disk.file(BootSlot::B) == Some(release.content()));
+}
+
+#[test]
+fn no_version_is_staged_without_a_loader() {
+    let bench = UpdateBench::new();
+    let removed = bench.disk.volume().remove_file(LOADER);
+    removed.expect("it is there");
+    let before = bench.disk.sectors();
+    let refused = bench.stage(&TestRelease::new(NEW, 1));
+    let refusal = refused.expect_err("no loader");
+    assert_eq!(refusal.code, RefusalCode::SlotDamaged, "{}", refusal.text);
+    assert!(refusal.text.contains(LOADER), "{}", refusal.text);
+    assert!(bench.disk.sectors() == before);
 }
