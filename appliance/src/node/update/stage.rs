@@ -45,7 +45,7 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
             "channel": { "type": ["string", "null"], "enum": ["beta", "stable", null],
                          "description": "Another channel than that of the configuration, below update.url" },
             "downgrade": { "type": ["string", "null"], "maxLength": VERSION_CHARS_MAX,
-                           "description": "The one older version that is permitted" },
+                           "description": "The one older version that is permitted; for update:apply" },
             "dry_run": { "type": "boolean", "default": false,
                          "description": "Verify and plan, and change nothing" },
             "whole": { "type": "boolean", "default": false,
@@ -299,6 +299,20 @@ pub(super) struct BegunDownload {
     pub(super) is_delta: bool,
 }
 
+/// Refuses to a caller that may only stage what needs an administrator. To take over gives up the bundle of another caller,
+/// which `update/cancel` allows with this scope only. An older version may have defects that the one which runs has not, and
+/// by itself it looks to the next administrator like any other version that waits.
+fn require_apply(ctx: &Ctx, take_over: bool, downgrades: bool) -> Result<(), CallError> {
+    let what = match (take_over, downgrades) {
+        _ if may(ctx, APPLY_SCOPE) => return Ok(()),
+        (true, _) => "take_over",
+        (false, true) => "downgrade",
+        (false, false) => return Ok(()),
+    };
+    let text = format!("{what} needs the scope update:apply");
+    Err(CallError::new(ErrorCode::Forbidden, text))
+}
+
 /// The answer to a call that began a session.
 fn begun(session: &StagingSession) -> Value {
     json!({
@@ -322,11 +336,7 @@ impl NodeUpdates {
             whole,
             take_over,
         } = input;
-        // To take over gives up the bundle of another caller, which `update/cancel` allows with this scope only.
-        if take_over && !may(ctx, APPLY_SCOPE) {
-            let text = "take_over needs the scope update:apply";
-            return Err(CallError::new(ErrorCode::Forbidden, text));
-        }
+        require_apply(ctx, take_over, downgrade.is_some())?;
         let origin = match (url, channel) {
             (Some(_), Some(_)) => {
                 return Err(CallError::invalid_input("give url or channel, not both"));

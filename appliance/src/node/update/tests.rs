@@ -1,6 +1,7 @@
 //! The operations against a PID 1 of the tests' own.
 
 mod attacks;
+mod clients;
 mod downloads;
 mod operations;
 mod sessions;

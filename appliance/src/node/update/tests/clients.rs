@@ -1,0 +1,35 @@
+//! What a client gains that may only stage, or that acts between an administrator's question and answer.
+
+use super::operations::UpdateCaller;
+use super::*;
+
+const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+
+/// The client names an older version with a known defect, and the next administrator starts what waits.
+#[tokio::test]
+async fn a_client_that_may_only_stage_permits_no_older_version() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    for more in [json!({}), json!({ "dry_run": true })] {
+        let mut input = json!({ "bytes": 3, "downgrade": "0.9.0" });
+        let fields = input.as_object_mut().expect("an object");
+        fields.extend(more.as_object().expect("an object").clone());
+        let refused = node.call(CLIENT, "update/stage", input.clone()).await;
+        let refused = refused.expect_err("it needs an administrator");
+        assert_eq!(refused.code, ErrorCode::Forbidden);
+        assert!(refused.message.contains("downgrade"), "{refused}");
+        assert!(bench.updates.0.sessions.current().is_none());
+    }
+    assert!(bench.requests().is_empty(), "PID 1 was asked");
+    // The same words of a caller that may start versions are taken, and so is the client's bundle without them.
+    let starter = ("ada", &[STAGE_SCOPE, APPLY_SCOPE][..]);
+    for (who, input) in [
+        (starter, json!({ "bytes": 3, "downgrade": "0.9.0" })),
+        (CLIENT, json!({ "bytes": 3 })),
+    ] {
+        let begun = node.call(who, "update/stage", input).await;
+        let session = begun.expect("it begins")["session"].clone();
+        let abort = json!({ "session": session, "abort": true });
+        node.call(who, "update/write", abort).await.expect("ended");
+    }
+}
