@@ -39,6 +39,7 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
         "properties": {
             "state": { "enum": ["idle", "staged", "pending", "trial", "good", "failed", "absent", "unreadable"] },
             "detail": text, "version": { "type": "string" }, "slot": text, "good": text, "other_version": text,
+            "other_sha256": text,
             "tries": { "type": "integer" }, "floor": text, "keys": { "type": "string" },
             "gate": { "type": "array", "items": { "type": "string" } },
             "last": { "type": ["object", "null"], "description": "How the last update ended" },
@@ -225,6 +226,7 @@ fn facts_shown(facts: &UpdateFacts) -> Value {
         "slot": facts.slot,
         "good": facts.good,
         "other_version": facts.other_version,
+        "other_sha256": facts.other_sha256,
         "tries": facts.tries,
         "floor": facts.floor,
         "keys": facts.keys,

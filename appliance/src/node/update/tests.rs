@@ -70,6 +70,8 @@ struct InitSeen {
     stager: String,
     /// The code with which PID 1 refuses a rollback.
     refuses_rollback: Option<&'static str>,
+    /// SHA-256 of the program that waits, to which PID 1 compares that of a start. `None`: it starts any.
+    waits: Option<&'static str>,
 }
 
 struct NodeUpdateBench {
@@ -249,7 +251,20 @@ impl FakeInit {
                     });
                     self.init.answered(n, refused.unwrap_or(UpdateAnswer::Done));
                 }
-                UpdateRequest::Apply { .. } => self.init.answered(n, UpdateAnswer::Done),
+                UpdateRequest::Apply { sha256, .. } => {
+                    let waits = self.seen.lock().expect("no panic").waits;
+                    let is_other = sha256.is_some_and(|it| waits.is_some_and(|waits| waits != it));
+                    let refused = UpdateAnswer::Refused {
+                        code: "other-staged".to_owned(),
+                        text: "another program waits".to_owned(),
+                    };
+                    let answer = if is_other {
+                        refused
+                    } else {
+                        UpdateAnswer::Done
+                    };
+                    self.init.answered(n, answer);
+                }
             }
         }
     }

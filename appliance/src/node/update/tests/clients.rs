@@ -1,6 +1,6 @@
 //! What a client gains that may only stage, or that acts between an administrator's question and answer.
 
-use super::operations::UpdateCaller;
+use super::operations::{ADMIN, UpdateCaller};
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
@@ -32,4 +32,33 @@ async fn a_client_that_may_only_stage_permits_no_older_version() {
         let abort = json!({ "session": session, "abort": true });
         node.call(who, "update/write", abort).await.expect("ended");
     }
+}
+
+/// The node restarted since the version was staged. The client stages another program between the question to the
+/// administrator and the answer.
+#[tokio::test]
+async fn after_a_restart_of_the_node_the_status_names_the_program_that_waits() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    let put = |sha256: &'static str| {
+        bench.set(|facts| {
+            facts.update.state = "staged".to_owned();
+            facts.update.other_version = Some("1.1.0".to_owned());
+            facts.update.other_sha256 = Some(sha256.to_owned());
+        });
+        bench.seen.lock().expect("no panic").waits = Some(sha256);
+    };
+    put("a1");
+    let status = node.call(ADMIN, "update/status", Value::Null).await;
+    let status = status.expect("a status");
+    assert_eq!(status["plan"], Value::Null, "this node staged nothing");
+    assert_eq!(status["other_sha256"], "a1");
+    let start = json!({ "sha256": status["other_sha256"] });
+    put("b2");
+    let refused = node.call(ADMIN, "update/apply", start.clone()).await;
+    let refused = refused.expect_err("another program waits");
+    assert_eq!(refused.details.expect("details")["code"], "other-staged");
+    put("a1");
+    let started = node.call(ADMIN, "update/apply", start).await;
+    assert_eq!(started, Ok(json!({ "restarts": true })));
 }
