@@ -154,6 +154,10 @@ pub enum UpdateRequest {
         /// that failed, is refused.
         #[serde(default)]
         unasked: bool,
+        /// The bundle comes from another channel than that of the configuration, or from a caller that may not start
+        /// versions: its documents are judged by those that the machine has seen, and do not count as seen themselves.
+        #[serde(default)]
+        other_source: bool,
     },
     /// Puts the staged version on trial and restarts the machine.
     Apply {

@@ -171,6 +171,7 @@ impl NodeUpdates {
             anywhere: true,
             // What a dry run finds is judged here, by what the machine left.
             unasked: !dry_run,
+            limited: false,
             take_over: false,
         };
         let begun = self.fetch(request(whole)).await?;

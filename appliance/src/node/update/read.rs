@@ -199,6 +199,8 @@ impl NodeUpdates {
             whole: true,
             anywhere: true,
             unasked: false,
+            // Of the channel of the configuration all callers may ask.
+            limited: false,
             take_over: false,
         };
         let begun = self.fetch(request).await?;

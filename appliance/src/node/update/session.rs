@@ -97,6 +97,8 @@ pub(super) struct StagingRequest {
     pub(super) dry_run: bool,
     /// No administrator asks for this version, but the machine itself or a hub.
     pub(super) unasked: bool,
+    /// It comes from another channel than that of the configuration, or from a caller that may not start versions.
+    pub(super) other_source: bool,
 }
 
 /// How the sending of a bundle ended.
@@ -455,6 +457,7 @@ impl StagingSessions {
             downgrade,
             dry_run,
             unasked,
+            other_source,
             ..
         } = session.request.clone();
         let request = UpdateRequest::Stage {
@@ -462,6 +465,7 @@ impl StagingSessions {
             downgrade,
             dry_run,
             unasked,
+            other_source,
         };
         let (n, answer) = self.init.begin(request, &session.request.by).await?;
         let mut sending = BundleSending {

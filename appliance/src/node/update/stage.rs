@@ -277,6 +277,8 @@ pub(super) struct DownloadRequest {
     pub(super) anywhere: bool,
     /// Whether no administrator asks for it, but the machine itself.
     pub(super) unasked: bool,
+    /// Whether the caller may send versions, and not start them.
+    pub(super) limited: bool,
     /// Whether it takes the place of the session under way.
     pub(super) take_over: bool,
 }
@@ -337,6 +339,7 @@ impl NodeUpdates {
             take_over,
         } = input;
         require_apply(ctx, take_over, downgrade.is_some())?;
+        let limited = !may(ctx, APPLY_SCOPE);
         let origin = match (url, channel) {
             (Some(_), Some(_)) => {
                 return Err(CallError::invalid_input("give url or channel, not both"));
@@ -355,6 +358,7 @@ impl NodeUpdates {
                     downgrade,
                     dry_run,
                     unasked: false,
+                    other_source: limited,
                 };
                 Ok(self.begin(request, turn)?)
             }
@@ -377,6 +381,7 @@ impl NodeUpdates {
                     whole,
                     anywhere,
                     unasked: false,
+                    limited,
                     take_over,
                 };
                 Ok(self.fetch(request).await?.session)
@@ -420,6 +425,7 @@ impl NodeUpdates {
         let turn = self.turn(request.take_over, &request.by).await?;
         // `update/status` shows the address to every reader, and secrets can be in its query.
         let url = shortened(&url);
+        let other_source = self.is_other_source(&request);
         let request = StagingRequest {
             owner: request.owner,
             by: request.by,
@@ -428,6 +434,7 @@ impl NodeUpdates {
             downgrade: request.downgrade,
             dry_run: request.dry_run,
             unasked: request.unasked,
+            other_source,
         };
         let sessions = &self.0.sessions;
         let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
@@ -438,6 +445,18 @@ impl NodeUpdates {
             bytes,
             is_delta,
         })
+    }
+
+    /// Whether the bundle comes from another channel than the one that the machine follows, or from an address that a caller
+    /// without the right to start versions has chosen.
+    pub(super) fn is_other_source(&self, request: &DownloadRequest) -> bool {
+        match request.origin {
+            DownloadOrigin::Address(_) => request.limited,
+            DownloadOrigin::Channel(None) => false,
+            DownloadOrigin::Channel(Some(channel)) => {
+                channel != self.0.reloader.current().config.update.channel
+            }
+        }
     }
 
     /// The bundle at the address of the request, or that of the channel. A channel may have a delta for the program that
@@ -549,6 +568,7 @@ impl NodeUpdates {
             dry_run: false,
             // A hub asks, and no administrator: PID 1 refuses a version that an administrator left.
             unasked: true,
+            other_source: false,
         };
         let session = self.begin(request, None)?;
         let mut answer = begun(&session);

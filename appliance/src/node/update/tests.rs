@@ -193,6 +193,7 @@ fn request(bytes: usize) -> StagingRequest {
         downgrade: None,
         dry_run: false,
         unasked: false,
+        other_source: false,
     }
 }
 

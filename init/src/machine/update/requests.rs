@@ -55,6 +55,7 @@ impl InitMachine {
                     downgrade,
                     dry_run,
                     unasked,
+                    other_source,
                 },
                 busy,
             ) => {
@@ -63,6 +64,7 @@ impl InitMachine {
                     downgrade,
                     dry_run,
                     unasked,
+                    other_source,
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }

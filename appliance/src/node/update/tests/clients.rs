@@ -1,5 +1,7 @@
 //! What a client gains that may only stage, or that acts between an administrator's question and answer.
 
+use data_encoding::BASE64;
+
 use super::operations::{ADMIN, UpdateCaller};
 use super::*;
 
@@ -61,4 +63,38 @@ async fn after_a_restart_of_the_node_the_status_names_the_program_that_waits() {
     put("a1");
     let started = node.call(ADMIN, "update/apply", start).await;
     assert_eq!(started, Ok(json!({ "restarts": true })));
+}
+
+/// The client sends a bundle of the other channel itself, or has the node download it from an address of its own.
+#[tokio::test]
+async fn documents_that_a_client_brings_do_not_count_as_seen() {
+    let bench = NodeUpdateBench::new();
+    let node = UpdateCaller::new(&bench.updates);
+    for (who, expected) in [(CLIENT, true), (ADMIN, false)] {
+        let input = json!({ "bytes": 3, "dry_run": true });
+        let begun = node.call(who, "update/stage", input).await;
+        let session = begun.expect("it begins")["session"].clone();
+        let piece = json!({ "session": session, "offset": 0, "data": BASE64.encode(b"abc") });
+        node.call(who, "update/write", piece).await.expect("taken");
+        let (stage, _) = bench.requests().pop().expect("a request");
+        let UpdateRequest::Stage { other_source, .. } = stage else {
+            panic!("{stage:?}");
+        };
+        assert_eq!(other_source, expected);
+    }
+    for (limited, expected) in [(true, true), (false, false)] {
+        let request = stage::DownloadRequest {
+            owner: "eve".to_owned(),
+            by: "eve".to_owned(),
+            origin: stage::DownloadOrigin::Address("https://a.example/beta/bundle.tar".to_owned()),
+            downgrade: None,
+            dry_run: true,
+            whole: false,
+            anywhere: false,
+            unasked: false,
+            limited,
+            take_over: false,
+        };
+        assert_eq!(bench.updates.is_other_source(&request), expected);
+    }
 }
