@@ -43,6 +43,8 @@ pub(crate) struct StageOrder {
     pub(crate) unasked: bool,
     /// It comes from another source than the channel that the machine follows, an administrator or a hub.
     pub(crate) other_source: bool,
+    /// The caller may not start versions.
+    pub(crate) limited: bool,
 }
 
 /// The machine as staging sees it.

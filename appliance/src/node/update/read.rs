@@ -107,7 +107,8 @@ pub(super) fn log(updates: NodeUpdates) -> Registration {
             "properties": { "records": { "type": "array", "items": { "type": "object",
                 "required": ["time", "event", "version", "by", "reason"],
                 "properties": { "time": { "type": ["string", "null"] }, "event": text, "version": text,
-                                "by": text, "reason": text } } } }
+                                "by": text, "reason": text,
+                                "limited": { "const": true, "description": "The caller may not start versions" } } } } }
         }));
     let spec = for_scopes(spec, &[READ_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {

@@ -359,6 +359,7 @@ impl NodeUpdates {
                     dry_run,
                     unasked: false,
                     other_source: limited,
+                    limited,
                 };
                 Ok(self.begin(request, turn)?)
             }
@@ -435,6 +436,7 @@ impl NodeUpdates {
             dry_run: request.dry_run,
             unasked: request.unasked,
             other_source,
+            limited: request.limited,
         };
         let sessions = &self.0.sessions;
         let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
@@ -490,16 +492,21 @@ impl NodeUpdates {
         Ok((url, bundle))
     }
 
-    /// Why a hub may not replace what is staged: it waits for the administrator who staged it.
+    /// Why a hub may not replace what is staged: it waits for the administrator who staged it. A version waits for no
+    /// administrator if its caller may not start versions.
     async fn kept_from(&self, hub: &str) -> Option<String> {
         let known = self.0.sessions.staged_by();
-        let by = match known {
-            Some(owner) => Some(owner),
-            // After a restart the node no longer knows who staged the version, and PID 1's log does.
-            None if self.0.facts.load().update.state == "staged" => self.logged_stager().await,
+        let is_limited = known.as_ref().is_some_and(|request| request.limited);
+        let is_staged = is_limited || self.0.facts.load().update.state == "staged";
+        let is_replaced = match known.filter(|request| !request.limited) {
+            Some(request) => request.owner == hub || request.owner == BY,
+            // After a restart the node no longer knows who staged the version first, and PID 1's log does.
+            None if is_staged => match self.logged_staging().await.flatten() {
+                Some(record) => record.limited || record.by == hub || record.by == BY,
+                None => is_limited,
+            },
             None => return None,
         };
-        let is_replaced = by.as_deref().is_some_and(|by| by == hub || by == BY);
         let text = "a version is staged here that this hub did not send: an administrator starts it, or takes it back";
         (!is_replaced).then(|| text.to_owned())
     }
@@ -569,6 +576,7 @@ impl NodeUpdates {
             // A hub asks, and no administrator: PID 1 refuses a version that an administrator left.
             unasked: true,
             other_source: false,
+            limited: false,
         };
         let session = self.begin(request, None)?;
         let mut answer = begun(&session);

@@ -68,6 +68,8 @@ struct InitSeen {
     frame_max: u32,
     /// Who staged the last version, by the log. Empty: the machine itself.
     stager: String,
+    /// Whether the log says that this caller may not start versions.
+    stager_limited: bool,
     /// The code with which PID 1 refuses a rollback.
     refuses_rollback: Option<&'static str>,
     /// SHA-256 of the program that waits, to which PID 1 compares that of a start. `None`: it starts any.
@@ -194,6 +196,7 @@ fn request(bytes: usize) -> StagingRequest {
         dry_run: false,
         unasked: false,
         other_source: false,
+        limited: false,
     }
 }
 
@@ -225,12 +228,16 @@ impl FakeInit {
                     self.read(n, verdict, &mut messages).await.expect("frames");
                 }
                 UpdateRequest::Log => {
-                    let by = self.seen.lock().expect("no panic").stager.clone();
+                    let (by, limited) = {
+                        let seen = self.seen.lock().expect("no panic");
+                        (seen.stager.clone(), seen.stager_limited)
+                    };
                     let by = Some(by).filter(|by| !by.is_empty());
                     let record = UpdateRecord {
                         event: "staged".to_owned(),
                         version: "1.1.0".to_owned(),
                         by: by.unwrap_or_else(|| BY.to_owned()),
+                        limited,
                         ..UpdateRecord::default()
                     };
                     self.init.answered(

@@ -56,6 +56,7 @@ impl InitMachine {
                     dry_run,
                     unasked,
                     other_source,
+                    limited,
                 },
                 busy,
             ) => {
@@ -65,6 +66,7 @@ impl InitMachine {
                     dry_run,
                     unasked,
                     other_source,
+                    limited,
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }

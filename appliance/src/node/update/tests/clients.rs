@@ -6,6 +6,7 @@ use super::operations::{ADMIN, UpdateCaller};
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+const HUB: (&str, &[&str]) = ("hub", &[OFFER_SCOPE, READ_SCOPE]);
 
 /// The client names an older version with a known defect, and the next administrator starts what waits.
 #[tokio::test]
@@ -97,4 +98,109 @@ async fn documents_that_a_client_brings_do_not_count_as_seen() {
         };
         assert_eq!(bench.updates.is_other_source(&request), expected);
     }
+}
+
+/// A machine that follows a channel by itself, where this caller has staged version 1.1.0.
+async fn followed_and_staged(server: &PeerAddr, who: (&str, &[&str])) -> NodeUpdateBench {
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/bundle.tar"));
+    let node = UpdateCaller::new(&bench.updates);
+    let begun = node.call(who, "update/stage", json!({ "bytes": 3 })).await;
+    let session = begun.expect("it begins")["session"].clone();
+    let piece = json!({ "session": session, "offset": 0, "data": BASE64.encode(b"abc") });
+    node.call(who, "update/write", piece).await.expect("staged");
+    let (stage, _) = bench.requests().pop().expect("a request");
+    let UpdateRequest::Stage { limited, .. } = stage else {
+        panic!("{stage:?}");
+    };
+    bench.set(|facts| {
+        facts.update.state = "staged".to_owned();
+        facts.update.other_version = Some("1.1.0".to_owned());
+        facts.update.other_sha256 = Some("a1".to_owned());
+    });
+    log_as(&bench, who.0, limited);
+    bench
+}
+
+/// From now on the log names this caller as the one who staged the version that waits.
+fn log_as(bench: &NodeUpdateBench, who: &str, limited: bool) {
+    let mut seen = bench.seen.lock().expect("no panic");
+    seen.stager = who.to_owned();
+    seen.stager_limited = limited;
+}
+
+/// What the machine asked of PID 1 last, other than the log.
+fn last_request(bench: &NodeUpdateBench) -> (UpdateRequest, String) {
+    let requests = bench.requests().into_iter();
+    let mut requests = requests.filter(|(request, _)| *request != UpdateRequest::Log);
+    requests.next_back().expect("a request")
+}
+
+/// The client stages a version once, and starts it never: neither the machine nor a hub waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_may_only_stage_ends_no_updates_of_the_machine_or_of_a_hub() {
+    let server = downloads::breaking_server(downloads::FILE, 1000, true).await;
+    let bench = followed_and_staged(&server, CLIENT).await;
+    let node = UpdateCaller::new(&bench.updates);
+    let offer = json!({ "version": "1.2.0", "bytes": 3 });
+    // Also after a restart of the node, when only the log says who staged the version.
+    for _ in 0..2 {
+        let wanted = node.call(HUB, "update/offer", offer.clone()).await;
+        assert_eq!(wanted.expect("an answer")["wanted"], true);
+        let cancelled = node.call(ADMIN, "update/cancel", Value::Null).await;
+        assert_eq!(cancelled, Ok(json!({ "cancelled": true })));
+        bench.updates.0.sessions.forget_staged();
+    }
+    bench.updates.act().await;
+    let (look, by) = last_request(&bench);
+    let is_look = matches!(look, UpdateRequest::Stage { dry_run: true, .. });
+    assert!(is_look && by == BY, "{look:?} by {by}");
+    bench.updates.act().await;
+    let (stage, by) = last_request(&bench);
+    let is_stage = matches!(stage, UpdateRequest::Stage { dry_run: false, .. });
+    assert!(is_stage && by == BY, "{stage:?} by {by}");
+    // Now the version is the machine's own, by the log as well, and it starts it.
+    log_as(&bench, BY, false);
+    bench.updates.act().await;
+    let (start, by) = last_request(&bench);
+    assert!(
+        matches!(start, UpdateRequest::Apply { .. }) && by == BY,
+        "{start:?} by {by}"
+    );
+}
+
+/// A version of an administrator stays, also if a client sends the same program again. The machine goes on to look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_the_program_of_an_administrator_makes_it_not_its_own() {
+    let server = downloads::breaking_server(downloads::FILE, 1000, true).await;
+    let bench = followed_and_staged(&server, ADMIN).await;
+    let node = UpdateCaller::new(&bench.updates);
+    let begun = node
+        .call(CLIENT, "update/stage", json!({ "bytes": 3 }))
+        .await;
+    let session = begun.expect("it begins")["session"].clone();
+    let piece = json!({ "session": session, "offset": 0, "data": BASE64.encode(b"abc") });
+    node.call(CLIENT, "update/write", piece)
+        .await
+        .expect("staged");
+    let offer = json!({ "version": "1.2.0", "bytes": 3 });
+    let kept = node.call(HUB, "update/offer", offer).await;
+    assert_eq!(kept.expect("an answer")["wanted"], false);
+    bench.updates.act().await;
+    let (look, by) = last_request(&bench);
+    let is_look = matches!(look, UpdateRequest::Stage { dry_run: true, .. });
+    assert!(is_look && by == BY, "{look:?} by {by}");
+    bench.updates.act().await;
+    assert_eq!(
+        last_request(&bench),
+        (look, by),
+        "it neither stages nor starts"
+    );
+    assert_eq!(
+        bench.updates.auto_shown()["next"],
+        "waits-for-administrator"
+    );
 }

@@ -7,7 +7,11 @@ use super::*;
 use crate::node::update::session::StagingOutcome;
 
 /// A server that sends a file in parts of so many bytes, each over a connection of its own that then breaks.
-async fn breaking_server(file: &'static [u8], part: usize, has_ranges: bool) -> PeerAddr {
+pub(super) async fn breaking_server(
+    file: &'static [u8],
+    part: usize,
+    has_ranges: bool,
+) -> PeerAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -51,7 +55,7 @@ async fn breaking_server(file: &'static [u8], part: usize, has_ranges: bool) -> 
     address.to_string().parse().expect("an address")
 }
 
-const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several parts";
+pub(super) const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several parts";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_goes_on_after_each_broken_connection() {
