@@ -154,6 +154,13 @@ pub enum UpdateRequest {
         /// that failed, is refused.
         #[serde(default)]
         unasked: bool,
+        /// The bundle comes from another channel than that of the configuration, or from a caller that may not start
+        /// versions: its documents are judged by those that the machine has seen, and do not count as seen themselves.
+        #[serde(default)]
+        other_source: bool,
+        /// The caller may send versions, and not start them: the machine and hubs may replace what it stages.
+        #[serde(default)]
+        limited: bool,
     },
     /// Puts the staged version on trial and restarts the machine.
     Apply {
@@ -239,6 +246,9 @@ pub struct UpdateRecord {
     pub by: String,
     /// The reason of a refusal or a failure, else empty.
     pub reason: String,
+    /// Of `staged`: the caller may not start versions, so the machine and hubs may replace this one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
 }
 
 /// The power state that an administrator asks for.

@@ -312,12 +312,7 @@ impl NodeTurn<'_> {
         let moment = when.map_or_else(|| "now".to_owned(), |at| format!("at {at}"));
         let question = format!("Start {version} on {node} {moment}? The machine restarts. [y/N] ");
         confirmed(&output::one_line(&question), self.options.yes)?;
-        // Another caller may have staged another version since.
-        let at = when.map(|at| at.to_string());
-        let sha256 = staged["sha256"]
-            .as_str()
-            .filter(|sha256| !sha256.is_empty());
-        let input = json!({ "at": at, "sha256": sha256 });
+        let input = start_input(when, &staged)?;
         let answer = self
             .dialer
             .reached(self.route, async |node| {
@@ -377,14 +372,35 @@ impl NodeTurn<'_> {
 /// The plan of the version that waits on a node, or its version alone.
 async fn waiting(node: &NodeCaller) -> Result<Option<Value>, CommandError> {
     let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
-    let status = status.value();
+    Ok(waiting_plan(status.value()))
+}
+
+/// The same of an answer to `update/status`. A node that restarted since has no plan, and PID 1 still knows the program.
+fn waiting_plan(status: &Value) -> Option<Value> {
     if status["state"] != "staged" {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(match status["plan"].is_object() {
+    Some(match status["plan"].is_object() {
         true => status["plan"].clone(),
-        false => json!({ "from": status["version"], "to": status["other_version"] }),
-    }))
+        false => json!({
+            "from": status["version"], "to": status["other_version"], "sha256": status["other_sha256"],
+        }),
+    })
+}
+
+/// The input of `update/apply` for the program whose plan was shown: another caller may have staged another one since.
+fn start_input(at: Option<Timestamp>, plan: &Value) -> Result<Value, CommandError> {
+    match plan["sha256"].as_str() {
+        Some(sha256) if !sha256.is_empty() => {
+            let at = at.map(|at| at.to_string());
+            Ok(json!({ "at": at, "sha256": sha256 }))
+        }
+        _ => {
+            let text = "the node does not say which program waits there, and another one could start: send the version \
+                        again, by SOURCE or --channel";
+            Err(CommandError::new(CommandExit::Failed, "CONFLICT", text))
+        }
+    }
 }
 
 /// `alknet rollback`

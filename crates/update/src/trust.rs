@@ -250,6 +250,19 @@ impl UpdateTrust {
         step >= LATEST_STEP_S || but_time != saved.file
     }
 
+    /// Takes back which documents a refresh that began with `before` has seen. Its roots and its time stay. The documents of
+    /// another source than the one that a machine follows must not raise the versions that it demands of that one.
+    pub fn restore_seen(&mut self, before: &Self) {
+        let roots = before.root.as_ref().zip(self.root.as_ref());
+        // What other keys have signed does not count any more.
+        let is_void = roots.is_some_and(|(old, new)| replaces_online_keys(old, new));
+        self.file.timestamp = before.file.timestamp.clone().filter(|_| !is_void);
+        self.file.snapshot = match is_void {
+            true => BTreeMap::new(),
+            false => before.file.snapshot.clone(),
+        };
+    }
+
     /// Begins to verify metadata. [`UpdateRefresh`] says what it needs.
     #[must_use]
     pub fn refresh(self, clock: UpdateClock) -> UpdateRefresh {

@@ -118,11 +118,15 @@ fn surplus(all: &[LoggedUpdate], share: usize) -> Option<usize> {
     oldest.map(|(at, _)| *at)
 }
 
-/// Whether the log says already that this caller has staged the version that waits.
-pub(super) fn has_staging(folder: &Path, version: &str, by: &str) -> bool {
+/// Whether the log says already that the caller of this record has staged the version that waits. A caller that may not
+/// start versions does not take the version of another one over by staging it again.
+pub(super) fn has_staging(folder: &Path, staging: &UpdateRecord) -> bool {
     let mut last = read_all(folder).into_iter().map(|logged| logged.record);
     let last = last.rfind(|record| record.event == STAGED);
-    last.is_some_and(|last| last.version == version && last.by == by)
+    last.is_some_and(|last| {
+        let is_same = last.by == staging.by && last.limited == staging.limited;
+        last.version == staging.version && (is_same || (staging.limited && !last.limited))
+    })
 }
 
 /// The newest records that fit into a message, the oldest first.

@@ -31,7 +31,7 @@ const BUNDLE_BYTES_MAX: u64 = BUNDLE_METADATA_BYTES_MAX + TARGETS_MAX as u64 * T
 const FOLDER_CLUSTERS: u64 = 4;
 
 /// What an administrator asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StageOrder {
     /// Bytes of the bundle.
     pub(crate) bytes: u64,
@@ -41,6 +41,10 @@ pub(crate) struct StageOrder {
     pub(crate) dry_run: bool,
     /// No administrator asks for it.
     pub(crate) unasked: bool,
+    /// It comes from another source than the channel that the machine follows, an administrator or a hub.
+    pub(crate) other_source: bool,
+    /// The caller may not start versions.
+    pub(crate) limited: bool,
 }
 
 /// The machine as staging sees it.
@@ -147,7 +151,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let before = disk.record()?;
     let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
-    let verified = verify(&mut bundle, at)?;
+    let verified = verify(&mut bundle, order, at)?;
     let (chosen, mut plan) = choose(&verified, order, at)?;
     let slot = at.running.other();
     if !order.dry_run {
@@ -230,10 +234,15 @@ fn usable_record(record: BootRecord, at: &StageMachine<'_>) -> Result<BootRecord
 
 fn verify<R: Read>(
     bundle: &mut BundleReader<R>,
+    order: &StageOrder,
     at: &StageMachine<'_>,
 ) -> Result<VerifiedTargets, UpdateRefusal> {
     let before = at.trust.load(at.anchor)?;
-    let (trust, verified) = before.clone().refresh(at.clock).run(bundle);
+    let (mut trust, verified) = before.clone().refresh(at.clock).run(bundle);
+    // The releases of another channel have higher numbers: with them the machine would refuse its own channel as too old.
+    if order.other_source {
+        trust.restore_seen(&before);
+    }
     // Also after a failure: a new root revokes stolen keys whatever is wrong behind it. And only then if there is something
     // new: callers that may only read can have the same metadata verified again and again.
     if trust.is_to_save(&before) {

@@ -6,6 +6,7 @@ mod damaged_program;
 mod deltas;
 mod lost_note;
 mod lying_hub;
+mod other_channel;
 mod scrub;
 mod verified_programs;
 
@@ -183,9 +184,7 @@ impl UpdateBench {
 fn order(bundle: &[u8]) -> StageOrder {
     StageOrder {
         bytes: bundle.len() as u64,
-        downgrade: None,
-        dry_run: false,
-        unasked: false,
+        ..StageOrder::default()
     }
 }
 

@@ -117,6 +117,34 @@ fn without_a_person_nothing_restarts_unasked() {
     assert!(refused.message.contains("missing.tar"), "{refused}");
 }
 
+/// The node restarted after the version was staged, so it has no plan any more. Another caller may stage another program
+/// while the administrator reads the question.
+#[test]
+fn a_start_names_the_program_that_was_agreed_to() {
+    let mut status = json!({
+        "state": "staged", "version": "1.0.0", "other_version": "1.1.0", "other_sha256": "a1", "plan": null,
+    });
+    let plan = waiting_plan(&status).expect("a version waits");
+    assert_eq!(
+        (&plan["from"], &plan["to"]),
+        (&json!("1.0.0"), &json!("1.1.0"))
+    );
+    let expected = json!({ "at": null, "sha256": "a1" });
+    assert_eq!(start_input(None, &plan), Ok(expected));
+    status["plan"] = json!({ "from": "1.0.0", "to": "1.1.0", "sha256": "b2", "bytes": 9 });
+    assert_eq!(waiting_plan(&status), Some(status["plan"].clone()));
+    // A node that names no program gets no order that would start any.
+    for unknown in [json!(null), json!("")] {
+        status["plan"] = json!(null);
+        status["other_sha256"] = unknown;
+        let plan = waiting_plan(&status).expect("a version waits");
+        let refused = start_input(None, &plan).expect_err("no program is named");
+        assert_eq!(refused.exit, CommandExit::Failed);
+    }
+    status["state"] = json!("good");
+    assert_eq!(waiting_plan(&status), None);
+}
+
 #[test]
 fn a_plan_says_what_a_person_has_to_know() {
     let plan = json!({

@@ -218,7 +218,7 @@ impl NodeUpdates {
             .0
             .sessions
             .staged_by()
-            .is_some_and(|owner| owner == who);
+            .is_some_and(|request| request.owner == who);
         match staged.filter(|_| is_own) {
             Some(plan) => {
                 self.within_window()?;

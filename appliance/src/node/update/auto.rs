@@ -32,7 +32,9 @@ pub(super) struct AutoMemory {
     found: Option<UpdatePlan>,
     /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
     own: Option<String>,
-    /// Whether PID 1 was asked what the node staged before it restarted.
+    /// Whether the version that waits is of a caller that may not start versions.
+    is_replaceable: bool,
+    /// Whether PID 1 was asked who staged the version that waits.
     has_asked: bool,
     /// What it decided last.
     step: Option<AutoStep>,
@@ -91,34 +93,39 @@ impl NodeUpdates {
             facts: &facts.update,
             found: auto.found.as_ref(),
             is_own: auto.own.is_some() && auto.own.as_deref() == other,
+            is_replaceable: auto.is_replaceable,
             is_busy: self.0.sessions.current().is_some(),
         })
     }
 
-    /// Asks PID 1 who staged the version that waits: the node may have restarted since.
+    /// Asks PID 1 who staged the version that waits: the node may have restarted since, or another caller may have staged
+    /// one.
     async fn remember_own(&self) {
+        // Before the question: a version that is staged meanwhile leads to another one.
+        self.auto().has_asked = true;
         let Some(staged) = self.logged_staging().await else {
+            self.auto().has_asked = false;
             return;
         };
-        let own = staged.filter(|record| record.by == BY);
+        // A machine that keeps no data has no log.
+        let of_session = self.0.sessions.staged_by();
         let mut auto = self.auto();
+        auto.is_replaceable = match &staged {
+            Some(record) => record.limited,
+            None => of_session.is_some_and(|request| request.limited),
+        };
+        let own = staged.filter(|record| record.by == BY);
         auto.own = own.map(|record| record.version);
-        auto.has_asked = true;
     }
 
     /// The record of the log about what was staged last. `None` if PID 1 does not answer.
-    async fn logged_staging(&self) -> Option<Option<UpdateRecord>> {
+    pub(super) async fn logged_staging(&self) -> Option<Option<UpdateRecord>> {
         let answer = self.0.init.ask(UpdateRequest::Log, BY).await;
         let Ok(UpdateAnswer::Log { records }) = answer else {
             return None;
         };
         let mut records = records.into_iter().rev();
         Some(records.find(|record| record.event == "staged"))
-    }
-
-    /// Who staged the version that waits, by the log.
-    pub(super) async fn logged_stager(&self) -> Option<String> {
-        Some(self.logged_staging().await??.by)
     }
 
     /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
@@ -151,6 +158,7 @@ impl NodeUpdates {
         tracing::info!(version = plan.to, "update.auto staged");
         let mut auto = self.auto();
         auto.own = Some(plan.to.clone());
+        auto.is_replaceable = false;
         auto.found = Some(plan);
         Ok(())
     }
@@ -171,6 +179,7 @@ impl NodeUpdates {
             anywhere: true,
             // What a dry run finds is judged here, by what the machine left.
             unasked: !dry_run,
+            limited: false,
             take_over: false,
         };
         let begun = self.fetch(request(whole)).await?;
@@ -205,7 +214,11 @@ impl NodeUpdates {
                     tracing::info!(by, version = plan.to, "update.stage");
                     updates.forget_start_of_others(&plan.sha256);
                     if by != BY {
-                        updates.auto().own = None;
+                        // Until PID 1 has said whose it is, it counts as that of an administrator.
+                        let mut auto = updates.auto();
+                        auto.own = None;
+                        auto.is_replaceable = false;
+                        auto.has_asked = false;
                     }
                 }
                 StagingOutcome::Refused { code, text } => {

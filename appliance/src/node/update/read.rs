@@ -39,6 +39,7 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
         "properties": {
             "state": { "enum": ["idle", "staged", "pending", "trial", "good", "failed", "absent", "unreadable"] },
             "detail": text, "version": { "type": "string" }, "slot": text, "good": text, "other_version": text,
+            "other_sha256": text,
             "tries": { "type": "integer" }, "floor": text, "keys": { "type": "string" },
             "gate": { "type": "array", "items": { "type": "string" } },
             "last": { "type": ["object", "null"], "description": "How the last update ended" },
@@ -106,7 +107,8 @@ pub(super) fn log(updates: NodeUpdates) -> Registration {
             "properties": { "records": { "type": "array", "items": { "type": "object",
                 "required": ["time", "event", "version", "by", "reason"],
                 "properties": { "time": { "type": ["string", "null"] }, "event": text, "version": text,
-                                "by": text, "reason": text } } } }
+                                "by": text, "reason": text,
+                                "limited": { "const": true, "description": "The caller may not start versions" } } } } }
         }));
     let spec = for_scopes(spec, &[READ_SCOPE]);
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
@@ -198,6 +200,8 @@ impl NodeUpdates {
             whole: true,
             anywhere: true,
             unasked: false,
+            // Of the channel of the configuration all callers may ask.
+            limited: false,
             take_over: false,
         };
         let begun = self.fetch(request).await?;
@@ -225,6 +229,7 @@ fn facts_shown(facts: &UpdateFacts) -> Value {
         "slot": facts.slot,
         "good": facts.good,
         "other_version": facts.other_version,
+        "other_sha256": facts.other_sha256,
         "tries": facts.tries,
         "floor": facts.floor,
         "keys": facts.keys,

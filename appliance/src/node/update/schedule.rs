@@ -50,6 +50,8 @@ pub(super) struct AutoView<'a> {
     pub(super) found: Option<&'a UpdatePlan>,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,
+    /// Whether it was staged by a caller that may not start versions.
+    pub(super) is_replaceable: bool,
     /// Whether a bundle is being sent.
     pub(super) is_busy: bool,
 }
@@ -101,12 +103,10 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
     if view.is_busy || matches!(state, "pending" | "trial") {
         return AutoStep::Busy;
     }
-    // Another version than an administrator chose must not take its place.
-    if state == "staged" && !view.is_own {
-        return AutoStep::WaitsForAdministrator;
-    }
     let delay = own_delay(view.identity, section.jitter);
+    let is_of_other = state == "staged" && !view.is_own;
     if state == "staged"
+        && !is_of_other
         && section.auto == AutoUpdate::Apply
         && let Some(step) = start(view, now, delay)
     {
@@ -118,6 +118,10 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
     };
     if due <= now {
         return AutoStep::Look;
+    }
+    // Another version than an administrator chose must not take its place.
+    if is_of_other && !view.is_replaceable {
+        return AutoStep::WaitsForAdministrator;
     }
     match found(view) {
         Some(step) => step,
@@ -151,8 +155,10 @@ fn found(view: &AutoView<'_>) -> Option<AutoStep> {
     if is_left(view.facts, &plan.to) {
         return Some(AutoStep::LeftBefore);
     }
-    let is_staged =
-        view.facts.state == "staged" && view.facts.other_version.as_ref() == Some(&plan.to);
+    // The machine makes the version of a client its own by staging the same once more, so that it may start it.
+    let is_staged = view.is_own
+        && view.facts.state == "staged"
+        && view.facts.other_version.as_ref() == Some(&plan.to);
     Some(match (is_staged, plan.needs_person.is_some()) {
         (false, _) => AutoStep::Stage,
         (true, true) => AutoStep::WaitsForPerson,
@@ -262,6 +268,7 @@ mod tests {
             facts,
             found: None,
             is_own: true,
+            is_replaceable: false,
             is_busy: false,
         }
     }
@@ -352,11 +359,43 @@ mod tests {
         let found = plan("1.2.0");
         let view = AutoView {
             is_own: false,
-            looked: Some(at(1, 0)),
+            looked: Some(at(11, 30)),
             found: Some(&found),
             ..view(&apply, &staged)
         };
         assert_eq!(step(&view), AutoStep::WaitsForAdministrator);
+        // It goes on to look, so that `update/status` says what the channel has.
+        let later = AutoView {
+            looked: Some(at(1, 0)),
+            ..view
+        };
+        assert_eq!(step(&later), AutoStep::Look);
+    }
+
+    /// A client that may only stage must not end the updates that the machine does by itself.
+    #[test]
+    fn what_a_client_staged_that_may_not_start_it_is_replaced() {
+        let apply = section(AutoUpdate::Apply);
+        let staged = facts("staged", Some("1.1.0"));
+        // Also where the client has sent the version of the channel itself.
+        for (version, expected) in [("1.2.0", AutoStep::Stage), ("1.1.0", AutoStep::Stage)] {
+            let found = plan(version);
+            let view = AutoView {
+                is_own: false,
+                is_replaceable: true,
+                now: Some(at(2, 30)),
+                looked: Some(at(2, 0)),
+                found: Some(&found),
+                ..view(&apply, &staged)
+            };
+            assert_eq!(step(&view), expected, "{version}");
+            let never_looked = AutoView {
+                looked: None,
+                began: at(1, 0),
+                ..view
+            };
+            assert_eq!(step(&never_looked), AutoStep::Look);
+        }
     }
 
     #[test]

@@ -97,6 +97,10 @@ pub(super) struct StagingRequest {
     pub(super) dry_run: bool,
     /// No administrator asks for this version, but the machine itself or a hub.
     pub(super) unasked: bool,
+    /// It comes from another channel than that of the configuration, or from a caller that may not start versions.
+    pub(super) other_source: bool,
+    /// The caller may not start versions.
+    pub(super) limited: bool,
 }
 
 /// How the sending of a bundle ended.
@@ -234,10 +238,23 @@ struct SessionTable {
     /// From the start of a session until its end.
     current: Option<Arc<StagingSession>>,
     ended: Option<EndedStaging>,
-    /// What is staged and who sent it, as far as this process knows.
-    staged: Option<(UpdatePlan, String)>,
+    /// What is staged and by which request, as far as this process knows.
+    staged: Option<(UpdatePlan, StagingRequest)>,
     /// Whether there is a [`SessionTurn`].
     has_turn: bool,
+}
+
+impl SessionTable {
+    /// A caller that may not start versions does not take the program of another one over by sending it again.
+    fn note_staged(&mut self, plan: &UpdatePlan, request: &StagingRequest) {
+        let is_known = self
+            .staged
+            .as_ref()
+            .is_some_and(|(known, by)| known.sha256 == plan.sha256 && !by.limited);
+        if !(request.limited && is_known) {
+            self.staged = Some((plan.clone(), request.clone()));
+        }
+    }
 }
 
 /// The session under way and the last one. Clones share them.
@@ -388,9 +405,9 @@ impl StagingSessions {
         self.lock().staged.clone().map(|(plan, _)| plan)
     }
 
-    /// Who sent the staged version.
-    pub(super) fn staged_by(&self) -> Option<String> {
-        self.lock().staged.clone().map(|(_, owner)| owner)
+    /// The request by which the staged version came.
+    pub(super) fn staged_by(&self) -> Option<StagingRequest> {
+        self.lock().staged.clone().map(|(_, request)| request)
     }
 
     /// The staged version was taken back.
@@ -423,7 +440,7 @@ impl StagingSessions {
         {
             let mut table = self.lock();
             if let (StagingOutcome::Planned(plan), false) = (&outcome, ended.request.dry_run) {
-                table.staged = Some((plan.clone(), ended.request.owner.clone()));
+                table.note_staged(plan, &ended.request);
             }
             table.ended = Some(ended);
             table.current = None;
@@ -455,6 +472,8 @@ impl StagingSessions {
             downgrade,
             dry_run,
             unasked,
+            other_source,
+            limited,
             ..
         } = session.request.clone();
         let request = UpdateRequest::Stage {
@@ -462,6 +481,8 @@ impl StagingSessions {
             downgrade,
             dry_run,
             unasked,
+            other_source,
+            limited,
         };
         let (n, answer) = self.init.begin(request, &session.request.by).await?;
         let mut sending = BundleSending {

@@ -45,7 +45,7 @@ pub(super) fn stage(updates: NodeUpdates) -> Registration {
             "channel": { "type": ["string", "null"], "enum": ["beta", "stable", null],
                          "description": "Another channel than that of the configuration, below update.url" },
             "downgrade": { "type": ["string", "null"], "maxLength": VERSION_CHARS_MAX,
-                           "description": "The one older version that is permitted" },
+                           "description": "The one older version that is permitted; for update:apply" },
             "dry_run": { "type": "boolean", "default": false,
                          "description": "Verify and plan, and change nothing" },
             "whole": { "type": "boolean", "default": false,
@@ -277,6 +277,8 @@ pub(super) struct DownloadRequest {
     pub(super) anywhere: bool,
     /// Whether no administrator asks for it, but the machine itself.
     pub(super) unasked: bool,
+    /// Whether the caller may send versions, and not start them.
+    pub(super) limited: bool,
     /// Whether it takes the place of the session under way.
     pub(super) take_over: bool,
 }
@@ -297,6 +299,20 @@ pub(super) struct BegunDownload {
     pub(super) bytes: u64,
     /// Whether it is the channel's bundle with a delta.
     pub(super) is_delta: bool,
+}
+
+/// Refuses to a caller that may only stage what needs an administrator. To take over gives up the bundle of another caller,
+/// which `update/cancel` allows with this scope only. An older version may have defects that the one which runs has not, and
+/// by itself it looks to the next administrator like any other version that waits.
+fn require_apply(ctx: &Ctx, take_over: bool, downgrades: bool) -> Result<(), CallError> {
+    let what = match (take_over, downgrades) {
+        _ if may(ctx, APPLY_SCOPE) => return Ok(()),
+        (true, _) => "take_over",
+        (false, true) => "downgrade",
+        (false, false) => return Ok(()),
+    };
+    let text = format!("{what} needs the scope update:apply");
+    Err(CallError::new(ErrorCode::Forbidden, text))
 }
 
 /// The answer to a call that began a session.
@@ -322,11 +338,8 @@ impl NodeUpdates {
             whole,
             take_over,
         } = input;
-        // To take over gives up the bundle of another caller, which `update/cancel` allows with this scope only.
-        if take_over && !may(ctx, APPLY_SCOPE) {
-            let text = "take_over needs the scope update:apply";
-            return Err(CallError::new(ErrorCode::Forbidden, text));
-        }
+        require_apply(ctx, take_over, downgrade.is_some())?;
+        let limited = !may(ctx, APPLY_SCOPE);
         let origin = match (url, channel) {
             (Some(_), Some(_)) => {
                 return Err(CallError::invalid_input("give url or channel, not both"));
@@ -345,6 +358,8 @@ impl NodeUpdates {
                     downgrade,
                     dry_run,
                     unasked: false,
+                    other_source: limited,
+                    limited,
                 };
                 Ok(self.begin(request, turn)?)
             }
@@ -367,6 +382,7 @@ impl NodeUpdates {
                     whole,
                     anywhere,
                     unasked: false,
+                    limited,
                     take_over,
                 };
                 Ok(self.fetch(request).await?.session)
@@ -410,6 +426,7 @@ impl NodeUpdates {
         let turn = self.turn(request.take_over, &request.by).await?;
         // `update/status` shows the address to every reader, and secrets can be in its query.
         let url = shortened(&url);
+        let other_source = self.is_other_source(&request);
         let request = StagingRequest {
             owner: request.owner,
             by: request.by,
@@ -418,6 +435,8 @@ impl NodeUpdates {
             downgrade: request.downgrade,
             dry_run: request.dry_run,
             unasked: request.unasked,
+            other_source,
+            limited: request.limited,
         };
         let sessions = &self.0.sessions;
         let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
@@ -428,6 +447,18 @@ impl NodeUpdates {
             bytes,
             is_delta,
         })
+    }
+
+    /// Whether the bundle comes from another channel than the one that the machine follows, or from an address that a caller
+    /// without the right to start versions has chosen.
+    pub(super) fn is_other_source(&self, request: &DownloadRequest) -> bool {
+        match request.origin {
+            DownloadOrigin::Address(_) => request.limited,
+            DownloadOrigin::Channel(None) => false,
+            DownloadOrigin::Channel(Some(channel)) => {
+                channel != self.0.reloader.current().config.update.channel
+            }
+        }
     }
 
     /// The bundle at the address of the request, or that of the channel. A channel may have a delta for the program that
@@ -461,16 +492,21 @@ impl NodeUpdates {
         Ok((url, bundle))
     }
 
-    /// Why a hub may not replace what is staged: it waits for the administrator who staged it.
+    /// Why a hub may not replace what is staged: it waits for the administrator who staged it. A version waits for no
+    /// administrator if its caller may not start versions.
     async fn kept_from(&self, hub: &str) -> Option<String> {
         let known = self.0.sessions.staged_by();
-        let by = match known {
-            Some(owner) => Some(owner),
-            // After a restart the node no longer knows who staged the version, and PID 1's log does.
-            None if self.0.facts.load().update.state == "staged" => self.logged_stager().await,
+        let is_limited = known.as_ref().is_some_and(|request| request.limited);
+        let is_staged = is_limited || self.0.facts.load().update.state == "staged";
+        let is_replaced = match known.filter(|request| !request.limited) {
+            Some(request) => request.owner == hub || request.owner == BY,
+            // After a restart the node no longer knows who staged the version first, and PID 1's log does.
+            None if is_staged => match self.logged_staging().await.flatten() {
+                Some(record) => record.limited || record.by == hub || record.by == BY,
+                None => is_limited,
+            },
             None => return None,
         };
-        let is_replaced = by.as_deref().is_some_and(|by| by == hub || by == BY);
         let text = "a version is staged here that this hub did not send: an administrator starts it, or takes it back";
         (!is_replaced).then(|| text.to_owned())
     }
@@ -539,6 +575,8 @@ impl NodeUpdates {
             dry_run: false,
             // A hub asks, and no administrator: PID 1 refuses a version that an administrator left.
             unasked: true,
+            other_source: false,
+            limited: false,
         };
         let session = self.begin(request, None)?;
         let mut answer = begun(&session);

@@ -1,6 +1,7 @@
 //! The operations against a PID 1 of the tests' own.
 
 mod attacks;
+mod clients;
 mod downloads;
 mod operations;
 mod sessions;
@@ -67,8 +68,12 @@ struct InitSeen {
     frame_max: u32,
     /// Who staged the last version, by the log. Empty: the machine itself.
     stager: String,
+    /// Whether the log says that this caller may not start versions.
+    stager_limited: bool,
     /// The code with which PID 1 refuses a rollback.
     refuses_rollback: Option<&'static str>,
+    /// SHA-256 of the program that waits, to which PID 1 compares that of a start. `None`: it starts any.
+    waits: Option<&'static str>,
 }
 
 struct NodeUpdateBench {
@@ -190,6 +195,8 @@ fn request(bytes: usize) -> StagingRequest {
         downgrade: None,
         dry_run: false,
         unasked: false,
+        other_source: false,
+        limited: false,
     }
 }
 
@@ -221,12 +228,16 @@ impl FakeInit {
                     self.read(n, verdict, &mut messages).await.expect("frames");
                 }
                 UpdateRequest::Log => {
-                    let by = self.seen.lock().expect("no panic").stager.clone();
+                    let (by, limited) = {
+                        let seen = self.seen.lock().expect("no panic");
+                        (seen.stager.clone(), seen.stager_limited)
+                    };
                     let by = Some(by).filter(|by| !by.is_empty());
                     let record = UpdateRecord {
                         event: "staged".to_owned(),
                         version: "1.1.0".to_owned(),
                         by: by.unwrap_or_else(|| BY.to_owned()),
+                        limited,
                         ..UpdateRecord::default()
                     };
                     self.init.answered(
@@ -248,7 +259,20 @@ impl FakeInit {
                     });
                     self.init.answered(n, refused.unwrap_or(UpdateAnswer::Done));
                 }
-                UpdateRequest::Apply { .. } => self.init.answered(n, UpdateAnswer::Done),
+                UpdateRequest::Apply { sha256, .. } => {
+                    let waits = self.seen.lock().expect("no panic").waits;
+                    let is_other = sha256.is_some_and(|it| waits.is_some_and(|waits| waits != it));
+                    let refused = UpdateAnswer::Refused {
+                        code: "other-staged".to_owned(),
+                        text: "another program waits".to_owned(),
+                    };
+                    let answer = if is_other {
+                        refused
+                    } else {
+                        UpdateAnswer::Done
+                    };
+                    self.init.answered(n, answer);
+                }
             }
         }
     }

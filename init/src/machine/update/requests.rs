@@ -55,6 +55,8 @@ impl InitMachine {
                     downgrade,
                     dry_run,
                     unasked,
+                    other_source,
+                    limited,
                 },
                 busy,
             ) => {
@@ -63,6 +65,8 @@ impl InitMachine {
                     downgrade,
                     dry_run,
                     unasked,
+                    other_source,
+                    limited,
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }

@@ -177,9 +177,7 @@ fn a_waiting_bundle_is_given_up_and_only_read() {
         ticket: ticket(life, n),
         order: StageOrder {
             bytes: 9,
-            downgrade: None,
-            dry_run: false,
-            unasked: false,
+            ..StageOrder::default()
         },
         is_refused: false,
     };

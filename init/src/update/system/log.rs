@@ -25,21 +25,27 @@ impl UpdateSystem {
         match &outcome {
             // Nothing was to change, and callers that may only read can repeat it.
             _ if order.dry_run => {}
-            Ok(staged) => self.log_staged(staged, by),
+            Ok(staged) => self.log_staged(staged, by, order.limited),
             Err(refusal) => self.append(history::REFUSED, "", by, &refusal.text),
         }
         outcome.map(|staged| staged.plan)
     }
 
     /// Logs that a version was staged, unless the disk and the log say so already: a caller may repeat it at will.
-    pub(in crate::update) fn log_staged(&self, staged: &StagedBundle, by: &str) {
-        let version = &staged.plan.to;
+    pub(in crate::update) fn log_staged(&self, staged: &StagedBundle, by: &str, limited: bool) {
+        let record = UpdateRecord {
+            event: history::STAGED.to_owned(),
+            version: staged.plan.to.clone(),
+            by: by.to_owned(),
+            limited,
+            ..UpdateRecord::default()
+        };
         // The log says who staged the version that waits, so that a hub does not replace that of an administrator.
-        let is_known = |folder| history::has_staging(folder, version, by);
+        let is_known = |folder| history::has_staging(folder, &record);
         if staged.was_staged && self.folder.as_deref().is_some_and(is_known) {
             return;
         }
-        self.append(history::STAGED, version, by, "");
+        self.append_record(record, 0);
     }
 
     /// Refuses a start by a caller that is no administrator, after so many in the last hour.
@@ -72,19 +78,30 @@ impl UpdateSystem {
     }
 
     pub(super) fn append_as(&self, event: &str, version: &str, by: &str, reason: &str, seq: u64) {
+        let record = UpdateRecord {
+            event: event.to_owned(),
+            version: version.to_owned(),
+            by: by.to_owned(),
+            reason: reason.to_owned(),
+            ..UpdateRecord::default()
+        };
+        self.append_record(record, seq);
+    }
+
+    fn append_record(&self, record: UpdateRecord, seq: u64) {
+        let UpdateRecord {
+            event,
+            version,
+            by,
+            reason,
+            ..
+        } = &record;
         let colon = if reason.is_empty() { "" } else { ": " };
         self.log.info(format_args!(
             "update {version} {event} by {by}{colon}{reason}"
         ));
         let Some(folder) = &self.folder else {
             return;
-        };
-        let record = UpdateRecord {
-            time: None,
-            event: event.to_owned(),
-            version: version.to_owned(),
-            by: by.to_owned(),
-            reason: reason.to_owned(),
         };
         if let Err(error) = history::append(folder, record, seq) {
             self.log

@@ -145,11 +145,12 @@ fn a_program_that_is_staged_again_and_again_is_logged_once() {
         records.map(|it| (it.version, it.by)).collect()
     };
     let bundle = bench.publisher.bundle(&TestRelease::new(NEW, 1));
-    let stage = |by: &str| {
+    let stage_as = |by: &str, limited| {
         let stream = framed(&bundle, 65_536);
         let staged = bench.staged_stream(&bench.disk, &*stream, &order(&bundle));
-        system.log_staged(&staged.expect("staged"), by);
+        system.log_staged(&staged.expect("staged"), by, limited);
     };
+    let stage = |by: &str| stage_as(by, false);
     let entry = |by: &str| (NEW.to_owned(), by.to_owned());
     for _ in 0..4 {
         stage("client");
@@ -159,10 +160,24 @@ fn a_program_that_is_staged_again_and_again_is_logged_once() {
     stage("admin");
     stage("admin");
     assert_eq!(logged(&system), [entry("client"), entry("admin")]);
+    // A client that may not start versions does not make it a version of its own, which the machine and hubs may replace.
+    stage_as("eve", true);
+    assert_eq!(logged(&system), [entry("client"), entry("admin")]);
     // After it was taken back, the record changes, and that is an event.
     apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).expect("staged");
     stage("admin");
     assert_eq!(logged(&system).len(), 3);
+    // The other way round the log has the administrator.
+    apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).expect("staged");
+    stage_as("eve", true);
+    stage_as("eve", true);
+    stage("admin");
+    let records = system.records().into_iter().skip(3);
+    let of_last: Vec<_> = records.map(|it| (it.by, it.limited)).collect();
+    assert_eq!(
+        of_last,
+        [("eve".to_owned(), true), ("admin".to_owned(), false)]
+    );
 }
 
 /// A client with `update:read` has the channel checked again and again: what is there, and what is refused.

@@ -23,9 +23,8 @@ fn worker() -> (UpdateBench, TestRelease) {
 fn from_hub(bytes: usize) -> StageOrder {
     StageOrder {
         bytes: bytes as u64,
-        downgrade: None,
-        dry_run: false,
         unasked: true,
+        ..StageOrder::default()
     }
 }
 

@@ -7,7 +7,11 @@ use super::*;
 use crate::node::update::session::StagingOutcome;
 
 /// A server that sends a file in parts of so many bytes, each over a connection of its own that then breaks.
-async fn breaking_server(file: &'static [u8], part: usize, has_ranges: bool) -> PeerAddr {
+pub(super) async fn breaking_server(
+    file: &'static [u8],
+    part: usize,
+    has_ranges: bool,
+) -> PeerAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -51,7 +55,7 @@ async fn breaking_server(file: &'static [u8], part: usize, has_ranges: bool) -> 
     address.to_string().parse().expect("an address")
 }
 
-const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several parts";
+pub(super) const FILE: &[u8] = b"the bytes of a bundle on a server, which come in several parts";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_goes_on_after_each_broken_connection() {
@@ -67,6 +71,7 @@ async fn a_download_goes_on_after_each_broken_connection() {
             whole: false,
             anywhere: true,
             unasked: false,
+            limited: false,
             take_over: false,
         };
         let begun = bench.updates.fetch(request).await.expect("it begins");
@@ -98,6 +103,7 @@ async fn the_query_of_an_address_is_not_shown() {
         whole: false,
         anywhere: true,
         unasked: false,
+        limited: false,
         take_over: false,
     };
     let begun = bench.updates.fetch(request).await.expect("it begins");
@@ -129,6 +135,7 @@ async fn a_peer_that_may_stage_does_not_make_the_node_ask_its_local_network() {
         whole: false,
         anywhere: false,
         unasked: false,
+        limited: false,
         take_over: false,
     };
     let refused = bench.updates.fetch(request).await.err().expect("refused");
@@ -356,6 +363,11 @@ async fn a_caller_may_name_another_channel_than_the_configuration() {
         let status = call("update/status", Value::Null).await.expect("a status");
         let address = format!("https://updates.example.org/alknet/{channel}/bundle.tar");
         assert_eq!(status["ended"]["source"], address, "{status}");
+        let (stage, _) = bench.requests().pop().expect("a request");
+        let UpdateRequest::Stage { other_source, .. } = stage else {
+            panic!("{stage:?}");
+        };
+        assert_eq!(other_source, channel == "beta", "{input}");
     }
     for input in [
         json!({ "channel": "nightly" }),
