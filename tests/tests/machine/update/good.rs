@@ -28,7 +28,7 @@ pub(super) const PAGE: &str = include_str!("../../../../docs/update.md");
 pub(super) const RELEASE_PAGE: &str = include_str!("../../../../docs/image.md");
 
 /// The note of a token that an update keeps.
-pub(super) const KEPT: &str = "stays";
+pub(crate) const KEPT: &str = "stays";
 /// The number of the good release's documents: above those of a hub's lies.
 pub(super) const NUMBER: u64 = 20;
 
