@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""kubevirt.py FILE...: reads manifests with PyYAML and compares those of KubeVirt's machines with its API
-(`api/openapi-spec/swagger.json` of kubevirt 1.x): the members that exist, those that must be there, and the names by which
-one part refers to another. Prints `fine` or the first mistake."""
+"""kubevirt.py FILE...: reads manifests with PyYAML and compares those of KubeVirt's machines with the rules below, which
+the authors of this program wrote by the documentation of KubeVirt's API: the values of members, and the names by which one
+part refers to another. `kubevirt_types.py` has the API's own types. Prints `fine` or the first mistake."""
 import sys
 
 import jsonschema_rs

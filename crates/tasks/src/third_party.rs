@@ -36,6 +36,9 @@ const OPENAPI_DOCUMENTS: [&str; 5] = [
     "*/api/stripe.com.json",
 ];
 
+/// The types that are taken out of their package, which has code as well.
+const KUBEVIRT_TYPES: [&str; 2] = ["*/dist/kubernetes/index.d.ts", "*/dist/kubevirt/index.d.ts"];
+
 /// The kits of the Model Context Protocol: as of 2026, and as of May 2025. They exclude each other.
 const PYTHON_MCP: &str = include_str!("../python-mcp.txt");
 const PYTHON_MCP_OLDER: &str = include_str!("../python-mcp-older.txt");
@@ -52,8 +55,11 @@ const PYTHON_FREEZEGUN: &str = include_str!("../python-freezegun.txt");
 /// A model of Amazon's services.
 const PYTHON_MOTO: &str = include_str!("../python-moto.txt");
 
+/// A parser of Terraform's language.
+const PYTHON_HCL2: &str = include_str!("../python-hcl2.txt");
+
 /// Every list of Python packages above.
-const PYTHON_LISTS: [&str; 8] = [
+const PYTHON_LISTS: [&str; 9] = [
     PYTHON_PACKAGES,
     PYTHON_MCP,
     PYTHON_MCP_OLDER,
@@ -62,6 +68,7 @@ const PYTHON_LISTS: [&str; 8] = [
     PYTHON_SPDX,
     PYTHON_FREEZEGUN,
     PYTHON_MOTO,
+    PYTHON_HCL2,
 ];
 
 /// The protocol's kits for TypeScript and its conformance suite: the requested packages, and their
@@ -230,6 +237,11 @@ pub fn python_moto(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MOTO)
 }
 
+/// The folder in which Python finds a parser of Terraform's language.
+pub fn python_hcl2(cx: &XtaskContext) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_HCL2)
+}
+
 /// The folder of the reference implementation of TUF, with its tests.
 pub fn python_tuf(cx: &XtaskContext) -> Result<PathBuf> {
     unpacked(cx, "python-tuf", &[], 1)
@@ -353,6 +365,12 @@ pub fn node(cx: &XtaskContext) -> Result<PathBuf> {
 /// The folder of TypeScript's compiler.
 pub fn typescript(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "typescript", &[], 0)?.join("package"))
+}
+
+/// The folder of the types that a project beside KubeVirt generates from the descriptions of the APIs of KubeVirt and
+/// Kubernetes.
+pub fn kubevirt_types(cx: &XtaskContext) -> Result<PathBuf> {
+    Ok(unpacked(cx, "kubevirt-api", &KUBEVIRT_TYPES, 0)?.join("package/dist"))
 }
 
 /// The folder of a collection of documents of OpenAPI, with those that tests read.
@@ -628,7 +646,7 @@ mod tests {
     fn every_python_package_is_pinned() {
         for (packages, files) in PYTHON_LISTS
             .into_iter()
-            .zip([36, 34, 22, 48, 35, 14, 2, 14])
+            .zip([36, 34, 22, 48, 35, 14, 2, 14, 5])
         {
             for package in packages
                 .lines()

@@ -1,8 +1,8 @@
 //! The examples for libvirt, KubeVirt, LinuxKit and Terraform, judged by programs of others where these are at hand.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use alknet_test_support::{limited, skip};
@@ -13,8 +13,20 @@ use super::tree::{others, root};
 /// Longest run of a judge.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Terraform's own names for what a file declares or counts.
-const OWN_NAMES: [&str; 4] = ["each", "local", "terraform", "var"];
+/// Settings of TypeScript's compiler.
+const TYPESCRIPT: &str = r#"{
+    "compilerOptions": {
+        "lib": ["ES2023", "DOM"],
+        "module": "ESNext",
+        "moduleResolution": "bundler",
+        "noEmit": true,
+        "skipLibCheck": true,
+        "strict": true,
+        "target": "ES2023",
+        "types": []
+    },
+    "files": ["manifests.ts"]
+}"#;
 
 fn example(name: &str) -> PathBuf {
     root().join("docs/examples").join(name)
@@ -43,30 +55,105 @@ fn the_example_for_linuxkit_has_the_members_of_its_files() {
 
 /// A program of `tests/clients` reads examples and finds nothing wrong.
 fn judged_by_python(program: &str, examples: &[&str]) {
-    let mut python = limited(LIMIT, "python3");
-    python
-        .env("PYTHONPATH", variable("ALKNET_TEST_SCHEMATHESIS"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .arg(client(program))
-        .args(examples.iter().copied().map(example));
-    let output = python.output().expect("the set-up installs Python");
+    let files: Vec<_> = examples.iter().copied().map(example).collect();
+    let output = python(program, "ALKNET_TEST_SCHEMATHESIS", &files);
     assert_eq!(output.stdout, b"fine\n", "{output:?}");
 }
 
-/// Brackets and quotation marks are closed, and each name leads to a block of the file.
+/// Runs a program of `tests/clients` with the Python packages in the folder that this variable has.
+fn python(program: &str, packages: &str, paths: &[PathBuf]) -> Output {
+    let mut python = limited(LIMIT, "python3");
+    python
+        .env("PYTHONPATH", variable(packages))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .arg(client(program))
+        .args(paths);
+    python.output().expect("the set-up installs Python")
+}
+
+/// The compiler's types say which members there are and which of them must be there. Values and names that lead from one
+/// part to another are the business of `kubevirt.py`.
 #[test]
-fn the_examples_for_terraform_are_whole() {
+fn the_examples_for_kubevirt_have_the_types_of_its_api() {
+    let names = ["kubevirt.yaml", "kubevirt-kernelboot.yaml"];
+    let program = python(
+        "kubevirt_types.py",
+        "ALKNET_TEST_SCHEMATHESIS",
+        &[
+            &[PathBuf::from(variable("ALKNET_TEST_KUBEVIRT_TYPES"))],
+            &names.map(example)[..],
+        ]
+        .concat(),
+    );
+    let program = String::from_utf8(program.stdout).expect("text");
+    assert_eq!(program.matches("kubevirt.V1VirtualMachine").count(), 2);
+    assert_eq!(compiled(&program), "");
+    for (right, wrong, mistake) in [
+        ("masquerade", "masqerade", "TS2353"),
+        ("\"template\"", "\"templates\"", "TS2353"),
+        ("\"Always\"", "1", "TS2322"),
+    ] {
+        let said = compiled(&program.replace(right, wrong));
+        assert!(said.contains(mistake), "{wrong}: {said}");
+    }
+}
+
+/// What TypeScript's compiler finds wrong in a program.
+fn compiled(program: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in [("manifests.ts", program), ("tsconfig.json", TYPESCRIPT)] {
+        fs::write(folder.path().join(name), text).expect("the folder is ours");
+    }
+    let compiler = PathBuf::from(variable("ALKNET_TEST_TYPESCRIPT")).join("lib/tsc.js");
+    let output = limited(LIMIT, "node")
+        .arg(compiler)
+        .args(["--pretty", "false", "--project", "."])
+        .current_dir(folder.path())
+        .output()
+        .expect("the set-up has Node");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    said
+}
+
+/// What the program of `tests/clients` about Terraform says of a file.
+fn terraform_program(file: &Path) -> Output {
+    python("terraform.py", "ALKNET_TEST_HCL2", &[file.to_owned()])
+}
+
+/// A parser by other authors reads them, and each name leads to a block of the file.
+#[test]
+fn a_parser_reads_the_examples_for_terraform() {
     let files = others(&["tf"]);
     assert_eq!(files.len(), 2);
     for file in files {
-        let is_code = |line: &&str| !line.trim_start().starts_with('#');
-        let lines = file.text.lines().filter(is_code);
-        let text = lines.collect::<Vec<_>>().join("\n");
-        assert_eq!(unclosed(&text), "", "{}", file.path);
-        let (declared, used) = (declared(&text), used(&text));
-        assert!(used.len() > 3, "{used:?}");
-        let unknown: Vec<_> = used.difference(&declared).collect();
-        assert!(unknown.is_empty(), "{}: {unknown:?}", file.path);
+        let output = terraform_program(&root().join(&file.path));
+        assert_eq!(output.stdout, b"fine\n", "{}: {output:?}", file.path);
+    }
+}
+
+#[test]
+fn a_mistake_in_an_example_for_terraform_is_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("copy.tf");
+    let text = fs::read_to_string(example("terraform-openstack.tf")).expect("it is there");
+    for (right, wrong, mistake) in [
+        ("var.image", "var.image)", "Unexpected token"),
+        ("= \"bare\"", "= \"bare", "Unexpected token"),
+        (
+            "[\"tcp\", \"udp\"]",
+            "[\"tcp\", \"udp\"",
+            "Unexpected token",
+        ),
+        ("var.flavor", "var.flavour", "no block for ['var.flavour']"),
+    ] {
+        assert!(text.contains(right), "{right}");
+        fs::write(&copy, text.replace(right, wrong)).expect("the folder is ours");
+        let output = terraform_program(&copy);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.stdout, b"", "{wrong}: {output:?}");
+        assert!(said.contains(mistake), "{wrong}: {said}");
     }
 }
 
@@ -82,73 +169,6 @@ fn terraform_itself_reads_the_examples() {
         let output = output.expect("it was found");
         assert!(output.status.success(), "{}: {output:?}", file.path);
     }
-}
-
-#[test]
-fn names_and_brackets_of_terraform_are_found() {
-    let text = "variable \"size\" {\n  default = { a = [1] }\n}\nresource \"a_b\" \"c\" {\n  size = var.size\n  of   = a_b.c.id\n  \
-                each = each.key\n  text = \"x.y\"\n}";
-    assert_eq!(unclosed(text), "");
-    let expected = ["a_b.c", "var.size"].map(str::to_owned);
-    assert_eq!(declared(text), BTreeSet::from(expected.clone()));
-    assert_eq!(used(text), BTreeSet::from(expected));
-    assert_eq!(unclosed("a { b = [1 }"), "{}");
-    assert_eq!(unclosed("a = \"b"), "\"");
-}
-
-/// Brackets and quotation marks that are open at the end, or at a bracket that closes another one.
-fn unclosed(text: &str) -> String {
-    let mut open = String::new();
-    for letter in text.chars() {
-        let is_text = open.ends_with('"');
-        match letter {
-            '"' if is_text => {
-                open.pop();
-            }
-            _ if is_text => {}
-            '"' | '{' | '[' | '(' => open.push(letter),
-            '}' | ']' | ')' => {
-                let pair = matches!(
-                    (open.pop(), letter),
-                    (Some('{'), '}') | (Some('['), ']') | (Some('('), ')')
-                );
-                if !pair {
-                    return format!("{open}{letter}");
-                }
-            }
-            _ => {}
-        }
-    }
-    open
-}
-
-/// Names that blocks declare: `var.NAME`, and `TYPE.NAME` of a resource.
-fn declared(text: &str) -> BTreeSet<String> {
-    let name = |line: &str| {
-        let words: Vec<&str> = line.split('"').collect();
-        match words[..] {
-            ["variable ", name, _] => Some(format!("var.{name}")),
-            ["resource ", kind, _, name, _] => Some(format!("{kind}.{name}")),
-            _ => None,
-        }
-    };
-    text.lines().filter_map(name).collect()
-}
-
-/// The first two parts of each name with dots outside of texts, unless it is one of Terraform's own.
-fn used(text: &str) -> BTreeSet<String> {
-    let code = text.split('"').step_by(2);
-    let is_name = |c: char| c.is_ascii_alphanumeric() || ['_', '.'].contains(&c);
-    let words = code.flat_map(|code| code.split(move |c| !is_name(c)));
-    let name = |word: &str| {
-        let mut parts = word.split('.');
-        let (first, second) = (parts.next()?, parts.next()?);
-        let is_number = first.starts_with(|c: char| c.is_ascii_digit());
-        let is_own = OWN_NAMES.contains(&first) && first != "var";
-        let is_reference = !first.is_empty() && !is_number && !is_own;
-        is_reference.then(|| format!("{first}.{second}"))
-    };
-    words.filter_map(name).collect()
 }
 
 fn terraform() -> Option<PathBuf> {

@@ -11,7 +11,7 @@
 //! | `vhd` | opened by QEMU | virtio-scsi | e1000e | 512 | 2 | left |
 //! | `vhdx` | opened by QEMU | USB | e1000 | 256 | 1 | left |
 //! | `ova` | unpacked, converted to qcow2 | AHCI | e1000 | 512 | 1 | grown |
-//! | `aws` | converted to raw | NVMe | igb | 512 | 2 | grown |
+//! | `aws` | converted to raw | NVMe | igb, e1000e before QEMU 8 | 512 | 2 | grown |
 //! | `raw` | written by the commands of a page | USB | e1000e | 512 | 1 | grown |
 //! | `gce` | unpacked; in `forms_large.rs` | virtio-scsi | virtio | 4096 | 1 | grown |
 //! | `containerdisk` | unpacked; in `containers.rs` | virtio-blk | virtio | 512 | 1 | left, and another one |
@@ -232,7 +232,7 @@ fn only_file(folder: &Path, ending: &str) -> PathBuf {
     file
 }
 
-/// Intel's newest card that Linux calls igb, or an older one if the installed QEMU has no igb.
+/// Intel's newest card that Linux calls igb. A QEMU before 8.0, such as Debian 12's, has no igb: e1000e takes its place.
 fn igb() -> NicModel {
     let is_emulated = NicModel::Igb.is_emulated();
     if is_emulated.unwrap_or_else(|error| panic!("{error}")) {

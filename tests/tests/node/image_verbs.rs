@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::page_commands::blocks;
 
-const PAGE: &str = include_str!("../../../docs/image.md");
+pub(crate) const PAGE: &str = include_str!("../../../docs/image.md");
 /// The sections whose commands start machines or update one. `tests/tests/machine/boot_page.rs` and
 /// `tests/tests/machine/update/good.rs` run them.
 const MACHINES: [&str; 2] = ["Boot them", "Release it"];
@@ -38,19 +38,19 @@ const DENIED: i32 = 4;
 const ABORTED: i32 = 130;
 
 /// A folder of a user, with the program on its search path.
-struct ImageUser {
-    bench: TestBench,
+pub(crate) struct ImageUser {
+    pub(crate) bench: TestBench,
 }
 
 impl ImageUser {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bench = TestBench::new();
         fs::create_dir(bench.path().join("bin")).expect("the folder is ours");
         symlink(binary(), bench.path().join("bin/alknet")).expect("the folder is ours");
         Self { bench }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.bench.path().join(name)
     }
 
@@ -64,12 +64,12 @@ impl ImageUser {
         command
     }
 
-    fn run(&self, words: &[&str]) -> CliOutput {
+    pub(crate) fn run(&self, words: &[&str]) -> CliOutput {
         run_with_input(self.command(words), "")
     }
 
     /// A disk of 2 MiB, raw, and packed with the program of Zstandard.
-    fn small_disk(&self) -> Vec<u8> {
+    pub(crate) fn small_disk(&self) -> Vec<u8> {
         let mut disk = vec![0; 2 << 20];
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         disk[1_500_000..1_500_004].copy_from_slice(b"disk");
@@ -107,7 +107,7 @@ impl ImageUser {
     }
 
     /// Runs commands of the page, and returns what they print.
-    fn shell(&self, code: &str) -> String {
+    pub(crate) fn shell(&self, code: &str) -> String {
         let path = std::env::var("PATH").expect("a search path");
         let mut shell = limited(BLOCK_MAX, "bash");
         shell

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// A gibibyte, of which the disk for Google's cloud has a whole number.
 const GIB: u64 = 1 << 30;
+/// Largest EFI program in bytes, with llvmpipe. `cargo xtask sizes` has the same limit.
+const IMAGE_BYTES_MAX: u64 = 48_000_000;
 /// Bytes of a sector, by which the tools count.
 const SECTOR_BYTES: u64 = 512;
 
@@ -92,6 +94,16 @@ fn sgdisk_and_fsck_accept_the_built_disks() {
     assert!(bytes > 0 && bytes.is_multiple_of(GIB), "{bytes}");
     accepts_disk(&bench, text(&disk));
     tool_says("fsck.erofs", &[built(ImageForm::Erofs, OutputRole::Root)]);
+}
+
+#[test]
+fn the_built_program_is_within_its_limit() {
+    let program = built(ImageForm::Uki, OutputRole::Uki);
+    let bytes = fs::metadata(&program).expect("built").len();
+    assert!(
+        bytes <= IMAGE_BYTES_MAX,
+        "{bytes} bytes: `cargo xtask sizes` says what grew"
+    );
 }
 
 #[test]

@@ -102,10 +102,15 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             third_party::python_freezegun(cx)?.into(),
         ),
         ("ALKNET_TEST_GRUB", grub::ensure_folder(cx)?.0.into()),
+        ("ALKNET_TEST_HCL2", third_party::python_hcl2(cx)?.into()),
         ("ALKNET_TEST_HTTPWG", third_party::httpwg(cx)?.into()),
         (
             "ALKNET_TEST_INSTALLER",
             installer::ensure_folder(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_KUBEVIRT_TYPES",
+            third_party::kubevirt_types(cx)?.into(),
         ),
         ("ALKNET_TEST_MCP_NODE", third_party::node_mcp(cx)?.into()),
         (
