@@ -27,10 +27,11 @@ pub(super) fn repair<D: BlockDevice>(
     let record = disk.record();
     let is_before = record.is_ok_and(|record| record.is_version_before(slot));
     let report = disk.volume()?.repair_boot_files(&files, is_before)?;
+    let is_whole = log_report(&report, log);
     for finding in &report.left.findings {
         log.warn(format_args!("boot partition, left as it is: {finding}"));
     }
-    Ok(log_report(&report, log))
+    Ok(is_whole)
 }
 
 /// Says what a repair did. Returns whether every file is still there.

@@ -70,7 +70,7 @@ fn declared_file(line: &str) -> Option<&str> {
 }
 
 /// Sources of programs that store data on a node.
-fn of_programs() -> impl Iterator<Item = &'static SourceFile> {
+fn program_sources() -> impl Iterator<Item = &'static SourceFile> {
     let is_outside = |path: &str| {
         let below = |folder: &str| path.starts_with(&format!("{folder}/"));
         path.contains("/tests") || OUTSIDE.into_iter().any(below)
@@ -81,7 +81,7 @@ fn of_programs() -> impl Iterator<Item = &'static SourceFile> {
 /// The formats in the sources.
 fn written() -> BTreeSet<DeclaredFormat> {
     let mut found = BTreeSet::new();
-    for file in of_programs() {
+    for file in program_sources() {
         let formats = file.text.lines().filter_map(declared);
         found.extend(formats.map(|(name, number)| (file.path.clone(), name.to_owned(), number)));
     }
@@ -145,7 +145,7 @@ fn every_stored_file_without_a_number_is_listed_and_has_a_sample() {
         assert!(new, "docs/update-inside.md: {declared} twice");
     }
     let mut written = BTreeSet::new();
-    for file in of_programs() {
+    for file in program_sources() {
         let names = file.text.lines().filter_map(declared_file);
         written.extend(names.map(|name| (file.path.clone(), name.to_owned())));
     }

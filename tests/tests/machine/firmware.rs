@@ -204,13 +204,13 @@ fn a_trial_starts_by_a_bios_and_is_counted() {
     }
     knock::serves_nothing(&vm);
     drop(vm);
-    cut_writes_of_the_record(&bench, &recorder.recording());
+    cut_record_writes(&bench, &recorder.recording());
 }
 
 /// Cuts each write of the record in a start of a version on trial by GRUB, which writes both sectors and flushes
 /// nothing: before the write, within it and after it, and with writes that the disk lost. Every record that is left can
 /// be read and starts a whole program, and the one after all writes has a try less.
-fn cut_writes_of_the_record(bench: &TestBench, recording: &DiskRecording) {
+fn cut_record_writes(bench: &TestBench, recording: &DiskRecording) {
     let first = SlotDiskImage::new(bench.raw());
     let program = first.program(BootSlot::A).expect("the image has it");
     let path = bench.path().join("cut.raw");

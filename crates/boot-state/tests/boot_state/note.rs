@@ -218,14 +218,14 @@ proptest! {
 fn the_first_format_of_the_note_is_read() {
     const SAMPLE: &str = "alknet-boot-note 1\nseq=1\nslot=b\nversion=1.2.0\nfrom=1.1.0\nvault=tpm2\nperson=0\ndata=mounted\n\
         config=taken\nstarts=1\nstage=init\nended=\nreason=\npanic=\nproblems=vault-locked\n";
-    assert_eq!(half_of(SAMPLE).read(), Ok(note("init")));
-    assert_eq!(half_of(SAMPLE), area(&["init"]));
+    assert_eq!(first_half(SAMPLE).read(), Ok(note("init")));
+    assert_eq!(first_half(SAMPLE), area(&["init"]));
     let later = format!("{SAMPLE}later=1\n");
-    assert_eq!(half_of(&later).read(), Ok(note("init")));
+    assert_eq!(first_half(&later).read(), Ok(note("init")));
 }
 
 /// An area whose first half has this text.
-fn half_of(text: &str) -> NoteArea {
+fn first_half(text: &str) -> NoteArea {
     let mut half = text.as_bytes().to_vec();
     half.resize(NOTE_HALF_BYTES - 4, b'#');
     let sum = crc32(&half);

@@ -78,8 +78,8 @@ fn the_first_format_of_versions_that_were_left_is_read() {
 fn the_first_format_of_counted_starts_is_read() {
     let now = crate::clock::rfc3339_now().expect("the clock is set");
     let start = format!(r#"{{"time":"{now}","by":"hub","later":1}}"#);
-    let starts_of_hub = vec![start; starts::STARTS_PER_HOUR_MAX].join(",");
-    let sample = format!(r#"{{"starts":[{starts_of_hub}],"later":1}}"#);
+    let hub_starts = vec![start; starts::STARTS_PER_HOUR_MAX].join(",");
+    let sample = format!(r#"{{"starts":[{hub_starts}],"later":1}}"#);
     let folder = folder_with("starts.json", &sample);
     let refused = starts::check(folder.path(), "hub").expect_err("too often");
     assert_eq!(refused.code, RefusalCode::TooOften);
