@@ -10,6 +10,7 @@ use alknet_core::{
 
 use super::*;
 
+mod first_format;
 mod full;
 
 fn key(n: u8) -> PeerKey {

@@ -234,4 +234,22 @@ mod tests {
             assert!(!said.contains("hush"), "{said}");
         }
     }
+    /// An addition needs a new format: `what_is_no_file_of_ours_is_named_and_not_quoted` refuses an unknown member.
+    #[test]
+    fn the_first_format_of_sealed_credentials_is_read() {
+        const SAMPLE: &str = r#"{"alkcred":1,"key":"SHA256:sample","entries":{"openai":{"set_s":1800000000,"record":{"key_version":2,"salt":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","iv":"AgICAgICAgICAgIC","data":"AwMD","alg":"ALK1"}}}}"#;
+        let file = parse(Path::new("sealed.json"), SAMPLE.as_bytes());
+        let file = file.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(file.key, "SHA256:sample");
+        let entry = &file.entries["openai"];
+        let expected = EncryptedData {
+            key_version: 2,
+            salt: [1; 32],
+            iv: [2; 12],
+            data: vec![3; 3],
+            alg: "ALK1".to_owned(),
+        };
+        assert_eq!((entry.set_s, &entry.record), (1_800_000_000, &expected));
+        assert_eq!(serde_json::to_string(&file).expect("JSON"), SAMPLE);
+    }
 }

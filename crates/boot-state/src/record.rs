@@ -168,6 +168,12 @@ impl BootRecord {
         }
     }
 
+    /// Whether `slot` has the version before the last update, which was confirmed.
+    #[must_use]
+    pub fn is_version_before(&self, slot: BootSlot) -> bool {
+        self.other == OtherSlot::Previous && slot == self.good.other()
+    }
+
     /// How many transitions the running system has made. Loaders leave it, because GRUB cannot count.
     #[must_use]
     pub const fn seq(&self) -> u64 {

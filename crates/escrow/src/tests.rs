@@ -587,3 +587,32 @@ fn ids_and_shares_have_one_form() {
         assert!(!error.to_string().contains(&bad[..8]), "{error}");
     }
 }
+
+/// Both have no room for additions: each needs a new format.
+#[test]
+fn the_first_formats_of_the_list_and_of_a_share_are_read() {
+    const LIST: &str = r#"{"escrow":1,"shares":[{"id":"ID","key":"ed25519:0001000000000000000000000000000000000000000000000000000000000000","peer":"peer-1","vault":"f0f1f2f3-f4f5-46f7-b8f9-fafbfcfdfeff","made":1800000000,"from":["192.0.2.0/24"],"approve":false,"released":{"count":2,"time":1800000100,"address":"192.0.2.1"}}]}"#;
+    let scene = EscrowTest::new();
+    let id = ShareId::from_key(&key_of(1));
+    std::fs::create_dir_all(scene.path()).expect("the folder is ours");
+    let path = scene.path().join("shares.json");
+    let list = LIST.replace("ID", id.as_str());
+    std::fs::write(&path, &list).expect("the folder is ours");
+    // The number of the format, the key, and the share.
+    let mut sealed = vec![1, 0, 1];
+    sealed.resize(33, 0);
+    sealed.resize(65, 7);
+    scene.safe.put(&id, &sealed).expect("it is open");
+    let mine = scene.request(1, "192.0.2.1", 200);
+    let released = scene.share_registry().release(&mine, &id);
+    assert_eq!(released.expect("mine").expose(), &[7; 32]);
+    let later = list.replace(r#""escrow":1,"#, r#""escrow":1,"later":1,"#);
+    std::fs::write(&path, later).expect("the folder is ours");
+    let refused = scene.share_registry().release(&mine, &id);
+    assert!(refused.is_err(), "{refused:?}");
+    std::fs::write(&path, list).expect("the folder is ours");
+    sealed[0] = 2;
+    scene.safe.put(&id, &sealed).expect("it is open");
+    let refused = scene.share_registry().release(&mine, &id);
+    assert!(refused.is_err(), "{refused:?}");
+}

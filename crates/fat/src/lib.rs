@@ -45,6 +45,7 @@
 //!
 //! The volume must not be mounted meanwhile.
 
+mod boot_files;
 mod bytes;
 mod chain;
 mod check;
@@ -73,6 +74,7 @@ mod volume;
 mod write;
 mod writer;
 
+pub use boot_files::BootFiles;
 pub use create::{FatNode, NewFatVolume, create, sectors_for};
 pub use device::{BlockDevice, FilePartition};
 pub use error::FatError;

@@ -104,6 +104,23 @@ pub struct RepairReport {
     pub left: FatReport,
 }
 
+impl RepairReport {
+    /// The report of both repairs, if `second` came after this one.
+    pub(crate) fn followed_by(mut self, second: Self) -> Self {
+        self.dropped_names.extend(second.dropped_names);
+        self.dropped_files.extend(second.dropped_files);
+        self.cut_chains.extend(second.cut_chains);
+        Self {
+            freed_clusters: self.freed_clusters + second.freed_clusters,
+            copied_entries: self.copied_entries + second.copied_entries,
+            wrote_info: self.wrote_info || second.wrote_info,
+            was_dirty: self.was_dirty || second.was_dirty,
+            left: second.left,
+            ..self
+        }
+    }
+}
+
 /// Paths of what was repaired so far.
 #[derive(Debug, Default)]
 struct RepairSteps {

@@ -245,6 +245,20 @@ mod tests {
         );
     }
 
+    /// The statement has no room for additions: each needs a new format.
+    #[test]
+    fn the_first_format_of_a_statement_is_read() {
+        const SAMPLE: &str = r#"GENERATED_SUCCESSOR"#;
+        let read = Successor::parse(SAMPLE.as_bytes());
+        assert_eq!(read, Ok(stated()));
+        assert_eq!(stated().to_text(), SAMPLE);
+    }
+
+    #[test]
+    fn generate() {
+        eprintln!("GENERATED_SUCCESSOR={}", stated().to_text());
+    }
+
     #[test]
     fn every_flipped_bit_is_refused() {
         let good = stated().to_text().into_bytes();

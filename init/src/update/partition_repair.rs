@@ -1,7 +1,7 @@
 //! The repair of the boot partition after a power cut: before a version is staged, and at a start that is no trial.
 
-use alknet_boot_state::{BootPhase, BootSlot};
-use alknet_fat::{BlockDevice, FatError, NameChoice, NamedChain, RepairReport, RepairRules};
+use alknet_boot_state::BootSlot;
+use alknet_fat::{BlockDevice, BootFiles, FatError, RepairReport};
 
 use super::apply::TrialRules;
 use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
@@ -25,33 +25,19 @@ pub(super) fn repair<D: BlockDevice>(
     rules_before: Option<TrialRules<'_>>,
     log: &InitLog,
 ) -> Result<bool, FatError> {
-    let (loader, running, other) = own_paths(slot);
-    let own = [loader, running.as_str(), other.as_str()];
-    let choose = |first: &NamedChain<'_>, second: &NamedChain<'_>| {
-        let is_other = |named: &NamedChain<'_>| named.path.eq_ignore_ascii_case(&other);
-        if !(first.is_own && second.is_own) || first.fits != second.fits {
-            return RepairRules::keep_own(first, second);
-        }
-        // The file that is written next is worth less than the loader and the program that runs.
-        match is_other(first) {
-            true => NameChoice::Second,
-            false => NameChoice::First,
-        }
+    let (loader, running, written) = own_paths(slot);
+    let files = BootFiles {
+        loader,
+        running: &running,
+        written: &written,
     };
-    let mut rules = RepairRules {
-        own: &own,
-        // The loader and the program that runs.
-        needed: own.len() - 1,
-        choose: &choose,
-    };
-    let mut report = disk.volume()?.repair(&rules)?;
+    let mut report = disk.volume()?.repair_boot_files(&files, false)?;
     let mut is_whole = log_report(&report, log);
     let has_left = !report.left.findings.is_empty();
     if let Some(trial) = rules_before.filter(|_| has_left)
         && has_version_before(disk, slot, trial)?
     {
-        rules.needed = 1;
-        report = disk.volume()?.repair(&rules)?;
+        report = disk.volume()?.repair_boot_files(&files, true)?;
         is_whole &= log_report(&report, log);
     }
     for finding in &report.left.findings {
@@ -68,8 +54,7 @@ fn has_version_before<D: BlockDevice>(
     rules: TrialRules<'_>,
 ) -> Result<bool, FatError> {
     let record = disk.record();
-    let is_before = record
-        .is_ok_and(|record| record.phase() == BootPhase::Good && record.good() == slot.other());
+    let is_before = record.is_ok_and(|record| record.is_version_before(slot));
     let known = rules.known.load();
     let Some(known) = known.of_slot(slot).filter(|_| is_before) else {
         return Ok(false);

@@ -4,6 +4,7 @@ mod again;
 mod cuts;
 mod damaged_program;
 mod deltas;
+mod first_formats;
 mod lost_note;
 mod lying_hub;
 mod other_channel;

@@ -1,13 +1,36 @@
 //! The formats of stored data: docs/update-inside.md lists each number, and a number above one has a migration with a test. A
-//! machine whose trial fails runs the version before, which has to open what the new one wrote.
+//! machine whose trial fails runs the version before, which has to open what the new one wrote. Each store, also one
+//! without a number, has a sample of its first format that a test reads.
 
 use std::collections::BTreeSet;
 
 use super::promises::{assert_tests_exist, page, quoted, tables};
-use super::tree::sources;
+use super::tree::{SourceFile, sources};
 
-/// The section of docs/update-inside.md.
+/// The sections of docs/update-inside.md.
 const SECTION: &str = "\n### Formats of stored data\n";
+const UNNUMBERED: &str = "\n### Stored data without a number\n";
+/// What a version does with a member of a file that it does not know.
+const UNKNOWN: [&str; 2] = ["ignored", "refused"];
+/// Ends of the names of files that a program writes as JSON.
+const JSON_ENDS: [&str; 2] = [".json", ".jsonl"];
+/// Constants that name other JSON files. The first three have a number, which another constant declares.
+const OTHERS: [(&str, &str); 10] = [
+    ("appliance/src/credentials/mod.rs", "SEALED_FILE"),
+    ("crates/escrow/src/index.rs", "FILE"),
+    ("init/src/update/trust_store.rs", "FILE"),
+    // Of the command line, on the computer of a person.
+    ("appliance/src/cli/node_book.rs", "HUBS_FILE"),
+    ("appliance/src/cli/node_book.rs", "NODES_FILE"),
+    ("crates/runtime/promotion/src/draft.rs", "DRAFT_FILE"),
+    // A node on a host, which has no versions on trial.
+    ("appliance/src/node/host.rs", "SERVE_FILE"),
+    // Measured again if they cannot be read.
+    ("appliance/src/node/computing/mod.rs", "MEASURED_FILE"),
+    ("appliance/src/node/self_probe/trust_history.rs", "FILE"),
+    // A part of the image.
+    ("init/src/update/anchor.rs", "ROOT_FILE"),
+];
 /// The migration of a first format.
 const NONE: &str = "–";
 /// Names of the constants that have such a number, or their ends.
@@ -36,25 +59,39 @@ fn declared(line: &str) -> Option<(&str, u64)> {
     (is_format && is_item).then_some((name, number))
 }
 
-/// The formats in the sources.
-fn written() -> BTreeSet<DeclaredFormat> {
+/// The name of a JSON file's constant, if a line declares one.
+fn declared_file(line: &str) -> Option<&str> {
+    let (before, rest) = line.split_once("const ")?;
+    let (name, value) = rest.split_once(": &str = \"")?;
+    let file = value.strip_suffix("\";")?;
+    let is_json = JSON_ENDS.iter().any(|end| file.ends_with(end));
+    let is_item = before.is_empty() || before.starts_with("pub");
+    (is_json && is_item).then_some(name)
+}
+
+/// Sources of programs that store data on a node.
+fn program_sources() -> impl Iterator<Item = &'static SourceFile> {
     let is_outside = |path: &str| {
         let below = |folder: &str| path.starts_with(&format!("{folder}/"));
         path.contains("/tests") || OUTSIDE.into_iter().any(below)
     };
-    let of_programs = sources().iter().filter(|it| !is_outside(&it.path));
+    sources().iter().filter(move |it| !is_outside(&it.path))
+}
+
+/// The formats in the sources.
+fn written() -> BTreeSet<DeclaredFormat> {
     let mut found = BTreeSet::new();
-    for file in of_programs {
+    for file in program_sources() {
         let formats = file.text.lines().filter_map(declared);
         found.extend(formats.map(|(name, number)| (file.path.clone(), name.to_owned(), number)));
     }
     found
 }
 
-/// The rows of the table, without its heading.
-fn rows() -> Vec<Vec<String>> {
+/// The rows of a section's table, without its heading.
+fn rows(section: &str) -> Vec<Vec<String>> {
     let page = page("update-inside.md");
-    let (_, section) = page.split_once(SECTION).expect("the section");
+    let (_, section) = page.split_once(section).expect("the section");
     let section = section.split("\n### ").next().unwrap_or_default();
     let mut rows = tables(section).remove("").expect("a table");
     rows.remove(0);
@@ -64,10 +101,11 @@ fn rows() -> Vec<Vec<String>> {
 #[test]
 fn every_format_of_stored_data_is_the_first_one_or_has_a_migration_with_a_test() {
     let mut listed = BTreeSet::new();
-    for row in rows() {
-        let [store, number, declared, migration] = row.as_slice() else {
-            panic!("docs/update-inside.md: four columns: {row:?}");
+    for row in rows(SECTION) {
+        let [store, number, declared, migration, sample] = row.as_slice() else {
+            panic!("docs/update-inside.md: five columns: {row:?}");
         };
+        assert_tests_exist(store, sample);
         let number: u64 = number.parse().expect("a number");
         let [file, name] = quoted(declared).collect::<Vec<_>>()[..] else {
             panic!("docs/update-inside.md: a file and a constant: {declared:?}");
@@ -86,6 +124,48 @@ fn every_format_of_stored_data_is_the_first_one_or_has_a_migration_with_a_test()
         listed, written,
         "docs/update-inside.md has the numbers of the sources"
     );
+}
+
+#[test]
+fn every_stored_file_without_a_number_is_listed_and_has_a_sample() {
+    let mut listed: BTreeSet<_> = OTHERS
+        .iter()
+        .map(|(file, name)| ((*file).to_owned(), (*name).to_owned()))
+        .collect();
+    for row in rows(UNNUMBERED) {
+        let [store, declared, unknown, sample] = row.as_slice() else {
+            panic!("docs/update-inside.md: four columns: {row:?}");
+        };
+        assert!(UNKNOWN.contains(&unknown.as_str()), "{store}: {unknown}");
+        assert_tests_exist(store, sample);
+        let [file, name] = quoted(declared).collect::<Vec<_>>()[..] else {
+            panic!("docs/update-inside.md: a file and a constant: {declared:?}");
+        };
+        let new = listed.insert((file.to_owned(), name.to_owned()));
+        assert!(new, "docs/update-inside.md: {declared} twice");
+    }
+    let mut written = BTreeSet::new();
+    for file in program_sources() {
+        let names = file.text.lines().filter_map(declared_file);
+        written.extend(names.map(|name| (file.path.clone(), name.to_owned())));
+    }
+    assert_eq!(
+        listed, written,
+        "docs/update-inside.md has the stored files of the sources"
+    );
+}
+
+#[test]
+fn names_of_stored_files_are_found() {
+    let line = "pub(super) const FILE: &str = \"log.jsonl\";";
+    assert_eq!(declared_file(line), Some("FILE"));
+    for other in [
+        "    const FILE: &str = \"log.json\";",
+        "const FILE: &str = \"log.txt\";",
+        "const BYTES: u64 = 1;",
+    ] {
+        assert_eq!(declared_file(other), None, "{other}");
+    }
 }
 
 #[test]

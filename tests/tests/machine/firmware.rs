@@ -23,10 +23,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use alknet_boot_state::{
-    BootPhase, BootRecord, BootSlot, NOTE_OFFSET, RECORD_BYTES, RECORD_OFFSET,
+    BootPhase, BootRecord, BootSlot, NOTE_OFFSET, RECORD_BYTES, RECORD_OFFSET, TRIES,
 };
 use alknet_image::{ImageForm, OutputRole};
-use alknet_qemu::{DiskController, MachineKind, Nic, NicModel, VirtioDisk, Vm, VmBuilder};
+use alknet_qemu::{
+    DiskController, DiskRecorder, DiskRecording, MachineKind, Nic, NicModel, VirtioDisk, Vm,
+    VmBuilder,
+};
 use alknet_tests::tools::tool_says;
 use alknet_tests::{MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
@@ -34,6 +37,8 @@ use serde_json::{Value, json};
 use super::configuration::{NO_VAULT, document};
 use super::forms::{built, serving};
 use super::knock;
+use super::power::Evidence;
+use super::update::disk::SlotDiskImage;
 
 /// Bytes of the first sector before the partitions.
 const BOOT_CODE_BYTES: usize = 440;
@@ -43,6 +48,11 @@ const GIVEN_UP_WITHIN: Duration = Duration::from_secs(30);
 const SAID_WITHIN: Duration = Duration::from_secs(60);
 /// The beginning of GRUB's last line.
 const GIVES_UP: &str = "alknet: GRUB cannot start \\EFI\\ALKNET\\A.EFI or B.EFI";
+/// Tries that are left of a version on trial, and the slot that started last: before GRUB has counted, and afterwards.
+const UNCOUNTED: (u8, Option<BootSlot>) = (TRIES, None);
+const COUNTED: (u8, Option<BootSlot>) = (TRIES - 1, Some(BootSlot::B));
+/// Cuts after all writes of the record, each of which loses other writes.
+const SEEDS: u64 = 8;
 /// Where a program's script for GRUB begins.
 const SCRIPT_AT: usize = 256 << 10;
 
@@ -169,7 +179,7 @@ fn a_trial_without_a_whole_program_leaves_the_good_slot_by_a_bios() {
     assert_eq!(record.booted(), Some(BootSlot::A));
 }
 
-/// GRUB starts the version on trial, which is the same program here, and counts. No version before it left a note, so the
+/// GRUB starts the version on trial, which is the same program here, and counts, which no power cut in its writes spoils. No version before it left a note, so the
 /// machine does not take the blank disk for its own: the data may be on a disk that this version does not see.
 #[test]
 fn a_trial_starts_by_a_bios_and_is_counted() {
@@ -180,7 +190,8 @@ fn a_trial_starts_by_a_bios_and_is_counted() {
     tool_says("mcopy", &["-i", &partition, "::/EFI/ALKNET/A.EFI", &copy]);
     tool_says("mcopy", &["-i", &partition, &copy, "::/EFI/ALKNET/B.EFI"]);
     put_record(&disk, &pending());
-    let vm = machine(MachineKind::Q35).disk(VirtioDisk::file(&disk));
+    let recorder = DiskRecorder::serve(&disk).unwrap_or_else(|error| panic!("{error}"));
+    let vm = machine(MachineKind::Q35).disk(VirtioDisk::recorded(&recorder));
     let vm = vm.config(document(&bench, "by-itself") + NO_VAULT).start();
     let vm = vm.unwrap_or_else(|error| panic!("{error}"));
     for line in [
@@ -193,9 +204,47 @@ fn a_trial_starts_by_a_bios_and_is_counted() {
     }
     knock::serves_nothing(&vm);
     drop(vm);
-    let record = record(&disk);
-    assert_eq!((record.phase(), record.tries()), (BootPhase::Trial, 2));
-    assert_eq!(record.booted(), Some(BootSlot::B));
+    cut_record_writes(&bench, &recorder.recording());
+}
+
+/// Cuts each write of the record in a start of a version on trial by GRUB, which writes both sectors and flushes
+/// nothing: before the write, within it and after it, and with writes that the disk lost. Every record that is left can
+/// be read and starts a whole program, and the one after all writes has a try less.
+fn cut_record_writes(bench: &TestBench, recording: &DiskRecording) {
+    let first = SlotDiskImage::new(bench.raw());
+    let program = first.program(BootSlot::A).expect("the image has it");
+    let path = bench.path().join("cut.raw");
+    let image = Evidence(path.clone());
+    let disk = SlotDiskImage::new(path);
+    let starts = |when: &str| {
+        let record = disk.record();
+        let record = record.unwrap_or_else(|error| panic!("{when}: {error}"));
+        assert_eq!(record.good(), BootSlot::A, "{when}");
+        assert_eq!(disk.chosen(), Some(BootSlot::B), "{when}");
+        for slot in BootSlot::ALL {
+            let has_it = disk.has_program(slot, &program);
+            assert_eq!(has_it, Some(true), "{when}: slot {slot}");
+        }
+        let left = (record.tries(), record.booted());
+        assert!([UNCOUNTED, COUNTED].contains(&left), "{when}: {left:?}");
+        left
+    };
+    let places = RECORD_OFFSET..RECORD_OFFSET + RECORD_BYTES as u64;
+    let writes = recording.writes_in(places);
+    let mut left = Vec::new();
+    let cuts = recording.cut_each(&writes, &image.0, &mut |at, part| {
+        left.push(starts(&format!("moment {at}, {part:?}")));
+    });
+    let cuts = cuts.unwrap_or_else(|error| panic!("{error}"));
+    eprintln!("{} writes of the record cut {cuts} times", writes.len());
+    let ends = (left.first(), left.last());
+    assert_eq!(ends, (Some(&UNCOUNTED), Some(&COUNTED)), "{left:?}");
+    let last = writes.last().expect("GRUB wrote the record");
+    for seed in 0..SEEDS {
+        let cut = recording.cut(last + 1, seed, &image.0);
+        let cut = cut.unwrap_or_else(|error| panic!("{error}"));
+        starts(&format!("seed {seed}, {cut:?}"));
+    }
 }
 
 /// A machine in a rack has no person in front of it who could answer.

@@ -33,6 +33,8 @@ use volume::VolumeDamage;
 
 /// Images of a campaign for each firmware.
 const IMAGES_FULL: usize = 50;
+/// The first bytes of a program.
+const MARK: &[u8] = b"MZ";
 /// The version before the update has no vault.
 const VAULT: &str = "absent";
 /// How the loaders begin the line about the slot that they start.
@@ -104,11 +106,15 @@ const DAMAGES: [SlotDamage; 31] = [
 ];
 
 impl SlotDamage {
-    /// Puts `second` on its last try into slot b of the disk, with this damage.
-    fn apply(self, disk: &SlotDiskImage, second: &[u8], dice: &mut CampaignRng) {
+    /// Puts `second` on its last try into slot b of the disk, with this damage. Returns the slot that a loader then
+    /// starts first.
+    fn apply(self, disk: &SlotDiskImage, second: &[u8], dice: &mut CampaignRng) -> BootSlot {
+        let mut is_program = true;
         match self {
             Self::Program(damage) => {
-                disk.put_on_trial(&damage.damage(second, dice), 1, VAULT);
+                let damaged = damage.damage(second, dice);
+                is_program = damaged.starts_with(MARK);
+                disk.put_on_trial(&damaged, 1, VAULT);
             }
             _ => disk.put_on_trial(second, 1, VAULT),
         }
@@ -119,8 +125,12 @@ impl SlotDamage {
         };
         match self {
             Self::Program(_) => {}
-            Self::Volume(damage) => damage.apply(disk, dice),
-            Self::Record => write(&random(SECTOR_BYTES, dice), RECORD_OFFSET),
+            Self::Volume(damage) => is_program = damage.apply(disk, dice),
+            Self::Record => {
+                write(&random(SECTOR_BYTES, dice), RECORD_OFFSET);
+                // No record says that a version is on trial.
+                is_program = false;
+            }
             Self::Note => write(&random(NOTE_BYTES, dice), NOTE_OFFSET),
             Self::OtherNote => {
                 let mut note = BootNote::new(BootSlot::A);
@@ -130,11 +140,12 @@ impl SlotDamage {
                 write(area.bytes(), NOTE_OFFSET);
             }
         }
+        if is_program { BootSlot::B } else { BootSlot::A }
     }
 }
 
-/// One image of each kind, or all of a campaign: the loader has a slot to start, and the repair of the partition leaves
-/// the good program as it was.
+/// One image of each kind, or all of a campaign: the loader starts slot b only if it has a program, counts its try, and
+/// then starts the good program, which the repair of the partition leaves as it was.
 #[test]
 fn update_damaged_in_each_way_leaves_the_good_program() {
     let bench = TestBench::new();
@@ -146,6 +157,7 @@ fn update_damaged_in_each_way_leaves_the_good_program() {
     let first = first.expect("the image has it");
     let second = versioned(&first, SECOND);
     let mut dice = CampaignRng::from_environment();
+    let mut chosen = [0; 2];
     let images = if is_full() {
         2 * IMAGES_FULL
     } else {
@@ -154,18 +166,23 @@ fn update_damaged_in_each_way_leaves_the_good_program() {
     for (number, damage) in DAMAGES.iter().cycle().take(images).enumerate() {
         eprintln!("image {number}: {damage:?}");
         alknet_qemu::copy(&base, &image.0).unwrap_or_else(|error| panic!("{error}"));
-        damage.apply(&disk, &second, &mut dice);
+        let starts = damage.apply(&disk, &second, &mut dice);
+        chosen[usize::from(starts == BootSlot::B)] += 1;
+        assert_eq!(disk.pass_loader(), Some(starts), "{damage:?}");
         let good = |when: &str| {
             let has_it = disk.has_program(BootSlot::A, &first);
             assert_eq!(has_it, Some(true), "{when}: slot a has other bytes");
-            assert!(disk.chosen().is_some(), "{when}: no slot starts");
+            // Slot b had its last try.
+            assert_eq!(disk.chosen(), Some(BootSlot::A), "{when}: {damage:?}");
         };
         good("before the repair");
+        assert_eq!(disk.pass_loader(), Some(BootSlot::A));
         let report = disk.repair(BootSlot::A);
         assert!(report.left.findings.is_empty(), "{report:?}");
         good("after the repair");
         assert!(is_clean(&bench, &disk), "{report:?}");
     }
+    assert!(chosen.iter().all(|count| *count > 0), "{chosen:?}");
 }
 
 /// A script for GRUB that starts its program wherever it runs. GRUB runs it only where it has counted a try, so the

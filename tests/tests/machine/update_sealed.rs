@@ -35,7 +35,7 @@ fn update_of_a_sealed_machine_and_back_needs_no_person() {
     let bundle = bundle(&bench, &keys, versioned);
     // The restarts run the machine's own firmware, which measures both programs.
     let disk = SlotDiskImage::new(bench.raw());
-    disk.pass_loader();
+    assert_eq!(disk.pass_loader(), Some(BootSlot::A));
     let machine = measured(&bench, "own").after_firmware();
     let mut node = machine.configured(&configured).boot();
     assert_eq!(node.identity(), identity);

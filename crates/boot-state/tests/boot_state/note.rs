@@ -212,3 +212,24 @@ proptest! {
         prop_assert!(area.read().is_err());
     }
 }
+
+/// What the first version wrote, byte by byte, and with a variable that a later one may add.
+#[test]
+fn the_first_format_of_the_note_is_read() {
+    const SAMPLE: &str = "alknet-boot-note 1\nseq=1\nslot=b\nversion=1.2.0\nfrom=1.1.0\nvault=tpm2\nperson=0\ndata=mounted\n\
+        config=taken\nstarts=1\nstage=init\nended=\nreason=\npanic=\nproblems=vault-locked\n";
+    assert_eq!(first_half(SAMPLE).read(), Ok(note("init")));
+    assert_eq!(first_half(SAMPLE), area(&["init"]));
+    let later = format!("{SAMPLE}later=1\n");
+    assert_eq!(first_half(&later).read(), Ok(note("init")));
+}
+
+/// An area whose first half has this text.
+fn first_half(text: &str) -> NoteArea {
+    let mut half = text.as_bytes().to_vec();
+    half.resize(NOTE_HALF_BYTES - 4, b'#');
+    let sum = crc32(&half);
+    half.extend(sum.to_le_bytes());
+    half.resize(NOTE_BYTES, 0);
+    NoteArea::new(half.try_into().expect("an area"))
+}

@@ -254,3 +254,28 @@ fn a_long_chain_of_roots_is_followed_over_several_refreshes() {
     let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut files);
     assert_eq!(verified.expect("the end of the chain").version(), 1);
 }
+
+/// The file has no room for additions: each needs a new format.
+#[test]
+fn the_first_format_of_trust_is_read() {
+    const SAMPLE: &str = r#"{"format":1,"anchor":"GENERATED_TRUST","root":null,"timestamp":{"version":7,"sha256":"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff","snapshot":7},"snapshot":{"targets.json":7},"latest_s":1900000000,"floor":"1.1.0"}"#;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("update.trust");
+    fs::write(&path, SAMPLE).expect("writable");
+    let publisher = Publisher::new(1);
+    let anchor = || TrustAnchor::keys(keys(&[&publisher.signer], 1));
+    let trust = UpdateTrust::load(&path, anchor()).expect("the first format");
+    let floor = trust.floor().map(ToString::to_string);
+    assert_eq!(floor.as_deref(), Some("1.1.0"));
+    assert_eq!(trust.latest(), UnixSeconds(1_900_000_000));
+    trust.save(&path).expect("saved");
+    assert_eq!(fs::read_to_string(&path).expect("readable"), SAMPLE);
+    let text = refusal(trust, &publisher.bundle(6, "1.1.0"));
+    assert!(
+        text.starts_with("timestamp.json has version 6, and this machine has seen version 7"),
+        "{text}"
+    );
+    let later = SAMPLE.replace(r#""format":1,"#, r#""format":1,"later":1,"#);
+    fs::write(&path, later).expect("writable");
+    assert!(UpdateTrust::load(&path, anchor()).is_err());
+}

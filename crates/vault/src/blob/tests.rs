@@ -142,3 +142,19 @@ proptest! {
         let _ = SealedBlob::from_json(&text);
     }
 }
+
+#[test]
+fn the_first_format_of_a_sealed_value_opens() {
+    const SAMPLE: &str = "GENERATED_BLOB";
+    let bytes = data_encoding::HEXLOWER.decode(SAMPLE.as_bytes());
+    let blob = SealedBlob::parse(&bytes.expect("hex digits")).expect("the first format");
+    assert_eq!(blob.key_version(), KeyVersion::FIRST);
+    let plain = blob.open(&key(), &label("cred:a")).expect("opened");
+    assert_eq!(plain.expose(), b"secret");
+}
+
+#[test]
+fn generate() {
+    let hex = data_encoding::HEXLOWER.encode(sealed(b"secret").as_bytes());
+    eprintln!("GENERATED_BLOB={hex}");
+}

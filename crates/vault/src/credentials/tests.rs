@@ -220,3 +220,20 @@ fn records_go_over_to_a_vault_of_other_words() {
     assert!(store.hand_over(&new, &old, &next).is_err());
     assert_eq!(next.list().expect("readable").len(), 3);
 }
+
+/// The file has no room for additions: each needs a new format.
+#[test]
+fn the_first_format_of_the_current_set_is_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |text: &str| fs::write(dir.path().join("current"), text).expect("written");
+    write(r#"{"credentials":1,"set":3,"version":4}"#);
+    let current = CurrentSet::read(dir.path()).expect("readable");
+    let expected = CurrentSet {
+        set: 3,
+        version: version(4),
+    };
+    assert_eq!(current, Some(expected));
+    write(r#"{"credentials":1,"later":1,"set":3,"version":4}"#);
+    let refused = CurrentSet::read(dir.path());
+    assert!(refused.is_err(), "{refused:?}");
+}

@@ -565,3 +565,24 @@ fn a_payload_that_names_nothing_permits_nothing() {
         );
     }
 }
+
+/// The file has no room for additions: each needs a new format.
+#[test]
+fn the_first_format_of_a_vault_opens() {
+    const SAMPLE: &str = "GENERATED_ALKV";
+    let alkv = Alkv::parse(SAMPLE.as_bytes()).expect("the first format");
+    assert_eq!(alkv.to_text(), SAMPLE);
+    let slot = alkv.slots().first().expect("a slot").id();
+    let open = alkv.open(slot, &mut UnlockKey::Stored).expect("opened");
+    let words = Entropy::from_bytes(&[5; 32]).expect("32 bytes");
+    assert_eq!(open.entropy(), &words);
+    assert_eq!(open.created_s(), 1_767_225_600);
+    let later = SAMPLE.replace(r#","mac":"#, r#","later":1,"mac":"#);
+    let refused = Alkv::parse(later.as_bytes());
+    assert!(matches!(refused, Err(SlotError::Form(_))), "{refused:?}");
+}
+
+#[test]
+fn generate() {
+    eprintln!("GENERATED_ALKV={}", development().alkv().to_text());
+}

@@ -1,6 +1,7 @@
 mod in_use;
 mod master_key;
 mod media;
+mod program_slots;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,5 @@
 use std::cell::Cell;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -539,4 +540,24 @@ fn a_tpm_that_is_absent_has_not_counted_a_vault_that_it_opened() {
     let silent = || Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
     assert!(unless_none_has_to(silent(), false).is_err());
     assert!(unless_none_has_to(Ok(()), true).is_ok());
+}
+
+/// What the first version stored. It has no number, and no room for additions.
+#[test]
+fn the_first_format_of_the_note_is_read() {
+    const SAMPLE: &str = r#"{"vault":"f0f1f2f3-f4f5-46f7-b8f9-fafbfcfdfeff","generation":7,"counted":{"tpm":"000b11","count":9},"owed":[{"tpm":"000b22","count":3},{"tpm":"000b33"}]}"#;
+    let state = tempfile::tempdir().expect("a temporary directory");
+    let path = note::path(state.path());
+    fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
+    fs::write(&path, SAMPLE).expect("writable");
+    let read = note::read(state.path()).expect("readable").expect("a note");
+    assert_eq!(read.vault, "f0f1f2f3-f4f5-46f7-b8f9-fafbfcfdfeff");
+    assert_eq!((read.generation, read.count_of("000b11")), (7, Some(9)));
+    assert_eq!(read.count_of("000b22"), Some(3));
+    assert_eq!(read.tpms(), ["000b11", "000b22", "000b33"]);
+    note::write(state.path(), &read).expect("writable");
+    assert_eq!(fs::read_to_string(&path).expect("readable"), SAMPLE);
+    let later = SAMPLE.replace(r#","generation""#, r#","later":1,"generation""#);
+    fs::write(&path, later).expect("writable");
+    assert!(note::read(state.path()).is_err());
 }

@@ -9,7 +9,7 @@ use alknet_boot_state::{
     BootChoice, BootNote, BootRecord, BootRecordError, BootSlot, BootSlots, NOTE_BYTES,
     NOTE_OFFSET, NoteArea, NoteText, RECORD_BYTES, RECORD_OFFSET, loader_choice,
 };
-use alknet_fat::{FatError, FatVolume, FilePartition, RepairReport, RepairRules};
+use alknet_fat::{BootFiles, FatError, FatVolume, FilePartition, RepairReport};
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
 
 use super::{FIRST, SECOND};
@@ -157,7 +157,7 @@ impl SlotDiskImage {
     }
 
     /// The slot that a loader starts, by the record and the programs as they are. A loader looks only whether a file
-    /// begins with `MZ`.
+    /// begins with `MZ`. This model also passes over a file whose chain does not have its size.
     pub(crate) fn chosen(&self) -> Option<BootSlot> {
         self.choice().start
     }
@@ -175,25 +175,28 @@ impl SlotDiskImage {
         loader_choice(record.as_ref(), present)
     }
 
-    /// Writes the record as a loader leaves it that starts slot a, for a machine that goes on behind its loader.
-    pub(crate) fn pass_loader(&self) {
+    /// Writes the record as a loader leaves it, and returns the slot that it starts.
+    pub(crate) fn pass_loader(&self) -> Option<BootSlot> {
         let choice = self.choice();
-        assert_eq!(choice.start, Some(BootSlot::A));
         if let Some(next) = choice.write {
             let written = self.file().write_all_at(&next.encode(), RECORD_OFFSET);
             written.expect("the disk is ours");
         }
+        choice.start
     }
 
     /// Repairs the boot partition, as the machine that runs `running` does before it writes.
     pub(crate) fn repair(&self, running: BootSlot) -> RepairReport {
-        let (running, other) = (slot_path(running), slot_path(running.other()));
-        let rules = RepairRules {
-            own: &[LOADER, &running, &other],
-            needed: 2,
-            choose: &RepairRules::keep_own,
+        let written = running.other();
+        let paths = [running, written].map(slot_path);
+        let files = BootFiles {
+            loader: LOADER,
+            running: &paths[0],
+            written: &paths[1],
         };
-        let repaired = self.volume().repair(&rules);
+        let record = self.record();
+        let is_before = record.is_ok_and(|record| record.is_version_before(written));
+        let repaired = self.volume().repair_boot_files(&files, is_before);
         repaired.unwrap_or_else(|error| panic!("{error}"))
     }
 

@@ -19,6 +19,7 @@ mod release;
 use std::path::Path;
 use std::time::Duration;
 
+use alknet_boot_state::BootSlot;
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
 use alknet_tests::{BootVariant, BuiltImageFolder, CliOutput, CliRunner, MachineNode, TestBench};
@@ -64,7 +65,8 @@ pub(crate) fn serving(bench: &TestBench, vm: VmBuilder) -> MachineNode {
 /// serves. Its first start goes on where firmware and the loader handed over to the kernel of another machine. Each
 /// restart runs its own firmware and loader.
 pub(crate) fn start_after_firmware(bench: &TestBench, config: &str) -> MachineNode {
-    SlotDiskImage::new(bench.raw()).pass_loader();
+    let disk = SlotDiskImage::new(bench.raw());
+    assert_eq!(disk.pass_loader(), Some(BootSlot::A));
     let machine = bench.machine(BootVariant::UefiRaw).after_firmware();
     machine.config(config).boot()
 }

@@ -68,18 +68,20 @@ pub(super) enum VolumeDamage {
 }
 
 impl VolumeDamage {
-    /// Damages the partition of a disk whose slots both have a program.
-    pub(super) fn apply(self, disk: &SlotDiskImage, dice: &mut CampaignRng) {
+    /// Damages the partition of a disk whose slots both have a program. Returns whether slot b's file still has a chain
+    /// of its size.
+    pub(super) fn apply(self, disk: &SlotDiskImage, dice: &mut CampaignRng) -> bool {
         if self == Self::Folder {
             let path = slot_path(BootSlot::B);
             let removed = disk.volume().remove_file(&path);
             removed.unwrap_or_else(|error| panic!("{error}"));
             disk.put(&format!(r"{path}\INSIDE.BIN"), b"a file in the folder");
-            return;
+            return false;
         }
         let volume = RawVolume::open(disk);
         let [good, trial] = BootSlot::ALL.map(|slot| volume.chain(volume.slot_cluster(disk, slot)));
-        let middle = trial[dice.below(trial.len() - 1)];
+        let middle_at = dice.below(trial.len() - 1);
+        let middle = trial[middle_at];
         let last = trial[trial.len() - 1];
         let entry = volume.slot_entry();
         match self {
@@ -88,7 +90,11 @@ impl VolumeDamage {
             Self::TablesDiffer => volume.set_link(1, middle, 0),
             Self::ChainCut => volume.set_links(middle, CHAIN_END),
             Self::ChainCircle => volume.set_links(last, trial[0]),
-            Self::ChainCrossed => volume.set_links(middle, good[dice.below(good.len())]),
+            Self::ChainCrossed => {
+                let good_at = dice.below(good.len());
+                volume.set_links(middle, good[good_at]);
+                return middle_at + 1 + good.len() - good_at == trial.len();
+            }
             Self::SizeWrong => {
                 let size = volume.number(entry + SIZE_AT, 4) + SIZE_WRONG_BY;
                 volume.write(entry + SIZE_AT, &size.to_le_bytes());
@@ -109,6 +115,14 @@ impl VolumeDamage {
             }
             Self::NameLost => volume.write(entry, &[REMOVED]),
         }
+        matches!(
+            self,
+            Self::LostChain
+                | Self::TablesDiffer
+                | Self::MarkedInUse
+                | Self::InfoWrong
+                | Self::NameDoubled
+        )
     }
 }
 

@@ -503,3 +503,27 @@ fn rings_are_numbers_or_all() {
     .expect("a row");
     assert_eq!(row.state, RolloutTurn::WaitsForPerson);
 }
+
+/// What the first version stored of a rollout that ran, with members that a later version may add.
+#[test]
+fn the_first_format_of_a_rollout_is_read() {
+    const SAMPLE: &str = r#"{"version":"1.2.0","by":"ada","state":"running","workers":[{"peer":"worker-1","ring":1,"state":"failed","reason":"it did not come back","later":1},{"peer":"worker-2","ring":2,"state":"waits-for-person"}],"later":1}"#;
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(folder.path().join("rollout.json"), SAMPLE).expect("writable");
+    let row = |peer: &str, ring, state, reason: &str| WorkerRow {
+        peer: peer.parse().expect("a name"),
+        ring,
+        state,
+        reason: reason.to_owned(),
+    };
+    let expected = RolloutReport {
+        version: "1.2.0".to_owned(),
+        by: "ada".to_owned(),
+        state: RolloutState::Interrupted,
+        workers: vec![
+            row("worker-1", 1, RolloutTurn::Failed, "it did not come back"),
+            row("worker-2", 2, RolloutTurn::WaitsForPerson, ""),
+        ],
+    };
+    assert_eq!(Rollouts::open(folder.path()).report(), Some(expected));
+}

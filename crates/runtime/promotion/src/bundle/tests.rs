@@ -385,3 +385,23 @@ fn a_case_is_the_runtimes() {
         CaseExpectation::Output(_)
     ));
 }
+
+/// The document has no room for additions: each needs a new format.
+#[test]
+fn the_first_format_of_a_bundle_is_read() {
+    const SAMPLE: &str = r#"GENERATED_BUNDLE"#;
+    let bundle = PromotionBundle::read(SAMPLE.as_bytes()).expect("the first format");
+    assert_eq!(bundle.document(), SAMPLE);
+    let read = bundle.content();
+    let expected = BundleContent {
+        engine: read.engine.clone(),
+        ..content()
+    };
+    assert_eq!(*read, expected);
+}
+
+#[test]
+fn generate() {
+    let bundle = sign(&content()).expect("a bundle");
+    eprintln!("GENERATED_BUNDLE={}", bundle.document());
+}

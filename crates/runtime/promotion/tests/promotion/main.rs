@@ -3,6 +3,7 @@
 mod authority;
 mod documented;
 mod faults;
+mod first_format;
 mod generations;
 mod isolates;
 mod killed;
