@@ -8,7 +8,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use alknet_boot_state::{NOTE_OFFSET, RECORD_OFFSET};
+use alknet_boot_state::{
+    BootRecord, BootSlot, BootSlots, NOTE_BYTES, NOTE_OFFSET, NoteArea, RECORD_BYTES,
+    RECORD_OFFSET, loader_choice,
+};
 use alknet_fat::{FatVolume, FilePartition};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,10 @@ use crate::out::at;
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
 
+/// Parts of [`DISK_PARTS_LEFT_OUT`] that only a machine changes: where none was started from a disk, the loader has to
+/// find slot a alone. [`boot_state_difference`] compares the first two of them.
+pub const NEW_DISK_PARTS: [&str; 3] = ["boot state", "boot note", "second boot slot"];
+
 /// Parts of a disk that [`ManifestDisk`] leaves out, each with the reason.
 pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 6] = [
     (
@@ -30,15 +37,15 @@ pub const DISK_PARTS_LEFT_OUT: [(&str, &str); 6] = [
         "the first boot gives disk and partitions identities of their own, and the last partition the rest of the disk",
     ),
     (
-        "boot state",
+        NEW_DISK_PARTS[0],
         "the loader counts the starts of a new version there",
     ),
     (
-        "boot note",
+        NEW_DISK_PARTS[1],
         "a new version writes there how far its start came",
     ),
     (
-        "second boot slot",
+        NEW_DISK_PARTS[2],
         "an update writes another version there; compare the file EFI/ALKNET/B.EFI with the files of that version",
     ),
     (
@@ -142,6 +149,29 @@ impl ManifestDisk {
     }
 }
 
+/// What the boot state of a disk has that the one of a new disk has not. `None` if loaders start slot a, no version is
+/// staged or on trial, and no version has written a note.
+///
+/// The loader writes which slot it starts before PID 1 gives the disk an identity of its own. So a disk whose first start
+/// was cut short may have a record that says `booted=a`.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn boot_state_difference(disk: &File) -> io::Result<Option<&'static str>> {
+    let mut record = [0; RECORD_BYTES];
+    disk.read_exact_at(&mut record, RECORD_OFFSET)?;
+    let new = BootRecord::new(BootSlot::A);
+    let started = loader_choice(Some(&new), BootSlots::ALL).write;
+    let is_new = BootRecord::parse(&record).is_ok_and(|it| it == new || Some(it) == started);
+    if !is_new {
+        return Ok(Some("boot state: the record is not that of a new disk"));
+    }
+    let mut note = [0; NOTE_BYTES];
+    disk.read_exact_at(&mut note, NOTE_OFFSET)?;
+    let is_empty = NoteArea::new(note) == NoteArea::EMPTY;
+    Ok((!is_empty).then_some("boot note: it has bytes, and a new disk has zeros there"))
+}
+
 /// Hashes what is written to it.
 struct HashWriter(Sha256);
 
@@ -193,6 +223,38 @@ mod tests {
         let changed = ManifestDisk::read(&disk).expect("readable");
         assert_eq!(changed.regions[0], parts.regions[0]);
         assert_ne!(changed.regions[1], parts.regions[1]);
+    }
+
+    #[test]
+    fn the_boot_state_of_a_new_disk_starts_slot_a_alone() {
+        let disk = written("a");
+        let found = || boot_state_difference(&disk).expect("readable");
+        assert_eq!(found(), None);
+        let put = |record: &BootRecord| {
+            let put = disk.write_all_at(&record.encode(), RECORD_OFFSET);
+            put.expect("writable");
+        };
+        let new = BootRecord::new(BootSlot::A);
+        let started = loader_choice(Some(&new), BootSlots::ALL).write;
+        put(&started.expect("the loader says what it starts"));
+        assert_eq!(found(), None, "a first start that was cut short");
+        let staged = new.vacate().and_then(|it| it.stage()).expect("no trial");
+        let armed = staged.arm().expect("a version is staged");
+        for record in [BootRecord::new(BootSlot::B), staged, armed] {
+            put(&record);
+            let said = found().expect("another record");
+            assert!(said.starts_with("boot state: "), "{record:?}: {said}");
+        }
+        disk.write_all_at(&[0], RECORD_OFFSET).expect("writable");
+        assert!(found().is_some(), "no record");
+        put(&new);
+        for at in [NOTE_OFFSET, NOTE_OFFSET + NOTE_BYTES as u64 - 1] {
+            disk.write_all_at(b"n", at).expect("writable");
+            let said = found().expect("a note");
+            assert!(said.starts_with("boot note: "), "{at}: {said}");
+            disk.write_all_at(&[0], at).expect("writable");
+        }
+        assert_eq!(found(), None);
     }
 
     /// A machine writes the note and the record. The archive by which GRUB finds them stays.

@@ -65,7 +65,10 @@ pub use disk::{
     BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES,
     ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
-pub use disk_parts::{DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion};
+pub use disk_parts::{
+    DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion, NEW_DISK_PARTS,
+    boot_state_difference,
+};
 pub use disk_table::{disk_bytes_by_head, has_image_identity, head_has_layout, table_difference};
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use alknet_image::{
     BACKUP_LBAS, DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES,
-    Manifest, ManifestDisk, ManifestOutput, OutputRole, has_image_identity, table_difference,
+    Manifest, ManifestDisk, ManifestOutput, NEW_DISK_PARTS, OutputRole, boot_state_difference,
+    has_image_identity, table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -25,6 +26,10 @@ const SECOND_SLOT: &str = "EFI/ALKNET/B.EFI";
 /// What differs on a disk that was not started, and on which a first boot would find more than the image.
 const EARLIER_DATA: &str = "data partition: it has bytes that are not of the image, such as the vault of an earlier \
                             node. Write the image by 'alknet image write', or zero the first 16 MiB of the partition";
+
+/// What differs on such a disk if an attacker has placed a program that an update would place.
+const SECOND_PROGRAM: &str = "second boot slot: EFI/ALKNET/B.EFI is there, which only an update writes, and no machine \
+                              was started from the disk";
 
 /// Why a file or a disk is not what the manifest says.
 #[derive(Debug, Error)]
@@ -169,9 +174,11 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 ///
 /// A disk that no machine was started from is compared as a whole, and must have zeros where the first boot looks for a
 /// vault, also behind the image: a disk that was in use before may have an earlier one there. Of another one the parts
-/// are compared that stay as they are, and [`ImageCheck::left_out`] names the others. The partition table and its backup
-/// must have the layout of the image, and every firmware must find the same files on the EFI system partition: those of
-/// the manifest, a configuration, and the program of the second boot slot.
+/// are compared that stay as they are, and [`ImageCheck::left_out`] names the others. If it has the identity of the
+/// image, no machine has updated it: it must also have the boot state of a new disk, no program in the second boot slot,
+/// and those zeros. The partition table and its backup must have the layout of the image, and every firmware must find
+/// the same files on the EFI system partition: those of the manifest, a configuration, and on a disk in use the program
+/// of the second boot slot.
 ///
 /// # Errors
 /// See [`VerifyError`].
@@ -221,15 +228,8 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     })?;
     let mut check = compared(expected, &found).map_err(differs)?;
     if has_image_identity(&disk).map_err(unreadable)? {
-        // The backup of the partition table ends the image.
-        let start = DATA_FIRST_LBA * LBA_BYTES;
-        let table = image.bytes.saturating_sub(BACKUP_LBAS * LBA_BYTES);
-        check_zeros(start..table)?;
-        check_zeros(image.bytes..data_end)?;
-        check.checked.push(CheckedPart {
-            name: "zeros at the beginning of the data partition".to_owned(),
-            bytes: table.saturating_sub(start) + data_end.saturating_sub(image.bytes),
-        });
+        let part = compare_new(&disk, image.bytes, data_end, &mut check).map_err(unreadable)?;
+        part.map_or(Ok(()), |part| Err(differs(part.to_owned())))?;
     }
     let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;
     let foreign = check.others.iter().filter(is_foreign);
@@ -241,6 +241,39 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
             files,
         }),
     }
+}
+
+/// Compares what has to be on a disk from which no machine was started, beside the parts of the manifest. Returns the
+/// first part that differs.
+fn compare_new(
+    disk: &File,
+    image_bytes: u64,
+    data_end: u64,
+    check: &mut ImageCheck,
+) -> io::Result<Option<&'static str>> {
+    if check.others.iter().any(|path| path == SECOND_SLOT) {
+        return Ok(Some(SECOND_PROGRAM));
+    }
+    if let Some(part) = boot_state_difference(disk)? {
+        return Ok(Some(part));
+    }
+    // The backup of the partition table ends the image.
+    let start = DATA_FIRST_LBA * LBA_BYTES;
+    let table = image_bytes.saturating_sub(BACKUP_LBAS * LBA_BYTES);
+    for range in [start..table, image_bytes..data_end] {
+        if !is_zero(disk, range)? {
+            return Ok(Some(EARLIER_DATA));
+        }
+    }
+    let left_out = &mut check.left_out;
+    left_out.retain(|(name, _)| !NEW_DISK_PARTS.contains(name));
+    let zeros = "zeros at the beginning of the data partition";
+    let zero_bytes = table.saturating_sub(start) + data_end.saturating_sub(image_bytes);
+    let names = NEW_DISK_PARTS.map(|name| (format!("{name}, as on a new disk"), 0));
+    let compared = names.into_iter().chain([(zeros.to_owned(), zero_bytes)]);
+    let compared = compared.map(|(name, bytes)| CheckedPart { name, bytes });
+    check.checked.extend(compared);
+    Ok(None)
 }
 
 /// Compares the parts, and returns the name of the first that differs.

@@ -13,6 +13,10 @@ use crate::support::{run, text};
 const BLOCK: u64 = 512;
 /// Place of the EFI system partition.
 const ESP_AT: u64 = 1 << 20;
+/// Places of the boot note and of the boot state record, as docs/boot.md has them.
+const NOTE_AT: u64 = 2037 * BLOCK;
+const RECORD_AT: u64 = 2046 * BLOCK;
+const RECORD_BYTES: usize = 1024;
 const ENTRY_BYTES: usize = 128;
 /// Blocks of all entries of a partition table.
 const ENTRIES_BLOCKS: u64 = 32;
@@ -28,7 +32,18 @@ struct DiskCopy {
 }
 
 impl DiskCopy {
+    /// A disk that a machine was started from, by its identity.
     fn new(release: &Arc<ReleaseFolder>) -> Self {
+        let copy = Self::unstarted(release);
+        // The identity that a first boot gives, so that the disk is not compared as a whole.
+        let mut table = copy.table();
+        table.header[56..72].copy_from_slice(&[0x44; 16]);
+        copy.put(&table);
+        copy
+    }
+
+    /// A disk with the identity of the image.
+    fn unstarted(release: &Arc<ReleaseFolder>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("disk");
         run(
@@ -36,16 +51,11 @@ impl DiskCopy {
             &["--sparse=always", text(&release.raw()), text(&path)],
         );
         let disk = File::options().read(true).write(true).open(&path);
-        let copy = Self {
+        Self {
             release: Arc::clone(release),
             dir,
             disk: disk.expect("ours"),
-        };
-        // The identity that a first boot gives, so that the disk is not compared as a whole.
-        let mut table = copy.table();
-        table.header[56..72].copy_from_slice(&[0x44; 16]);
-        copy.put(&table);
-        copy
+        }
     }
 
     fn verify(&self) -> Result<ImageCheck, VerifyError> {
@@ -99,6 +109,16 @@ impl DiskCopy {
         header[16..20].copy_from_slice(&sum.to_le_bytes());
         self.write(entries * BLOCK, &table.entries);
         self.write(own * BLOCK, &header);
+    }
+
+    /// Gives the boot state record other values.
+    fn change_record(&self, values: &[(&str, &str)]) {
+        let mut record = String::from_utf8(self.read(RECORD_AT, RECORD_BYTES)).expect("text");
+        for (before, after) in values {
+            assert!(record.contains(before), "{before}: {record}");
+            record = record.replacen(before, after, 1);
+        }
+        self.write(RECORD_AT, &record.as_bytes()[..RECORD_BYTES]);
     }
 
     /// Adds a file to the EFI system partition, with the folders above it.
@@ -247,6 +267,75 @@ fn the_program_of_the_second_slot_is_listed_and_any_other_beside_it_is_refused()
     copy.add("EFI/ALKNET/C.EFI");
     let said = copy.refused("a third slot");
     assert!(said.contains("C.EFI") && !said.contains("B.EFI"), "{said}");
+}
+
+/// Values by which the loader starts the second slot, three times.
+const ON_TRIAL: [(&str, &str); 2] = [
+    ("\ntrial=\n", "\ntrial=b\n"),
+    ("\ntries=0\n", "\ntries=3\n"),
+];
+
+/// The loader would start it at the first start of the machine, and no update has written it.
+#[test]
+fn a_program_of_the_second_slot_is_refused_before_a_first_start() {
+    let release = ReleaseFolder::shared();
+    for values in [&[][..], &ON_TRIAL] {
+        let copy = DiskCopy::unstarted(&release);
+        copy.change_record(values);
+        copy.add("EFI/ALKNET/B.EFI");
+        let said = copy.refused("a second program");
+        let is_named = said.contains("second boot slot: EFI/ALKNET/B.EFI is there");
+        assert!(is_named, "{values:?}: {said}");
+    }
+}
+
+#[test]
+fn a_changed_record_or_note_is_refused_before_a_first_start_and_left_out_after_it() {
+    let release = ReleaseFolder::shared();
+    let attacks: [(fn(&DiskCopy), &str); 3] = [
+        (
+            |copy| copy.change_record(&ON_TRIAL),
+            "boot state: the record",
+        ),
+        (
+            |copy| copy.change_record(&[("\ngood=a\n", "\ngood=b\n")]),
+            "boot state: the record",
+        ),
+        (
+            |copy| copy.write(NOTE_AT, b"alknet-boot-note 1\n"),
+            "boot note: it has bytes",
+        ),
+    ];
+    for (attack, expected) in attacks {
+        let copy = DiskCopy::unstarted(&release);
+        attack(&copy);
+        let said = copy.refused(expected);
+        assert!(said.contains(expected), "{expected}: {said}");
+        let used = DiskCopy::new(&release);
+        attack(&used);
+        let check = used.verify().expect("a disk after an update");
+        assert_eq!(check.left_out.len(), 6, "{check:?}");
+    }
+}
+
+/// The loader writes which slot it starts before PID 1 gives the disk an identity of its own.
+#[test]
+fn a_first_start_that_was_cut_short_leaves_what_the_manifest_says() {
+    let release = ReleaseFolder::shared();
+    let copy = DiskCopy::unstarted(&release);
+    copy.change_record(&[("\nbooted=\n", "\nbooted=a\n")]);
+    let check = copy.verify().expect("only the loader ran");
+    let left_out: Vec<_> = check.left_out.iter().map(|(name, _)| *name).collect();
+    let expected = [
+        "partition table",
+        "configuration on the EFI system partition",
+        "data partition",
+    ];
+    assert_eq!(left_out, expected);
+    let is_checked = |name: &str| check.checked.iter().any(|it| it.name.starts_with(name));
+    for name in ["boot state", "boot note", "second boot slot"] {
+        assert!(is_checked(name), "{name}: {check:?}");
+    }
 }
 
 #[test]
