@@ -13,7 +13,6 @@ use sha2::{Digest, Sha256};
 use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
-use crate::start::StartMethod;
 
 /// The manifest's file name in the output folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -111,9 +110,11 @@ pub struct ManifestOutput {
     pub bytes: u64,
     /// SHA-256 in lower-case hexadecimal.
     pub sha256: String,
-    /// The ways to start it. Empty for a file that only describes others, and in manifests from before 2026-11-28.
+    /// The ways to start it: names of a [`StartMethod`](crate::StartMethod), and in the manifest of a later version also
+    /// names that this one does not know. Empty for a file that only describes others, and in manifests from before
+    /// 2026-11-28.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub start: Vec<StartMethod>,
+    pub start: Vec<String>,
 }
 
 impl Manifest {
@@ -264,6 +265,24 @@ mod tests {
             );
         }
         assert!(put("alknet_0.1.0.raw").is_ok());
+    }
+
+    /// The command of an earlier version checks and signs images of a later one.
+    #[test]
+    fn a_start_method_of_a_later_version_is_read_and_written_as_it_is() {
+        let start = serde_json::json!(["bios", "hologram"]);
+        let manifest = serde_json::json!({
+            "version": "9", "git": "", "arch": "x86_64", "kernel_release": "", "kernel_config_sha256": null,
+            "inputs": [], "boot": [],
+            "outputs": [{
+                "form": "raw", "role": "disk", "file": "a.raw", "bytes": 1, "sha256": "", "start": start,
+            }],
+        });
+        let read = Manifest::parse(manifest.to_string().as_bytes(), Path::new(MANIFEST_FILE));
+        let read = read.expect("a later version's manifest");
+        assert_eq!(read.outputs[0].start, ["bios", "hologram"]);
+        let written: serde_json::Value = serde_json::from_slice(&read.to_json()).expect("ours");
+        assert_eq!(written["outputs"][0]["start"], start);
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl<'a> OutDir<'a> {
             let output = ManifestOutput {
                 form,
                 role,
-                start: StartMethod::methods(form, role).to_vec(),
+                start: StartMethod::names(form, role),
                 ..shared.clone()
             };
             self.outputs.push(output);
@@ -102,7 +102,7 @@ impl<'a> OutDir<'a> {
             file: name.to_owned(),
             bytes,
             sha256,
-            start: StartMethod::methods(form, role).to_vec(),
+            start: StartMethod::names(form, role),
         });
         Ok(())
     }

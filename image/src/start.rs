@@ -1,12 +1,9 @@
 //! How a machine, or another program, starts each file of each form.
 
-use serde::{Deserialize, Serialize};
-
 use crate::form::{ImageForm, OutputRole};
 
 /// One way to start a file. The manifest lists all of them for each file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum StartMethod {
     /// A BIOS starts the first sector of the disk, which loads GRUB; or the boot record of the CD.
@@ -59,5 +56,26 @@ impl StartMethod {
                 _,
             ) => &[],
         }
+    }
+
+    /// The name that the manifest has.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bios => "bios",
+            Self::Container => "container",
+            Self::Ipxe => "ipxe",
+            Self::Linux => "linux",
+            Self::Linuxkit => "linuxkit",
+            Self::Pvh => "pvh",
+            Self::Pxelinux => "pxelinux",
+            Self::Uefi => "uefi",
+        }
+    }
+
+    /// The names of [`methods`](Self::methods).
+    pub(crate) fn names(form: ImageForm, role: OutputRole) -> Vec<String> {
+        let methods = Self::methods(form, role).iter();
+        methods.map(|method| method.name().to_owned()).collect()
     }
 }
