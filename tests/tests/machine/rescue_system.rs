@@ -26,9 +26,11 @@ const PAGE: &str = include_str!("../../../docs/deploy-rescue.md");
 /// The sections of the page whose commands are typed in the rescue system.
 const INSTALLER: &str = "## Debian's installer as the rescue system\n";
 const WITH_PROGRAM: &str = "### With the program\n";
-/// The server and the hash of the page.
+/// The server and the hashes of the page: of the unpacked image, of the program and of the document.
 const SERVER: &str = "https://example.org/";
 const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+const PROGRAM_HASH: &str = "SHA256_OF_ALKNET";
+const DOCUMENT_HASH: &str = "SHA256_OF_NODE_TOML";
 /// The packed image and the document, as the page calls them.
 const SERVED: [&str; 2] = ["alknet.raw.zst", "node.toml"];
 
@@ -70,10 +72,13 @@ fn an_image_is_written_in_debians_installer_and_starts() {
         .map(|(name, bytes)| bench.disk(name, bytes));
     let mut rescue = RescueShell::start(&bench, &drive, &small);
     let names = rescue.names();
+    let hashes = [&binary(), &served.join(SERVED[1])].map(|path| sha256(path));
     let page = |text: &str| {
         let url = format!("http://10.0.2.2:{}/", server.port());
         text.replace(SERVER, &url)
             .replace(HASH, &raw_sha256())
+            .replace(PROGRAM_HASH, &hashes[0])
+            .replace(DOCUMENT_HASH, &hashes[1])
             .replace("/dev/sdX", &format!("/dev/{}", names.drive))
     };
     for line in commands(INSTALLER) {
@@ -85,6 +90,7 @@ fn an_image_is_written_in_debians_installer_and_starts() {
         rescue.succeed(&page(line));
     }
     let write = page(write);
+    compares(&rescue, &write, &drive);
     declines(&rescue, &write, &drive);
     writes(&rescue, &write, &names.drive);
     refuses(&rescue, &write, &names, &small);
@@ -131,6 +137,23 @@ fn raw_sha256() -> String {
     let mut outputs = outputs.iter();
     let raw = outputs.find(|it| it.form == ImageForm::Raw && it.role == OutputRole::Disk);
     raw.expect("the disk was built").sha256.clone()
+}
+
+/// The SHA-256 of a file, as the owner's computer prints it.
+fn sha256(path: &Path) -> String {
+    let said = tool_says("sha256sum", &[path]);
+    said.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// A document that was changed on its way ends the command before the image is asked for.
+fn compares(rescue: &RescueShell, write: &str, drive: &Path) {
+    rescue.succeed("cp node.toml own.toml && echo '# x' >>node.toml");
+    let (status, said) = rescue.run(write, COMMAND_WITHIN);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("node.toml: FAILED"), "{said}");
+    assert!(!said.contains("will be lost"), "{said}");
+    assert!(is_blank(drive), "{said}");
+    rescue.succeed("mv own.toml node.toml");
 }
 
 /// Another text than the serial number is no confirmation.
