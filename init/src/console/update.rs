@@ -13,9 +13,7 @@ pub(super) fn version_lines(facts: &UpdateFacts) -> Option<Vec<String>> {
     }
     let other = facts.other_version.as_deref().unwrap_or("another version");
     match facts.state.as_str() {
-        "staged" => lines.push(format!(
-            "{other} is staged: 'alknet update apply' starts it"
-        )),
+        "staged" => lines.push(format!("{other} is staged: 'alknet update NODE' starts it")),
         "pending" => lines.push(format!("{other} starts next, on trial")),
         _ => {}
     }
@@ -67,7 +65,7 @@ mod tests {
         assert_eq!(lines(&facts("good")), "1.0.0, boot slot a");
         assert_eq!(
             lines(&facts("staged")),
-            "1.0.0, boot slot a|1.1.0 is staged: 'alknet update apply' starts it"
+            "1.0.0, boot slot a|1.1.0 is staged: 'alknet update NODE' starts it"
         );
         assert_eq!(
             lines(&facts("pending")),

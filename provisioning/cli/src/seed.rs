@@ -296,7 +296,7 @@ fn usage(form: SeedForm, out: &Path, made: &[SeedFile], is_new_folder: bool) -> 
         SeedForm::Esp if is_new_folder => {
             return vec![format!(
                 "{} is a new folder: copy its files onto the boot partition, or name it with \
-                 `alknet image write --seed`",
+                 `alknet image write --seed FOLDER`",
                 out.display()
             )];
         }

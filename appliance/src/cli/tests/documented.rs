@@ -1,5 +1,5 @@
-//! Every `alknet …` of README.md, of docs/*.md and of the help's own examples is read by the definition of the command
-//! line that the binary has. `docs/adding-tests.md`, "Commands on pages", says what a page may leave out of a command.
+//! Every `alknet …` of README.md, of docs/*.md, of the help's own examples and of the texts that programs print is read by
+//! the definition of the command line that the binary has. `docs/adding-tests.md`, "Commands on pages", says what a page may leave out of a command.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use clap::{ArgMatches, Command, FromArgMatches};
 use crate::cli::{AlknetCli, help};
 
 mod shell;
+mod texts;
 
 use shell::{ShellCommand, commands};
 
@@ -42,10 +43,14 @@ const PLACEHOLDERS: [(&str, &str); 4] = [
 const ANY_VERB: [&str; 3] = ["NOUN", "VERB", "…"];
 
 /// Texts that only look like commands, each with the reason.
-const LOOKS_LIKE_COMMAND: [(&str, &str); 5] = [
+const LOOKS_LIKE_COMMAND: [(&str, &str); 6] = [
     (
         "alknet bundle 1",
         "the first line of what a bundle's hash is made of",
+    ),
+    (
+        "alknet helper",
+        "PID 1 starts the helper of an escrow so, before the parser runs",
     ),
     (
         "alknet node",
@@ -133,9 +138,15 @@ fn missing_verb(command: &Command, matches: &ArgMatches) -> Option<String> {
         return missing_verb(command.find_subcommand(name)?, below);
     }
     command.get_subcommands().next()?;
-    let node = matches.try_get_one::<String>("node").ok()??;
+    let node = first_word(matches, "node").or_else(|| first_word(matches, "what"))?;
     let is_bare = !node.contains(['@', '.', ':', '/', '…']) && !NODES.contains(&node.as_str());
     is_bare.then(|| format!("'{node}' is neither a verb nor one of the pages' nodes {NODES:?}"))
+}
+
+/// The first value of an argument, if the command has the argument.
+fn first_word<'a>(matches: &'a ArgMatches, argument: &str) -> Option<&'a String> {
+    let mut words = matches.try_get_many::<String>(argument).ok()??;
+    words.next()
 }
 
 fn root() -> PathBuf {
@@ -325,6 +336,7 @@ fn a_verb_or_an_option_that_does_not_exist_is_found_wherever_it_stands() {
         "Run `alknet gpu selftets --json`.",
         "Run `alknet token\nadd --skope a:b`.",
         "`alknet ops liszt`",
+        "Run `alknet update apply`.",
     ] {
         let found = commands_of_page("p.md", &format!("\n{text}"));
         let refused = refused(&found);
