@@ -1,6 +1,6 @@
 //! An update to a good version under UEFI and back, by the commands of docs/update.md, and the power fails at any moment
-//! of it: the loader then starts a whole program. First each write is cut in its order, and then a disk loses writes that were not flushed, at random
-//! moments.
+//! of it: the loader then starts a whole program. First each write is cut in its order, and then a disk loses writes that
+//! were not flushed, at random moments.
 //!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
@@ -18,7 +18,8 @@ use alknet_tests::{TestBench, eventually};
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::administrator::UpdateByPage;
 use crate::update::disk::{SlotDiskImage, slot_path};
-use crate::update::{FIRST, SECOND, machine, serving, status};
+use crate::update::good::KEPT;
+use crate::update::{FIRST, SECOND, has_token, machine, serving, status};
 
 const PAGE: &str = include_str!("../../../docs/update.md");
 
@@ -248,6 +249,7 @@ impl UpdateRecording {
         let vm = machine(MachineKind::Q35Uefi, VirtioDisk::file(path), &self.config);
         let node = serving(&self.bench, vm);
         assert_eq!(node.identity(), self.identity);
+        has_token(&node, KEPT);
         let status = eventually("PID 1 has read the boot slots", || {
             let status = status(&node);
             (status["state"] != "unreadable").then_some(status)

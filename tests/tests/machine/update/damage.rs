@@ -46,6 +46,14 @@ pub(super) fn finds_damage(admin: &CliRunner, node: &MachineNode, disk: &SlotDis
     ] {
         assert_eq!(nvme[member], value, "{member}: {found:#}");
     }
+    // PID 1 tells the node right after its answer.
+    let info = eventually("node/info has the disk", || {
+        let info = node.info();
+        let has_disk = info["storage"]["disks"][0]["name"] == "nvme0n1";
+        has_disk.then_some(info)
+    });
+    let disks = &info["storage"]["disks"];
+    assert_eq!(disks[0]["wear_percent"], json!(0), "{disks:#}");
 
     let mark = node.vm().console().mark();
     disk.flip(BootSlot::A, FLIPPED_AT);

@@ -20,7 +20,7 @@ use super::{FIRST, SECOND, config, has_token, machine, make_token, roll_back, se
 pub(super) const PAGE: &str = include_str!("../../../../docs/update.md");
 
 /// The note of a token that an update keeps.
-pub(super) const KEPT: &str = "stays";
+pub(crate) const KEPT: &str = "stays";
 /// The number of the good release's documents: above those of a hub's lies.
 pub(super) const NUMBER: u64 = 20;
 
