@@ -152,8 +152,8 @@ impl ManifestDisk {
 /// What the boot state of a disk has that the one of a new disk has not. `None` if loaders start slot a, no version is
 /// staged or on trial, and no version has written a note.
 ///
-/// The loader writes which slot it starts before PID 1 gives the disk an identity of its own. So a disk whose first start
-/// was cut short may have a record that says `booted=a`.
+/// The loader writes which slot it starts before PID 1 gives the disk an identity of its own. So a disk whose first
+/// start was cut short may have a record that says `booted=a`.
 ///
 /// # Errors
 /// The disk cannot be read.

@@ -110,9 +110,9 @@ pub struct ManifestOutput {
     pub bytes: u64,
     /// SHA-256 in lower-case hexadecimal.
     pub sha256: String,
-    /// The ways to start it: names of a [`StartMethod`](crate::StartMethod), and in the manifest of a later version also
-    /// names that this one does not know. Empty for a file that only describes others, and in manifests from before
-    /// 2026-11-28.
+    /// The ways to start it: names of a [`StartMethod`](crate::StartMethod), and in the manifest of a later version
+    /// also names that this one does not know. Empty for a file that only describes others, and in manifests from
+    /// before 2026-11-28.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start: Vec<String>,
 }

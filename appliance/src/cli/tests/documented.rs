@@ -1,5 +1,6 @@
-//! Every `alknet …` of README.md, of docs/*.md, of the help's own examples and of the texts that programs print is read by
-//! the definition of the command line that the binary has. `docs/adding-tests.md`, "Commands on pages", says what a page may leave out of a command.
+//! Every `alknet …` of README.md, of docs/*.md, of the help's own examples and of the texts that programs print is read
+//! by the definition of the command line that the binary has. `docs/adding-tests.md`, "Commands on pages", says what a
+//! page may leave out of a command.
 
 use std::path::{Path, PathBuf};
 
