@@ -309,10 +309,10 @@ fn drops_for(scan: &VolumeScan, rules: &RepairRules<'_>) -> RepairDrops {
         }
         if is_whole {
             names.entry(with).or_insert_with(|| vec![with]).push(index);
-        } else if let (Some(one), Some(two)) = (rank(index), rank(with)) {
-            if one.max(two) >= rules.needed {
-                drops.files.insert(if one > two { index } else { with });
-            }
+        } else if let (Some(one), Some(two)) = (rank(index), rank(with))
+            && one.max(two) >= rules.needed
+        {
+            drops.files.insert(if one > two { index } else { with });
         }
     }
     for group in names.values() {
