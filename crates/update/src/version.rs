@@ -73,6 +73,14 @@ fn number(text: &str) -> Option<u64> {
     is_plain.then(|| text.parse().ok()).flatten()
 }
 
+impl ReleaseVersion {
+    /// Whether it comes before the release of its numbers, as `1.4.0-beta.1` does (section 9 of Semantic Versioning).
+    #[must_use]
+    pub fn is_pre_release(&self) -> bool {
+        !self.pre.is_empty()
+    }
+}
+
 impl Ord for ReleaseVersion {
     fn cmp(&self, other: &Self) -> Ordering {
         let core = self.numbers.cmp(&other.numbers);

@@ -54,6 +54,8 @@ pub(crate) enum RefusalCode {
     OnTrial,
     /// The bundle has the differences from another program than the one that runs.
     OtherBase,
+    /// The version is one of the channel `beta`, the machine follows `stable`, and no administrator asks for it.
+    OtherChannel,
     /// The program of a delta was compressed by another version of the library.
     OtherLibrary,
     /// The bundle is for other machines.
@@ -89,7 +91,7 @@ pub(crate) enum RefusalCode {
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 36] = [
+    pub(crate) const ALL: [Self; 37] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
@@ -111,6 +113,7 @@ impl RefusalCode {
         Self::NotStaged,
         Self::OnTrial,
         Self::OtherBase,
+        Self::OtherChannel,
         Self::OtherLibrary,
         Self::OtherMachine,
         Self::OtherStaged,
@@ -151,6 +154,7 @@ impl RefusalCode {
             Self::NotStaged => "not-staged",
             Self::OnTrial => "on-trial",
             Self::OtherBase => "other-base",
+            Self::OtherChannel => "other-channel",
             Self::OtherLibrary => "other-library",
             Self::OtherMachine => "other-machine",
             Self::OtherStaged => "other-staged",

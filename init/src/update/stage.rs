@@ -45,6 +45,8 @@ pub(crate) struct StageOrder {
     pub(crate) other_source: bool,
     /// The caller may not start versions.
     pub(crate) limited: bool,
+    /// The configuration names the channel `stable`, or none.
+    pub(crate) follows_stable: bool,
 }
 
 /// The machine as staging sees it.
@@ -307,7 +309,9 @@ fn choose<'a>(
     Ok((chosen, plan))
 }
 
-/// Refuses the program that runs, and a version that the machine left and no administrator asks for.
+/// Refuses the program that runs. If no administrator asks for the version, it also refuses one that the machine left, and
+/// one that comes before a release on a machine that follows the releases: no signature says of which channel a bundle is,
+/// so the version has to.
 fn check_wanted(
     plan: &UpdatePlan,
     release: &ReleaseInfo,
@@ -324,6 +328,14 @@ fn check_wanted(
             plan.to
         );
         return Err(UpdateRefusal::new(RefusalCode::RunsAlready, text));
+    }
+    if order.unasked && order.follows_stable && release.version.is_pre_release() {
+        let text = format_args!(
+            "version {} comes before a release, and this machine follows the channel stable; `alknet update` installs it all \
+             the same, or name the channel beta in the configuration",
+            plan.to
+        );
+        return Err(UpdateRefusal::new(RefusalCode::OtherChannel, text));
     }
     let is_left = order.unasked && LeftVersions::load(at.folder).has(&release.version);
     match is_left {

@@ -83,6 +83,7 @@ const NO_CODES: [&str; 79] = [
     "on-trial",
     "open-panic",
     "other-base",
+    "other-channel",
     "other-library",
     "other-machine",
     "other-staged",

@@ -24,14 +24,15 @@ use crate::cli::{CommandError, CommandExit, output};
 /// Arguments of `alknet image bundle`.
 #[derive(Debug, Args)]
 pub(crate) struct ImageBundleArgs {
-    /// The folder of an image with the form uki, or its EFI program.
+    /// The folder of an image with the form uki, or its EFI program. For the channel beta its version needs a pre-release
+    /// part, such as 1.4.0-beta.1: the same keys sign both channels, and machines tell them apart by it.
     what: PathBuf,
     #[command(flatten)]
     keys: ReleaseKeyArgs,
     /// The root document; repeated, every version of it from the first one on.
     #[arg(long = "root", value_name = "FILE", required = true)]
     roots: Vec<PathBuf>,
-    /// The number of the release: higher than that of any release before. Machines refuse a lower one.
+    /// The number of the release: higher than that of any release before, in either channel. Machines refuse a lower one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     number: u64,
     /// When the release expires: a day, or a time in UTC.

@@ -9,13 +9,14 @@ use super::session::{StagingError, StagingOutcome};
 
 /// Refusals of PID 1 that are about who may bring or start this version: its signatures, its age, its place in the order
 /// of versions, and what its start needs.
-const FORBIDDEN: [&str; 10] = [
+const FORBIDDEN: [&str; 11] = [
     "below-floor",
     "downgrade",
     "expired",
     "left",
     "needs-person",
     "no-keys",
+    "other-channel",
     "rollback",
     "signature",
     "threshold",

@@ -79,6 +79,34 @@ fn a_refresh_that_shows_nothing_new_is_saved_once_an_hour() {
     assert!(!refused.is_to_save(&first));
 }
 
+/// A client shows the machine a release of another channel, whose number is higher.
+#[test]
+fn what_another_source_shows_counts_for_the_root_and_the_time_only() {
+    let old = Publisher::new(1);
+    let own = old.bundle(11, "1.1.0");
+    let seen = read(UpdateTrust::new(old.anchor()), &own).0;
+    let later = UnixSeconds(NOW.0 + 7200);
+    let clock = UpdateClock::Known(later);
+    let mut shown = read_at(seen.clone(), &old.bundle(12, "1.2.0"), clock).0;
+    shown.restore_seen(&seen);
+    assert_eq!(shown.latest(), later);
+    let again = read(shown.clone(), &own).1;
+    again.expect("the release of the own channel is not too old");
+    let text = refusal(shown, &old.bundle(10, "1.0.5"));
+    assert!(
+        text.starts_with("timestamp.json has version 10, and this machine has seen version 11"),
+        "{text}"
+    );
+    // The keys that its root replaced do not count any more, and neither does what they have signed.
+    let new = replaced(&old, 2);
+    let mut rotated = read(seen.clone(), &new.bundle(12, "1.2.0")).0;
+    rotated.restore_seen(&seen);
+    let first = read(rotated.clone(), &new.bundle(1, "1.1.0")).1;
+    first.expect("the first release of the new keys");
+    let text = refusal(rotated, &old.bundle(13, "1.3.0"));
+    assert!(text.contains("in root version 2"), "{text}");
+}
+
 /// Section 5.3.8: the keys that a new root revoked stay revoked, whatever was wrong behind it.
 #[test]
 fn a_new_root_counts_even_beside_an_expired_timestamp() {

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use alknet_core::config::UpdateChannel;
 use alknet_vault::slots::SlotType;
 
 use super::{
@@ -67,6 +68,7 @@ impl InitMachine {
                     unasked,
                     other_source,
                     limited,
+                    follows_stable: self.settings.config.update.channel == UpdateChannel::Stable,
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }

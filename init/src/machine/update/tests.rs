@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use alknet_boot_state::BootSlot;
+use alknet_core::config::UpdateChannel;
 use alknet_vault::Entropy;
 use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
@@ -186,6 +187,38 @@ fn a_waiting_bundle_is_given_up_and_only_read() {
     let bundles = machine.update.bundles.iter();
     let refused: Vec<_> = bundles.map(|bundle| bundle.is_refused).collect();
     assert_eq!(refused, [false, true]);
+}
+
+/// A hub, or the server of the channel, brings a bundle of the other channel. The node does not say which one the machine
+/// follows: PID 1 reads that itself.
+#[test]
+fn a_bundle_is_judged_by_the_channel_of_the_configuration() {
+    let mut machine = machine();
+    for (n, channel, expected) in [
+        (1, UpdateChannel::Stable, true),
+        (2, UpdateChannel::Beta, false),
+    ] {
+        // Another bundle is read, so this one waits.
+        machine.update.staging = Some(StagingBundle {
+            ticket: ticket(1, 7),
+            announced: 9,
+            progress: Arc::default(),
+            is_answered: true,
+            dry_run: false,
+        });
+        machine.settings.config.update.channel = channel;
+        let request = UpdateRequest::Stage {
+            bytes: 9,
+            downgrade: None,
+            dry_run: false,
+            unasked: true,
+            other_source: false,
+            limited: false,
+        };
+        machine.update_request(n, request, "a hub".to_owned(), 0);
+        let waiting = machine.update.bundles.pop_front().expect("it waits");
+        assert_eq!(waiting.order.follows_stable, expected, "{channel:?}");
+    }
 }
 
 /// A node that an attacker has taken over asks for the log without end.

@@ -182,3 +182,43 @@ fn a_withheld_bundle_changes_neither_slot() {
     refuses_stream(&bench, RefusalCode::Aborted, bundle.len(), &*given_up);
     takes(&bench, &promised);
 }
+
+/// A hub offers the promised version, and sends one that is to be tried before its release. Or the server of the channel
+/// `stable` has a bundle of `beta`: the same keys have signed both.
+#[test]
+fn a_bundle_of_the_other_channel_under_the_promised_name_changes_neither_slot() {
+    let (bench, _) = worker();
+    let beta = TestRelease::new("1.3.0-beta.1", 6);
+    let bundle = bench.publisher.bundle(&beta);
+    let programs = || BootSlot::ALL.map(|slot| bench.disk.file(slot));
+    let before = programs();
+    bench.refuses(RefusalCode::OtherChannel, |bench| {
+        let order = StageOrder {
+            follows_stable: true,
+            ..from_hub(bundle.len())
+        };
+        bench.stage_bundle(&bundle, &order).map(drop)
+    });
+    assert!(programs() == before, "a slot was changed");
+    assert_eq!(bench.disk.power_on().0, Some(BootSlot::B));
+    // A release is taken.
+    let release = bench.publisher.bundle(&TestRelease::new("1.2.5", 7));
+    let order = StageOrder {
+        follows_stable: true,
+        ..from_hub(release.len())
+    };
+    let plan = bench.stage_bundle(&release, &order);
+    assert_eq!(plan.map(|plan| plan.to), Ok("1.2.5".to_owned()));
+    // So is the other version where the machine follows that channel, or an administrator asks.
+    for (number, unasked, follows_stable) in [(8, true, false), (9, false, true)] {
+        let beta = TestRelease::new("1.3.0-beta.1", number);
+        let bundle = bench.publisher.bundle(&beta);
+        let order = StageOrder {
+            unasked,
+            follows_stable,
+            ..from_hub(bundle.len())
+        };
+        let plan = bench.stage_bundle(&bundle, &order);
+        assert_eq!(plan.map(|plan| plan.to), Ok(beta.version));
+    }
+}

@@ -198,6 +198,36 @@ async fn a_machine_follows_its_channel_by_itself() {
     assert!(bench.updates.problems().is_empty());
 }
 
+/// The server of the channel `stable` has a bundle of `beta`, which the same keys have signed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_installs_no_version_of_another_channel_by_itself() {
+    let server = breaking_server(FILE, 1000, true).await;
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let downloader = &bench.updates.0.downloader;
+    downloader.instead(format!("http://{server}/stable/bundle.tar"));
+    bench.updates.act().await;
+    bench.judge(Verdict::Refuses(b"the bytes", "other-channel"));
+    bench.updates.act().await;
+    let (stage, _) = bench.requests().pop().expect("a stage");
+    let is_unasked = matches!(
+        stage,
+        UpdateRequest::Stage {
+            unasked: true,
+            dry_run: false,
+            ..
+        }
+    );
+    assert!(is_unasked, "{stage:?}");
+    let count = bench.requests().len();
+    bench.updates.act().await;
+    assert_eq!(bench.requests().len(), count, "it waits for its next look");
+    let auto = bench.updates.auto_shown();
+    assert_eq!(auto["next"], "look");
+    assert!(auto["error"].is_string(), "{auto}");
+}
+
 /// A channel with these files.
 async fn channel_server(files: &'static [(&'static str, &'static [u8])]) -> PeerAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
