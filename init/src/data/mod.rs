@@ -296,7 +296,12 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
         // The data are there all the same, and the next boot tries to grow the partition again.
         log.warn(format_args!("cannot grow the data partition: {error}"));
     }
-    let file = open_rw(found.name()).or_else(|error| unreadable(found, &error))?;
+    let file = match open_rw(found.name()) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            return open_protected(found, access, &error);
+        }
+        opened => opened.or_else(|error| unreadable(found, &error))?,
+    };
     let bytes = size(&file).or_else(|error| unreadable(found, &error))?;
     let disk = sealed::DataBlockDevice {
         found,
@@ -328,6 +333,28 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
     // The kernel does not mount a device that is open for writing.
     drop(file);
     Ok(mount_data(&DataVolume::plain(found), &known, bytes, log)?)
+}
+
+/// A disk behind SCSI or USB that refuses writes, which the kernel does not open for them. A blank one holds nothing that
+/// a stateless node would hide, so such a node serves.
+fn open_protected(
+    found: &DataDevice,
+    access: DataAccess<'_>,
+    refused: &io::Error,
+) -> Result<PreparedData, DataError> {
+    let content = File::open(device(found.name()))
+        .and_then(|file| size(&file).and_then(|bytes| ext4::probe(&file, bytes)));
+    if matches!(content, Ok(FilesystemContent::Blank)) {
+        let media = VaultMedia::read_first(access.offer.pasted.as_ref());
+        let media = media.map_err(|waiting| DataError::Waiting(Box::new(waiting), None))?;
+        if media.stateless {
+            access.log.info(
+                "the data disk refuses writes and is blank: this node is configured to be stateless",
+            );
+            return Ok(stateless());
+        }
+    }
+    Ok(unreadable(found, refused)?)
 }
 
 fn unreadable<T>(found: &DataDevice, error: &io::Error) -> Result<T, Box<MachineDiagnostic>> {
