@@ -366,7 +366,7 @@ fn drop_doubled(scan: &VolumeScan, own: &OwnFiles, rank: usize, drops: &mut Repa
     if fitting.is_none() && rank < own.needed {
         return;
     }
-    let stays = fitting.or(same.first()).copied();
+    let stays = fitting.or_else(|| same.first()).copied();
     let others = same.into_iter().filter(|index| Some(*index) != stays);
     drops.names.extend(others);
 }

@@ -289,10 +289,12 @@ fn a_program_of_the_second_slot_is_refused_before_a_first_start() {
     }
 }
 
+type Attack = fn(&DiskCopy);
+
 #[test]
 fn a_changed_record_or_note_is_refused_before_a_first_start_and_left_out_after_it() {
     let release = ReleaseFolder::shared();
-    let attacks: [(fn(&DiskCopy), &str); 3] = [
+    let attacks: [(Attack, &str); 3] = [
         (
             |copy| copy.change_record(&ON_TRIAL),
             "boot state: the record",

@@ -49,6 +49,8 @@ fn the_program_that_runs_goes_where_the_version_before_is_whole() {
     assert!(report.findings.is_empty(), "{report:?}");
 }
 
+type Change = dyn Fn(&mut UpdateBench);
+
 /// The loader could read the file that runs, and nothing says so of the one before.
 #[test]
 fn the_program_that_runs_stays_beside_one_that_the_machine_may_not_start() {
@@ -66,7 +68,7 @@ fn the_program_that_runs_stays_beside_one_that_the_machine_may_not_start() {
         fs::write(bench.folder.path().join("trust.json"), "{").expect("writable");
     };
     let unknown = |bench: &mut UpdateBench| bench.known = KnownStore::new(None);
-    let attacks: [(&str, &dyn Fn(&mut UpdateBench)); 4] = [
+    let attacks: [(&str, &Change); 4] = [
         ("one byte is another one", &changed),
         ("it is below the floor", &below_floor),
         ("the floor cannot be read", &without_floor),

@@ -241,7 +241,7 @@ fn a_spoilt_note_makes_no_vault_the_newest_without_proof() {
         machine
             .with(|ledger| ledger.check(vault, true, || false))
             .expect("it was just made");
-        std::fs::write(note::path(machine.dir.path()), "spoilt").expect("writable");
+        fs::write(note::path(machine.dir.path()), "spoilt").expect("writable");
         let refused = machine.with(|ledger| ledger.check(vault, false, || false));
         let waiting = refused.expect_err("it may be an older one");
         assert_eq!(waiting.problem.code, "vault-old");

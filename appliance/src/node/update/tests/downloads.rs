@@ -397,7 +397,7 @@ async fn a_caller_may_name_another_channel_than_the_configuration() {
         let UpdateRequest::Stage { other_source, .. } = stage else {
             panic!("{stage:?}");
         };
-        assert_eq!(other_source, channel == "beta", "{input}");
+        assert_eq!(other_source, channel == "beta", "{status}");
     }
     for input in [
         json!({ "channel": "nightly" }),
