@@ -286,7 +286,7 @@ fn a_long_chain_of_roots_is_followed_over_several_refreshes() {
 /// The file has no room for additions: each needs a new format.
 #[test]
 fn the_first_format_of_trust_is_read() {
-    const SAMPLE: &str = r#"{"format":1,"anchor":"GENERATED_TRUST","root":null,"timestamp":{"version":7,"sha256":"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff","snapshot":7},"snapshot":{"targets.json":7},"latest_s":1900000000,"floor":"1.1.0"}"#;
+    const SAMPLE: &str = r#"{"format":1,"anchor":"keys:a56bc792eccdbc009acee118f03c9f30086415c2ba22e3aa190f61956c071aaf","root":null,"timestamp":{"version":7,"sha256":"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff","snapshot":7},"snapshot":{"targets.json":7},"latest_s":1900000000,"floor":"1.1.0"}"#;
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("update.trust");
     fs::write(&path, SAMPLE).expect("writable");
