@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 
 use alknet_image::{ImageForm, Manifest, OutputRole};
 use alknet_tests::BuiltImageFolder;
@@ -27,7 +26,7 @@ fn user_with_inputs() -> ImageUser {
         ("shipped.raw", disk.clone()),
         ("shipped.efi", built.file(ImageForm::Uki, OutputRole::Uki)),
     ] {
-        symlink(PathBuf::from(input), user.file(name)).expect("the folder is ours");
+        symlink(input, user.file(name)).expect("the folder is ours");
     }
     let volume = format!("{}@@1M", disk.display());
     let loader = user.file("alknet-loader.efi").display().to_string();
