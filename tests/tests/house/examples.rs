@@ -75,16 +75,9 @@ fn python(program: &str, packages: &str, paths: &[PathBuf]) -> Output {
 /// part to another are the business of `kubevirt.py`.
 #[test]
 fn the_examples_for_kubevirt_have_the_types_of_its_api() {
-    let names = ["kubevirt.yaml", "kubevirt-kernelboot.yaml"];
-    let program = python(
-        "kubevirt_types.py",
-        "ALKNET_TEST_SCHEMATHESIS",
-        &[
-            &[PathBuf::from(variable("ALKNET_TEST_KUBEVIRT_TYPES"))],
-            &names.map(example)[..],
-        ]
-        .concat(),
-    );
+    let mut paths = vec![PathBuf::from(variable("ALKNET_TEST_KUBEVIRT_TYPES"))];
+    paths.extend(["kubevirt.yaml", "kubevirt-kernelboot.yaml"].map(example));
+    let program = python("kubevirt_types.py", "ALKNET_TEST_SCHEMATHESIS", &paths);
     let program = String::from_utf8(program.stdout).expect("text");
     assert_eq!(program.matches("kubevirt.V1VirtualMachine").count(), 2);
     assert_eq!(compiled(&program), "");
