@@ -15,7 +15,7 @@ const UNKNOWN: [&str; 2] = ["ignored", "refused"];
 /// Ends of the names of files that a program writes as JSON.
 const JSON_ENDS: [&str; 2] = [".json", ".jsonl"];
 /// Constants that name other JSON files. The first three have a number, which another constant declares.
-const OTHERS: [(&str, &str); 10] = [
+const OTHERS: [(&str, &str); 9] = [
     ("appliance/src/credentials/mod.rs", "SEALED_FILE"),
     ("crates/escrow/src/index.rs", "FILE"),
     ("init/src/update/trust_store.rs", "FILE"),
@@ -28,8 +28,6 @@ const OTHERS: [(&str, &str); 10] = [
     // Measured again if they cannot be read.
     ("appliance/src/node/computing/mod.rs", "MEASURED_FILE"),
     ("appliance/src/node/self_probe/trust_history.rs", "FILE"),
-    // A part of the image.
-    ("init/src/update/anchor.rs", "ROOT_FILE"),
 ];
 /// The migration of a first format.
 const NONE: &str = "–";
@@ -64,7 +62,7 @@ fn declared_file(line: &str) -> Option<&str> {
     let (before, rest) = line.split_once("const ")?;
     let (name, value) = rest.split_once(": &str = \"")?;
     let file = value.strip_suffix("\";")?;
-    let is_json = JSON_ENDS.iter().any(|end| file.ends_with(end));
+    let is_json = JSON_ENDS.iter().any(|end| file.ends_with(end)) && !file.contains(' ');
     let is_item = before.is_empty() || before.starts_with("pub");
     (is_json && is_item).then_some(name)
 }
