@@ -85,7 +85,11 @@ impl CommandMachine {
     }
 
     fn run(&self, session: &mut CommandSession) -> CommandOutcome {
-        session.run(&CommandContext {
+        self.with_context(|place| session.run(place))
+    }
+
+    fn with_context<T>(&self, act: impl FnOnce(&CommandContext<'_>) -> T) -> T {
+        act(&CommandContext {
             audit: &self.audit(),
             device: &self.device(),
             vault: &self.vault,

@@ -42,15 +42,7 @@ impl CommandMachine {
 
     /// Removes the slots of `program`, for which those of `keep` have to stay.
     fn remove_slots(&self, program: u8, keep: u8) -> Result<usize, String> {
-        let place = CommandContext {
-            audit: &self.audit(),
-            device: &self.device(),
-            vault: &self.vault,
-            log: &self.log,
-            state_dir: self.dir.path(),
-            sources: self,
-        };
-        remove_program_slots(&place, &image(program), &image(keep))
+        self.with_context(|place| remove_program_slots(place, &image(program), &image(keep)))
     }
 
     /// The programs for which both copies of the vault have a slot of the TPM.
