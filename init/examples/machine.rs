@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
-use alknet_init::control::{InitMessage, NODE_FD, NodeMessage, NodeStatus, PowerAction};
+use alknet_init::control::{
+    InitMessage, NODE_FD, NodeMessage, NodeStatus, PowerAction, SelfCallResult,
+};
 
 /// Whether the node has stopped answering health questions.
 static MUTE: AtomicBool = AtomicBool::new(false);
@@ -57,6 +59,9 @@ fn main() {
                 n,
                 ok: true,
                 detail: String::new(),
+            }),
+            NodeMessage::CallItself => say(&InitMessage::CalledItself {
+                result: SelfCallResult::Answered,
             }),
             NodeMessage::ConfigKept { .. }
             | NodeMessage::Facts { .. }

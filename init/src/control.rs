@@ -47,6 +47,9 @@ pub const BOOT_STAGES: [&str; 7] = BootStageName::NAMES;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum NodeMessage {
+    /// While the version that runs is on trial: the node calls itself over each carriage, unless it does so already,
+    /// and sends the result as [`InitMessage::CalledItself`].
+    CallItself,
     /// Answer to the [`InitMessage::KeepConfig`] of the same number: an error says why it was not
     /// stored.
     ConfigKept { n: u64, error: Option<String> },
@@ -97,6 +100,8 @@ pub enum NodeMessage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum InitMessage {
+    /// Answer to [`NodeMessage::CallItself`].
+    CalledItself { result: SelfCallResult },
     /// Checks the boot slots and the disks now. PID 1 answers with [`NodeMessage::StorageChecked`].
     CheckStorage {
         n: u64,
@@ -132,6 +137,18 @@ pub enum InitMessage {
     /// Fault injection, which PID 1 accepts only if the hypervisor switched it on: PID 1
     /// misbehaves.
     Fault { kind: String },
+}
+
+/// How a call of the node to its own port ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum SelfCallResult {
+    /// The node answered, over each carriage at each of its addresses.
+    Answered,
+    /// The port, the handshake or the operation failed. No client can cause this.
+    Failed { reason: String },
+    /// There was no answer in time, or the node was too busy to give one. Clients can cause this.
+    Unanswered { reason: String },
 }
 
 /// What the node asks of PID 1 about updates. PID 1 verifies everything itself: the node only carries bytes and requests of

@@ -31,6 +31,7 @@ mod ops;
 mod peer_admin;
 mod peer_key_rotation;
 mod reload;
+mod self_call;
 mod self_probe;
 mod start;
 mod state_lock;
@@ -70,6 +71,7 @@ use join::HubMemberships;
 use log::NodeLogRing;
 use memory::MemoryRelief;
 use reload::Reloader;
+use self_call::SelfCaller;
 use storage::NodeStorage;
 use stored_files::StoredFiles;
 use update::{NodeUpdates, UpdateStream};
@@ -121,6 +123,7 @@ struct NodeOptions<'a> {
 #[derive(Clone)]
 struct AlknetNode {
     server: Arc<EndpointServer>,
+    self_caller: SelfCaller,
     description: Arc<NodeDescription>,
     facts: SharedFacts,
     identities: IdentityServices,

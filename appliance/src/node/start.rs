@@ -32,6 +32,7 @@ use super::memory::MemoryRelief;
 use super::metrics::NodeMetrics;
 use super::node_key_rotation::NodeKeyRotation;
 use super::ops::NodeContext;
+use super::self_call::SelfCaller;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use super::storage::NodeStorage;
 use super::stored_files::StoredFiles;
@@ -194,6 +195,7 @@ impl AlknetNode {
             sent_problems: front.sent_problems,
             relief,
             dispatcher,
+            self_caller: SelfCaller::new(Arc::clone(&server), base.key.clone()),
             server,
             description: parts.description,
             facts: Arc::clone(&base.facts),

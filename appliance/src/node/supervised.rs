@@ -82,6 +82,7 @@ async fn serve(ring: NodeLogRing, update_stream: Option<UpdateStream>) -> anyhow
         };
         match message {
             None => bail!("PID 1 closed the channel"),
+            Some(NodeMessage::CallItself) => node.self_caller.begin(&to_init),
             Some(NodeMessage::ConfigKept { n, error }) => {
                 node.identities.reloader.config_stored(n, error)
             }

@@ -87,7 +87,7 @@ fn abort(handshakes: &mut HashMap<HandshakeId, AbortHandle>, ticket: HandshakeId
 }
 
 /// Resolves once the node drains.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the server is gone, which is a stop as well.
     let _ = stop.wait_for(|stop| *stop).await;
 }

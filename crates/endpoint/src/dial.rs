@@ -5,7 +5,7 @@ mod failure;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::error::EndpointDialError;
 use crate::iroh::Endpoints;
+use crate::self_dial::{SelfDialGuard, SelfDials};
 
 pub(crate) use attempt::DialAttempt;
 pub(crate) use failure::{alert_of, timed_out};
@@ -47,6 +48,8 @@ pub struct EndpointDialer {
     options: ClientTlsOptions,
     quic: Mutex<Option<quinn::Endpoint>>,
     iroh: Endpoints,
+    /// Set where the node dials itself.
+    self_dials: Option<Arc<SelfDials>>,
 }
 
 impl EndpointDialer {
@@ -79,7 +82,20 @@ impl EndpointDialer {
             options,
             quic: Mutex::new(None),
             iroh: Endpoints::default(),
+            self_dials: None,
         }
+    }
+
+    /// Dials the node itself, whose key is `key`, at one address.
+    pub(crate) fn to_itself(key: NodeKey, dials: &Arc<SelfDials>) -> Self {
+        Self {
+            self_dials: Some(Arc::clone(dials)),
+            ..Self::new(Some(key))
+        }
+    }
+
+    pub(crate) fn self_dials(&self) -> Option<&Arc<SelfDials>> {
+        self.self_dials.as_ref()
     }
 
     /// Connects over whichever carriage works first.
@@ -226,6 +242,28 @@ impl EndpointDialer {
             .or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))
             .map_err(EndpointDialError::Local)?;
         Ok(slot.insert(endpoint).clone())
+    }
+
+    /// The UDP socket of a dial to `address`, and what announces the dial where the node dials itself.
+    fn quic_socket(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(quinn::Endpoint, Option<SelfDialGuard>), EndpointDialError> {
+        let Some(dials) = &self.self_dials else {
+            return Ok((self.endpoint()?, None));
+        };
+        // The server knows the dial by its source: the socket has the address of the server, and a port of its own.
+        let mut slot = self.endpoint_slot();
+        let endpoint = match &*slot {
+            Some(endpoint) => endpoint.clone(),
+            None => {
+                let opened = quinn::Endpoint::client(SocketAddr::new(address.ip(), 0));
+                slot.insert(opened.map_err(EndpointDialError::Local)?)
+                    .clone()
+            }
+        };
+        let from = endpoint.local_addr().map_err(EndpointDialError::Local)?;
+        Ok((endpoint, Some(dials.announce(Carriage::Quic, from))))
     }
 }
 

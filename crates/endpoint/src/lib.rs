@@ -97,6 +97,7 @@ mod nesting;
 mod penalty;
 mod plain;
 mod quic;
+mod self_dial;
 mod serve;
 mod server;
 mod sockets;

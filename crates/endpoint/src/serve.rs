@@ -23,6 +23,7 @@ use crate::counters::EndpointTotals;
 use crate::limits::EndpointLimits;
 use crate::live::{End, LiveConnections};
 use crate::metrics::EndpointMeters;
+use crate::self_dial::SelfDials;
 use crate::windows::{ReceiveWindows, WindowCredit};
 
 use permit::ConnectionPermit;
@@ -56,6 +57,7 @@ pub(crate) struct EndpointShared {
     pub(crate) admission: Mutex<Admission>,
     pub(crate) handshakes: HandshakeTasks,
     pub(crate) windows: Arc<ReceiveWindows>,
+    pub(crate) self_dials: Arc<SelfDials>,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,
 }
@@ -455,7 +457,7 @@ async fn last_bytes(
 }
 
 /// The close code for a handler that failed.
-fn close_of(error: &HandlerError) -> (CloseCode, String) {
+pub(crate) fn close_of(error: &HandlerError) -> (CloseCode, String) {
     let (code, reason) = match error {
         HandlerError::AuthRequired => (CloseCode::Policy, "authentication required"),
         HandlerError::Closed => (CloseCode::Normal, ""),

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, CloseCode, HandlerRegistry, IdentityProvider, Metrics, NetworkPrefix};
+use alknet_core::{
+    Carriage, CloseCode, Connection, DialHost, HandlerRegistry, IdentityProvider, Metrics,
+    NetworkPrefix, PeerAddr,
+};
 use alknet_tls::{NodeKey, ServerTls, ServerTlsOptions, by_preference};
 use futures_util::future::{join, join_all};
 use quinn::Runtime;
@@ -17,13 +20,15 @@ use tokio::time::{timeout, timeout_at};
 use crate::accept::{self, Probe};
 use crate::admission::{Admission, AdmissionLimit};
 use crate::counters::{EndpointCounters, EndpointTotals};
-use crate::error::EndpointError;
+use crate::dial::EndpointDialer;
+use crate::error::{EndpointDialError, EndpointError};
 use crate::iroh::{self, IrohListener, IrohOptions};
 use crate::limits::EndpointLimits;
 use crate::live::{ConnectionSummary, ReliefScope};
 use crate::metrics::{self, EndpointMeters};
 use crate::nesting::Nesting;
 use crate::quic::DatagramSplitter;
+use crate::self_dial::{self, SelfDials};
 use crate::serve::{EndpointShared, RELIEF_END};
 use crate::sockets;
 use crate::windows::ReceiveWindows;
@@ -99,6 +104,7 @@ impl EndpointServer {
             admission: Mutex::new(Admission::new(options.limits)),
             handshakes: accept::HandshakeTasks::default(),
             windows: Arc::new(ReceiveWindows::new(options.limits.window_bytes)),
+            self_dials: Arc::new(SelfDials::new(key.public())),
             stop: watch::channel(false).0,
         });
         let mut server = Self {
@@ -286,6 +292,40 @@ impl EndpointServer {
                 n => format!("{n} of {} accept loops do not answer", answers.len()),
             },
         }
+    }
+
+    /// The addresses at which the node can dial each of its own sockets, see [`dial_itself`](Self::dial_itself): those
+    /// of loopback where a socket has every address. Addresses that the machine does not have at the moment are left
+    /// out.
+    #[must_use]
+    pub fn own_addresses(&self) -> Vec<SocketAddr> {
+        self_dial::own_addresses(&self.addresses)
+    }
+
+    /// Connects to this server as a client does, at one of [`own_addresses`](Self::own_addresses), with a new TLS
+    /// session. `key` is the node's own key: the client shows it, and the server has to prove it. No limit on clients
+    /// counts the connection, and no log, list or counter shows it. The handler gets no identity.
+    ///
+    /// # Errors
+    /// See [`EndpointDialError`].
+    pub async fn dial_itself(
+        &self,
+        carriage: Carriage,
+        address: SocketAddr,
+        key: &NodeKey,
+        alpn: &[u8],
+    ) -> Result<Connection, EndpointDialError> {
+        let dialer = self.self_dialer(key);
+        let target = PeerAddr {
+            pins: vec![key.public()],
+            host: DialHost::Ip(address.ip()),
+            port: address.port(),
+        };
+        dialer.dial_over(carriage, &target, alpn).await
+    }
+
+    pub(crate) fn self_dialer(&self, key: &NodeKey) -> EndpointDialer {
+        EndpointDialer::to_itself(key.clone(), &self.shared.self_dials)
     }
 
     /// Stops accepting, lets handlers finish until `deadline`, and closes the other connections with code 3.

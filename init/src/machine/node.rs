@@ -26,6 +26,11 @@ impl InitMachine {
                 if !node.send(NodeMessage::Health { n }) {
                     self.log.warn("the node does not read its messages");
                 }
+                // The answer for its health must not wait for this call. If the message is lost, the next one follows
+                // soon.
+                if self.update.is_trial() {
+                    node.send(NodeMessage::CallItself);
+                }
             }
             (SupervisorAction::Abort, Some(node)) => {
                 self.log
@@ -178,6 +183,7 @@ impl InitMachine {
 
     pub(super) fn handle_message(&mut self, message: InitMessage, now: u64) {
         match message {
+            InitMessage::CalledItself { result } => self.called_itself(&result, now),
             InitMessage::CheckStorage { n, by } => self.check_storage(n, &by),
             InitMessage::Fault { kind } => self.fault(&kind),
             InitMessage::GiveUpBundle { n } => self.give_up_bundle(n),

@@ -18,9 +18,9 @@ use crate::control::{PowerAction, UpdateAnswer, UpdatePlan};
 use crate::log::InitLog;
 use crate::settings;
 use crate::update::{
-    FramesEnd, GateBaseline, NoteSchedule, RefusalCode, SlotStatus, StageOrder, StagingProgress,
-    StartKind, StartReport, TrialMemory, UpdateAnchor, UpdateGate, UpdateRefusal, UpdateStart,
-    UpdateSystem,
+    FramesEnd, GateBaseline, NoteSchedule, RefusalCode, SelfCalls, SlotStatus, StageOrder,
+    StagingProgress, StartKind, StartReport, TrialMemory, UpdateAnchor, UpdateGate, UpdateRefusal,
+    UpdateStart, UpdateSystem,
 };
 
 /// How often the progress of staging is new in the facts, ms.
@@ -106,6 +106,7 @@ pub(super) struct MachineUpdate {
     owes_look: bool,
     is_looking: bool,
     gate: Option<UpdateGate>,
+    self_calls: SelfCalls,
     /// When the gate may ask again for a confirmation that failed.
     again_at: Option<u64>,
     /// The note of this trial, without what the machine's facts add.
@@ -163,6 +164,7 @@ impl MachineUpdate {
             owes_look: true,
             is_looking: false,
             gate: None,
+            self_calls: SelfCalls::default(),
             again_at: None,
             note: None,
             note_schedule: NoteSchedule::default(),
@@ -203,8 +205,10 @@ impl MachineUpdate {
         self.staging.is_some()
     }
 
-    /// The frames that the node still owed ended with it, and so did the bundle that a thread stages.
+    /// The frames that the node still owed ended with it, and so did the bundle that a thread stages. Its calls to
+    /// itself do not count for the next node.
     pub(super) fn node_ended(&mut self) {
+        self.self_calls.forget();
         self.bundles.clear();
         if let Some(staging) = &self.staging {
             staging.progress.give_up();

@@ -203,6 +203,7 @@ fn trial(computes: bool, is_well: impl Fn(u64) -> bool) -> GateStep {
         let view = GateView {
             serves: supervisor.serves(),
             is_well: supervisor.is_well(),
+            answers_itself: true,
             life: 1,
             vault: GateVault::Open,
             data_writable: true,

@@ -85,6 +85,8 @@ pub(crate) struct GateView {
     pub(crate) serves: bool,
     /// Whether it is well by its last answers about its health.
     pub(crate) is_well: bool,
+    /// Whether the node answers its own calls.
+    pub(crate) answers_itself: bool,
     /// Number of the node's life: another one means that it was restarted.
     pub(crate) life: u64,
     pub(crate) vault: GateVault,
@@ -100,6 +102,7 @@ impl GateView {
     pub(super) const WELL: Self = Self {
         serves: true,
         is_well: true,
+        answers_itself: true,
         life: 1,
         vault: GateVault::Open,
         data_writable: true,
@@ -231,6 +234,10 @@ impl UpdateGate {
             !view.serves || view.is_well,
             "the node's answer that it is well",
         );
+        require(
+            !view.serves || !view.is_well || view.answers_itself,
+            "the node's answer to a call of its own",
+        );
         missing
     }
 }
@@ -286,6 +293,13 @@ mod tests {
                     ..GOOD
                 },
                 "the node's answer that it is well",
+            ),
+            (
+                GateView {
+                    answers_itself: false,
+                    ..GOOD
+                },
+                "the node's answer to a call of its own",
             ),
             (
                 GateView {

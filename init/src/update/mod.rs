@@ -24,6 +24,7 @@ mod program;
 mod progress;
 mod refusal;
 mod running;
+mod self_calls;
 mod slot_write;
 mod stage;
 mod staged;
@@ -45,6 +46,7 @@ pub(crate) use measured::SystemProgram;
 pub(crate) use note_schedule::{NoteSchedule, note_location, note_panic};
 pub(crate) use progress::StagingProgress;
 pub(crate) use refusal::{RefusalCode, UpdateRefusal};
+pub(crate) use self_calls::SelfCalls;
 pub(crate) use stage::StageOrder;
 pub(crate) use system::{
     ScrubResult, ScrubTurn, SlotFinding, SlotScrub, SlotStatus, TrialRequest, UpdateStart,

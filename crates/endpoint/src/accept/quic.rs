@@ -19,6 +19,7 @@ use crate::error::EndpointError;
 use crate::hello::{HelloChooser, NegotiatedHandshake};
 use crate::limits::WINDOW_BYTES_FIRST;
 use crate::quic;
+use crate::self_dial;
 use crate::serve::{AcceptedConnection, ConnectionReservation, EndpointShared, serve};
 use crate::windows::ReceiveWindow;
 
@@ -44,6 +45,9 @@ pub(crate) trait QuicIncoming: Send + 'static {
 
     /// The address that pays for the handshake.
     fn source(&self) -> IpAddr;
+
+    /// The address and the port of the client; `None` over iroh, where the node does not dial itself.
+    fn remote(&self) -> Option<SocketAddr>;
 
     /// Whether the client has proved that it is at that address.
     fn address(&self) -> AddressValidation;
@@ -93,6 +97,11 @@ pub(crate) async fn accept_loop(
 }
 
 fn admit<I: QuicIncoming>(shared: &Arc<EndpointShared>, incoming: I) {
+    let remote = incoming.remote();
+    if remote.is_some_and(|remote| shared.self_dials.take(I::CARRIAGE, remote)) {
+        tokio::spawn(self_connection(Arc::clone(shared), incoming));
+        return;
+    }
     let (from, address) = (incoming.source(), incoming.address());
     let decision = shared
         .admission()
@@ -138,6 +147,16 @@ async fn connection(guard: Handshake, incoming: impl QuicIncoming, paid: bool) {
     drop(guard);
     if let Some(arrived) = arrived {
         serve(shared, arrived, Some(reservation), paid).await;
+    }
+}
+
+/// A connection of the node to itself.
+async fn self_connection(shared: Arc<EndpointShared>, incoming: impl QuicIncoming) {
+    // Without a payer it counts among those that the node does not serve, and for no network.
+    let reservation = ConnectionReservation::new(&shared, incoming.source(), false);
+    let finished = incoming.finish(reservation.window());
+    if let Some(arrived) = self_dial::bounded(&shared, finished).await {
+        self_dial::serve(shared, arrived).await;
     }
 }
 
@@ -188,6 +207,10 @@ impl QuicIncoming for QuinnIncoming {
         // An IPv4 client counts for its own /24. As a mapped address (RFC 4291 section 2.5.5.2) it would share one
         // network with all of IPv4.
         self.incoming.remote_address().ip().to_canonical()
+    }
+
+    fn remote(&self) -> Option<SocketAddr> {
+        Some(canonical(self.incoming.remote_address()))
     }
 
     fn address(&self) -> AddressValidation {

@@ -16,6 +16,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use super::{Handshake, Probe, bounded, canonical, proof, stopped};
 use crate::admission::{self, AdmissionLimit};
 use crate::metrics::HandshakeRefusal;
+use crate::self_dial;
 use crate::serve::{AcceptedConnection, EndpointShared, serve};
 use crate::sockets;
 use crate::tcp::{self, Socket, TcpSource};
@@ -80,6 +81,10 @@ async fn pause(error: &io::Error) {
 
 fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
     let shared = &side.shared;
+    if shared.self_dials.take(Carriage::Tcp, remote) {
+        tokio::spawn(self_connection(Arc::clone(side), stream, remote));
+        return;
+    }
     // The lock of admission is held for the decision alone: the handshake itself runs in a task of its own.
     let decision = shared.admission().tcp(remote.ip());
     let (ticket, evict) = match decision {
@@ -98,7 +103,7 @@ fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
 async fn connection(side: Arc<TcpSide>, guard: Handshake, stream: TcpStream, remote: SocketAddr) {
     let shared = Arc::clone(guard.shared());
     // The handshake has a box of its own: its memory is freed at its end, and not with the connection.
-    let handshake = Box::pin(handshake(&side, stream, remote.ip()));
+    let handshake = Box::pin(handshake(&side, stream, Some(remote.ip())));
     let connection = bounded(&shared, handshake).await;
     // From here on the node does not end this task for a newer handshake.
     drop(guard);
@@ -111,21 +116,32 @@ async fn connection(side: Arc<TcpSide>, guard: Handshake, stream: TcpStream, rem
     }
 }
 
-/// Finishes the TLS handshake. Returns `None` where the client wanted nothing else, as a certificate authority does.
+/// A connection of the node to itself.
+async fn self_connection(side: Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
+    let shared = Arc::clone(&side.shared);
+    let handshake = Box::pin(handshake(&side, stream, None));
+    if let Some(Some(tls)) = self_dial::bounded(&shared, handshake).await {
+        let arrived = arrived(&shared, tls, remote);
+        self_dial::serve(shared, arrived).await;
+    }
+}
+
+/// Finishes the TLS handshake, for which `payer` pays; the node itself pays nothing. Returns `None` where the client
+/// wanted nothing else, as a certificate authority does.
 async fn handshake(
     side: &TcpSide,
     stream: TcpStream,
-    from: IpAddr,
+    payer: Option<IpAddr>,
 ) -> io::Result<Option<tokio_rustls::server::TlsStream<Socket>>> {
     // The options are set before the handshake: its flights are small packets, which Nagle's algorithm would delay.
     sockets::tune(&stream)?;
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), Socket::new(stream)).await?;
     // The node charges only now: before the ClientHello it makes no signature, and a silent client costs one
     // connection slot alone.
-    let allowed = side
-        .shared
-        .admission()
-        .charge(Carriage::Tcp, from, Instant::now());
+    let allowed = payer.is_none_or(|from| {
+        let mut admission = side.shared.admission();
+        admission.charge(Carriage::Tcp, from, Instant::now())
+    });
     if !allowed {
         side.shared.meters.hit(AdmissionLimit::HandshakeRate);
         side.shared.totals.handshakes_refused.add();

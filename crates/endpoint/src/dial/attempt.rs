@@ -15,7 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -24,6 +24,7 @@ use super::failure::{heavier, timed_out};
 use super::{DIAL_TIMEOUT, EndpointDialer, remote_host};
 use crate::error::EndpointDialError;
 use crate::quic;
+use crate::self_dial::SelfDialGuard;
 use crate::sockets;
 use crate::tcp::{Socket, TcpSource};
 
@@ -162,9 +163,8 @@ impl DialAttempt<'_> {
         let budget = StreamBudget::AUTHENTICATED;
         let window_bytes = budget.connection_window_bytes;
         config.transport_config(quic::transport(budget, window_bytes, true));
-        let connecting = self
-            .dialer
-            .endpoint()?
+        let (endpoint, _announced) = self.dialer.quic_socket(address)?;
+        let connecting = endpoint
             .connect_with(config, address, &self.server_name().to_str())
             .map_err(|error| self.unreachable(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| self.quic_error(error))?;
@@ -185,9 +185,7 @@ impl DialAttempt<'_> {
         address: SocketAddr,
         config: Arc<ClientConfig>,
     ) -> Result<DialedConnection, EndpointDialError> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| self.unreachable(error))?;
+        let (stream, _announced) = self.tcp_stream(address).await?;
         sockets::tune(&stream).map_err(EndpointDialError::Local)?;
         let local = stream.local_addr().ok();
         let tls = TlsConnector::from(config)
@@ -206,6 +204,24 @@ impl DialAttempt<'_> {
         let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
         let connection = self.connection(source, Carriage::Tcp, address, local);
         Ok(DialedConnection { connection, keys })
+    }
+
+    /// A TCP connection to `address`, and what announces it where the node dials itself.
+    async fn tcp_stream(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(TcpStream, Option<SelfDialGuard>), EndpointDialError> {
+        let Some(dials) = self.dialer.self_dials() else {
+            let connected = TcpStream::connect(address).await;
+            let stream = connected.map_err(|error| self.unreachable(error))?;
+            return Ok((stream, None));
+        };
+        // The server knows the dial by its source, so the socket has one before it connects.
+        let (socket, from) = bound_socket(address).map_err(EndpointDialError::Local)?;
+        let announced = dials.announce(Carriage::Tcp, from);
+        let connected = socket.connect(address).await;
+        let stream = connected.map_err(|error| self.unreachable(error))?;
+        Ok((stream, Some(announced)))
     }
 
     pub(crate) fn connection(
@@ -249,4 +265,15 @@ impl DialAttempt<'_> {
             _ => Err(self.no_key()),
         }
     }
+}
+
+/// A socket with a port of its own at the address of the server, and where it is bound.
+fn bound_socket(address: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.bind(SocketAddr::new(address.ip(), 0))?;
+    let from = socket.local_addr()?;
+    Ok((socket, from))
 }

@@ -68,6 +68,10 @@ impl QuicIncoming for IrohIncoming {
         charged(&self.incoming.remote_addr())
     }
 
+    fn remote(&self) -> Option<SocketAddr> {
+        None
+    }
+
     /// The library answers a handshake that fails with its first packet with an alert. Where one fails later and the
     /// address is unproven, iroh's QUIC does not send the end, and the client would wait for it until its time is up.
     /// With post-quantum key exchange the ClientHello takes two packets.

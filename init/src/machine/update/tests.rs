@@ -30,7 +30,7 @@ fn trial(machine: &mut InitMachine, vault: &str) {
 fn a_vault_that_waits_for_what_opened_it_before_is_no_failure_and_any_other_one_is() {
     use UnlockPrompt::{Nothing, Passphrase, Pin};
     let mut machine = machine();
-    assert_eq!(machine.gate_view().vault, GateVault::Open);
+    assert_eq!(machine.gate_view(0).vault, GateVault::Open);
     for (before, ask, vault) in [
         (PIN, Pin, GateVault::AsksAsBefore),
         // The TPM does not take the PIN, because this is another program.
@@ -43,19 +43,19 @@ fn a_vault_that_waits_for_what_opened_it_before_is_no_failure_and_any_other_one_
     ] {
         trial(&mut machine, before);
         machine.waiting = Some(VaultWait::new(ask, "vault-locked", "closed", "open it"));
-        assert_eq!(machine.gate_view().vault, vault, "{before} {ask:?}");
+        assert_eq!(machine.gate_view(0).vault, vault, "{before} {ask:?}");
     }
     machine.waiting = None;
     machine.vault.lock();
-    assert_eq!(machine.gate_view().vault, GateVault::Closed);
+    assert_eq!(machine.gate_view(0).vault, GateVault::Closed);
 }
 
 #[test]
 fn a_configuration_that_only_the_version_before_took_keeps_the_gate_closed() {
     let mut machine = machine();
-    assert!(machine.gate_view().config_taken);
+    assert!(machine.gate_view(0).config_taken);
     machine.settings = settings::tests::of_cloud(None);
-    assert!(!machine.gate_view().config_taken);
+    assert!(!machine.gate_view(0).config_taken);
 }
 
 /// A blank disk may be another one than that with the data, which the version on trial does not find.

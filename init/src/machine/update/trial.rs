@@ -3,7 +3,7 @@
 use alknet_boot_state::{BootNote, NoteText};
 
 use super::{InitMachine, MachineEvent, PASSPHRASE, PIN, UpdateEvent};
-use crate::control::MEMORY_SHORT;
+use crate::control::{MEMORY_SHORT, SelfCallResult};
 use crate::update::{GateStep, GateVault, GateView, NOT_CONFIRMED, UpdateRefusal};
 use crate::vault::UnlockPrompt;
 
@@ -21,7 +21,7 @@ impl InitMachine {
                 gate.again();
             }
         }
-        let view = self.gate_view();
+        let view = self.gate_view(now);
         // An administrator's request decides while it is under way.
         if self.update.request.is_some() {
             return;
@@ -41,7 +41,7 @@ impl InitMachine {
         }
     }
 
-    pub(super) fn gate_view(&self) -> GateView {
+    pub(super) fn gate_view(&self, now: u64) -> GateView {
         let note = self.update.note.as_ref();
         let before = note.map_or("", |note| note.vault.as_str());
         let asks = self.waiting.as_ref().map(|waiting| waiting.ask);
@@ -57,11 +57,26 @@ impl InitMachine {
         GateView {
             serves: self.supervisor.serves(),
             is_well: self.supervisor.is_well(),
+            answers_itself: self.update.self_calls.are_answered(now),
             life: self.life,
             vault,
             data_writable: self.facts.data.mode == "mounted",
             config_taken: self.settings.is_taken(),
         }
+    }
+
+    /// The node of a version on trial called itself.
+    pub(in crate::machine) fn called_itself(&mut self, result: &SelfCallResult, now: u64) {
+        match result {
+            SelfCallResult::Answered => {}
+            SelfCallResult::Failed { reason } => self.log.warn(format_args!(
+                "the node failed to answer a call of its own: {reason}"
+            )),
+            SelfCallResult::Unanswered { reason } => self.log.warn(format_args!(
+                "the node did not answer a call of its own: {reason}"
+            )),
+        }
+        self.update.self_calls.add(result, now);
     }
 
     fn confirm_by_gate(&mut self) {
