@@ -4,7 +4,7 @@
 //! of turns however loaded the host is, but QEMU does not publish its count. The plugin does: each
 //! translated block adds its length to a number in a file that QEMU and the harness map, so that
 //! the harness can read the count at any moment. The C compiler of the kernel's build builds it,
-//! against the plugin interface's first version, which QEMU 7.2 speaks.
+//! for the plugin interface of the emulator that runs.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -61,8 +61,9 @@ impl FileCounter {
 
 /// The built plugin: from the cache, or built now.
 fn plugin(scratch: &Path) -> Result<PathBuf> {
+    let interface = interface(&tools::program_version()?);
     let mut hasher = DefaultHasher::new();
-    SOURCE.hash(&mut hasher);
+    (SOURCE, interface).hash(&mut hasher);
     let name = format!("count-{:016x}.so", hasher.finish());
     let dir = tools::cache_dir().map_or_else(|| scratch.to_owned(), |dir| dir.join("qemu"));
     let built = dir.join(&name);
@@ -72,15 +73,27 @@ fn plugin(scratch: &Path) -> Result<PathBuf> {
     }
     fs::create_dir_all(&dir).map_err(Error::io(format!("creating {}", dir.display())))?;
     let fresh = scratch.join(&name);
-    compile(scratch, &fresh)?;
+    compile(scratch, &fresh, interface)?;
     install(&fresh, &built)?;
     Ok(built)
 }
 
-fn compile(scratch: &Path, output: &Path) -> Result<()> {
+/// The version of the plugin interface of an emulator that says this about its own version. QEMU 9 dropped the first
+/// one, and accepts the second.
+fn interface(version: &str) -> u32 {
+    let number = version.split("version ").nth(1).unwrap_or_default();
+    let major = number.split('.').next().unwrap_or_default();
+    match major.parse::<u32>() {
+        Ok(major) if major < 9 => 1,
+        _ => 2,
+    }
+}
+
+fn compile(scratch: &Path, output: &Path, interface: u32) -> Result<()> {
     let source = scratch.join("count.c");
     fs::write(&source, SOURCE).map_err(Error::io("writing the plugin's source"))?;
     let result = Command::new("cc")
+        .arg(format!("-DINTERFACE={interface}"))
         .args(["-O2", "-shared", "-fPIC", "-o"])
         .args([output, &source])
         .output()
@@ -101,4 +114,22 @@ fn install(fresh: &Path, built: &Path) -> Result<()> {
     fs::copy(fresh, &staged)
         .and_then(|_| fs::rename(&staged, built))
         .map_err(Error::io(format!("writing {}", built.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plugin_is_built_for_the_interface_of_the_emulator() {
+        assert_eq!(
+            interface("QEMU emulator version 7.2.22 (Debian 1:7.2)\n"),
+            1
+        );
+        assert_eq!(
+            interface("QEMU emulator version 10.0.2 (Debian 1:10.0.2)\n"),
+            2
+        );
+        assert_eq!(interface("QEMU emulator version 9.1.0\n"), 2);
+    }
 }

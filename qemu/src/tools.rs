@@ -69,11 +69,16 @@ pub fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/alknet")))
 }
 
-/// The version of the emulator, and the firmware files.
-pub fn version() -> Result<String> {
+/// What the emulator says about its version.
+pub(crate) fn program_version() -> Result<String> {
     let output = Command::new(qemu()).arg("--version").output();
     let answer = output.map_err(Error::io("asking QEMU for its version"))?;
-    let mut version = String::from_utf8_lossy(&answer.stdout).into_owned();
+    Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
+}
+
+/// The version of the emulator, and the firmware files.
+pub fn version() -> Result<String> {
+    let mut version = program_version()?;
     for secure in [false, true] {
         let Ok(UefiFirmware { code, .. }) = firmware(secure) else {
             continue;

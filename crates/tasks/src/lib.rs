@@ -7,6 +7,7 @@ mod cached;
 pub mod context;
 mod digest;
 pub mod driver;
+mod emulator;
 pub mod failure;
 mod fuzz;
 pub mod gpu;

@@ -161,7 +161,7 @@ pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
 }
 
 /// The folder in the cache with the files of several sources.
-fn parts_folder<'a>(
+pub(crate) fn parts_folder<'a>(
     cx: &XtaskContext,
     name: &str,
     pins: impl Iterator<Item = &'a SourcePin>,

@@ -11,7 +11,7 @@
 //! | `vhd` | opened by QEMU | virtio-scsi | e1000e | 512 | 2 | left |
 //! | `vhdx` | opened by QEMU | USB | e1000 | 256 | 1 | left |
 //! | `ova` | unpacked, converted to qcow2 | AHCI | e1000 | 512 | 1 | grown |
-//! | `aws` | converted to raw | NVMe | igb, e1000e before QEMU 8 | 512 | 2 | grown |
+//! | `aws` | converted to raw | NVMe | igb | 512 | 2 | grown |
 //! | `raw` | written by the commands of a page | USB | e1000e | 512 | 1 | grown |
 //! | `gce` | unpacked; in `forms_large.rs` | virtio-scsi | virtio | 4096 | 1 | grown |
 //! | `containerdisk` | unpacked; in `containers.rs` | virtio-blk | virtio | 512 | 1 | left, and another one |
@@ -27,7 +27,7 @@ use alknet_qemu::{
     DiskController, DiskFormat, MachineKind, Nic, NicModel, VirtioDisk, Vm, VmBuilder,
 };
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
-use alknet_test_support::{limited, skipped};
+use alknet_test_support::limited;
 use alknet_tests::tools::{RAW_DATA_AT, tool_says};
 use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, binary};
 use alknet_vault::slots::{
@@ -100,7 +100,7 @@ fn a_snapshot_of_amazon_becomes_a_volume_and_grows() {
     let bench = TestBench::new();
     let disk = built(ImageForm::Aws, OutputRole::Disk);
     let disk = imported(&bench, &disk, DiskFormat::Raw);
-    let vm = uefi(disk.on(DiskController::Nvme), igb());
+    let vm = uefi(disk.on(DiskController::Nvme), NicModel::Igb);
     keeps_data(&bench, vm.cpus(2), "/dev/nvme0n1p3", GROWN_BYTES);
 }
 
@@ -230,19 +230,6 @@ fn only_file(folder: &Path, ending: &str) -> PathBuf {
     let file = found.next().expect("the archive has such a file");
     assert_eq!(found.next(), None);
     file
-}
-
-/// Intel's newest card that Linux calls igb. A QEMU before 8.0, such as Debian 12's, has no igb: e1000e takes its place.
-fn igb() -> NicModel {
-    let is_emulated = NicModel::Igb.is_emulated();
-    if is_emulated.unwrap_or_else(|error| panic!("{error}")) {
-        return NicModel::Igb;
-    }
-    skipped(
-        "igb",
-        "the installed QEMU is older than 8.0; e1000e instead",
-    );
-    NicModel::E1000e
 }
 
 /// A machine that starts from this disk by UEFI firmware.

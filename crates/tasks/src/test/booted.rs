@@ -1,5 +1,6 @@
 //! What tests start and use: the binary, the image in every form, and third-party programs.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::iter;
@@ -15,7 +16,7 @@ use crate::failure::{Result, TaskError};
 use crate::loader::{self, LoaderPrograms};
 use crate::parts::ImageParts;
 use crate::third_party::{self, UEFI, WASM};
-use crate::{driver, grub, image, installer, sources};
+use crate::{driver, emulator, grub, image, installer, sources};
 
 /// Environment of the tests.
 pub(crate) type Variables = Vec<(&'static str, OsString)>;
@@ -87,10 +88,20 @@ pub(super) fn variables(cx: &XtaskContext, booted: &BootArtifacts) -> Result<Var
     Ok(variables)
 }
 
+/// The emulator that the user named, or else the pinned one.
+fn qemu(cx: &XtaskContext) -> Result<OsString> {
+    let named = env::var_os(alknet_qemu::QEMU_VARIABLE).filter(|path| !path.is_empty());
+    match named {
+        Some(path) => Ok(path),
+        None => Ok(emulator::ensure(cx)?.into()),
+    }
+}
+
 /// The paths of third-party programs.
 fn third_party(cx: &XtaskContext) -> Result<Variables> {
     Ok(vec![
         ("PATH", path_with_first(third_party::node(cx)?)?),
+        (alknet_qemu::QEMU_VARIABLE, qemu(cx)?),
         (
             alknet_qemu::FIRMWARE_VARIABLE,
             third_party::firmware(cx)?.into(),
