@@ -58,8 +58,11 @@ const PYTHON_MOTO: &str = include_str!("../python-moto.txt");
 /// A parser of Terraform's language.
 const PYTHON_HCL2: &str = include_str!("../python-hcl2.txt");
 
+/// A reader of virtual machines in the Open Virtualization Format.
+const PYTHON_COT: &str = include_str!("../python-cot.txt");
+
 /// Every list of Python packages above.
-const PYTHON_LISTS: [&str; 9] = [
+const PYTHON_LISTS: [&str; 10] = [
     PYTHON_PACKAGES,
     PYTHON_MCP,
     PYTHON_MCP_OLDER,
@@ -69,6 +72,7 @@ const PYTHON_LISTS: [&str; 9] = [
     PYTHON_FREEZEGUN,
     PYTHON_MOTO,
     PYTHON_HCL2,
+    PYTHON_COT,
 ];
 
 /// The protocol's kits for TypeScript and its conformance suite: the requested packages, and their
@@ -240,6 +244,11 @@ pub fn python_moto(cx: &XtaskContext) -> Result<PathBuf> {
 /// The folder in which Python finds a parser of Terraform's language.
 pub fn python_hcl2(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_HCL2)
+}
+
+/// The folder in which Python finds a reader of virtual machines in the Open Virtualization Format.
+pub fn python_cot(cx: &XtaskContext) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_COT)
 }
 
 /// The folder of the reference implementation of TUF, with its tests.
