@@ -445,6 +445,8 @@ pub struct UpdateFacts {
     pub tries: u8,
     /// The oldest version that may run.
     pub floor: Option<String>,
+    /// What else is on the boot partition. `None` where PID 1 has not read the partition.
+    pub foreign_files: Option<ForeignFiles>,
     /// Whose signatures count: `owner`, `release` or `none`.
     pub keys: String,
     /// Bytes of the bundle under way that PID 1 has read, and the bytes that it was announced with.
@@ -455,6 +457,15 @@ pub struct UpdateFacts {
     pub gate: Vec<String>,
     /// How the last update ended.
     pub last: Option<UpdateOutcome>,
+}
+
+/// Files on the boot partition that are neither the loader nor the program of a boot slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignFiles {
+    /// Number of files.
+    pub files: u32,
+    /// Bytes of all of them.
+    pub bytes: u64,
 }
 
 /// What ended a trial, as the version before judges it by the boot note.

@@ -568,6 +568,14 @@ fn status_lines(answer: &Value) -> Vec<String> {
         lines.push(row("floor", floor));
     }
     lines.push(row("keys", text(&answer["keys"])));
+    let foreign = &answer["foreign_files"];
+    if let Some(files) = foreign["files"].as_u64().filter(|files| *files > 0) {
+        let bytes = &foreign["bytes"];
+        lines.push(row(
+            "foreign",
+            &format!("files of others on the boot partition: {files}, of {bytes} bytes"),
+        ));
+    }
     let session = &answer["session"];
     if session.is_object() {
         let (offset, bytes) = (&session["offset"], &session["bytes"]);

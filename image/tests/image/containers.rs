@@ -1,8 +1,10 @@
 //! The forms that hold the raw disk for a hypervisor or a cloud: other programs read each of them back as that disk.
 
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use alknet_image::{
     DISK_BYTES, ImageForm, Manifest, OutputRole, VirtualDiskFormat, write_virtual_disk,
@@ -11,6 +13,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{InputFolder, run, text};
+
+/// The variables that name the folders with the Common OVF Tool in Python, and with a package that it needs.
+const COT_VARS: [&str; 2] = ["ALKNET_TEST_COT", "ALKNET_TEST_SCHEMATHESIS"];
+/// Prints what this tool reads in an archive, and what it finds wrong there.
+const COT_PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/ovf.py");
 
 struct BuiltDisks {
     source: InputFolder,
@@ -212,6 +219,66 @@ fn an_ova_has_description_hashes_and_disk_in_this_order() {
         &["-c", parse, text(&folder.join("alknet_0.1.0.ovf"))],
     );
     assert_eq!(told.trim(), format!("{DISK_BYTES} alknet_0.1.0.vmdk"));
+}
+
+/// The bytes, with as many others in the place of the first `from`.
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let mut windows = bytes.windows(from.len());
+    let at = windows.position(|window| window == from.as_bytes());
+    let at = at.unwrap_or_else(|| panic!("no {from}"));
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+    bytes
+}
+
+/// What the Common OVF Tool says about an archive.
+fn read_by_cot(archive: &Path) -> Value {
+    let folders = COT_VARS.map(|name| {
+        env::var(name)
+            .unwrap_or_else(|_| panic!("{name} is not set: start the tests by cargo xtask test"))
+    });
+    let said = Command::new("python3")
+        .args([COT_PROGRAM, text(archive), "alknet_0.1.0.vmdk"])
+        .env("PYTHONPATH", folders.join(":"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("python3 runs");
+    serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+}
+
+/// Each damage is found, so the tool compares what the test of the good archive relies on.
+#[test]
+fn the_common_ovf_tool_accepts_an_ova_and_refuses_damaged_ones() {
+    let built = BuiltDisks::new(&[ImageForm::Ova]);
+    let archive = built.path(ImageForm::Ova, OutputRole::Archive);
+    let found = read_by_cot(&archive);
+    assert_eq!(found["findings"], Value::Array(Vec::new()), "{found:#}");
+    assert_eq!(found["disk"], DISK_BYTES.to_string(), "{found:#}");
+    let good = fs::read(&archive).expect("written");
+    let damaged = built.source.dir.path().join("damaged.ova");
+    for (from, to, finding) in [
+        (
+            "An alknet node",
+            "An alknet mode",
+            "checksum for file 'alknet_0.1.0.ovf'",
+        ),
+        (
+            "SHA256(alknet_0.1.0.vmdk)",
+            "SHA256(alknet_0.1.0.vmdx)",
+            "not included in the manifest",
+        ),
+        (
+            ">5</rasd:InstanceID>",
+            ">4</rasd:InstanceID>",
+            "Data conflict for instance 4",
+        ),
+        (">3</rasd:Parent>", ">9</rasd:Parent>", "no controller Item"),
+    ] {
+        fs::write(&damaged, replaced(&good, from, to)).expect("writable");
+        let found = read_by_cot(&damaged);
+        let found = found["findings"].to_string();
+        assert!(found.contains(finding), "{from}: {found}");
+    }
 }
 
 /// The disk in Google's archive is larger than the others, with the backup of its partition table at its own end.

@@ -6,11 +6,26 @@ use alknet_fat::{BlockDevice, BootFiles, FatError, RepairReport};
 use super::apply::TrialRules;
 use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
 use super::known_programs::digest;
+use crate::control::ForeignFiles;
 use crate::log::InitLog;
 
 /// The loader, the program that runs, and the file that is written.
 pub(super) fn own_paths(slot: BootSlot) -> (&'static str, String, String) {
     (LOADER, slot_path(slot.other()), slot_path(slot))
+}
+
+/// Counts the files of firmware, of other systems and of the owner. PID 1 leaves them alone, and they take room that an
+/// update may need.
+pub(super) fn count_foreign<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    slot: BootSlot,
+) -> Result<ForeignFiles, FatError> {
+    let (loader, running, written) = own_paths(slot);
+    let report = disk.volume()?.check(&[loader, &running, &written])?;
+    Ok(ForeignFiles {
+        files: report.foreign_files,
+        bytes: report.foreign_bytes,
+    })
 }
 
 /// Repairs what a power cut left on the boot partition, where `slot` does not run. Returns whether every file is still
@@ -84,4 +99,31 @@ fn log_report(report: &RepairReport, log: &InitLog) -> bool {
         ));
     }
     report.dropped_names.is_empty() && report.dropped_files.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::testing::{ModelDisk, program};
+
+    #[test]
+    fn files_of_others_are_counted_and_those_of_the_machine_are_not() {
+        let disk = ModelDisk::new(&program("1.0.0", 4096, 0));
+        let count = || count_foreign(&mut disk.open(), BootSlot::B).expect("a volume");
+        assert_eq!(count(), ForeignFiles { files: 0, bytes: 0 });
+        for (path, bytes) in [(r"\NVVARS", 700), (r"\ALKNET.TXT", 5)] {
+            let written = disk.volume().replace_file(
+                path,
+                bytes,
+                &mut std::io::Read::take(std::io::repeat(1), bytes),
+                &mut |_| {},
+            );
+            written.expect("room");
+        }
+        let expected = ForeignFiles {
+            files: 2,
+            bytes: 705,
+        };
+        assert_eq!(count(), expected);
+    }
 }

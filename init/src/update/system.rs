@@ -24,13 +24,14 @@ use super::judge::{StartKind, StartReport, judge};
 use super::known_programs::{self, KnownStore};
 use super::left_versions::{self, LeftVersions};
 use super::measured::{SystemProgram, programs};
+use super::partition_repair::count_foreign;
 use super::program::slot_programs;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use super::{history, note_schedule, running};
-use crate::control::UpdateOutcome;
+use crate::control::{ForeignFiles, UpdateOutcome};
 use crate::log::InitLog;
 use crate::machine::panic_text;
 use crate::media;
@@ -125,6 +126,7 @@ pub(crate) struct SlotStatus {
     pub(crate) left: Vec<String>,
     pub(crate) tries: u8,
     pub(crate) floor: Option<String>,
+    pub(crate) foreign_files: Option<ForeignFiles>,
     /// How the last update ended, if the log or the note says it.
     pub(crate) last: Option<UpdateOutcome>,
 }
@@ -333,6 +335,7 @@ impl UpdateSystem {
                 status.detail = Some(error.to_string());
             }
         }
+        status.foreign_files = count_foreign(&mut on.disk, on.running.other()).ok();
         let programs = slot_programs(&mut on.disk);
         let other = programs.of_slot(on.running.other());
         status.other_version = other.map(str::to_owned);

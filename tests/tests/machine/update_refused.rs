@@ -31,10 +31,12 @@ fn update_refusals_change_nothing() {
     let folder = bench.path();
     let keys = ReleaseKeys::new(&[1, 2, 3], 2);
     let disk = SlotDiskImage::new(bench.raw());
-    fill(&disk);
+    let filled = fill(&disk);
     let node = start_after_firmware(&bench, &config(&bench, &keys));
     // PID 1 looks at the disk beside the start of the node.
-    stands(&node, &[("state", "idle"), ("version", FIRST)]);
+    let status = stands(&node, &[("state", "idle"), ("version", FIRST)]);
+    let foreign = json!({ "files": 1, "bytes": filled });
+    assert_eq!(status["foreign_files"], foreign, "{status:#}");
     let before = disk.contents();
     let small = vec![0x5a; SMALL];
     let draft = ReleaseDraft::new;
@@ -126,14 +128,15 @@ fn update_refusals_change_nothing() {
     assert_eq!(node.info()["problems"], json!([]));
 }
 
-/// Fills the boot partition but for [`ROOM_BYTES`].
-fn fill(disk: &SlotDiskImage) {
+/// Fills the boot partition but for [`ROOM_BYTES`]. Returns the bytes of the file.
+fn fill(disk: &SlotDiskImage) -> u64 {
     let volume = disk.volume();
     let report = volume.check(&[]).unwrap_or_else(|error| panic!("{error}"));
     let free = u64::from(report.free_clusters) * u64::from(report.cluster_bytes);
     let bytes = free - ROOM_BYTES;
     let content = vec![0; usize::try_from(bytes).expect("a boot partition is small")];
     disk.put(FOREIGN, &content);
+    bytes
 }
 
 #[test]

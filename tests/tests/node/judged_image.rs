@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use alknet_image::{DISK_BYTES, ImageForm, OutputRole, PackOptions, pack};
-use alknet_tests::tools::{tool, tool_says, variable};
+use alknet_tests::tools::{client, tool, tool_says, variable};
 use alknet_tests::{BuiltImageFolder, TestBench};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A gibibyte, of which the disk for Google's cloud has a whole number.
 const GIB: u64 = 1 << 30;
@@ -123,6 +124,38 @@ fn qemu_img_finds_the_built_disk_in_each_container() {
     let version = &BuiltImageFolder::get().manifest().version;
     let disk = bench.path().join(format!("alknet_{version}.vmdk"));
     accepts_container(text(&disk), "vmdk");
+}
+
+/// The tool also compares the sizes and the hashes of the files, and each disagreement is a finding.
+#[test]
+fn the_common_ovf_tool_reads_the_machine_of_the_built_archive() {
+    let archive = built(ImageForm::Ova, OutputRole::Archive);
+    let version = &BuiltImageFolder::get().manifest().version;
+    let folders = ["ALKNET_TEST_COT", "ALKNET_TEST_SCHEMATHESIS"].map(variable);
+    let said = Command::new("python3")
+        .arg(client("ovf.py"))
+        .args([archive, format!("alknet_{version}.vmdk")])
+        .env("PYTHONPATH", folders.join(":"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("python3 is installed");
+    let found: Value =
+        serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let expected = json!({
+        "findings": [],
+        "product": "alknet",
+        "version": version,
+        "processors": "1",
+        "mebibytes": "512",
+        "cards": 1,
+        "card": ["E1000"],
+        "network": "network",
+        "networks": ["network"],
+        "disk": DISK_BYTES.to_string(),
+        "controller": "sata",
+        "drive": "harddisk",
+    });
+    assert_eq!(found, expected);
 }
 
 #[test]

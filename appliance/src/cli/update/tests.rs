@@ -207,6 +207,7 @@ fn a_log_and_a_status_read_well() {
     let status = json!({
         "version": "1.0.0", "state": "staged", "slot": "a", "other_version": "1.1.0", "keys": "owner",
         "floor": null, "session": { "offset": 3, "bytes": 9, "source": "upload" },
+        "foreign_files": { "files": 2, "bytes": 1300 },
         "scheduled": "2027-01-31T02:00:00Z",
         "auto": { "mode": "stage", "next": "look", "at": "2027-01-31T06:00:00Z", "error": null },
     });
@@ -214,6 +215,7 @@ fn a_log_and_a_status_read_well() {
         "version    1.0.0",
         "update     slot a; 1.1.0 waits to be started",
         "keys       owner",
+        "foreign    files of others on the boot partition: 2, of 1300 bytes",
         "sending    3 of 9 bytes, upload",
         "starts     2027-01-31T02:00:00Z",
         "by itself  stage; next: look at 2027-01-31T06:00:00Z",

@@ -108,6 +108,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
         ),
         ("ALKNET_TEST_AXE", third_party::axe(cx)?.into()),
         ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
+        ("ALKNET_TEST_COT", third_party::python_cot(cx)?.into()),
         (
             "ALKNET_TEST_FREEZEGUN",
             third_party::python_freezegun(cx)?.into(),

@@ -62,7 +62,8 @@ fn bmaptool_refuses_a_disk_that_is_not_the_one_of_the_map() {
     assert!(!refused.status.success());
 }
 
-/// The fields that `doc/json-schema/os-list-schema.json` of Raspberry Pi Imager demands, and their kinds.
+/// The rules of `doc/json-schema/os-list-schema.json` of Raspberry Pi Imager, written by hand: no package with Imager
+/// or its schema was found.
 #[test]
 fn the_list_for_imager_has_every_field_that_imager_demands() {
     let release = ReleaseFolder::shared();
@@ -98,7 +99,19 @@ fn the_list_for_imager_has_every_field_that_imager_demands() {
     );
     assert_eq!(entry["release_date"], "2027-01-31");
     assert_eq!(entry["init_format"], "none");
+    // The schema knows no other members here, and demands these of a device.
+    let members = |value: &Value| -> Vec<String> {
+        let object = value.as_object().expect("an object");
+        object.keys().cloned().collect()
+    };
+    assert_eq!(members(&list), ["imager", "os_list"]);
+    assert_eq!(members(&list["imager"]), ["devices"]);
     let device = &list["imager"]["devices"][0];
+    for field in ["name", "description"] {
+        assert!(device[field].is_string(), "{field} of {device}");
+    }
+    let tags = device["tags"].as_array().expect("a list");
+    assert!(!tags.is_empty() && tags.iter().all(Value::is_string));
     assert_eq!(device["tags"], entry["devices"]);
 }
 

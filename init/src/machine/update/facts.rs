@@ -73,6 +73,7 @@ impl InitMachine {
             left,
             tries,
             floor,
+            foreign_files,
             last,
         } = status;
         // The note knows more of a trial that failed than the log, until the slot is used again.
@@ -89,6 +90,7 @@ impl InitMachine {
             left,
             tries,
             floor,
+            foreign_files,
             last: ended.or(last),
             ..std::mem::take(&mut self.facts.update)
         };
