@@ -9,6 +9,7 @@ mod key;
 mod memory;
 mod node;
 mod tar;
+mod update_plan;
 mod worker;
 mod writers;
 

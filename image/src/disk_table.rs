@@ -11,6 +11,7 @@ use crate::disk::{
     BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, ESP_FIRST_LBA, LBA_BYTES,
     TYPE_BIOS, TYPE_DATA, TYPE_ESP,
 };
+use crate::ids::BuildIds;
 
 const SUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// What a header of revision 1.0 begins with.
@@ -20,6 +21,8 @@ const HEADER_BYTES: usize = 92;
 /// Entries of the table, and bytes of each.
 const ENTRIES: usize = 128;
 const ENTRY_BYTES: usize = 128;
+/// Place of the partition's identity in an entry.
+const ENTRY_ID_AT: usize = 16;
 /// Blocks of all entries.
 const ENTRIES_LBAS: u64 = (ENTRIES * ENTRY_BYTES) as u64 / LBA_BYTES;
 /// Places of a header's fields.
@@ -257,8 +260,58 @@ pub fn disk_bytes_by_head(head: &[u8]) -> Option<u64> {
 pub fn has_image_identity(disk: &File) -> io::Result<bool> {
     let mut id = [0; 16];
     disk.read_exact_at(&mut id, LBA_BYTES + DISK_ID_AT as u64)?;
-    // The first three fields are little endian, so the version is the high half of byte 7.
-    Ok(id[7] >> 4 == 5)
+    Ok(is_version_5(&id))
+}
+
+/// The first three fields are little endian, so the version is the high half of byte 7.
+const fn is_version_5(id: &[u8; 16]) -> bool {
+    id[7] >> 4 == 5
+}
+
+/// Whose identity a disk or a partition has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IdentityOwner {
+    /// Each disk of this build has it.
+    Image,
+    /// A first start, or another program, made it for this disk.
+    Disk,
+    /// Each disk of another build has it.
+    OtherImage,
+}
+
+/// Compares the identities (GUIDs) of a disk and its partitions with those of an image of this build, or of a disk that a
+/// machine was started from: a first start replaces those of the disk and of the data partition at once, and no machine
+/// replaces the others. Returns what differs. Expects a table in which [`table_difference`] finds nothing.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn identity_difference(disk: &File, version: &str, git: &str) -> io::Result<Option<String>> {
+    let ids = BuildIds::new(version, git);
+    let owner = |role: &str, at: u64| {
+        let mut id = [0; 16];
+        disk.read_exact_at(&mut id, at)?;
+        io::Result::Ok(match id {
+            id if id == ids.uuid(role).to_bytes_le() => IdentityOwner::Image,
+            id if is_version_5(&id) => IdentityOwner::OtherImage,
+            _ => IdentityOwner::Disk,
+        })
+    };
+    let entry_at = |number: u64| {
+        let entries = 2 * LBA_BYTES + (number - 1) * ENTRY_BYTES as u64;
+        entries + ENTRY_ID_AT as u64
+    };
+    for (number, name) in [(1, "alk-bios"), (2, "alk-esp")] {
+        if owner(name, entry_at(number))? != IdentityOwner::Image {
+            let text =
+                format!("identity of partition {number}: no machine replaces that of the image");
+            return Ok(Some(text));
+        }
+    }
+    let of_disk = owner("disk", LBA_BYTES + DISK_ID_AT as u64)?;
+    let of_data = owner("alk-data", entry_at(3))?;
+    let is_left = of_disk == of_data && of_disk != IdentityOwner::OtherImage;
+    let text = "identities of the disk and of partition 3: a first start replaces both, and gives them to no other disk";
+    Ok((!is_left).then(|| text.to_owned()))
 }
 
 /// Whether the beginning of a disk has a table with this project's EFI system partition.

@@ -69,7 +69,9 @@ pub use disk_parts::{
     DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion, NEW_DISK_PARTS,
     boot_state_difference,
 };
-pub use disk_table::{disk_bytes_by_head, has_image_identity, head_has_layout, table_difference};
+pub use disk_table::{
+    disk_bytes_by_head, has_image_identity, head_has_layout, identity_difference, table_difference,
+};
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};
 pub use form::{ImageForm, OutputRole};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::disk_parts::ManifestDisk;
@@ -18,6 +19,8 @@ use crate::form::{ImageForm, OutputRole};
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Maximum length of a manifest in bytes.
 pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// Most characters of a manifest's text that an error shows.
+const SHOWN_CHARS_MAX: usize = 40;
 
 /// The inputs and outputs of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,20 +162,27 @@ impl Manifest {
     /// Parses the bytes of the manifest at `path`.
     ///
     /// # Errors
-    /// They are no manifest, or an output's name is that of a file outside of the manifest's folder.
+    /// They are no manifest, an entry has a form or a role that this version does not know, or an output's name is that
+    /// of a file outside of the manifest's folder.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, ImageError> {
-        let parsed: Self =
-            serde_json::from_slice(bytes).map_err(|source| ImageError::Manifest {
+        let invalid = |why| ImageError::InputInvalid {
+            what: "image manifest",
+            path: path.to_owned(),
+            why,
+        };
+        let parsed: Self = serde_json::from_slice(bytes).map_err(|source| {
+            let manifest = || ImageError::Manifest {
                 path: path.to_owned(),
                 source,
-            })?;
+            };
+            unknown_name(bytes).map_or_else(manifest, invalid)
+        })?;
         let mut outputs = parsed.outputs.iter();
         match outputs.find(|output| !is_file_name(&output.file)) {
-            Some(output) => Err(ImageError::InputInvalid {
-                what: "image manifest",
-                path: path.to_owned(),
-                why: format!("{:?} is no name of a file in its folder", output.file),
-            }),
+            Some(output) => Err(invalid(format!(
+                "{:?} is no name of a file in its folder",
+                output.file
+            ))),
             None => Ok(parsed),
         }
     }
@@ -200,6 +210,33 @@ impl Manifest {
         json.push(b'\n');
         json
     }
+}
+
+/// Names the first form or role in a manifest that this version does not know, as why the manifest cannot be used. A
+/// reader that left such an entry out would sign or copy only a part of the files.
+fn unknown_name(bytes: &[u8]) -> Option<String> {
+    let manifest: Value = serde_json::from_slice(bytes).ok()?;
+    let lists = ["boot", "outputs"].map(|list| manifest[list].as_array());
+    let mut unknown = lists.into_iter().flatten().flatten().filter_map(|entry| {
+        let (form, role) = (&entry["form"], &entry["role"]);
+        if form.is_string() && ImageForm::deserialize(form).is_err() {
+            Some(("form", form))
+        } else if role.is_string() && OutputRole::deserialize(role).is_err() {
+            Some(("role", role))
+        } else {
+            None
+        }
+    });
+    let (kind, name) = unknown.next()?;
+    let short = |text: &Value| {
+        let text = text.as_str().unwrap_or_default();
+        text.chars().take(SHOWN_CHARS_MAX).collect::<String>()
+    };
+    Some(format!(
+        "the {kind} {:?} is unknown to this version of alknet; use the one that built the image, version {:?}, or a newer one",
+        short(name),
+        short(&manifest["version"]),
+    ))
 }
 
 /// Whether a name stays in a folder that it is joined to.
@@ -283,6 +320,31 @@ mod tests {
         assert_eq!(read.outputs[0].start, ["bios", "hologram"]);
         let written: serde_json::Value = serde_json::from_slice(&read.to_json()).expect("ours");
         assert_eq!(written["outputs"][0]["start"], start);
+    }
+
+    /// A reader that left the entry out would sign or copy only a part of the files.
+    #[test]
+    fn a_form_or_a_role_of_a_later_version_is_named() {
+        let refused = |form: &str, role: &str| {
+            let manifest = serde_json::json!({
+                "version": "9.1.0", "git": "", "arch": "x86_64", "kernel_release": "", "kernel_config_sha256": null,
+                "inputs": [], "boot": [{ "form": "raw", "cmdline": "" }],
+                "outputs": [{ "form": form, "role": role, "file": "a", "bytes": 1, "sha256": "" }],
+            });
+            let read = Manifest::parse(manifest.to_string().as_bytes(), Path::new(MANIFEST_FILE));
+            read.map_or_else(|error| error.to_string(), |_| String::new())
+        };
+        assert_eq!(refused("raw", "disk"), "");
+        let long = "x".repeat(1 << 20);
+        for (form, role, expected) in [
+            ("hologram", "disk", "the form \"hologram\""),
+            ("raw", "plan-of-the-house", "the role \"plan-of-the-house\""),
+            (&*long, "disk", "the form \"xxx"),
+        ] {
+            let said = refused(form, role);
+            assert!(said.contains(expected), "{said}");
+            assert!(said.contains("\"9.1.0\"") && said.len() < 400, "{said}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::node_caller::NodeCaller;
 use super::query::{ask, text};
 use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, duration, output, status};
+use crate::update_plan::waiting_plan;
 use source::BundleSource;
 
 /// How long a node may take before its restart: it compares the program with its hash, and prepares its TPM. A slow
@@ -369,23 +370,12 @@ impl NodeTurn<'_> {
     }
 }
 
-/// The plan of the version that waits on a node, or its version alone.
+/// The plan of the version that waits on a node, or what its status says of that version.
 async fn waiting(node: &NodeCaller) -> Result<Option<Value>, CommandError> {
     let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
-    Ok(waiting_plan(status.value()))
-}
-
-/// The same of an answer to `update/status`. A node that restarted since has no plan, and PID 1 still knows the program.
-fn waiting_plan(status: &Value) -> Option<Value> {
-    if status["state"] != "staged" {
-        return None;
-    }
-    Some(match status["plan"].is_object() {
-        true => status["plan"].clone(),
-        false => json!({
-            "from": status["version"], "to": status["other_version"], "sha256": status["other_sha256"],
-        }),
-    })
+    let status = status.value();
+    // A node of before 2026-11-29 answers without a plan if it restarted since the version was staged.
+    Ok(waiting_plan(status, status["plan"].clone()))
 }
 
 /// The input of `update/apply` for the program whose plan was shown: another caller may have staged another one since.

@@ -32,6 +32,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod before;
 mod choice;
 mod error;
 mod grub;
@@ -41,6 +42,7 @@ mod slot;
 mod text;
 mod transition;
 
+pub use before::ProgramNotes;
 pub use choice::{BootChoice, loader_choice};
 pub use error::{BootNoteError, BootRecordError, BootRefusal};
 pub use grub::{

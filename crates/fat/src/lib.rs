@@ -46,6 +46,8 @@
 //! The volume must not be mounted meanwhile.
 
 mod boot_files;
+#[cfg(test)]
+mod boot_files_tests;
 mod bytes;
 mod chain;
 mod check;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use alknet_image::{
     BACKUP_LBAS, DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES,
     Manifest, ManifestDisk, ManifestOutput, NEW_DISK_PARTS, OutputRole, boot_state_difference,
-    has_image_identity, table_difference,
+    has_image_identity, identity_difference, table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -176,9 +176,9 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// vault, also behind the image: a disk that was in use before may have an earlier one there. Of another one the parts
 /// are compared that stay as they are, and [`ImageCheck::left_out`] names the others. If it has the identity of the
 /// image, no machine has updated it: it must also have the boot state of a new disk, no program in the second boot slot,
-/// and those zeros. The partition table and its backup must have the layout of the image, and every firmware must find
-/// the same files on the EFI system partition: those of the manifest, a configuration, and on a disk in use the program
-/// of the second boot slot.
+/// and those zeros. The partition table and its backup must have the layout of the image, and identities that the image or a
+/// first start gives. Every firmware must find the same files on the EFI system partition: those of the manifest, a
+/// configuration, and on a disk in use the program of the second boot slot.
 ///
 /// # Errors
 /// See [`VerifyError`].
@@ -218,6 +218,9 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     // What the kernel remembers may be older than what the disk has.
     forget(&disk, 0, 0);
     table_difference(&disk, image.bytes, present)
+        .map_err(unreadable)?
+        .map_or(Ok(()), |part| Err(differs(part)))?;
+    identity_difference(&disk, &manifest.version, &manifest.git)
         .map_err(unreadable)?
         .map_or(Ok(()), |part| Err(differs(part)))?;
     let found = ManifestDisk::read(&disk).map_err(|error| match error.kind() {

@@ -1,7 +1,7 @@
 //! The repair of the boot partition after a power cut: before a version is staged, and at a start that is no trial.
 
-use alknet_boot_state::BootSlot;
-use alknet_fat::{BlockDevice, BootFiles, FatError, RepairReport};
+use alknet_boot_state::{BootRecord, BootSlot, ProgramNotes};
+use alknet_fat::{BlockDevice, BootFiles, FatError, FatVolume, RepairReport};
 
 use super::apply::TrialRules;
 use super::disk::{LOADER, SlotDisk, SlotFile, slot_path};
@@ -46,43 +46,41 @@ pub(super) fn repair<D: BlockDevice>(
         running: &running,
         written: &written,
     };
-    let mut report = disk.volume()?.repair_boot_files(&files, false)?;
-    let mut is_whole = log_report(&report, log);
-    let has_left = !report.left.findings.is_empty();
-    if let Some(trial) = rules_before.filter(|_| has_left)
-        && has_version_before(disk, slot, trial)?
-    {
-        report = disk.volume()?.repair_boot_files(&files, true)?;
-        is_whole &= log_report(&report, log);
-    }
+    // Without a record nothing says that the slot has the version before.
+    let known = rules_before.and_then(|rules| Some((rules, disk.record().ok()?)));
+    let report = disk.volume()?.repair_boot_files(&files, |volume| {
+        known.is_some_and(|(rules, record)| permits_before(volume, slot, &record, rules))
+    })?;
+    let is_whole = log_report(&report, log);
     for finding in &report.left.findings {
         log.warn(format_args!("boot partition, left as it is: {finding}"));
     }
     Ok(is_whole)
 }
 
-/// Whether the slot has the program of the version before the last update, and the machine may start it: each of its bytes
-/// is as noted, and it is not below the floor.
-fn has_version_before<D: BlockDevice>(
-    disk: &mut SlotDisk<D>,
+/// Whether the machine may start the version before, in `slot`, in the place of the program that runs.
+fn permits_before<D: BlockDevice>(
+    volume: &FatVolume<D>,
     slot: BootSlot,
+    record: &BootRecord,
     rules: TrialRules<'_>,
-) -> Result<bool, FatError> {
-    let record = disk.record();
-    let is_before = record.is_ok_and(|record| record.is_version_before(slot));
-    let known = rules.known.load();
-    let Some(known) = known.of_slot(slot).filter(|_| is_before) else {
-        return Ok(false);
-    };
+) -> bool {
+    let running = slot.other();
     // A floor that cannot be read may forbid any version.
-    let floor = rules.floor(slot.other());
-    let is_permitted = floor.is_ok_and(|floor| floor.is_none_or(|floor| known.version >= floor));
-    if !is_permitted {
-        return Ok(false);
-    }
-    let volume = disk.volume()?;
-    let file = SlotFile::open(&volume, &slot_path(slot));
-    Ok(file.is_ok_and(|file| digest(&file).is_ok_and(|found| found == known.sha256)))
+    let Ok(floor) = rules.floor(running) else {
+        return false;
+    };
+    let known = rules.known.load();
+    let other = known.of_slot(slot);
+    let notes = ProgramNotes {
+        running_sha256: known.of_slot(running).map(|known| &*known.sha256),
+        other: other.map(|known| (&known.version, &*known.sha256)),
+        floor: floor.as_ref(),
+    };
+    notes.permit_version_before(record, running, |slot| {
+        let file = SlotFile::open(volume, &slot_path(slot)).ok()?;
+        digest(&file).ok()
+    })
 }
 
 /// Says what a repair did. Returns whether every file is still there.

@@ -348,6 +348,13 @@ impl BlockDevice for ModelPart {
     }
 }
 
+/// What the boot sector of FAT32 says of the place of its tables, in sectors.
+struct BootSectorFields {
+    reserved: u64,
+    tables: u64,
+    table_sectors: u64,
+}
+
 /// A disk with boot slots.
 #[derive(Debug)]
 pub(super) struct ModelDisk {
@@ -446,6 +453,53 @@ impl ModelDisk {
         let entry = entries.find(|entry| entry.starts_with(&name));
         // The second byte of the size.
         entry.expect("the slot has a file")[29] += 0x10;
+    }
+
+    /// Lets the chain of a slot's file end with the last clusters of the other slot's file. Each file still has a chain of
+    /// its size.
+    pub(super) fn cross_into_other(&self, slot: BootSlot) {
+        /// Clusters that both chains then have.
+        const SHARED: usize = 10;
+
+        let [from, into] = [slot, slot.other()].map(|slot| self.clusters(slot));
+        let last = from[from.len() - SHARED - 1];
+        let next = into[into.len() - SHARED];
+        let boot = self.boot_sector();
+        for table in 0..boot.tables {
+            let at = boot.reserved + table * boot.table_sectors;
+            let (sector_at, within) = (u64::from(last) / 128, last as usize % 128 * 4);
+            let at = (at + sector_at) * SECTOR_BYTES as u64;
+            let (mut part, mut sector) = (self.esp(), [0; SECTOR_BYTES]);
+            part.read_at(&mut sector, at).expect("within");
+            sector[within..within + 4].copy_from_slice(&next.to_le_bytes());
+            part.write_at(&sector, at).expect("within");
+        }
+    }
+
+    /// The clusters of a slot's file.
+    fn clusters(&self, slot: BootSlot) -> Vec<u32> {
+        let boot = self.boot_sector();
+        let data = boot.reserved + boot.tables * boot.table_sectors;
+        let volume = self.volume();
+        let file = volume.open_file(&slot_path(slot)).expect("a file");
+        let sectors = file.extents().iter().flat_map(|extent| {
+            let first = extent.at / SECTOR_BYTES as u64;
+            first..first + extent.bytes.div_ceil(SECTOR_BYTES as u64)
+        });
+        // A cluster has one sector, and the first one has the number 2.
+        sectors.map(|sector| (sector - data) as u32 + 2).collect()
+    }
+
+    fn boot_sector(&self) -> BootSectorFields {
+        let mut boot = [0; SECTOR_BYTES];
+        self.esp().read_at(&mut boot, 0).expect("within");
+        let mut table_sectors = [0; 4];
+        table_sectors.copy_from_slice(&boot[36..40]);
+        BootSectorFields {
+            reserved: u16::from_le_bytes([boot[14], boot[15]]).into(),
+            tables: boot[16].into(),
+            table_sectors: u32::from_le_bytes(table_sectors).into(),
+        }
     }
 
     /// The loader's file.

@@ -17,7 +17,7 @@ use alknet_tests::{TestBench, eventually};
 
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::administrator::UpdateByPage;
-use crate::update::disk::{SlotDiskImage, slot_path};
+use crate::update::disk::{SlotDiskImage, SlotNotes, slot_path};
 use crate::update::good::KEPT;
 use crate::update::{FIRST, SECOND, has_token, machine, serving, status};
 
@@ -45,6 +45,7 @@ struct UpdateRecording {
     config: String,
     identity: String,
     programs: [Vec<u8>; 2],
+    notes: SlotNotes,
 }
 
 /// What a repair of the boot partition had to do.
@@ -159,6 +160,7 @@ impl UpdateRecording {
             begun,
             config,
             identity,
+            notes: SlotNotes::new([&programs[0], &programs[1]]),
             programs,
             bench,
         }
@@ -227,7 +229,7 @@ impl UpdateRecording {
     /// Returns its slot, and what was repaired.
     fn has_whole_program(&self, disk: &SlotDiskImage) -> (BootSlot, RepairKind) {
         let slot = self.chosen_program(disk, "before the repair");
-        let report = disk.repair(slot);
+        let report = disk.repair(slot, &self.notes);
         assert!(report.left.findings.is_empty(), "{report:?}");
         assert_eq!(disk.chosen(), Some(slot));
         self.assert_whole(disk, slot, "after the repair");

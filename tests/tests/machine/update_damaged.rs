@@ -24,7 +24,7 @@ use alknet_tests::{READY, TestBench, eventually};
 
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::bundle::ReleaseKeys;
-use crate::update::disk::SlotDiskImage;
+use crate::update::disk::{SlotDiskImage, SlotNotes};
 use crate::update::program::{PROGRAM, kernel_alone, versioned};
 use crate::update::{SECOND, config, machine, serving};
 use crate::update_bad::quick;
@@ -156,6 +156,7 @@ fn update_damaged_in_each_way_leaves_the_good_program() {
     let first = SlotDiskImage::new(&base).program(BootSlot::A);
     let first = first.expect("the image has it");
     let second = versioned(&first, SECOND);
+    let notes = SlotNotes::new([&first, &second]);
     let mut dice = CampaignRng::from_environment();
     let mut chosen = [0; 2];
     let images = if is_full() {
@@ -177,7 +178,7 @@ fn update_damaged_in_each_way_leaves_the_good_program() {
         };
         good("before the repair");
         assert_eq!(disk.pass_loader(), Some(BootSlot::A));
-        let report = disk.repair(BootSlot::A);
+        let report = disk.repair(BootSlot::A, &notes);
         assert!(report.left.findings.is_empty(), "{report:?}");
         good("after the repair");
         assert!(is_clean(&bench, &disk), "{report:?}");

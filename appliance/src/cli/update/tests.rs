@@ -124,7 +124,8 @@ fn a_start_names_the_program_that_was_agreed_to() {
     let mut status = json!({
         "state": "staged", "version": "1.0.0", "other_version": "1.1.0", "other_sha256": "a1", "plan": null,
     });
-    let plan = waiting_plan(&status).expect("a version waits");
+    let waiting = |status: &Value| waiting_plan(status, status["plan"].clone());
+    let plan = waiting(&status).expect("a version waits");
     assert_eq!(
         (&plan["from"], &plan["to"]),
         (&json!("1.0.0"), &json!("1.1.0"))
@@ -132,17 +133,17 @@ fn a_start_names_the_program_that_was_agreed_to() {
     let expected = json!({ "at": null, "sha256": "a1" });
     assert_eq!(start_input(None, &plan), Ok(expected));
     status["plan"] = json!({ "from": "1.0.0", "to": "1.1.0", "sha256": "b2", "bytes": 9 });
-    assert_eq!(waiting_plan(&status), Some(status["plan"].clone()));
+    assert_eq!(waiting(&status), Some(status["plan"].clone()));
     // A node that names no program gets no order that would start any.
     for unknown in [json!(null), json!("")] {
         status["plan"] = json!(null);
         status["other_sha256"] = unknown;
-        let plan = waiting_plan(&status).expect("a version waits");
+        let plan = waiting(&status).expect("a version waits");
         let refused = start_input(None, &plan).expect_err("no program is named");
         assert_eq!(refused.exit, CommandExit::Failed);
     }
     status["state"] = json!("good");
-    assert_eq!(waiting_plan(&status), None);
+    assert_eq!(waiting(&status), None);
 }
 
 #[test]

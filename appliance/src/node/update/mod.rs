@@ -218,6 +218,17 @@ fn direct(ctx: &Ctx) -> Result<(), CallError> {
     }
 }
 
+/// JSON Schema of the plan of a version that waits. Of one that another process of the node staged, PID 1 knows only the
+/// versions and the program.
+fn waiting_plan_schema() -> Value {
+    let mut schema = plan_schema();
+    let unknown = json!({ "type": ["string", "null"] });
+    schema["required"] = json!(["from", "to", "sha256"]);
+    schema["properties"]["to"] = unknown.clone();
+    schema["properties"]["sha256"] = unknown;
+    schema
+}
+
 /// JSON Schema of a plan.
 fn plan_schema() -> Value {
     let text = json!({ "type": "string" });

@@ -10,8 +10,12 @@ use tokio::time::Instant;
 use super::download::planned;
 use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
 use super::stage::{DownloadOrigin, DownloadRequest, STAGE_TIMEOUT_MS};
-use super::{NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, may, owner, plan_schema};
+use super::{
+    NodeUpdates, READ_SCOPE, STAGE_SCOPE, direct, for_scopes, may, owner, plan_schema,
+    waiting_plan_schema,
+};
 use crate::node::ops::{caller, empty_input};
+use crate::update_plan::waiting_plan;
 
 /// Why PID 1 does not say how the boot slots stand in the first moments of a machine.
 const NOT_READ_YET: &str = "the machine has not read its boot slots yet";
@@ -54,7 +58,7 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
                                 "written": { "type": "integer", "description": "Bytes of the program that PID 1 has written" },
                                 "program_bytes": { "type": "integer" } } },
             "ended": { "type": ["object", "null"], "description": "How the last bundle that was sent ended" },
-            "plan": plan_schema(),
+            "plan": waiting_plan_schema(),
             "scheduled": text,
             "auto": { "type": "object" },
         }
@@ -154,19 +158,11 @@ impl NodeUpdates {
         });
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
-        answer["plan"] = json!(self.staged_plan(&facts.update));
+        let staged = json!(self.0.sessions.staged());
+        answer["plan"] = json!(waiting_plan(&answer, staged));
         answer["scheduled"] = json!(self.start_moment().map(|at| at.to_string()));
         answer["auto"] = self.auto_shown();
         answer
-    }
-
-    /// The plan of the version that waits, as far as this process knows it.
-    fn staged_plan(&self, facts: &UpdateFacts) -> Option<alknet_init::control::UpdatePlan> {
-        let staged = self.0.sessions.staged();
-        // The plan is that of the last session here, and the slot may have another version by now.
-        staged.filter(|plan| {
-            facts.state == "staged" && facts.other_version.as_deref() == Some(plan.to.as_str())
-        })
     }
 
     /// Like [`checked`](Self::checked), for a caller that may only read: within [`CHECK_PERIOD`] all such callers get

@@ -1,5 +1,6 @@
 //! The boot state record and its state machine, for every state that a disk can be in.
 
+mod before;
 mod cuts;
 mod grub;
 mod note;

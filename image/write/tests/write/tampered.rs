@@ -35,9 +35,10 @@ impl DiskCopy {
     /// A disk that a machine was started from, by its identity.
     fn new(release: &Arc<ReleaseFolder>) -> Self {
         let copy = Self::unstarted(release);
-        // The identity that a first boot gives, so that the disk is not compared as a whole.
+        // The identities that a first boot gives, so that the disk is not compared as a whole.
         let mut table = copy.table();
         table.header[56..72].copy_from_slice(&[0x44; 16]);
+        table.entry(2)[16..32].copy_from_slice(&[0x45; 16]);
         copy.put(&table);
         copy
     }
@@ -469,6 +470,47 @@ fn hidden_partition(copy: &DiskCopy) {
 /// A partition of the old kind beside the protective one.
 fn other_first_block(copy: &DiskCopy) {
     copy.write(462, &[0x80, 0, 0, 0, 0xef]);
+}
+
+/// Changes the identity of the disk, or of a partition.
+fn other_identity(copy: &DiskCopy, partition: Option<usize>, id: [u8; 16]) {
+    let mut table = copy.table();
+    match partition {
+        Some(number) => table.entry(number - 1)[16..32].copy_from_slice(&id),
+        None => table.header[56..72].copy_from_slice(&id),
+    }
+    copy.put(&table);
+}
+
+/// A disk with other identities counts as one that a machine was started from, of which less is compared.
+#[test]
+fn identities_that_no_first_start_gives_are_named() {
+    const OWN: [u8; 16] = [0x43; 16];
+    /// Version 5, as the disks of another build have it.
+    const OTHER_IMAGE: [u8; 16] = [0x55; 16];
+
+    let release = ReleaseFolder::shared();
+    let both = "identities of the disk and of partition 3";
+    let cases = [
+        (&[(Some(1), OWN)][..], "identity of partition 1"),
+        (&[(Some(2), OWN)], "identity of partition 2"),
+        (&[(None, OWN)], both),
+        (&[(Some(3), OWN)], both),
+        (&[(None, OTHER_IMAGE), (Some(3), OTHER_IMAGE)], both),
+    ];
+    for (changes, expected) in cases {
+        let copy = DiskCopy::unstarted(&release);
+        for (partition, id) in changes {
+            other_identity(&copy, *partition, *id);
+        }
+        let said = copy.refused(expected);
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let copy = DiskCopy::unstarted(&release);
+    let path = copy.dir.path().join("disk");
+    run("sgdisk", &["-G", text(&path)]);
+    let said = copy.refused("all identities");
+    assert!(said.contains("identity of partition 1"), "{said}");
 }
 
 #[test]

@@ -45,42 +45,82 @@ fn the_program_that_runs_goes_where_the_version_before_is_whole() {
     let (slot, program) = bench.disk.power_on();
     assert_eq!(slot, Some(BootSlot::A));
     assert!(program.is_some(), "the version before is whole");
-    let report = bench.disk.volume().check(&[]).expect("a volume");
-    assert!(report.findings.is_empty(), "{report:?}");
+    is_clean(&bench);
 }
 
-type Change = dyn Fn(&mut UpdateBench);
+type Attack = fn(&mut UpdateBench);
+
+/// What keeps a machine that was updated from the version before, in slot a.
+const ATTACKS: [(&str, Attack); 4] = [
+    ("one byte is another one", |bench| {
+        let mut program = bench.disk.file(BootSlot::A).expect("the version before");
+        program[500_000] ^= 1;
+        put(&bench.disk, BootSlot::A, &program);
+    }),
+    ("it is below the floor", |bench| {
+        let mut trust = bench.trust.load(&bench.anchor).expect("seen");
+        trust.raise_floor(Some(&version("1.0.5")));
+        bench.trust.save(&trust).expect("written");
+    }),
+    ("the floor cannot be read", |bench| {
+        fs::write(bench.folder.path().join("trust.json"), "{").expect("writable");
+    }),
+    ("its hash is not noted", |bench| {
+        bench.known = KnownStore::new(None)
+    }),
+];
 
 /// The loader could read the file that runs, and nothing says so of the one before.
 #[test]
 fn the_program_that_runs_stays_beside_one_that_the_machine_may_not_start() {
-    let changed = |bench: &mut UpdateBench| {
-        let mut program = bench.disk.file(BootSlot::A).expect("the version before");
-        program[500_000] ^= 1;
-        put(&bench.disk, BootSlot::A, &program);
-    };
-    let below_floor = |bench: &mut UpdateBench| {
-        let mut trust = bench.trust.load(&bench.anchor).expect("seen");
-        trust.raise_floor(Some(&version("1.0.5")));
-        bench.trust.save(&trust).expect("written");
-    };
-    let without_floor = |bench: &mut UpdateBench| {
-        fs::write(bench.folder.path().join("trust.json"), "{").expect("writable");
-    };
-    let unknown = |bench: &mut UpdateBench| bench.known = KnownStore::new(None);
-    let attacks: [(&str, &Change); 4] = [
-        ("one byte is another one", &changed),
-        ("it is below the floor", &below_floor),
-        ("the floor cannot be read", &without_floor),
-        ("its hash is not noted", &unknown),
-    ];
-    for (attack, change) in attacks {
+    for (attack, change) in ATTACKS {
         let mut bench = UpdateBench::updated();
         change(&mut bench);
         bench.disk.lengthen_entry(BootSlot::B);
         let sectors = bench.disk.sectors();
         assert!(stays(&bench, BootSlot::B), "{attack}");
         assert!(bench.disk.sectors() == sectors, "{attack}: it wrote");
+    }
+}
+
+#[track_caller]
+fn is_clean(bench: &UpdateBench) {
+    let report = bench.disk.volume().check(&[]).expect("a volume");
+    assert!(report.findings.is_empty(), "{report:?}");
+}
+
+/// Both files have chains of their sizes, so only the noted hashes tell which of them has its own bytes.
+#[test]
+fn of_two_programs_that_cross_the_one_stays_that_is_whole() {
+    let bench = UpdateBench::updated();
+    let whole = BootSlot::ALL.map(|slot| bench.disk.file(slot));
+    bench.disk.cross_into_other(BootSlot::B);
+    let crossed = bench.disk.file(BootSlot::B).expect("a chain of its size");
+    assert!(whole[1] != Some(crossed), "the bytes are other ones");
+    assert!(!stays(&bench, BootSlot::B));
+    assert!(bench.disk.power_on() == (Some(BootSlot::A), whole[0].clone()));
+    is_clean(&bench);
+
+    let bench = UpdateBench::updated();
+    bench.disk.cross_into_other(BootSlot::A);
+    assert!(stays(&bench, BootSlot::B));
+    assert!(bench.disk.power_on() == (Some(BootSlot::B), whole[1].clone()));
+    assert_eq!(bench.disk.file(BootSlot::A), None);
+    is_clean(&bench);
+}
+
+/// Neither program is the noted one, or the machine may not start the one that is. The next update can be written.
+#[test]
+fn the_program_that_runs_stays_where_it_crosses_one_that_the_machine_may_not_start() {
+    for (attack, change) in ATTACKS {
+        let mut bench = UpdateBench::updated();
+        change(&mut bench);
+        bench.disk.cross_into_other(BootSlot::B);
+        let crossed = bench.disk.file(BootSlot::B);
+        assert!(stays(&bench, BootSlot::B), "{attack}");
+        assert!(bench.disk.file(BootSlot::B) == crossed, "{attack}");
+        assert!(bench.disk.file(BootSlot::A).is_none(), "{attack}");
+        is_clean(&bench);
     }
 }
 

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 
 use alknet_boot_state::{
     BootChoice, BootNote, BootRecord, BootRecordError, BootSlot, BootSlots, NOTE_BYTES,
-    NOTE_OFFSET, NoteArea, NoteText, RECORD_BYTES, RECORD_OFFSET, loader_choice,
+    NOTE_OFFSET, NoteArea, NoteText, ProgramNotes, RECORD_BYTES, RECORD_OFFSET, loader_choice,
 };
 use alknet_fat::{BootFiles, FatError, FatVolume, FilePartition, RepairReport};
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use alknet_update::ReleaseVersion;
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 
 use super::{FIRST, SECOND};
 
@@ -185,8 +188,8 @@ impl SlotDiskImage {
         choice.start
     }
 
-    /// Repairs the boot partition, as the machine that runs `running` does before it writes.
-    pub(crate) fn repair(&self, running: BootSlot) -> RepairReport {
+    /// Repairs the boot partition, as the machine that runs `running` and has these notes does at its start.
+    pub(crate) fn repair(&self, running: BootSlot, notes: &SlotNotes) -> RepairReport {
         let written = running.other();
         let paths = [running, written].map(slot_path);
         let files = BootFiles {
@@ -194,9 +197,16 @@ impl SlotDiskImage {
             running: &paths[0],
             written: &paths[1],
         };
-        let record = self.record();
-        let is_before = record.is_ok_and(|record| record.is_version_before(written));
-        let repaired = self.volume().repair_boot_files(&files, is_before);
+        let record = self.record().ok();
+        let notes = notes.of_machine(running);
+        let repaired = self.volume().repair_boot_files(&files, |volume| {
+            record.is_some_and(|record| {
+                notes.permit_version_before(&record, running, |slot| {
+                    let program = volume.read_file(&slot_path(slot), PROGRAM_BYTES_MAX);
+                    program.ok().map(|program| sha256(&program))
+                })
+            })
+        });
         repaired.unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -214,6 +224,40 @@ impl SlotDiskImage {
             }
         }
     }
+}
+
+/// What a machine has noted of the programs in its slots: the first version in slot a, and the second one in slot b.
+pub(crate) struct SlotNotes {
+    versions: [ReleaseVersion; 2],
+    hashes: [String; 2],
+}
+
+impl SlotNotes {
+    /// The notes about these programs.
+    pub(crate) fn new(programs: [&[u8]; 2]) -> Self {
+        Self {
+            versions: [FIRST, SECOND].map(|version| version.parse().expect("a version")),
+            hashes: programs.map(sha256),
+        }
+    }
+
+    /// What the machine goes by while this slot runs. The floor forbids neither version.
+    fn of_machine(&self, running: BootSlot) -> ProgramNotes<'_, &ReleaseVersion> {
+        let (running, other) = match running {
+            BootSlot::A => (0, 1),
+            BootSlot::B => (1, 0),
+        };
+        ProgramNotes {
+            running_sha256: Some(self.hashes[running].as_str()),
+            other: Some((&self.versions[other], self.hashes[other].as_str())),
+            floor: Some(&self.versions[0]),
+        }
+    }
+}
+
+/// SHA-256 in hex.
+fn sha256(program: &[u8]) -> String {
+    HEXLOWER.encode(&Sha256::digest(program))
 }
 
 /// The record after so many starts of the version on trial that this number of tries is left.

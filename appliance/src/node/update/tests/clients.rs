@@ -54,9 +54,11 @@ async fn after_a_restart_of_the_node_the_status_names_the_program_that_waits() {
     put("a1");
     let status = node.call(ADMIN, "update/status", Value::Null).await;
     let status = status.expect("a status");
-    assert_eq!(status["plan"], Value::Null, "this node staged nothing");
+    // This node staged nothing, so it knows no more of the version.
+    let known = json!({ "from": status["version"], "to": "1.1.0", "sha256": "a1" });
+    assert_eq!(status["plan"], known);
     assert_eq!(status["other_sha256"], "a1");
-    let start = json!({ "sha256": status["other_sha256"] });
+    let start = json!({ "sha256": status["plan"]["sha256"] });
     put("b2");
     let refused = node.call(ADMIN, "update/apply", start.clone()).await;
     let refused = refused.expect_err("another program waits");
