@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use alknet_boot_state::BootSlot;
+use alknet_qemu::{MachineKind, VirtioDisk};
 use alknet_test_support::skip;
 use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::versioned;
 use crate::update::{
-    FIRST, ONLY_CAMPAIGN, SECOND, config, has_token, make_token, stands, start_after_firmware,
+    FIRST, ONLY_CAMPAIGN, SECOND, config, has_token, machine, make_token, serving, stands,
 };
 
 /// The note of a token that the update keeps.
@@ -24,7 +25,7 @@ const KEPT: &str = "stays";
 const RESTARTS_WITHIN: Duration = Duration::from_secs(600);
 /// The console, when the machine restarts.
 const RESTARTS: &str = "alknet: going down";
-/// Seconds and hours.
+/// Seconds of an hour, and hours of a day.
 const HOUR_S: u64 = 3600;
 const DAY_HOURS: u64 = 24;
 
@@ -46,14 +47,16 @@ fn update_of_a_channel_is_applied_by_the_machine_itself() {
         channel.config()
     );
     let config = config(&bench, &keys) + &of_channel;
-    let node = start_after_firmware(&bench, &config);
+    // It starts by its own firmware: a copy of a saved machine may go on with the time at which that one was saved.
+    let builder = || machine(MachineKind::Q35, VirtioDisk::file(disk.path()), &config);
+    let node = serving(&bench, builder());
     let identity = node.identity().to_owned();
     make_token(&node, KEPT);
     // The machine trusts the server from its next start on.
     channel.store_root(bench.admin(), &node);
     node.end();
 
-    let mut node = start_after_firmware(&bench, &config);
+    let mut node = serving(&bench, builder());
     let restarts = node.vm().wait_for(RESTARTS, RESTARTS_WITHIN);
     let restarts = restarts.unwrap_or_else(|error| panic!("{error}"));
     node.wait_ready(restarts);
