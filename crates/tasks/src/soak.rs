@@ -19,7 +19,7 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// The names and kinds of the campaigns.
-const CAMPAIGNS: [(&str, CampaignKind); 9] = [
+const CAMPAIGNS: [(&str, CampaignKind); 10] = [
     ("counts", CampaignKind::Tests(&COUNTS)),
     // Most of the time is spent waiting, and no time is measured, so it may run beside other work.
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
@@ -43,12 +43,23 @@ const CAMPAIGNS: [(&str, CampaignKind); 9] = [
             "hostile_scripts",
         ]),
     ),
+    (
+        "network-boot",
+        CampaignKind::Tests(&["starts_over_the_network"]),
+    ),
     ("pipelines", CampaignKind::Measured(&["pipelines_that"])),
     ("power-cuts", CampaignKind::Tests(&["power_cut"])),
     ("times", CampaignKind::Measured(&TIMES)),
     (
         "update-cuts",
-        CampaignKind::Tests(&["update_cuts", "update_damaged", "update_unwell"]),
+        CampaignKind::Tests(&[
+            "update_auto",
+            "update_cuts",
+            "update_damaged",
+            "update_that_hangs",
+            "update_unwell",
+            "update_workers",
+        ]),
     ),
 ];
 
@@ -111,7 +122,8 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// Campaign: counts, crowds, flood, fuzz, hostile, pipelines, power-cuts, times or update-cuts [default: all]
+    /// Campaign: counts, crowds, flood, fuzz, hostile, network-boot, pipelines, power-cuts, times or update-cuts
+    /// [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]

@@ -191,6 +191,11 @@ pub const PACKAGES: &[DebianPackage] = &[
     ),
     command("iproute2", "ip", "tests: links and addresses"),
     file(
+        "ipxe",
+        &["/usr/lib/ipxe/snponly.efi"],
+        "tests: a loader for start over the network by UEFI",
+    ),
+    file(
         "libelf-dev",
         &["/usr/include/libelf.h", "/usr/local/include/libelf.h"],
         "compiling the kernel: objtool",

@@ -1,6 +1,7 @@
 //! A machine without a disk starts over the network as the page about PXE builds one: with the page's commands, the
 //! example of a configuration for dnsmasq, and loaders of other authors. The card's boot program is iPXE, from the
-//! package ipxe-qemu. It speaks PXE too, so that PXELINUX can be started by it.
+//! package ipxe-qemu. It speaks PXE too, so that PXELINUX can be started by it. Under UEFI the card has none: the firmware
+//! itself fetches iPXE as an EFI program, in `cargo xtask soak network-boot` only.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{MachineKind, NODE_PORT, Vm};
-use alknet_test_support::{limited, skipped_whole};
-use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, eventually};
+use alknet_test_support::{limited, skip, skipped_whole};
+use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, READY, TestBench, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -19,6 +20,7 @@ use serde_json::json;
 use super::configuration::document;
 use super::forms::{built, run_commands, shell_blocks};
 use super::namespace::{in_network_namespace, ip};
+use super::power::is_full;
 
 /// The page, and the server's configuration beside it.
 const PAGE: &str = include_str!("../../../docs/deploy-pxe.md");
@@ -33,6 +35,8 @@ const SCRIPT: &str = "dhcp-boot=tag:ipxe,boot.ipxe\n";
 const MAC: &str = "52:54:00:12:34:56";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 
+/// Longest wait from power-on until the machine serves. Emulated firmware takes long for its network.
+const STARTED_WITHIN: Duration = Duration::from_secs(90);
 /// Limit for one try to connect.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// Limit for the life of a server.
@@ -41,7 +45,7 @@ const SERVERS_WITHIN: Duration = Duration::from_secs(600);
 #[test]
 fn a_machine_starts_over_the_network_by_ipxe_and_tftp() {
     with_server("boot.ipxe", |server| {
-        server.starts_a_machine();
+        server.starts_a_machine(NetworkFirmware::Bios);
         server.sent_by_tftp(&["boot.ipxe", "bzImage", "initrd.cpio.lz4"]);
     });
 }
@@ -49,21 +53,60 @@ fn a_machine_starts_over_the_network_by_ipxe_and_tftp() {
 #[test]
 fn a_machine_starts_over_the_network_by_ipxe_and_http() {
     with_server("http://192.0.2.1/boot.ipxe", |server| {
-        server.starts_a_machine();
-        let log = read(&server.http_log);
-        for name in ["boot.ipxe", "bzImage", "initrd.cpio.lz4"] {
-            let request = format!("\"GET /{name} HTTP/1.1\" 200");
-            assert!(log.contains(&request), "{name}: {log}");
-        }
+        server.starts_a_machine(NetworkFirmware::Bios);
+        server.sent_by_http(&["boot.ipxe", "bzImage", "initrd.cpio.lz4"]);
+    });
+}
+
+#[test]
+fn a_machine_starts_over_the_network_by_uefi_and_ipxe() {
+    if !is_full() {
+        skip!(
+            "campaign",
+            "its firmware takes long: `cargo xtask soak network-boot` runs it"
+        );
+    }
+    with_server("http://192.0.2.1/boot.ipxe", |server| {
+        server.starts_a_machine(NetworkFirmware::Uefi);
+        server.sent_by_tftp(&["snponly.efi"]);
+        server.sent_by_http(&["boot.ipxe", "bzImage", "initrd.cpio.lz4"]);
     });
 }
 
 #[test]
 fn a_machine_starts_over_the_network_by_pxelinux() {
     with_server("pxelinux.0", |server| {
-        server.starts_a_machine();
+        server.starts_a_machine(NetworkFirmware::Bios);
         server.sent_by_tftp(&["pxelinux.0", "pxelinux.cfg/default", "initrd.cpio.lz4"]);
     });
+}
+
+/// What starts a machine over the network.
+#[derive(Clone, Copy)]
+enum NetworkFirmware {
+    /// SeaBIOS, and iPXE in the card.
+    Bios,
+    /// OVMF, and nothing in the card.
+    Uefi,
+}
+
+impl NetworkFirmware {
+    fn machine(self) -> MachineKind {
+        match self {
+            Self::Bios => MachineKind::Q35,
+            Self::Uefi => MachineKind::Q35Uefi,
+        }
+    }
+
+    /// QEMU's card, from which the firmware starts the machine, and what the firmware needs for its network.
+    fn devices(self) -> Vec<String> {
+        let card = format!("virtio-net-pci,netdev=lan,mac={MAC},bootindex=0");
+        match self {
+            Self::Bios => vec![card],
+            // OVMF of 2024 and later has no network without a source of random numbers.
+            Self::Uefi => vec![card + ",romfile=", "virtio-rng-pci".to_owned()],
+        }
+    }
 }
 
 /// A network with a server, on which machines start.
@@ -165,16 +208,16 @@ impl BootServer {
     }
 
     /// A machine without a disk starts on the network, and its node answers with the document that came with it.
-    fn starts_a_machine(&self) {
-        let card = format!("virtio-net-pci,netdev=lan,mac={MAC},bootindex=0");
-        let vm = Vm::builder(MachineKind::Q35)
+    fn starts_a_machine(&self, firmware: NetworkFirmware) {
+        let vm = Vm::builder(firmware.machine())
             .probe_kernel(built(ImageForm::Direct, OutputRole::Kernel))
             .argument("-netdev")
-            .argument("tap,id=lan,ifname=lan0,script=no,downscript=no")
-            .argument("-device")
-            .argument(card)
-            .start()
-            .unwrap_or_else(|error| panic!("{error}"));
+            .argument("tap,id=lan,ifname=lan0,script=no,downscript=no");
+        let devices = firmware.devices().into_iter();
+        let vm = devices.fold(vm, |vm, device| vm.argument("-device").argument(device));
+        let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
+        let ready = vm.wait_for(READY, STARTED_WITHIN);
+        ready.unwrap_or_else(|error| panic!("{error}"));
         let admin = self.bench.admin().clone();
         let mut node = MachineNode::new(vm, BootVariant::Q35Initramfs, admin);
         let address = SocketAddr::from((ADDRESS, NODE_PORT));
@@ -189,6 +232,15 @@ impl BootServer {
         assert_eq!(info["config"]["source"], "kernel command line", "{info:#}");
         assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
         assert_eq!(info["problems"], json!([]), "{info:#}");
+    }
+
+    /// The file server sent these files.
+    fn sent_by_http(&self, names: &[&str]) {
+        let log = read(&self.http_log);
+        for name in names {
+            let request = format!("\"GET /{name} HTTP/1.1\" 200");
+            assert!(log.contains(&request), "{name}: {log}");
+        }
     }
 
     /// The server sent these files to the machine.

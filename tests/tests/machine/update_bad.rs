@@ -1,4 +1,7 @@
 //! Versions that fail. After each the first version serves with its identity, and says why.
+//!
+//! The versions that hang or do not serve run under UEFI in each run of the tests, and under a BIOS in
+//! `cargo xtask soak update-cuts` only: PID 1 does the same under both, and only the loader differs.
 
 use std::time::Duration;
 
@@ -6,15 +9,17 @@ use alknet_boot_state::{BootPhase, BootSlot, TRIES};
 use alknet_qemu::{
     Accel, ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction,
 };
+use alknet_test_support::skip;
 use alknet_tests::{MachineNode, READY, TestBench};
 use serde_json::Value;
 
+use crate::power::is_full;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{AddedFile, FOLDER, PROGRAM, changed, hanging_program, kernel_alone};
 use crate::update::{
-    FIRST, SECOND, config, failed_update, has_token, machine, make_token, serving, stands,
-    start_after_firmware,
+    FIRST, ONLY_CAMPAIGN, SECOND, config, failed_update, has_token, machine, make_token, serving,
+    stands, start_after_firmware,
 };
 
 /// The note of a token that the first version made.
@@ -62,16 +67,72 @@ fn update_that_panics_at_boot_returns_and_says_so() {
     );
 }
 
-/// A version that has all of its tries, and one whose last try is left, on the disk of a machine that served before.
 #[test]
 fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
+    hangs_or_does_not_serve(&UEFI);
+}
+
+#[test]
+fn update_that_hangs_or_does_not_serve_returns_by_a_bios() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    hangs_or_does_not_serve(&BIOS);
+}
+
+/// A machine with one kind of firmware, and what its loader says.
+struct LoaderUnderTest {
+    kind: MachineKind,
+    /// Before the number of tries that are left.
+    trial: &'static str,
+    good: &'static str,
+}
+
+const UEFI: LoaderUnderTest = LoaderUnderTest {
+    kind: MachineKind::Q35Uefi,
+    trial: "alknet-loader: starting slot b on trial, tries left after this one: ",
+    good: "alknet-loader: starting slot a",
+};
+const BIOS: LoaderUnderTest = LoaderUnderTest {
+    kind: MachineKind::Q35,
+    trial: "alknet: GRUB starts slot b on trial, tries left after this one: ",
+    good: "alknet: GRUB starts slot a",
+};
+
+impl LoaderUnderTest {
+    /// The machine, from the moment at which it serves. Under UEFI its first start leaves firmware and loader out.
+    fn serving(&self, bench: &TestBench, config: &str) -> MachineNode {
+        match self.kind {
+            MachineKind::Q35Uefi => start_after_firmware(bench, config),
+            kind => serving(bench, machine(kind, VirtioDisk::file(bench.raw()), config)),
+        }
+    }
+
+    /// Waits until the trial with so many tries is over and the first version serves.
+    fn back(&self, builder: VmBuilder, tries: u8) -> Vm {
+        let vm = builder.start().unwrap_or_else(|error| panic!("{error}"));
+        let wait = |mark, line: &str| {
+            let found = vm.wait_for_after(mark, line, BACK_WITHIN);
+            found.unwrap_or_else(|error| panic!("{error}"))
+        };
+        let trial = (0..tries).rev().fold(ConsoleMark::default(), |mark, left| {
+            wait(mark, &format!("{}{left}", self.trial))
+        });
+        let good = wait(trial, self.good);
+        wait(good, READY);
+        vm
+    }
+}
+
+/// A version that has all of its tries, and one whose last try is left, on the disk of a machine that served before.
+fn hangs_or_does_not_serve(loader: &LoaderUnderTest) {
     let bench = TestBench::new();
     let keys = ReleaseKeys::one(7);
     let disk = SlotDiskImage::new(bench.raw());
     let config = config(&bench, &keys);
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let builder = || machine(MachineKind::Q35Uefi, VirtioDisk::file(disk.path()), &config);
-    let node = start_after_firmware(&bench, &config);
+    let builder = || machine(loader.kind, VirtioDisk::file(disk.path()), &config);
+    let node = loader.serving(&bench, &config);
     let identity = node.identity().to_owned();
     make_token(&node, KEPT);
     node.end();
@@ -80,12 +141,12 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
     let files: [AddedFile<'_>; 2] = [("dev", FOLDER, b""), ("init", PROGRAM, &hangs)];
     let hangs = kernel_alone(&first, SECOND, "", &files);
     disk.put_on_trial(&hangs, TRIES, "absent");
-    let vm = back(quick(builder().watchdog(WatchdogAction::Reset)), TRIES);
+    let vm = loader.back(quick(builder().watchdog(WatchdogAction::Reset)), TRIES);
     let events = vm.qmp().events().into_iter();
     let bites = events.filter(|event| event.name == "WATCHDOG").count();
     assert_eq!(bites, usize::from(TRIES), "{}", vm.report());
     drop(vm);
-    let node = start_after_firmware(&bench, &config);
+    let node = loader.serving(&bench, &config);
     assert_eq!(node.identity(), identity);
     stands(
         &node,
@@ -100,16 +161,18 @@ fn update_that_hangs_or_does_not_serve_returns_and_says_so() {
 
     let silent = changed(&first, SECOND, NO_PORT, &[]);
     disk.put_on_trial(&silent, 1, "absent");
-    let vm = back(quick(builder()), 1);
+    let vm = loader.back(quick(builder()), 1);
     let why = "problem update-failed: version 0.2.0 failed its trial";
     let told = vm.wait_for(why, BACK_WITHIN);
     told.unwrap_or_else(|error| panic!("{error}"));
     drop(vm);
     let record = disk.record().expect("a record");
     assert_eq!(record.phase(), BootPhase::Failed);
-    let node = start_after_firmware(&bench, &config);
+    let node = loader.serving(&bench, &config);
     assert_eq!(node.identity(), identity);
     assert_failed(&node, "its node ended", "restart");
+    let has_it = disk.has_program(BootSlot::A, &first);
+    assert_eq!(has_it, Some(true), "slot a was changed");
 }
 
 /// The machine with [`QUICK_CLOCK`], which only an emulated processor has.
@@ -117,22 +180,6 @@ pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
     QUICK_CLOCK
         .iter()
         .fold(builder.accel(Accel::Tcg), |vm, word| vm.argument(*word))
-}
-
-/// Waits until the trial with so many tries is over and the first version serves.
-fn back(builder: VmBuilder, tries: u8) -> Vm {
-    let vm = builder.start().unwrap_or_else(|error| panic!("{error}"));
-    let wait = |mark, line: &str| {
-        let found = vm.wait_for_after(mark, line, BACK_WITHIN);
-        found.unwrap_or_else(|error| panic!("{error}"))
-    };
-    let trial = (0..tries).rev().fold(ConsoleMark::default(), |mark, left| {
-        let line = format!("starting slot b on trial, tries left after this one: {left}");
-        wait(mark, &line)
-    });
-    let good = wait(trial, "alknet-loader: starting slot a");
-    wait(good, READY);
-    vm
 }
 
 /// Checks that the first version runs with what it acknowledged before, and says why the second one failed: in its state,

@@ -2,18 +2,21 @@
 //! of it: the loader then starts a whole program. First each write is cut in its order, and then a disk loses writes that
 //! were not flushed, at random moments.
 //!
+//! Beside the disk that the machine was started from is another one with both boot partitions of an image, to which
+//! neither the update nor the way back writes.
+//!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use alknet_boot_state::BootSlot;
 use alknet_fat::RepairReport;
-use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, ImageForm, LBA_BYTES, OutputRole};
 use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
-use alknet_tests::tools::tool;
-use alknet_tests::{TestBench, eventually};
+use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::{BuiltImageFolder, TestBench, eventually};
 
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::administrator::UpdateByPage;
@@ -129,17 +132,31 @@ fn update_good_and_back_under_uefi_and_its_cuts_leave_a_whole_program() {
     assert!(chosen.iter().all(|count| *count > 0), "{chosen:?}");
 }
 
+/// Another disk with the image and GUIDs of its own, as one that served a machine has, but without the data partition:
+/// with two of them a machine serves nothing (`two_disks.rs`).
+fn disk_without_data(bench: &TestBench) -> PathBuf {
+    let image = BuiltImageFolder::get().file(ImageForm::Raw, OutputRole::Disk);
+    let path = bench.path().join("other.raw");
+    alknet_qemu::copy(&image, &path).unwrap_or_else(|error| panic!("{error}"));
+    let name = path.display().to_string();
+    tool_says("sgdisk", &["-d", "3", "-G", &name]);
+    path
+}
+
+fn sum(disk: &Path) -> u64 {
+    alknet_qemu::checksum(disk).unwrap_or_else(|error| panic!("{error}"))
+}
+
 impl UpdateRecording {
     /// Records an update to a good version, and then lets the machine go back.
     fn record() -> Self {
         let bench = TestBench::new();
         let recorder = DiskRecorder::serve(&bench.raw()).unwrap_or_else(|error| panic!("{error}"));
+        let other = disk_without_data(&bench);
+        let before = sum(&other);
         let mut updating = UpdateByPage::start(&bench, PAGE, |config| {
-            machine(
-                MachineKind::Q35Uefi,
-                VirtioDisk::recorded(&recorder),
-                config,
-            )
+            let disk = VirtioDisk::recorded(&recorder);
+            machine(MachineKind::Q35Uefi, disk, config).disk(VirtioDisk::file(&other))
         });
         let begun = recorder.recording().len();
         updating.updates();
@@ -155,6 +172,7 @@ impl UpdateRecording {
         let identity = updating.node.identity().to_owned();
         let programs = updating.good.programs.clone();
         drop(updating);
+        assert_eq!(sum(&other), before, "the other disk was written to");
         Self {
             recording,
             begun,

@@ -26,7 +26,9 @@ use crate::power::is_full;
 use crate::update::bundle::ReleaseKeys;
 use crate::update::disk::SlotDiskImage;
 use crate::update::program::{PROGRAM, changed, filling_program, renamed};
-use crate::update::{FIRST, SECOND, has_token, machine, make_token, roll_back, serving, stands};
+use crate::update::{
+    FIRST, ONLY_CAMPAIGN, SECOND, has_token, machine, make_token, roll_back, serving, stands,
+};
 use crate::update_bad::quick;
 
 /// Longest wait for one step of a trial.
@@ -57,9 +59,6 @@ const AFTER_THE_GATE: Duration = Duration::from_secs(900);
 const NOT_CONFIRMED: &str = "it was not confirmed in time: it waited for";
 const VAULT: &str = "the vault, which was open before the update";
 const CONFIGURATION: &str = "the configuration, of which the version before took everything";
-/// Why a run of all tests leaves some out.
-const ONLY_CAMPAIGN: &str =
-    "it starts machines for minutes: `cargo xtask soak update-cuts` runs it";
 /// Notes of tokens that the versions made.
 const OF_FIRST: &str = "of the first version";
 const OF_SECOND: &str = "of the second version";

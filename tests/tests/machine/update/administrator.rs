@@ -167,13 +167,13 @@ fn later_bundle(bench: &TestBench, keys: &ReleaseKeys) -> PathBuf {
 }
 
 /// A server on this host, with a bundle in the channel `stable`.
-pub(super) struct ReleaseChannel {
+pub(crate) struct ReleaseChannel {
     authority: PebbleAddress,
     server: HostServer,
 }
 
 impl ReleaseChannel {
-    pub(super) fn new(bench: &TestBench, bundle: &Path) -> Self {
+    pub(crate) fn new(bench: &TestBench, bundle: &Path) -> Self {
         let folder = bench.path().join("served");
         let stable = folder.join(CHANNELS).join("stable");
         let linked = fs::create_dir_all(&stable)
@@ -195,7 +195,7 @@ impl ReleaseChannel {
     }
 
     /// Stores the certificate of the server's authority on a machine, which trusts it from its next start on.
-    pub(super) fn store_root(&self, user: &CliRunner, node: &MachineNode) {
+    pub(crate) fn store_root(&self, user: &CliRunner, node: &MachineNode) {
         let name = format!("root/{ROOT}");
         let mut add = user.command(&["file", "add", &node.target(), &name]);
         add.arg(self.authority.roots());
@@ -203,7 +203,7 @@ impl ReleaseChannel {
     }
 
     /// Follows the table `[update]` of a configuration.
-    pub(super) fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         format!(
             "url = \"{}{CHANNELS}\"\n[tls]\nroots = \"store:/root/{ROOT}\"\nwebpki_ip = true\n",
             self.address()

@@ -30,7 +30,7 @@ pub(super) const RELEASE_PAGE: &str = include_str!("../../../../docs/image.md");
 /// The note of a token that an update keeps.
 pub(crate) const KEPT: &str = "stays";
 /// The number of the good release's documents: above those of a hub's lies.
-pub(super) const NUMBER: u64 = 20;
+pub(crate) const NUMBER: u64 = 20;
 
 /// How long after its download a version starts: long enough for the command on a busy host, which sends the moment.
 const START_IN: &str = "20s";
@@ -54,7 +54,7 @@ fn update_by_a_hub_under_bios_after_its_lies_and_faults_of_its_storage_are_found
     let disk = SlotDiskImage::new(bench.raw());
     let identity = node.identity().to_owned();
     channel.store_root(bench.admin(), &node);
-    hub.has_worker(&identity);
+    hub.has_worker(WORKER, &identity);
     hub.lies_change_nothing(&promised, &node, &disk, &good.keys);
 
     let reader = UpdatePageReader::new(&bench, PAGE, &good.bundle);
@@ -65,7 +65,7 @@ fn update_by_a_hub_under_bios_after_its_lies_and_faults_of_its_storage_are_found
     assert!(said.contains(&line), "{said}");
     good.is_confirmed(&mut node, mark, &identity);
     good.is_on(&disk);
-    hub.reports_update(&identity);
+    hub.reports_update(WORKER, &identity);
 
     refuses_foreign(bench.admin(), &node, &release.bundle());
     remove_owner_keys(&bench, &node, &more);
@@ -85,16 +85,16 @@ const DELTA_BUNDLE_BYTES_MAX: u64 = 256 << 10;
 
 /// An update from the program of the built image, [`FIRST`], to [`SECOND`].
 pub(crate) struct GoodUpdate {
-    pub(super) keys: ReleaseKeys,
+    pub(crate) keys: ReleaseKeys,
     /// The file of the bundle.
-    pub(super) bundle: PathBuf,
+    pub(crate) bundle: PathBuf,
     /// Those of slot a and slot b after the update.
     pub(crate) programs: [Vec<u8>; 2],
 }
 
 impl GoodUpdate {
     /// The bundle has only what differs from the first program.
-    pub(super) fn new(bench: &TestBench) -> Self {
+    pub(crate) fn new(bench: &TestBench) -> Self {
         let keys = ReleaseKeys::one(7);
         let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
         let first = first.expect("the image has it");
@@ -131,7 +131,7 @@ impl GoodUpdate {
     }
 
     /// This machine before the update, with a token.
-    pub(super) fn serving(&self, bench: &TestBench, vm: VmBuilder) -> MachineNode {
+    pub(crate) fn serving(&self, bench: &TestBench, vm: VmBuilder) -> MachineNode {
         let node = serving(bench, vm);
         stands(
             &node,
@@ -149,7 +149,7 @@ impl GoodUpdate {
     /// The machine has confirmed the version, which is in slot b, and has kept its key and its token. It restarted after
     /// `mark`.
     #[track_caller]
-    pub(super) fn is_confirmed(&self, node: &mut MachineNode, mark: ConsoleMark, identity: &str) {
+    pub(crate) fn is_confirmed(&self, node: &mut MachineNode, mark: ConsoleMark, identity: &str) {
         node.wait_ready(mark);
         assert_eq!(node.identity(), identity);
         let status = stands(

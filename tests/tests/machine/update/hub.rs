@@ -1,7 +1,10 @@
 //! The hub of a machine, which is a node on this host: what it sends if it lies, and what its worker reports to it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
 
 use alknet_tests::pebble::GATEWAY;
 use alknet_tests::{CliOutput, HUB, HostNode, MachineNode, TestBench, eventually};
@@ -9,10 +12,10 @@ use serde_json::{Value, json};
 
 use super::bundle::{ReleaseDraft, ReleaseKeys, write};
 use super::disk::SlotDiskImage;
-use super::{FIRST, LIMIT, SECOND, stands, status};
+use super::{FIRST, LIMIT, PAUSE, SECOND, stands, status};
 
 /// The name of the machine, by its configuration.
-pub(super) const WORKER: &str = "edge";
+pub(crate) const WORKER: &str = "edge";
 
 /// The bundle that a hub has for its workers, in its state directory.
 const BUNDLE_FILE: &str = "state/hub-update/bundle.tar";
@@ -24,13 +27,13 @@ const PROMISED: u64 = 5;
 const LAST_BYTE: usize = 1025;
 
 /// A hub without workers at first.
-pub(super) struct MachineHub<'a> {
+pub(crate) struct MachineHub<'a> {
     bench: &'a TestBench,
     node: HostNode,
 }
 
 impl<'a> MachineHub<'a> {
-    pub(super) fn start(bench: &'a TestBench) -> Self {
+    pub(crate) fn start(bench: &'a TestBench) -> Self {
         let node = bench.host_with(HUB);
         Self { bench, node }
     }
@@ -41,10 +44,59 @@ impl<'a> MachineHub<'a> {
 
     /// `alknet update --workers HUB [BUNDLE]`
     fn update(&self, bundle: Option<&Path>) -> CliOutput {
+        self.bench.admin().run(self.update_command(bundle))
+    }
+
+    fn update_command(&self, bundle: Option<&Path>) -> Command {
         let admin = self.bench.admin();
         let mut command = admin.command(&["update", "--workers", self.target()]);
         command.args(bundle).args(["--yes", "--limit", LIMIT]);
-        admin.run(command)
+        command
+    }
+
+    /// Updates these two workers in two rings. As long as the command runs, the second one's turn does not come before the
+    /// first one has confirmed the version.
+    pub(crate) fn updates_in_rings(&self, bundle: &Path, workers: [&str; 2]) {
+        let admin = self.bench.admin();
+        let mut command = self.update_command(Some(bundle));
+        command.args(["--rings", "1,all"]);
+        let mut seen = BTreeSet::new();
+        let output = thread::scope(|scope| {
+            let updating = scope.spawn(move || admin.run(command));
+            while !updating.is_finished() {
+                seen.insert(self.begun_workers());
+                thread::sleep(PAUSE);
+            }
+            updating.join().expect("the command ended")
+        });
+        assert_eq!(output.status, 0, "{output:?}");
+        let is_in_turn = |states: &Vec<String>| match states.as_slice() {
+            [before, _] => before == "confirmed",
+            _ => true,
+        };
+        assert!(seen.iter().all(is_in_turn), "{seen:?}");
+        let has_begun = |count| seen.iter().any(|states| states.len() == count);
+        assert!(has_begun(1) && has_begun(2), "{seen:?}");
+        let rollout = self.node.call("hub/update_status", &Value::Null)["rollout"].take();
+        assert_eq!(rollout["state"], "done", "{rollout:#}");
+        let rows = rollout["workers"].as_array().expect("a list");
+        let rings: Vec<_> = rows.iter().map(|row| row["ring"].clone()).collect();
+        assert_eq!(rings, [1, 2], "{rollout:#}");
+        for name in workers {
+            let row = rows.iter().find(|row| row["name"] == name);
+            let row = row.unwrap_or_else(|| panic!("{name}: {rollout:#}"));
+            assert_eq!(row["state"], "confirmed", "{rollout:#}");
+        }
+    }
+
+    /// The states of the workers whose turn has come, in the order of the rollout.
+    fn begun_workers(&self) -> Vec<String> {
+        let rollout = self.node.call("hub/update_status", &Value::Null)["rollout"].take();
+        // There is no rollout before the hub has the bundle.
+        let rows = rollout["workers"].as_array().into_iter().flatten();
+        let states = rows.filter_map(|row| row["state"].as_str());
+        let begun = states.filter(|state| *state != "waits");
+        begun.map(str::to_owned).collect()
     }
 
     /// Stores a bundle at the hub while it has no worker.
@@ -64,7 +116,7 @@ impl<'a> MachineHub<'a> {
     }
 
     /// What the configuration of a machine says of this hub.
-    pub(super) fn join_entry(&self) -> String {
+    pub(crate) fn join_entry(&self) -> String {
         let (_, port) = self.target().rsplit_once(':').expect("a port");
         let address = format!("{GATEWAY}:{port}");
         let admin = self.bench.admin();
@@ -75,24 +127,24 @@ impl<'a> MachineHub<'a> {
         format!("[[join]]\ncode = \"{join}\"\nupdate = true\nscopes = [\"node:read\"]\n")
     }
 
-    /// Waits until the machine with this key is a worker of the hub.
-    pub(super) fn has_worker(&self, key: &str) {
+    /// Waits until the machine with this name and this key is a worker of the hub.
+    pub(crate) fn has_worker(&self, name: &str, key: &str) {
         eventually("the machine is a worker of its hub", || {
             let listed = self.node.call("hub/peers", &Value::Null);
             let mut rows = listed["peers"].as_array()?.iter();
-            let row = rows.find(|row| row["name"] == WORKER)?;
+            let row = rows.find(|row| row["name"] == name)?;
             (row["state"] == "ready" && row["keys"] == json!([key])).then_some(())
         });
     }
 
     /// The machine is the same worker as before, and reports the new version to its hub.
-    pub(super) fn reports_update(&self, key: &str) {
-        self.has_worker(key);
+    pub(crate) fn reports_update(&self, name: &str, key: &str) {
+        self.has_worker(name, key);
         let rollout = self.node.call("hub/update_status", &Value::Null)["rollout"].take();
         assert_eq!(rollout["state"], "done", "{rollout:#}");
         assert_eq!(rollout["version"], SECOND, "{rollout:#}");
         let ask = |operation: &str| {
-            let input = json!({ "peer": WORKER, "operation": operation });
+            let input = json!({ "peer": name, "operation": operation });
             self.node.call("hub/invoke", &input)
         };
         assert_eq!(ask("node/info")["identity"], key);

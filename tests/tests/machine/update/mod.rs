@@ -11,7 +11,7 @@ pub(crate) mod bundle;
 mod damage;
 pub(crate) mod disk;
 pub(crate) mod good;
-mod hub;
+pub(crate) mod hub;
 mod page;
 pub(crate) mod program;
 mod release;
@@ -37,6 +37,10 @@ pub(crate) const SECOND: &str = "0.2.0";
 /// How long a machine may take from its restart until it has confirmed a version: the minute of its gate, and the boot
 /// of an emulated machine beside others.
 pub(crate) const LIMIT: &str = "30m";
+
+/// Why a run of all tests leaves some out.
+pub(crate) const ONLY_CAMPAIGN: &str =
+    "it starts machines for minutes: `cargo xtask soak update-cuts` runs it";
 
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -1,0 +1,46 @@
+//! Two disks that both carry the image: a machine whose own disk is beside a copy, for example. It cannot know which data
+//! are its own, so it serves nothing, says why, and writes to neither.
+
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::{MachineKind, VirtioDisk};
+use alknet_tests::TestBench;
+
+use crate::configuration::{NO_VAULT, document};
+use crate::knock;
+use crate::update::machine;
+
+/// Longest wait from power-on until the machine says why it serves nothing.
+const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+/// The problem, and the partitions that it names.
+const AMBIGUOUS: &str =
+    "alknet: problem data-ambiguous: several disks call themselves alk-data: vda3, vdb3";
+
+/// GRUB starts the first disk. Both are blank, so a machine that chose one would make a file system there.
+#[test]
+fn two_disks_with_the_image_serve_nothing_and_stay_as_they_are() {
+    let bench = TestBench::new();
+    let [one, two] = ["one", "two"].map(|name| {
+        let path = bench.path().join(format!("{name}.raw"));
+        alknet_qemu::copy(&bench.raw(), &path).unwrap_or_else(|error| panic!("{error}"));
+        path
+    });
+    let before = sum(&one);
+    assert_eq!(sum(&two), before, "copies differ");
+    let config = document(&bench, "edge") + NO_VAULT;
+    let vm =
+        machine(MachineKind::Q35, VirtioDisk::file(&one), &config).disk(VirtioDisk::file(&two));
+    let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
+    let said = vm.wait_for(AMBIGUOUS, CLOSED_WITHIN);
+    said.unwrap_or_else(|error| panic!("{error}"));
+    knock::serves_nothing(&vm);
+    drop(vm);
+    for disk in [&one, &two] {
+        assert_eq!(sum(disk), before, "{} was written to", disk.display());
+    }
+}
+
+fn sum(disk: &Path) -> u64 {
+    alknet_qemu::checksum(disk).unwrap_or_else(|error| panic!("{error}"))
+}
