@@ -185,9 +185,9 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
 
 /// The search path of programs, with `folder` first.
 fn path_with_first(folder: PathBuf) -> Result<OsString> {
-    let others = std::env::var_os("PATH").unwrap_or_default();
-    let all = iter::once(folder).chain(std::env::split_paths(&others));
-    std::env::join_paths(all).map_err(|error| TaskError::Step {
+    let others = env::var_os("PATH").unwrap_or_default();
+    let all = iter::once(folder).chain(env::split_paths(&others));
+    env::join_paths(all).map_err(|error| TaskError::Step {
         what: "naming where programs are".to_owned(),
         how: error.to_string(),
         log: None,

@@ -360,8 +360,7 @@ fn a_disk_that_was_changed_differs_from_one_that_was_started() {
         refused.to_string().contains("of an earlier node"),
         "{refused}"
     );
-    let identities = ["-U", "R", "-u", "3:R", text(&scratch.disk())];
-    run("sgdisk", &identities);
+    run("sgdisk", &["-U", "R", "-u", "3:R", text(&scratch.disk())]);
     verify_disk(&scratch.disk(), &release.manifest).expect("nothing else changed");
     // What nothing changes: the program on the EFI system partition, found by its last bytes.
     let used = {
