@@ -318,7 +318,7 @@ mod tests {
         let read = Manifest::parse(manifest.to_string().as_bytes(), Path::new(MANIFEST_FILE));
         let read = read.expect("a later version's manifest");
         assert_eq!(read.outputs[0].start, ["bios", "hologram"]);
-        let written: serde_json::Value = serde_json::from_slice(&read.to_json()).expect("ours");
+        let written: Value = serde_json::from_slice(&read.to_json()).expect("ours");
         assert_eq!(written["outputs"][0]["start"], start);
     }
 
