@@ -10,7 +10,10 @@ use std::{
 };
 
 use nix::{
-    sys::reboot::{RebootMode, reboot, set_cad_enabled},
+    sys::{
+        reboot::{RebootMode, reboot, set_cad_enabled},
+        resource::{Resource, setrlimit},
+    },
     unistd::sync,
 };
 use tokio::{
@@ -54,6 +57,9 @@ const INSTALLED_PAUSE: Duration = Duration::from_secs(2);
 const SCREEN: &str = "/dev/tty1";
 /// Maximum number of console inputs that wait for the loop.
 const ANSWERS_MAX: usize = 16;
+/// Files that PID 1 and its node may have open, each. The node's limit on connections counts on it
+/// (`appliance/src/node/open_files.rs`).
+const OPEN_FILES_MAX: u64 = 16_384;
 /// How often the watchdog is fed while the disk is prepared.
 const FEED_EVERY: Duration = Duration::from_secs(5);
 /// Maximum number of threads that wait for disks.
@@ -125,6 +131,7 @@ fn start() -> Result<(), InitError> {
     // Without a console there is nowhere to report an error.
     let streams = mount::standard_streams();
     mount::apply_settings();
+    let files = raise_open_files();
     stage::record_stage(&mut facts.stages, BootStageName::Mounts);
     // The log exists before anything that may report.
     let log = InitLog::default();
@@ -134,7 +141,8 @@ fn start() -> Result<(), InitError> {
     let watchdog = Watchdog::arm(Path::new("/dev"));
 
     let groups = groups::prepare();
-    let failed = [streams.err(), groups.err()].into_iter().flatten();
+    let failed = [streams.err(), groups.err(), files.err()];
+    let failed = failed.into_iter().flatten();
     for error in failed_mounts.into_iter().chain(failed) {
         log.warn(error);
     }
@@ -145,6 +153,14 @@ fn start() -> Result<(), InitError> {
         .build()
         .map_err(InitError::at("make the loop of", "PID 1"))?;
     runtime.block_on(serve(facts, log, watchdog))
+}
+
+/// Raises the number of files that PID 1 and its node may have open. The kernel begins with 1,024, fewer than the
+/// connections that the node accepts. Only PID 1 may raise the second limit of a process.
+fn raise_open_files() -> Result<(), InitError> {
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX)
+        .map_err(io::Error::from)
+        .map_err(InitError::at("raise the limit of open files of", "PID 1"))
 }
 
 /// Whether this process is PID 1 of a container, which has another PID namespace than the first. On

@@ -95,6 +95,17 @@ impl TestBench {
         HostNode::start_on(memory_bytes, &state, &self.admin, Some(&file))
     }
 
+    /// The same as [`host_with`](Self::host_with), with so many files that the node may have open.
+    ///
+    /// # Panics
+    /// As [`host_with`](Self::host_with).
+    pub fn host_with_files(&self, files: u64, config: &str) -> HostNode {
+        let file = self.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        let state = self.path().join("host");
+        HostNode::start_with_files(files, &state, &self.admin, Some(&file))
+    }
+
     /// The same as [`host_with`](Self::host_with), with its state on a file system of so many bytes and inodes. `None`
     /// without root, see [`HostNode::start_on_disk`].
     ///

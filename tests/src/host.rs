@@ -103,6 +103,26 @@ impl HostNode {
         Some(Self::started(command, state, admin))
     }
 
+    /// The same with so many files that the node may have open.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with_files(
+        files: u64,
+        state: &Path,
+        admin: &CliRunner,
+        config: Option<&Path>,
+    ) -> Self {
+        let serves = serves(state, admin, config, 0);
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--nofile={files}:{files}"))
+            .arg(serves.get_program())
+            .args(serves.get_args())
+            .stdin(Stdio::null());
+        Self::started(command, state, admin)
+    }
+
     fn started(command: Command, state: &Path, admin: &CliRunner) -> Self {
         let (child, value) = serve(command);
         Self {

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::facts::{self, NodeDescription};
 use super::log::{self, NodeLogRing, StderrFormat};
 use super::state_lock::StateLock;
-use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, config_watch};
+use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, config_watch, open_files};
 use crate::cli::{CommandError, CommandExit, chain_text};
 use crate::credentials::CredentialFolder;
 
@@ -128,6 +128,7 @@ pub(crate) fn serve(
     started: impl FnOnce(&ServeFile) -> Result<(), CommandError>,
     stopping: impl FnOnce(NodeActivity),
 ) -> Result<CommandExit, CommandError> {
+    open_files::raise();
     let ring = NodeLogRing::new();
     ring.tune(&configured.config.log, verbose);
     log::install(&ring, StderrFormat::Plain);

@@ -27,6 +27,7 @@ mod metadata;
 mod metrics;
 mod named_files;
 mod node_key_rotation;
+mod open_files;
 mod ops;
 mod peer_admin;
 mod peer_key_rotation;
@@ -305,11 +306,14 @@ fn clock() -> Arc<SystemClock> {
     })
 }
 
-/// The configured limits, with defaults for this machine's memory.
+/// The configured limits, with defaults for this machine's memory. There are no more connections than files for them.
 fn limits(table: &LimitsConfig) -> EndpointLimits {
     let own = EndpointLimits::for_memory(facts::memory_total_bytes());
     EndpointLimits {
-        connections_max: table.connections.unwrap_or(own.connections_max),
+        connections_max: table
+            .connections
+            .unwrap_or(own.connections_max)
+            .min(open_files::connections_max()),
         per_address_max: table.connections_per_address.unwrap_or(own.per_address_max),
         per_peer_max: table.connections_per_peer.unwrap_or(own.per_peer_max),
         handshake_burst: table.handshake_burst.unwrap_or(own.handshake_burst),

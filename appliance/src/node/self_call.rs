@@ -9,7 +9,7 @@ use alknet_core::{Carriage, CloseReason};
 use alknet_endpoint::{EndpointDialError, EndpointServer};
 use alknet_init::control::{InitMessage, SelfCallResult};
 use alknet_tls::NodeKey;
-use futures_util::future::join;
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -60,23 +60,19 @@ impl SelfCaller {
         });
     }
 
-    /// Calls the node over both carriages at each address of its port. The worst result counts.
+    /// Calls the node over both carriages at each address of its port, all at once: however many addresses there are,
+    /// the time for one call is that for all. The worst result counts.
     async fn call(&self) -> SelfCallResult {
         let addresses = self.server.own_addresses();
         if addresses.is_empty() {
             let reason = "the machine has no address of the port".to_owned();
             return SelfCallResult::Unanswered { reason };
         }
-        let mut worst = SelfCallResult::Answered;
-        for address in addresses {
-            let results = join(
-                self.call_over(Carriage::Quic, address),
-                self.call_over(Carriage::Tcp, address),
-            );
-            let (quic, tcp) = results.await;
-            worst = worse(worst, worse(quic, tcp));
-        }
-        worst
+        let calls = addresses.into_iter().flat_map(|address| {
+            [Carriage::Quic, Carriage::Tcp].map(|carriage| self.call_over(carriage, address))
+        });
+        let results = join_all(calls).await;
+        results.into_iter().fold(SelfCallResult::Answered, worse)
     }
 
     async fn call_over(&self, carriage: Carriage, address: SocketAddr) -> SelfCallResult {

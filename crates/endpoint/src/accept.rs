@@ -137,7 +137,7 @@ fn proof(chain: &[CertificateDer<'_>]) -> Option<PeerProof> {
 }
 
 /// The address of a peer. A socket for both families gives an IPv4 peer as a mapped address, which becomes IPv4 here.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     // A mapped address (RFC 4291 section 2.5.5.2) would hide from rules and logs that the peer uses IPv4.
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -15,7 +15,7 @@ use alknet_core::{AuthContext, Carriage, CloseCode, Connection, PeerKey};
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
-use crate::accept::stopped;
+use crate::accept::{canonical, stopped};
 use crate::serve::{AcceptedConnection, EndpointShared, close_of};
 
 /// Time for the handshake of such a connection, and time for which the node serves it. It is longer than the client
@@ -45,7 +45,8 @@ impl SelfDials {
         carriage: Carriage,
         from: SocketAddr,
     ) -> SelfDialGuard {
-        let socket = (carriage, from);
+        // The accept loops see an IPv4 address of an IPv6 socket in its IPv4 form.
+        let socket = (carriage, canonical(from));
         self.lock().insert(socket);
         SelfDialGuard {
             dials: Arc::clone(self),

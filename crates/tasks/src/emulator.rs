@@ -8,12 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cached;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
-use crate::sources;
-use crate::third_party::parts_folder;
+use crate::{cached, digest, sources};
 
 /// The packages, by their names in `sources.toml`: program, modules, data, and the firmware of a BIOS.
 const PACKAGES: [&str; 4] = [
@@ -41,7 +39,9 @@ pub(crate) fn ensure(cx: &XtaskContext) -> Result<PathBuf> {
     for name in PACKAGES {
         packages.push(sources::obtain(cx, name)?);
     }
-    let folder = parts_folder(cx, "qemu", packages.iter().map(|package| &package.pin));
+    let pins = packages.iter().map(|package| package.pin.sha256.as_bytes());
+    let key = digest::key(pins.chain([LAUNCHER.as_bytes()]));
+    let folder = cx.cache().join("tools").join(format!("qemu-{key}"));
     let command = folder.join(COMMAND);
     if command.exists() {
         return Ok(command);

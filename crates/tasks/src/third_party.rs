@@ -165,7 +165,7 @@ pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
 }
 
 /// The folder in the cache with the files of several sources.
-pub(crate) fn parts_folder<'a>(
+fn parts_folder<'a>(
     cx: &XtaskContext,
     name: &str,
     pins: impl Iterator<Item = &'a SourcePin>,

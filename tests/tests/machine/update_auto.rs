@@ -61,10 +61,17 @@ fn update_of_a_channel_is_applied_by_the_machine_itself() {
     let restarts = restarts.unwrap_or_else(|error| panic!("{error}"));
     node.wait_ready(restarts);
     assert_eq!(node.identity(), identity);
-    stands(
+    // The gate confirms the version without a call by any client.
+    let status = stands(
         &node,
-        &[("version", SECOND), ("slot", "b"), ("other_version", FIRST)],
+        &[
+            ("version", SECOND),
+            ("slot", "b"),
+            ("other_version", FIRST),
+            ("state", "good"),
+        ],
     );
+    assert_eq!(status["last"]["outcome"], "confirmed", "{status:#}");
     has_token(&node, KEPT);
     is_of_machine_itself(&node);
     for (slot, program) in BootSlot::ALL.into_iter().zip([&first, &second]) {

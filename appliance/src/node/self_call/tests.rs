@@ -1,4 +1,5 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::{
@@ -63,6 +64,18 @@ fn caller(
     alpn: &'static [u8],
     connections_max: u32,
 ) -> SelfCaller {
+    // The port listens on this address only.
+    let addrs = vec![Ipv4Addr::new(127, 0, 0, 3).into()];
+    caller_at(addrs, fault, key, alpn, connections_max)
+}
+
+fn caller_at(
+    addrs: Vec<IpAddr>,
+    fault: CallFault,
+    key: &NodeKey,
+    alpn: &'static [u8],
+    connections_max: u32,
+) -> SelfCaller {
     let name = match fault {
         CallFault::OtherNode => "another node".to_owned(),
         _ => key.public().to_string(),
@@ -77,9 +90,8 @@ fn caller(
     handlers.register(Arc::new(handler)).expect("the only one");
     let clock = Arc::new(SystemClock { built_s: 0 });
     let identities = Arc::new(Identities::new(IdentityEntries::default(), clock));
-    // The port listens on this address only.
     let options = ServerOptions {
-        addrs: vec![Ipv4Addr::new(127, 0, 0, 3).into()],
+        addrs,
         port: 0,
         limits: EndpointLimits {
             connections_max,
@@ -118,7 +130,15 @@ async fn a_node_that_serves_answers_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_take_all_connections_do_not_keep_a_node_from_itself() {
     let key = key();
-    let caller = caller(CallFault::None, &key, ALPN, 0);
+    // The second address is one of IPv4 in an IPv6 socket, whose clients have IPv4 addresses.
+    for address in ["127.0.0.3", "::ffff:127.0.0.3"] {
+        answers_itself_alone(address, &key).await;
+    }
+}
+
+async fn answers_itself_alone(address: &str, key: &NodeKey) {
+    let address = address.parse().expect("an address");
+    let caller = caller_at(vec![address], CallFault::None, key, ALPN, 0);
     let dialer = alknet_endpoint::EndpointDialer::new(Some(key.clone()));
     let at = caller.server.addresses()[0];
     let target: alknet_endpoint::Target = at.to_string().parse().expect("an address");
@@ -172,4 +192,25 @@ async fn a_node_that_hangs_is_called_once_at_a_time() {
     let is_unanswered = matches!(result, SelfCallResult::Unanswered { .. });
     assert!(is_unanswered, "{result:?}");
     assert_eq!(results.recv().await, None, "there was one call");
+}
+
+/// A port of many addresses takes as long as one, so a round is over before the gate asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_at_all_addresses_wait_at_once() {
+    const ADDRESSES: u8 = 8;
+    let addrs = (1..=ADDRESSES).map(|n| Ipv4Addr::new(127, 0, 0, n).into());
+    let patience = deadline(Duration::from_secs(2));
+    let caller = SelfCaller {
+        patience,
+        ..caller_at(addrs.collect(), CallFault::Hangs, &key(), ALPN, 64)
+    };
+    let begun = Instant::now();
+    let result = caller.call().await;
+    let is_unanswered = matches!(result, SelfCallResult::Unanswered { .. });
+    assert!(is_unanswered, "{result:?}");
+    // One after the other would wait for eight times as long.
+    assert!(
+        begun.elapsed() < patience * u32::from(ADDRESSES),
+        "{result:?}"
+    );
 }

@@ -9,8 +9,8 @@ use alknet_vault::slots::{Kek, NewSlot, NewVault, OpenAlkv, Tpm2Params};
 
 use super::*;
 use crate::control::{
-    BootStage, MachineDiagnostic, NodeMessage, TrialCause, UPDATE_FRAME_ABORT, UpdateOutcome,
-    UpdateRequest,
+    BootStage, MachineDiagnostic, NodeMessage, SelfCallResult, TrialCause, UPDATE_FRAME_ABORT,
+    UpdateOutcome, UpdateRequest,
 };
 use crate::data;
 use crate::machine::tests::machine;
@@ -48,6 +48,25 @@ fn a_vault_that_waits_for_what_opened_it_before_is_no_failure_and_any_other_one_
     machine.waiting = None;
     machine.vault.lock();
     assert_eq!(machine.gate_view(0).vault, GateVault::Closed);
+}
+
+/// What the node says of its calls to itself is what the gate sees, for as long as that node runs.
+#[test]
+fn the_gate_sees_whether_the_node_answered_its_own_calls() {
+    let failed = SelfCallResult::Failed {
+        reason: "no handler".to_owned(),
+    };
+    let mut machine = machine();
+    trial(&mut machine, "none");
+    let answers = |machine: &InitMachine| machine.gate_view(0).answers_itself;
+    assert!(!answers(&machine));
+    for (result, expected) in [(SelfCallResult::Answered, true), (failed, false)] {
+        machine.called_itself(&result, 0);
+        assert_eq!(answers(&machine), expected, "{result:?}");
+    }
+    machine.called_itself(&SelfCallResult::Answered, 0);
+    machine.update.node_ended();
+    assert!(!answers(&machine), "the next node has answered nothing");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod callers;
 mod crowds;
+mod files;
 mod forged;
 mod frames;
 mod shortage;
