@@ -57,6 +57,7 @@ const CAMPAIGNS: [(&str, CampaignKind); 10] = [
             "update_cuts",
             "update_damaged",
             "update_that_hangs",
+            "update_that_panics",
             "update_unwell",
             "update_workers",
         ]),

@@ -1,7 +1,8 @@
 //! Versions that fail. After each the first version serves with its identity, and says why.
 //!
-//! The versions that hang or do not serve run under UEFI in each run of the tests, and under a BIOS in
-//! `cargo xtask soak update-cuts` only: PID 1 does the same under both, and only the loader differs.
+//! The version that panics runs by a BIOS in each run of the tests, and the versions that hang or do not serve run under
+//! UEFI. `cargo xtask soak update-cuts` runs each under the other firmware as well: PID 1 does the same under both, and
+//! only the loader differs.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use alknet_qemu::{
     Accel, ConsoleMark, DiskController, MachineKind, VirtioDisk, Vm, VmBuilder, WatchdogAction,
 };
 use alknet_test_support::skip;
-use alknet_tests::{MachineNode, READY, TestBench};
+use alknet_tests::{MachineNode, READY, TestBench, curl};
 use serde_json::Value;
 
 use crate::power::is_full;
@@ -37,34 +38,52 @@ const QUICK_RESTART: &str = "panic=1";
 /// machine without a node pass at once.
 const QUICK_CLOCK: [&str; 2] = ["-icount", "shift=3,sleep=off"];
 
-/// From `alknet update`, by a BIOS on a SATA disk: the kernel finds no program that it can start, three times.
 #[test]
 fn update_that_panics_at_boot_returns_and_says_so() {
+    panics_at_boot(&BIOS, |bench, config| {
+        let sata = VirtioDisk::file(bench.raw()).on(DiskController::Ahci);
+        serving(bench, machine(MachineKind::Q35, sata, config))
+    });
+}
+
+#[test]
+fn update_that_panics_at_boot_returns_by_uefi() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    panics_at_boot(&UEFI, start_after_firmware);
+}
+
+/// From `alknet update`, on the machine that `start` makes of a configuration: the kernel finds no program that it can
+/// start, three times.
+fn panics_at_boot(loader: &LoaderUnderTest, start: impl FnOnce(&TestBench, &str) -> MachineNode) {
     let bench = TestBench::new();
     let keys = ReleaseKeys::one(7);
     let disk = SlotDiskImage::new(bench.raw());
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let files: [AddedFile<'_>; 1] = [("init", PROGRAM, b"no program")];
-    let bad = kernel_alone(&first, SECOND, QUICK_RESTART, &files);
+    let bad = panicking(&first, SECOND);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(1, SECOND), &bad);
-    let sata = VirtioDisk::file(disk.path()).on(DiskController::Ahci);
-    let config = config(&bench, &keys);
-    let mut node = serving(&bench, machine(MachineKind::Q35, sata, &config));
+    let mut node = start(&bench, &config(&bench, &keys));
     make_token(&node, KEPT);
     let mark = node.vm().console().mark();
     let failed = failed_update(bench.admin(), &mut node, &bundle);
     assert!(failed.errors.contains("did not start"), "{failed:?}");
     let said = node.vm().console().since(mark);
     for left in [2, 1, 0] {
-        let trial =
-            format!("alknet: GRUB starts slot b on trial, tries left after this one: {left}");
+        let trial = format!("{}{left}", loader.trial);
         assert!(said.contains(&trial), "{trial} in {said}");
     }
-    assert_failed(&node, "did not start", "start");
+    assert_failed(&bench, &node, "did not start", "start");
     assert!(
         disk.program(BootSlot::A) == Some(first),
         "slot a was changed"
     );
+}
+
+/// The program `base` with this version, whose kernel finds no program that it can start, and panics.
+pub(crate) fn panicking(base: &[u8], version: &str) -> Vec<u8> {
+    let files: [AddedFile<'_>; 1] = [("init", PROGRAM, b"no program")];
+    kernel_alone(base, version, QUICK_RESTART, &files)
 }
 
 #[test]
@@ -81,19 +100,19 @@ fn update_that_hangs_or_does_not_serve_returns_by_a_bios() {
 }
 
 /// A machine with one kind of firmware, and what its loader says.
-struct LoaderUnderTest {
-    kind: MachineKind,
+pub(crate) struct LoaderUnderTest {
+    pub(crate) kind: MachineKind,
     /// Before the number of tries that are left.
-    trial: &'static str,
-    good: &'static str,
+    pub(crate) trial: &'static str,
+    pub(crate) good: &'static str,
 }
 
-const UEFI: LoaderUnderTest = LoaderUnderTest {
+pub(crate) const UEFI: LoaderUnderTest = LoaderUnderTest {
     kind: MachineKind::Q35Uefi,
     trial: "alknet-loader: starting slot b on trial, tries left after this one: ",
     good: "alknet-loader: starting slot a",
 };
-const BIOS: LoaderUnderTest = LoaderUnderTest {
+pub(crate) const BIOS: LoaderUnderTest = LoaderUnderTest {
     kind: MachineKind::Q35,
     trial: "alknet: GRUB starts slot b on trial, tries left after this one: ",
     good: "alknet: GRUB starts slot a",
@@ -156,7 +175,7 @@ fn hangs_or_does_not_serve(loader: &LoaderUnderTest) {
             ("other_version", SECOND),
         ],
     );
-    assert_failed(&node, "did not start", "start");
+    assert_failed(&bench, &node, "did not start", "start");
     node.end();
 
     let silent = changed(&first, SECOND, NO_PORT, &[]);
@@ -170,7 +189,7 @@ fn hangs_or_does_not_serve(loader: &LoaderUnderTest) {
     assert_eq!(record.phase(), BootPhase::Failed);
     let node = loader.serving(&bench, &config);
     assert_eq!(node.identity(), identity);
-    assert_failed(&node, "its node ended", "restart");
+    assert_failed(&bench, &node, "its node ended", "restart");
     let has_it = disk.has_program(BootSlot::A, &first);
     assert_eq!(has_it, Some(true), "slot a was changed");
 }
@@ -183,9 +202,9 @@ pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
 }
 
 /// Checks that the first version runs with what it acknowledged before, and says why the second one failed: in its state,
-/// as a problem, and in its metrics.
+/// as a problem, in its metrics, and on its status page.
 #[track_caller]
-fn assert_failed(node: &MachineNode, why: &str, cause: &str) {
+fn assert_failed(bench: &TestBench, node: &MachineNode, why: &str, cause: &str) {
     let status = stands(node, &[("version", FIRST), ("state", "failed")]);
     let last = &status["last"];
     assert_eq!(last["outcome"], "failed", "{status:#}");
@@ -214,5 +233,24 @@ fn assert_failed(node: &MachineNode, why: &str, cause: &str) {
         "alknet_update_last_info{{outcome=\"failed\",cause=\"{cause}\",stage=\"{stage}\"}} 1\n"
     );
     assert!(text.contains(&series), "{series} in {text}");
+    page_says(bench, node, why);
     has_token(node, KEPT);
+}
+
+/// The status page says why the second version failed.
+#[track_caller]
+fn page_says(bench: &TestBench, node: &MachineNode, why: &str) {
+    let admin = bench.admin();
+    let opened = admin.run(admin.command(&["open", "--print", &node.target()]));
+    let opened = opened.json();
+    let entered = curl(opened["url"].as_str().expect("a link"), &[]);
+    let cookie = entered.header("set-cookie").expect("a cookie");
+    let pair = cookie.split(';').next().unwrap_or_default();
+    let url = format!("https://{}/", node.address());
+    let page = curl(&url, &["--header", &format!("Cookie: {pair}")]).text();
+    // The problem has no colon behind these words.
+    let last = page.split_once(&format!("{SECOND} failed: "));
+    let (_, reason) = last.unwrap_or_else(|| panic!("no reason in {page}"));
+    let reason = reason.split('<').next().unwrap_or_default();
+    assert!(reason.contains(why), "{why} in {reason:?}");
 }

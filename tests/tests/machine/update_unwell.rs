@@ -1,12 +1,13 @@
 //! Versions that start and are not well: the machine returns to the version before, says why, and has lost nothing. And
 //! one that is confirmed and ends afterwards: it stays until an administrator rolls back.
 //!
-//! Each test has a copy of the disks of one machine with a vault, which GRUB starts. The last try of a version is left,
+//! Each test has a copy of the disks of one machine with a vault, which GRUB starts unless the test says otherwise. The last try of a version is left,
 //! and the clock of the machine is quick, so the ten minutes of a trial pass at once. The version that fills the memory in
 //! its trial has the time of the host: with the quick clock the guest's time goes on while it waits for its disk, so the
 //! memory could be full before PID 1 has written a sector.
 //!
-//! The versions that fill the memory run in `cargo xtask soak update-cuts` only.
+//! The versions that fill the memory, and all versions under UEFI, run in `cargo xtask soak update-cuts` only: PID 1 does
+//! the same under both, and only the loader differs.
 
 use std::convert::identity;
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ use crate::update::program::{PROGRAM, changed, filling_program, renamed};
 use crate::update::{
     FIRST, ONLY_CAMPAIGN, SECOND, has_token, machine, make_token, roll_back, serving, stands,
 };
-use crate::update_bad::quick;
+use crate::update_bad::{BIOS, LoaderUnderTest, UEFI, quick};
 
 /// Longest wait for one step of a trial.
 const DONE_WITHIN: Duration = Duration::from_secs(120);
@@ -65,7 +66,31 @@ const OF_SECOND: &str = "of the second version";
 
 #[test]
 fn update_that_cannot_open_the_vault_returns_and_says_so() {
-    let unwell = UnwellUpdate::begin();
+    cannot_open_the_vault(&BIOS);
+}
+
+#[test]
+fn update_that_does_not_find_its_data_returns_and_says_so() {
+    does_not_find_its_data(&BIOS);
+}
+
+#[test]
+fn update_that_refuses_the_configuration_returns_and_says_so() {
+    refuses_the_configuration(&BIOS);
+}
+
+#[test]
+fn update_that_is_not_well_returns_by_uefi() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    cannot_open_the_vault(&UEFI);
+    does_not_find_its_data(&UEFI);
+    refuses_the_configuration(&UEFI);
+}
+
+fn cannot_open_the_vault(loader: &'static LoaderUnderTest) {
+    let unwell = UnwellUpdate::begin(loader);
     let blind = changed(&unwell.first, SECOND, NO_MEDIUM, &[]);
     let why = unwell.returns_from(&blind);
     let vault = format!("{NOT_CONFIRMED} {VAULT}");
@@ -73,9 +98,8 @@ fn update_that_cannot_open_the_vault_returns_and_says_so() {
 }
 
 /// The boot disk has a blank data partition, of which this version could make another node.
-#[test]
-fn update_that_does_not_find_its_data_returns_and_says_so() {
-    let unwell = UnwellUpdate::begin();
+fn does_not_find_its_data(loader: &'static LoaderUnderTest) {
+    let unwell = UnwellUpdate::begin(loader);
     let lost = changed(&unwell.first, SECOND, NO_DATA_DISK, &[]);
     let why = unwell.returns_from(&lost);
     let vault = format!("{NOT_CONFIRMED} {VAULT}");
@@ -83,13 +107,11 @@ fn update_that_does_not_find_its_data_returns_and_says_so() {
 }
 
 /// It serves, and the configuration alone keeps the gate closed.
-#[test]
-fn update_that_refuses_the_configuration_returns_and_says_so() {
-    let unwell = UnwellUpdate::begin();
+fn refuses_the_configuration(loader: &'static LoaderUnderTest) {
+    let unwell = UnwellUpdate::begin(loader);
     let strict = renamed(&unwell.first, SECOND, KEY, OTHER_KEY);
     let why = unwell.returns_from(&strict);
     assert_eq!(why, format!("{NOT_CONFIRMED} {CONFIGURATION}"));
-    unwell.has_lost_nothing();
 }
 
 #[test]
@@ -97,12 +119,11 @@ fn update_that_fills_the_memory_returns_and_says_so() {
     if !is_full() {
         skip!("campaign", "{ONLY_CAMPAIGN}");
     }
-    let unwell = UnwellUpdate::begin();
+    let unwell = UnwellUpdate::begin(&BIOS);
     let fills = filling(&unwell.first, BEFORE_THE_GATE);
     let why = unwell.returned(unwell.trial(&fills, identity));
     // The kernel ends the node first. What that frees lasts for half a second, in which PID 1 may write the note again.
     assert!(why.ends_with("its memory ran short"), "{why}");
-    unwell.has_lost_nothing();
 }
 
 #[test]
@@ -110,7 +131,7 @@ fn update_that_fills_the_memory_after_its_gate_stays_until_a_rollback() {
     if !is_full() {
         skip!("campaign", "{ONLY_CAMPAIGN}");
     }
-    let unwell = UnwellUpdate::begin();
+    let unwell = UnwellUpdate::begin(&BIOS);
     unwell.confirms_and_ends(&filling(&unwell.first, AFTER_THE_GATE));
     unwell.rolls_back();
 }
@@ -144,7 +165,8 @@ impl ServedMachine {
             ReleaseKeys::one(7).config()
         );
         let disk = VirtioDisk::file(bench.raw());
-        let vm = machine_with(disk, VirtioDisk::file(bench.data()), &config);
+        let data = VirtioDisk::file(bench.data());
+        let vm = machine_with(MachineKind::Q35, disk, data, &config);
         let node = serving(&bench, vm);
         let identity = node.identity().to_owned();
         make_token(&node, OF_FIRST);
@@ -158,8 +180,8 @@ impl ServedMachine {
 }
 
 /// The machine from these disks, with the medium.
-fn machine_with(disk: VirtioDisk, data: VirtioDisk, config: &str) -> VmBuilder {
-    machine(MachineKind::Q35, disk, config)
+fn machine_with(kind: MachineKind, disk: VirtioDisk, data: VirtioDisk, config: &str) -> VmBuilder {
+    machine(kind, disk, config)
         .disk(data.data().on(DiskController::Ahci))
         .fw_cfg(MEDIUM, SEED_KEY)
 }
@@ -167,6 +189,7 @@ fn machine_with(disk: VirtioDisk, data: VirtioDisk, config: &str) -> VmBuilder {
 /// Copies of these disks for one test.
 struct UnwellUpdate {
     served: &'static ServedMachine,
+    loader: &'static LoaderUnderTest,
     _folder: ScratchDir,
     disk: SlotDiskImage,
     data: PathBuf,
@@ -174,7 +197,7 @@ struct UnwellUpdate {
 }
 
 impl UnwellUpdate {
-    fn begin() -> Self {
+    fn begin(loader: &'static LoaderUnderTest) -> Self {
         let served = ServedMachine::get();
         let folder = ScratchDir::new().unwrap_or_else(|error| panic!("{error}"));
         let [disk, data] = ["raw", "data"].map(|name| folder.file(name));
@@ -185,6 +208,7 @@ impl UnwellUpdate {
         let first = disk.program(BootSlot::A).expect("the image has it");
         Self {
             served,
+            loader,
             _folder: folder,
             disk,
             data,
@@ -194,7 +218,8 @@ impl UnwellUpdate {
 
     fn builder(&self) -> VmBuilder {
         let disk = VirtioDisk::file(self.disk.path());
-        machine_with(disk, VirtioDisk::file(&self.data), &self.served.config)
+        let data = VirtioDisk::file(&self.data);
+        machine_with(self.loader.kind, disk, data, &self.served.config)
     }
 
     /// Starts the last try of a version, on the machine that `clock` makes of it.
@@ -202,8 +227,8 @@ impl UnwellUpdate {
         self.disk.put_on_trial(program, 1, OPENED_BY);
         let vm = clock(self.builder()).start();
         let vm = vm.unwrap_or_else(|error| panic!("{error}"));
-        let trial = "GRUB starts slot b on trial, tries left after this one: 0";
-        let mark = wait(&vm, ConsoleMark::default(), trial);
+        let trial = format!("{}0", self.loader.trial);
+        let mark = wait(&vm, ConsoleMark::default(), &trial);
         (vm, mark)
     }
 
@@ -212,7 +237,7 @@ impl UnwellUpdate {
         self.returned(self.trial(program, quick))
     }
 
-    /// Waits until a trial has failed. Returns what the version before says about it.
+    /// Waits until a trial has failed. Returns what the version before says about it, which has lost nothing.
     fn returned(&self, (vm, trial): (Vm, ConsoleMark)) -> String {
         let limit = vm.scale(DONE_WITHIN);
         let ended = vm.console().wait_any(trial, &[RESTARTS, DEADLOCKED], limit);
@@ -221,7 +246,7 @@ impl UnwellUpdate {
             // The kernel restarts the machine ten seconds later, through which an emulated processor spins.
             vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
         }
-        let good = wait(&vm, trial, "GRUB starts slot a");
+        let good = wait(&vm, trial, self.loader.good);
         self.serves(&vm, good);
         let failed = format!("problem update-failed: version {SECOND} failed its trial");
         wait(&vm, good, &failed);
@@ -231,6 +256,7 @@ impl UnwellUpdate {
         assert!(line.contains(&format!("returned to {FIRST}")), "{line}");
         let record = self.disk.record().expect("a record");
         assert_eq!(record.phase(), BootPhase::Failed);
+        self.has_lost_nothing();
         self.has_first();
         let (_, why) = line.split_once("': ").expect("the stage and the reason");
         why.to_owned()

@@ -1,19 +1,22 @@
 //! The files of the image under test, as `cargo xtask image` makes them, judged by programs of other projects. The tests
 //! of `image` ask more of these programs, about small images of made-up parts.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
+use alknet_embedded_exe::EmbeddedExe;
 use alknet_image::{DISK_BYTES, ImageForm, OutputRole, PackOptions, pack};
 use alknet_tests::tools::{client, tool, tool_says, variable};
-use alknet_tests::{BuiltImageFolder, TestBench};
+use alknet_tests::{BuiltImageFolder, TestBench, binary};
 use serde_json::{Value, json};
 
 /// A gibibyte, of which the disk for Google's cloud has a whole number.
 const GIB: u64 = 1 << 30;
 /// Largest EFI program in bytes, with llvmpipe. `cargo xtask sizes` has the same limit.
 const IMAGE_BYTES_MAX: u64 = 48_000_000;
+/// The same without the program for GPUs, as it is packed in the image.
+const IMAGE_WITHOUT_DRIVER_BYTES_MAX: u64 = 36_000_000;
 /// Bytes of a sector, by which the tools count.
 const SECTOR_BYTES: u64 = 512;
 
@@ -104,6 +107,14 @@ fn the_built_program_is_within_its_limit() {
     assert!(
         bytes <= IMAGE_BYTES_MAX,
         "{bytes} bytes: `cargo xtask sizes` says what grew"
+    );
+    // The program for GPUs does not shrink in the image: it is packed already.
+    let alknet = File::open(binary()).expect("built");
+    let gpu = EmbeddedExe::find(&alknet).unwrap_or_else(|error| panic!("{error}"));
+    let without = bytes.saturating_sub(gpu.packed);
+    assert!(
+        without <= IMAGE_WITHOUT_DRIVER_BYTES_MAX,
+        "{without} bytes without the program for GPUs: `cargo xtask sizes` says what grew"
     );
 }
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use alknet_qemu::VmBuilder;
 use alknet_tests::pebble::{GATEWAY, PebbleAddress};
 use alknet_tests::{CliRunner, HostServer, MachineNode, TestBench};
+use data_encoding::HEXLOWER;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::bundle::{ReleaseDraft, ReleaseKeys};
 use super::good::{GoodUpdate, KEPT, NUMBER, PAGE};
@@ -21,6 +23,8 @@ const SERVERS: &str = "alknet update edge-1 hall https://";
 const LOOKS: &str = "alknet update status edge-1";
 const GOES_BACK: &str = "alknet rollback edge-1";
 pub(super) const WORKERS: &str = "alknet update --workers attic bundle.tar";
+/// What the page says of `--from` and of `--stage`, in one command.
+const STAGES_FROM_HUB: &str = "alknet update edge-1 --from attic --stage";
 
 /// The update of a machine, whose new version a delta makes from the first one. A hub has the bundle, too, and a server
 /// has a later one.
@@ -70,8 +74,9 @@ impl<'a> UpdateByPage<'a> {
         }
     }
 
-    /// The new version is confirmed.
+    /// The new version is staged from the hub's bundle, and then confirmed.
     pub(crate) fn updates(&mut self) {
+        self.stages_from_hub();
         let node = &mut self.node;
         let (mark, identity) = (node.vm().console().mark(), node.identity().to_owned());
         let said = self.reader.follow(UPDATES, node.vm());
@@ -85,6 +90,29 @@ impl<'a> UpdateByPage<'a> {
             assert_eq!(said.matches(line).count(), times, "{line}: {said}");
         }
         self.good.is_confirmed(node, mark, &identity);
+        // The same caller staged the program that was there already, of which the log has no second record.
+        let log = node.call("update/log", &json!({}));
+        let records = log["records"].as_array().expect("a list").iter();
+        let staged = records.filter(|record| record["event"] == "staged");
+        assert_eq!(staged.count(), 1, "{log:#}");
+    }
+
+    /// The machine has the version of the hub's bundle, which the page has as a dry run only.
+    fn stages_from_hub(&self) {
+        let said = self.reader.prepare(STAGES_FROM_HUB);
+        let waits = "0.2.0 waits on edge-1: 'alknet update edge-1' starts it\n";
+        assert!(said.ends_with(waits), "{said}");
+        let [_, second] = &self.good.programs;
+        let sha256 = HEXLOWER.encode(&Sha256::digest(second));
+        stands(
+            &self.node,
+            &[
+                ("version", FIRST),
+                ("slot", "a"),
+                ("state", "staged"),
+                ("other_sha256", sha256.as_str()),
+            ],
+        );
     }
 
     /// The administrator looks at what became of it, and at the bundle of a server.

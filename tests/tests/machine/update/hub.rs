@@ -54,12 +54,36 @@ impl<'a> MachineHub<'a> {
         command
     }
 
+    /// Two rings, the first of one worker.
+    fn rings_command(&self, bundle: &Path) -> Command {
+        let mut command = self.update_command(Some(bundle));
+        command.args(["--rings", "1,all"]);
+        command
+    }
+
+    /// Updates these two workers in two rings with a version that fails its trial on the first one. The turn of the second
+    /// one does not come. Returns why the first one failed.
+    pub(crate) fn fails_in_first_ring(&self, bundle: &Path, workers: [&str; 2]) -> String {
+        let output = self.bench.admin().run(self.rings_command(bundle));
+        assert_eq!(output.code(), "UPDATE_FAILED", "{output:?}");
+        let rollout = self.node.call("hub/update_status", &Value::Null)["rollout"].take();
+        assert_eq!(rollout["state"], "failed", "{rollout:#}");
+        let rows = rollout["workers"].as_array().expect("a list");
+        let states: Vec<_> = rows
+            .iter()
+            .map(|row| (&row["name"], &row["state"]))
+            .collect();
+        let [first, second] = workers.map(Value::from);
+        let expected = [(&first, &json!("failed")), (&second, &json!("waits"))];
+        assert_eq!(states, expected, "{rollout:#}");
+        rows[0]["reason"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// Updates these two workers in two rings. As long as the command runs, the second one's turn does not come before the
     /// first one has confirmed the version.
     pub(crate) fn updates_in_rings(&self, bundle: &Path, workers: [&str; 2]) {
         let admin = self.bench.admin();
-        let mut command = self.update_command(Some(bundle));
-        command.args(["--rings", "1,all"]);
+        let command = self.rings_command(bundle);
         let mut seen = BTreeSet::new();
         let output = thread::scope(|scope| {
             let updating = scope.spawn(move || admin.run(command));
@@ -92,7 +116,10 @@ impl<'a> MachineHub<'a> {
     /// The states of the workers whose turn has come, in the order of the rollout.
     fn begun_workers(&self) -> Vec<String> {
         let rollout = self.node.call("hub/update_status", &Value::Null)["rollout"].take();
-        // There is no rollout before the hub has the bundle.
+        // Before the hub has the bundle there is no rollout, or the one of an earlier bundle.
+        if rollout["version"] != SECOND {
+            return Vec::new();
+        }
         let rows = rollout["workers"].as_array().into_iter().flatten();
         let states = rows.filter_map(|row| row["state"].as_str());
         let begun = states.filter(|state| *state != "waits");

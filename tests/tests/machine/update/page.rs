@@ -61,10 +61,12 @@ impl UpdatePageReader {
         self.prepare(&format!("alknet node add {name} {target}"));
     }
 
-    /// Runs a command of another page, which this one needs.
-    pub(super) fn prepare(&self, command: &str) {
+    /// Runs a command of another page, which this one needs, or a form of a command that the page only describes. Returns
+    /// what it printed.
+    pub(super) fn prepare(&self, command: &str) -> String {
         let (done, said) = self.run(command);
         assert!(done, "{command}: {said}");
+        said
     }
 
     /// Runs the block of the page whose first line begins with `begin`, agrees where a command asks, and returns what the
