@@ -5,24 +5,39 @@
 //! Beside the disk that the machine was started from is another one with both boot partitions of an image, to which
 //! neither the update nor the way back writes.
 //!
-//! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises. `ALKNET_SEED` repeats a campaign.
+//! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises, and cuts the writes of the update to the data
+//! partition as well. It also cuts an update under a BIOS, and one of a machine whose vault the TPM opens. `ALKNET_SEED`
+//! repeats a campaign.
+
+mod chip;
+mod data;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::Arc;
 
 use alknet_boot_state::BootSlot;
 use alknet_fat::RepairReport;
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, ImageForm, LBA_BYTES, OutputRole};
 use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
+use alknet_test_support::skip;
 use alknet_tests::tools::{tool, tool_says};
-use alknet_tests::{BuiltImageFolder, TestBench, eventually};
+use alknet_tests::{BuiltImageFolder, MachineNode, TestBench, eventually};
+use serde_json::{Value, json};
 
+use crate::configuration::{NO_VAULT, document};
 use crate::power::{CampaignRng, Evidence, is_full};
+use crate::tpm::{TPM_ALONE, set_up};
 use crate::update::administrator::UpdateByPage;
+use crate::update::bundle::ReleaseKeys;
 use crate::update::disk::{SlotDiskImage, SlotNotes, slot_path};
-use crate::update::good::KEPT;
-use crate::update::{FIRST, SECOND, has_token, machine, serving, status};
+use crate::update::good::{GoodUpdate, KEPT};
+use crate::update::{
+    FIRST, LIMIT, ONLY_CAMPAIGN, SECOND, has_token, machine, opening_slot, serving, status, update,
+};
+use chip::ChipRecorder;
 
 const PAGE: &str = include_str!("../../../docs/update.md");
 
@@ -31,17 +46,49 @@ const CUTS: usize = 50;
 const CUTS_FULL: usize = 5000;
 const BOOTS: usize = 1;
 const BOOTS_FULL: usize = 25;
-/// Of so many cuts one is also looked at by dosfstools, and so are the first ones of each kind of repair.
+/// The same of an update under a BIOS, and of one of a machine whose vault the TPM opens.
+const CUTS_BESIDE: usize = 500;
+const BOOTS_BESIDE: usize = 5;
+/// Of so many cuts one is also looked at by dosfstools, and so are the first ones of each kind of repair. A look takes a
+/// tenth of a second, most of it for the copy of the partition, so those of the full form take about five minutes.
 const JUDGED_OF: usize = 10;
+const JUDGED_OF_FULL: usize = 2;
 const JUDGED_OF_A_KIND: usize = 2;
 /// Of so many writes to the boot partition the short form cuts one, and the full one each.
 const CUT_OF: usize = 4;
 /// Where the last byte that a loader reads ends.
 const LOADERS_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
+/// How many cuts at random moments are made.
+#[derive(Clone, Copy, Debug)]
+struct CutCounts {
+    cuts: usize,
+    boots: usize,
+    judged_of: usize,
+}
+
+impl CutCounts {
+    const SHORT: Self = Self {
+        cuts: CUTS,
+        boots: BOOTS,
+        judged_of: JUDGED_OF,
+    };
+    const FULL: Self = Self {
+        cuts: CUTS_FULL,
+        boots: BOOTS_FULL,
+        judged_of: JUDGED_OF_FULL,
+    };
+    const BESIDE: Self = Self {
+        cuts: CUTS_BESIDE,
+        boots: BOOTS_BESIDE,
+        judged_of: JUDGED_OF_FULL,
+    };
+}
+
 /// The recording of an update from its first byte to the confirmation.
 struct UpdateRecording {
     bench: TestBench,
+    kind: MachineKind,
     recording: DiskRecording,
     /// Moments before the update began.
     begun: usize,
@@ -49,6 +96,8 @@ struct UpdateRecording {
     identity: String,
     programs: [Vec<u8>; 2],
     notes: SlotNotes,
+    /// The TPM of a machine whose vault it opens.
+    chip: Option<Arc<ChipRecorder>>,
 }
 
 /// What a repair of the boot partition had to do.
@@ -79,57 +128,50 @@ impl RepairKind {
 
 #[test]
 fn update_good_and_back_under_uefi_and_its_cuts_leave_a_whole_program() {
-    let session = UpdateRecording::record();
+    let session = UpdateRecording::record_page();
     session.cut_each_write();
-    let mut dice = CampaignRng::from_environment();
-    let (cuts, boots) = if is_full() {
-        (CUTS_FULL, BOOTS_FULL)
+    let counts = if is_full() {
+        session.cut_each_data_write();
+        CutCounts::FULL
     } else {
-        (CUTS, BOOTS)
+        CutCounts::SHORT
     };
-    let moments = session.recording.len() - session.begun;
-    // Every second cut is beside a write of the record or the note: they are few, and decide most.
-    let deciding = session.recording.writes_in(0..ESP_FIRST_LBA * LBA_BYTES);
-    let deciding: Vec<_> = deciding
-        .into_iter()
-        .filter(|at| *at >= session.begun)
-        .collect();
-    assert!(deciding.len() > 4, "{deciding:?}");
-    let path = session.bench.path().join("cut.raw");
-    let image = Evidence(path.clone());
-    let mut chosen = [0; 2];
-    let mut repairs = BTreeMap::new();
-    for number in 0..cuts {
-        let moment = match number % 2 {
-            0 => session.begun + dice.below(moments + 1),
-            _ => deciding[dice.below(deciding.len())] + dice.below(3),
-        };
-        let (moment, seed) = (moment.min(session.recording.len()), dice.next());
-        let cut = session.recording.cut(moment, seed, &image.0);
-        let cut = cut.unwrap_or_else(|error| panic!("{error}"));
-        eprintln!(
-            "cut {number}: moment {moment} of {}, seed {seed}: {cut:?}",
-            session.recording.len()
-        );
-        let disk = SlotDiskImage::new(&path);
-        let (slot, repair) = session.has_whole_program(&disk);
-        let of_kind: &mut usize = repairs.entry(repair).or_default();
-        *of_kind += 1;
-        if number % JUDGED_OF == 0 || *of_kind <= JUDGED_OF_A_KIND {
-            let judged = session.judge(&disk);
-            assert!(judged.status.success(), "{judged:?}");
-        }
-        chosen[usize::from(slot == BootSlot::B)] += 1;
-        if number < boots {
-            session.serves(moment, seed, &path, slot);
-        }
+    session.cut_at_random(counts);
+}
+
+/// GRUB starts the slots and writes the record.
+#[test]
+fn update_under_a_bios_and_its_cuts_leave_a_whole_program() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
     }
-    eprintln!("repairs: {repairs:?}");
-    eprintln!(
-        "the loader chose slot a {} times and slot b {} times",
-        chosen[0], chosen[1]
-    );
-    assert!(chosen.iter().all(|count| *count > 0), "{chosen:?}");
+    let bench = TestBench::new();
+    let session = UpdateRecording::record(bench, MachineKind::Q35, NO_VAULT, VaultOpening::None);
+    session.cut_at_random(CutCounts::BESIDE);
+}
+
+/// The machine adds a slot of the TPM for the next program before it starts it, and removes the one of the program before
+/// when the next one is confirmed. After each cut the TPM opens the vault without a person.
+#[test]
+fn update_of_a_sealed_machine_and_its_cuts_leave_a_vault_that_opens() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    let vault = format!("{TPM_ALONE}\n");
+    // The same machine as in `update_sealed.rs`, so that it is set up once.
+    let keys = ReleaseKeys::one(7).config();
+    let (bench, identity) = set_up(&format!("{vault}{keys}"));
+    let session = UpdateRecording::record(bench, MachineKind::Q35Uefi, &vault, VaultOpening::Tpm);
+    assert_eq!(session.identity, identity);
+    session.cut_at_random(CutCounts::BESIDE);
+}
+
+/// What opens the vault of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VaultOpening {
+    /// It has none.
+    None,
+    Tpm,
 }
 
 /// Another disk with the image and GUIDs of its own, as one that served a machine has, but without the data partition:
@@ -148,15 +190,17 @@ fn sum(disk: &Path) -> u64 {
 }
 
 impl UpdateRecording {
-    /// Records an update to a good version, and then lets the machine go back.
-    fn record() -> Self {
+    /// Records an update to a good version by the commands of docs/update.md under UEFI, and then lets the machine go
+    /// back.
+    fn record_page() -> Self {
         let bench = TestBench::new();
         let recorder = DiskRecorder::serve(&bench.raw()).unwrap_or_else(|error| panic!("{error}"));
         let other = disk_without_data(&bench);
         let before = sum(&other);
+        let kind = MachineKind::Q35Uefi;
         let mut updating = UpdateByPage::start(&bench, PAGE, |config| {
             let disk = VirtioDisk::recorded(&recorder);
-            machine(MachineKind::Q35Uefi, disk, config).disk(VirtioDisk::file(&other))
+            machine(kind, disk, config).disk(VirtioDisk::file(&other))
         });
         let begun = recorder.recording().len();
         updating.updates();
@@ -175,13 +219,121 @@ impl UpdateRecording {
         assert_eq!(sum(&other), before, "the other disk was written to");
         Self {
             recording,
+            kind,
             begun,
             config,
             identity,
             notes: SlotNotes::new([&programs[0], &programs[1]]),
             programs,
+            chip: None,
             bench,
         }
+    }
+
+    /// Records an update to a good version by one command. `vault` is that table of the configuration.
+    fn record(bench: TestBench, kind: MachineKind, vault: &str, opening: VaultOpening) -> Self {
+        let recorder = DiskRecorder::serve(&bench.raw());
+        let recorder = Arc::new(recorder.unwrap_or_else(|error| panic!("{error}")));
+        let good = GoodUpdate::new(&bench);
+        let config = document(&bench, "edge") + vault + &good.keys.config();
+        let mut vm = machine(kind, VirtioDisk::recorded(&recorder), &config);
+        let has_chip = opening == VaultOpening::Tpm;
+        let chip = has_chip.then(|| ChipRecorder::new(bench.path(), &recorder));
+        if let Some(chip) = &chip {
+            vm = ChipRecorder::attach(chip, vm);
+        }
+        let mut node = good.serving(&bench, vm);
+        let identity = node.identity().to_owned();
+        let begun = recorder.recording().len();
+        let mark = node.vm().console().mark();
+        let yes = ["--yes", "--limit", LIMIT];
+        let done = update(bench.admin(), &node, &good.bundle, &yes);
+        assert_eq!(done.status, 0, "{done:?}\n{}", node.vm().report());
+        if has_chip {
+            // The recording ends when the slot of the program before is gone.
+            opening_slot(&node, &json!([4, 11, 12]));
+        }
+        good.is_confirmed(&mut node, mark, &identity);
+        let recording = recorder.recording();
+        drop(node);
+        let programs = good.programs;
+        Self {
+            recording,
+            kind,
+            begun,
+            config,
+            identity,
+            notes: SlotNotes::new([&programs[0], &programs[1]]),
+            programs,
+            chip,
+            bench,
+        }
+    }
+
+    /// The moments of all writes of the update that begin in these bytes of the disk.
+    fn writes_of_update(&self, places: Range<u64>) -> Vec<usize> {
+        let writes = self.recording.writes_in(places).into_iter();
+        writes.filter(|at| *at >= self.begun).collect()
+    }
+
+    /// The moments of the writes that decide most: of the record and the note, and beside a change of what the TPM keeps.
+    fn deciding(&self) -> Vec<usize> {
+        let mut deciding = self.writes_of_update(0..ESP_FIRST_LBA * LBA_BYTES);
+        assert!(deciding.len() > 4, "{deciding:?}");
+        if let Some(chip) = &self.chip {
+            let changes = chip.changes(self.begun..self.recording.len());
+            assert!(!changes.is_empty(), "the TPM sealed nothing");
+            deciding.extend(changes);
+        }
+        deciding
+    }
+
+    /// Cuts the power at random moments of all writes, where the disk loses those that were not flushed.
+    fn cut_at_random(&self, counts: CutCounts) {
+        let mut dice = CampaignRng::from_environment();
+        let moments = self.recording.len() - self.begun;
+        // Every second cut is beside one of these: they are few.
+        let deciding = self.deciding();
+        let path = self.bench.path().join("cut.raw");
+        let image = Evidence(path.clone());
+        let disk = SlotDiskImage::new(path);
+        let mut chosen = [0; 2];
+        let (mut repairs, mut all_judged) = (BTreeMap::new(), 0);
+        for number in 0..counts.cuts {
+            let moment = match number % 2 {
+                0 => self.begun + dice.below(moments + 1),
+                _ => deciding[dice.below(deciding.len())] + dice.below(3),
+            };
+            let (moment, seed) = (moment.min(self.recording.len()), dice.next());
+            let cut = self.recording.cut(moment, seed, &image.0);
+            let cut = cut.unwrap_or_else(|error| panic!("{error}"));
+            eprintln!(
+                "cut {number}: moment {moment} of {}, seed {seed}: {cut:?}",
+                self.recording.len()
+            );
+            let (slot, repair) = self.has_whole_program(&disk);
+            let of_kind: &mut usize = repairs.entry(repair).or_default();
+            *of_kind += 1;
+            if number.is_multiple_of(counts.judged_of) || *of_kind <= JUDGED_OF_A_KIND {
+                let judged = self.judge(&disk);
+                assert!(judged.status.success(), "{judged:?}");
+                all_judged += 1;
+            }
+            chosen[usize::from(slot == BootSlot::B)] += 1;
+            if number < counts.boots {
+                // The machine starts from the disk as the cut left it, before the repair.
+                let again = self.recording.cut(moment, seed, &image.0);
+                again.unwrap_or_else(|error| panic!("{error}"));
+                let when = format!("moment {moment}, seed {seed}");
+                self.serves(&disk, moment, slot, &when);
+            }
+        }
+        eprintln!("{:?}: repairs: {repairs:?}; {all_judged} judged", self.kind);
+        eprintln!(
+            "the loader chose slot a {} times and slot b {} times",
+            chosen[0], chosen[1]
+        );
+        assert!(chosen.iter().all(|count| *count > 0), "{chosen:?}");
     }
 
     /// Cuts each write to what a loader reads, before it, within it and after it. The writes before it are all there, in
@@ -189,13 +341,9 @@ impl UpdateRecording {
     fn cut_each_write(&self) {
         let path = self.bench.path().join("each.raw");
         let image = Evidence(path.clone());
-        let of_update = |places| {
-            let writes = self.recording.writes_in(places).into_iter();
-            writes.filter(|at| *at >= self.begun)
-        };
-        let deciding: Vec<_> = of_update(0..ESP_FIRST_LBA * LBA_BYTES).collect();
+        let deciding = self.writes_of_update(0..ESP_FIRST_LBA * LBA_BYTES);
         let every = if is_full() { 1 } else { CUT_OF };
-        let writes: Vec<_> = of_update(0..LOADERS_END).collect();
+        let writes = self.writes_of_update(0..LOADERS_END);
         let chosen = writes.iter().enumerate();
         let chosen =
             chosen.filter(|(count, at)| count.is_multiple_of(every) || deciding.contains(at));
@@ -261,15 +409,19 @@ impl UpdateRecording {
         tool("fsck.vfat", &["-n", &partition.display().to_string()])
     }
 
-    /// Starts a machine from the disk of a cut, as the cut left it. The loader has to start the slot that the model of it
-    /// chose.
-    fn serves(&self, moment: usize, seed: u64, path: &Path, slot: BootSlot) {
-        let cut = self.recording.cut(moment, seed, path);
-        cut.unwrap_or_else(|error| panic!("{error}"));
-        let vm = machine(MachineKind::Q35Uefi, VirtioDisk::file(path), &self.config);
+    /// Starts a machine from the disk of a cut at this moment, as the cut left it. The loader has to start the slot that
+    /// the model of it chose. `when` names the cut.
+    fn serves(&self, disk: &SlotDiskImage, moment: usize, slot: BootSlot, when: &str) {
+        let mut vm = machine(self.kind, VirtioDisk::file(disk.path()), &self.config);
+        if let Some(chip) = &self.chip {
+            vm = chip.attach_after_cut(vm, moment);
+        }
         let node = serving(&self.bench, vm);
-        assert_eq!(node.identity(), self.identity);
+        assert_eq!(node.identity(), self.identity, "{when}");
         has_token(&node, KEPT);
+        if self.chip.is_some() {
+            opened_by_tpm(&node, when);
+        }
         let status = eventually("PID 1 has read the boot slots", || {
             let status = status(&node);
             (status["state"] != "unreadable").then_some(status)
@@ -280,19 +432,25 @@ impl UpdateRecording {
             BootSlot::A => (FIRST, ["idle", "staged"]),
             BootSlot::B => (SECOND, ["trial", "good"]),
         };
-        assert!(states.contains(&state), "{status:#}");
-        assert_eq!(status["version"], version, "{status:#}");
-        assert_eq!(
-            status["slot"],
-            slot.letter(),
-            "moment {moment}, seed {seed}: {status:#}"
-        );
+        assert!(states.contains(&state), "{when}: {status:#}");
+        assert_eq!(status["version"], version, "{when}: {status:#}");
+        assert_eq!(status["slot"], slot.letter(), "{when}: {status:#}");
         // A version on trial leaves the partition as it is.
         if state != "trial" {
-            let disk = SlotDiskImage::new(path);
             eventually("the start repairs the boot partition", || {
-                self.judge(&disk).status.success().then_some(())
+                self.judge(disk).status.success().then_some(())
             });
         }
     }
+}
+
+/// No person was there who could type anything. A slot for another program may be there as well.
+fn opened_by_tpm(node: &MachineNode, when: &str) {
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{when}: {status:#}");
+    let slots = status["slots"].as_array().expect("a list");
+    assert!(
+        slots.iter().all(|slot| slot == "tpm2"),
+        "{when}: {status:#}"
+    );
 }
