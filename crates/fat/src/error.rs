@@ -100,6 +100,12 @@ pub enum FatError {
         /// Bytes that were announced.
         announced: u64,
     },
+    /// The device has other bytes than those that were written. The file is the one of before.
+    #[error("the device did not keep {what} that was written")]
+    NotKept {
+        /// What was written.
+        what: &'static str,
+    },
 }
 
 impl FatError {
@@ -119,7 +125,8 @@ impl From<FatError> for io::Error {
             FatError::NotFat(_)
             | FatError::Ambiguous { .. }
             | FatError::Damaged { .. }
-            | FatError::NeedsRepair(_) => ErrorKind::InvalidData,
+            | FatError::NeedsRepair(_)
+            | FatError::NotKept { .. } => ErrorKind::InvalidData,
             FatError::Unsupported(_) => ErrorKind::Unsupported,
             FatError::NotFound { .. } => ErrorKind::NotFound,
             FatError::NotAFile { .. } => ErrorKind::IsADirectory,

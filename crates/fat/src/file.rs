@@ -13,7 +13,7 @@ pub struct FatExtent {
     pub bytes: u64,
 }
 
-/// A file of a volume, whose chain is whole. It reads as a stream.
+/// A file of a volume, whose chain is whole, or the content of one that is being written. It reads as a stream.
 #[derive(Debug)]
 pub struct FatFile<'a, D> {
     pub(crate) device: &'a D,

@@ -59,6 +59,8 @@ mod error;
 mod file;
 mod folder;
 mod geometry;
+#[cfg(test)]
+mod kept_tests;
 pub mod limits;
 mod name;
 #[cfg(test)]

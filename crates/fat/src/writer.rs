@@ -3,9 +3,11 @@
 use std::io::{ErrorKind, Read};
 
 use crate::bytes::put;
+use crate::chain::TableCursor;
 use crate::create::entry_bytes;
 use crate::device::BlockDevice;
 use crate::error::FatError;
+use crate::file::{FatExtent, FatFile};
 use crate::folder::{
     ATTRIBUTE_ARCHIVE, ATTRIBUTE_FOLDER, END_MARK, FREE_MARK, FolderLocation, RawFolder,
 };
@@ -56,6 +58,8 @@ pub struct FatFileWriter<'a, D> {
     buffer: Vec<u8>,
     /// Clusters that have been written.
     done_clusters: u32,
+    /// Whether all of the content is on the device.
+    is_flushed: bool,
 }
 
 impl<D: BlockDevice> FatVolume<D> {
@@ -98,6 +102,7 @@ impl<D: BlockDevice> FatVolume<D> {
             written: 0,
             buffer: Vec::new(),
             done_clusters: 0,
+            is_flushed: false,
         })
     }
 
@@ -403,23 +408,35 @@ impl<D: BlockDevice> FatFileWriter<'_, D> {
         Ok(())
     }
 
-    /// Makes the file the one that the volume has: the chain first, then the entry by one write of its sector, and at last
-    /// the clusters of the file of before become free. Each step is on the device before the next.
+    /// Returns the new content as the device has it, after all of it was written there. The volume still has the file of
+    /// before, so a caller that finds other bytes than it gave drops the writer, and loses nothing.
     ///
     /// # Errors
-    /// Bytes are missing ([`FatError::Length`]), or the device failed. The volume has the file of before, or the new one
-    /// if only the last step failed; [`FatVolume::repair`] frees what such a step left.
+    /// Bytes are missing ([`FatError::Length`]), or the device failed.
+    pub fn read_back(&mut self) -> Result<FatFile<'_, D>, FatError> {
+        self.flush_content()?;
+        Ok(FatFile {
+            device: &self.volume.device,
+            size: self.length,
+            extents: self.extents(),
+            piece: 0,
+            taken: 0,
+        })
+    }
+
+    /// Makes the file the one that the volume has: the chain first, then the entry by one write of its sector, and at last
+    /// the clusters of the file of before become free. Each step is on the device before the next, and chain and entry are
+    /// read back. The content is not: see [`read_back`](Self::read_back).
+    ///
+    /// # Errors
+    /// Bytes are missing ([`FatError::Length`]), or the device failed, or lost the chain or the entry
+    /// ([`FatError::NotKept`]). The volume has the file of before, or the new one if only the last step failed;
+    /// [`FatVolume::repair`] frees what such a step left.
     pub fn finish(mut self) -> Result<(), FatError> {
-        if self.written != u64::from(self.length) {
-            return Err(FatError::Length {
-                given: self.written,
-                announced: self.length.into(),
-            });
-        }
-        self.write_buffer()?;
-        self.volume.flush()?;
+        self.flush_content()?;
         self.scan.table.link_runs(&self.runs);
         self.volume.write_table(&mut self.scan)?;
+        self.require_chain()?;
         self.switch()?;
         match self.target {
             WriteTarget::Existing(index) => self.volume.free_chain(&mut self.scan, index),
@@ -432,31 +449,94 @@ impl<D: BlockDevice> FatFileWriter<'_, D> {
         }
     }
 
+    /// Writes what waits, and returns when all of the content is on the device.
+    fn flush_content(&mut self) -> Result<(), FatError> {
+        if self.written != u64::from(self.length) {
+            return Err(FatError::Length {
+                given: self.written,
+                announced: self.length.into(),
+            });
+        }
+        if !self.is_flushed {
+            self.write_buffer()?;
+            self.volume.flush()?;
+            self.is_flushed = true;
+        }
+        Ok(())
+    }
+
+    /// The pieces of the new content.
+    fn extents(&self) -> Vec<FatExtent> {
+        let geometry = &self.volume.geometry;
+        let mut left = u64::from(self.length);
+        let pieces = self.runs.iter().map(|run| {
+            let room = u64::from(run.count) * u64::from(geometry.cluster_bytes());
+            let bytes = left.min(room);
+            left -= bytes;
+            let at = geometry.cluster_at(run.first);
+            FatExtent { at, bytes }
+        });
+        pieces.collect()
+    }
+
+    fn first_cluster(&self) -> u32 {
+        self.runs.first().map_or(0, |run| run.first)
+    }
+
+    /// Refuses a chain that the device did not keep, while the folder still has the file of before.
+    fn require_chain(&self) -> Result<(), FatError> {
+        let mut table = TableCursor::new(&self.volume.device, &self.volume.geometry);
+        match table.file(self.first_cluster(), self.length)? {
+            Ok(found) if found == self.extents() => Ok(()),
+            _ => Err(FatError::NotKept {
+                what: "the chain of a file",
+            }),
+        }
+    }
+
     /// Writes the sector with the file's entry.
     fn switch(&mut self) -> Result<(), FatError> {
-        let first = self.runs.first().map_or(0, |run| run.first);
-        let length = self.length;
+        let (slot_at, entry) = self.new_entry()?;
+        self.volume.put_in_sector(slot_at, &entry)?;
+        self.volume.flush()?;
+        // If the folder still has the file of before, its clusters must not become free.
+        match self.entry_at(slot_at)? == entry {
+            true => Ok(()),
+            false => Err(FatError::NotKept {
+                what: "the entry of a file",
+            }),
+        }
+    }
+
+    /// The file's entry in its folder, and the position of that.
+    fn new_entry(&self) -> Result<(u64, [u8; ENTRY_BYTES]), FatError> {
+        let first = self.first_cluster();
         match self.target {
             WriteTarget::New(name, slot_at) => {
-                let entry = entry_bytes(name, ATTRIBUTE_ARCHIVE, first, length);
-                self.volume.put_in_sector(slot_at, &entry)?;
+                let entry = entry_bytes(name, ATTRIBUTE_ARCHIVE, first, self.length);
+                Ok((slot_at, entry))
             }
             WriteTarget::Existing(index) => {
                 // Every entry of a folder has a slot of its own.
                 let Some(slot_at) = self.scan.entries[index].slots_at.last().copied() else {
                     return Err(FatError::NeedsRepair("a file has no entry"));
                 };
+                let mut entry = self.entry_at(slot_at)?;
                 let [low_0, low_1, high_0, high_1] = first.to_le_bytes();
-                self.volume.change_sector(slot_at, |at, sector| {
-                    let slot = &mut sector[(slot_at - at) as usize..];
-                    slot[11] |= ATTRIBUTE_ARCHIVE;
-                    put(slot, 20, &[high_0, high_1]);
-                    put(slot, 26, &[low_0, low_1]);
-                    put(slot, 28, &length.to_le_bytes());
-                })?;
+                entry[11] |= ATTRIBUTE_ARCHIVE;
+                put(&mut entry, 20, &[high_0, high_1]);
+                put(&mut entry, 26, &[low_0, low_1]);
+                put(&mut entry, 28, &self.length.to_le_bytes());
+                Ok((slot_at, entry))
             }
         }
-        self.volume.flush()
+    }
+
+    fn entry_at(&self, slot_at: u64) -> Result<[u8; ENTRY_BYTES], FatError> {
+        let mut entry = [0; ENTRY_BYTES];
+        let read = self.volume.device.read_at(&mut entry, slot_at);
+        read.map_err(FatError::io("read a folder"))?;
+        Ok(entry)
     }
 
     /// Writes what waits into the next clusters. Only at the end it may be a part of a cluster.

@@ -1,16 +1,16 @@
-//! Writes a new program to its boot slot, and reads it back.
+//! Writes a new program to free clusters, reads it back, and makes it the file of its boot slot.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use alknet_boot_state::BootSlot;
-use alknet_fat::{BlockDevice, FatError, FatFileWriter, FatVolume};
+use alknet_fat::{BlockDevice, FatError, FatExtent, FatFileWriter, FatVolume};
 use alknet_update::{BundleReader, ChosenTarget, ReleaseVersion, UpdateTarget, VerifiedTargets};
 
 use super::delta::{self, ProgramSource, RunningProgram};
-use super::disk::{SharedDevice, SlotDisk, SlotFile, slot_path};
-use super::program::{PassingProgram, ProgramError, read_version};
+use super::disk::{SharedDevice, SlotDisk, slot_path};
+use super::program::{PassingProgram, ProgramError};
 use super::progress::{StagingProgress, aborted};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::StageUndo;
@@ -60,7 +60,11 @@ pub(super) struct SlotTarget<'a> {
     pub(super) progress: &'a Arc<StagingProgress>,
 }
 
-/// Writes the program of the bundle into free clusters, and switches the slot's file to them.
+/// Writes the program of the bundle into free clusters, reads it back, and switches the slot's file to them. Returns where
+/// it lies.
+///
+/// The partition has room for both files: [`FatVolume::write_file`] refuses otherwise. So until the switch a refusal leaves
+/// the slot's earlier file.
 pub(super) fn write<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     target: SlotTarget<'_>,
@@ -68,7 +72,7 @@ pub(super) fn write<D: BlockDevice, R: Read>(
     chosen: ChosenTarget<'_>,
     keep: &dyn Fn() -> Result<(), UpdateRefusal>,
     undo: &mut StageUndo,
-) -> Result<(), UpdateRefusal> {
+) -> Result<Vec<FatExtent>, UpdateRefusal> {
     let SlotTarget {
         slot,
         init,
@@ -107,13 +111,15 @@ pub(super) fn write<D: BlockDevice, R: Read>(
     }
     copied?;
     require_version(passing.finish(), &chosen.release.version)?;
+    let extents = read_back(&mut writer, chosen.target, progress)?;
     keep()?;
     let finished = writer.finish();
     if finished.is_ok() || file_extent(&volume, &path) != before {
         // The file is the new one, and the record from before says nothing of it.
         undo.0 = None;
     }
-    Ok(finished?)
+    finished?;
+    Ok(extents)
 }
 
 /// Where a file begins on the volume, and its size.
@@ -138,30 +144,14 @@ fn require_version(
     Err(UpdateRefusal::new(RefusalCode::Malformed, text))
 }
 
-/// Refuses a program that the disk did not keep, or that was given up while it is read back. The slot is empty then: its
-/// earlier file is gone.
-pub(super) fn require_kept<D: BlockDevice>(
-    disk: &mut SlotDisk<D>,
-    target: SlotTarget<'_>,
-    wanted: (&UpdateTarget, &ReleaseVersion),
-    log: &InitLog,
-) -> Result<(), UpdateRefusal> {
-    let kept = read_back(disk, target, wanted);
-    if kept.is_err() {
-        leave_empty(disk, target.slot, log);
-    }
-    kept
-}
-
-/// Reads the whole file from the disk, and compares it with what was signed.
+/// Reads the program from the clusters that it was written to, and compares it with what was signed. The slot has its
+/// earlier file meanwhile. Returns where the program lies.
 fn read_back<D: BlockDevice>(
-    disk: &mut SlotDisk<D>,
-    slot_target: SlotTarget<'_>,
-    (target, version): (&UpdateTarget, &ReleaseVersion),
-) -> Result<(), UpdateRefusal> {
-    let SlotTarget { slot, progress, .. } = slot_target;
-    let volume = disk.volume()?;
-    let mut file = volume.open_file(&slot_path(slot))?;
+    writer: &mut FatFileWriter<'_, D>,
+    target: &UpdateTarget,
+    progress: &StagingProgress,
+) -> Result<Vec<FatExtent>, UpdateRefusal> {
+    let mut file = writer.read_back()?;
     let mut check = target.check();
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -173,20 +163,52 @@ fn read_back<D: BlockDevice>(
         check.update(&buffer[..read]).map_err(not_kept)?;
     }
     check.finish().map_err(not_kept)?;
-    let file = SlotFile::open(&volume, &slot_path(slot))?;
-    require_version(read_version(&file), version)
+    Ok(file.extents().to_vec())
 }
 
 fn not_kept(error: impl std::fmt::Display) -> UpdateRefusal {
     UpdateRefusal::new(
         RefusalCode::Disk,
         format_args!(
-            "the disk did not keep the new program ({error}), and the boot slot that does not run is empty now; replace the disk"
+            "the disk did not keep the new program ({error}), and the boot slot that does not run is as it was; replace the disk"
         ),
     )
 }
 
-/// Removes a file that the disk did not keep, or that was given up: no loader and no person must take it for a program.
+/// Refuses a file that the disk lost after it became that of the slot. The slot is empty then: its earlier file is gone.
+///
+/// The bytes of the program were compared before. So it is enough that the file lies where they do.
+pub(super) fn require_kept<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    slot: BootSlot,
+    extents: &[FatExtent],
+    log: &InitLog,
+) -> Result<(), UpdateRefusal> {
+    let why = match file_extents(disk, slot) {
+        Ok(found) if found == extents => return Ok(()),
+        Ok(_) => "its file lies elsewhere".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    leave_empty(disk, slot, log);
+    Err(UpdateRefusal::new(
+        RefusalCode::Disk,
+        format_args!(
+            "the disk lost the new program ({why}), and the boot slot that does not run is empty now; replace the disk"
+        ),
+    ))
+}
+
+/// Where the file of a slot lies, as the disk has it.
+fn file_extents<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+    slot: BootSlot,
+) -> Result<Vec<FatExtent>, FatError> {
+    let volume = disk.volume()?;
+    let file = volume.open_file(&slot_path(slot))?;
+    Ok(file.extents().to_vec())
+}
+
+/// Removes a file that the disk lost: no loader and no person must take it for a program.
 fn leave_empty<D: BlockDevice>(disk: &mut SlotDisk<D>, slot: BootSlot, log: &InitLog) {
     let removed = disk
         .volume()

@@ -64,9 +64,61 @@ pub(super) struct StageMachine<'a> {
     pub(super) log: &'a InitLog,
 }
 
-/// The record and what was known of the programs before, while the other slot still has the program that they are about.
+/// What a refusal brings back while the other slot still has its earlier file.
 #[derive(Debug, Default)]
-pub(super) struct StageUndo(pub(super) Option<(BootRecord, KnownPrograms)>);
+pub(super) struct StageUndo(pub(super) Option<StateBefore>);
+
+/// What the machine says of its boot slots before a bundle is staged.
+#[derive(Debug)]
+pub(super) struct StateBefore {
+    record: BootRecord,
+    known: KnownPrograms,
+    staged: Option<StagedRelease>,
+}
+
+impl StateBefore {
+    fn of(record: BootRecord, at: &StageMachine<'_>) -> Self {
+        Self {
+            record,
+            known: at.known.load(),
+            staged: at.folder.and_then(StagedRelease::load),
+        }
+    }
+
+    /// Makes record and notes say this again.
+    fn restore<D: BlockDevice>(&self, disk: &mut SlotDisk<D>, at: &StageMachine<'_>) {
+        // If this fails, the program of before is not known any more and has to be staged again, which is safe.
+        if at.known.load() != self.known
+            && let Err(error) = at.known.save(&self.known)
+        {
+            at.log.error(format_args!(
+                "what is known of the programs is not as before: {error}"
+            ));
+        }
+        if let Some(folder) = at.folder
+            && let Err(error) = self.restore_staged(folder)
+        {
+            at.log.error(format_args!(
+                "what is noted of the staged version is not as before: {error}"
+            ));
+        }
+        // The slot's file is the one of before as well. If this fails, the slot counts as empty, which is safe.
+        if let Err(error) = disk.write_record(&self.record) {
+            at.log.error(format_args!(
+                "the boot state record is not as before: {error}"
+            ));
+        }
+    }
+
+    fn restore_staged(&self, folder: &std::path::Path) -> io::Result<()> {
+        match &self.staged {
+            before if *before == StagedRelease::load(folder) => {}
+            Some(before) => before.save(folder)?,
+            None => StagedRelease::remove(folder),
+        }
+        Ok(())
+    }
+}
 
 /// The kind of this machine, which a program has to fit.
 fn machine() -> UpdateMachine {
@@ -77,9 +129,8 @@ fn machine() -> UpdateMachine {
     }
 }
 
-/// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots and the record are as they
-/// were, except where the disk did not keep the new program, or the node gave it up while it was read back: then the other
-/// slot is empty.
+/// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots, the record and the notes are
+/// as they were, except where the disk lost the new program after it became the file of the slot: then the slot is empty.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,
@@ -96,21 +147,8 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
             .error(format_args!("staging an update failed: {why}"));
         Err(UpdateRefusal::failed())
     });
-    if let (Err(_), Some((before, known))) = (&done, undo.0) {
-        // If this fails, the program of before is not known any more and has to be staged again, which is safe.
-        if at.known.load() != known
-            && let Err(error) = at.known.save(&known)
-        {
-            at.log.error(format_args!(
-                "what is known of the programs is not as before: {error}"
-            ));
-        }
-        // The slot's file is the one of before as well. If this fails, the slot counts as empty, which is safe.
-        if let Err(error) = disk.write_record(&before) {
-            at.log.error(format_args!(
-                "the boot state record is not as before: {error}"
-            ));
-        }
+    if let (Err(_), Some(before)) = (&done, undo.0) {
+        before.restore(disk, at);
     }
     done.map_err(|refusal| of_stream(refusal, frames))
 }
@@ -184,7 +222,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         return Ok(StagedBundle { plan, was_staged });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
-    undo.0 = Some((before, at.known.load()));
+    undo.0 = Some(StateBefore::of(before, at));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.
@@ -195,9 +233,8 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         init: at.init,
         progress: &progress,
     };
-    write(disk, target, from, chosen, &keep, undo)?;
-    let wanted = (chosen.target, &chosen.release.version);
-    require_kept(disk, target, wanted, at.log)?;
+    let extents = write(disk, target, from, chosen, &keep, undo)?;
+    require_kept(disk, slot, &extents, at.log)?;
     disk.write_record(&vacated.stage()?)?;
     Ok(StagedBundle {
         plan,

@@ -1,5 +1,7 @@
 //! A publisher of bundles, programs, and a disk that records what is written, for tests.
 
+mod losses;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -262,6 +264,8 @@ struct DiskState {
     unreadable: Option<std::ops::Range<u64>>,
     /// Sectors in this range keep what they had, as those of a stick that is failing.
     forgets: Option<std::ops::Range<u64>>,
+    /// After so many writes, these sectors lose what they have.
+    loses_after: Option<(usize, Vec<std::ops::Range<u64>>)>,
 }
 
 /// A partition of a model of a disk. Its parts share one list of steps.
@@ -335,6 +339,7 @@ impl BlockDevice for ModelPart {
             state.steps.push(DiskStep::Write(number, Box::new(sector)));
             state.sectors.insert(number, sector);
         }
+        state.count_write_before_loss();
         Ok(())
     }
 
@@ -536,7 +541,7 @@ impl ModelDisk {
         self.state.borrow_mut().unreadable = sectors;
     }
 
-    /// From now on the disk does not keep what is written to the last sectors of the boot partition's first files.
+    /// From now on the disk does not keep what is written to these sectors.
     pub(super) fn forget_writes(&self, sectors: std::ops::Range<u64>) {
         self.state.borrow_mut().forgets = Some(sectors);
     }

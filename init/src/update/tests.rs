@@ -6,6 +6,7 @@ mod damaged_program;
 mod deltas;
 mod first_formats;
 mod lost_note;
+mod lost_program;
 mod lying_hub;
 mod other_channel;
 mod scrub;
@@ -426,20 +427,6 @@ fn a_disk_that_cannot_be_used_is_refused() {
     let bench = UpdateBench::new();
     bench.disk.refuse_after(0);
     bench.refuses(RefusalCode::Disk, |bench| bench.stage(&release).map(drop));
-
-    // The disk says that it has written the program, and has not.
-    let bench = UpdateBench::new();
-    let esp = bench.disk.volume();
-    let free_at = esp.open_file(&slot_path(BootSlot::A)).expect("a file");
-    let last = free_at.extents().last().expect("a piece");
-    let behind = 2048 + (last.at + last.bytes).div_ceil(SECTOR_BYTES as u64);
-    bench.disk.forget_writes(behind + 1000..behind + 1010);
-    let refused = bench.stage(&release).expect_err("it was not kept");
-    assert_eq!(refused.code, RefusalCode::Disk);
-    assert!(refused.text.contains("is empty now"), "{}", refused.text);
-    assert_eq!(bench.disk.record().phase(), BootPhase::Idle);
-    assert!(bench.disk.file(BootSlot::B).is_none());
-    assert_eq!(bench.disk.power_on().0, Some(BootSlot::A));
 
     let bench = UpdateBench::new();
     bench.disk.put_record(&[b'x'; 1024]);

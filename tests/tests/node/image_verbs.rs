@@ -29,7 +29,7 @@ const MACHINES: [&str; 2] = ["Boot them", "Release it"];
 /// Limit for one block of the page.
 const BLOCK_MAX: Duration = Duration::from_secs(120);
 /// Words of a vault that exists in tests only.
-const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
+pub(crate) const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
 /// Exit codes of docs/command-line.md.
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
@@ -88,7 +88,7 @@ impl ImageUser {
     }
 
     /// The shipped disk in `out`, with its checksum and a manifest of it alone. Returns the version.
-    fn release(&self) -> String {
+    pub(crate) fn release(&self) -> String {
         let built = BuiltImageFolder::get();
         let out = self.file("out");
         fs::create_dir(&out).expect("the folder is ours");

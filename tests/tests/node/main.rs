@@ -24,6 +24,7 @@ mod hub_and_promotion_pages;
 mod hub_updates;
 mod identities;
 mod image_build;
+mod image_page;
 mod image_verbs;
 mod imported;
 mod iroh;

@@ -249,7 +249,7 @@ fn a_delta_that_is_given_up_while_it_is_applied_leaves_the_slot_idle() {
         }
         staged.ok()
     });
-    // Only after the last write it is too late.
+    // Once PID 1 has read the program back, it is too late.
     assert_eq!(plan.expect("staged").plan.bytes, whole);
     assert!(bench.disk.file(BootSlot::B) == Some(made.release.content()));
     // It ends within a group of pieces, and what was written is counted until then.

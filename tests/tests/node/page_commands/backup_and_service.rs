@@ -1,7 +1,8 @@
-//! The commands of docs/backup.md and docs/service.md, and the units of the latter.
+//! The commands of docs/backup.md and docs/service.md, the units of the latter, and the commands of docs/update.md for a
+//! node on a host.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -14,6 +15,16 @@ use super::ReferencePage;
 
 const BACKUP: &str = include_str!("../../../../docs/backup.md");
 const SERVICE: &str = include_str!("../../../../docs/service.md");
+const UPDATE: &str = include_str!("../../../../docs/update.md");
+
+/// The restart on the page of updates, which the test does without systemd.
+const RESTART: &str = "systemctl --user restart alknet\n";
+/// The build on that page, and a copy that installs a program in the same way: by a new name in the same folder.
+const BUILD: &str = "cargo xtask build --install ~/.local/bin";
+const INSTALL: &str =
+    "cp new ~/.local/bin/alknet.new; mv ~/.local/bin/alknet.new ~/.local/bin/alknet";
+/// How the node of that page starts.
+const HOST_UNIT: &str = "ExecStart=~/.local/bin/alknet serve --listen 127.0.0.1 --port 0 --admin \"$(~/.local/bin/alknet identity)\"\n";
 
 /// A document that every node refuses.
 const MISTAKE: &str = "[node]\nadmin_key = []\n";
@@ -178,4 +189,59 @@ fn the_units_of_the_page_start_reload_and_stop_a_node() {
     fs::write(&config, document).expect("the folder is ours");
     follow_unit(&page, &of_computer, &config);
     page.close();
+}
+
+/// The number of a file, which a program keeps under another name.
+fn inode(path: impl AsRef<Path>) -> u64 {
+    fs::metadata(path).expect("a file").ino()
+}
+
+/// The file of the program of a node.
+fn file_of(node: &UnitNode<'_>) -> u64 {
+    inode(format!("/proc/{}/exe", node.child.id()))
+}
+
+/// The key of the node that serves.
+fn key(page: &ReferencePage) -> String {
+    let said = fs::read_to_string(page.work("said")).expect("it serves");
+    let key = said.split('@').next().expect("a first part");
+    key.to_owned()
+}
+
+#[test]
+fn a_node_on_a_host_gets_another_program_and_goes_back() {
+    let mut page = ReferencePage::open(UPDATE);
+    page.put(BUILD, INSTALL);
+    let [update, back] = [(); 2].map(|()| page.next_block("bash"));
+    assert!(update.contains(INSTALL), "the page builds no program");
+    let [update, back] = [&update, &back].map(|code| {
+        let parts = code.split_once(RESTART);
+        parts.unwrap_or_else(|| panic!("no restart in\n{code}"))
+    });
+    let prepare =
+        "mkdir -p ~/.local/bin; cp ../bin/alknet ~/.local/bin/alknet; cp ../bin/alknet new";
+    page.shell("reader", prepare, "");
+    let bin = page.bench.path().join("reader/.local/bin");
+    let program = bin.join("alknet");
+
+    let node = UnitNode::start(&page, HOST_UNIT);
+    let (before, file) = (key(&page), inode(&program));
+    page.shell("reader", update.0, "");
+    assert_ne!(inode(&program), file, "another file has the name");
+    assert_eq!(file_of(&node), file, "the node keeps its file");
+    page.shell("reader", update.1, "");
+    assert_eq!(node.stop(), Some(0));
+
+    let node = UnitNode::start(&page, HOST_UNIT);
+    assert_eq!(file_of(&node), inode(&program));
+    assert_eq!(key(&page), before);
+    let said = page.shell("reader", update.1, "");
+    assert!(said.contains("version"), "{said}");
+
+    let kept = inode(bin.join("alknet.before"));
+    page.shell("reader", back.0, "");
+    assert_eq!(node.stop(), Some(0));
+    let node = UnitNode::start(&page, HOST_UNIT);
+    assert_eq!(file_of(&node), kept);
+    assert_eq!(key(&page), before);
 }

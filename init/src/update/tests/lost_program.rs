@@ -1,0 +1,125 @@
+//! A disk that loses the new program, and senders that give a bundle up: the other slot keeps the file that it had.
+
+use super::*;
+
+/// The notes on the data disk about the programs.
+fn notes(bench: &UpdateBench) -> (known_programs::KnownPrograms, Option<StagedRelease>) {
+    let staged = StagedRelease::load(bench.folder.path());
+    (bench.known.load(), staged)
+}
+
+/// A machine whose other slot has no program, one that is staged, or the version before.
+fn benches() -> [UpdateBench; 3] {
+    let staged = UpdateBench::new();
+    staged.stage(&TestRelease::new("1.0.1", 1)).expect("staged");
+    [UpdateBench::new(), staged, UpdateBench::updated()]
+}
+
+fn newer() -> TestRelease {
+    TestRelease::new("1.2.0", 2)
+}
+
+/// Asserts that the disk of each machine, which from now on does not keep what is written to some sectors, leaves the
+/// other slot with its file and its notes.
+fn loses(part: &str, lost: impl Fn(&ModelDisk) -> std::ops::Range<u64>) {
+    for bench in benches() {
+        bench.disk.forget_writes(lost(&bench.disk));
+        let before = notes(&bench);
+        bench.refuses(RefusalCode::Disk, |bench| {
+            let staged = bench.stage(&newer()).map(drop);
+            let refused = staged.as_ref().expect_err(part);
+            assert!(refused.text.contains("did not keep"), "{}", refused.text);
+            staged
+        });
+        assert!(notes(&bench) == before, "{part}: the notes are others");
+        // A program that was staged before still starts.
+        if bench.disk.record().phase() == BootPhase::Staged {
+            bench.arm(&bench.disk);
+            let (slot, started) = bench.disk.power_on();
+            assert_eq!(slot, Some(BootSlot::B), "{part}");
+            assert!(started == Some(TestRelease::new("1.0.1", 1).content()));
+            continue;
+        }
+        bench.disk.forget_writes(0..0);
+        bench.stage(&newer()).expect("the disk keeps all again");
+        let written = bench.disk.file(bench.running.other());
+        assert!(written == Some(newer().content()), "{part}");
+        let report = bench.disk.volume().check(&[]).expect("a volume");
+        assert!(report.findings.is_empty(), "{part}: {report:?}");
+    }
+}
+
+/// The disk says that it has written the program, and has not.
+#[test]
+fn a_disk_that_loses_bytes_of_the_program_leaves_the_slot_as_it_was() {
+    loses("the program", ModelDisk::behind_programs);
+}
+
+#[test]
+fn a_disk_that_loses_the_chain_or_the_entry_leaves_the_slot_as_it_was() {
+    loses("the chain", ModelDisk::tables);
+    loses("the entry", ModelDisk::folder_of_programs);
+}
+
+/// A disk that loses the chain of the new file once: after each write of an update.
+#[test]
+fn only_a_loss_after_the_switch_leaves_the_slot_empty() {
+    let earlier = TestRelease::new("1.0.1", 1);
+    let (mut kept, mut emptied) = (0, 0);
+    for writes in 1.. {
+        let bench = UpdateBench::new();
+        bench.stage(&earlier).expect("staged");
+        let lost = bench.disk.tables_behind(BootSlot::B);
+        bench.disk.lose_after(writes, lost);
+        let staged = bench.stage(&newer());
+        if bench.disk.is_loss_due() {
+            break;
+        }
+        let (file, phase) = (bench.disk.file(BootSlot::B), bench.disk.record().phase());
+        match staged {
+            // The chain was not written yet, or was lost after the version was staged.
+            Ok(_) => assert!(
+                file.is_none() || file == Some(newer().content()),
+                "{writes}"
+            ),
+            Err(refused) => {
+                assert_eq!(refused.code, RefusalCode::Disk, "{writes}");
+                if refused.text.contains("is empty now") {
+                    assert!(file.is_none() && phase == BootPhase::Idle, "{writes}");
+                    emptied += 1;
+                } else {
+                    let is_earlier = file == Some(earlier.content());
+                    assert!(is_earlier && phase == BootPhase::Staged, "{writes}");
+                    kept += 1;
+                }
+            }
+        }
+        assert_eq!(bench.disk.power_on().0, Some(BootSlot::A), "{writes}");
+    }
+    assert!(kept > 0 && emptied > 0, "{kept} kept, {emptied} emptied");
+}
+
+/// An administrator cancels the update at each of its writes, also while PID 1 reads the program back.
+#[test]
+fn a_bundle_that_is_given_up_leaves_the_slot_as_it_was() {
+    for bench in benches() {
+        let bundle = bench.publisher.bundle(&newer());
+        let (stream, order) = (framed(&bundle, 40_000), order(&bundle));
+        let (before, noted) = (bench.state(), notes(&bench));
+        let mut written = None;
+        for writes in 1.. {
+            let progress = Arc::new(StagingProgress::default());
+            bench.disk.give_up_after(writes, &progress);
+            let staged = bench.staged_with(&bench.disk, &*stream, &order, Arc::clone(&progress));
+            let Err(refusal) = staged else { break };
+            assert_eq!(refusal.code, RefusalCode::Aborted, "{writes} writes");
+            assert!(bench.state() == before, "{writes} writes");
+            assert!(notes(&bench) == noted, "{writes} writes");
+            written = progress.written();
+        }
+        let bytes = newer().content().len() as u64;
+        assert_eq!(written, Some((bytes, bytes)), "it was read back");
+        let staged = bench.disk.file(bench.running.other());
+        assert!(staged == Some(newer().content()));
+    }
+}
