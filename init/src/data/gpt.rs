@@ -11,6 +11,8 @@
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
+use uuid::Uuid;
+
 use super::earlier::{self, EarlierContent};
 use crate::little_endian::{u32_at, u64_at};
 
@@ -148,6 +150,19 @@ pub(crate) fn names(disk: &GptDisk<'_>, name: &str) -> bool {
             .flatten()
             .is_some_and(|table| table.find(name).is_some())
     })
+}
+
+/// The GUID of the partition that begins at the byte `start`, by the first copy of the table that is valid.
+pub(super) fn partition_guid(disk: &GptDisk<'_>, start: u64) -> Option<Uuid> {
+    let copies = [1, disk.sectors.saturating_sub(1)].into_iter();
+    copies
+        .filter_map(|lba| GptTable::read(disk, lba).ok().flatten())
+        .find_map(|table| {
+            let index = table
+                .used()
+                .find(|index| table.bytes(disk, *index).start == start)?;
+            Some(Uuid::from_bytes_le(guid_at(table.entry(index), 16)))
+        })
 }
 
 impl GptTable {

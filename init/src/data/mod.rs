@@ -35,6 +35,7 @@ use crate::{
 use ext4::FilesystemContent;
 use find::DataDevice;
 use gpt::GptError;
+pub(crate) use partition::partition_guid;
 use prepared::{foreign_name, locked, make_tree, stateless};
 use volume::{DataVolume, mount_data};
 

@@ -106,6 +106,13 @@ fn resize(disk: &File, settled: &gpt::GptPlacement) -> io::Result<()> {
     Ok(Errno::result(outcome).map(drop)?)
 }
 
+/// The GUID of the partition of the disk `device` that begins at the byte `start`, from the table on the disk.
+pub(crate) fn partition_guid(device: &Path, start: u64) -> Option<String> {
+    let file = File::open(device).ok()?;
+    let guid = gpt::partition_guid(&disk(&file).ok()?, start)?;
+    Some(guid.to_string())
+}
+
 fn disk(file: &File) -> io::Result<gpt::GptDisk<'_>> {
     let mut sector: libc::c_int = 0;
     // SAFETY: the ioctl writes one int behind the pointer, which outlives the call.

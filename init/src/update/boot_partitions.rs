@@ -79,12 +79,20 @@ struct ListedPartition {
 }
 
 /// Finds the disk. `started_from` is the GUID of the boot partition that firmware started the machine from, if it says
-/// so: it decides between several disks.
+/// so: it decides between several disks. `guid` is the GUID of the partition of a disk that begins at a byte: Linux 6.12
+/// says none.
 pub(crate) fn find(
     sys: &Path,
     started_from: Option<&str>,
+    guid: impl Fn(&str, u64) -> Option<String>,
 ) -> Result<BootPartitions, BootPartitionsError> {
-    let listed = partitions(sys);
+    let mut listed = partitions(sys);
+    for one in &mut listed {
+        if one.label == ESP_LABEL && one.uuid.is_empty() && started_from.is_some() {
+            let start = one.start.saturating_mul(SECTOR_BYTES as u64);
+            one.uuid = guid(&one.disk, start).unwrap_or_default();
+        }
+    }
     let esps = listed.iter().filter(|one| one.label == ESP_LABEL);
     let pairs: Vec<_> = esps
         .filter_map(|esp| {
@@ -190,6 +198,11 @@ mod tests {
 
     use super::*;
 
+    /// On a machine whose disks cannot be read.
+    fn find(sys: &Path, started_from: Option<&str>) -> Result<BootPartitions, BootPartitionsError> {
+        super::find(sys, started_from, |_, _| None)
+    }
+
     /// A `/sys` with these partitions: disk, name, label, GUID.
     fn sys(partitions: &[(&str, &str, &str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().expect("a temporary directory");
@@ -266,6 +279,31 @@ mod tests {
         let found = find(root.path(), Some("AB-2")).expect("firmware named one");
         assert_eq!(found.disk, "vda");
         assert!(find(root.path(), Some("ee-6")).is_err(), "of a third disk");
+    }
+
+    /// Linux 6.12 names no GUID in `/sys`.
+    #[test]
+    fn a_guid_that_the_kernel_does_not_say_is_read_from_the_disk() {
+        let silent = |partitions: &[(&'static str, &'static str, &'static str, &'static str)]| {
+            let all = partitions.iter().map(|one| (one.0, one.1, one.2, ""));
+            all.collect::<Vec<_>>()
+        };
+        let root = sys(&silent(&[&ONE[..], &STICK[..]].concat()));
+        let guid = |disk: &str, start: u64| match (disk, start) {
+            ("vda", 0x10_0000) => Some("ab-2".to_owned()),
+            ("sda", 0x10_0000) => Some("cd-5".to_owned()),
+            other => panic!("{other:?}"),
+        };
+        for (started, disk) in [("AB-2", "vda"), ("CD-5", "sda")] {
+            let found = super::find(root.path(), Some(started), guid).expect("firmware named it");
+            assert_eq!(found.disk, disk);
+        }
+        let stick = sys(&silent(&STICK));
+        let foreign = super::find(stick.path(), Some("ab-2"), guid).expect_err("of another disk");
+        assert!(
+            matches!(foreign, BootPartitionsError::Foreign { .. }),
+            "{foreign}"
+        );
     }
 
     /// An attached disk whose partitions have our labels, at a machine that was started from another one.

@@ -32,6 +32,7 @@ use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use super::{history, note_schedule, running};
 use crate::control::{ForeignFiles, UpdateOutcome};
+use crate::data;
 use crate::log::InitLog;
 use crate::machine::panic_text;
 use crate::media;
@@ -161,7 +162,11 @@ impl UpdateSystem {
     pub(crate) fn detect(log: &InitLog) -> Self {
         let partition = running::boot_partition(Path::new(EFI_VARIABLES));
         Self {
-            partitions: boot_partitions::find(Path::new("/sys"), partition.as_deref()),
+            partitions: boot_partitions::find(
+                Path::new("/sys"),
+                partition.as_deref(),
+                |disk, start| data::partition_guid(&Path::new("/dev").join(disk), start),
+            ),
             running: alknet_provisioning::running_slot(&SourcePaths::system()),
             version: crate::image_version().to_owned(),
             folder: None,

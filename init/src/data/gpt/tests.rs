@@ -336,3 +336,16 @@ proptest::proptest! {
 fn crc32_is_the_one_of_the_standard() {
     assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
 }
+
+#[test]
+fn the_guid_of_a_partition_is_read_from_either_copy_of_the_table() {
+    let file = image(IMAGE_BYTES);
+    let start = 20480 * SECTOR;
+    let guid = |start| partition_guid(&disk(&file), start).map(|guid| guid.to_string());
+    let expected = Some("aaaaaaaa-2222-5333-8444-555555555555".to_owned());
+    assert_eq!(guid(start), expected);
+    assert_eq!(guid(start + SECTOR), None, "no partition begins there");
+    let damaged = file.as_file().write_all_at(&[0; 8], SECTOR);
+    damaged.expect("writable");
+    assert_eq!(guid(start), expected);
+}
