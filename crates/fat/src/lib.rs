@@ -59,12 +59,12 @@ mod error;
 mod file;
 mod folder;
 mod geometry;
-#[cfg(test)]
-mod kept_tests;
 pub mod limits;
 mod name;
 #[cfg(test)]
 mod needed_tests;
+#[cfg(test)]
+mod read_back_tests;
 mod repair;
 #[cfg(test)]
 mod repair_tests;

@@ -77,7 +77,7 @@ pub(super) struct StateBefore {
 }
 
 impl StateBefore {
-    fn of(record: BootRecord, at: &StageMachine<'_>) -> Self {
+    fn load(record: BootRecord, at: &StageMachine<'_>) -> Self {
         Self {
             record,
             known: at.known.load(),
@@ -222,7 +222,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         return Ok(StagedBundle { plan, was_staged });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
-    undo.0 = Some(StateBefore::of(before, at));
+    undo.0 = Some(StateBefore::load(before, at));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.
