@@ -71,6 +71,7 @@ use imports::NodeImports;
 use join::HubMemberships;
 use log::NodeLogRing;
 use memory::MemoryRelief;
+use open_files::FileLimits;
 use reload::Reloader;
 use self_call::SelfCaller;
 use storage::NodeStorage;
@@ -309,11 +310,13 @@ fn clock() -> Arc<SystemClock> {
 /// The configured limits, with defaults for this machine's memory. There are no more connections than files for them.
 fn limits(table: &LimitsConfig) -> EndpointLimits {
     let own = EndpointLimits::for_memory(facts::memory_total_bytes());
+    let files = FileLimits::now();
     EndpointLimits {
         connections_max: table
             .connections
             .unwrap_or(own.connections_max)
-            .min(open_files::connections_max()),
+            .min(files.connections),
+        tcp_handshakes_max: own.tcp_handshakes_max.min(files.handshakes),
         per_address_max: table.connections_per_address.unwrap_or(own.per_address_max),
         per_peer_max: table.connections_per_peer.unwrap_or(own.per_peer_max),
         handshake_burst: table.handshake_burst.unwrap_or(own.handshake_burst),

@@ -21,15 +21,27 @@ pub(crate) fn raise() {
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(WANTED)), hard).ok();
 }
 
-/// The connections for which there are files.
-pub(crate) fn connections_max() -> u32 {
-    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL, |(soft, _)| soft);
-    connections_of(files)
+/// What the files of this process permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileLimits {
+    pub(crate) connections: u32,
+    /// TCP handshakes at once: half of the files that no connection gets.
+    pub(crate) handshakes: usize,
 }
 
-fn connections_of(files: u64) -> u32 {
-    let left = files - RESERVED.min(files / 2);
-    u32::try_from(left).unwrap_or(u32::MAX)
+impl FileLimits {
+    pub(crate) fn now() -> Self {
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL, |(soft, _)| soft);
+        Self::of_files(files)
+    }
+
+    fn of_files(files: u64) -> Self {
+        let reserved = RESERVED.min(files / 2);
+        Self {
+            connections: u32::try_from(files - reserved).unwrap_or(u32::MAX),
+            handshakes: usize::try_from(reserved / 2).unwrap_or(usize::MAX),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -38,10 +50,18 @@ mod tests {
 
     #[test]
     fn connections_leave_files_for_everything_else() {
-        assert_eq!(connections_of(256), 128);
-        assert_eq!(connections_of(1024), 512);
-        assert_eq!(connections_of(WANTED), 15_872);
-        assert_eq!(connections_of(u64::MAX), u32::MAX);
+        for (files, connections, handshakes) in [
+            (300, 150, 75),
+            (1024, 512, 256),
+            (WANTED, 15_872, 256),
+            (u64::MAX, u32::MAX, 256),
+        ] {
+            let expected = FileLimits {
+                connections,
+                handshakes,
+            };
+            assert_eq!(FileLimits::of_files(files), expected);
+        }
     }
 
     #[test]

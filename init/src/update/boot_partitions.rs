@@ -87,8 +87,11 @@ pub(crate) fn find(
     guid: impl Fn(&str, u64) -> Option<String>,
 ) -> Result<BootPartitions, BootPartitionsError> {
     let mut listed = partitions(sys);
+    let records = listed.iter().filter(|one| one.label == BIOS_LABEL);
+    let disks: Vec<_> = records.map(|one| one.disk.clone()).collect();
     for one in &mut listed {
-        if one.label == ESP_LABEL && one.uuid.is_empty() && started_from.is_some() {
+        let has_record = disks.contains(&one.disk);
+        if has_record && one.label == ESP_LABEL && one.uuid.is_empty() && started_from.is_some() {
             let start = one.start.saturating_mul(SECTOR_BYTES as u64);
             one.uuid = guid(&one.disk, start).unwrap_or_default();
         }
@@ -288,7 +291,9 @@ mod tests {
             let all = partitions.iter().map(|one| (one.0, one.1, one.2, ""));
             all.collect::<Vec<_>>()
         };
-        let root = sys(&silent(&[&ONE[..], &STICK[..]].concat()));
+        // A disk without the other partition is not read.
+        let half = [("sdb", "sdb1", "alk-esp", "6")];
+        let root = sys(&silent(&[&ONE[..], &STICK[..], &half[..]].concat()));
         let guid = |disk: &str, start: u64| match (disk, start) {
             ("vda", 0x10_0000) => Some("ab-2".to_owned()),
             ("sda", 0x10_0000) => Some("cd-5".to_owned()),

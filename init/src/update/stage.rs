@@ -101,6 +101,8 @@ impl StateBefore {
             at.log.error(format_args!(
                 "what is noted of the staged version is not as before: {error}"
             ));
+            // With the record of before, the version that starts would count as another one. The slot counts as empty.
+            return;
         }
         // The slot's file is the one of before as well. If this fails, the slot counts as empty, which is safe.
         if let Err(error) = disk.write_record(&self.record) {

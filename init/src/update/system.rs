@@ -206,7 +206,11 @@ impl UpdateSystem {
     }
 
     fn lacks_disk(&self) -> bool {
-        self.partitions == Err(BootPartitionsError::Missing)
+        // Beside a disk that has only our labels, the own one may still appear.
+        matches!(
+            self.partitions,
+            Err(BootPartitionsError::Missing | BootPartitionsError::Foreign { .. })
+        )
     }
 
     pub(crate) fn version(&self) -> &str {
