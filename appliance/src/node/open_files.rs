@@ -26,7 +26,7 @@ pub(crate) fn raise() {
 pub(crate) struct FileLimits {
     pub(crate) connections: u32,
     /// TCP handshakes at once: half of the files that no connection gets.
-    pub(crate) handshakes: usize,
+    pub(crate) handshakes: u32,
 }
 
 impl FileLimits {
@@ -39,7 +39,7 @@ impl FileLimits {
         let reserved = RESERVED.min(files / 2);
         Self {
             connections: u32::try_from(files - reserved).unwrap_or(u32::MAX),
-            handshakes: usize::try_from(reserved / 2).unwrap_or(usize::MAX),
+            handshakes: u32::try_from(reserved / 2).unwrap_or(u32::MAX),
         }
     }
 }
