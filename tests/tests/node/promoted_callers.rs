@@ -417,12 +417,12 @@ async fn slow_calls_of_operations_with_other_rights_leave_other_callers_workers(
 
 /// How often the test of services is made: on a busy machine the node may end a worker that was late to hear that its
 /// caller left, and the calls in it.
-const ATTEMPTS: usize = 4;
+const SERVICE_ATTEMPTS: usize = 4;
 
 /// The session of a service outlives its calls, and a call in it goes on if its caller leaves.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_calls_of_services_leave_other_callers_workers() {
-    for _ in 0..ATTEMPTS {
+    for _ in 0..SERVICE_ATTEMPTS {
         if leave_other_callers_workers(OperationDraft::waits_in_a_service).await {
             return;
         }
