@@ -62,12 +62,11 @@ async fn a_version_that_forges_an_abort_is_taken_back() {
     fails.await.expect("the new version is taken back");
     // The node answers by the version before, and then writes down which one is active.
     let is_written = async {
-        loop {
-            let after = versions().await;
-            if after["active"] == 1 {
-                return after;
-            }
+        let mut after = versions().await;
+        while after["active"] != 1 {
+            after = versions().await;
         }
+        after
     };
     let is_written = tokio::time::timeout(deadline(Duration::from_secs(60)), is_written);
     let after = is_written.await.expect("it is written down");
