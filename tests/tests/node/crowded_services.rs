@@ -1,9 +1,8 @@
 //! Services of one author, more of them than the author has workers for other callers.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use alknet_call::{CallConnection, ErrorCode};
+use alknet_call::ErrorCode;
 use alknet_tests::{CliRunner, HostNode, TestBench, eventually};
 use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
@@ -143,37 +142,6 @@ fn requests(node: &HostNode) -> u64 {
     value("alknet_call_requests_total") - value("alknet_call_seconds_count")
 }
 
-/// How often the test leaves a call: on a busy machine one may end before the test has made the others.
-const ATTEMPTS: usize = 5;
-
-/// Leaves a call that goes on, and makes others that wait for it: as many as one caller may have. Returns the session of
-/// the call, or `None` if it ended too early.
-async fn fill(node: &HostNode, client: &CallConnection) -> Option<(Value, JoinSet<bool>)> {
-    let of_eve = client.clone();
-    let begun = Instant::now();
-    let left = tokio::spawn(async move { of_eve.call("js/kept", &json!(LASTS_MS)).await });
-    let is_kept = |it: &Value| it["mode"] == "service" && it["state"] == "running";
-    let kept = eventually("the service runs the call", || {
-        sessions(node, is_kept).pop()
-    });
-    left.abort();
-    eventually("the node has no request of hers", || {
-        (requests(node) == AT_REST).then_some(())
-    });
-    // The other calls wait for it: one caller cannot have so many sessions.
-    let mut calls = JoinSet::new();
-    for _ in 1..CALLER_MAX {
-        let client = client.clone();
-        calls.spawn(async move { client.call("js/kept", &json!(0)).await.is_ok() });
-    }
-    let wait = eventually("the other calls wait, or the first one ended", || {
-        let wait = requests(node) == AT_REST + CALLER_MAX as u64 - 1;
-        let is_over = begun.elapsed() > Duration::from_millis(LASTS_MS);
-        (wait || is_over).then_some(wait && !is_over)
-    });
-    wait.then_some((kept, calls))
-}
-
 /// A service goes on with a call that its caller leaves. If that call no longer counted, a caller could have any number
 /// of them run in as many services.
 #[tokio::test(flavor = "multi_thread")]
@@ -196,14 +164,25 @@ async fn a_call_that_was_left_counts_until_it_ends() {
         promote_draft(&bench, node.target(), ("ada", &ada), &rev, &draft);
     }
     let (_dialer, client) = caller(&node, &eve).await;
-    let mut filled = None;
-    for _ in 0..ATTEMPTS {
-        filled = fill(&node, &client).await;
-        if filled.is_some() {
-            break;
-        }
+    let of_eve = client.clone();
+    let left = tokio::spawn(async move { of_eve.call("js/kept", &json!(LASTS_MS)).await });
+    let is_kept = |it: &Value| it["mode"] == "service" && it["state"] == "running";
+    let kept = eventually("the service runs the call", || {
+        sessions(&node, is_kept).pop()
+    });
+    left.abort();
+    eventually("the node has no request of hers", || {
+        (requests(&node) == AT_REST).then_some(())
+    });
+    // The other calls wait for it: one caller cannot have so many sessions.
+    let mut calls = JoinSet::new();
+    for _ in 1..CALLER_MAX {
+        let client = client.clone();
+        calls.spawn(async move { client.call("js/kept", &json!(0)).await });
     }
-    let (kept, _calls) = filled.expect("each call ended before all others waited for it");
+    eventually("the other calls wait", || {
+        (requests(&node) == AT_REST + CALLER_MAX as u64 - 1).then_some(())
+    });
     let refused = client.call("js/first", &json!(0)).await;
     let refused = refused.expect_err("the call that was left is the last one");
     assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");

@@ -50,7 +50,7 @@ fn workers_of(program: PathBuf, most: usize) -> Workers {
     config.silence = long();
     config.workers_max = most;
     if !is_campaign() {
-        config.abort_grace = deadline(Duration::from_millis(500));
+        config.abort_grace = deadline(Duration::from_millis(100));
     }
     config.drain = deadline(config.drain);
     config.roles = vec![RoleConfig::new(WorkerRole::Js)];
