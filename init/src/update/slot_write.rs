@@ -115,8 +115,7 @@ pub(super) fn write<D: BlockDevice, R: Read>(
     keep()?;
     let finished = writer.finish();
     if finished.is_ok() || file_extent(&volume, &path) != before {
-        // The file is the new one, and the record from before says nothing of it.
-        undo.0 = None;
+        undo.switched();
     }
     finished?;
     Ok(extents)
@@ -193,7 +192,8 @@ pub(super) fn require_kept<D: BlockDevice>(
     Err(UpdateRefusal::new(
         RefusalCode::Disk,
         format_args!(
-            "the disk lost the new program ({why}), and the boot slot that does not run is empty now; replace the disk"
+            "the disk lost the new program ({why}), and the boot slot that does not run is empty now: it has neither this \
+             program nor the one from before; replace the disk, and send the bundle of the program that you want there again"
         ),
     ))
 }

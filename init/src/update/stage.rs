@@ -66,7 +66,19 @@ pub(super) struct StageMachine<'a> {
 
 /// What a refusal brings back while the other slot still has its earlier file.
 #[derive(Debug, Default)]
-pub(super) struct StageUndo(pub(super) Option<StateBefore>);
+pub(super) struct StageUndo {
+    before: Option<StateBefore>,
+    /// Whether the file of the slot is the new one, or was.
+    is_switched: bool,
+}
+
+impl StageUndo {
+    /// The file of the slot is the new one, and the record from before says nothing of it.
+    pub(super) fn switched(&mut self) {
+        self.before = None;
+        self.is_switched = true;
+    }
+}
 
 /// What the machine says of its boot slots before a bundle is staged.
 #[derive(Debug)]
@@ -149,10 +161,14 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
             .error(format_args!("staging an update failed: {why}"));
         Err(UpdateRefusal::failed())
     });
-    if let (Err(_), Some(before)) = (&done, undo.0) {
+    if let (Err(_), Some(before)) = (&done, undo.before) {
         before.restore(disk, at);
     }
-    done.map_err(|refusal| of_stream(refusal, frames))
+    // What the slot has after the switch matters more than a sender that gave the bundle up when it was too late.
+    done.map_err(|refusal| match undo.is_switched {
+        true => refusal,
+        false => of_stream(refusal, frames),
+    })
 }
 
 /// The refusal, unless the stream ended early: that is the reason then.
@@ -224,7 +240,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         return Ok(StagedBundle { plan, was_staged });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
-    undo.0 = Some(StateBefore::load(before, at));
+    undo.before = Some(StateBefore::load(before, at));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     // Before the file becomes the new one, because the data disk may be full.

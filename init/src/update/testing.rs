@@ -266,6 +266,8 @@ struct DiskState {
     forgets: Option<std::ops::Range<u64>>,
     /// After so many writes, these sectors lose what they have.
     loses_after: Option<(usize, Vec<std::ops::Range<u64>>)>,
+    /// After so many writes, this folder lies where a note is written.
+    obstructs_after: Option<(usize, std::path::PathBuf)>,
 }
 
 /// A partition of a model of a disk. Its parts share one list of steps.
@@ -340,6 +342,7 @@ impl BlockDevice for ModelPart {
             state.sectors.insert(number, sector);
         }
         state.count_write_before_loss();
+        state.count_write_before_obstacle();
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Parts of the model of a disk that lose what they have.
 
 use std::ops::Range;
+use std::path::Path;
 
 use alknet_boot_state::{BootSlot, SECTOR_BYTES};
 
@@ -23,12 +24,29 @@ impl DiskState {
             self.loses_after = None;
         }
     }
+
+    /// Counts a write, and puts a folder into the way of a file if that was the last one before it.
+    pub(super) fn count_write_before_obstacle(&mut self) {
+        let Some((left, folder)) = &mut self.obstructs_after else {
+            return;
+        };
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            std::fs::create_dir(folder).expect("the folder of the notes is ours");
+            self.obstructs_after = None;
+        }
+    }
 }
 
 impl ModelDisk {
     /// After so many writes, one at least, these sectors lose what they have.
     pub(in crate::update) fn lose_after(&self, writes: usize, sectors: Vec<Range<u64>>) {
         self.state.borrow_mut().loses_after = Some((writes, sectors));
+    }
+
+    /// After so many writes, one at least, this folder lies where a note is written.
+    pub(in crate::update) fn obstruct_after(&self, writes: usize, folder: &Path) {
+        self.state.borrow_mut().obstructs_after = Some((writes, folder.to_owned()));
     }
 
     /// Whether a loss is still to come.

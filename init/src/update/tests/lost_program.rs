@@ -19,6 +19,13 @@ fn newer() -> TestRelease {
     TestRelease::new("1.2.0", 2)
 }
 
+/// Whether the log of PID 1 has this text.
+fn says(bench: &UpdateBench, text: &str) -> bool {
+    let ring = bench.log.ring();
+    ring.since(0)
+        .any(|(_, record)| record.message.contains(text))
+}
+
 /// Asserts that the disk of each machine, which from now on does not keep what is written to some sectors, leaves the
 /// other slot with its file and its notes.
 fn loses(part: &str, lost: impl Fn(&ModelDisk) -> std::ops::Range<u64>) {
@@ -121,5 +128,122 @@ fn a_bundle_that_is_given_up_leaves_the_slot_as_it_was() {
         assert_eq!(written, Some((bytes, bytes)), "it was read back");
         let staged = bench.disk.file(bench.running.other());
         assert!(staged == Some(newer().content()));
+    }
+}
+
+/// An administrator cancels the update when the file of the slot is the new one already, and the disk loses that file.
+#[test]
+fn a_bundle_that_is_given_up_too_late_does_not_hide_that_the_slot_is_empty() {
+    let (mut kept, mut emptied) = (0, 0);
+    for writes in 1.. {
+        let bench = UpdateBench::new();
+        bench.stage(&TestRelease::new("1.0.1", 1)).expect("staged");
+        let bundle = bench.publisher.bundle(&newer());
+        let (stream, order) = (framed(&bundle, 40_000), order(&bundle));
+        let lost = bench.disk.tables_behind(BootSlot::B);
+        let progress = Arc::new(StagingProgress::default());
+        bench.disk.lose_after(writes, lost);
+        bench.disk.give_up_after(writes, &progress);
+        let staged = bench.staged_with(&bench.disk, &*stream, &order, progress);
+        if bench.disk.is_loss_due() {
+            break;
+        }
+        match (staged, bench.disk.file(BootSlot::B)) {
+            // The last writes are too late for both.
+            (Ok(_), _) => {}
+            (Err(_), Some(_)) => kept += 1,
+            (Err(refused), None) => {
+                assert_eq!(refused.code, RefusalCode::Disk, "{writes}: {refused}");
+                for part in ["is empty now", "nor the one from before", "send the bundle"] {
+                    assert!(refused.text.contains(part), "{writes}: {refused}");
+                }
+                assert_eq!(bench.disk.record().phase(), BootPhase::Idle, "{writes}");
+                emptied += 1;
+            }
+        }
+    }
+    assert!(kept > 0 && emptied > 0, "{kept} kept, {emptied} emptied");
+}
+
+/// A note that the data disk refuses, after any write of an update that fails: what the log says, and what the machine
+/// does about the version that was staged before.
+struct RefusedNote {
+    name: &'static str,
+    said: &'static str,
+    phase: BootPhase,
+    code: RefusalCode,
+}
+
+impl RefusedNote {
+    /// Stages a version over an earlier one, on a disk that loses the entry of the new file, so that the refusal comes
+    /// after the notes were written. Returns the machine and what lies in the way of the note, `None` if the update has
+    /// fewer writes.
+    fn refused_after(&self, writes: usize) -> Option<(UpdateBench, std::path::PathBuf)> {
+        let bench = UpdateBench::new();
+        bench.stage(&TestRelease::new("1.0.1", 1)).expect("staged");
+        let entry = bench.disk.folder_of_programs();
+        bench.disk.forget_writes(entry);
+        let obstacle = bench.folder.path().join(format!(".{}.new", self.name));
+        bench.disk.obstruct_after(writes, &obstacle);
+        let refused = bench.stage(&newer()).expect_err("the entry is lost");
+        assert_eq!(refused.code, RefusalCode::Disk, "{writes}: {refused}");
+        let kept = bench.disk.file(BootSlot::B);
+        assert!(kept == Some(TestRelease::new("1.0.1", 1).content()));
+        obstacle.exists().then_some((bench, obstacle))
+    }
+
+    /// Whether the version that was staged before may start, and why not.
+    fn refusal_of_start(bench: &UpdateBench) -> Option<RefusalCode> {
+        let mut disk = bench.disk.open();
+        let plan = apply::plan_apply(&mut disk, bench.running, bench.rules(), None);
+        plan.err().map(|refused| refused.code)
+    }
+
+    fn check(&self) {
+        let (mut restored, mut lost) = (0, 0);
+        for writes in 1.. {
+            let Some((bench, obstacle)) = self.refused_after(writes) else {
+                break;
+            };
+            let phase = bench.disk.record().phase();
+            let refusal = Self::refusal_of_start(&bench);
+            if says(&bench, self.said) {
+                assert_eq!(phase, self.phase, "{}: {writes}", self.name);
+                assert_eq!(refusal, Some(self.code), "{}: {writes}", self.name);
+                assert_eq!(bench.disk.power_on().0, Some(BootSlot::A));
+                // Both disks keep all again.
+                fs::remove_dir(&obstacle).expect("it is ours");
+                bench.disk.forget_writes(0..0);
+                bench.stage(&newer()).expect("nothing is in its way");
+                lost += 1;
+            } else {
+                assert_eq!(phase, BootPhase::Staged, "{}: {writes}", self.name);
+                assert_eq!(refusal, None, "{}: {writes}", self.name);
+                restored += 1;
+            }
+        }
+        let name = self.name;
+        assert!(restored > 0 && lost > 0, "{name}: {restored}, {lost}");
+    }
+}
+
+/// A version does not start by notes that are not those from before: neither the new one, whose program the slot does
+/// not have, nor the earlier one in its place.
+#[test]
+fn notes_that_cannot_be_restored_leave_a_slot_that_starts_nothing() {
+    let staged = RefusedNote {
+        name: "staged.json",
+        said: "what is noted of the staged version is not as before",
+        phase: BootPhase::Idle,
+        code: RefusalCode::NotStaged,
+    };
+    let programs = RefusedNote {
+        name: "programs.json",
+        said: "what is known of the programs is not as before",
+        phase: BootPhase::Staged,
+        code: RefusalCode::Unverified,
+    };
+    for note in [staged, programs] {
+        note.check();
     }
 }
