@@ -39,7 +39,7 @@ use crate::{
     settings::{self, NodeSettings},
     shutdown,
     stage::{self, BootStageName},
-    update::{self, UpdateStart},
+    update::{self, UpdateStart, UpdateSystem},
     vault::{UnlockCredentials, VaultHandle},
     vsock,
     watchdog::Watchdog,
@@ -87,6 +87,30 @@ pub(crate) struct OpenedData {
     pub(crate) clock: ClockState,
     /// The credentials of the attempt.
     pub(crate) offer: UnlockCredentials,
+    /// The boot slots, if the opened data tell another disk with them than PID 1 has found before.
+    pub(crate) update: Option<Box<UpdateStart>>,
+}
+
+impl OpenedData {
+    /// Looks for the disk with the boot slots again, now that the data are open or not.
+    pub(crate) fn look_for_slots(&mut self, before: &UpdateSystem) {
+        self.update = UpdateStart::again(before, self.device()).map(Box::new);
+    }
+
+    /// Name below `/dev` of the device of the data, if they are open.
+    fn device(&self) -> Option<&str> {
+        let PreparedData {
+            state, state_dir, ..
+        } = &self.prepared;
+        settings::data_dir(&state.mode, state_dir)?;
+        state.device.as_deref()?.strip_prefix("/dev/")
+    }
+
+    /// Whether the data stay closed because a blank disk must not become this machine's.
+    fn refuses_blank_disk(&self) -> bool {
+        let waiting = self.prepared.waiting.as_ref();
+        waiting.is_some_and(|waiting| waiting.problem.code == data::MISSING)
+    }
 }
 
 /// Runs the machine. PID 1 never ends: as the last resort it shows a reason on the console and
@@ -354,9 +378,14 @@ fn prepare(mut facts: InitFacts, vault: Arc<VaultHandle>, log: &InitLog) -> Boot
     // Before anything that may hang: a version on trial notes how far it came.
     let begun = UpdateStart::begin(log);
     let offer = UnlockCredentials::default();
-    let opened = open(&vault, offer, begun.takes_blank_disk(), log);
+    let took_blank = begun.takes_blank_disk();
+    let mut opened = open(&vault, offer, took_blank, log);
     // The disk may have been slow to appear, and was waited for with the data.
-    let update = begun.again_if_missing(log);
+    opened.look_for_slots(&begun.system);
+    let update = opened.update.take().map_or(begun, |found| *found);
+    if !took_blank && update.takes_blank_disk() && opened.refuses_blank_disk() {
+        opened = open(&vault, opened.offer, true, log);
+    }
     stage::record_stage(&mut facts.stages, BootStageName::Data);
     facts.fault_injection =
         alknet_provisioning::fault_injection(&alknet_provisioning::SourcePaths::system());
@@ -405,6 +434,7 @@ pub(crate) fn open(
         prepared,
         clock,
         offer,
+        update: None,
     }
 }
 

@@ -76,8 +76,8 @@ pub enum NodeMessage {
         /// Credentials that PID 1 keeps for the node, sealed, by their names.
         #[serde(default)]
         records: BTreeMap<String, EncryptedData>,
-        /// Whether the version that runs is on trial. The node then migrates no stored data: the version before has to
-        /// read them if the trial fails.
+        /// Whether the version that runs is on trial, or may be: the disk with its boot slot is not known. The node then
+        /// migrates no stored data: the version before has to read them if the trial fails.
         #[serde(default)]
         trial: bool,
     },

@@ -384,7 +384,12 @@ impl InitMachine {
             MachineEvent::Housekept(prepared) => self.housekept(prepared),
             MachineEvent::Lost { life, reason } => self.lost(life, &reason, now),
             MachineEvent::Network(news) => self.network_news(news),
-            MachineEvent::Opened(opened) => self.opened(*opened, now),
+            MachineEvent::Opened(mut opened) => {
+                if let Some(start) = opened.update.take() {
+                    self.update.adopt(*start);
+                }
+                self.opened(*opened, now);
+            }
             MachineEvent::PowerButton => {
                 self.go_down(PowerAction::Poweroff, "the power button", now)
             }

@@ -59,7 +59,7 @@ const USB_DRIVE_MAX: Duration = Duration::from_secs(8);
 /// How often PID 1 looks for the disk.
 const APPEAR_POLL: Duration = Duration::from_millis(50);
 /// Code of the problem of a machine without a disk for its data.
-const MISSING: &str = "data-missing";
+pub(crate) const MISSING: &str = "data-missing";
 /// User and group of the node.
 pub(crate) const NODE_UID: u32 = 1000;
 
@@ -83,11 +83,12 @@ impl<'a> DataAccess<'a> {
         let waiting = VaultWait::from_diagnostic(problem(
             MISSING,
             format!(
-                "the data disk {} is blank, and this version is on trial: the data that were open before it are on \
-                 another disk",
+                "the data disk {} is blank, and this version is or may be on trial: the data that were open before it \
+                 are on another disk",
                 found.name()
             ),
-            "attach the disk with the data; otherwise the machine returns to the version before by itself",
+            "attach the disk with the data and the one with the boot slots, and detach copies of them; from a trial the \
+             machine returns to the version before by itself",
         ));
         Err(DataError::Waiting(Box::new(waiting), None))
     }

@@ -99,7 +99,7 @@ impl InitMachine {
                     facts: Box::new(self.facts.snapshot()),
                     vault: self.vault.is_open(),
                     records: self.settings.records.clone(),
-                    trial: self.update.is_trial(),
+                    trial: self.update.may_return(),
                 });
                 self.node = Some(node);
                 // Events that the previous node did not confirm may be lost with it.

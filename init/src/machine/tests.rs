@@ -121,6 +121,7 @@ fn needs_more(offer: UnlockCredentials) -> OpenedData {
         settings: settings(None),
         clock: ClockState::Unset,
         offer,
+        update: None,
     }
 }
 

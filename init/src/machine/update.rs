@@ -182,14 +182,39 @@ impl MachineUpdate {
         &self.system
     }
 
+    /// The disk with the boot slots was found, or is another one than PID 1 has taken it for. Requests that came in
+    /// before keep their place.
+    pub(super) fn adopt(&mut self, start: UpdateStart) {
+        let new = Self::new(start);
+        *self = Self {
+            self_calls: std::mem::take(&mut self.self_calls),
+            request: self.request.take(),
+            log_request: self.log_request.take(),
+            staging: self.staging.take(),
+            bundles: std::mem::take(&mut self.bundles),
+            progress_at: self.progress_at,
+            is_looking: self.is_looking,
+            ..new
+        };
+    }
+
     /// Whether the version that runs is on trial.
     pub(super) fn is_trial(&self) -> bool {
         self.gate.is_some()
     }
 
+    /// Whether the version before may have to read what this one stores: this one is on trial, or a loader started it
+    /// from a boot slot and its disk is not known, whose record would say so.
+    pub(super) fn may_return(&self) -> bool {
+        self.is_trial() || (self.report.is_none() && self.system.running().is_some())
+    }
+
     /// Whether a blank disk may become this machine's data, see [`UpdateStart::takes_blank_disk`].
     pub(super) fn takes_blank_disk(&self) -> bool {
-        !self.is_trial() || GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
+        match self.is_trial() {
+            true => GateBaseline::from_note(self.note.as_ref()).takes_blank_disk(),
+            false => !self.may_return(),
+        }
     }
 
     /// The data of this machine are erased, so a version on trial needs none of what was before it.

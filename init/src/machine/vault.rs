@@ -32,6 +32,7 @@ impl InitMachine {
             settings,
             clock,
             offer,
+            ..
         } = opened;
         self.opening = false;
         if self.vault.was_locked_meanwhile() {
@@ -249,9 +250,12 @@ impl InitMachine {
         if prepared.state.mode == "locked" {
             let as_before = self.as_before(*prepared);
             let takes_blank = self.update.takes_blank_disk();
+            let slots = self.update.system().clone();
             let open = move || {
                 assert!(!breaks, "a fault was injected");
-                MachineEvent::Opened(Box::new(boot::open(&vault, offer, takes_blank, &log)))
+                let mut opened = boot::open(&vault, offer, takes_blank, &log);
+                opened.look_for_slots(&slots);
+                MachineEvent::Opened(Box::new(opened))
             };
             return self.blocking("opening the data", as_before, open);
         }
@@ -280,6 +284,7 @@ impl InitMachine {
             settings: self.settings.clone(),
             clock: self.facts.clock,
             offer: UnlockCredentials::default(),
+            update: None,
         }))
     }
 

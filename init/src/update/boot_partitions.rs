@@ -10,6 +10,9 @@ const BIOS_LABEL: &str = "alk-bios";
 /// GPT label of the boot partition.
 const ESP_LABEL: &str = "alk-esp";
 
+/// GPT label of the data partition.
+const DATA_LABEL: &str = crate::data::LABEL;
+
 /// The first sector of `alk-bios`: the header before GRUB's core image.
 pub(super) const BIOS_LBA: u64 = GRUB_CORE_LBA - 1;
 /// Sectors of `alk-bios`, which ends with the record.
@@ -78,12 +81,20 @@ struct ListedPartition {
     sectors: u64,
 }
 
-/// Finds the disk. `started_from` is the GUID of the boot partition that firmware started the machine from, if it says
-/// so: it decides between several disks. `guid` is the GUID of the partition of a disk that begins at a byte: Linux 6.12
-/// says none.
+/// What tells the machine's own disk from another one with the same labels.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OwnDiskSigns<'a> {
+    /// GUID of the boot partition that firmware started the machine from, if firmware says it.
+    pub(crate) started_from: Option<&'a str>,
+    /// Name below `/dev` of the data partition that the machine has opened. `None` before that, and if its data are on
+    /// a disk of their own.
+    pub(crate) data: Option<&'a str>,
+}
+
+/// Finds the disk. `guid` is the GUID of the partition of a disk that begins at a byte: Linux 6.12 says none.
 pub(crate) fn find(
     sys: &Path,
-    started_from: Option<&str>,
+    signs: OwnDiskSigns<'_>,
     guid: impl Fn(&str, u64) -> Option<String>,
 ) -> Result<BootPartitions, BootPartitionsError> {
     let mut listed = partitions(sys);
@@ -91,7 +102,8 @@ pub(crate) fn find(
     let disks: Vec<_> = records.map(|one| one.disk.clone()).collect();
     for one in &mut listed {
         let has_record = disks.contains(&one.disk);
-        if has_record && one.label == ESP_LABEL && one.uuid.is_empty() && started_from.is_some() {
+        let is_asked = one.uuid.is_empty() && signs.started_from.is_some();
+        if has_record && one.label == ESP_LABEL && is_asked {
             let start = one.start.saturating_mul(SECTOR_BYTES as u64);
             one.uuid = guid(&one.disk, start).unwrap_or_default();
         }
@@ -104,30 +116,10 @@ pub(crate) fn find(
             Some((listed.iter().find(is_beside)?, esp))
         })
         .collect();
-    let is_started = |esp: &ListedPartition| {
-        started_from.is_some_and(|uuid| esp.uuid.eq_ignore_ascii_case(uuid))
-    };
-    let started: Vec<_> = pairs.iter().filter(|(_, esp)| is_started(esp)).collect();
-    // A partition that only has our label is not the one that the machine was started from. The kernel may not say GUIDs.
-    let is_foreign = |started: &&str| {
-        let mut ids = pairs.iter().map(|(_, esp)| &esp.uuid);
-        ids.all(|uuid| !uuid.is_empty() && !uuid.eq_ignore_ascii_case(started))
-    };
-    let (bios, esp) = match (pairs.as_slice(), started.as_slice()) {
-        ([], _) => return Err(BootPartitionsError::Missing),
-        (_, [only]) => **only,
-        _ if started_from.as_ref().is_some_and(is_foreign) => {
-            return Err(BootPartitionsError::Foreign {
-                started: started_from.unwrap_or_default().to_owned(),
-                disks: pairs.iter().map(|(_, esp)| esp.disk.clone()).collect(),
-            });
-        }
-        ([only], _) => *only,
-        (several, _) => {
-            let names = several.iter().map(|(_, esp)| esp.disk.clone());
-            return Err(BootPartitionsError::Ambiguous(names.collect()));
-        }
-    };
+    let is_opened =
+        |one: &&ListedPartition| one.label == DATA_LABEL && signs.data == Some(one.name.as_str());
+    let data = listed.iter().find(is_opened);
+    let (bios, esp) = choose(&pairs, signs.started_from, data)?;
     check(sys, bios)?;
     let device = |name: &str| Path::new("/dev").join(name);
     Ok(BootPartitions {
@@ -135,6 +127,42 @@ pub(crate) fn find(
         bios: device(&bios.name),
         esp: device(&esp.name),
     })
+}
+
+/// Chooses `alk-bios` and `alk-esp` of the disk that firmware started the machine from. Among several with the GUID that
+/// firmware names it is the one with `data`, the opened data partition.
+fn choose<'a>(
+    pairs: &[(&'a ListedPartition, &'a ListedPartition)],
+    started_from: Option<&str>,
+    data: Option<&ListedPartition>,
+) -> Result<(&'a ListedPartition, &'a ListedPartition), BootPartitionsError> {
+    let is_started = |esp: &ListedPartition| {
+        started_from.is_some_and(|uuid| esp.uuid.eq_ignore_ascii_case(uuid))
+    };
+    let mut started: Vec<_> = pairs.iter().filter(|(_, esp)| is_started(esp)).collect();
+    if started.len() > 1 {
+        // All disks of one build have the same GUID of the boot partition. An attacker can attach a disk with it, but
+        // cannot make the machine open the data there beside its own: two data partitions open nothing.
+        started.retain(|(_, esp)| data.is_some_and(|data| data.disk == esp.disk));
+    }
+    // A partition that only has our label is not the one that the machine was started from. The kernel may not say GUIDs.
+    let is_foreign = |started: &&str| {
+        let mut ids = pairs.iter().map(|(_, esp)| &esp.uuid);
+        ids.all(|uuid| !uuid.is_empty() && !uuid.eq_ignore_ascii_case(started))
+    };
+    match (pairs, started.as_slice()) {
+        ([], _) => Err(BootPartitionsError::Missing),
+        (_, [only]) => Ok(**only),
+        _ if started_from.as_ref().is_some_and(is_foreign) => Err(BootPartitionsError::Foreign {
+            started: started_from.unwrap_or_default().to_owned(),
+            disks: pairs.iter().map(|(_, esp)| esp.disk.clone()).collect(),
+        }),
+        ([only], _) => Ok(*only),
+        (several, _) => {
+            let names = several.iter().map(|(_, esp)| esp.disk.clone());
+            Err(BootPartitionsError::Ambiguous(names.collect()))
+        }
+    }
 }
 
 fn check(sys: &Path, bios: &ListedPartition) -> Result<(), BootPartitionsError> {
@@ -203,7 +231,11 @@ mod tests {
 
     /// On a machine whose disks cannot be read.
     fn find(sys: &Path, started_from: Option<&str>) -> Result<BootPartitions, BootPartitionsError> {
-        super::find(sys, started_from, |_, _| None)
+        let signs = OwnDiskSigns {
+            started_from,
+            data: None,
+        };
+        super::find(sys, signs, |_, _| None)
     }
 
     /// A `/sys` with these partitions: disk, name, label, GUID.
@@ -284,6 +316,48 @@ mod tests {
         assert!(find(root.path(), Some("ee-6")).is_err(), "of a third disk");
     }
 
+    /// All disks of one build have the same GUID of the boot partition. An attacker attaches one of them.
+    #[test]
+    fn of_two_disks_of_one_build_the_one_with_the_opened_data_is_the_own_one() {
+        let copy = |disk: &str| match disk {
+            "first" => [
+                ("sda", "sda1", "alk-bios", "1"),
+                ("sda", "sda2", "alk-esp", "ab-2"),
+            ],
+            _ => [
+                ("vdb", "vdb1", "alk-bios", "1"),
+                ("vdb", "vdb2", "alk-esp", "ab-2"),
+            ],
+        };
+        // A partition of the other disk with another label than that of the data.
+        let other = [("vdb", "vdb3", "other", "7")];
+        let with = |signs: OwnDiskSigns<'_>, disk: &str| {
+            let root = sys(&[&copy(disk)[..], &ONE[..], &other[..]].concat());
+            super::find(root.path(), signs, |_, _| None)
+        };
+        for disk in ["first", "last"] {
+            let signs = |started_from, data| OwnDiskSigns { started_from, data };
+            let found = with(signs(Some("AB-2"), Some("vda3")), disk).expect("it has the data");
+            assert_eq!(found.disk, "vda");
+            // Neither before the data are open, nor with data on a third disk.
+            for data in [None, Some("vdb3"), Some("vdc"), Some("vda2")] {
+                let refused = with(signs(Some("AB-2"), data), disk).expect_err("neither");
+                let is_ambiguous = matches!(refused, BootPartitionsError::Ambiguous(_));
+                assert!(is_ambiguous, "{data:?}: {refused}");
+            }
+            // Data do not decide where firmware says nothing: the other disk may be the one that started.
+            assert!(with(signs(None, Some("vda3")), disk).is_err());
+        }
+        // Firmware names the one disk, and data on the other one change nothing.
+        let root = sys(&[&ONE[..], &STICK[..], &[("sda", "sda3", "alk-data", "6")]].concat());
+        let signs = OwnDiskSigns {
+            started_from: Some("ab-2"),
+            data: Some("sda3"),
+        };
+        let found = super::find(root.path(), signs, |_, _| None).expect("firmware named one");
+        assert_eq!(found.disk, "vda");
+    }
+
     /// Linux 6.12 names no GUID in `/sys`.
     #[test]
     fn a_guid_that_the_kernel_does_not_say_is_read_from_the_disk() {
@@ -300,11 +374,19 @@ mod tests {
             other => panic!("{other:?}"),
         };
         for (started, disk) in [("AB-2", "vda"), ("CD-5", "sda")] {
-            let found = super::find(root.path(), Some(started), guid).expect("firmware named it");
+            let signs = OwnDiskSigns {
+                started_from: Some(started),
+                data: None,
+            };
+            let found = super::find(root.path(), signs, guid).expect("firmware named it");
             assert_eq!(found.disk, disk);
         }
         let stick = sys(&silent(&STICK));
-        let foreign = super::find(stick.path(), Some("ab-2"), guid).expect_err("of another disk");
+        let signs = OwnDiskSigns {
+            started_from: Some("ab-2"),
+            data: None,
+        };
+        let foreign = super::find(stick.path(), signs, guid).expect_err("of another disk");
         assert!(
             matches!(foreign, BootPartitionsError::Foreign { .. }),
             "{foreign}"

@@ -1,25 +1,24 @@
 //! What PID 1 does about updates on its blocking threads: each function waits for disks.
 
 mod log;
+mod machine_start;
 mod repair;
 mod scrub;
 
 use std::io::Read;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 
 use alknet_boot_state::{BootNote, BootNoteError, BootPhase, BootRecord, BootSlot, NoteText};
-use alknet_provisioning::SourcePaths;
 use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
-use super::boot_partitions::{self, BootPartitions, BootPartitionsError};
+use super::boot_partitions::{BootPartitions, BootPartitionsError};
 use super::direct::DirectDevice;
 use super::disk::SlotDisk;
 use super::frames::BundleFrameReader;
-use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN, GateBaseline};
+use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN};
 use super::judge::{StartKind, StartReport, judge};
 use super::known_programs::{self, KnownStore};
 use super::left_versions::{self, LeftVersions};
@@ -30,13 +29,12 @@ use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
-use super::{history, note_schedule, running};
+use super::{history, note_schedule};
 use crate::control::{ForeignFiles, UpdateOutcome};
-use crate::data;
 use crate::log::InitLog;
-use crate::machine::panic_text;
 use crate::media;
 
+pub(crate) use machine_start::UpdateStart;
 #[cfg(test)]
 pub(super) use scrub::scrub_piece;
 pub(crate) use scrub::{ScrubResult, ScrubTurn, SlotFinding, SlotScrub};
@@ -48,8 +46,6 @@ pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
 const FIRST_STAGE: &str = "mounts";
 /// Folder of updates in the state directory. PID 1 alone writes there.
 const FOLDER: &str = "update";
-/// The folder with the firmware's variables.
-const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
 /// The machine's boot slots, as found at its start.
 #[derive(Clone, Debug)]
@@ -63,55 +59,6 @@ pub(crate) struct UpdateSystem {
     trust: TrustStore,
     known: KnownStore,
     log: InitLog,
-}
-
-/// What PID 1 finds out about the boot slots before it opens the data.
-#[derive(Debug)]
-pub(crate) struct UpdateStart {
-    pub(crate) system: UpdateSystem,
-    /// What this start means, if the machine has boot slots.
-    pub(crate) report: Option<StartReport>,
-    /// The note of the last trial, or of this one.
-    pub(crate) note: Option<BootNote>,
-}
-
-impl UpdateStart {
-    /// Looks at the disk. A failure of this part must not keep the machine from its data.
-    pub(crate) fn begin(log: &InitLog) -> Self {
-        let begun = catch_unwind(AssertUnwindSafe(|| {
-            let system = UpdateSystem::detect(log);
-            let begun = system.begin();
-            (system, begun)
-        }));
-        let (system, begun) = begun.unwrap_or_else(|payload| {
-            let why = panic_text(&*payload);
-            log.error(format_args!("the boot slots are not looked at: {why}"));
-            (UpdateSystem::absent(log), None)
-        });
-        let (report, note) = begun.unzip();
-        Self {
-            system,
-            report,
-            note: note.flatten(),
-        }
-    }
-
-    /// Whether a blank disk may become this machine's data. On trial it may not if the version before had its data
-    /// open: they are on another disk, which this version does not find, and with new data the machine would be another
-    /// node.
-    pub(crate) fn takes_blank_disk(&self) -> bool {
-        let is_trial = |report: &StartReport| report.kind == StartKind::Trial;
-        let is_trial = self.report.as_ref().is_some_and(is_trial);
-        !is_trial || GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
-    }
-
-    /// Looks again for a disk that was not there.
-    pub(crate) fn again_if_missing(self, log: &InitLog) -> Self {
-        match self.system.is_missing() {
-            true => Self::begin(log),
-            false => self,
-        }
-    }
 }
 
 /// What the disk says about its slots now.
@@ -158,29 +105,16 @@ struct SystemDisk<M = MutexGuard<'static, ()>> {
 }
 
 impl UpdateSystem {
-    /// Looks where the machine was started from.
-    pub(crate) fn detect(log: &InitLog) -> Self {
-        let partition = running::boot_partition(Path::new(EFI_VARIABLES));
-        Self {
-            partitions: boot_partitions::find(
-                Path::new("/sys"),
-                partition.as_deref(),
-                |disk, start| data::partition_guid(&Path::new("/dev").join(disk), start),
-            ),
-            running: alknet_provisioning::running_slot(&SourcePaths::system()),
-            version: crate::image_version().to_owned(),
-            folder: None,
-            trust: TrustStore::new(None),
-            known: KnownStore::new(None),
-            log: log.clone(),
-        }
-    }
-
     /// A machine that was started in another way.
     pub(crate) fn absent(log: &InitLog) -> Self {
+        Self::without_disk(None, log)
+    }
+
+    /// A machine whose disk with the boot slots is not found.
+    pub(crate) fn without_disk(running: Option<BootSlot>, log: &InitLog) -> Self {
         Self {
             partitions: Err(BootPartitionsError::Missing),
-            running: None,
+            running,
             version: crate::image_version().to_owned(),
             folder: None,
             trust: TrustStore::new(None),
@@ -197,20 +131,6 @@ impl UpdateSystem {
             running: Some(running),
             ..Self::absent(&InitLog::default())
         }
-    }
-
-    /// Whether another look could find the disk: it was slow to appear.
-    pub(crate) fn is_missing(&self) -> bool {
-        // A machine that was started in another way has nothing to look for.
-        self.running.is_some() && self.lacks_disk()
-    }
-
-    fn lacks_disk(&self) -> bool {
-        // Beside a disk that has only our labels, the own one may still appear.
-        matches!(
-            self.partitions,
-            Err(BootPartitionsError::Missing | BootPartitionsError::Foreign { .. })
-        )
     }
 
     pub(crate) fn version(&self) -> &str {

@@ -94,6 +94,32 @@ async fn a_version_on_trial_takes_a_blank_disk_only_after_a_reset() {
     assert_eq!((note.vault.as_str(), note.config.as_str()), ("absent", ""));
 }
 
+/// The record of the slot that a loader started would say whether it is on trial, and its disk is not known.
+#[test]
+fn a_version_that_may_be_on_trial_migrates_nothing_and_takes_no_blank_disk() {
+    let start = |slot, report: Option<StartKind>| UpdateStart {
+        system: UpdateSystem::without_disk(slot, &InitLog::default()),
+        report: report.map(|kind| StartReport { kind, ended: None }),
+        note: None,
+    };
+    let slot = Some(BootSlot::B);
+    for (slot, report, may_return) in [
+        (None, None, false),
+        (slot, None, true),
+        (slot, Some(StartKind::Good), false),
+        (slot, Some(StartKind::Trial), true),
+    ] {
+        let mut update = MachineUpdate::new(start(slot, report));
+        assert_eq!(update.may_return(), may_return, "{slot:?} {report:?}");
+        assert_eq!(update.takes_blank_disk(), !may_return);
+        // The opened data tell which disk it is.
+        update.adopt(start(slot, Some(StartKind::Good)));
+        assert!(!update.may_return() && update.takes_blank_disk());
+        update.adopt(start(slot, Some(StartKind::Trial)));
+        assert!(update.is_trial() && update.may_return());
+    }
+}
+
 #[test]
 fn the_note_says_how_far_a_trial_came_and_what_was_wrong() {
     let mut machine = machine();
