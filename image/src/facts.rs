@@ -115,7 +115,7 @@ pub(crate) fn components(
     }
     let known = facts.iter().zip(known).flat_map(|(facts, groups)| {
         let components = facts.components.iter();
-        components.filter(move |it| groups.contains(&InputGroup::of(it)))
+        components.filter(move |it| groups.contains(&InputGroup::of_component(it)))
     });
     known.cloned().chain(unknown).collect()
 }
@@ -140,7 +140,7 @@ impl InputGroup {
     ];
 
     /// The group of a component.
-    const fn of(component: &SoftwareComponent) -> Self {
+    const fn of_component(component: &SoftwareComponent) -> Self {
         match component.place {
             ComponentLocation::Kernel => Self::Kernel,
             ComponentLocation::Stub => Self::Stub,
