@@ -172,10 +172,13 @@ impl<'a> ImageBuild<'a> {
             provenance,
             ..
         } = self.inputs;
-        if provenance.components.is_empty() {
+        let loaded = &self.loaded;
+        let components = provenance.components(&loaded.files, &loaded.kernel_release);
+        if components.is_empty() {
             return Ok(());
         }
-        let document = sbom::document(provenance, version, git, &self.ids);
+        let seconds = provenance.seconds;
+        let document = sbom::document(&components, seconds, version, git, &self.ids);
         let name = sbom::file_name(version);
         for form in forms {
             out.bytes(*form, OutputRole::Sbom, &name, &document)?;

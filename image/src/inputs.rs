@@ -282,7 +282,8 @@ fn read(
     Ok(bytes)
 }
 
-fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
+/// The content of a file of at most 1 GiB.
+pub(crate) fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
     let unreadable = |source| ImageError::InputUnreadable {
         what,
         path: path.to_owned(),

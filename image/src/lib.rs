@@ -35,6 +35,7 @@ mod elf;
 mod erofs;
 mod error;
 mod esp;
+mod facts;
 mod form;
 mod grub;
 mod ids;
@@ -74,6 +75,7 @@ pub use disk_table::{
 };
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};
+pub use facts::InputFacts;
 pub use form::{ImageForm, OutputRole};
 pub use grub::{GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFormat};
 pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};

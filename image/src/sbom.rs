@@ -3,17 +3,31 @@
 //! The document has no time but that of the commit and no random number, so the same build writes the
 //! same bytes.
 
+mod read;
+
 use std::collections::BTreeMap;
 
 use alknet_licenses::{ComponentLocation, SoftwareComponent};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+pub(crate) use self::read::parse;
 use crate::ids::BuildIds;
-use crate::provenance::BuildProvenance;
 
 /// What SPDX writes where a document does not say something.
-const UNKNOWN: &str = "NOASSERTION";
+pub(crate) const UNKNOWN: &str = "NOASSERTION";
+
+/// The beginning of the comment on a component; its place in the image follows.
+const PLACE: &str = "place in the image: ";
+
+/// The beginning of the identifier of a crate.
+const CRATE: &str = "SPDXRef-crate-";
+
+/// The beginning of the identifier of another component.
+const PART: &str = "SPDXRef-part-";
+
+/// The beginning of the package URL of a Debian package.
+const DEBIAN: &str = "pkg:deb/debian/";
 
 /// The element that stands for the whole image.
 const IMAGE: &str = "SPDXRef-image";
@@ -29,14 +43,14 @@ pub(crate) fn file_name(version: &str) -> String {
     format!("alknet_{version}.spdx.json")
 }
 
-/// The document about an image of this version and commit.
+/// The document about an image of this version and commit. `seconds` is its time, since 1970.
 pub(crate) fn document(
-    provenance: &BuildProvenance,
+    components: &[SoftwareComponent],
+    seconds: i64,
     version: &str,
     git: &str,
     ids: &BuildIds,
 ) -> Vec<u8> {
-    let components = &provenance.components;
     let mut packages = vec![image(version, git)];
     packages.extend(components.iter().map(package));
     let namespace = format!("{NAMESPACE}/alknet-{version}-{}", ids.uuid("sbom"));
@@ -47,7 +61,7 @@ pub(crate) fn document(
         "name": format!("alknet_{version}"),
         "documentNamespace": namespace,
         "creationInfo": {
-            "created": created(provenance.seconds),
+            "created": created(seconds),
             "creators": [format!("Tool: alknet-image-{}", env!("CARGO_PKG_VERSION"))],
         },
         "packages": packages,
@@ -91,6 +105,7 @@ fn package(component: &SoftwareComponent) -> Value {
         "licenseDeclared": component.license,
         "copyrightText": UNKNOWN,
         "primaryPackagePurpose": purpose(component.place),
+        "comment": format!("{PLACE}{}", component.place.name()),
     });
     if let Some(version) = &component.version {
         package["versionInfo"] = json!(version);
@@ -115,7 +130,7 @@ fn package(component: &SoftwareComponent) -> Value {
 fn locator(component: &SoftwareComponent) -> Option<String> {
     let version = encoded(component.version.as_deref()?);
     match &component.debian {
-        Some(package) => Some(format!("pkg:deb/debian/{package}@{version}")),
+        Some(package) => Some(format!("{DEBIAN}{package}@{version}")),
         None if component.is_crate => Some(format!("pkg:cargo/{}@{version}", component.name)),
         None => None,
     }
@@ -145,7 +160,7 @@ const fn purpose(place: ComponentLocation) -> &'static str {
 /// The identifier of a component: letters, digits, dots and hyphens (SPDX 2.3 section 7.2). Versions
 /// of one name differ, and parts have another beginning than crates.
 fn element(component: &SoftwareComponent) -> String {
-    let kind = if component.is_crate { "crate" } else { "part" };
+    let kind = if component.is_crate { CRATE } else { PART };
     let version = component.version.as_deref().unwrap_or("unknown");
     let name: String = format!("{}-{version}", component.name)
         .chars()
@@ -154,7 +169,7 @@ fn element(component: &SoftwareComponent) -> String {
             _ => '-',
         })
         .collect();
-    format!("SPDXRef-{kind}-{name}")
+    format!("{kind}{name}")
 }
 
 /// The document describes the image. The image contains the components, but for those that lie within
@@ -177,7 +192,7 @@ fn relationships(components: &[SoftwareComponent]) -> Vec<Value> {
 mod tests {
     use super::*;
 
-    fn provenance() -> BuildProvenance {
+    fn components() -> Vec<SoftwareComponent> {
         let mut linux = SoftwareComponent::new("Linux", ComponentLocation::Kernel, "GPL-2.0-only");
         linux.version = Some("6.12".to_owned());
         linux.sha256 = Some("0".repeat(64));
@@ -189,12 +204,12 @@ mod tests {
         let mut libc = SoftwareComponent::new("GNU C Library", ComponentLocation::Binary, "MIT");
         libc.version = Some("2.36-9+deb12u13".to_owned());
         libc.debian = Some("libc6-dev".to_owned());
-        BuildProvenance::new(vec![linux, sys, within, libc], Vec::new(), 1_764_115_200)
+        vec![linux, sys, within, libc]
     }
 
     fn parsed() -> Value {
         let ids = BuildIds::new("0.1.0", "abc");
-        let text = document(&provenance(), "0.1.0", "abc", &ids);
+        let text = document(&components(), 1_764_115_200, "0.1.0", "abc", &ids);
         serde_json::from_slice(&text).expect("JSON")
     }
 
@@ -215,6 +230,7 @@ mod tests {
         let linux = &document["packages"][1];
         assert_eq!(linux["checksums"][0]["checksumValue"], "0".repeat(64));
         assert_eq!(linux["downloadLocation"], UNKNOWN);
+        assert_eq!(linux["comment"], "place in the image: kernel");
         let sys = &document["packages"][2];
         assert_eq!(sys["SPDXID"], "SPDXRef-crate-zstd-sys-2.1.2-zstd.1.5.7");
         assert_eq!(

@@ -86,16 +86,8 @@ pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
         write(&inputs, &forms, &arguments.out, |doing| cx.say(doing))
     })?;
     if arguments.packed {
-        let options = PackOptions {
-            url: arguments.url.clone(),
-            release_date: commit_day(cx.root()),
-        };
         manifest = cx.step("packed", |cx| {
-            Ok(alknet_image::pack(
-                &arguments.out,
-                &options,
-                &mut |doing| cx.say(doing),
-            )?)
+            pack(cx, &arguments.out, arguments.url.clone())
         })?;
     }
     for output in &manifest.outputs {
@@ -105,6 +97,16 @@ pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Packs the disk of the form raw in a folder of files. `url` is that of the folder for downloads.
+pub(crate) fn pack(cx: &XtaskContext, folder: &Path, url: Option<String>) -> Result<Manifest> {
+    let options = PackOptions {
+        url,
+        release_date: commit_day(cx.root()),
+    };
+    let packed = alknet_image::pack(folder, &options, &mut |doing| cx.say(doing));
+    Ok(packed?)
 }
 
 /// Finds images of these forms in the cache, or makes them.

@@ -1,13 +1,15 @@
-//! `reproduce`: builds every form twice, from inputs at other paths and into other folders, and
-//! compares the files byte by byte.
+//! `reproduce`: builds every form twice, from inputs at other paths and into other folders, packs
+//! both, makes an update bundle of each, and compares the files byte by byte.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use alknet_image::{ImageForm, ImageInputs};
+use alknet_image::{ImageForm, ImageInputs, Manifest, OutputRole};
+use data_encoding::BASE64;
 
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
@@ -21,6 +23,22 @@ const PLACES: [&str; 2] = ["one", "another/deeper/place"];
 
 /// Bytes that are compared at once.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// The update bundle, and the root document in it.
+const BUNDLE: &str = "bundle.tar";
+const ROOT: &str = "1.root.json";
+
+/// When the documents of the bundle expire. No machine gets them, and a day that follows from the clock would be another
+/// one in each build.
+const EXPIRES: &str = "2100-01-01";
+
+/// The private key that signs both bundles. Nothing trusts it.
+const SEED: [u8; 32] = [1; 32];
+
+/// What stands before the seed of a private Ed25519 key in PKCS #8 (RFC 8410 section 7).
+const PKCS8_BEFORE_SEED: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 
 /// Arguments of `reproduce`.
 #[derive(Debug, clap::Args)]
@@ -39,11 +57,13 @@ pub(crate) struct ReproduceArgs {
 const EXAMPLE: &str = "\
 Examples:
 
-  cargo xtask reproduce                    # the forms twice, from the cached kernel, driver and binary
+  cargo xtask reproduce                    # the forms, packed files and a bundle twice, from the cached parts
   cargo xtask reproduce --whole            # and the binary compiled twice, in two folders
   cargo xtask reproduce --with /mnt/out    # with what `cargo xtask image` wrote on another machine
 
 Kernel, drivers and the program for GPUs come from the cache and are not built twice.
+With --with there is no update bundle, and packed files are compared if the folder has some; make
+these by `cargo xtask image --packed` without --url.
 The exit code is 1 if a file differs; each such file is named with the offset of its
 first difference.";
 
@@ -52,14 +72,16 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &ReproduceArgs) -> Result<()
     let parts = ImageParts::ensure(cx, &arguments.drivers.vulkan)?;
     let scratch = ScratchFolder::new(cx.cache(), "reproduce-")?;
     let places = PLACES.map(|place| scratch.path().join(place));
-    let first = cx.step("first build", |cx| {
-        build(cx, &parts, &places[0], arguments.whole)
-    })?;
+    let plan = ComparedBuild {
+        parts: &parts,
+        whole: arguments.whole,
+        packed: arguments.with.as_deref().is_none_or(is_packed),
+        bundled: arguments.with.is_none(),
+    };
+    let first = cx.step("first build", |cx| plan.make(cx, &places[0]))?;
     let second = match &arguments.with {
         Some(folder) => folder.clone(),
-        None => cx.step("second build", |cx| {
-            build(cx, &parts, &places[1], arguments.whole)
-        })?,
+        None => cx.step("second build", |cx| plan.make(cx, &places[1]))?,
     };
     let comparison = cx.step("comparison", |_| FolderComparison::compare(&first, &second))?;
     for line in comparison.lines() {
@@ -68,19 +90,81 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &ReproduceArgs) -> Result<()
     comparison.verdict()
 }
 
-/// Builds every form below `place`, and returns the folder of the files.
-fn build(cx: &XtaskContext, parts: &ImageParts, place: &Path, whole: bool) -> Result<PathBuf> {
-    let making = || TaskError::io(format!("make {}", place.display()));
-    let [inputs, out] = ["inputs", "out"].map(|name| place.join(name));
-    fs::create_dir_all(&inputs).map_err(making())?;
-    let binary = match whole {
-        true => compile(cx, place)?,
-        false => parts.binary.clone(),
-    };
-    let at_home = image::inputs(cx, &parts.kernel, &binary, &ImageForm::ALL)?;
-    let moved = moved(&at_home, &parts.kernel, &inputs)?;
-    image::write(&moved, &ImageForm::ALL, &out, |doing| cx.say(doing))?;
-    Ok(out)
+/// Whether a folder of files has the packed disk.
+fn is_packed(folder: &Path) -> bool {
+    Manifest::read(folder).is_ok_and(|manifest| {
+        let mut roles = manifest.outputs.iter().map(|output| output.role);
+        roles.any(|role| role == OutputRole::PackedDisk)
+    })
+}
+
+/// What each place makes.
+#[derive(Debug)]
+struct ComparedBuild<'a> {
+    parts: &'a ImageParts,
+    /// The binary is compiled in the place.
+    whole: bool,
+    /// The disk is packed, too.
+    packed: bool,
+    /// An update bundle is made, too.
+    bundled: bool,
+}
+
+impl ComparedBuild<'_> {
+    /// Builds every form below `place`, and returns the folder of the files.
+    fn make(&self, cx: &XtaskContext, place: &Path) -> Result<PathBuf> {
+        let making = || TaskError::io(format!("make {}", place.display()));
+        let [inputs, out] = ["inputs", "out"].map(|name| place.join(name));
+        fs::create_dir_all(&inputs).map_err(making())?;
+        let binary = match self.whole {
+            true => compile(cx, place)?,
+            false => self.parts.binary.clone(),
+        };
+        let kernel = &self.parts.kernel;
+        let at_home = image::inputs(cx, kernel, &binary, &ImageForm::ALL)?;
+        let moved = moved(&at_home, kernel, &inputs)?;
+        image::write(&moved, &ImageForm::ALL, &out, |doing| cx.say(doing))?;
+        if self.packed {
+            image::pack(cx, &out, None)?;
+        }
+        if self.bundled {
+            let key = inputs.join("release.pem");
+            fs::write(&key, key_file()).map_err(making())?;
+            bundle(cx, &moved.binary, &key, &out)?;
+        }
+        Ok(out)
+    }
+}
+
+/// Makes a root document and an update bundle of the EFI program in `out` by the built program, as an owner does.
+fn bundle(cx: &XtaskContext, alknet: &Path, key: &Path, out: &Path) -> Result<()> {
+    let root = out.join(ROOT);
+    let mut rooted = Command::new(alknet);
+    rooted
+        .args(["image", "root", "--expires", EXPIRES, "--key"])
+        .arg(key)
+        .arg("--out")
+        .arg(&root);
+    cx.run(&mut rooted, "make a root document", "reproduce-root")?;
+    let mut bundled = Command::new(alknet);
+    bundled
+        .args(["image", "bundle", "--number", "1", "--expires", EXPIRES])
+        .args(["--timestamp-expires", EXPIRES, "--key"])
+        .arg(key)
+        .arg("--root")
+        .arg(&root)
+        .arg("--out")
+        .arg(out.join(BUNDLE))
+        .arg(out);
+    cx.run(&mut bundled, "make an update bundle", "reproduce-bundle")
+}
+
+/// The key that signs, as a file of OpenSSL.
+fn key_file() -> String {
+    let der = [&PKCS8_BEFORE_SEED[..], &SEED].concat();
+    let label = "PRIVATE KEY";
+    let text = BASE64.encode(&der);
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
 }
 
 /// The same inputs at other paths.
@@ -318,6 +402,39 @@ mod tests {
         assert_eq!(more.alone, ["b"]);
         let error = more.verdict().expect_err("one more").to_string();
         assert!(error.contains("only one of them has b"), "{error}");
+    }
+
+    #[test]
+    fn openssl_reads_the_key_that_signs_both_bundles() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let key = folder.path().join("key.pem");
+        fs::write(&key, key_file()).expect("writable");
+        let read = Command::new("openssl")
+            .args(["pkey", "-noout", "-text", "-in"])
+            .arg(&key)
+            .output()
+            .expect("openssl runs");
+        let said = String::from_utf8_lossy(&read.stdout);
+        assert!(said.starts_with("ED25519 Private-Key"), "{read:?}");
+    }
+
+    /// The folder of `--with` has packed files only if its maker said so.
+    #[test]
+    fn a_folder_is_packed_if_its_manifest_names_the_packed_disk() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let put = |role: &str| {
+            let manifest = serde_json::json!({
+                "version": "1", "git": "", "arch": "x86_64", "kernel_release": "", "kernel_config_sha256": null,
+                "inputs": [], "boot": [],
+                "outputs": [{ "form": "raw", "role": role, "file": "a", "bytes": 1, "sha256": "" }],
+            });
+            let path = folder.path().join(alknet_image::MANIFEST_FILE);
+            fs::write(path, manifest.to_string()).expect("writable");
+            is_packed(folder.path())
+        };
+        assert!(put("packed-disk"));
+        assert!(!put("disk"));
+        assert!(!is_packed(&folder.path().join("missing")));
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use alknet_image::{BuildProvenance, ImageForm, Manifest, ManifestSource, OutputRole};
+use alknet_image::{
+    BuildProvenance, ImageError, ImageForm, InputFacts, Manifest, ManifestSource, OutputRole,
+};
 use alknet_licenses::LicenseInventory;
 use serde_json::Value;
 
-use crate::support::{InputFolder, text};
+use crate::support::{InputFolder, RELEASE, run, text};
 
 /// The variable that names the folder with SPDX's own tools in Python.
 const SPDX_VAR: &str = "ALKNET_TEST_SPDX";
@@ -42,17 +45,22 @@ fn the_bill_of_materials_is_valid_for_the_tools_of_spdx() {
     let bill = manifest.path(out.path(), ImageForm::Direct, OutputRole::Sbom);
     let bill = bill.expect("it is an output");
     assert!(bill.ends_with("alknet_0.1.0.spdx.json"), "{bill:?}");
+    accepts(&bill, source.inputs.provenance.components.len());
+}
+
+/// SPDX's own tools find nothing wrong, and read this number of components.
+fn accepts(bill: &Path, components: usize) {
     let packages = env::var_os(SPDX_VAR)
         .unwrap_or_else(|| panic!("{SPDX_VAR} is not set: start the tests by cargo xtask test"));
     let judged = Command::new("python3")
-        .args(["-c", JUDGE, text(&bill)])
+        .args(["-c", JUDGE, text(bill)])
         .env("PYTHONPATH", packages)
         .output()
         .expect("python3 runs");
     let said = String::from_utf8_lossy(&judged.stdout);
     let errors = String::from_utf8_lossy(&judged.stderr);
     // With the image itself; as many relationships, the first about the document.
-    let count = source.inputs.provenance.components.len() + 1;
+    let count = components + 1;
     assert_eq!(said.trim(), format!("{count} {count}"), "{errors}");
 }
 
@@ -88,4 +96,110 @@ fn an_image_of_unknown_components_has_no_bill() {
     let mut roles = manifest.outputs.iter().map(|output| output.role);
     assert!(roles.all(|role| role != OutputRole::Sbom));
     assert!(manifest.sources.is_empty());
+}
+
+/// A finished image with its bill, for the owner of its files.
+fn shipped() -> (InputFolder, tempfile::TempDir) {
+    let source = inputs();
+    let out = tempfile::tempdir().expect("a temporary folder");
+    source.build(&[ImageForm::Raw], out.path());
+    (source, out)
+}
+
+/// Builds the inputs again as an owner does, who knows what the shipped image says, and returns the bill.
+fn built_by_owner(source: &mut InputFolder, facts: Vec<InputFacts>) -> Vec<u8> {
+    source.inputs.provenance = BuildProvenance::of_facts(facts, 1_764_115_200);
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let manifest = source.build(&[ImageForm::Raw], out.path());
+    let bill = manifest.path(out.path(), ImageForm::Raw, OutputRole::Sbom);
+    let bill = bill.expect("it is an output");
+    let document = fs::read(&bill).expect("written");
+    let parsed: Value = serde_json::from_slice(&document).expect("JSON");
+    let packages = parsed["packages"].as_array().expect("a list").len();
+    accepts(&bill, packages - 1);
+    document
+}
+
+/// The package of this name.
+fn package<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
+    let packages = document["packages"].as_array().expect("a list");
+    packages.iter().find(|it| it["name"] == name)
+}
+
+#[test]
+fn an_owner_of_the_shipped_files_gets_the_shipped_bill() {
+    let (mut source, out) = shipped();
+    let facts = InputFacts::of_image(out.path()).expect("a finished image");
+    assert_eq!(facts.seconds(), Some(1_764_115_200));
+    let bill = built_by_owner(&mut source, vec![facts]);
+    let shipped = fs::read(out.path().join("alknet_0.1.0.spdx.json")).expect("written");
+    assert!(bill == shipped, "another bill");
+}
+
+#[test]
+fn a_file_of_another_maker_has_its_hash_and_no_licence_in_the_bill() {
+    let (mut source, out) = shipped();
+    let facts = InputFacts::of_image(out.path()).expect("a finished image");
+    let mut kernel = fs::read(&source.inputs.kernel).expect("readable");
+    kernel.push(0);
+    fs::write(&source.inputs.kernel, kernel).expect("writable");
+    let bill = built_by_owner(&mut source, vec![facts.clone()]);
+    assert!(bill == built_by_owner(&mut source, vec![facts]));
+    let bill: Value = serde_json::from_slice(&bill).expect("JSON");
+    let sum = run("sha256sum", &[text(&source.inputs.kernel)]);
+    let kernel = package(&bill, "kernel").expect("an entry");
+    assert!(
+        sum.starts_with(
+            kernel["checksums"][0]["checksumValue"]
+                .as_str()
+                .expect("a hash")
+        )
+    );
+    assert_eq!(kernel["licenseDeclared"], "NOASSERTION");
+    assert_eq!(kernel["versionInfo"], RELEASE);
+    assert_eq!(package(&bill, "Linux"), None);
+    let shipped = fs::read(out.path().join("alknet_0.1.0.spdx.json")).expect("written");
+    let shipped: Value = serde_json::from_slice(&shipped).expect("JSON");
+    for name in ["GRUB", "systemd-stub", "tokio", "uefi"] {
+        assert!(package(&bill, name).is_some(), "{name}");
+        assert_eq!(package(&bill, name), package(&shipped, name));
+    }
+}
+
+#[test]
+fn a_binary_that_knows_itself_is_the_only_known_file_without_a_shipped_image() {
+    let mut source = InputFolder::new();
+    let inventory = LicenseInventory::own().expect("whole");
+    let facts = InputFacts::of_binary(&source.inputs.binary, inventory);
+    let facts = facts.expect("readable");
+    assert_eq!(facts.seconds(), None);
+    let bill = built_by_owner(&mut source, vec![facts]);
+    let bill: Value = serde_json::from_slice(&bill).expect("JSON");
+    assert!(package(&bill, "tokio").is_some());
+    for name in ["kernel", "stub", "loader", "GRUB core image"] {
+        let package = package(&bill, name).unwrap_or_else(|| panic!("{name} is missing"));
+        assert_eq!(package["licenseDeclared"], "NOASSERTION", "{name}");
+    }
+    for name in ["Linux", "systemd-stub", "GRUB", "uefi", "Mesa"] {
+        assert_eq!(package(&bill, name), None);
+    }
+}
+
+/// The owner would pass on a bill that another person wrote.
+#[test]
+fn a_bill_that_its_manifest_does_not_name_is_refused() {
+    let (_source, out) = shipped();
+    let bill = out.path().join("alknet_0.1.0.spdx.json");
+    let mut document = fs::read(&bill).expect("written");
+    document.push(b' ');
+    fs::write(&bill, document).expect("writable");
+    let refused = InputFacts::of_image(out.path()).expect_err("another bill");
+    assert!(
+        matches!(refused, ImageError::InputInvalid { .. }),
+        "{refused}"
+    );
+    let without = tempfile::tempdir().expect("a temporary folder");
+    InputFolder::new().build(&[ImageForm::Direct], without.path());
+    let refused = InputFacts::of_image(without.path()).expect_err("it has no bill");
+    assert!(matches!(refused, ImageError::Argument { .. }), "{refused}");
 }

@@ -8,11 +8,11 @@ use alknet_tests::BuiltImageFolder;
 use alknet_tests::tools::{tool_says, variable};
 use serde_json::Value;
 
-use crate::image_verbs::{ImageUser, PAGE};
+use crate::image_verbs::{BUILDS, ImageUser};
+use crate::judged_image::accepted_bill;
 use crate::page_commands::blocks;
 
-/// The beginning of the page's command.
-const COMMAND: &str = "alknet image build ";
+const PAGE: &str = include_str!("../../../docs/image.md");
 
 /// A user with the inputs of the image, by the names that the page has for them.
 fn user_with_inputs() -> ImageUser {
@@ -23,6 +23,7 @@ fn user_with_inputs() -> ImageUser {
         ("bzImage", built.file(ImageForm::Direct, OutputRole::Kernel)),
         ("linuxx64.efi.stub", variable("ALKNET_TEST_STUB").into()),
         ("grub", variable("ALKNET_TEST_GRUB").into()),
+        ("shipped", built.folder().to_owned()),
         ("shipped.raw", disk.clone()),
         ("shipped.efi", built.file(ImageForm::Uki, OutputRole::Uki)),
     ] {
@@ -42,10 +43,10 @@ fn user_with_inputs() -> ImageUser {
 fn command_of_page(more: &str) -> String {
     let mut found = blocks(PAGE)
         .into_iter()
-        .filter_map(|(_, code)| Some(code.split_once(COMMAND)?.1.trim_end().to_owned()));
-    let rest = found.next().expect("the page has the command");
+        .filter(|(info, code)| *info == "sh" && code.starts_with(BUILDS));
+    let (_, code) = found.next().expect("the page has the command");
     assert_eq!(found.next(), None);
-    format!("{COMMAND}{rest} {more}")
+    format!("{} {more}", code.trim_end())
 }
 
 #[test]
@@ -61,6 +62,8 @@ fn the_command_of_the_page_builds_the_shipped_disk_and_program() {
     for (form, role) in [
         (ImageForm::Raw, OutputRole::Disk),
         (ImageForm::Raw, OutputRole::Notice),
+        (ImageForm::Raw, OutputRole::Sbom),
+        (ImageForm::Uki, OutputRole::Sbom),
         (ImageForm::Uki, OutputRole::Uki),
     ] {
         let [ours, theirs] = [&made, shipped].map(|manifest| {
@@ -78,6 +81,7 @@ fn the_command_of_the_page_builds_the_shipped_disk_and_program() {
     user.shell(&format!(
         "cmp out/alknet_{version}.raw shipped.raw
         cmp out/alknet_{version}.efi shipped.efi
+        cmp out/alknet_{version}.spdx.json shipped/alknet_{version}.spdx.json
         zstd -dqc out/alknet_{version}.raw.zst | cmp - shipped.raw
         cd out && sha256sum --quiet --strict -c ./*.sha256"
     ));
@@ -90,4 +94,49 @@ fn the_command_of_the_page_builds_the_shipped_disk_and_program() {
         disk.expect("it was built").sha256.as_str()
     );
     assert_eq!(entry["release_date"], "2027-01-31");
+}
+
+/// The package of this name in a bill of materials.
+fn package<'a>(bill: &'a Value, name: &str) -> Option<&'a Value> {
+    let packages = bill["packages"].as_array().expect("a list");
+    packages.iter().find(|it| it["name"] == name)
+}
+
+#[test]
+fn the_bill_of_an_owner_says_of_each_file_what_is_known() {
+    let user = user_with_inputs();
+    let version = &BuiltImageFolder::get().manifest().version;
+    let build = format!("alknet image build --form direct --image-version {version}");
+    user.shell("cp bzImage other && printf x >>other");
+    for words in [
+        "--kernel bzImage --shipped shipped --out known",
+        "--kernel other --shipped shipped --out changed",
+        "--kernel other --shipped shipped --out again",
+        "--kernel bzImage --out alone",
+    ] {
+        user.shell(&format!("{build} {words}"));
+    }
+    user.shell(&format!(
+        "cmp changed/alknet_{version}.spdx.json again/alknet_{version}.spdx.json
+        (cd changed && sha256sum --quiet --strict -c alknet_{version}.spdx.json.sha256)"
+    ));
+    let [shipped, known, changed, alone] = ["shipped", "known", "changed", "alone"].map(|folder| {
+        let bill = user
+            .file(folder)
+            .join(format!("alknet_{version}.spdx.json"));
+        accepted_bill(&bill)
+    });
+    for (bill, name) in [(&known, "Linux"), (&known, "tokio"), (&changed, "tokio")] {
+        assert!(package(bill, name).is_some(), "{name}");
+        assert_eq!(package(bill, name), package(&shipped, name));
+    }
+    assert!(package(&alone, "tokio").is_some(), "this program is known");
+    for (bill, file) in [(&changed, "other"), (&alone, "bzImage")] {
+        assert_eq!(package(bill, "Linux"), None, "{file}");
+        let kernel = package(bill, "kernel").expect("an entry");
+        assert_eq!(kernel["licenseDeclared"], "NOASSERTION", "{file}");
+        let hash = kernel["checksums"][0]["checksumValue"].as_str();
+        let sum = user.shell(&format!("sha256sum {file}"));
+        assert_eq!(sum.split_whitespace().next(), hash, "{file}");
+    }
 }

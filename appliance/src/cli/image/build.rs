@@ -1,12 +1,13 @@
 //! `alknet image build`: what `cargo xtask image` does, for owners without the source.
 
 use std::io::{IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    BuildProgress, BuildProvenance, CMDLINE, GrubFiles, ImageForm, ImageInputs, Manifest,
-    PackOptions, build, pack,
+    BuildProgress, BuildProvenance, CMDLINE, GrubFiles, ImageForm, ImageInputs, InputFacts,
+    Manifest, PackOptions, build, pack,
 };
+use alknet_licenses::LicenseInventory;
 use clap::Args;
 
 use super::of_image;
@@ -15,6 +16,10 @@ use crate::cli::{CommandError, CommandExit, output};
 
 /// This program, also if another file has its name by now.
 const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// The variable that names the time of a build for all programs, in seconds since 1970
+/// (<https://reproducible-builds.org/specs/source-date-epoch>).
+const BUILD_TIME: &str = "SOURCE_DATE_EPOCH";
 
 /// Arguments of `alknet image build`.
 #[derive(Debug, Args)]
@@ -42,6 +47,10 @@ pub(crate) struct ImageBuildArgs {
     /// image.
     #[arg(long, value_name = "FILE")]
     loader: Option<PathBuf>,
+    /// The folder of the image from which kernel, stub, GRUB and loader come. Its manifest and its bill of materials say
+    /// what they consist of. Without it the bill of this image has the hash of each of these files, and no licence.
+    #[arg(long, value_name = "DIR")]
+    shipped: Option<PathBuf>,
     /// The root document of the updates that machines with this image trust, which 'alknet image root' makes. Without
     /// it they trust only keys of their owner.
     #[arg(long, value_name = "FILE")]
@@ -100,8 +109,7 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
         cmdline: format!("{CMDLINE} {}", args.append).trim().to_owned(),
         version: args.image_version.clone(),
         git: args.commit.clone(),
-        // What this program's own crates are is in 'alknet license list'; the kernel may be another one.
-        provenance: BuildProvenance::default(),
+        provenance: provenance(args.shipped.as_deref())?,
     };
     let is_shown = !json && stderr().is_terminal();
     let mut progress = |step: BuildProgress| {
@@ -131,6 +139,23 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
     }
     show(&manifest, json)?;
     Ok(CommandExit::Ok)
+}
+
+/// What is known about the inputs: what the shipped image says, and what this program says about itself.
+fn provenance(shipped: Option<&Path>) -> Result<BuildProvenance, CommandError> {
+    let shipped = shipped.map(InputFacts::of_image).transpose();
+    let shipped = shipped.map_err(|error| of_image(&error))?;
+    let inventory = LicenseInventory::own().map_err(CommandError::local)?;
+    let own = InputFacts::of_binary(THIS_PROGRAM.as_ref(), inventory);
+    let own = own.map_err(|error| of_image(&error))?;
+    let named = std::env::var(BUILD_TIME).ok();
+    let named = named.and_then(|text| text.parse().ok());
+    // The clock would make each build another one.
+    let seconds = named
+        .or_else(|| shipped.as_ref()?.seconds())
+        .unwrap_or_default();
+    let facts = shipped.into_iter().chain([own]).collect();
+    Ok(BuildProvenance::of_facts(facts, seconds))
 }
 
 /// The files, as `cargo xtask image` prints them.
