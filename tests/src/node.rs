@@ -141,6 +141,12 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
+    /// The configuration, for a machine that is built in another way.
+    #[must_use]
+    pub fn config_text(&self) -> &str {
+        &self.config
+    }
+
     /// Without a vault: its key is a file, and the data partition can be read from outside.
     pub fn plain(self) -> Self {
         self.configured("[vault]\ninit = \"off\"")

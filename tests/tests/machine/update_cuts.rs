@@ -24,18 +24,17 @@ use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, ImageForm, LBA_BYTES, OutputRole};
 use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
 use alknet_test_support::skip;
 use alknet_tests::tools::{tool, tool_says};
-use alknet_tests::{BuiltImageFolder, MachineNode, TestBench, eventually};
+use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
-use crate::configuration::{NO_VAULT, document};
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::tpm::{TPM_ALONE, set_up};
 use crate::update::administrator::UpdateByPage;
-use crate::update::bundle::ReleaseKeys;
 use crate::update::disk::{SlotDiskImage, SlotNotes, slot_path};
 use crate::update::good::{GoodUpdate, KEPT};
 use crate::update::{
-    FIRST, LIMIT, ONLY_CAMPAIGN, SECOND, has_token, machine, opening_slot, serving, status, update,
+    FIRST, LIMIT, ONLY_CAMPAIGN, SECOND, config, has_token, machine, opening_slot, serving, status,
+    update,
 };
 use chip::ChipRecorder;
 
@@ -146,7 +145,8 @@ fn update_under_a_bios_and_its_cuts_leave_a_whole_program() {
         skip!("campaign", "{ONLY_CAMPAIGN}");
     }
     let bench = TestBench::new();
-    let session = UpdateRecording::record(bench, MachineKind::Q35, NO_VAULT, VaultOpening::None);
+    let config = config(&bench, &GoodUpdate::keys());
+    let session = UpdateRecording::record(bench, MachineKind::Q35, config, VaultOpening::None);
     session.cut_at_random(CutCounts::BESIDE);
 }
 
@@ -157,11 +157,13 @@ fn update_of_a_sealed_machine_and_its_cuts_leave_a_vault_that_opens() {
     if !is_full() {
         skip!("campaign", "{ONLY_CAMPAIGN}");
     }
-    let vault = format!("{TPM_ALONE}\n");
     // The same machine as in `update_sealed.rs`, so that it is set up once.
-    let keys = ReleaseKeys::one(7).config();
-    let (bench, identity) = set_up(&format!("{vault}{keys}"));
-    let session = UpdateRecording::record(bench, MachineKind::Q35Uefi, &vault, VaultOpening::Tpm);
+    let configured = format!("{TPM_ALONE}\n{}", GoodUpdate::keys().config());
+    let (bench, identity) = set_up(&configured);
+    // A sealed machine takes no other document, and notes that it got one.
+    let first = bench.machine(BootVariant::UefiRaw).configured(&configured);
+    let config = first.config_text().to_owned();
+    let session = UpdateRecording::record(bench, MachineKind::Q35Uefi, config, VaultOpening::Tpm);
     assert_eq!(session.identity, identity);
     session.cut_at_random(CutCounts::BESIDE);
 }
@@ -230,12 +232,11 @@ impl UpdateRecording {
         }
     }
 
-    /// Records an update to a good version by one command. `vault` is that table of the configuration.
-    fn record(bench: TestBench, kind: MachineKind, vault: &str, opening: VaultOpening) -> Self {
+    /// Records an update to a good version by one command.
+    fn record(bench: TestBench, kind: MachineKind, config: String, opening: VaultOpening) -> Self {
         let recorder = DiskRecorder::serve(&bench.raw());
         let recorder = Arc::new(recorder.unwrap_or_else(|error| panic!("{error}")));
         let good = GoodUpdate::new(&bench);
-        let config = document(&bench, "edge") + vault + &good.keys.config();
         let mut vm = machine(kind, VirtioDisk::recorded(&recorder), &config);
         let has_chip = opening == VaultOpening::Tpm;
         let chip = has_chip.then(|| ChipRecorder::new(bench.path(), &recorder));
@@ -253,7 +254,13 @@ impl UpdateRecording {
             // The recording ends when the slot of the program before is gone.
             opening_slot(&node, &json!([4, 11, 12]));
         }
-        good.is_confirmed(&mut node, mark, &identity);
+        // No person was there to write the words of a vault down.
+        let problems: &[_] = if has_chip {
+            &["words-unconfirmed"]
+        } else {
+            &[]
+        };
+        good.is_confirmed_beside(problems, &mut node, mark, &identity);
         let recording = recorder.recording();
         drop(node);
         let programs = good.programs;

@@ -93,9 +93,14 @@ pub(crate) struct GoodUpdate {
 }
 
 impl GoodUpdate {
+    /// The owner's.
+    pub(crate) fn keys() -> ReleaseKeys {
+        ReleaseKeys::one(7)
+    }
+
     /// The bundle has only what differs from the first program.
     pub(crate) fn new(bench: &TestBench) -> Self {
-        let keys = ReleaseKeys::one(7);
+        let keys = Self::keys();
         let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
         let first = first.expect("the image has it");
         let second = versioned(&first, SECOND);
@@ -146,10 +151,22 @@ impl GoodUpdate {
         node
     }
 
-    /// The machine has confirmed the version, which is in slot b, and has kept its key and its token. It restarted after
-    /// `mark`.
+    /// The machine has confirmed the version, which is in slot b, has kept its key and its token, and has no problem. It
+    /// restarted after `mark`.
     #[track_caller]
     pub(crate) fn is_confirmed(&self, node: &mut MachineNode, mark: ConsoleMark, identity: &str) {
+        self.is_confirmed_beside(&[], node, mark, identity);
+    }
+
+    /// The same of a machine that has problems with these codes.
+    #[track_caller]
+    pub(crate) fn is_confirmed_beside(
+        &self,
+        problems: &[&str],
+        node: &mut MachineNode,
+        mark: ConsoleMark,
+        identity: &str,
+    ) {
         node.wait_ready(mark);
         assert_eq!(node.identity(), identity);
         let status = stands(
@@ -163,7 +180,10 @@ impl GoodUpdate {
             ],
         );
         assert_eq!(status["last"]["outcome"], "confirmed", "{status:#}");
-        assert_eq!(node.info()["problems"], json!([]));
+        let info = node.info();
+        let shown = info["problems"].as_array().expect("a list").iter();
+        let shown: Vec<_> = shown.map(|problem| problem["code"].clone()).collect();
+        assert_eq!(shown, problems, "{info:#}");
         has_token(node, KEPT);
     }
 
