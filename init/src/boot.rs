@@ -57,9 +57,9 @@ const INSTALLED_PAUSE: Duration = Duration::from_secs(2);
 const SCREEN: &str = "/dev/tty1";
 /// Maximum number of console inputs that wait for the loop.
 const ANSWERS_MAX: usize = 16;
-/// Files that PID 1 and its node may have open, each. The node's limit on connections counts on it
-/// (`appliance/src/node/open_files.rs`).
-const OPEN_FILES_MAX: u64 = 16_384;
+/// Files that PID 1 and its node may have open, each. It has room for every connection that the node accepts, and for
+/// the open files of its site.
+pub const OPEN_FILES_MAX: u64 = 16_384;
 /// How often the watchdog is fed while the disk is prepared.
 const FEED_EVERY: Duration = Duration::from_secs(5);
 /// Maximum number of threads that wait for disks.

@@ -45,6 +45,7 @@ pub mod control;
 pub mod helper_task;
 pub mod text;
 
+pub use boot::OPEN_FILES_MAX;
 pub use clock::BUILD_TIME_S;
 pub use data::SEALED_BYTES_MIN;
 pub use error::InitError;

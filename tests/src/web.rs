@@ -70,6 +70,16 @@ impl WebNode<HostNode> {
         Some(Self::on_host(node, &known))
     }
 
+    /// The same as [`start`](Self::start), with so many files that the node may have open.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with_files(bench: &TestBench, files: u64, config: &str) -> Self {
+        let known = WebTokens::new();
+        let node = bench.host_with_files(files, &known.document(config));
+        Self::on_host(node, &known)
+    }
+
     fn on_host(node: HostNode, known: &WebTokens) -> Self {
         let address = target(node.target()).address().parse();
         let address = address.expect("an address");

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use super::facts;
 use super::health::NodeHealth;
 use super::identity_services::IdentityServices;
+use super::open_files::FileLimits;
 
 /// The HTTP parts of a running node. Clones share them.
 #[derive(Clone, Debug)]
@@ -125,10 +126,12 @@ impl MountResponder for McpResponder {
     }
 }
 
-/// What the configuration and the machine's memory allow, on a node whose key makes this name.
+/// What the configuration, the machine's memory and the process's files allow, on a node whose key makes this name.
 fn fitting(config: &NodeConfig, key_name: &str) -> HttpSettings {
     let settings = HttpSettings::new(config).with_key_name(key_name);
-    settings.for_memory(facts::memory_total_bytes())
+    settings
+        .for_memory(facts::memory_total_bytes())
+        .with_site_open_files(FileLimits::now().site)
 }
 
 /// Options of the MCP server. The router has checked host names before a request arrives there.

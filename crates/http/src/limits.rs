@@ -68,6 +68,11 @@ pub const SITE_NAMES: usize = 4096;
 pub const SITE_LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Bytes that are read at once of a file that is not cached. Each response in progress holds this number of bytes.
 pub const SITE_CHUNK: usize = 32 << 10;
+/// Files of a static site longer than [`SITE_FILE_BYTES`] that are open at once for clients that have not received all of
+/// them. A node with few files has fewer.
+pub const SITE_OPEN_FILES_MAX: usize = 2048;
+/// Part of them that only known peers may have: a quarter.
+pub const SITE_OPEN_FILES_RESERVED: usize = 4;
 /// Bytes that count for a mount's response that is read while the client receives it: the current block and the next
 /// one.
 pub const VIEW_BYTES: usize = 512 << 10;

@@ -5,7 +5,7 @@ use alknet_gateway::Quota;
 use http::HeaderValue;
 
 use crate::hosts::Hosts;
-use crate::limits::{HSTS_MAX_AGE_S, HttpTimeouts, SMALL_MEMORY_BYTES};
+use crate::limits::{HSTS_MAX_AGE_S, HttpTimeouts, SITE_OPEN_FILES_MAX, SMALL_MEMORY_BYTES};
 
 /// The current settings.
 #[derive(Clone, Debug)]
@@ -22,6 +22,7 @@ pub struct HttpSettings {
     pub(crate) hsts: Option<HeaderValue>,
     pub(crate) quota: Quota,
     pub(crate) patience: HttpTimeouts,
+    pub(crate) site_open_files: usize,
 }
 
 impl HttpSettings {
@@ -42,6 +43,7 @@ impl HttpSettings {
             hsts: hsts(http),
             quota: quota(http),
             patience: HttpTimeouts::default(),
+            site_open_files: SITE_OPEN_FILES_MAX,
         }
     }
 
@@ -69,6 +71,14 @@ impl HttpSettings {
     #[must_use]
     pub fn with_patience(mut self, patience: HttpTimeouts) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// The same settings with another limit of the site's open files than [`SITE_OPEN_FILES_MAX`]. A handler keeps the
+    /// one of its first settings.
+    #[must_use]
+    pub fn with_site_open_files(mut self, most: usize) -> Self {
+        self.site_open_files = most;
         self
     }
 

@@ -113,6 +113,7 @@ pub(crate) struct HttpShared {
 impl HttpShared {
     pub(crate) fn new(parts: HttpHandlerParts, h3: bool) -> Result<Arc<Self>, RouteError> {
         let router = routes::router(&parts)?;
+        let open_files = parts.settings.site_open_files;
         parts.gateway.set_quota(parts.settings.quota);
         Ok(Arc::new(Self {
             dispatcher: parts.dispatcher,
@@ -123,7 +124,7 @@ impl HttpShared {
             mcp: parts.mcp,
             page: parts.page,
             websocket: parts.websocket,
-            site: parts.site.map(StaticSite::new),
+            site: parts.site.map(|folder| StaticSite::new(folder, open_files)),
             tickets: TicketStore::new(TICKET_TIME),
             mounts: parts.mounts,
             paths: parts.routes.iter().map(|(path, _)| *path).collect(),

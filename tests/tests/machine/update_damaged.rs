@@ -21,6 +21,7 @@ use alknet_qemu::{ConsoleMark, MachineKind, VirtioDisk, Vm, WaitResult};
 use alknet_test_support::{deadline, skip};
 use alknet_tests::tools::tool;
 use alknet_tests::{READY, TestBench, eventually};
+use serde_json::Value;
 
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::bundle::ReleaseKeys;
@@ -33,6 +34,8 @@ use volume::VolumeDamage;
 
 /// Images of a campaign for each firmware.
 const IMAGES_FULL: usize = 50;
+/// The operation by which a machine is asked whether it serves.
+const INFO: &str = "node/info";
 /// The first bytes of a program.
 const MARK: &[u8] = b"MZ";
 /// The version before the update has no vault.
@@ -51,6 +54,8 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// A machine that says nothing for so long hangs: its owner presses the reset button. Emulated firmware and kernels are
 /// silent for half a minute.
 const SILENT_MAX: Duration = Duration::from_secs(240);
+/// A machine that says nothing for so long may serve without a console: the damage may be to the name of its console.
+const ASKED_AFTER: Duration = Duration::from_secs(60);
 /// A version on trial is confirmed or has returned after so long.
 const SETTLED_WITHIN: Duration = Duration::from_secs(900);
 /// Most resets until the version before serves: the trial has one try left.
@@ -336,6 +341,13 @@ impl DamageCampaign {
         }
     }
 
+    /// Whether the machine answers a call under its identity.
+    fn answers(&self, vm: &Vm) -> bool {
+        let target = format!("{}@{}", self.identity, vm.address());
+        let answer = self.bench.admin().call(&target, INFO, &Value::Null, &[]);
+        answer.status == 0
+    }
+
     /// Waits until the machine serves, with its identity. A machine that hangs is reset and counted.
     fn wait_serving(&self, vm: &Vm, after: ConsoleMark, resets: &mut usize) -> ConsoleMark {
         let (mut seen, mut since) = (after, Instant::now());
@@ -348,6 +360,9 @@ impl DamageCampaign {
             let end = vm.console().mark();
             if end != seen {
                 (seen, since) = (end, Instant::now());
+            } else if since.elapsed() > deadline(ASKED_AFTER) && self.answers(vm) {
+                eprintln!("it serves without a console");
+                return end;
             } else if is_dead(vm) || since.elapsed() > deadline(SILENT_MAX) {
                 eprintln!("it hangs after {} s", since.elapsed().as_secs());
                 *resets += 1;

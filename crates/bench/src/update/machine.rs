@@ -16,21 +16,20 @@ use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::node::{self, MachineType, NodeCli, ReachableNode};
 use alknet_tls::NodeKey;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
+use super::calls::CallSeries;
 use super::release::{ReleasePair, VERSIONS};
-use crate::call::measure::{failed, quantile};
+use crate::call::measure::failed;
 use crate::child::ChildGuard;
-use crate::rows::median;
+use crate::work_cost::WorkCost;
 
 /// Room behind the image for the data partition.
 const DATA_BYTES: u64 = 1 << 30;
 
-/// How long the calm machine is called.
+/// How long the calm machine is called, before staging and after it.
 const CALM: Duration = Duration::from_secs(30);
-/// Pause between two calls, so that the calls alone do not take the whole processor of the guest.
-const PAUSE: Duration = Duration::from_millis(20);
 /// Rest before each measurement, in which the tasks of a start end.
 const REST: Duration = Duration::from_secs(10);
 /// Longest wait for a state of the updates, on a processor that runs guests itself.
@@ -40,20 +39,81 @@ const STATE_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for a version to be staged, on a processor that runs guests itself.
 const STAGED_WITHIN: Duration = Duration::from_secs(60);
 
-const MIB: f64 = (1 << 20) as f64;
+const MEGA: f64 = 1e6;
+
+/// What one piece of the machine's work cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MachineCost {
+    /// By the clock, and of QEMU's processor time.
+    pub(super) work: WorkCost,
+    /// Millions of instructions of the guest, if they are counted.
+    pub(super) minsn: Option<f64>,
+}
+
+/// What the pieces of an update cost one machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UpdateCosts {
+    /// Of `alknet update --stage` from its start to its end.
+    pub(super) staged: MachineCost,
+    /// From `node/reboot` to an answered call.
+    pub(super) restart: MachineCost,
+    /// From `update/apply` to an answered call.
+    pub(super) apply: MachineCost,
+}
 
 /// What one machine did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct UpdateRound {
-    pub(super) calm_p99_ms: f64,
-    pub(super) staging_p99_ms: f64,
-    /// The most memory in use while staging, without what the calm machine uses.
-    pub(super) more_mib: f64,
-    pub(super) staging_s: f64,
-    /// From `node/reboot` to an answered call.
-    pub(super) restart_s: f64,
-    /// From `update/apply` to an answered call.
-    pub(super) apply_s: f64,
+    pub(super) calls: StagingCalls,
+    pub(super) costs: UpdateCosts,
+}
+
+/// Calls before a version is staged, meanwhile, and afterwards.
+#[derive(Clone, Debug)]
+pub(super) struct StagingCalls {
+    pub(super) before: CallSeries,
+    pub(super) staging: CallSeries,
+    pub(super) after: CallSeries,
+}
+
+impl StagingCalls {
+    /// The most memory in use while staging, without what the machine used before.
+    pub(super) fn more_mib(&self) -> f64 {
+        self.staging.more_mib(&self.before)
+    }
+}
+
+/// The clocks of a machine as they were at one moment.
+struct MachineMeter {
+    at: Instant,
+    cpu: Duration,
+    instructions: Option<u64>,
+}
+
+impl MachineMeter {
+    fn read(vm: &Vm) -> Self {
+        Self {
+            at: Instant::now(),
+            cpu: vm.cpu_time().unwrap_or_default(),
+            instructions: vm.instructions(),
+        }
+    }
+
+    /// What the machine has done since then.
+    fn cost(&self, vm: &Vm) -> MachineCost {
+        self.until(&Self::read(vm))
+    }
+
+    fn until(&self, later: &Self) -> MachineCost {
+        let counted = self.instructions.zip(later.instructions);
+        MachineCost {
+            work: WorkCost {
+                wall_s: later.at.duration_since(self.at).as_secs_f64(),
+                cpu_s: later.cpu.saturating_sub(self.cpu).as_secs_f64(),
+            },
+            minsn: counted.map(|(before, after)| after.saturating_sub(before) as f64 / MEGA),
+        }
+    }
 }
 
 /// Everything the rounds need, made once.
@@ -91,24 +151,31 @@ impl<'a> StagingMachine<'a> {
 
     /// One round: a new machine with the first version, which ends with the second one on trial.
     pub(super) fn measure(&self) -> Result<UpdateRound> {
-        let mut vm = self.start()?;
+        let mut vm = self.start(false)?;
         let node = node::wait_ready(&vm)?;
-        let (calm, staging, staging_s) = self.stage(&vm, &node)?;
-        let restart_s = self.restart(&vm, &node, "node/reboot")?;
-        let apply_s = self.restart(&vm, &node, "update/apply")?;
-        self.wait_status(&vm, &node, "version", VERSIONS[1])?;
+        let (calls, staged) = self.stage_with_calls(&vm, &node)?;
+        let costs = self.restart_both(&vm, &node, staged)?;
         vm.cut_power()?;
-        Ok(UpdateRound {
-            calm_p99_ms: calm.p99_ms(),
-            staging_p99_ms: staging.p99_ms(),
-            more_mib: staging.more_mib(&calm),
-            staging_s,
-            restart_s,
-            apply_s,
-        })
+        Ok(UpdateRound { calls, costs })
     }
 
-    fn start(&self) -> Result<Vm> {
+    /// The same on a machine whose instructions are counted, without calls while it stages. It is slower and has another
+    /// clock, so its seconds say nothing.
+    pub(super) fn count(&self) -> Result<UpdateCosts> {
+        let mut vm = self.start(true)?;
+        let node = node::wait_ready(&vm)?;
+        thread::sleep(REST);
+        let meter = MachineMeter::read(&vm);
+        let mut staging = self.begin_staging(&vm, &node)?;
+        while staging.goes_on()? {
+            thread::sleep(STATE_PAUSE);
+        }
+        let costs = self.restart_both(&vm, &node, meter.cost(&vm))?;
+        vm.cut_power()?;
+        Ok(costs)
+    }
+
+    fn start(&self, is_counted: bool) -> Result<Vm> {
         let disk = self.scratch.join("machine.raw");
         copy(&self.disk, &disk)?;
         let grow = || {
@@ -123,31 +190,42 @@ impl<'a> StagingMachine<'a> {
             .disk(VirtioDisk::file(&disk))
             .config(document([&self.admin, &self.key.public().to_string()]))
             .accel(Accel::Tcg);
+        let builder = match is_counted {
+            true => builder.count_instructions(),
+            false => builder,
+        };
         Ok(builder.start()?)
     }
 
-    /// Calls the calm machine, and then while it stages the version, which takes the returned seconds.
-    fn stage(&self, vm: &Vm, node: &ReachableNode) -> Result<(CallSeries, CallSeries, f64)> {
+    /// Calls the calm machine, then while it stages the version, and then the calm machine again.
+    fn stage_with_calls(
+        &self,
+        vm: &Vm,
+        node: &ReachableNode,
+    ) -> Result<(StagingCalls, MachineCost)> {
         self.runtime.block_on(async {
             let (connection, _dialer) = self.connect(node).await?;
-            tokio::time::sleep(REST).await;
-            let until = Instant::now() + CALM;
-            let calm = CallSeries::record(&connection, || Ok(Instant::now() < until)).await?;
-            let begun = Instant::now();
-            let mut command = self.stage_command(node);
-            let child = command
-                .spawn()
-                .map_err(TaskError::io("run alknet update"))?;
-            let mut child = ChildGuard::new(child);
-            let limit = vm.scale(STAGED_WITHIN);
-            let staging = CallSeries::record(&connection, || match child.try_wait()? {
-                None if begun.elapsed() < limit => Ok(true),
-                None => Err(failed("staging")(vm.report())),
-                Some(status) if status.success() => Ok(false),
-                Some(status) => Err(failed("staging")(status)),
-            });
-            let staging = staging.await?;
-            Ok((calm, staging, begun.elapsed().as_secs_f64()))
+            let before = call_calm(&connection).await?;
+            let meter = MachineMeter::read(vm);
+            let mut staging = self.begin_staging(vm, node)?;
+            let calls = CallSeries::record(&connection, || staging.goes_on()).await?;
+            let staged = meter.cost(vm);
+            let after = call_calm(&connection).await?;
+            let calls = StagingCalls {
+                before,
+                staging: calls,
+                after,
+            };
+            Ok((calls, staged))
+        })
+    }
+
+    fn begin_staging<'v>(&self, vm: &'v Vm, node: &ReachableNode) -> Result<StagingCommand<'v>> {
+        let child = self.stage_command(node).spawn();
+        Ok(StagingCommand {
+            child: ChildGuard::new(child.map_err(TaskError::io("run alknet update"))?),
+            vm,
+            until: Instant::now() + vm.scale(STAGED_WITHIN),
         })
     }
 
@@ -173,17 +251,34 @@ impl<'a> StagingMachine<'a> {
         Ok((connection, dialer))
     }
 
-    /// Seconds from the call of an operation that restarts the machine to the next answered call.
-    fn restart(&self, vm: &Vm, node: &ReachableNode, operation: &str) -> Result<f64> {
+    /// Restarts the machine that has staged a version, first with the version that runs, and then with the staged one.
+    fn restart_both(
+        &self,
+        vm: &Vm,
+        node: &ReachableNode,
+        staged: MachineCost,
+    ) -> Result<UpdateCosts> {
+        let restart = self.restart(vm, node, "node/reboot")?;
+        let apply = self.restart(vm, node, "update/apply")?;
+        self.wait_status(vm, node, "version", VERSIONS[1])?;
+        Ok(UpdateCosts {
+            staged,
+            restart,
+            apply,
+        })
+    }
+
+    /// From the call of an operation that restarts the machine to the next answered call.
+    fn restart(&self, vm: &Vm, node: &ReachableNode, operation: &str) -> Result<MachineCost> {
         // After its start a machine looks at its slots.
         self.wait_status(vm, node, "state", "staged")?;
         thread::sleep(REST);
         let mark = vm.console().mark();
-        let begun = Instant::now();
+        let meter = MachineMeter::read(vm);
         self.cli.call(node, operation)?;
         node::wait_ready_after(vm, mark)?;
         self.cli.call(node, "node/info")?;
-        Ok(begun.elapsed().as_secs_f64())
+        Ok(meter.cost(vm))
     }
 
     /// Waits until a member of `update/status` has this value.
@@ -205,56 +300,39 @@ impl<'a> StagingMachine<'a> {
     }
 }
 
+/// `alknet update --stage` under way.
+struct StagingCommand<'v> {
+    child: ChildGuard,
+    vm: &'v Vm,
+    until: Instant,
+}
+
+impl StagingCommand<'_> {
+    /// Whether the command still runs.
+    ///
+    /// # Errors
+    /// It failed, or takes too long.
+    fn goes_on(&mut self) -> Result<bool> {
+        match self.child.try_wait()? {
+            None if Instant::now() < self.until => Ok(true),
+            None => Err(failed("staging")(self.vm.report())),
+            Some(status) if status.success() => Ok(false),
+            Some(status) => Err(failed("staging")(status)),
+        }
+    }
+}
+
+/// Calls a machine that does nothing else.
+async fn call_calm(connection: &CallConnection) -> Result<CallSeries> {
+    tokio::time::sleep(REST).await;
+    let until = Instant::now() + CALM;
+    CallSeries::record(connection, || Ok(Instant::now() < until)).await
+}
+
 /// A node without a vault, which both administer.
 fn document(admins: [&str; 2]) -> String {
     let admins = admins.map(|key| format!("\"{key}\"")).join(", ");
     format!("[node]\nname = \"alknet\"\nadmin_keys = [{admins}]\n[vault]\ninit = \"off\"\n")
-}
-
-/// Calls in a row, of an operation that tells the machine's memory.
-#[derive(Debug, Default)]
-struct CallSeries {
-    took: Vec<Duration>,
-    /// Memory in use at each call, in MiB: all of the machine, without what the kernel could reclaim.
-    in_use_mib: Vec<f64>,
-}
-
-impl CallSeries {
-    /// Calls as long as `goes_on` says so.
-    async fn record(
-        connection: &CallConnection,
-        mut goes_on: impl FnMut() -> Result<bool>,
-    ) -> Result<Self> {
-        let mut series = Self::default();
-        while goes_on()? {
-            let begun = Instant::now();
-            let info = connection.call_typed("node/info", &json!({})).await;
-            let info: Value = info.map_err(failed("calling the node"))?;
-            series.took.push(begun.elapsed());
-            series.in_use_mib.push(in_use_mib(&info)?);
-            tokio::time::sleep(PAUSE).await;
-        }
-        series.took.sort_unstable();
-        Ok(series)
-    }
-
-    fn p99_ms(&self) -> f64 {
-        quantile(&self.took, 99) / 1e3
-    }
-
-    fn more_mib(&self, calm: &Self) -> f64 {
-        let most = self.in_use_mib.iter().copied().fold(f64::NAN, f64::max);
-        most - median(calm.in_use_mib.clone())
-    }
-}
-
-/// From the answer of `node/info`.
-fn in_use_mib(info: &Value) -> Result<f64> {
-    let bytes = |name: &str| info["memory"][name].as_f64();
-    let of = bytes("total_bytes").zip(bytes("available_bytes"));
-    let lacking = || failed("reading node/info")(format!("no memory: {info}"));
-    of.map(|(total, available)| (total - available) / MIB)
-        .ok_or_else(lacking)
 }
 
 #[cfg(test)]
@@ -262,21 +340,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_memory_of_a_series_is_compared_with_the_calm_middle() {
-        let series = |in_use_mib: &[f64]| CallSeries {
-            in_use_mib: in_use_mib.to_vec(),
-            ..CallSeries::default()
+    fn a_cost_is_the_difference_of_two_readings() {
+        let at = Instant::now();
+        let reading = |seconds, instructions| MachineMeter {
+            at: at + Duration::from_secs(2 * seconds),
+            cpu: Duration::from_secs(seconds),
+            instructions,
         };
-        let calm = series(&[100.0, 101.0, 180.0]);
-        assert_eq!(series(&[100.0, 121.0, 105.0]).more_mib(&calm), 20.0);
-        assert!(series(&[]).more_mib(&calm).is_nan(), "nothing was seen");
-    }
-
-    #[test]
-    fn memory_is_read_from_the_answer() {
-        let answer = json!({ "memory": { "total_bytes": 3 << 20, "available_bytes": 1 << 20 } });
-        assert_eq!(in_use_mib(&answer).expect("as node/info answers"), 2.0);
-        assert!(in_use_mib(&json!({})).is_err());
+        let cost = reading(5, Some(3_000_000)).until(&reading(7, Some(10_000_000)));
+        let work = WorkCost {
+            wall_s: 4.0,
+            cpu_s: 2.0,
+        };
+        assert_eq!((cost.work, cost.minsn), (work, Some(7.0)));
+        let cost = reading(5, None).until(&reading(7, None));
+        assert_eq!(cost.minsn, None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What other programs make of the same two binaries. They get the binaries as they run, because differences of
-//! compressed files would be as large as the files.
+//! What other programs make of the same two programs: stub, kernel and initial file system, with the binary and the
+//! program for GPUs in it. They get them with the initial file system unpacked, as our deltas are made of them, because
+//! differences of compressed files would be as large as the files. zstd gets the files of the bundles as well.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -12,61 +13,85 @@ use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::{Result, TaskError};
 
 use super::release::{ReleasePair, length};
+use crate::work_cost::WorkCost;
 
-/// Bytes of the old file that xdelta3 looks at: more than any binary has.
+/// Bytes of the old file that xdelta3 looks at: more than any program has.
 const XDELTA3_WINDOW: &str = "134217728";
 
-/// Bytes that each of them would send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What one of them would send, and what it cost to make it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct PeerDelta {
+    pub(super) bytes: u64,
+    pub(super) made: WorkCost,
+}
+
+/// What each of them would send.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PeerDeltas {
-    pub(super) zstd: u64,
-    pub(super) xdelta3: u64,
-    pub(super) bsdiff: u64,
-    pub(super) casync: u64,
+    pub(super) zstd: PeerDelta,
+    /// Between the programs as bundles have them.
+    pub(super) zstd_packed: PeerDelta,
+    pub(super) xdelta3: PeerDelta,
+    pub(super) bsdiff: PeerDelta,
+    pub(super) casync: PeerDelta,
 }
 
 impl PeerDeltas {
-    /// Runs all of them, each at what makes the fewest bytes, with windows as large as the binaries.
+    /// Runs all of them, each at what makes the fewest bytes, with windows as large as the programs.
     pub(super) fn make(cx: &XtaskContext, release: &ReleasePair, folder: &Path) -> Result<Self> {
-        let [old, new] = release.binaries.each_ref().map(|path| path.as_os_str());
-        let out = |name: &str| folder.join(name).into_os_string();
-        let mut patch_from = OsString::from("--patch-from=");
-        patch_from.push(old);
-        let run = |program: &str, arguments: &[&OsStr]| {
+        let [old, new] = release.unpacked.each_ref().map(|path| path.as_os_str());
+        let run = |program: &str, out: &Path, arguments: &[&OsStr]| {
             let mut command = Command::new(program);
             command.args(arguments);
-            cx.run(&mut command, &format!("a difference by {program}"), program)
+            let doing = format!("a difference by {program}");
+            let ((), made) = WorkCost::measure(|| cx.run(&mut command, &doing, program))?;
+            let bytes = length(out)?;
+            Ok::<_, TaskError>(PeerDelta { bytes, made })
         };
-        let (zstd, xdelta3, bsdiff) = (out("zstd"), out("xdelta3"), out("bsdiff"));
-        let best = ["-19", "--long=27", "-q"].map(OsStr::new);
-        let files: [&OsStr; 4] = [&patch_from, new, OsStr::new("-o"), &zstd];
-        run("zstd", &[&best[..], &files[..]].concat())?;
+        let zstd = |[old, new]: [&OsStr; 2], name: &str| {
+            let out = folder.join(name);
+            let mut patch_from = OsString::from("--patch-from=");
+            patch_from.push(old);
+            let best = ["-19", "--long=27", "-q"].map(OsStr::new);
+            let files: [&OsStr; 4] = [&patch_from, new, OsStr::new("-o"), out.as_os_str()];
+            run("zstd", &out, &[&best[..], &files[..]].concat())
+        };
+        let programs = release.programs.each_ref().map(|path| path.as_os_str());
+        let (xdelta3, bsdiff) = (folder.join("xdelta3"), folder.join("bsdiff"));
         let best = ["-e", "-9", "-B", XDELTA3_WINDOW, "-s"].map(OsStr::new);
-        run("xdelta3", &[&best[..], &[old, new, &xdelta3][..]].concat())?;
-        run("bsdiff", &[old, new, &bsdiff])?;
+        let files = [old, new, xdelta3.as_os_str()];
         Ok(Self {
-            zstd: length(zstd.as_ref())?,
-            xdelta3: length(xdelta3.as_ref())?,
-            bsdiff: length(bsdiff.as_ref())?,
+            zstd: zstd([old, new], "zstd")?,
+            zstd_packed: zstd(programs, "zstd-packed")?,
+            xdelta3: run("xdelta3", &xdelta3, &[&best[..], &files[..]].concat())?,
+            bsdiff: run("bsdiff", &bsdiff, &[old, new, bsdiff.as_os_str()])?,
             casync: casync(cx, release, folder)?,
         })
     }
 }
 
-/// Bytes of the chunks of the new binary that the old one does not have, and of the index.
-fn casync(cx: &XtaskContext, release: &ReleasePair, folder: &Path) -> Result<u64> {
-    let [old, new] = &release.binaries;
+/// Bytes of the chunks of the new program that the old one does not have, and of the index.
+fn casync(cx: &XtaskContext, release: &ReleasePair, folder: &Path) -> Result<PeerDelta> {
+    let [old, new] = &release.unpacked;
     let (old, _) = store(cx, old, folder, "old")?;
-    let (new, index) = store(cx, new, folder, "new")?;
-    Ok(lacking_bytes(&old, &new) + length(&index)?)
+    let ((new, index), made) = WorkCost::measure(|| store(cx, new, folder, "new"))?;
+    Ok(PeerDelta {
+        bytes: lacking_bytes(&old, &new) + length(&index)?,
+        made,
+    })
 }
 
-/// Cuts a binary into chunks. Returns them, and the path of their index.
-fn store(cx: &XtaskContext, binary: &Path, folder: &Path, name: &str) -> Result<(Chunks, PathBuf)> {
+/// Cuts a program into chunks. Returns them, and the path of their index.
+fn store(
+    cx: &XtaskContext,
+    program: &Path,
+    folder: &Path,
+    name: &str,
+) -> Result<(Chunks, PathBuf)> {
     let [store, index] = ["castr", "caibx"].map(|end| folder.join(format!("{name}.{end}")));
     let mut make = Command::new("casync");
     make.arg("make").arg(format!("--store={}", store.display()));
-    make.arg(&index).arg(binary);
+    make.arg(&index).arg(program);
     cx.run(&mut make, "chunks by casync", "casync")?;
     let chunks = chunks(&store).map_err(TaskError::io(format!("read {}", store.display())))?;
     Ok((chunks, index))

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_image::{ImageForm, OutputRole};
+use alknet_image::{ImageForm, OutputRole, ProgramParts};
 use alknet_tasks::binary;
 use alknet_tasks::context::XtaskContext;
 use alknet_tasks::driver::DriverSelection;
@@ -19,6 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::call::measure::failed;
+use crate::work_cost::WorkCost;
 
 /// The version that runs first, and the one that the bundles have.
 pub(super) const VERSIONS: [&str; 2] = ["0.1.0", "0.2.0"];
@@ -29,10 +30,14 @@ const OTHER: &str = "profile.release.package.alknet.opt-level=\"z\"";
 /// For how long the documents of the release are valid.
 const VALID: SignedDuration = SignedDuration::from_hours(24 * 365);
 
-/// Both binaries, the image of the first one, and the bundle with the delta.
+/// Both versions, and the bundle with the delta.
 #[derive(Debug)]
 pub(super) struct ReleasePair {
     pub(super) binaries: [PathBuf; 2],
+    /// The EFI programs as bundles have them: stub, kernel, and the compressed initial file system with the binary.
+    pub(super) programs: [PathBuf; 2],
+    /// The same programs with their initial file systems unpacked.
+    pub(super) unpacked: [PathBuf; 2],
     /// Its disk starts the first version.
     pub(super) image: ImageFiles,
     pub(super) kernel: KernelFiles,
@@ -47,6 +52,8 @@ pub(super) struct ReleaseBytes {
     /// The bundle with the delta.
     pub(super) delta_bundle: u64,
     pub(super) whole_bundle: u64,
+    /// What it cost to make both bundles.
+    pub(super) made: WorkCost,
 }
 
 impl ReleasePair {
@@ -68,7 +75,8 @@ impl ReleasePair {
         let old = image(VERSIONS[0], &binaries[0])?;
         let new = image(VERSIONS[1], &binaries[1])?;
         let whole = folder.join("bundle.tar");
-        let made = files.bundle(&binaries[0], [&old.folder, &new.folder], &whole)?;
+        let folders = [&*old.folder, &*new.folder];
+        let (made, cost) = WorkCost::measure(|| files.bundle(&binaries[0], folders, &whole))?;
         let delta = &made["deltas"][0];
         let (Some(bundle), Some(bytes)) = (delta["file"].as_str(), delta["delta_bytes"].as_u64())
         else {
@@ -78,11 +86,19 @@ impl ReleasePair {
             delta: bytes,
             delta_bundle: length(Path::new(bundle))?,
             whole_bundle: length(&whole)?,
+            made: cost,
         };
+        let programs = [program(&old)?, program(&new)?];
+        let unpacked = [
+            unpack(&programs[0], folder, "unpacked-old")?,
+            unpack(&programs[1], folder, "unpacked-new")?,
+        ];
         Ok(Self {
             bundle: bundle.into(),
             image: old,
             binaries,
+            programs,
+            unpacked,
             kernel,
             bytes,
         })
@@ -93,6 +109,29 @@ impl ReleasePair {
         let manifest = &self.image.manifest;
         manifest.path(&self.image.folder, ImageForm::Raw, OutputRole::Disk)
     }
+}
+
+/// The EFI program of an image.
+fn program(image: &ImageFiles) -> Result<PathBuf> {
+    let manifest = &image.manifest;
+    let path = manifest.path(&image.folder, ImageForm::Uki, OutputRole::Uki);
+    path.ok_or_else(|| TaskError::Arguments("the image has no EFI program".to_owned()))
+}
+
+/// Writes a program with its initial file system unpacked to a file in `folder`.
+fn unpack(program: &Path, folder: &Path, name: &str) -> Result<PathBuf> {
+    let read = fs::read(program).map_err(TaskError::io("read a program"))?;
+    let path = folder.join(name);
+    fs::write(&path, unpacked(&read)?).map_err(TaskError::io("write a program"))?;
+    Ok(path)
+}
+
+/// A program with its initial file system as it was before it was compressed.
+fn unpacked(program: &[u8]) -> Result<Vec<u8>> {
+    let parts = ProgramParts::unpack(program).map_err(failed("unpacking a program"))?;
+    let parts = parts.as_new();
+    let (before, after) = (&program[..parts.frame.start], &program[parts.frame.end..]);
+    Ok([before, parts.archive, after].concat())
 }
 
 /// This tree's binary, and the other one with the same program for GPUs.

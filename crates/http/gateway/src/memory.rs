@@ -96,6 +96,12 @@ impl MemoryLease {
         }
     }
 
+    /// Whether the request is one of an unknown peer.
+    #[must_use]
+    pub fn is_of_unknown_peer(&self) -> bool {
+        self.unknown_peers.is_some()
+    }
+
     /// Counts further bytes.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use sha2::{Digest, Sha256};
 
 use super::PACKED;
+use super::open_files::{OpenFilePermit, OpenFilePermits};
 use crate::answer;
 use crate::limits::{
     SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES, SITE_LOOK_AGAIN, SITE_LOOKS, SITE_NAMES,
@@ -138,6 +139,8 @@ pub(super) struct SiteFiles {
     turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
     /// The hash differs in each process, so that no client knows which names wait for each other.
     hashes: RandomState,
+    /// Limits the files that clients keep open.
+    permits: OpenFilePermits,
 }
 
 /// Opens a file below a folder. Links that lead out of the folder fail (openat2(2)).
@@ -161,16 +164,33 @@ fn number(folder: &OwnedFd) -> io::Result<(u64, u64)> {
 pub(super) struct OpenSiteFile {
     cached: CachedFile,
     /// The open file, if the content is not in memory.
-    file: Option<Arc<File>>,
+    file: Option<Arc<CountedFile>>,
+}
+
+/// An open file, which counts until it is closed.
+struct CountedFile {
+    // The fields are dropped in this order: the file is closed before another one may be opened for it.
+    file: File,
+    _permit: OpenFilePermit,
+}
+
+/// Why a file was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotOpened {
+    /// As many files are open as may be.
+    Busy,
+    /// It is another one than when it was looked up, or it is gone.
+    Changed,
 }
 
 impl SiteFiles {
-    pub(super) fn new(folder: PathBuf) -> Self {
+    pub(super) fn new(folder: PathBuf, open_files_max: usize) -> Self {
         let files = Self {
             folder,
             cache: Mutex::default(),
             turns: Default::default(),
             hashes: RandomState::new(),
+            permits: OpenFilePermits::new(open_files_max),
         };
         if let Err(error) = files.open_folder() {
             let folder = files.folder.display();
@@ -263,20 +283,34 @@ impl SiteFiles {
         Some(entry)
     }
 
-    /// The file, unless it has changed since the node read it.
-    pub(super) fn open(&self, cached: &CachedFile) -> Option<OpenSiteFile> {
-        if cached.content.is_some() {
+    /// The file, unless it has changed since the node read it. A file whose content is not in memory stays open as long
+    /// as the returned value or a body of it exists, and counts among those of unknown peers if `is_unknown`.
+    pub(super) fn open(
+        &self,
+        cached: &CachedFile,
+        is_unknown: bool,
+    ) -> Result<OpenSiteFile, NotOpened> {
+        let (meta, file) = if cached.content.is_some() {
             // A link that leads to another file by now has another inode.
-            let meta = std::fs::metadata(self.folder.join(&cached.name)).ok()?;
-            return (FileVersion::from_metadata(&meta) == cached.version).then(|| OpenSiteFile {
-                cached: cached.clone(),
-                file: None,
-            });
+            let meta = std::fs::metadata(self.folder.join(&cached.name));
+            (meta.map_err(|_| NotOpened::Changed)?, None)
+        } else {
+            // The permit comes first, so that requests beyond the limit open nothing.
+            let permit = self.permits.take(is_unknown).ok_or(NotOpened::Busy)?;
+            let opened = self.open_below(&cached.name);
+            let (file, meta) = opened.map_err(|_| NotOpened::Changed)?;
+            let counted = CountedFile {
+                file,
+                _permit: permit,
+            };
+            (meta, Some(Arc::new(counted)))
+        };
+        if FileVersion::from_metadata(&meta) != cached.version {
+            return Err(NotOpened::Changed);
         }
-        let (file, meta) = self.open_below(&cached.name).ok()?;
-        (FileVersion::from_metadata(&meta) == cached.version).then(|| OpenSiteFile {
+        Ok(OpenSiteFile {
             cached: cached.clone(),
-            file: Some(Arc::new(file)),
+            file,
         })
     }
 
@@ -426,11 +460,14 @@ fn complain(name: &Path, error: &io::Error) {
 }
 
 /// Reads bytes that the system has in memory on this thread, and all others on a blocking thread.
-async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Arc<File>)> {
+async fn read_chunk(
+    counted: Arc<CountedFile>,
+    range: Range<u64>,
+) -> io::Result<(Bytes, Arc<CountedFile>)> {
     let len = (range.end - range.start).min(SITE_CHUNK as u64) as usize;
     let mut chunk = vec![0; len];
     let here = preadv2(
-        &file,
+        &counted.file,
         &mut [IoSliceMut::new(&mut chunk)],
         range.start,
         ReadWriteFlags::NOWAIT,
@@ -441,17 +478,17 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
         && read > 0
     {
         chunk.truncate(read);
-        return Ok((chunk.into(), file));
+        return Ok((chunk.into(), counted));
     }
     let read = tokio::task::spawn_blocking(move || {
-        let read = file.read_at(&mut chunk, range.start)?;
+        let read = counted.file.read_at(&mut chunk, range.start)?;
         if read == 0 {
             // The file was truncated meanwhile. The response ends early, which tells the client that it is
             // incomplete.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         chunk.truncate(read);
-        Ok((chunk.into(), file))
+        Ok((chunk.into(), counted))
     });
     read.await.map_err(io::Error::other)?
 }
@@ -466,7 +503,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("room");
         let (name, packed) = (Path::new("page.html"), folder.path().join("page.html.br"));
         std::fs::write(folder.path().join(name), "page").expect("room");
-        let files = Arc::new(SiteFiles::new(folder.path().to_owned()));
+        let files = Arc::new(SiteFiles::new(folder.path().to_owned(), 1));
         let forms = async || match files.find(name).await {
             Some(SiteEntry::File(forms)) => forms.packed.len(),
             _ => panic!("there is a file"),
@@ -488,7 +525,7 @@ mod tests {
             std::fs::write(folder.join("index.html"), text).expect("room");
         }
         std::os::unix::fs::symlink(&one, &site).expect("room");
-        let files = SiteFiles::new(site.clone());
+        let files = SiteFiles::new(site.clone(), 1);
         let before = files.open_folder().expect("it is there");
         std::os::unix::fs::symlink(&two, &new).expect("room");
         std::fs::rename(&new, &site).expect("room");
@@ -505,7 +542,7 @@ mod tests {
     #[test]
     fn names_cannot_be_aimed_at_the_turn_of_another() {
         let folder = tempfile::tempdir().expect("room");
-        let files = || SiteFiles::new(folder.path().to_owned());
+        let files = || SiteFiles::new(folder.path().to_owned(), 1);
         let (known, node) = (files(), files());
         let page = Path::new("index.html");
         let aimed: Vec<_> = (0..100 * SITE_LOOKS)

@@ -4,6 +4,7 @@
 //! and folders are not listed. Small files stay in memory as long as they do not change on disk.
 
 mod file;
+mod open_files;
 mod range;
 
 use std::path::{Path, PathBuf};
@@ -19,11 +20,15 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use file::{FileEncodings, OpenSiteFile, SiteEntry, SiteFiles};
+use file::{FileEncodings, NotOpened, OpenSiteFile, SiteEntry, SiteFiles};
 use range::ByteRange;
 
-/// The seconds that a client waits before its next request for a file, if it has as many in progress as it may.
+/// The seconds that a client waits before its next request for a file, if there is no memory or no open file for one more
+/// now.
 const BUSY_RETRY: HeaderValue = HeaderValue::from_static("1");
+
+/// The type of a file of which nothing is known (RFC 9110 section 8.3).
+const UNKNOWN_TYPE: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// The page of a folder.
 const INDEX: &str = "index.html";
@@ -37,9 +42,10 @@ pub(crate) struct StaticSite {
 }
 
 impl StaticSite {
-    pub(crate) fn new(folder: PathBuf) -> Self {
+    /// At most `open_files_max` files are open for clients at once.
+    pub(crate) fn new(folder: PathBuf, open_files_max: usize) -> Self {
         Self {
-            files: Arc::new(SiteFiles::new(folder)),
+            files: Arc::new(SiteFiles::new(folder, open_files_max)),
         }
     }
 
@@ -78,30 +84,35 @@ impl StaticSite {
         forms: &FileEncodings,
         (headers, lease): (&HeaderMap, MemoryLease),
     ) -> Option<Response<Body>> {
-        if let Some((found, head)) = self.form(name, forms, headers) {
-            return Some(respond(found, head, headers, lease));
+        let is_unknown = lease.is_of_unknown_peer();
+        let mut form = self.form(name, forms, headers, is_unknown);
+        if let Err(NotOpened::Changed) = form {
+            // The form that the client can unpack may be gone, too.
+            form = match self.files.find_current(name).await? {
+                SiteEntry::Folder => return None,
+                SiteEntry::File(forms) => self.form(name, &forms, headers, is_unknown),
+            };
         }
-        // The file has changed since it was looked up, or the form that the client can unpack is gone.
-        match self.files.find_current(name).await? {
-            SiteEntry::Folder => None,
-            SiteEntry::File(forms) => {
-                let (found, head) = self.form(name, &forms, headers)?;
-                Some(respond(found, head, headers, lease))
-            }
+        match form {
+            Ok((found, head)) => Some(respond(found, head, headers, lease)),
+            Err(NotOpened::Busy) => Some(busy()),
+            Err(NotOpened::Changed) => None,
         }
     }
 
-    /// The form of a file for the client and its headers, if the file is unchanged.
+    /// The form of a file for the client and its headers, if the file is unchanged and may be opened.
     fn form(
         &self,
         name: &Path,
         forms: &FileEncodings,
         headers: &HeaderMap,
-    ) -> Option<(OpenSiteFile, HeaderMap)> {
-        let (cached, coding) = forms.choose(|coding| accepts(headers, coding))?;
-        let found = self.files.open(cached)?;
+        is_unknown: bool,
+    ) -> Result<(OpenSiteFile, HeaderMap), NotOpened> {
+        let chosen = forms.choose(|coding| accepts(headers, coding));
+        let (cached, coding) = chosen.ok_or(NotOpened::Changed)?;
+        let found = self.files.open(cached, is_unknown)?;
         let mut head = HeaderMap::new();
-        head.insert(CONTENT_TYPE, media_type(name)?);
+        head.insert(CONTENT_TYPE, media_type(name));
         head.insert(ETAG, found.etag().clone());
         head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         head.insert(CACHE_CONTROL, cache_control(name));
@@ -111,18 +122,19 @@ impl StaticSite {
         if let Some(coding) = coding {
             head.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         }
-        Some((found, head))
+        Ok((found, head))
     }
 }
 
-fn media_type(name: &Path) -> Option<HeaderValue> {
+fn media_type(name: &Path) -> HeaderValue {
     let kind = mime_guess::from_path(name).first_or_octet_stream();
     let kind = if kind.type_() == "text" || kind.subtype() == "javascript" {
         format!("{kind}; charset=utf-8")
     } else {
         kind.to_string()
     };
-    HeaderValue::from_str(&kind).ok()
+    // The names of the table are ASCII.
+    HeaderValue::from_str(&kind).unwrap_or(UNKNOWN_TYPE)
 }
 
 /// The cache policy of a file. A page may change at any time, but a file with a hash in its name never does.
@@ -259,12 +271,17 @@ fn respond(
             *response.headers_mut() = head;
             *response.body_mut() = body;
         }
-        Err(_) => {
-            // Only a lack of memory leads here.
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            response.headers_mut().insert(RETRY_AFTER, BUSY_RETRY);
-        }
+        // Only a lack of memory leads here.
+        Err(_) => response = busy(),
     }
+    response
+}
+
+/// The response while the node has no memory or no open file for one more.
+fn busy() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(RETRY_AFTER, BUSY_RETRY);
     response
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::EndpointDialer;
 use alknet_gateway::limits::BODY_AHEAD;
-use alknet_tests::{RawTcpConnection, TestBench, WebNode};
+use alknet_tests::{RawTcpConnection, TestBench, WebNode, eventually};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -316,6 +316,50 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
         assert_eq!(told, StatusCode::OK);
         drop(held);
     }
+}
+
+/// Unknown peers request a large file more often than the node has files, and read nothing. The known peer and the
+/// administrator come by new connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_site_leave_files_for_connections() {
+    // As many files as a host may give a node. The kernel's default is 1,024, and the test is quicker with fewer.
+    const FILES: u64 = 300;
+    const NETWORKS: u8 = 8;
+    const FROM_EACH: u32 = 40;
+    let bench = TestBench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    std::fs::write(folder.join("large.bin"), vec![7; 4 << 20]).expect("room");
+    let config = format!("{FAST}site = \"{}\"\n", folder.display());
+    let web = WebNode::start_with_files(&bench, FILES, &config);
+    let held = block_in_place(|| {
+        let (mut held, mut served) = (Vec::new(), Vec::new());
+        for network in 1..=NETWORKS {
+            let from = Ipv4Addr::new(127, 0, network, 1);
+            let peer = RawTcpConnection::connect(&web.target(), from, None, H2);
+            let mut peer = peer.expect("every client may connect");
+            served.push(asks_for_files(&mut peer, FROM_EACH));
+            held.push(peer);
+        }
+        // Half of the files are for neither connections nor files of the site. The site has a quarter of the others,
+        // and unknown peers three quarters of that.
+        assert_eq!(served.iter().sum::<u32>(), 28, "{served:?}");
+        let told = web.curl("/large.bin", &[]);
+        assert_eq!((told.status, told.header("retry-after")), (503, Some("1")));
+        // A new connection over TCP, while the attackers' files are open.
+        let info = web.node.call("node/info", &Value::Null);
+        let open = info["endpoint"]["connections_open"].as_u64();
+        assert!(open >= Some(u64::from(NETWORKS)), "{info:#}");
+        held
+    });
+    let mut client = ShareClient::open(&web).await;
+    assert_eq!(client.gets(&web.reader, "/large.bin").await, 200);
+    drop(held);
+    block_in_place(|| {
+        eventually("an unknown peer gets the file again", || {
+            (web.curl("/large.bin", &[]).status == 200).then_some(())
+        });
+    });
 }
 
 /// Requests the file this many times, reads the heads of all answers but no bodies, and returns how
