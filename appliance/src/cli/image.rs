@@ -6,6 +6,7 @@ mod delta;
 mod download;
 mod interrupt;
 mod release;
+mod renew;
 mod root;
 mod sign;
 mod verify;
@@ -34,7 +35,9 @@ pub(crate) enum ImageVerb {
     /// Put a kernel and this program into every bootable form.
     #[command(
         after_help = "Examples:\n  alknet image build --kernel bzImage --form oci --out out\n  \
-alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out"
+alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out\n  \
+alknet image build --kernel bzImage --stub linuxx64.efi.stub --loader alknet-loader.efi \\\n      \
+--grub grub --grub-version 2.06-13+deb12u2 --form raw --packed --out out"
     )]
     Build(build::ImageBuildArgs),
     /// Make and sign an update bundle of an image's EFI program.
@@ -45,6 +48,12 @@ alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.roo
 --expires 2028-01-31 --timestamp-expires 2027-03-31 --out alknet_0.2.0.bundle"
     )]
     Bundle(bundle::ImageBundleArgs),
+    /// Give an update bundle a later timestamp, by the key of the timestamp alone.
+    #[command(
+        after_help = "Example:\n  alknet image renew bundle.tar --key timestamp.pem --root 1.root.json --number 2 \\\n      \
+--timestamp-expires 2027-05-31 --out renewed.tar"
+    )]
+    Renew(renew::ImageRenewArgs),
     /// Make or replace the root document of updates: the keys that may sign releases.
     #[command(
         after_help = "Examples:\n  alknet image root --dir vault --expires 2032-01-31 --out 1.root.json\n  \
@@ -80,6 +89,7 @@ pub(crate) fn run(verb: ImageVerb, json: bool) -> Result<CommandExit, CommandErr
     match verb {
         ImageVerb::Build(args) => build::run(&args, json),
         ImageVerb::Bundle(args) => bundle::run(&args, json),
+        ImageVerb::Renew(args) => renew::run(&args, json),
         ImageVerb::Root(args) => root::run(&args, json),
         ImageVerb::Sign(args) => sign::run(&args, json),
         ImageVerb::Verify(args) => verify::run(&args, json),

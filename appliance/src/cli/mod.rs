@@ -227,7 +227,8 @@ alknet status kitchen --via attic"
     /// Bring another version of alknet to appliances: send it, start it, and wait until it has proved itself.
     #[command(after_help = "Examples:\n  alknet update edge-1 bundle.tar\n  \
 alknet update edge-1 hall https://updates.example.org/stable/bundle.tar --yes\n  \
-alknet update edge-1 --dry-run\n  alknet update edge-1 bundle.tar --at 2027-01-31T02:00:00Z\n  \
+alknet update edge-1 --dry-run\n  alknet update edge-1 --channel beta --stage\n  \
+alknet update edge-1 --from attic\n  alknet update edge-1 bundle.tar --at 2027-01-31T02:00:00Z\n  \
 alknet update --workers attic bundle.tar --rings 1,5,all")]
     Update(update::UpdateArgs),
     /// Keep recovery words, keys and sealed records in a vault; show or lock the vault of a node.

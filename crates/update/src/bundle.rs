@@ -25,6 +25,9 @@ pub const METADATA_FOLDER: &str = "metadata";
 /// The folder of targets.
 pub const TARGETS_FOLDER: &str = "targets";
 
+/// The document that [`replace_timestamp`] replaces.
+const TIMESTAMP: &str = "timestamp.json";
+
 /// What messages call a bundle.
 const BUNDLE: &str = "the bundle";
 
@@ -235,6 +238,44 @@ impl<W: Write> BundleWriter<W> {
         self.output.flush()?;
         Ok(self.output)
     }
+}
+
+/// Copies a bundle with another document in the place of its timestamp. Verifies nothing.
+///
+/// # Errors
+/// The input is no bundle, has no timestamp or ends too early, or reading or writing fails.
+pub fn replace_timestamp(
+    input: impl Read,
+    document: &[u8],
+    output: impl Write,
+) -> Result<(), UpdateError> {
+    let failed = |error| UpdateError::source(BUNDLE, error);
+    let mut reader = BundleReader {
+        input,
+        metadata: BTreeMap::new(),
+        next: None,
+    };
+    let mut writer = BundleWriter::new(output);
+    let mut is_replaced = false;
+    while let Some(entry) = reader.entry()? {
+        let mut content = reader.input.by_ref().take(entry.bytes);
+        let is_timestamp = entry.folder == METADATA_FOLDER && entry.name == TIMESTAMP;
+        let copied = match is_timestamp {
+            true => io::copy(&mut content, &mut io::sink())
+                .and_then(|_| writer.metadata(TIMESTAMP, document)),
+            false => writer.entry(&entry, &mut content),
+        };
+        copied.map_err(failed)?;
+        is_replaced |= is_timestamp;
+        reader.skip_padding(&entry)?;
+    }
+    if !is_replaced {
+        return Err(UpdateError::Missing {
+            file: TIMESTAMP.to_owned(),
+        });
+    }
+    writer.finish().map_err(failed)?;
+    Ok(())
 }
 
 /// Reads a bundle once, from its beginning to its end.

@@ -183,7 +183,7 @@ impl SignedDocument {
         &self.payload
     }
 
-    fn member(&self, name: &str) -> Result<&Value, UpdateError> {
+    pub(crate) fn member(&self, name: &str) -> Result<&Value, UpdateError> {
         let value = self.body.get(name);
         value.ok_or_else(|| self.malformed(format_args!("it has no '{name}'")))
     }

@@ -68,7 +68,7 @@ mod target;
 mod trust;
 mod version;
 
-pub use bundle::{BundleReader, BundleWriter, METADATA_FOLDER, TARGETS_FOLDER};
+pub use bundle::{BundleReader, BundleWriter, METADATA_FOLDER, TARGETS_FOLDER, replace_timestamp};
 pub use delta::{DeltaInfo, delta_file_name};
 pub use document::TufRole;
 pub use error::{KeysOrigin, UnixSeconds, UpdateError};
@@ -83,7 +83,8 @@ pub use refresh::{
 };
 pub use release::{InvalidRelease, ReleaseInfo};
 pub use sign::{
-    ReleasePlan, RootPlan, SignedRelease, SigningError, sign_release, sign_root, write_bundle,
+    ReleasePlan, RootPlan, SignedRelease, SigningError, renew_timestamp, sign_release, sign_root,
+    write_bundle,
 };
 pub use target::{TargetCheck, UpdateTarget};
 pub use trust::{TrustAnchor, UpdateTrust};

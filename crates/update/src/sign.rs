@@ -46,6 +46,14 @@ pub enum SigningError {
         /// Keys that have to sign.
         threshold: usize,
     },
+    /// A timestamp has this version or a later one already.
+    #[error("the timestamp has version {seen}, and {given} is not higher. Give a higher number")]
+    Number {
+        /// The version for the next timestamp.
+        given: u64,
+        /// That of the timestamp.
+        seen: u64,
+    },
     /// More targets than a client reads.
     #[error("the release has {0} targets, and clients read {TARGETS_MAX}")]
     Targets(usize),
@@ -227,6 +235,42 @@ pub fn sign_release(
             (format!("{version}.targets.json"), targets),
         ],
     })
+}
+
+/// Makes the timestamp of a release again: it names the same snapshot, and has a higher version and another time of
+/// expiry. Only keys of the role `timestamp` sign, so a machine can do this that has no other key.
+///
+/// # Errors
+/// The keys in `root` have not signed `timestamp`, its version is not lower than `version`, too few of the given keys
+/// belong to the role, or a key cannot sign.
+pub fn renew_timestamp(
+    root: &[u8],
+    timestamp: &[u8],
+    version: u64,
+    expires: UnixSeconds,
+    signers: &[&dyn MetadataSigner],
+) -> Result<Vec<u8>, SigningError> {
+    let root = root_body(root)?;
+    let role = TufRole::Timestamp;
+    let check = |document: &[u8]| {
+        let read = SignedDocument::parse("timestamp.json", role, document)?;
+        read.verify(root.role(role), KeysOrigin::Root(root.version))?;
+        Ok::<_, UpdateError>(read)
+    };
+    // Without this check the server of the bundle could have any snapshot signed.
+    let before = check(timestamp)?;
+    let seen = before.version()?;
+    if version <= seen {
+        return Err(SigningError::Number {
+            given: version,
+            seen,
+        });
+    }
+    let mut body = header(role, version, expires)?;
+    body["meta"] = before.member("meta")?.clone();
+    let document = signed(body, &signers_of(&root, role, signers)?)?;
+    check(&document)?;
+    Ok(document)
 }
 
 /// What one document says about another.

@@ -178,6 +178,54 @@ fn a_machine_takes_a_release_also_after_the_keys_were_replaced() {
     installed(trust, &machine.read("2.bundle"));
 }
 
+/// The key of the timestamp cannot make a release, and makes its timestamp again.
+#[test]
+fn a_timestamp_is_renewed_by_its_key_alone() {
+    let machine = BuildMachine::new();
+    let root = |words: &[&str]| {
+        let expires = ["root", "--expires", "2032-01-31"];
+        machine.run(&[&expires[..], words].concat(), "").json()
+    };
+    let of_ben = root(&["--key", "ben.pem", "--out", "ben.json"]);
+    let ben = of_ben["keys"][0].as_str().expect("a key");
+    root(&[
+        "--key",
+        "ada.pem",
+        "--timestamp-key",
+        ben,
+        "--out",
+        "1.root.json",
+    ]);
+    let program = BuiltImageFolder::get().file(ImageForm::Uki, OutputRole::Uki);
+    let bundle =
+        |keys: &[&str]| machine.bundle(text(&program), &["1.root.json"], "1", keys, "1.bundle");
+    assert_eq!(bundle(&["ben.pem"]).status, USAGE);
+    bundle(&["ada.pem", "ben.pem"]).json();
+
+    let renew = |key: &str, number: &str| {
+        let words = [
+            &["renew", "1.bundle", "--root", "1.root.json"][..],
+            &["--key", key, "--number", number],
+            &["--timestamp-expires", "2031-06-30", "--out", "2.bundle"],
+        ];
+        machine.run(&words.concat(), "")
+    };
+    for (key, number, said) in [
+        ("ada.pem", "2", "belong to the role 'timestamp'"),
+        ("ben.pem", "1", "is not higher"),
+    ] {
+        let refused = renew(key, number);
+        assert_eq!(refused.status, USAGE, "{refused:?}");
+        assert!(refused.errors.contains(said), "{refused:?}");
+    }
+    assert!(!machine.file("2.bundle").exists());
+    assert_eq!(renew("ben.pem", "2").json()["number"], 2);
+    let anchor = TrustAnchor::root(&machine.read("1.root.json")).expect("a root");
+    let (trust, ..) = installed(UpdateTrust::new(anchor), &machine.read("1.bundle"));
+    let (.., renewed) = installed(trust, &machine.read("2.bundle"));
+    assert!(renewed == fs::read(&program).expect("it was built"));
+}
+
 /// The machine runs a program that differs by a byte behind its end.
 #[test]
 fn a_bundle_with_a_delta_makes_the_program_from_an_earlier_one() {

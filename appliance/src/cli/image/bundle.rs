@@ -142,13 +142,13 @@ fn bundle_of(
 }
 
 /// Writes a file that is never there with a part of its bytes.
-fn put(path: &Path, bundle: &[u8]) -> Result<(), CommandError> {
+pub(super) fn put(path: &Path, bundle: &[u8]) -> Result<(), CommandError> {
     let written = alknet_durable::replace(path, bundle, 0o644);
     written
         .map_err(|error| CommandError::local(format!("cannot write {}: {error}", path.display())))
 }
 
-fn of_signing(error: SigningError) -> CommandError {
+pub(super) fn of_signing(error: SigningError) -> CommandError {
     match error {
         SigningError::Write(_) => CommandError::local(error),
         _ => CommandError::usage(error),

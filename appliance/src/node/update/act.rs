@@ -290,7 +290,7 @@ impl NodeUpdates {
         })?;
         let staged = self.staged_sha256().ok_or_else(|| {
             let text = "no version waits to be started: send one first";
-            conflict("nothing-staged", text)
+            conflict("not-staged", text)
         })?;
         if order.sha256.is_some_and(|wanted| wanted != staged) {
             let text = "another version is staged than the one that is to start";

@@ -134,6 +134,7 @@ impl From<DownloadError> for CallError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::read::no_channel;
     use super::*;
 
     #[test]
@@ -204,6 +205,23 @@ mod tests {
             );
         }
         assert!(seen.is_sorted() && seen.len() > 20, "{seen:?}");
+    }
+
+    /// The page has the errors of the node itself beside their codes.
+    #[test]
+    fn the_page_has_the_errors_of_the_node() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/update.md");
+        let page = std::fs::read_to_string(page).expect("the page exists");
+        for error in [
+            CallError::from(UpdateClientError::Absent),
+            CallError::from(StagingError::Offset(7)),
+            no_channel(),
+        ] {
+            let details = error.details.expect("details");
+            let code = details["code"].as_str().expect("a text");
+            let row = format!("| `{code}` | `{}` |", error.code.name());
+            assert!(page.contains(&row), "{row}");
+        }
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::fs;
 
 use alknet_update::{
-    MetadataSigner as _, RootPlan, TrustAnchor, UnixSeconds, UpdateClock, UpdateTrust, limits,
-    sign_root,
+    BundleReader, MetadataSigner as _, ReleasePlan, RootPlan, SigningError, TrustAnchor, TufRole,
+    UnixSeconds, UpdateClock, UpdateError, UpdateTrust, limits, renew_timestamp, replace_timestamp,
+    sign_release, sign_root, write_bundle,
 };
 
-use crate::support::{LATE, NOW, Publisher, keys, read, read_at, refusal, signer, target};
+use crate::support::{LATE, NOW, PROGRAM, Publisher, keys, read, read_at, refusal, signer, target};
 
 /// The same publisher with one more root, by another key.
 fn replaced(publisher: &Publisher, by: u8) -> Publisher {
@@ -281,6 +282,55 @@ fn a_long_chain_of_roots_is_followed_over_several_refreshes() {
     assert!(error.starts_with(&expected), "{error}");
     let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut files);
     assert_eq!(verified.expect("the end of the chain").version(), 1);
+}
+
+/// A machine that has the key of the timestamp alone makes an expired release valid again. It signs no timestamp of other
+/// keys, and no lower version.
+#[test]
+fn a_timestamp_is_renewed_by_its_own_key() {
+    let (owner, renewer) = (signer(1), signer(2));
+    let mut plan = RootPlan::with_keys(1, LATE, &keys(&[&owner], 1));
+    for role in [TufRole::Snapshot, TufRole::Timestamp] {
+        plan.roles.insert(role, keys(&[&renewer], 1));
+    }
+    let root = sign_root(&plan, None, &[&owner]).expect("a root");
+    let release = ReleasePlan {
+        timestamp_expires: NOW,
+        ..Publisher::plan(1, vec![target("1.1.0")])
+    };
+    let signed = sign_release(&root, &release, &[&owner, &renewer]).expect("a release");
+    let mut bundle = Vec::new();
+    let roots = [root.clone()];
+    write_bundle(&mut bundle, &roots, &signed, &release.targets, |_| {
+        Ok(PROGRAM)
+    })
+    .expect("written");
+    let verified = |bundle: &[u8]| {
+        let trust = UpdateTrust::new(TrustAnchor::root(&root).expect("a root"));
+        let mut reader = BundleReader::open(bundle).expect("a bundle");
+        let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut reader);
+        let verified = verified?;
+        reader.copy_target(&verified, &mut std::io::sink())
+    };
+    let expired = verified(&bundle).expect_err("the timestamp");
+    assert!(matches!(expired, UpdateError::Expired { .. }), "{expired}");
+
+    let (_, before) = &signed.documents[0];
+    let renewed = renew_timestamp(&root, before, 2, LATE, &[&renewer]).expect("its own key");
+    let mut output = Vec::new();
+    replace_timestamp(&*bundle, &renewed, &mut output).expect("a bundle");
+    verified(&output).expect("it is valid again, with its program");
+
+    let refused = renew_timestamp(&root, before, 2, LATE, &[&owner]).expect_err("another key");
+    assert!(matches!(refused, SigningError::Keys { .. }), "{refused}");
+    let refused = renew_timestamp(&root, before, 1, LATE, &[&renewer]).expect_err("not higher");
+    assert!(matches!(refused, SigningError::Number { .. }), "{refused}");
+    let (_, foreign) = Publisher::new(3).sign(&release).documents.remove(0);
+    let refused = renew_timestamp(&root, &foreign, 2, LATE, &[&renewer]).expect_err("other keys");
+    assert!(matches!(refused, SigningError::Document(_)), "{refused}");
+    for end in [0, bundle.len() / 2] {
+        replace_timestamp(&bundle[..end], &renewed, &mut Vec::new()).expect_err("it was cut off");
+    }
 }
 
 /// The file has no room for additions: each needs a new format.

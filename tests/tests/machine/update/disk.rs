@@ -21,6 +21,8 @@ use super::{FIRST, SECOND};
 const LOADER: &str = r"\EFI\BOOT\BOOTX64.EFI";
 /// A file that is not the machine's.
 pub(crate) const FOREIGN: &str = r"\FOREIGN.BIN";
+/// More bytes than the loader may have.
+const LOADER_BYTES_MAX: u32 = 1 << 20;
 /// More bytes than a program may have.
 const PROGRAM_BYTES_MAX: u32 = 128 << 20;
 /// Bytes of a program that are read and compared at a time: they stay in the processor's cache.
@@ -30,10 +32,11 @@ const COMPARED_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct SlotDiskImage(PathBuf);
 
-/// What an update may change: the record and both programs.
+/// What decides which program starts, and both programs.
 #[derive(PartialEq, Eq)]
 pub(crate) struct SlotContents {
     record: [u8; RECORD_BYTES],
+    loader: Vec<u8>,
     programs: [Option<Vec<u8>>; 2],
 }
 
@@ -65,6 +68,12 @@ impl SlotDiskImage {
 
     pub(crate) fn record(&self) -> Result<BootRecord, BootRecordError> {
         BootRecord::parse(&self.record_bytes())
+    }
+
+    /// The loader, which no update changes.
+    pub(crate) fn loader(&self) -> Vec<u8> {
+        let loader = self.volume().read_file(LOADER, LOADER_BYTES_MAX);
+        loader.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The program in a slot, `None` if the slot has no file.
@@ -113,6 +122,7 @@ impl SlotDiskImage {
     pub(crate) fn contents(&self) -> SlotContents {
         SlotContents {
             record: self.record_bytes(),
+            loader: self.loader(),
             programs: BootSlot::ALL.map(|slot| self.program(slot)),
         }
     }

@@ -90,6 +90,8 @@ pub(crate) struct GoodUpdate {
     pub(crate) bundle: PathBuf,
     /// Those of slot a and slot b after the update.
     pub(crate) programs: [Vec<u8>; 2],
+    /// The loader from before the update.
+    loader: Vec<u8>,
 }
 
 impl GoodUpdate {
@@ -101,8 +103,8 @@ impl GoodUpdate {
     /// The bundle has only what differs from the first program.
     pub(crate) fn new(bench: &TestBench) -> Self {
         let keys = Self::keys();
-        let first = SlotDiskImage::new(bench.raw()).program(BootSlot::A);
-        let first = first.expect("the image has it");
+        let disk = SlotDiskImage::new(bench.raw());
+        let first = disk.program(BootSlot::A).expect("the image has it");
         let second = versioned(&first, SECOND);
         let mut draft = ReleaseDraft::new(NUMBER, SECOND);
         draft.floor = Some(FIRST);
@@ -113,6 +115,7 @@ impl GoodUpdate {
             keys,
             bundle,
             programs: [first, second],
+            loader: disk.loader(),
         }
     }
 
@@ -127,6 +130,7 @@ impl GoodUpdate {
             keys: release.owner_keys(),
             bundle: release.owner_bundle(),
             programs: [first, release.program()],
+            loader: disk.loader(),
         }
     }
 
@@ -187,13 +191,14 @@ impl GoodUpdate {
         has_token(node, KEPT);
     }
 
-    /// The first version is as it was, and the second one is what was signed.
+    /// The first version and the loader are as they were, and the second version is what was signed.
     #[track_caller]
     pub(crate) fn is_on(&self, disk: &SlotDiskImage) {
         for (slot, program) in BootSlot::ALL.into_iter().zip(&self.programs) {
             let has_it = disk.has_program(slot, program);
             assert_eq!(has_it, Some(true), "slot {slot} has other bytes");
         }
+        assert!(disk.loader() == self.loader, "the loader was changed");
     }
 }
 

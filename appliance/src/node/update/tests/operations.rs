@@ -270,7 +270,7 @@ async fn a_start_waits_for_its_moment_and_needs_the_time() {
     let after = |seconds: i64| json!({ "at": (now + jiff::SignedDuration::from_secs(seconds)).to_string() });
     let apply = async |input| node.call(ADMIN, "update/apply", input).await;
     let nothing = apply(after(60)).await.expect_err("nothing waits");
-    assert_eq!(nothing.details.expect("details")["code"], "nothing-staged");
+    assert_eq!(nothing.details.expect("details")["code"], "not-staged");
     bench.set(|facts| {
         facts.update.state = "staged".to_owned();
         facts.update.other_sha256 = Some("a1".to_owned());
