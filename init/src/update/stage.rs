@@ -17,7 +17,7 @@ use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left_versions::LeftVersions;
-use super::partition_repair::{own_paths, repair};
+use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
@@ -61,6 +61,8 @@ pub(super) struct StageMachine<'a> {
     pub(super) init: &'a std::path::Path,
     /// The folder of updates on the data partition.
     pub(super) folder: Option<&'a std::path::Path>,
+    /// The number of foreign files, which a staging may change.
+    pub(super) foreign: &'a ForeignCount,
     pub(super) log: &'a InitLog,
 }
 
@@ -152,6 +154,7 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
     if let (Err(_), Some(before)) = (&done, undo.0) {
         before.restore(disk, at);
     }
+    at.foreign.forget();
     done.map_err(|refusal| of_stream(refusal, frames))
 }
 

@@ -112,6 +112,12 @@ impl InitMachine {
                 "the boot state record could not be read; a new one says that the slot that runs is good".to_owned(),
                 "an update that was under way has to be made again; if it happens again, replace the disk",
             )),
+            Some(StartKind::Unread) => Some(problem(
+                "boot-state-lost",
+                "the disk did not give the boot state record at this start, so it is not known whether a version is on trial"
+                    .to_owned(),
+                "restart the machine; if it happens again, replace the disk",
+            )),
             Some(StartKind::SlotDamaged) if facts.good != facts.slot => Some(problem(
                 "slot-damaged",
                 format!("the good version in boot slot {good} did not start, so the other one runs"),
