@@ -487,6 +487,11 @@ fn check_capacity<D: BlockDevice>(
     }
 }
 
+/// Whether a program that has to stay may have lost bytes.
+///
+/// A file whose chain has a second name has not: both names lead to all of its clusters. The repair drops every other
+/// file's name, and a folder's name stays, which writes nothing by itself. A refusal would keep the machine from the
+/// update after which the repair may drop the file's own name.
 fn is_damaged(report: &FatReport, path: &str) -> bool {
     let is_same = |found: &str| found.eq_ignore_ascii_case(path);
     report.findings.iter().any(|finding| match finding {
