@@ -118,7 +118,7 @@ impl StateBefore {
         match &self.staged {
             before if *before == StagedRelease::load(folder) => {}
             Some(before) => before.save(folder)?,
-            None => StagedRelease::remove(folder),
+            None => StagedRelease::remove(folder)?,
         }
         Ok(())
     }

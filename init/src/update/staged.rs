@@ -115,9 +115,12 @@ impl StagedRelease {
         }
     }
 
-    /// Removes the file. It does not matter if a power cut brings it back: what it says was done is done again.
-    pub(super) fn remove(folder: &Path) {
-        fs::remove_file(folder.join(FILE)).ok();
+    /// Removes the file, if there is one. After a power cut it may be back.
+    pub(super) fn remove(folder: &Path) -> io::Result<()> {
+        match fs::remove_file(folder.join(FILE)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 }
 
@@ -142,5 +145,9 @@ mod tests {
             StagedRelease::read(folder.path()).expect_err("it is damaged");
             assert_eq!(StagedRelease::load(folder.path()), None);
         }
+        StagedRelease::remove(folder.path()).expect("a file");
+        StagedRelease::remove(folder.path()).expect("no file");
+        fs::create_dir(&path).expect("writable");
+        StagedRelease::remove(folder.path()).expect_err("it stays");
     }
 }

@@ -525,7 +525,8 @@ impl UpdateSystem {
             self.log.warn(format_args!("the boot note stays: {error}"));
         }
         if let (Some(folder), Some(_)) = (&self.folder, release) {
-            StagedRelease::remove(folder);
+            // If it stays, what it says is done again.
+            StagedRelease::remove(folder).ok();
         }
         if let (Some(folder), Ok(version)) = (&self.folder, self.version.parse())
             && let Err(error) = left_versions::return_to(folder, &version)

@@ -271,7 +271,7 @@ fn nothing_gets_below_a_floor_that_a_confirmation_owes() {
     let mut trust = bench.trust.load(&bench.anchor).expect("seen");
     trust.raise_floor(owes.floor.as_ref());
     bench.trust.save(&trust).expect("written");
-    StagedRelease::remove(bench.folder.path());
+    StagedRelease::remove(bench.folder.path()).expect("it is there");
     bench.refuses(RefusalCode::BelowFloor, rollback);
     bench.stage(&TestRelease::new("1.2.0", 4)).expect("staged");
 }
