@@ -11,7 +11,8 @@ use std::process::Command;
 use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
-use crate::{cached, digest, sources};
+use crate::sources::{self, SourcePin};
+use crate::{cached, third_party};
 
 /// The packages, by their names in `sources.toml`: program, modules, data, and the firmware of a BIOS.
 const PACKAGES: [&str; 4] = [
@@ -39,9 +40,7 @@ pub(crate) fn ensure(cx: &XtaskContext) -> Result<PathBuf> {
     for name in PACKAGES {
         packages.push(sources::obtain(cx, name)?);
     }
-    let pins = packages.iter().map(|package| package.pin.sha256.as_bytes());
-    let key = digest::key(pins.chain([LAUNCHER.as_bytes()]));
-    let folder = cx.cache().join("tools").join(format!("qemu-{key}"));
+    let folder = folder(cx, packages.iter().map(|package| &package.pin));
     let command = folder.join(COMMAND);
     if command.exists() {
         return Ok(command);
@@ -61,7 +60,39 @@ pub(crate) fn ensure(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(command)
 }
 
+/// The folder in the cache with the command of [`ensure`], whether it exists or not.
+pub(crate) fn pinned(cx: &XtaskContext) -> Result<PathBuf> {
+    let pins = PACKAGES.iter().map(|name| sources::likely(cx, name));
+    let pins: Vec<SourcePin> = pins.collect::<Result<_>>()?;
+    Ok(folder(cx, &pins))
+}
+
+fn folder<'a>(cx: &XtaskContext, pins: impl IntoIterator<Item = &'a SourcePin>) -> PathBuf {
+    third_party::parts_folder(cx, "qemu", pins, [LAUNCHER])
+}
+
 fn write_launcher(path: &Path) -> io::Result<()> {
     fs::write(path, LAUNCHER)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command that tidies the cache removes what is not listed.
+    #[test]
+    fn the_folder_of_qemu_is_kept() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let cx = XtaskContext::in_folder(cache.path());
+        let kept = pinned(&cx).expect("all packages are pinned");
+        let all = third_party::pinned(&cx).expect("all sources are pinned");
+        assert!(all.contains(&kept), "{} is not kept", kept.display());
+        let mut pins = Vec::new();
+        for name in PACKAGES {
+            pins.push(sources::likely(&cx, name).expect("pinned"));
+        }
+        pins.reverse();
+        assert_ne!(folder(&cx, &pins), kept, "other packages");
+    }
 }

@@ -15,7 +15,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
 use crate::sources::{self, SourcePin};
-use crate::{cached, digest};
+use crate::{cached, third_party};
 
 /// The package with the modules and the first sectors, by its name in `sources.toml`.
 const MODULES: &str = "grub-modules";
@@ -62,10 +62,8 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<PathBuf> {
 fn folder(cx: &XtaskContext, pins: &[SourcePin]) -> PathBuf {
     let modules = GRUB_MODULES.join(" ");
     let configs = GRUB_FORMATS.iter().map(|format| format.config);
-    let own = [&modules, GRUB_PREFIX].into_iter().chain(configs);
-    let pins = pins.iter().map(|pin| pin.sha256.as_bytes());
-    let key = digest::key(pins.chain(own.map(str::as_bytes)));
-    cx.cache().join("tools").join(format!("grub-{key}"))
+    let own = [modules.as_str(), GRUB_PREFIX].into_iter().chain(configs);
+    third_party::parts_folder(cx, "grub", pins, own)
 }
 
 /// Makes the folder of all four files in `scratch`.

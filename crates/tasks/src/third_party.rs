@@ -12,7 +12,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
 use crate::sources::{self, SourcePin};
-use crate::{cached, digest, driver, grub, test};
+use crate::{cached, digest, driver, emulator, grub, test};
 
 /// The packages, each pinned by SHA-256.
 const PYTHON_PACKAGES: &str = include_str!("../python.txt");
@@ -141,7 +141,13 @@ pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
     for name in OPENSSL_PARTS {
         parts.push(sources::obtain(cx, name)?);
     }
-    let folder = parts_folder(cx, "openssl", parts.iter().map(|part| &part.pin));
+    let script = launcher();
+    let folder = parts_folder(
+        cx,
+        "openssl",
+        parts.iter().map(|part| &part.pin),
+        [&*script],
+    );
     let program = folder.join("run");
     if program.exists() {
         return Ok(program);
@@ -156,7 +162,7 @@ pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
             fs::set_permissions(&to, Permissions::from_mode(0o755))?;
         }
         let run = fresh.join("run");
-        fs::write(&run, launcher())?;
+        fs::write(&run, &script)?;
         fs::set_permissions(&run, Permissions::from_mode(0o755))?;
         cached::settle(&fresh, &folder)
     };
@@ -164,13 +170,16 @@ pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// The folder in the cache with the files of several sources.
-fn parts_folder<'a>(
+/// The folder in the cache of what is made of several sources, whether it exists or not. `own` is what this project adds
+/// to them: with another text, another folder is made.
+pub(crate) fn parts_folder<'a>(
     cx: &XtaskContext,
     name: &str,
-    pins: impl Iterator<Item = &'a SourcePin>,
+    pins: impl IntoIterator<Item = &'a SourcePin>,
+    own: impl IntoIterator<Item = &'a str>,
 ) -> PathBuf {
-    let key = digest::key(pins.map(|pin| pin.sha256.as_bytes()));
+    let pins = pins.into_iter().map(|pin| pin.sha256.as_bytes());
+    let key = digest::key(pins.chain(own.into_iter().map(str::as_bytes)));
     cx.cache().join("tools").join(format!("{name}-{key}"))
 }
 
@@ -180,7 +189,7 @@ pub fn firmware(cx: &XtaskContext) -> Result<PathBuf> {
     for name in FIRMWARE_PARTS {
         parts.push(sources::obtain(cx, name)?);
     }
-    let folder = parts_folder(cx, "ovmf", parts.iter().map(|part| &part.pin));
+    let folder = parts_folder(cx, "ovmf", parts.iter().map(|part| &part.pin), None);
     if folder.exists() {
         return Ok(folder);
     }
@@ -545,11 +554,16 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
         // Not every source is unpacked. One that is not has no folder of this name.
         folders.extend(pins.iter().map(|pin| unpacked_folder(cx, &name, pin)));
     }
-    for (name, files) in [("openssl", &OPENSSL_PARTS[..]), ("ovmf", &FIRMWARE_PARTS)] {
+    let script = launcher();
+    for (name, files, own) in [
+        ("openssl", &OPENSSL_PARTS[..], Some(&*script)),
+        ("ovmf", &FIRMWARE_PARTS, None),
+    ] {
         let parts = files.iter().map(|name| sources::likely(cx, name));
         let parts: Vec<SourcePin> = parts.collect::<Result<_>>()?;
-        folders.push(parts_folder(cx, name, parts.iter()));
+        folders.push(parts_folder(cx, name, &parts, own));
     }
+    folders.push(emulator::pinned(cx)?);
     folders.push(grub::pinned(cx)?);
     let python = python_version()?;
     let lists = PYTHON_LISTS.iter().chain([&driver::MESON]);

@@ -61,8 +61,11 @@ pub(crate) fn refuse_used(folders: &SystemFolders, disk: &Path) -> Result<(), Fl
         });
     }
     let swaps = folders.proc.join("swaps");
-    // A kernel without swap has no such file.
-    let table = fs::read_to_string(swaps).unwrap_or_default();
+    let table = match fs::read_to_string(&swaps) {
+        // A kernel without swap has no such file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        read => read.map_err(open(swaps))?,
+    };
     let rows = table.lines().skip(1);
     let devices = rows.filter_map(|row| row.split_whitespace().next());
     let devices: Vec<String> = devices
@@ -315,6 +318,17 @@ mod tests {
         let computer = Computer::new();
         fs::remove_file(computer.folders.proc.join("self/mountinfo")).expect("it exists");
         let refused = computer.refusal("sdb").expect("unknown mounts");
+        assert!(matches!(refused, FlashError::Open { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_computer_that_does_not_say_its_swap_gets_nothing_written() {
+        let computer = Computer::new();
+        let swaps = computer.folders.proc.join("swaps");
+        fs::remove_file(&swaps).expect("it is there");
+        assert!(computer.refusal("sdb").is_none(), "a kernel without swap");
+        fs::create_dir(&swaps).expect("creatable");
+        let refused = computer.refusal("sdb").expect("it cannot be read");
         assert!(matches!(refused, FlashError::Open { .. }), "{refused}");
     }
 

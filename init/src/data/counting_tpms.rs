@@ -20,6 +20,11 @@ pub(crate) const TPMS_MAX: usize = 7;
 pub(crate) fn counted_by(device: &Path) -> Vec<String> {
     let memo =
         File::open(device).and_then(|file| SealedPartition::memo(&file).map_err(io::Error::other));
+    // The erasure of a disk that fails goes on all the same, and its owner learns what it may have left.
+    let memo = memo.inspect_err(|error| {
+        let device = device.display();
+        tracing::error!(%device, %error, "which TPMs have to count cannot be read");
+    });
     memo.map(|memo| parse(&memo)).unwrap_or_default()
 }
 

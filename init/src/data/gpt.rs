@@ -103,7 +103,7 @@ pub(crate) fn settle(
         (None, None) => return Err(GptError::NoTable),
     };
     let index = table
-        .find(name)
+        .find(|index| table.has_name(index, name))
         .ok_or_else(|| GptError::NoPartition(name.to_owned()))?;
     let is_new = table.reroll(index, &mut random)?;
     if is_new {
@@ -144,25 +144,21 @@ pub(crate) fn settle(
 
 /// Whether either copy names a partition `name`, for disks whose primary the kernel refused.
 pub(crate) fn names(disk: &GptDisk<'_>, name: &str) -> bool {
-    [1, disk.sectors.saturating_sub(1)].into_iter().any(|lba| {
-        GptTable::read(disk, lba)
-            .ok()
-            .flatten()
-            .is_some_and(|table| table.find(name).is_some())
-    })
+    copies(disk).any(|table| table.find(|index| table.has_name(index, name)).is_some())
 }
 
 /// The GUID of the partition that begins at the byte `start`, by the first copy of the table that is valid.
 pub(super) fn partition_guid(disk: &GptDisk<'_>, start: u64) -> Option<Uuid> {
-    let copies = [1, disk.sectors.saturating_sub(1)].into_iter();
-    copies
-        .filter_map(|lba| GptTable::read(disk, lba).ok().flatten())
-        .find_map(|table| {
-            let index = table
-                .used()
-                .find(|index| table.bytes(disk, *index).start == start)?;
-            Some(Uuid::from_bytes_le(guid_at(table.entry(index), 16)))
-        })
+    copies(disk).find_map(|table| {
+        let index = table.find(|index| table.bytes(disk, index).start == start)?;
+        Some(Uuid::from_bytes_le(guid_at(table.entry(index), 16)))
+    })
+}
+
+/// The copies of the table that can be read and are valid, the primary first.
+fn copies(disk: &GptDisk<'_>) -> impl Iterator<Item = GptTable> {
+    let lbas = [1, disk.sectors.saturating_sub(1)].into_iter();
+    lbas.filter_map(move |lba| GptTable::read(disk, lba).ok().flatten())
 }
 
 impl GptTable {
@@ -249,13 +245,18 @@ impl GptTable {
         first * disk.sector..(last + 1) * disk.sector
     }
 
-    fn find(&self, name: &str) -> Option<usize> {
+    /// The first used entry for which `is_wanted` holds.
+    fn find(&self, is_wanted: impl Fn(usize) -> bool) -> Option<usize> {
+        self.used().find(|index| is_wanted(*index))
+    }
+
+    fn has_name(&self, index: usize, name: &str) -> bool {
         let mut field = [0; 72];
         // The name field has 36 units of UTF-16LE, padded with zeros.
         for (slot, unit) in field.chunks_exact_mut(2).zip(name.encode_utf16()) {
             slot.copy_from_slice(&unit.to_le_bytes());
         }
-        self.used().find(|index| self.entry(*index)[56..] == field)
+        self.entry(index)[56..] == field
     }
 
     /// Replaces GUIDs of the image, which are derived from the build (version 5, RFC 9562) and so

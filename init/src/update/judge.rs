@@ -20,10 +20,12 @@ pub(crate) enum StartKind {
     Good,
     /// The good version did not start.
     SlotDamaged,
-    /// The record cannot be read: a new one says that the slot that runs is good.
+    /// The record is damaged: a new one says that the slot that runs is good.
     StateLost,
     /// A version is on trial, and the good one runs: the loader could not count, or its program is gone.
     Uncounted,
+    /// The disk did not give the record, so nothing is known of this start.
+    Unread,
 }
 
 /// A start of the machine.
@@ -34,7 +36,17 @@ pub(crate) struct StartReport {
     pub(crate) ended: Option<UpdateOutcome>,
 }
 
-/// Judges a start of `running`. `note` is what the disk says of the last trial, if it can be read.
+impl StartReport {
+    /// A start at which the disk did not give the record.
+    pub(super) const fn unread() -> Self {
+        Self {
+            kind: StartKind::Unread,
+            ended: None,
+        }
+    }
+}
+
+/// Judges a start of `running`. `record` is `None` if the disk has another thing in its place. `note` is what the disk says of the last trial, if it can be read.
 pub(super) fn judge(
     record: Option<&BootRecord>,
     running: BootSlot,

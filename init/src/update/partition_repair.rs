@@ -1,5 +1,7 @@
 //! The repair of the boot partition after a power cut: before a version is staged, and at a start that is no trial.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use alknet_boot_state::{BootRecord, BootSlot, ProgramNotes};
 use alknet_fat::{BlockDevice, BootFiles, FatError, FatVolume, RepairReport};
 
@@ -14,9 +16,42 @@ pub(super) fn own_paths(slot: BootSlot) -> (&'static str, String, String) {
     (LOADER, slot_path(slot.other()), slot_path(slot))
 }
 
-/// Counts the files of firmware, of other systems and of the owner. PID 1 leaves them alone, and they take room that an
-/// update may need.
-pub(super) fn count_foreign<D: BlockDevice>(
+/// How many files of firmware, of other systems and of the owner the boot partition has. PID 1 leaves them alone, and
+/// they take room that an update may need.
+///
+/// A count reads every folder of the partition. While the machine runs, a version that is staged is all that changes much
+/// there, so the number is kept from one count to the next staging. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ForeignCount(Arc<Mutex<Option<ForeignFiles>>>);
+
+impl ForeignCount {
+    /// The number that is kept, or else the one that the disk has now, where `slot` does not run.
+    pub(super) fn get<D: BlockDevice>(
+        &self,
+        disk: &mut SlotDisk<D>,
+        slot: BootSlot,
+    ) -> Result<ForeignFiles, FatError> {
+        let mut kept = self.lock();
+        if let Some(count) = *kept {
+            return Ok(count);
+        }
+        let count = count_foreign(disk, slot)?;
+        *kept = Some(count);
+        Ok(count)
+    }
+
+    /// The partition may have other files from now on.
+    pub(super) fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ForeignFiles>> {
+        // The value is replaced as a whole, so it is whole after any panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count_foreign<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     slot: BootSlot,
 ) -> Result<ForeignFiles, FatError> {
@@ -107,7 +142,12 @@ mod tests {
     #[test]
     fn files_of_others_are_counted_and_those_of_the_machine_are_not() {
         let disk = ModelDisk::new(&program("1.0.0", 4096, 0));
-        let count = || count_foreign(&mut disk.open(), BootSlot::B).expect("a volume");
+        let kept = ForeignCount::default();
+        let count = || {
+            kept.forget();
+            let count = kept.get(&mut disk.open(), BootSlot::B);
+            count.expect("a volume")
+        };
         assert_eq!(count(), ForeignFiles { files: 0, bytes: 0 });
         for (path, bytes) in [(r"\NVVARS", 700), (r"\ALKNET.TXT", 5)] {
             let written = disk.volume().replace_file(
@@ -123,5 +163,26 @@ mod tests {
             bytes: 705,
         };
         assert_eq!(count(), expected);
+    }
+    #[test]
+    fn files_of_others_are_counted_once_until_the_partition_changes() {
+        let disk = ModelDisk::new(&program("1.0.0", 4096, 0));
+        let kept = ForeignCount::default();
+        let count = || kept.clone().get(&mut disk.open(), BootSlot::B);
+        let none = ForeignFiles { files: 0, bytes: 0 };
+        assert_eq!(count().expect("a volume"), none);
+        let mut volume = disk.volume();
+        let written = volume.replace_file(r"\NVVARS", 4, &mut &b"vars"[..], &mut |_| {});
+        written.expect("room");
+        assert_eq!(count().expect("it is kept"), none);
+        kept.forget();
+        let one = ForeignFiles { files: 1, bytes: 4 };
+        assert_eq!(count().expect("a volume"), one);
+        // A count that failed is not kept.
+        kept.forget();
+        disk.refuse_reads(Some(disk.tables()));
+        count().expect_err("the table cannot be read");
+        disk.refuse_reads(None);
+        assert_eq!(count().expect("a volume"), one);
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use alknet_boot_state::BootSlot;
-use alknet_fat::BlockDevice;
+use alknet_fat::{BlockDevice, FatError};
 use alknet_update::ReleaseVersion;
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
@@ -114,18 +114,18 @@ impl SlotPrograms {
 }
 
 /// The versions of both slots' programs, as far as they have one.
-pub(super) fn slot_programs<D: BlockDevice>(disk: &mut SlotDisk<D>) -> SlotPrograms {
-    let Ok(volume) = disk.volume() else {
-        return SlotPrograms::default();
-    };
+pub(super) fn slot_programs<D: BlockDevice>(
+    disk: &mut SlotDisk<D>,
+) -> Result<SlotPrograms, FatError> {
+    let volume = disk.volume()?;
     let version = |slot| {
         let file = SlotFile::open(&volume, &slot_path(slot)).ok()?;
         read_version(&file).ok().map(|version| version.to_string())
     };
-    SlotPrograms {
+    Ok(SlotPrograms {
         a: version(BootSlot::A),
         b: version(BootSlot::B),
-    }
+    })
 }
 
 /// Looks at a program while its bytes pass, so that a wrong one is refused before it becomes the slot's file.

@@ -17,7 +17,7 @@ use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest};
 use super::left_versions::LeftVersions;
-use super::partition_repair::{own_paths, repair};
+use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
@@ -61,6 +61,8 @@ pub(super) struct StageMachine<'a> {
     pub(super) init: &'a std::path::Path,
     /// The folder of updates on the data partition.
     pub(super) folder: Option<&'a std::path::Path>,
+    /// The number of foreign files, which a staging may change.
+    pub(super) foreign: &'a ForeignCount,
     pub(super) log: &'a InitLog,
 }
 
@@ -128,7 +130,7 @@ impl StateBefore {
         match &self.staged {
             before if *before == StagedRelease::load(folder) => {}
             Some(before) => before.save(folder)?,
-            None => StagedRelease::remove(folder),
+            None => StagedRelease::remove(folder)?,
         }
         Ok(())
     }
@@ -164,6 +166,7 @@ pub(super) fn stage<D: BlockDevice, R: Read>(
     if let (Err(_), Some(before)) = (&done, undo.before) {
         before.restore(disk, at);
     }
+    at.foreign.forget();
     // What the slot has after the switch matters more than a sender that gave the bundle up when it was too late.
     done.map_err(|refusal| match undo.is_switched {
         true => refusal,
@@ -500,6 +503,11 @@ fn check_capacity<D: BlockDevice>(
     }
 }
 
+/// Whether a program that has to stay may have lost bytes.
+///
+/// A file whose chain has a second name has not: both names lead to all of its clusters. The repair drops every other
+/// file's name, and a folder's name stays, which writes nothing by itself. A refusal would keep the machine from the
+/// update after which the repair may drop the file's own name.
 fn is_damaged(report: &FatReport, path: &str) -> bool {
     let is_same = |found: &str| found.eq_ignore_ascii_case(path);
     report.findings.iter().any(|finding| match finding {

@@ -2,7 +2,7 @@
 //! time after its trial.
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use alknet_boot_state::BootSlot;
@@ -70,10 +70,19 @@ impl StagedRelease {
     /// The release that was staged last. `None` also if the file is damaged: then the machine confirms the version
     /// without raising its floor.
     pub(super) fn load(folder: &Path) -> Option<Self> {
+        Self::read(folder).ok().flatten()
+    }
+
+    /// Like `load`, with the reason if there is a file, and it cannot be read.
+    pub(super) fn read(folder: &Path) -> io::Result<Option<Self>> {
         let path = folder.join(FILE);
-        let is_short = fs::metadata(&path).is_ok_and(|about| about.len() <= BYTES_MAX);
-        let bytes = is_short.then(|| fs::read(path).ok()).flatten()?;
-        serde_json::from_slice(&bytes).ok()
+        let bytes = match fs::metadata(&path) {
+            Ok(about) if about.len() > BYTES_MAX => return Err(ErrorKind::FileTooLarge.into()),
+            Ok(_) => fs::read(path)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(serde_json::from_slice(&bytes)?))
     }
 
     /// The floor that the version which runs still owes: it was confirmed, and a power cut or a full disk came before the
@@ -106,8 +115,39 @@ impl StagedRelease {
         }
     }
 
-    /// Removes the file. It does not matter if a power cut brings it back: what it says was done is done again.
-    pub(super) fn remove(folder: &Path) {
-        fs::remove_file(folder.join(FILE)).ok();
+    /// Removes the file, if there is one. After a power cut it may be back.
+    pub(super) fn remove(folder: &Path) -> io::Result<()> {
+        match fs::remove_file(folder.join(FILE)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_that_cannot_be_read_is_no_missing_one() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(StagedRelease::read(folder.path()).expect("no file"), None);
+        let version: ReleaseVersion = "1.1.0".parse().expect("a version");
+        let floor = Some(version.clone());
+        let release = StagedRelease::new(BootSlot::B, version, 4096, String::new(), floor);
+        release.save(folder.path()).expect("writable");
+        let read = StagedRelease::read(folder.path());
+        assert_eq!(read.expect("readable"), Some(release));
+        let path = folder.path().join(FILE);
+        let too_long = vec![b' '; BYTES_MAX as usize + 1];
+        for damaged in [&b"{\"slot\":"[..], b"\xff", b"", &too_long] {
+            fs::write(&path, damaged).expect("writable");
+            StagedRelease::read(folder.path()).expect_err("it is damaged");
+            assert_eq!(StagedRelease::load(folder.path()), None);
+        }
+        StagedRelease::remove(folder.path()).expect("a file");
+        StagedRelease::remove(folder.path()).expect("no file");
+        fs::create_dir(&path).expect("writable");
+        StagedRelease::remove(folder.path()).expect_err("it stays");
     }
 }

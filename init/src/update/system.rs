@@ -4,6 +4,7 @@ mod log;
 mod machine_start;
 mod repair;
 mod scrub;
+mod status;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,21 +17,21 @@ use super::anchor::UpdateAnchor;
 use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
 use super::boot_partitions::{BootPartitions, BootPartitionsError};
 use super::direct::DirectDevice;
-use super::disk::SlotDisk;
+use super::disk::{BootDiskError, SlotDisk};
 use super::frames::BundleFrameReader;
 use super::gate::{BASELINE_UNKNOWN, CONFIG_TAKEN};
 use super::judge::{StartKind, StartReport, judge};
 use super::known_programs::{self, KnownStore};
-use super::left_versions::{self, LeftVersions};
+use super::left_versions;
 use super::measured::{SystemProgram, programs};
-use super::partition_repair::count_foreign;
-use super::program::slot_programs;
+use super::partition_repair::ForeignCount;
+use super::program::{SlotPrograms, slot_programs};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
 use super::staged::{StagedBundle, StagedRelease};
 use super::trust_store::TrustStore;
 use super::{history, note_schedule};
-use crate::control::{ForeignFiles, UpdateOutcome};
+use crate::control::UpdateOutcome;
 use crate::log::InitLog;
 use crate::media;
 
@@ -38,10 +39,14 @@ pub(crate) use machine_start::UpdateStart;
 #[cfg(test)]
 pub(super) use scrub::scrub_piece;
 pub(crate) use scrub::{ScrubResult, ScrubTurn, SlotFinding, SlotScrub};
+pub(crate) use status::SlotStatus;
 
 /// The reason in the boot note of a trial that an administrator gave up.
 pub(crate) const ROLLED_BACK: &str = "an administrator gave it up";
 
+/// What is left undone if the disk cannot be read at a start: the next one does it.
+const CONFIRMATION_OPEN: &str = "a confirmation that was cut short is not completed";
+const END_UNLOGGED: &str = "the end of the last trial is not logged";
 /// The stage that PID 1 has reached when it begins the note.
 const FIRST_STAGE: &str = "mounts";
 /// Folder of updates in the state directory. PID 1 alone writes there.
@@ -58,25 +63,10 @@ pub(crate) struct UpdateSystem {
     folder: Option<PathBuf>,
     trust: TrustStore,
     known: KnownStore,
+    foreign: ForeignCount,
     log: InitLog,
 }
 
-/// What the disk says about its slots now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SlotStatus {
-    /// As in [`UpdateFacts::state`](crate::control::UpdateFacts::state).
-    pub(crate) state: String,
-    pub(crate) detail: Option<String>,
-    pub(crate) good: Option<String>,
-    pub(crate) other_version: Option<String>,
-    pub(crate) other_sha256: Option<String>,
-    pub(crate) running_sha256: Option<String>,
-    pub(crate) left: Vec<String>,
-    pub(crate) tries: u8,
-    pub(crate) floor: Option<String>,
-    pub(crate) foreign_files: Option<ForeignFiles>,
-    /// How the last update ended, if the log or the note says it.
-    pub(crate) last: Option<UpdateOutcome>,
 }
 
 /// Who wants a trial, and what was before it.
@@ -119,6 +109,7 @@ impl UpdateSystem {
             folder: None,
             trust: TrustStore::new(None),
             known: KnownStore::new(None),
+            foreign: ForeignCount::default(),
             log: log.clone(),
         }
     }
@@ -165,19 +156,30 @@ impl UpdateSystem {
         self.folder.is_some()
     }
 
-    /// Judges this start. On trial it writes the boot note, and arms it for panics. A record that cannot be read is
-    /// replaced by a new one.
+    /// Judges this start. On trial it writes the boot note, and arms it for panics. A record that is damaged is replaced by
+    /// a new one.
     pub(crate) fn begin(&self) -> Option<(StartReport, Option<BootNote>)> {
-        let mut on = self.open().ok()?;
-        let record = on.disk.record();
-        let note = on.disk.note().unwrap_or(Err(BootNoteError::Absent)).ok();
-        let failed = record.as_ref().ok().and_then(BootRecord::failed);
-        let programs = failed.map(|_| slot_programs(&mut on.disk));
+        let mut on = self.open_to("what this start means is not known")?;
+        let record = match on.disk.record() {
+            // The next read may give it. A new record in its place would confirm a version that is on trial.
+            Err(error @ BootDiskError::Io { .. }) => {
+                self.log
+                    .error(format_args!("what this start means is not known: {error}"));
+                return Some((StartReport::unread(), None));
+            }
+            read => read.ok(),
+        };
+        let note = on.disk.note().unwrap_or_else(|error| {
+            self.log.warn(format_args!("{error}; it counts as missing"));
+            Err(BootNoteError::Absent)
+        });
+        let note = note.ok();
+        let failed = record.as_ref().and_then(BootRecord::failed);
+        let programs = failed.map(|_| self.slot_programs(&mut on));
         let failed_version = failed
             .zip(programs.as_ref())
             .and_then(|(slot, programs)| programs.of_slot(slot));
-        let record = record.as_ref().ok();
-        let report = judge(record, on.running, note.as_ref(), failed_version);
+        let report = judge(record.as_ref(), on.running, note.as_ref(), failed_version);
         let note = match report.kind {
             StartKind::StateLost => {
                 self.replace_record(&mut on);
@@ -234,49 +236,6 @@ impl UpdateSystem {
         written.is_ok()
     }
 
-    /// Reads what the disk says, for facts.
-    pub(crate) fn inspect(&self) -> SlotStatus {
-        let floor = self.trust.floor();
-        let mut status = SlotStatus {
-            detail: floor.as_ref().err().map(ToString::to_string),
-            floor: floor.ok().flatten().map(|floor| floor.to_string()),
-            last: self.folder.as_deref().and_then(history::last_end),
-            left: LeftVersions::load(self.folder.as_deref()).names(),
-            ..SlotStatus::default()
-        };
-        let mut on = match self.open() {
-            Ok(on) => on,
-            Err(refusal) => {
-                let is_absent = refusal.code == RefusalCode::NoSlots;
-                status.state = if is_absent { "absent" } else { "unreadable" }.to_owned();
-                status.detail = Some(refusal.text);
-                return status;
-            }
-        };
-        match on.disk.record() {
-            Ok(record) => {
-                status.state = record.phase().name().to_owned();
-                status.good = Some(record.good().letter().to_owned());
-                status.tries = record.tries();
-            }
-            Err(error) => {
-                status.state = "unreadable".to_owned();
-                status.detail = Some(error.to_string());
-            }
-        }
-        status.foreign_files = count_foreign(&mut on.disk, on.running.other()).ok();
-        let programs = slot_programs(&mut on.disk);
-        let other = programs.of_slot(on.running.other());
-        status.other_version = other.map(str::to_owned);
-        let known = self.known.load();
-        let running = known.of_slot(on.running);
-        status.running_sha256 = running.map(|known| known.sha256.clone());
-        let known = known.of_slot(on.running.other());
-        let known = known.filter(|known| Some(&*known.version.to_string()) == other);
-        status.other_sha256 = known.map(|known| known.sha256.clone());
-        status
-    }
-
     /// Notes the program that runs, on a machine that was never updated.
     pub(crate) fn note_running(&self) {
         if !self.has_folder() {
@@ -316,6 +275,7 @@ impl UpdateSystem {
             clock: clock(is_time_known),
             init: Path::new(super::delta::INIT_FILE),
             folder: self.folder.as_deref(),
+            foreign: &self.foreign,
             log: &self.log,
         };
         stage::stage(&mut on.disk, frames, order, &machine)
@@ -343,7 +303,7 @@ impl UpdateSystem {
         let mut on = self.open()?;
         let plan = apply::plan_rollback(&mut on.disk, on.running, self.rules())?;
         if plan == RollbackPlan::TakenBack {
-            let programs = slot_programs(&mut on.disk);
+            let programs = self.slot_programs(&mut on);
             let slot = on.running.other();
             let version = programs.of_slot(slot).unwrap_or_default();
             self.append("rolled-back", version, by, "it was not started yet");
@@ -371,11 +331,12 @@ impl UpdateSystem {
         if request.config_taken {
             note.config = NoteText::new(CONFIG_TAKEN);
         }
-        if request.rolls_back {
-            self.leave(&self.version);
-        }
         if request.limited {
             self.count_start(&request.by)?;
+        }
+        // Not before: a version whose rollback is refused goes on, and is not left.
+        if request.rolls_back {
+            self.leave(&self.version);
         }
         apply::arm(&mut on.disk, plan, &note)?;
         self.append(history::STARTED, &plan.version.to_string(), &request.by, "");
@@ -432,25 +393,40 @@ impl UpdateSystem {
 
     /// Does what follows a confirmation, if a power cut came before it.
     pub(crate) fn settle(&self, anchor: &UpdateAnchor) {
-        let owes = self.folder.as_deref().and_then(StagedRelease::load);
+        let owes = self.staged_release();
         let Some(owes) = owes.filter(|owes| self.running.is_some_and(|slot| owes.is_of(slot)))
         else {
             return;
         };
-        let Ok(mut on) = self.open() else {
+        let Some(mut on) = self.open_to(CONFIRMATION_OPEN) else {
             return;
         };
-        if let Ok(record) = on.disk.record()
-            && record.good() == on.running
-            && owes.version.to_string() == self.version
-        {
-            self.settle_confirmed(&mut on, record.seq(), "the machine", anchor);
+        match on.disk.record() {
+            Ok(record)
+                if record.good() == on.running && owes.version.to_string() == self.version =>
+            {
+                self.settle_confirmed(&mut on, record.seq(), "the machine", anchor);
+            }
+            Ok(_) => {}
+            Err(error) => self.log.error(format_args!("{CONFIRMATION_OPEN}: {error}")),
         }
+    }
+
+    /// The release that was staged last.
+    fn staged_release(&self) -> Option<StagedRelease> {
+        let read = StagedRelease::read(self.folder.as_deref()?);
+        // Its floor protects from older versions, and the machine confirms the version without it.
+        let read = read.inspect_err(|error| {
+            self.log.error(format_args!(
+                "what is noted of the staged version cannot be read, so its floor is not raised: {error}"
+            ));
+        });
+        read.ok().flatten()
     }
 
     /// Everything here may be done twice.
     fn settle_confirmed(&self, on: &mut SystemDisk, seq: u64, by: &str, anchor: &UpdateAnchor) {
-        let release = self.folder.as_deref().and_then(StagedRelease::load);
+        let release = self.staged_release();
         let release = release.filter(|release| {
             release.is_of(on.running) && release.version.to_string() == self.version
         });
@@ -470,7 +446,8 @@ impl UpdateSystem {
             self.log.warn(format_args!("the boot note stays: {error}"));
         }
         if let (Some(folder), Some(_)) = (&self.folder, release) {
-            StagedRelease::remove(folder);
+            // If it stays, what it says is done again.
+            StagedRelease::remove(folder).ok();
         }
         if let (Some(folder), Ok(version)) = (&self.folder, self.version.parse())
             && let Err(error) = left_versions::return_to(folder, &version)
@@ -499,11 +476,15 @@ impl UpdateSystem {
         let Some(folder) = &self.folder else {
             return;
         };
-        let Ok(on) = self.open() else {
+        let Some(on) = self.open_to(END_UNLOGGED) else {
             return;
         };
-        let Ok(record) = on.disk.record() else {
-            return;
+        let record = match on.disk.record() {
+            Ok(record) => record,
+            Err(error) => {
+                let text = format_args!("{END_UNLOGGED}: {error}");
+                return self.log.error(text);
+            }
         };
         if !history::has_end(folder, record.seq()) {
             let (event, version) = (&end.outcome, &end.version);
@@ -533,8 +514,29 @@ impl UpdateSystem {
         programs(&mut on.disk, running.other(), None, &self.known).map(Some)
     }
 
+    /// The versions of the programs in the boot slots. The machine goes on without them: its log says why.
+    fn slot_programs(&self, on: &mut SystemDisk) -> SlotPrograms {
+        slot_programs(&mut on.disk).unwrap_or_else(|error| {
+            self.log.warn(format_args!(
+                "the versions in the boot slots cannot be read: {error}"
+            ));
+            SlotPrograms::default()
+        })
+    }
+
     fn open(&self) -> Result<SystemDisk, UpdateRefusal> {
         self.open_with(media::in_turn)
+    }
+
+    /// Like `open`, for what the machine does by itself: the log says what is undone without the disk.
+    fn open_to(&self, undone: &str) -> Option<SystemDisk> {
+        let opened = self.open();
+        if let Err(refusal) = &opened
+            && refusal.code != RefusalCode::NoSlots
+        {
+            self.log.error(format_args!("{undone}: {refusal}"));
+        }
+        opened.ok()
     }
 
     /// Like `open`, with the media that `media` waits for.

@@ -484,6 +484,36 @@ impl ModelDisk {
         }
     }
 
+    /// Lets another name in the folder of the slots lead to the file of a slot. Returns its path.
+    pub(super) fn name_again(&self, slot: BootSlot) -> String {
+        let path = slot_path(slot).replace(slot.file_name(), "OTHER.EFI");
+        let written = self
+            .volume()
+            .replace_file(&path, 1, &mut &b"x"[..], &mut |_| {});
+        written.expect("room");
+        let own = slot.file_name().replace('.', "       ").into_bytes();
+        let mut state = self.state.borrow_mut();
+        let mut sectors = state.sectors.values_mut();
+        let folder = sectors.find(|sector| {
+            let mut entries = sector.chunks_exact(32);
+            entries.any(|entry| entry.starts_with(&own))
+        });
+        let folder = folder.expect("the slot has a file");
+        let at = |name: &[u8]| {
+            let mut entries = folder.chunks_exact(32);
+            entries
+                .position(|entry| entry.starts_with(name))
+                .expect("an entry")
+                * 32
+        };
+        let (from, to) = (at(&own), at(b"OTHER   EFI"));
+        // The number of the first cluster, in two parts, and the size.
+        for part in [20..22, 26..32] {
+            folder.copy_within(from + part.start..from + part.end, to + part.start);
+        }
+        path
+    }
+
     /// The clusters of a slot's file.
     fn clusters(&self, slot: BootSlot) -> Vec<u32> {
         let boot = self.boot_sector();

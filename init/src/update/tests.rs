@@ -28,6 +28,7 @@ use super::frames::BundleFrameReader;
 use super::known_programs::{self, KnownStore};
 use super::left_versions::{self, LeftVersions};
 use super::measured;
+use super::partition_repair::ForeignCount;
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{StageMachine, StageOrder, stage};
@@ -49,6 +50,7 @@ struct UpdateBench {
     folder: tempfile::TempDir,
     trust: TrustStore,
     known: KnownStore,
+    foreign: ForeignCount,
     running: BootSlot,
     version: String,
     log: InitLog,
@@ -64,6 +66,7 @@ impl UpdateBench {
             anchor: none.with_owner(&[publisher.key()], 1),
             trust: TrustStore::new(Some(folder.path().to_owned())),
             known: KnownStore::new(Some(folder.path().to_owned())),
+            foreign: ForeignCount::default(),
             publisher,
             folder,
             running: BootSlot::A,
@@ -129,6 +132,7 @@ impl UpdateBench {
             clock: UpdateClock::Known(UnixSeconds(NOW)),
             init: &self.folder.path().join("init"),
             folder: Some(self.folder.path()),
+            foreign: &self.foreign,
             log: &self.log,
         };
         stage(&mut disk.open(), &mut frames, order, &machine)

@@ -207,6 +207,39 @@ struct UnboundKmsSlot {
 /// Makes the vault of a machine that has none. It is not written yet.
 pub(crate) fn create(first: &FirstBoot<'_>, log: &InitLog) -> Result<NewVaultFile, VaultWait> {
     let kinds = first.slots(log)?;
+    require_media(first, &kinds)?;
+    // The share takes a while and is kept, so the console asks for typed secrets after it.
+    let shared = kinds
+        .contains(&VaultUnlock::Kms)
+        .then(|| first.shared(&kinds, log))
+        .transpose()?;
+    randomness(log)?;
+    let (entropy, is_new) = first.words()?;
+    // Typed secrets come last: an attacker may type them while the machine waits for the owner's
+    // medium.
+    require_typed(first, &kinds)?;
+    let words = is_new.then(|| entropy.phrase());
+    let by_tpm = kinds.contains(&VaultUnlock::Tpm2);
+    let vault = NewVault {
+        passphrase: match &first.media.words {
+            Some(words) => SecretStr::from(words.passphrase.expose()),
+            None => SecretStr::empty(),
+        },
+        // The configuration has no larger number.
+        device: PathIndex::new(first.config.device).unwrap_or_default(),
+        pending: FirstBootPermissions {
+            words: is_new,
+            ..FirstBootPermissions::ALL
+        },
+        first_count: by_tpm.then(generations::first_count).flatten(),
+        ..NewVault::new(entropy, now_s())
+    };
+    let open = with_slots(vault, &kinds, first, shared, log)?;
+    Ok(NewVaultFile { open, words })
+}
+
+/// Waits for the media that the vault is made of or opens by, and for the removal of those that contradict them.
+fn require_media(first: &FirstBoot<'_>, kinds: &[VaultUnlock]) -> Result<(), VaultWait> {
     if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
         return Err(VaultWait::new(
             UnlockPrompt::Nothing,
@@ -241,16 +274,12 @@ pub(crate) fn create(first: &FirstBoot<'_>, log: &InitLog) -> Result<NewVaultFil
             "leave the medium attached that has the words of this node, and take the other one away",
         ));
     }
-    // The share takes a while and is kept, so the console asks for typed secrets after it.
-    let shared = kinds
-        .contains(&VaultUnlock::Kms)
-        .then(|| first.shared(&kinds, log))
-        .transpose()?;
-    randomness(log)?;
-    let (entropy, is_new) = first.words()?;
-    // Typed secrets come last: an attacker may type them while the machine waits for the owner's
-    // medium.
-    if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
+    Ok(())
+}
+
+/// Waits for a PIN and a passphrase, if the vault opens by them.
+fn require_typed(first: &FirstBoot<'_>, kinds: &[VaultUnlock]) -> Result<(), VaultWait> {
+    if first.wants_pin(kinds) && first.offer.new_pin.is_none() {
         // Without a usable TPM the console does not ask for a PIN.
         if let Err(error) = tpm::connect() {
             return Err(no_tpm(&error));
@@ -270,24 +299,7 @@ pub(crate) fn create(first: &FirstBoot<'_>, log: &InitLog) -> Result<NewVaultFil
             "type one on the console",
         ));
     }
-    let words = is_new.then(|| entropy.phrase());
-    let by_tpm = kinds.contains(&VaultUnlock::Tpm2);
-    let vault = NewVault {
-        passphrase: match &first.media.words {
-            Some(words) => SecretStr::from(words.passphrase.expose()),
-            None => SecretStr::empty(),
-        },
-        // The configuration has no larger number.
-        device: PathIndex::new(first.config.device).unwrap_or_default(),
-        pending: FirstBootPermissions {
-            words: is_new,
-            ..FirstBootPermissions::ALL
-        },
-        first_count: by_tpm.then(generations::first_count).flatten(),
-        ..NewVault::new(entropy, now_s())
-    };
-    let open = with_slots(vault, &kinds, first, shared, log)?;
-    Ok(NewVaultFile { open, words })
+    Ok(())
 }
 
 fn randomness(log: &InitLog) -> Result<(), VaultWait> {

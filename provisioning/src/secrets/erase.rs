@@ -126,7 +126,8 @@ fn content(file: &File, within: Option<SecretsPart>) -> io::Result<SecretFileCon
         return Ok(SecretFileContent { bytes, words });
     };
     let offset = text::offset(&bytes);
-    let clean = text::clean(&bytes).unwrap_or_default();
+    // Without this error a document that became UTF-16 would count as one without words.
+    let clean = text::clean(&bytes).ok_or(io::ErrorKind::InvalidData)?;
     let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
     let within = SecretSpans::parse(text).erasable(part);
     // The spans are positions in the text after a byte order mark, but the whole file is written.

@@ -320,6 +320,27 @@ fn words_that_cannot_be_erased_are_a_problem_each() {
     assert_eq!(content(&machine, "content-sdb1/vault.words").trim(), "");
 }
 
+/// An editor saved the document in UTF-16 after the machine had read it.
+#[test]
+fn words_in_a_document_that_became_utf_16_are_reported_as_left() {
+    let mut machine = DirectoryMachine::new();
+    let whole = with_secrets(1, &format!("words = \"{WORDS}\""));
+    machine.disk(
+        "vda2",
+        fat32_boot_sector("ALKESP"),
+        &[("alknet.toml", &whole)],
+    );
+    let loaded = machine.load();
+    let units = whole.encode_utf16().flat_map(u16::to_le_bytes);
+    let saved: Vec<u8> = [0xff, 0xfe].into_iter().chain(units).collect();
+    let file = machine.root.path().join("content-vda2/alknet.toml");
+    fs::write(&file, &saved).expect(FILE);
+    let problems = erased(&machine, &loaded);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].text.contains("still there"), "{problems:?}");
+    assert!(fs::read(&file).expect(FILE) == saved);
+}
+
 #[test]
 fn a_link_is_not_followed_to_be_overwritten() {
     let mut machine = DirectoryMachine::new();

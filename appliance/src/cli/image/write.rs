@@ -166,8 +166,13 @@ fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
             false => path.to_owned(),
         };
         let is_document = name == SEED_FILES[0];
-        // A folder may lack the secrets, and a file is the document alone.
-        if !is_document && (!is_folder || !from.exists()) {
+        // A folder may lack the secrets, and a file is the document alone. A secret that cannot be reached is an error:
+        // without it the machine would make other words.
+        let is_missing = || {
+            let found = fs::symlink_metadata(&from);
+            found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        if !is_document && (!is_folder || is_missing()) {
             continue;
         }
         let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
@@ -400,6 +405,11 @@ mod tests {
         };
         assert_eq!(names(&document), ["alknet.toml"]);
         assert_eq!(names(dir.path()), ["alknet.toml", "alknet/seed.key"]);
+        let words = dir.path().join("alknet/vault.words");
+        std::os::unix::fs::symlink("gone", &words).expect("creatable");
+        let refused = seed(dir.path()).expect_err("words that cannot be read");
+        assert!(refused.message.contains("vault.words"), "{refused}");
+        fs::remove_file(&words).expect("the link");
         fs::write(&document, "[node]\nnmae = \"edge-1\"\n").expect("writable");
         let refused = seed(&document).expect_err("a mistake");
         assert!(refused.message.contains("nmae"), "{refused}");

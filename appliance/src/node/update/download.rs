@@ -324,7 +324,15 @@ impl Sending {
                         return Ok(true);
                     }
                     Err(StagingError::TooMuch(_)) => return Err(DownloadError::Other),
-                    Err(_) => return Ok(true),
+                    Err(error) => {
+                        // Without further pieces the session ends by itself.
+                        tracing::warn!(
+                            ?error,
+                            session = self.session.id,
+                            "a piece of an update was not taken"
+                        );
+                        return Ok(true);
+                    }
                 }
             }
         }

@@ -459,6 +459,31 @@ impl StagingSessions {
         }
     }
 
+    /// Asks PID 1 to take the bundle of a session.
+    async fn begin_bundle<'a>(
+        &'a self,
+        session: &'a StagingSession,
+    ) -> Result<BundleSending<'a>, UpdateClientError> {
+        let frames = self.init.frames().await?;
+        let asked = &session.request;
+        let request = UpdateRequest::Stage {
+            bytes: asked.bytes,
+            downgrade: asked.downgrade.clone(),
+            dry_run: asked.dry_run,
+            unasked: asked.unasked,
+            other_source: asked.other_source,
+            limited: asked.limited,
+        };
+        let (n, answer) = self.init.begin(request, &asked.by).await?;
+        Ok(BundleSending {
+            init: &self.init,
+            session,
+            n,
+            frames,
+            answer,
+        })
+    }
+
     /// `last` gets the piece that waits for the answer of PID 1.
     async fn carry_pieces(
         &self,
@@ -466,32 +491,8 @@ impl StagingSessions {
         pieces: &mut mpsc::Receiver<BundlePiece>,
         last: &mut Option<BundlePiece>,
     ) -> Result<StagingOutcome, UpdateClientError> {
-        let frames = self.init.frames().await?;
-        let StagingRequest {
-            bytes,
-            downgrade,
-            dry_run,
-            unasked,
-            other_source,
-            limited,
-            ..
-        } = session.request.clone();
-        let request = UpdateRequest::Stage {
-            bytes,
-            downgrade,
-            dry_run,
-            unasked,
-            other_source,
-            limited,
-        };
-        let (n, answer) = self.init.begin(request, &session.request.by).await?;
-        let mut sending = BundleSending {
-            init: &self.init,
-            session,
-            n,
-            frames,
-            answer,
-        };
+        let mut sending = self.begin_bundle(session).await?;
+        let bytes = session.request.bytes;
         let began = Instant::now();
         let (mut sent, mut last_piece, mut wrong) = (0, began, 0);
         while sent < bytes {

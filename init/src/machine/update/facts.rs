@@ -99,33 +99,6 @@ impl InitMachine {
 
     fn update_problems(&self) -> Vec<MachineDiagnostic> {
         let facts = &self.facts.update;
-        let problem = |code: &str, text: String, hint: &str| MachineDiagnostic {
-            code: code.to_owned(),
-            text,
-            hint: hint.to_owned(),
-        };
-        let kind = self.update.report.as_ref().map(|report| report.kind);
-        let good = facts.good.as_deref().unwrap_or("?");
-        let of_start = match kind {
-            Some(StartKind::StateLost) => Some(problem(
-                "boot-state-lost",
-                "the boot state record could not be read; a new one says that the slot that runs is good".to_owned(),
-                "an update that was under way has to be made again; if it happens again, replace the disk",
-            )),
-            Some(StartKind::SlotDamaged) if facts.good != facts.slot => Some(problem(
-                "slot-damaged",
-                format!("the good version in boot slot {good} did not start, so the other one runs"),
-                "update the machine, which writes that slot again",
-            )),
-            Some(StartKind::Uncounted) if facts.state == "trial" || facts.state == "pending" => {
-                Some(problem(
-                    "boot-state-lost",
-                    "a version is on trial, and the loader could not write that down, so the good version runs".to_owned(),
-                    "roll back, and update again; if it happens again, replace the disk",
-                ))
-            }
-            _ => None,
-        };
         let failed = facts
             .last
             .as_ref()
@@ -161,7 +134,49 @@ impl InitMachine {
                 "update the machine to a version that is not below the floor",
             )
         });
+        let of_start = self.problem_of_start();
         of_start.into_iter().chain(failed).chain(old).collect()
+    }
+
+    /// What this start says of the record and the slots.
+    fn problem_of_start(&self) -> Option<MachineDiagnostic> {
+        let facts = &self.facts.update;
+        let kind = self.update.report.as_ref().map(|report| report.kind);
+        let good = facts.good.as_deref().unwrap_or("?");
+        match kind {
+            Some(StartKind::StateLost) => Some(problem(
+                "boot-state-lost",
+                "the boot state record could not be read; a new one says that the slot that runs is good".to_owned(),
+                "an update that was under way has to be made again; if it happens again, replace the disk",
+            )),
+            Some(StartKind::Unread) => Some(problem(
+                "boot-state-lost",
+                "the disk did not give the boot state record at this start, so it is not known whether a version is on trial"
+                    .to_owned(),
+                "restart the machine; if it happens again, replace the disk",
+            )),
+            Some(StartKind::SlotDamaged) if facts.good != facts.slot => Some(problem(
+                "slot-damaged",
+                format!("the good version in boot slot {good} did not start, so the other one runs"),
+                "update the machine, which writes that slot again",
+            )),
+            Some(StartKind::Uncounted) if facts.state == "trial" || facts.state == "pending" => {
+                Some(problem(
+                    "boot-state-lost",
+                    "a version is on trial, and the loader could not write that down, so the good version runs".to_owned(),
+                    "roll back, and update again; if it happens again, replace the disk",
+                ))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn problem(code: &str, text: String, hint: &str) -> MachineDiagnostic {
+    MachineDiagnostic {
+        code: code.to_owned(),
+        text,
+        hint: hint.to_owned(),
     }
 }
 

@@ -72,55 +72,52 @@ impl InitMachine {
                 };
                 self.queue_bundle(ticket, order, busy, now);
             }
-            (UpdateRequest::Log, _) if self.update.log_request.is_some() => {
-                let text =
-                    "the log of updates is being read already; ask again when it was answered";
-                let refusal = UpdateRefusal::new(RefusalCode::Busy, text);
-                self.answer(&ticket, refused(&refusal));
-            }
-            (UpdateRequest::Log, _) => {
-                self.update.log_request = Some(ticket.clone());
-                let system = self.update.system.clone();
-                self.answer_by(ticket, move || {
-                    let records = system.records();
-                    Ok((UpdateAnswer::Log { records }, false))
-                });
-            }
+            (UpdateRequest::Log, _) => self.read_log(ticket),
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
-            (UpdateRequest::Apply { unasked: true, .. }, None)
-                if self.vault.needs_person().is_some() =>
-            {
-                let what = self.vault.needs_person().unwrap_or_default();
-                let text = format!(
-                    "after the restart a person has to open the vault ({what}): an administrator starts this version"
-                );
-                let refusal = UpdateRefusal::new(RefusalCode::NeedsPerson, text);
-                self.answer(&ticket, refused(&refusal));
-            }
             (
                 UpdateRequest::Apply {
-                    sha256, limited, ..
+                    sha256,
+                    limited,
+                    unasked,
                 },
                 None,
-            ) => {
-                self.begin_trial(ticket, TrialOf::Staged(sha256), limited);
-            }
+            ) => match self.vault.needs_person().filter(|_| unasked) {
+                Some(what) => self.answer(&ticket, refused(&needs_person(what))),
+                None => self.begin_trial(ticket, TrialOf::Staged(sha256), limited),
+            },
             (UpdateRequest::Rollback { limited }, None) => {
                 self.begin_trial(ticket, TrialOf::Before, limited);
             }
-            (UpdateRequest::Confirm, None) => {
-                self.update.request = Some(OpenRequest {
-                    ticket: ticket.clone(),
-                    has_vault: false,
-                });
-                let (system, anchor) = (self.update.system.clone(), self.anchor());
-                let by = ticket.by.clone();
-                self.answer_by(ticket, move || {
-                    system.confirm(&by, &anchor)?;
-                    Ok((UpdateAnswer::Done, false))
-                });
-            }
+            (UpdateRequest::Confirm, None) => self.confirm_trial(ticket),
         }
+    }
+
+    /// Reads the log of updates, once at a time.
+    fn read_log(&mut self, ticket: UpdateTicket) {
+        if self.update.log_request.is_some() {
+            let text = "the log of updates is being read already; ask again when it was answered";
+            let refusal = UpdateRefusal::new(RefusalCode::Busy, text);
+            return self.answer(&ticket, refused(&refusal));
+        }
+        self.update.log_request = Some(ticket.clone());
+        let system = self.update.system.clone();
+        self.answer_by(ticket, move || {
+            let records = system.records();
+            Ok((UpdateAnswer::Log { records }, false))
+        });
+    }
+
+    fn confirm_trial(&mut self, ticket: UpdateTicket) {
+        self.update.request = Some(OpenRequest {
+            ticket: ticket.clone(),
+            has_vault: false,
+        });
+        let (system, anchor) = (self.update.system.clone(), self.anchor());
+        let by = ticket.by.clone();
+        self.answer_by(ticket, move || {
+            system.confirm(&by, &anchor)?;
+            Ok((UpdateAnswer::Done, false))
+        });
     }
 
     /// Sends an answer to the node that asked.
@@ -394,6 +391,14 @@ pub(super) fn read_to_end<R: Read>(
         early(outcome);
     }
     frames.drain()
+}
+
+/// The refusal of a start for which no administrator asks, after which a person has to do this.
+fn needs_person(what: &str) -> UpdateRefusal {
+    let text = format!(
+        "after the restart a person has to open the vault ({what}): an administrator starts this version"
+    );
+    UpdateRefusal::new(RefusalCode::NeedsPerson, text)
 }
 
 pub(super) fn refused(refusal: &UpdateRefusal) -> UpdateAnswer {

@@ -404,6 +404,7 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
         (StartKind::StateLost, "idle", "a", "boot-state-lost"),
         (StartKind::SlotDamaged, "good", "b", "slot-damaged"),
         (StartKind::Uncounted, "trial", "a", "boot-state-lost"),
+        (StartKind::Unread, "trial", "a", "boot-state-lost"),
     ] {
         machine.update.report = report(kind, None);
         machine.looked(look(state, good));

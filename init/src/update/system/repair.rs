@@ -7,7 +7,7 @@ impl UpdateSystem {
     /// Repairs what a power cut left on the boot partition while a version was being staged: until the next one is
     /// staged, the disk would have less room than it says, and a check by another system would find errors.
     pub(crate) fn repair_partition(&self) {
-        let Ok(mut on) = self.open() else {
+        let Some(mut on) = self.open_to("the boot partition is not repaired") else {
             return;
         };
         let slot = on.running.other();
@@ -16,5 +16,6 @@ impl UpdateSystem {
             self.log
                 .warn(format_args!("the boot partition is not repaired: {error}"));
         }
+        self.foreign.forget();
     }
 }

@@ -271,7 +271,23 @@ fn nothing_gets_below_a_floor_that_a_confirmation_owes() {
     let mut trust = bench.trust.load(&bench.anchor).expect("seen");
     trust.raise_floor(owes.floor.as_ref());
     bench.trust.save(&trust).expect("written");
-    StagedRelease::remove(bench.folder.path());
+    StagedRelease::remove(bench.folder.path()).expect("it is there");
     bench.refuses(RefusalCode::BelowFloor, rollback);
     bench.stage(&TestRelease::new("1.2.0", 4)).expect("staged");
+}
+
+#[test]
+fn the_files_of_others_are_counted_again_after_a_staging() {
+    let bench = UpdateBench::new();
+    let count = || {
+        let counted = bench.foreign.get(&mut bench.disk.open(), BootSlot::B);
+        counted.expect("a volume").files
+    };
+    assert_eq!(count(), 0);
+    let mut volume = bench.disk.volume();
+    let written = volume.replace_file(r"\NVVARS", 4, &mut &b"vars"[..], &mut |_| {});
+    written.expect("room");
+    assert_eq!(count(), 0, "the number is kept");
+    bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
+    assert_eq!(count(), 1);
 }

@@ -192,3 +192,18 @@ fn no_version_is_staged_without_a_loader() {
     assert!(refusal.text.contains(LOADER), "{}", refusal.text);
     assert!(bench.disk.sectors() == before);
 }
+
+#[test]
+fn a_version_is_staged_where_another_name_leads_to_the_program_that_runs() {
+    let bench = UpdateBench::updated();
+    let running = bench.disk.file(BootSlot::B);
+    let other = bench.disk.name_again(BootSlot::B);
+    let read = |path: &str| bench.disk.volume().read_file(path, u32::MAX).ok();
+    assert!(read(&other) == running, "one chain has two names");
+    let release = TestRelease::new("1.2.0", 2);
+    bench.stage(&release).expect("staged");
+    assert!(bench.disk.file(BootSlot::B) == running);
+    assert!(bench.disk.file(BootSlot::A) == Some(release.content()));
+    assert!(read(&other).is_none(), "the other name is gone");
+    is_clean(&bench);
+}

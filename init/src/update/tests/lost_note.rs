@@ -132,3 +132,24 @@ fn a_trial_with_a_lost_note_asks_for_what_the_machine_has() {
     let (note, _) = begun(Some(&own));
     assert_eq!((note.vault, note.starts), (own.vault, 1));
 }
+
+/// A disk that does not answer once must not make the version on trial the good one.
+#[test]
+fn a_record_that_the_disk_does_not_give_is_not_replaced() {
+    let (_folder, partitions) = on_trial(None);
+    let start = || UpdateSystem::on_disk(partitions.clone(), BootSlot::B).begin();
+    let bios = std::fs::File::options().write(true).open(&partitions.bios);
+    let bios = bios.expect("a file");
+    let bytes = bios.metadata().expect("a file").len();
+    let sectors_before = RECORD_LBA - BIOS_LBA;
+    bios.set_len(sectors_before * SECTOR_BYTES as u64)
+        .expect("writable");
+    let (report, note) = start().expect("the disk has boot slots");
+    assert_eq!((report.kind, note), (StartKind::Unread, None));
+    // Bytes that are no record are replaced.
+    bios.set_len(bytes).expect("sparse");
+    let (report, _) = start().expect("the disk has boot slots");
+    assert_eq!(report.kind, StartKind::StateLost);
+    let disk = SlotDisk::open(&partitions).expect("files");
+    assert_eq!(disk.record().expect("a new one").good(), BootSlot::B);
+}

@@ -68,7 +68,7 @@ fn a_program_in_place_of_a_verified_one_of_its_version_does_not_go_on_trial() {
     bench.refuses(RefusalCode::Unverified, plan_apply);
     // After the confirmation, which removes what was noted for the floor.
     let bench = UpdateBench::updated();
-    StagedRelease::remove(bench.folder.path());
+    StagedRelease::remove(bench.folder.path()).expect("writable");
     let before = bench.disk.file(BootSlot::A).expect("the version before");
     put(&bench.disk, BootSlot::A, &foreign(OLD));
     bench.refuses(RefusalCode::Unverified, plan_rollback);

@@ -159,8 +159,18 @@ impl HubBundleStore {
     /// The store in this folder, with the bundle that an earlier process kept, and without its upload.
     pub(super) fn open(folder: PathBuf) -> Self {
         fs::remove_file(folder.join(UPLOAD_FILE)).ok();
+        let kept = described(&folder.join(BUNDLE_FILE));
+        let is_missing = matches!(
+            &kept,
+            Err(HubBundleError::Io(error)) if error.kind() == io::ErrorKind::NotFound
+        );
+        if let Err(error) = &kept
+            && !is_missing
+        {
+            tracing::warn!(%error, "the bundle for the workers cannot be read; upload it again");
+        }
         let state = StoreState {
-            bundle: described(&folder.join(BUNDLE_FILE)).ok(),
+            bundle: kept.ok(),
             ..StoreState::default()
         };
         Self {
@@ -263,8 +273,9 @@ impl HubBundleStore {
             fs::remove_file(&part).ok();
         })?;
         fs::rename(&part, self.path())?;
-        alknet_durable::sync_folder(&self.folder)?;
+        // The name leads to it from now on, also if the next call fails: workers must not get it as the one of before.
         state.bundle = Some(bundle.clone());
+        alknet_durable::sync_folder(&self.folder)?;
         Ok((end, Some(bundle)))
     }
 
@@ -272,18 +283,22 @@ impl HubBundleStore {
     pub(super) fn remove(&self) -> Result<(), HubBundleError> {
         let mut state = self.lock();
         state.upload = None;
+        remove_if_there(&self.folder.join(UPLOAD_FILE))?;
+        remove_if_there(&self.path())?;
+        // Only now: a bundle that stays is offered again after the next start.
         state.bundle = None;
-        for file in [BUNDLE_FILE, UPLOAD_FILE] {
-            match fs::remove_file(self.folder.join(file)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-        }
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, StoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -387,6 +402,23 @@ pub(super) mod tests {
         again.remove().expect("removed");
         assert_eq!(again.stored_bundle(), None);
         assert!(!again.path().exists());
+    }
+
+    #[test]
+    fn a_bundle_that_cannot_be_removed_is_still_there() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = HubBundleStore::open(dir.path().to_owned());
+        let bundle = unsigned("1.2.0", b"program");
+        store.begin(OWNER, bundle.len() as u64).expect("room");
+        store.write(OWNER, 0, &bundle).expect("a bundle");
+        // A folder cannot be removed as a file, also by root.
+        fs::remove_file(store.path()).expect("the bundle");
+        fs::create_dir(store.path()).expect("writable");
+        store.remove().expect_err("it is a folder");
+        assert!(store.stored_bundle().is_some(), "it says what it has");
+        fs::remove_dir(store.path()).expect("empty");
+        store.remove().expect("nothing is there");
+        assert_eq!(store.stored_bundle(), None);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -177,9 +179,10 @@ impl Rollouts {
     /// The last rollout, by its file. One that ran when the hub ended is shown as interrupted.
     pub(super) fn open(folder: &Path) -> Self {
         let file = folder.join(ROLLOUT_FILE);
-        let read = std::fs::read(&file).ok();
-        let mut report: Option<RolloutReport> =
-            read.and_then(|it| serde_json::from_slice(&it).ok());
+        let mut report = read_report(&file).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the state of the last update of workers cannot be read");
+            None
+        });
         if let Some(report) = &mut report
             && report.state == RolloutState::Running
         {
@@ -323,7 +326,7 @@ impl Rollouts {
     fn save(&self) {
         let Some(report) = self.report() else { return };
         let written = serde_json::to_vec(&report)
-            .map_err(std::io::Error::other)
+            .map_err(io::Error::other)
             .and_then(|text| alknet_durable::replace(&self.0.file, &text, 0o600));
         if let Err(error) = written {
             tracing::warn!(%error, "the state of an update of workers cannot be kept");
@@ -332,6 +335,15 @@ impl Rollouts {
 
     fn lock(&self) -> MutexGuard<'_, Option<RolloutReport>> {
         self.0.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the file of a rollout says. `None` if there was no rollout.
+pub(super) fn read_report(file: &Path) -> io::Result<Option<RolloutReport>> {
+    match fs::read(file) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use alknet_test_support::deadline;
 
 use super::bundle::HubBundle;
-use super::rollout::{RolloutReport, RolloutState, RolloutTurn, WorkerRow};
+use super::rollout::{RolloutReport, RolloutState, RolloutTurn, WorkerRow, read_report};
 use super::*;
 
 /// What a worker does with the version.
@@ -526,4 +526,14 @@ fn the_first_format_of_a_rollout_is_read() {
         ],
     };
     assert_eq!(Rollouts::open(folder.path()).report(), Some(expected));
+}
+
+#[test]
+fn a_report_that_cannot_be_read_is_no_missing_one() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("rollout.json");
+    assert_eq!(read_report(&file).expect("no rollout"), None);
+    std::fs::write(&file, "{").expect("writable");
+    read_report(&file).expect_err("it is damaged");
+    assert_eq!(Rollouts::open(folder.path()).report(), None);
 }

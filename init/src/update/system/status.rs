@@ -1,0 +1,80 @@
+//! What the disk says about the boot slots, for facts.
+
+use super::{SystemDisk, UpdateSystem};
+use crate::control::{ForeignFiles, UpdateOutcome};
+use crate::update::history;
+use crate::update::left_versions::LeftVersions;
+use crate::update::refusal::RefusalCode;
+
+/// What the disk says about its slots now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlotStatus {
+    /// As in [`UpdateFacts::state`](crate::control::UpdateFacts::state).
+    pub(crate) state: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) good: Option<String>,
+    pub(crate) other_version: Option<String>,
+    pub(crate) other_sha256: Option<String>,
+    pub(crate) running_sha256: Option<String>,
+    pub(crate) left: Vec<String>,
+    pub(crate) tries: u8,
+    pub(crate) floor: Option<String>,
+    pub(crate) foreign_files: Option<ForeignFiles>,
+    /// How the last update ended, if the log or the note says it.
+    pub(crate) last: Option<UpdateOutcome>,
+}
+
+impl UpdateSystem {
+    /// Reads what the disk says, for facts.
+    pub(crate) fn inspect(&self) -> SlotStatus {
+        let floor = self.trust.floor();
+        let mut status = SlotStatus {
+            detail: floor.as_ref().err().map(ToString::to_string),
+            floor: floor.ok().flatten().map(|floor| floor.to_string()),
+            last: self.folder.as_deref().and_then(history::last_end),
+            left: LeftVersions::load(self.folder.as_deref()).names(),
+            ..SlotStatus::default()
+        };
+        let mut on = match self.open() {
+            Ok(on) => on,
+            Err(refusal) => {
+                let is_absent = refusal.code == RefusalCode::NoSlots;
+                status.state = if is_absent { "absent" } else { "unreadable" }.to_owned();
+                status.detail = Some(refusal.text);
+                return status;
+            }
+        };
+        match on.disk.record() {
+            Ok(record) => {
+                status.state = record.phase().name().to_owned();
+                status.good = Some(record.good().letter().to_owned());
+                status.tries = record.tries();
+            }
+            Err(error) => {
+                status.state = "unreadable".to_owned();
+                status.detail = Some(error.to_string());
+            }
+        }
+        status.foreign_files = self.foreign_files(&mut on);
+        let programs = self.slot_programs(&mut on);
+        let other = programs.of_slot(on.running.other());
+        status.other_version = other.map(str::to_owned);
+        let known = self.known.load();
+        let running = known.of_slot(on.running);
+        status.running_sha256 = running.map(|known| known.sha256.clone());
+        let known = known.of_slot(on.running.other());
+        let known = known.filter(|known| Some(&*known.version.to_string()) == other);
+        status.other_sha256 = known.map(|known| known.sha256.clone());
+        status
+    }
+
+    /// The files of others on the boot partition. `None` if they cannot be counted: the log says why.
+    fn foreign_files(&self, on: &mut SystemDisk) -> Option<ForeignFiles> {
+        let counted = self.foreign.get(&mut on.disk, on.running.other());
+        let counted = counted.inspect_err(|error| {
+            self.log
+                .warn(format_args!("the boot partition cannot be read: {error}"));
+        });
+        counted.ok()
+    }
+}
