@@ -67,8 +67,6 @@ pub(crate) struct UpdateSystem {
     log: InitLog,
 }
 
-}
-
 /// Who wants a trial, and what was before it.
 #[derive(Clone, Debug)]
 pub(crate) struct TrialRequest {

@@ -20,7 +20,7 @@ use alknet_boot_state::{
 use alknet_qemu::{ConsoleMark, MachineKind, VirtioDisk, Vm, WaitResult};
 use alknet_test_support::{deadline, skip};
 use alknet_tests::tools::tool;
-use alknet_tests::{READY, TestBench, eventually};
+use alknet_tests::{CliOutput, READY, TestBench, eventually};
 use serde_json::Value;
 
 use crate::power::{CampaignRng, Evidence, is_full};
@@ -36,6 +36,8 @@ use volume::VolumeDamage;
 const IMAGES_FULL: usize = 50;
 /// The operation by which a machine is asked whether it serves.
 const INFO: &str = "node/info";
+/// The operation by which it says what it knows of its boot slots.
+const STATUS: &str = "update/status";
 /// The first bytes of a program.
 const MARK: &[u8] = b"MZ";
 /// The version before the update has no vault.
@@ -320,11 +322,21 @@ impl DamageCampaign {
         let vm = quick(vm).start().unwrap_or_else(|error| panic!("{error}"));
         let mut resets = 0;
         let ready = self.wait_serving(&vm, ConsoleMark::default(), &mut resets);
-        if started_slot(&vm) == BootSlot::B
-            && let Some(returned) = wait_settled(&vm, disk, ready)
-        {
-            self.wait_serving(&vm, returned, &mut resets);
-            assert_eq!(started_slot(&vm), BootSlot::A, "{}", vm.report());
+        if started_slot(&vm) == BootSlot::B {
+            let returned = match self.wait_settled(&vm, disk, ready) {
+                TrialEnd::Confirmed => None,
+                TrialEnd::Returned(mark) => Some(mark),
+                TrialEnd::SlotUnknown => {
+                    eprintln!("it does not know its slot");
+                    let mark = vm.console().mark();
+                    vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
+                    Some(mark)
+                }
+            };
+            if let Some(mark) = returned {
+                self.wait_serving(&vm, mark, &mut resets);
+                assert_eq!(started_slot(&vm), BootSlot::A, "{}", vm.report());
+            }
         }
         if started_slot(&vm) == BootSlot::B && !is_clean(&self.bench, disk) {
             // A start on trial repairs nothing. The next one does.
@@ -341,11 +353,28 @@ impl DamageCampaign {
         }
     }
 
-    /// Whether the machine answers a call under its identity.
-    fn answers(&self, vm: &Vm) -> bool {
+    /// Waits until a version that serves on trial was confirmed, or has returned, or says that it was started from no
+    /// slot.
+    fn wait_settled(&self, vm: &Vm, disk: &SlotDiskImage, ready: ConsoleMark) -> TrialEnd {
+        alknet_test_support::eventually("the end of the trial", SETTLED_WITHIN, || {
+            if let WaitResult::Said(mark) = vm.console().wait_any(ready, &STARTS, Duration::ZERO) {
+                return Some(TrialEnd::Returned(mark));
+            }
+            let record = disk.record().ok();
+            if record.is_some_and(|record| record.phase() == BootPhase::Good) {
+                return Some(TrialEnd::Confirmed);
+            }
+            let status = self.call(vm, STATUS);
+            // A machine that restarts in this moment does not answer.
+            let is_unknown = status.status == 0 && status.json()["state"] == "absent";
+            is_unknown.then_some(TrialEnd::SlotUnknown)
+        })
+    }
+
+    fn call(&self, vm: &Vm, operation: &str) -> CliOutput {
         let target = format!("{}@{}", self.identity, vm.address());
-        let answer = self.bench.admin().call(&target, INFO, &Value::Null, &[]);
-        answer.status == 0
+        let admin = self.bench.admin();
+        admin.call(&target, operation, &Value::Null, &[])
     }
 
     /// Waits until the machine serves, with its identity. A machine that hangs is reset and counted.
@@ -360,7 +389,7 @@ impl DamageCampaign {
             let end = vm.console().mark();
             if end != seen {
                 (seen, since) = (end, Instant::now());
-            } else if since.elapsed() > deadline(ASKED_AFTER) && self.answers(vm) {
+            } else if since.elapsed() > deadline(ASKED_AFTER) && self.call(vm, INFO).status == 0 {
                 eprintln!("it serves without a console");
                 return end;
             } else if is_dead(vm) || since.elapsed() > deadline(SILENT_MAX) {
@@ -381,17 +410,14 @@ impl DamageCampaign {
     }
 }
 
-/// Waits until a version that serves on trial was confirmed, or has returned. `None` if it was confirmed, else the mark
-/// behind the restart.
-fn wait_settled(vm: &Vm, disk: &SlotDiskImage, ready: ConsoleMark) -> Option<ConsoleMark> {
-    alknet_test_support::eventually("the end of the trial", SETTLED_WITHIN, || {
-        if let WaitResult::Said(mark) = vm.console().wait_any(ready, &STARTS, Duration::ZERO) {
-            return Some(Some(mark));
-        }
-        let record = disk.record().ok();
-        let is_good = record.is_some_and(|record| record.phase() == BootPhase::Good);
-        is_good.then_some(None)
-    })
+/// How the trial of a version that serves has ended.
+enum TrialEnd {
+    Confirmed,
+    /// The mark is behind the restart.
+    Returned(ConsoleMark),
+    /// The damage is to the name of the slot, which GRUB's script gives the kernel. The version serves and is never
+    /// confirmed, and the next start is the one of the version before.
+    SlotUnknown,
 }
 
 /// The slot that the loader started last.
