@@ -4,6 +4,7 @@
 //! process. `supervisor` is the thread that carries the orders out and waits only for events. `spawn` is a second
 //! thread for slow work (starting and cleaning up), and no worker outlives it.
 
+mod abort_grace;
 mod cgroup;
 mod config;
 mod handle;

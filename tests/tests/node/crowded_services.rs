@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::manual_peer::caller;
-use super::promoted_callers::{OperationDraft, configuration, promote as promote_draft};
+use super::promoted_callers::{
+    OperationDraft, configuration, is_service_with_call, promote as promote_draft,
+};
 
 /// One service more than there are workers for the callers of one author (docs/workers.md).
 const SERVICES: usize = 9;
@@ -166,9 +168,9 @@ async fn a_call_that_was_left_counts_until_it_ends() {
     let (_dialer, client) = caller(&node, &eve).await;
     let of_eve = client.clone();
     let left = tokio::spawn(async move { of_eve.call("js/kept", &json!(LASTS_MS)).await });
-    let is_kept = |it: &Value| it["mode"] == "service" && it["state"] == "running";
+    // A call that is left before the service has begun does not run.
     let kept = eventually("the service runs the call", || {
-        sessions(&node, is_kept).pop()
+        sessions(&node, is_service_with_call).pop()
     });
     left.abort();
     eventually("the node has no request of hers", || {

@@ -42,7 +42,8 @@ pub struct WorkersConfig {
     pub heartbeat: Duration,
     /// Time for which heartbeats may fail to come.
     pub silence: Duration,
-    /// Time that a worker has to answer an abort before the host kills it.
+    /// Time that a worker has to answer an abort before the host kills it, without the time in which it waited for a
+    /// processor.
     pub abort_grace: Duration,
     /// Time that a service has to dispose of itself when it is drained.
     pub drain: Duration,

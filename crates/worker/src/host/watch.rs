@@ -4,6 +4,7 @@
 use std::cell::OnceCell;
 
 use super::CallLimits;
+use super::abort_grace::AbortGrace;
 use crate::LimitCause;
 use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_BURNT, SILENCE_LOOK, SILENCE_LOOKS};
 
@@ -44,7 +45,8 @@ pub(super) struct CallWatch {
 struct LimitEnding {
     cause: LimitCause,
     reached_at: u64,
-    kill_at: Option<u64>,
+    /// Set once the worker is asked to stop the call.
+    grace: Option<AbortGrace>,
 }
 
 #[derive(Debug)]
@@ -159,7 +161,7 @@ impl CallWatch {
             self.ending = Some(LimitEnding {
                 cause: LimitCause::Aborted,
                 reached_at: now,
-                kill_at: None,
+                grace: None,
             });
         }
     }
@@ -170,29 +172,31 @@ impl CallWatch {
         &mut self,
         now: u64,
         process: impl Fn() -> Option<u64>,
-        can_run: impl FnOnce() -> bool,
+        can_run: impl Fn() -> bool,
     ) -> Option<WatchOrder> {
         if self.ending.is_none() {
-            let (reached_at, cause) = self.reached(now, process, can_run)?;
+            let (reached_at, cause) = self.reached(now, &process, &can_run)?;
             self.ending = Some(LimitEnding {
                 cause,
                 reached_at,
-                kill_at: None,
+                grace: None,
             });
         }
         let ending = self.ending.as_mut()?;
-        let Some(kill_at) = ending.kill_at else {
-            ending.kill_at = Some(now.saturating_add(self.grace));
+        let Some(grace) = &mut ending.grace else {
+            let used = process().unwrap_or(0);
+            ending.grace = Some(AbortGrace::new(now, self.grace, used));
             // The worker first gets the chance to end the call by itself, which keeps its other sessions.
             return Some(WatchOrder::Abort);
         };
-        (now >= kill_at).then_some(WatchOrder::Kill(ending.cause))
+        let is_over = grace.is_over(now, process, can_run);
+        is_over.then_some(WatchOrder::Kill(ending.cause))
     }
 
     /// The time at which to call [`Self::order`] next, if no event comes before.
     pub(super) fn deadline(&self) -> u64 {
         if let Some(ending) = &self.ending {
-            return ending.kill_at.unwrap_or(0);
+            return ending.grace.as_ref().map_or(0, AbortGrace::at);
         }
         let cpu = self.cpu.as_ref().map_or(u64::MAX, |cpu| cpu.at);
         let gpu = self
@@ -344,6 +348,21 @@ mod tests {
         }
     }
 
+    /// Asks whenever that is due until something is to be done.
+    fn when_due(
+        watch: &mut CallWatch,
+        process: impl Fn(u64) -> u64,
+        can_run: bool,
+    ) -> (u64, WatchOrder) {
+        loop {
+            let now = watch.deadline();
+            assert!(now < 1_000_000 * MS, "it ends");
+            if let Some(order) = watch.order(now, || Some(process(now)), || can_run) {
+                return (now, order);
+            }
+        }
+    }
+
     #[test]
     fn a_wall_limit_is_absolute_and_death_follows_20_ms_later() {
         let mut watch = CallWatch::new(7 * MS, limits(300, None, None), u64::MAX, 0, false);
@@ -354,12 +373,8 @@ mod tests {
             Some(WatchOrder::Abort)
         );
         assert_eq!(watch.ended(), Some((LimitCause::Wall, 307 * MS)));
-        assert_eq!(watch.deadline(), 328 * MS);
-        assert_eq!(watch.order(328 * MS - 1, || None, || false), None);
-        assert_eq!(
-            watch.order(328 * MS, || None, || false),
-            Some(WatchOrder::Kill(LimitCause::Wall))
-        );
+        let killed = when_due(&mut watch, |_| 0, false);
+        assert_eq!(killed, (328 * MS, WatchOrder::Kill(LimitCause::Wall)));
     }
 
     #[test]
@@ -418,7 +433,9 @@ mod tests {
             }
             assert_eq!(order(339, 5), None);
             assert_eq!(order(340, 6), Some(WatchOrder::Abort));
-            assert_eq!(order(360, 6), Some(WatchOrder::Kill(LimitCause::Silent)));
+            let process = |now| 6 * ran * MS + if can_run { now - 340 * MS } else { 0 };
+            let killed = when_due(&mut watch, process, can_run);
+            assert_eq!(killed, (360 * MS, WatchOrder::Kill(LimitCause::Silent)));
         }
     }
 
@@ -518,10 +535,8 @@ mod tests {
         );
         assert_eq!(watch.ended(), Some((LimitCause::Gpu, 90 * MS)));
         watch.give_up(201 * MS);
-        assert_eq!(
-            watch.order(220 * MS, || None, || false),
-            Some(WatchOrder::Kill(LimitCause::Gpu))
-        );
+        let killed = when_due(&mut watch, |_| 0, false);
+        assert_eq!(killed, (220 * MS, WatchOrder::Kill(LimitCause::Gpu)));
     }
 
     #[test]
@@ -533,10 +548,22 @@ mod tests {
             watch.order(5 * MS, || None, || false),
             Some(WatchOrder::Abort)
         );
-        assert_eq!(
-            watch.order(25 * MS, || None, || false),
-            Some(WatchOrder::Kill(LimitCause::Aborted))
-        );
+        let killed = when_due(&mut watch, |_| 0, false);
+        assert_eq!(killed, (25 * MS, WatchOrder::Kill(LimitCause::Aborted)));
+    }
+
+    #[test]
+    fn a_worker_that_gets_no_processor_has_time_to_answer_an_abort() {
+        let mut watch = CallWatch::new(0, limits(1000, None, None), u64::MAX, 0, false);
+        watch.give_up(0);
+        assert_eq!(watch.order(0, || Some(0), || true), Some(WatchOrder::Abort));
+        // A twentieth of a processor, of which it needs 20 ms.
+        let killed = when_due(&mut watch, |now| now / 20, true);
+        assert_eq!(killed, (400 * MS, WatchOrder::Kill(LimitCause::Aborted)));
+    }
+
+    #[test]
+    fn a_farewell_ends_by_the_limit_of_the_drain() {
         let farewell = CallWatch::new(0, limits(1, None, None), u64::MAX, 0, false).draining();
         assert_eq!(farewell.wall.1, LimitCause::Drain);
     }

@@ -1,6 +1,7 @@
 //! Limits of calls. The tests assert which process ended and why, and that none ended before its limit. They print
 //! how long after the limit it ended, and compare that with the promise in a campaign.
 
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use alknet_test_support::{deadline, is_campaign, took};
@@ -8,9 +9,11 @@ use alknet_worker::limits::{
     ABORT_GRACE, DEATH_WITHIN, HEARTBEAT_SILENCE_MAX, SILENCE_LOOK, SILENCE_LOOKS,
 };
 use alknet_worker::{CallLimits, LimitCause, WorkerCallError, WorkerEndReason, WorkerRole};
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::act::ProbeAct;
-use crate::host::{answers, is_dead, limits, long, open, request, stat, until, workers};
+use crate::host::{answers, is_dead, limits, long, open, probe, request, stat, until, workers};
 
 const MS_300: Duration = Duration::from_millis(300);
 
@@ -191,6 +194,69 @@ fn a_call_that_is_given_up_ends_with_its_worker_if_need_be() {
     until("it is counted", || {
         workers.stats().ended.get(&WorkerEndReason::Abort) == Some(&2)
     });
+}
+
+/// Programs that compute on one processor until this is dropped.
+struct BusyProcessor(Vec<Child>);
+
+impl BusyProcessor {
+    /// Moves the threads of a process to one processor and starts as many programs there.
+    fn share_with(pid: i32, programs: usize) -> Self {
+        let ours = sched_getaffinity(None).expect("we have a processor");
+        let last = (0..CpuSet::MAX_CPU).rfind(|cpu| ours.is_set(*cpu));
+        let cpu = last.expect("we have a processor");
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+        for thread in threads {
+            let name = thread.expect("a thread").file_name();
+            let tid = name.to_str().and_then(|tid| tid.parse().ok());
+            sched_setaffinity(tid.and_then(Pid::from_raw), &set).expect("it is our worker's");
+        }
+        let started = (0..programs).map(|_| {
+            let mut program = Command::new(probe());
+            let program = program.args(["compute", &cpu.to_string()]);
+            program.spawn().expect("it starts")
+        });
+        let started = Self(started.collect());
+        let compute = |child: &Child| {
+            let pid = i32::try_from(child.id()).expect("a process id");
+            stat(pid).is_some_and(|(_, ticks)| ticks > 0)
+        };
+        until("all compute", || started.0.iter().all(compute));
+        started
+    }
+}
+
+impl Drop for BusyProcessor {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().expect("it computes");
+            child.wait().expect("it is ours");
+        }
+    }
+}
+
+/// Each program has the processor for a few milliseconds, and the worker waits for longer than the grace. It would
+/// obey, and its other session has done nothing.
+#[test]
+fn a_worker_that_waits_for_a_processor_is_not_killed_with_its_sessions() {
+    let workers = workers();
+    let session = open(&workers, WorkerRole::Js, "a");
+    let other = open(&workers, WorkerRole::Js, "a");
+    let pid = session.pid();
+    assert_eq!(pid, other.pid());
+    let busy = BusyProcessor::share_with(pid, 16);
+    // By chance, the worker has the processor when an abort arrives.
+    for round in 0..10 {
+        let act = request(&ProbeAct::Spin { obeys: true });
+        let call = session.call(act, limits(long()), None);
+        call.abort();
+        let ended = ended(call.wait());
+        assert_eq!(ended, (LimitCause::Aborted, false), "{round}");
+    }
+    drop(busy);
+    assert!(answers(&other));
 }
 
 #[test]

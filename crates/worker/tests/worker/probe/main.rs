@@ -16,6 +16,8 @@ use alknet_worker::{
     RoleConfig, SandboxLayer, ToWorkerMessage, WorkerError, WorkerFault, WorkerLease,
     WorkerLogLevel, WorkerReply, WorkerRole, Workers, WorkersConfig, enter, started_as_worker,
 };
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// Threads that take calls: one may be busy while another answers.
@@ -31,8 +33,23 @@ fn main() {
         machine::run();
     }
     match std::env::args().nth(1).as_deref() {
+        Some("compute") => compute(std::env::args().nth(2)),
         Some("unfiltered") => unfiltered(),
         verb => host(verb == Some("host")),
+    }
+}
+
+/// Computes on one processor until it is killed, as a program of another user would.
+fn compute(cpu: Option<String>) -> ! {
+    let cpu = cpu.and_then(|cpu| cpu.parse().ok()).expect("a processor");
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).expect("it is one of ours");
+    set_parent_process_death_signal(Some(Signal::KILL)).expect("a signal");
+    // The kernel shares a processor between sessions first.
+    setsid().expect("it leads no group");
+    loop {
+        std::hint::spin_loop();
     }
 }
 

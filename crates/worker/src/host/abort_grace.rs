@@ -1,0 +1,166 @@
+//! The time that a worker has to answer an abort. Times are microseconds of one clock.
+
+use crate::limits::{ABORT_LOOKS, ABORT_WAIT_MAX};
+
+/// The grace after an abort. All sessions of a worker end with it, so time in which a busy machine kept the worker from
+/// running does not count: the host looks at the worker several times, and of the time between two looks in which it
+/// waited for a processor, only the processor time counts that it used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AbortGrace {
+    began: u64,
+    grace: u64,
+    /// The time between two looks.
+    step: u64,
+    looked_at: u64,
+    /// The clock of the process at the last look.
+    used: u64,
+    /// The part of the grace that has passed.
+    passed: u64,
+    /// The time of the next look.
+    at: u64,
+}
+
+impl AbortGrace {
+    /// Begins with the abort. `used` is the clock of the worker's process.
+    pub(super) fn new(now: u64, grace: u64, used: u64) -> Self {
+        let mut begun = Self {
+            began: now,
+            grace,
+            step: (grace / u64::from(ABORT_LOOKS)).max(1),
+            looked_at: now,
+            used,
+            passed: 0,
+            at: now,
+        };
+        begun.set_next(now);
+        begun
+    }
+
+    /// The time at which to call [`Self::is_over`] next.
+    pub(super) const fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Looks at the worker, if that is due. `process` reads the clock of its process, and `can_run` whether one of its
+    /// threads could run if it got a processor.
+    pub(super) fn is_over(
+        &mut self,
+        now: u64,
+        process: impl FnOnce() -> Option<u64>,
+        can_run: impl FnOnce() -> bool,
+    ) -> bool {
+        if now < self.at {
+            return false;
+        }
+        // A worker that waits for ever would keep its caller, and what it does, for ever.
+        let most = self.grace.saturating_mul(u64::from(ABORT_WAIT_MAX));
+        // Only a process that has ended has no clock.
+        let Some(used) = process().filter(|_| now < self.began.saturating_add(most)) else {
+            return true;
+        };
+        // This thread waits for a processor as well. What it did not look at, it cannot count.
+        let since = now.saturating_sub(self.looked_at).min(self.step);
+        let ran = used.saturating_sub(self.used);
+        let waits = ran < since / 2 && can_run();
+        let counts = if waits { ran } else { since };
+        self.passed = self.passed.saturating_add(counts);
+        (self.looked_at, self.used) = (now, used);
+        self.set_next(now);
+        self.passed >= self.grace
+    }
+
+    /// Sets the time of the next look. Looks at all calls come at the same times: then the worker's threads are read
+    /// once for all of them. A call whose worker did not wait so far is looked at when its grace ends.
+    fn set_next(&mut self, now: u64) {
+        let next = (now / self.step)
+            .saturating_add(1)
+            .saturating_mul(self.step);
+        let lost = now.saturating_sub(self.began).saturating_sub(self.passed);
+        let end = now.saturating_add(self.grace.saturating_sub(self.passed));
+        self.at = if lost < self.step {
+            next.min(end)
+        } else {
+            next
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1000;
+    const GRACE: u64 = 20 * MS;
+
+    /// Looks at the worker whenever that is due, and returns when the grace was over.
+    fn over(
+        grace: &mut AbortGrace,
+        process: impl Fn(u64) -> u64,
+        can_run: impl Fn(u64) -> bool,
+    ) -> u64 {
+        loop {
+            let now = grace.at();
+            if grace.is_over(now, || Some(process(now)), || can_run(now)) {
+                return now;
+            }
+            assert!(grace.at() > now, "it goes on");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_sleeps_or_computes_has_the_grace() {
+        for (share, can_run) in [(0, false), (1, true)] {
+            let mut grace = AbortGrace::new(7 * MS, GRACE, 0);
+            let process = |now: u64| (now - 7 * MS) * share;
+            assert_eq!(over(&mut grace, process, |_| can_run), 27 * MS);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_waits_for_a_processor_is_killed_in_the_end() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        assert_eq!(over(&mut grace, |_| 0, |_| true), 1000 * MS);
+    }
+
+    #[test]
+    fn a_worker_that_ignores_the_abort_uses_no_more_than_the_grace() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        assert_eq!(over(&mut grace, |now| now / 4, |_| true), 80 * MS);
+    }
+
+    #[test]
+    fn a_worker_that_has_a_processor_again_has_all_of_the_grace() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        let process = |now: u64| now.saturating_sub(300 * MS);
+        assert_eq!(over(&mut grace, process, |_| true), 320 * MS);
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        assert_eq!(over(&mut grace, |_| 0, |now| now <= 300 * MS), 320 * MS);
+    }
+
+    /// The host waits for a processor as well, and has read no answer meanwhile.
+    #[test]
+    fn time_in_which_the_host_did_not_look_does_not_count() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        assert!(!grace.is_over(500 * MS, || Some(500 * MS), || true));
+        assert_eq!(over(&mut grace, |now| now, |_| true), 515 * MS);
+    }
+
+    #[test]
+    fn a_worker_that_is_gone_has_no_time() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        assert!(!grace.is_over(4 * MS, || None, || true));
+        assert!(grace.is_over(5 * MS, || None, || true));
+    }
+
+    /// Reading what its threads do takes the longer the more there are.
+    #[test]
+    fn calls_that_were_aborted_one_after_the_other_are_looked_at_together() {
+        let (mut first, mut second) = (AbortGrace::new(0, GRACE, 0), AbortGrace::new(MS, GRACE, 0));
+        for now in [5, 10, 15, 20, 25, 30] {
+            assert_eq!((first.at(), second.at()), (now * MS, now * MS));
+            for grace in [&mut first, &mut second] {
+                assert!(!grace.is_over(now * MS, || Some(0), || true));
+            }
+        }
+    }
+}
