@@ -17,8 +17,8 @@ const SLEEPING_SHARE: f64 = 0.35;
 /// A shorter part is over before it matters, and its share is chance. In seconds.
 const SLEEPING_LEAST: f64 = 5.0;
 
-/// The parts that took 20 s or more, each with its seconds of the clock and of processors: a run without a record on two
-/// processors of AMD EPYC family 25, model 17, 2026-11-28.
+/// The parts that took 20 s or more, each with its seconds of the clock and of processors: the record of the runs on two
+/// processors of AMD EPYC family 25, model 17, until 2026-11-28.
 const USUAL: &str = include_str!("usual-times.txt");
 
 /// Seconds by the name of a part.
