@@ -372,7 +372,8 @@ impl DamageCampaign {
     }
 
     fn call(&self, vm: &Vm, operation: &str) -> CliOutput {
-        let target = format!("{}@{}", self.identity, vm.address());
+        let address = vm.address().expect("it has a network card");
+        let target = format!("{}@{address}", self.identity);
         let admin = self.bench.admin();
         admin.call(&target, operation, &Value::Null, &[])
     }
