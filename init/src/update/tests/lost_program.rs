@@ -169,7 +169,7 @@ fn a_bundle_that_is_given_up_too_late_does_not_hide_that_the_slot_is_empty() {
 /// does about the version that was staged before.
 struct RefusedNote {
     name: &'static str,
-    said: &'static str,
+    text: &'static str,
     phase: BootPhase,
     code: RefusalCode,
 }
@@ -207,7 +207,7 @@ impl RefusedNote {
             };
             let phase = bench.disk.record().phase();
             let refusal = Self::refusal_of_start(&bench);
-            if says(&bench, self.said) {
+            if says(&bench, self.text) {
                 assert_eq!(phase, self.phase, "{}: {writes}", self.name);
                 assert_eq!(refusal, Some(self.code), "{}: {writes}", self.name);
                 assert_eq!(bench.disk.power_on().0, Some(BootSlot::A));
@@ -233,13 +233,13 @@ impl RefusedNote {
 fn notes_that_cannot_be_restored_leave_a_slot_that_starts_nothing() {
     let staged = RefusedNote {
         name: "staged.json",
-        said: "what is noted of the staged version is not as before",
+        text: "what is noted of the staged version is not as before",
         phase: BootPhase::Idle,
         code: RefusalCode::NotStaged,
     };
     let programs = RefusedNote {
         name: "programs.json",
-        said: "what is known of the programs is not as before",
+        text: "what is known of the programs is not as before",
         phase: BootPhase::Staged,
         code: RefusalCode::Unverified,
     };
