@@ -503,7 +503,7 @@ fn an_image_is_built_from_a_kernel_and_this_program() {
     let manifest = user.run(&words).json();
     let outputs = manifest["outputs"].as_array().expect("a list");
     let roles: Vec<_> = outputs.iter().map(|output| &output["role"]).collect();
-    assert_eq!(roles, ["oci-image", "signature"]);
+    assert_eq!(roles, ["oci-image", "sbom", "signature", "signature"]);
     let signed = user.file("out/manifest.json");
     tool_says(
         "minisign",
