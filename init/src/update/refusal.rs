@@ -8,6 +8,7 @@ use alknet_update::{UpdateError, VersionRefusal};
 
 use super::boot_partitions::BootPartitionsError;
 use super::disk::BootDiskError;
+use crate::control::NO_PREVIOUS;
 
 /// The stable name of a refusal. `docs/update.md` lists all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,10 +281,9 @@ impl From<BootPartitionsError> for UpdateRefusal {
 impl From<BootRefusal> for UpdateRefusal {
     fn from(refusal: BootRefusal) -> Self {
         let (code, hint) = match refusal {
-            BootRefusal::NoPrevious => (
-                RefusalCode::NoPrevious,
-                "stage an older version, which an administrator has to name",
-            ),
+            BootRefusal::NoPrevious => {
+                return Self::new(RefusalCode::NoPrevious, NO_PREVIOUS);
+            }
             BootRefusal::NotStaged | BootRefusal::NotVacated => {
                 (RefusalCode::NotStaged, "stage one first")
             }
