@@ -88,6 +88,12 @@ fn update_refusals_change_nothing() {
         refuses_draft(&draft, "INVALID_INPUT", "other-machine");
     }
 
+    let needy = ReleaseDraft {
+        needs: &["loader-9"],
+        ..draft(25, SECOND)
+    };
+    refuses_draft(&needy, "INVALID_INPUT", "unmet-needs");
+
     // The bytes of the bundle.
     refuses(
         &long_metadata(folder, LONG),
