@@ -40,6 +40,9 @@ pub const WORKERS_CGROUP: &str = "/sys/fs/cgroup/alknet/workers";
 /// Code of the problem that memory ran short, of a node or in the boot note of a trial.
 pub const MEMORY_SHORT: &str = "memory-short";
 
+/// What a rollback without a version to return to is refused with. The command line refuses it with the same text.
+pub const NO_PREVIOUS: &str = "there is no earlier version to return to; stage an older version, which an administrator has to name";
+
 /// The stages of a boot, in their order, as [`BootStage::name`] has them.
 pub const BOOT_STAGES: [&str; 7] = BootStageName::NAMES;
 

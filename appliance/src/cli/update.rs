@@ -1,6 +1,7 @@
 //! `alknet update` and `alknet rollback`: another version of alknet on an appliance.
 
 mod fleet;
+mod rollback;
 mod source;
 mod stage;
 mod trial;
@@ -21,6 +22,7 @@ use super::query::{ask, text};
 use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, duration, output, status};
 use crate::update_plan::waiting_plan;
+pub(crate) use rollback::NodeRollbackArgs;
 use source::BundleSource;
 
 /// How long a node may take before its restart: it compares the program with its hash, and prepares its TPM. A slow
@@ -116,19 +118,6 @@ struct UpdateOptions {
     peer: HubPeerArgs,
     #[command(flatten)]
     dial: DialArgs,
-}
-
-/// Arguments of `alknet rollback`.
-#[derive(Debug, Args)]
-pub(crate) struct NodeRollbackArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// Do not ask for confirmation.
-    #[arg(long, short)]
-    yes: bool,
-    /// Give up after this time if the node is not back: 90s, 30m or 12h.
-    #[arg(long, value_name = "TIME", default_value = WAIT, value_parser = limit)]
-    limit: Duration,
 }
 
 /// When a version starts.
@@ -395,59 +384,7 @@ fn start_input(at: Option<Timestamp>, plan: &Value) -> Result<Value, CommandErro
 
 /// `alknet rollback`
 pub(crate) fn rollback(args: &NodeRollbackArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let route = args.node.route()?;
-    if !args.yes && !is_person(json) {
-        return Err(CommandError::usage(
-            "with --json or without a terminal the command cannot ask: give --yes",
-        ));
-    }
-    CliDialer::new(&args.node.dial)?.run(async |dialer| {
-        let name = route.as_argument();
-        let before = dialer
-            .reached(&route, async |node| {
-                node.call(STATUS, &Value::Null).await.map_err(call_error)
-            })
-            .await?;
-        let before = before.value();
-        let other = text(&before["other_version"]).to_owned();
-        let kind = RollbackKind::from_state(text(&before["state"]));
-        let question = match kind {
-            RollbackKind::Staged => format!("Take back {other}, which waits on {name}? [y/N] "),
-            RollbackKind::Pending => format!("Take back {other}, which {name} starts now? [y/N] "),
-            RollbackKind::Restart => {
-                format!("Return {name} to {other}? The machine restarts. [y/N] ")
-            }
-        };
-        confirmed(&output::one_line(&question), args.yes)?;
-        dialer
-            .reached(&route, async |node| {
-                let options = options_within(PREPARE_TIMEOUT);
-                let called = node.call_with("update/rollback", &Value::Null, options);
-                called.await.map_err(call_error)
-            })
-            .await?;
-        let (outcome, said) = match kind {
-            RollbackKind::Staged => (
-                "taken-back",
-                format!("{other} does not wait on {name} any more"),
-            ),
-            RollbackKind::Pending => (
-                "staged-again",
-                format!("{other} waits on {name} again, and does not start with this restart"),
-            ),
-            RollbackKind::Restart => {
-                trial::returned(dialer, &route, &other, args.limit, json).await?;
-                ("returned", format!("{name} runs {other} again"))
-            }
-        };
-        match json {
-            true => {
-                output::json_line(&json!({ "node": name, "outcome": outcome, "version": other }))?
-            }
-            false => output::line(&said)?,
-        }
-        Ok(CommandExit::Ok)
-    })
+    rollback::run(args, json)
 }
 
 /// The options of a call that may take this long.
@@ -455,27 +392,6 @@ fn options_within(limit: Duration) -> CallOptions {
     CallOptions {
         timeout: Some(limit),
         ..CallOptions::default()
-    }
-}
-
-/// What a rollback does in a state of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RollbackKind {
-    /// The version that waits counts as gone.
-    Staged,
-    /// The restart that is under way starts the version before, and the other one waits again.
-    Pending,
-    /// The machine restarts with the other version.
-    Restart,
-}
-
-impl RollbackKind {
-    fn from_state(state: &str) -> Self {
-        match state {
-            "staged" => Self::Staged,
-            "pending" => Self::Pending,
-            _ => Self::Restart,
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::document::TufRole;
 use crate::release::InvalidRelease;
-use crate::version::VersionRefusal;
+use crate::version::{ReleaseVersion, VersionRefusal};
 
 /// What to do about a file that an attacker, or a fault on the way, has changed.
 const AGAIN: &str = "Get the bundle again from its publisher";
@@ -175,6 +175,17 @@ pub enum UpdateError {
     UnknownTarget {
         /// The name that was asked for, or that the bundle has.
         target: String,
+    },
+    /// The release needs something that this machine does not know.
+    #[error(
+        "version {version} needs {missing}, which this machine lacks or does not know. No update brings that: make a backup, \
+         write a newer image to the disk of the machine, and restore the backup"
+    )]
+    UnmetNeeds {
+        /// The version of the release.
+        version: ReleaseVersion,
+        /// The names that the machine does not know.
+        missing: String,
     },
     /// The version may not be installed.
     #[error(transparent)]

@@ -44,6 +44,7 @@
 //!     arch: "x86_64".to_owned(),
 //!     board: "generic".to_owned(),
 //!     form: "raw".to_owned(),
+//!     provides: Vec::new(),
 //! };
 //! let chosen = verified.choose(&machine, &"1.0.0".parse()?, trust.floor(), DowngradeConsent::NotGiven)?;
 //! assert_eq!(chosen.step, UpdateStep::Upgrade);

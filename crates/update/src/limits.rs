@@ -45,6 +45,12 @@ pub const CHANGES_BYTES_MAX: usize = 4 << 10;
 /// Bytes of a short text of a release, such as a board or a version of the kernel.
 pub const TEXT_BYTES_MAX: usize = 100;
 
+/// Names of what a release needs of its machine.
+pub const NEEDS_MAX: usize = 16;
+
+/// Bytes of such a name.
+pub const NEED_BYTES_MAX: usize = 32;
+
 /// Data formats, and measured sections, that a release lists.
 pub const LIST_MAX: usize = 64;
 

@@ -453,6 +453,8 @@ pub struct UpdateMachine {
     pub board: String,
     /// The form of the image that the machine was installed from.
     pub form: String,
+    /// Names that a release may list in [`ReleaseInfo::needs`].
+    pub provides: Vec<String>,
 }
 
 /// A target that a machine may install.
@@ -533,7 +535,8 @@ impl VerifiedTargets {
     /// The newest program for a machine, if the machine may install it.
     ///
     /// # Errors
-    /// No program fits the machine, or the version is below the floor or an unasked downgrade.
+    /// No program fits the machine, or the version is below the floor or an unasked downgrade, or needs something that the
+    /// machine does not know.
     pub fn choose(
         &self,
         machine: &UpdateMachine,
@@ -564,6 +567,16 @@ impl VerifiedTargets {
             }
         })?;
         let step = judge_version(running, &release.version, floor, consent)?;
+        let needs = release.needs.iter().map(String::as_str);
+        let missing: Vec<_> = needs
+            .filter(|need| !machine.provides.iter().any(|it| it == need))
+            .collect();
+        if !missing.is_empty() {
+            return Err(UpdateError::UnmetNeeds {
+                version: release.version.clone(),
+                missing: missing.join(" and "),
+            });
+        }
         Ok(ChosenTarget {
             target,
             release,

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{CHANGES_BYTES_MAX, LIST_MAX, TEXT_BYTES_MAX};
+use crate::limits::{CHANGES_BYTES_MAX, LIST_MAX, NEED_BYTES_MAX, NEEDS_MAX, TEXT_BYTES_MAX};
 use crate::version::ReleaseVersion;
 
 /// The name of the member of `custom` (section 4.5 of the TUF specification leaves it to the application).
@@ -14,7 +14,7 @@ pub(crate) const MEMBER: &str = "alknet";
 /// The description of a program that a machine can boot.
 ///
 /// It is signed with the target. Members that this version does not know are ignored, so that a later version may
-/// add some; a member changes its meaning never.
+/// add some; a member changes its meaning never. What a machine must not ignore is a name in `needs`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ReleaseInfo {
     /// The version of the program.
@@ -28,6 +28,9 @@ pub struct ReleaseInfo {
     /// The oldest version that may run after this one was confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<ReleaseVersion>,
+    /// Names of what the machine must have beside its kind. A machine refuses a release with a name that it does not know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
     /// The version of the kernel, as `uname -r` prints it.
     pub kernel: String,
     /// What changed, for an administrator: plain text of at most 4 KiB.
@@ -101,6 +104,7 @@ impl ReleaseInfo {
                 "'sections' or 'authenticode' has a text that is no SHA-256 in hex",
             ));
         }
+        check_needs(&self.needs)?;
         match &self.floor {
             // Once confirmed, the release would raise the floor above itself, and the machine could not go back to it.
             Some(floor) if *floor > self.version => Err(InvalidRelease::new(format_args!(
@@ -109,6 +113,19 @@ impl ReleaseInfo {
             ))),
             _ => Ok(()),
         }
+    }
+}
+
+fn check_needs(needs: &[String]) -> Result<(), InvalidRelease> {
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let is_name =
+        |name: &String| (1..=NEED_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_plain);
+    match needs.len() <= NEEDS_MAX && needs.iter().all(is_name) {
+        true => Ok(()),
+        false => Err(InvalidRelease::new(format_args!(
+            "'needs' has more than {NEEDS_MAX} names, or a name with other than 1 to {NEED_BYTES_MAX} lower-case letters, \
+             digits and '-'"
+        ))),
     }
 }
 
@@ -127,6 +144,7 @@ mod tests {
             board: "generic".to_owned(),
             form: "raw".to_owned(),
             floor: None,
+            needs: vec!["loader-2".to_owned()],
             kernel: "6.12.107".to_owned(),
             changes: "one\ntwo".to_owned(),
             formats: BTreeMap::from([("identities".to_owned(), 1)]),
@@ -166,6 +184,34 @@ mod tests {
             refused(|it| it.formats = list(LIST_MAX + 1)),
             "'formats' or 'sections' has more than 64 members"
         );
+    }
+
+    #[test]
+    fn what_a_release_needs_are_a_few_short_names() {
+        let longest = || "x".repeat(NEED_BYTES_MAX);
+        let mut most = release();
+        most.needs = vec![longest(); NEEDS_MAX];
+        assert_eq!(most.check(), Ok(()));
+        let refusal = "'needs' has more than 16 names, or a name with other than 1 to 32 lower-case letters, digits and '-'";
+        assert_eq!(
+            refused(|it| it.needs = vec![longest(); NEEDS_MAX + 1]),
+            refusal
+        );
+        for name in [String::new(), longest() + "x", "Loader 2".to_owned()] {
+            assert_eq!(refused(|it| it.needs = vec![name]), refusal);
+        }
+    }
+
+    /// A release without needs has the same bytes as before, and a list of another form is not taken for an empty one.
+    #[test]
+    fn only_a_list_says_what_a_release_needs() {
+        let mut written = serde_json::json!(release());
+        assert_eq!(written["needs"], serde_json::json!(["loader-2"]));
+        written["needs"] = "loader-2".into();
+        ReleaseInfo::deserialize(&written).expect_err("a text is no list");
+        let mut none = release();
+        none.needs.clear();
+        assert_eq!(serde_json::json!(none).get("needs"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use alknet_update::{UpdateError, VersionRefusal};
 
 use super::boot_partitions::BootPartitionsError;
 use super::disk::BootDiskError;
+use crate::control::NO_PREVIOUS;
 
 /// The stable name of a refusal. `docs/update.md` lists all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub(crate) enum RefusalCode {
     Truncated,
     /// The machine's own file of what it trusts is damaged.
     TrustDamaged,
+    /// The release needs something that this machine does not know.
+    UnmetNeeds,
     /// The TPM would not open the vault for the next program.
     Unpredictable,
     /// The program in the slot is not one that this machine verified or ran.
@@ -91,7 +94,7 @@ pub(crate) enum RefusalCode {
 impl RefusalCode {
     /// Every code, for the page that lists them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 37] = [
+    pub(crate) const ALL: [Self; 38] = [
         Self::Aborted,
         Self::BelowFloor,
         Self::Busy,
@@ -127,6 +130,7 @@ impl RefusalCode {
         Self::TooOften,
         Self::Truncated,
         Self::TrustDamaged,
+        Self::UnmetNeeds,
         Self::Unpredictable,
         Self::Unverified,
     ];
@@ -168,6 +172,7 @@ impl RefusalCode {
             Self::TooOften => "too-often",
             Self::Truncated => "truncated",
             Self::TrustDamaged => "trust-damaged",
+            Self::UnmetNeeds => "unmet-needs",
             Self::Unpredictable => "unpredictable",
             Self::Unverified => "unverified",
         }
@@ -229,6 +234,7 @@ impl From<UpdateError> for UpdateRefusal {
             UpdateError::Source { .. } => RefusalCode::Truncated,
             UpdateError::TooLarge { .. } => RefusalCode::TooLarge,
             UpdateError::Trust { .. } => RefusalCode::TrustDamaged,
+            UpdateError::UnmetNeeds { .. } => RefusalCode::UnmetNeeds,
             UpdateError::Version(VersionRefusal::BelowFloor { .. }) => RefusalCode::BelowFloor,
             UpdateError::Version(VersionRefusal::Downgrade { .. }) => RefusalCode::Downgrade,
             _ => RefusalCode::Malformed,
@@ -280,10 +286,9 @@ impl From<BootPartitionsError> for UpdateRefusal {
 impl From<BootRefusal> for UpdateRefusal {
     fn from(refusal: BootRefusal) -> Self {
         let (code, hint) = match refusal {
-            BootRefusal::NoPrevious => (
-                RefusalCode::NoPrevious,
-                "stage an older version, which an administrator has to name",
-            ),
+            BootRefusal::NoPrevious => {
+                return Self::new(RefusalCode::NoPrevious, NO_PREVIOUS);
+            }
             BootRefusal::NotStaged | BootRefusal::NotVacated => {
                 (RefusalCode::NotStaged, "stage one first")
             }

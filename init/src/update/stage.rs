@@ -137,11 +137,14 @@ impl StateBefore {
 }
 
 /// The kind of this machine, which a program has to fit.
+///
+/// No name for `needs` is defined yet, so this version refuses a release that has any.
 fn machine() -> UpdateMachine {
     UpdateMachine {
         arch: std::env::consts::ARCH.to_owned(),
         board: "generic".to_owned(),
         form: "raw".to_owned(),
+        provides: Vec::new(),
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) struct TestRelease {
     pub(super) osrel: String,
     pub(super) arch: String,
     pub(super) floor: Option<String>,
+    pub(super) needs: Vec<String>,
     /// The version of the metadata.
     pub(super) number: u64,
     pub(super) expires: i64,
@@ -86,6 +87,7 @@ impl TestRelease {
             osrel: version.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             floor: None,
+            needs: Vec::new(),
             number,
             expires: NOW + 1_000_000,
             program: None,
@@ -175,6 +177,7 @@ impl TestPublisher {
         let floor = release.floor.as_ref();
         let mut described = serde_json::json!({
             "version": release.version, "arch": release.arch, "board": "generic", "form": "raw", "kernel": "6.12.107",
+            "needs": release.needs,
         });
         if let Some(floor) = floor {
             described["floor"] = floor.as_str().into();

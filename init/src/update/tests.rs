@@ -316,7 +316,21 @@ fn a_version_that_this_machine_may_not_run_is_refused() {
     bench.refuses(RefusalCode::OtherMachine, |bench| {
         bench.stage(&other).map(drop)
     });
-    let old = TestRelease::new("0.9.0", 2);
+    let needy = TestRelease {
+        needs: vec!["loader-2".to_owned()],
+        ..TestRelease::new(NEW, 2)
+    };
+    let bundle = bench.publisher.bundle(&needy);
+    for dry_run in [true, false] {
+        let order = StageOrder {
+            dry_run,
+            ..order(&bundle)
+        };
+        bench.refuses(RefusalCode::UnmetNeeds, |bench| {
+            bench.stage_bundle(&bundle, &order).map(drop)
+        });
+    }
+    let old = TestRelease::new("0.9.0", 3);
     bench.refuses(RefusalCode::Downgrade, |bench| bench.stage(&old).map(drop));
     let bundle = bench.publisher.bundle(&old);
     let named = |name: &str| StageOrder {

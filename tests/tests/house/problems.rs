@@ -30,7 +30,7 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Words in those programs that are spelled like a code, but are not codes.
-const NO_CODES: [&str; 79] = [
+const NO_CODES: [&str; 80] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
     "aes-xts-plain64",
@@ -100,6 +100,7 @@ const NO_CODES: [&str; 79] = [
     "too-often",
     "tpm2-pin",
     "trust-damaged",
+    "unmet-needs",
     "user-data",
     "vendor-data",
     "waits-for-administrator",

@@ -11,7 +11,8 @@ use crate::configuration::{NO_VAULT, document};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
 use crate::update::disk::{FOREIGN, SlotDiskImage};
 use crate::update::{
-    FIRST, SECOND, config, is_refused, machine, serving, stands, start_after_firmware, update,
+    FIRST, SECOND, config, is_refused, machine, roll_back, serving, stands, start_after_firmware,
+    update,
 };
 
 /// Bytes that the boot partition has left: a small program fits, and one of an image does not.
@@ -87,6 +88,12 @@ fn update_refusals_change_nothing() {
         refuses_draft(&draft, "INVALID_INPUT", "other-machine");
     }
 
+    let needy = ReleaseDraft {
+        needs: &["loader-9"],
+        ..draft(25, SECOND)
+    };
+    refuses_draft(&needy, "INVALID_INPUT", "unmet-needs");
+
     // The bytes of the bundle.
     refuses(
         &long_metadata(folder, LONG),
@@ -124,6 +131,8 @@ fn update_refusals_change_nothing() {
     is_refused(&apply, "CONFLICT", "not-staged");
     let back = node.try_call("update/rollback", &json!({}), &[]);
     is_refused(&back, "CONFLICT", "no-previous");
+    let said = roll_back(bench.admin(), &node);
+    is_refused(&said, "CONFLICT", "no-previous");
     assert!(disk.contents() == before, "a caller changed something");
     assert_eq!(node.info()["problems"], json!([]));
 }

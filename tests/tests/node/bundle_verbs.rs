@@ -96,6 +96,7 @@ fn installed(trust: UpdateTrust, bundle: &[u8]) -> (UpdateTrust, String, Vec<u8>
         arch: "x86_64".to_owned(),
         board: "generic".to_owned(),
         form: "raw".to_owned(),
+        provides: Vec::new(),
     };
     let running = "0.0.1".parse().expect("a version");
     let consent = DowngradeConsent::NotGiven;
@@ -176,6 +177,48 @@ fn a_machine_takes_a_release_also_after_the_keys_were_replaced() {
         .bundle(folder, &roots, "2", &["ada.pem", "ben.pem"], "2.bundle")
         .json();
     installed(trust, &machine.read("2.bundle"));
+}
+
+/// What a release needs is a signed part of its description, and a machine that does not know a name takes no byte of it.
+#[test]
+fn a_machine_refuses_a_release_that_needs_what_it_does_not_know() {
+    let machine = BuildMachine::new();
+    let root = ["root", "--expires", "2032-01-31", "--key", "ada.pem"];
+    let root = machine.run(&[&root[..], &["--out", "1.root.json"]].concat(), "");
+    assert_eq!(root.status, 0, "{root:?}");
+    let program = BuiltImageFolder::get().file(ImageForm::Uki, OutputRole::Uki);
+    let words = [
+        &["bundle", text(&program), "--number", "1"][..],
+        &["--key", "ada.pem", "--root", "1.root.json"],
+        &["--out", "1.bundle"],
+        &EXPIRES,
+    ]
+    .concat();
+    let wrong = machine.refused(&[&words[..], &["--needs", "Loader 9"]].concat());
+    assert!(wrong.contains("'needs' has"), "{wrong}");
+    let needs = ["--needs", "loader-9", "--needs", "shelf"];
+    let made = machine.run(&[&words[..], &needs].concat(), "");
+    assert_eq!(made.status, 0, "{made:?}");
+
+    let trust = UpdateTrust::new(TrustAnchor::root(&machine.read("1.root.json")).expect("a root"));
+    let bundle = machine.read("1.bundle");
+    let mut reader = BundleReader::open(&*bundle).expect("a bundle");
+    let (_, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut reader);
+    let verified = verified.unwrap_or_else(|error| panic!("{error}"));
+    let mut kind = UpdateMachine {
+        arch: "x86_64".to_owned(),
+        board: "generic".to_owned(),
+        form: "raw".to_owned(),
+        provides: vec!["shelf".to_owned()],
+    };
+    let running = "0.0.1".parse().expect("a version");
+    let consent = DowngradeConsent::NotGiven;
+    let chosen = verified.choose(&kind, &running, None, consent);
+    let refused = chosen.expect_err("one name is not known").to_string();
+    assert!(refused.contains(" needs loader-9, which"), "{refused}");
+    kind.provides.push("loader-9".to_owned());
+    let chosen = verified.choose(&kind, &running, None, consent);
+    chosen.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// The key of the timestamp cannot make a release, and makes its timestamp again.

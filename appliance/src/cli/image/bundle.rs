@@ -47,6 +47,10 @@ pub(crate) struct ImageBundleArgs {
     /// The oldest version that may run after this one was confirmed.
     #[arg(long, value_name = "VERSION")]
     floor: Option<ReleaseVersion>,
+    /// A name of what a machine must have for this version; may be repeated. A machine that does not know the name refuses
+    /// the bundle.
+    #[arg(long, value_name = "NAME")]
+    needs: Vec<String>,
     /// A program of before, or the folder of its image; may be repeated. For each of them a bundle with only the differences
     /// is made in the folder of --out, for machines that run that program.
     #[arg(long, value_name = "OLD")]
@@ -67,6 +71,7 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
     };
     let mut release = described(&program).map_err(|why| refused(&why))?;
     release.floor.clone_from(&args.floor);
+    release.needs.clone_from(&args.needs);
     if let Some(changes) = &args.changes {
         release.changes = read_text(changes, CHANGES_BYTES_MAX as u64)?;
     }
@@ -223,6 +228,7 @@ fn described(program: &[u8]) -> Result<ReleaseInfo, String> {
         board: "generic".to_owned(),
         form: "raw".to_owned(),
         floor: None,
+        needs: Vec::new(),
         kernel: text(".uname")?.trim_end_matches('\0').to_owned(),
         changes: String::new(),
         formats: BTreeMap::new(),

@@ -191,6 +191,19 @@ fn a_trial_is_confirmed_returned_or_not_decided() {
 }
 
 #[test]
+fn a_rollback_ends_with_the_version_before_and_no_trial() {
+    use trial::ReturnTo;
+
+    let status = |state: &str, version: &str| json!({ "state": state, "version": version });
+    for wanted in [ReturnTo::Version("1.0.0"), ReturnTo::OtherThan("1.1.0")] {
+        assert!(wanted.is_reached(&status("good", "1.0.0")), "{wanted:?}");
+        assert!(wanted.is_reached(&status("failed", "1.0.0")), "{wanted:?}");
+        assert!(!wanted.is_reached(&status("good", "1.1.0")), "{wanted:?}");
+        assert!(!wanted.is_reached(&status("trial", "1.0.0")), "{wanted:?}");
+    }
+}
+
+#[test]
 fn a_log_and_a_status_read_well() {
     let log = json!({ "records": [
         { "time": "2027-01-31T02:00:00Z", "event": "staged", "version": "1.1.0", "by": "admin", "reason": "" },

@@ -83,19 +83,36 @@ pub(super) async fn confirmed(
     .await
 }
 
+/// The version that a rollback returns to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReturnTo<'v> {
+    /// This one.
+    Version(&'v str),
+    /// One whose number the node could not read, and not this one, which ran before.
+    OtherThan(&'v str),
+}
+
+impl ReturnTo<'_> {
+    /// Whether a status says that the machine runs it, and that no trial is left.
+    pub(super) fn is_reached(self, status: &Value) -> bool {
+        let is_open = ["pending", "staged", "trial", "unreadable"];
+        let is_version = match self {
+            Self::Version(version) => status["version"] == version,
+            Self::OtherThan(version) => status["version"] != version,
+        };
+        is_version && !is_open.contains(&text(&status["state"]))
+    }
+}
+
 /// Waits until the node runs this version after a rollback.
 pub(super) async fn returned(
     dialer: &CliDialer,
     route: &NodeRoute,
-    version: &str,
+    wanted: ReturnTo<'_>,
     limit: Duration,
     json: bool,
 ) -> Result<(), CommandError> {
-    let is_there = |status: &Value| {
-        let is_open = ["pending", "staged", "trial", "unreadable"];
-        let is_decided = !is_open.contains(&text(&status["state"]));
-        (is_decided && status["version"] == version).then_some(Ok(()))
-    };
+    let is_there = |status: &Value| wanted.is_reached(status).then_some(Ok(()));
     wait(dialer, route, limit, json, is_there, |status| {
         format!(
             "{} runs; state {}",

@@ -24,13 +24,14 @@ const FORBIDDEN: [&str; 11] = [
 ];
 
 /// Refusals that are about the bytes of the bundle, or the machine that it is for.
-const INVALID: [&str; 6] = [
+const INVALID: [&str; 7] = [
     "delta",
     "hash",
     "malformed",
     "other-machine",
     "too-large",
     "truncated",
+    "unmet-needs",
 ];
 
 /// Refusals of a channel's delta after which the whole program is taken: the delta does not fit, was damaged on its way, or
@@ -165,6 +166,7 @@ mod tests {
             ("rollback", true),
             ("signature", true),
             ("other-machine", false),
+            ("unmet-needs", false),
             ("left", false),
             ("full", false),
         ] {

@@ -5,14 +5,15 @@ use std::io;
 
 use alknet_update::{
     BundleReader, DowngradeConsent, MetadataSigner as _, RootPlan, TufRole, UnixSeconds,
-    UpdateClock, UpdateTrust, canonical, limits, sign_root,
+    UpdateClock, UpdateTarget, UpdateTrust, canonical, limits, sign_root,
 };
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::support::{
-    LATE, NOW, Publisher, body, keys, machine, read, refusal, release, signed, signer, target,
+    LATE, NOW, PROGRAM, Publisher, body, keys, machine, read, refusal, release, signed, signer,
+    target,
 };
 
 fn fresh(publisher: &Publisher) -> UpdateTrust {
@@ -169,6 +170,35 @@ fn the_wrong_architecture_or_board() {
         refused("x86_64", "pi-5"),
         "the bundle has no target for x86_64 pi-5 (raw), only for x86_64 generic (raw). Get the bundle for this machine"
     );
+}
+
+/// A later release may need a newer loader, which no update writes to the disk.
+#[test]
+fn a_need_that_the_machine_does_not_know() {
+    let publisher = Publisher::new(1);
+    let mut needy = release("1.1.0");
+    needy.needs = ["loader-2", "shelf", "loader-3"]
+        .map(str::to_owned)
+        .to_vec();
+    let target = UpdateTarget::describe("alknet.efi", Some(needy), &mut &*PROGRAM);
+    let plan = Publisher::plan(1, vec![target.expect("a description")]);
+    let (_, verified) = read(fresh(&publisher), &publisher.bundle_of(&plan));
+    let verified = verified.expect("a good bundle");
+    let running = "1.0.0".parse().expect("a version");
+    let mut machine = machine();
+    machine.provides = vec!["shelf".to_owned()];
+    let chosen = verified.choose(&machine, &running, None, DowngradeConsent::NotGiven);
+    assert_eq!(
+        chosen.expect_err("two names are not known").to_string(),
+        "version 1.1.0 needs loader-2 and loader-3, which this machine lacks or does not know. No update brings that: make a \
+         backup, write a newer image to the disk of the machine, and restore the backup"
+    );
+    machine
+        .provides
+        .extend(["loader-2", "loader-3"].map(str::to_owned));
+    verified
+        .choose(&machine, &running, None, DowngradeConsent::NotGiven)
+        .expect("the machine has all of it");
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub(crate) fn machine() -> UpdateMachine {
         arch: "x86_64".to_owned(),
         board: "generic".to_owned(),
         form: "raw".to_owned(),
+        provides: Vec::new(),
     }
 }
 

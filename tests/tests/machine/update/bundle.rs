@@ -84,7 +84,7 @@ impl ReleaseKeys {
     ) -> PathBuf {
         let release: ReleaseInfo = serde_json::from_value(json!({
             "version": draft.version, "arch": draft.arch, "board": draft.board, "form": draft.form,
-            "floor": draft.floor, "kernel": "6.12.0", "changes": "for a test",
+            "floor": draft.floor, "needs": draft.needs, "kernel": "6.12.0", "changes": "for a test",
         }))
         .expect("a release");
         let target = UpdateTarget::describe("alknet.efi", Some(release), &mut &*program);
@@ -137,6 +137,7 @@ pub(crate) struct ReleaseDraft {
     pub(crate) board: &'static str,
     pub(crate) form: &'static str,
     pub(crate) floor: Option<&'static str>,
+    pub(crate) needs: &'static [&'static str],
     pub(crate) is_expired: bool,
 }
 
@@ -150,6 +151,7 @@ impl ReleaseDraft {
             board: "generic",
             form: "raw",
             floor: None,
+            needs: &[],
             is_expired: false,
         }
     }
