@@ -98,9 +98,9 @@ mod tests {
     use super::*;
 
     fn text(form: ImageForm, ending: &str, cmdline: &str) -> String {
-        let examples = of_form(form, "7.8.9", cmdline).into_iter();
-        let mut found = examples.filter(|example| example.file.ends_with(ending));
-        found.next().expect("the form has it").text
+        let mut examples = of_form(form, "7.8.9", cmdline).into_iter();
+        let found = examples.find(|example| example.file.ends_with(ending));
+        found.expect("the form has it").text
     }
 
     #[test]
@@ -165,11 +165,10 @@ mod tests {
 
     #[test]
     fn a_version_with_two_hyphens_is_in_no_comment_of_xml() {
-        let examples = of_form(ImageForm::Qcow2, "1--2", "quiet").into_iter();
-        let mut xml = examples.filter(|example| example.file.ends_with(".xml"));
-        let xml = xml.next().expect("the form has it").text;
-        let comments = xml.split("<!--").skip(1);
-        for comment in comments {
+        let mut examples = of_form(ImageForm::Qcow2, "1--2", "quiet").into_iter();
+        let xml = examples.find(|example| example.file.ends_with(".xml"));
+        let xml = xml.expect("the form has it").text;
+        for comment in xml.split("<!--").skip(1) {
             let (inside, _) = comment.split_once("-->").expect("it ends");
             assert!(!inside.contains("--"), "{inside}");
         }
