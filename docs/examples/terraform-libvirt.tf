@@ -1,5 +1,5 @@
-# alknet as a virtual machine of libvirt, from the qcow2 file that `cargo xtask image --form qcow2` makes, and the seed
-# that `alknet provision` makes.
+# alknet as a virtual machine of libvirt, from alknet_VERSION.qcow2 of the form qcow2, and the seed that
+# `alknet provision` makes. Terraform reads every file of a folder: copy this one to a folder of its own.
 
 terraform {
   required_providers {

@@ -1,4 +1,5 @@
-# alknet as a server of an OpenStack cloud, from the qcow2 file that `cargo xtask image --form qcow2` makes.
+# alknet as a server of an OpenStack cloud, from alknet_VERSION.qcow2 of the form qcow2. Terraform reads every file of a
+# folder: copy this one to a folder of its own.
 
 terraform {
   required_providers {

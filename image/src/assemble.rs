@@ -19,8 +19,8 @@ use crate::virtual_disk::vhdx::VhdxIds;
 use crate::virtual_disk::vmdk::VmdkKind;
 use crate::virtual_disk::{RawDisk, aws, gce, ova, qcow2, vhd, vhdx, vmdk};
 use crate::{
-    container_images, cpio, erofs, iso, kernel, linuxkit, lz4, network_boot, sbom, tree, uki,
-    zstandard,
+    container_images, cpio, erofs, examples, iso, kernel, linuxkit, lz4, network_boot, sbom, tree,
+    uki, zstandard,
 };
 
 /// The erofs form's addition to the command line: the drive is the first virtio disk.
@@ -78,6 +78,7 @@ pub fn build(
     for (done, form) in forms.iter().enumerate() {
         job.done = done;
         job.form(*form, &mut out)?;
+        job.examples(*form, &mut out)?;
     }
     job.sbom(&forms, &mut out)?;
     out.finish(job.manifest(&forms))
@@ -162,6 +163,16 @@ impl<'a> ImageBuild<'a> {
             ImageForm::Kernelboot => self.kernel_boot(out),
             ImageForm::Pxe => self.pxe(out),
         }
+    }
+
+    /// Writes the descriptions of machines that start from the files of `form`.
+    fn examples(&self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        let line = cmdline(form, &self.inputs.cmdline);
+        for example in examples::of_form(form, &self.inputs.version, &line) {
+            let text = example.text.as_bytes();
+            out.bytes(form, OutputRole::Example, &example.file, text)?;
+        }
+        Ok(())
     }
 
     /// Writes the bill of materials. Each form lists it, because owners pass on single forms.

@@ -193,6 +193,8 @@ pub enum OutputRole {
     RpiImager,
     /// The signature of a file, as minisign writes it.
     Signature,
+    /// The description of a virtual machine for KubeVirt, libvirt or Terraform. A form may have several.
+    Example,
 }
 
 #[cfg(test)]

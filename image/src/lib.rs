@@ -35,6 +35,7 @@ mod elf;
 mod erofs;
 mod error;
 mod esp;
+mod examples;
 mod facts;
 mod form;
 mod grub;

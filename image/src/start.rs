@@ -52,7 +52,8 @@ impl StartMethod {
                 | OutputRole::Sbom
                 | OutputRole::BlockMap
                 | OutputRole::RpiImager
-                | OutputRole::Signature,
+                | OutputRole::Signature
+                | OutputRole::Example,
                 _,
             ) => &[],
         }

@@ -41,6 +41,21 @@ impl BuiltImageFolder {
         path.unwrap_or_else(|| panic!("the {form} image has no {role:?}; run `cargo xtask test`"))
     }
 
+    /// The description of a machine in `form` whose file name ends with `ending`.
+    ///
+    /// # Panics
+    /// It was not built.
+    pub fn example(&self, form: ImageForm, ending: &str) -> PathBuf {
+        let mut examples = self
+            .manifest
+            .outputs
+            .iter()
+            .filter(|output| output.form == form && output.role == OutputRole::Example);
+        let found = examples.find(|output| output.file.ends_with(ending));
+        let found = found.unwrap_or_else(|| panic!("the {form} image has no example *{ending}"));
+        self.folder.join(&found.file)
+    }
+
     /// The kernel command line of `form`.
     pub fn command_line(&self, form: ImageForm) -> &str {
         self.manifest.cmdline(form).unwrap_or_default()

@@ -315,7 +315,7 @@ fn the_manifest_says_how_each_form_is_started() {
             "{form}"
         );
     }
-    for role in ["notice", "sbom", "registration"] {
+    for role in ["example", "notice", "sbom", "registration"] {
         let described = outputs.iter().find(|output| output["role"] == role);
         assert!(
             described.is_none_or(|it| it.get("start").is_none()),

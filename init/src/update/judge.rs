@@ -28,6 +28,14 @@ pub(crate) enum StartKind {
     Unread,
 }
 
+impl StartKind {
+    /// Whether the good version runs and no other one is on trial or waits for it: only then does the machine repair its
+    /// boot partition.
+    pub(crate) const fn permits_repair(self) -> bool {
+        matches!(self, Self::Good | Self::Failed)
+    }
+}
+
 /// A start of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StartReport {
@@ -198,6 +206,12 @@ mod tests {
         ] {
             let report = judge(record.as_ref(), running, None, None);
             assert_eq!(report.kind, kind, "{record:?} {running}");
+            let is_over = record.is_some_and(|record| {
+                let phase = record.phase();
+                phase != BootPhase::Pending && phase != BootPhase::Trial
+            });
+            let repairs = is_over && record.is_some_and(|record| record.good() == running);
+            assert_eq!(kind.permits_repair(), repairs, "{record:?} {running}");
             let is_failed = record.is_some_and(|record| record.failed().is_some());
             assert_eq!(report.ended.is_some(), is_failed);
         }

@@ -17,9 +17,6 @@ use super::configuration::{NO_VAULT, document};
 use super::forms::{built, serving, uefi};
 use super::namespace::in_network_namespace;
 
-/// The example of a machine that starts from kernel and initramfs.
-const KERNEL_BOOT: &str = include_str!("../../../docs/examples/kubevirt-kernelboot.yaml");
-
 /// The user of the image.
 const USER: u32 = 65_532;
 /// Ports below this number need a right of root in the namespace.
@@ -109,10 +106,13 @@ fn a_machine_of_kubevirt_starts_from_the_container_disk() {
 fn a_machine_of_kubevirt_starts_from_kernel_and_initramfs() {
     let bench = TestBench::new();
     let root = unpacked(&bench, ImageForm::Kernelboot, &["--rootless"]);
-    let line = BuiltImageFolder::get().command_line(ImageForm::Kernelboot);
+    let built = BuiltImageFolder::get();
+    let line = built.command_line(ImageForm::Kernelboot);
+    let manifest = fs::read_to_string(built.example(ImageForm::Kernelboot, ".yaml"));
+    let manifest = manifest.expect("built");
     assert!(
-        KERNEL_BOOT.contains(&format!("kernelArgs: {line}\n")),
-        "the example has another command line than {line}"
+        manifest.contains(&format!("kernelArgs: {}\n", Value::from(line))),
+        "the manifest beside the image has another command line than {line}"
     );
     let [volume, secret] = volumes(&bench);
     let machine = Vm::builder(MachineKind::Q35)

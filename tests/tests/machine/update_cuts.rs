@@ -6,8 +6,10 @@
 //! neither the update nor the way back writes.
 //!
 //! `ALKNET_SOAK=full` makes the 5,000 cuts that the project promises, and cuts the writes of the update to the data
-//! partition as well. It also cuts an update under a BIOS, and one of a machine whose vault the TPM opens. `ALKNET_SEED`
-//! repeats a campaign.
+//! partition as well. It also cuts an update under a BIOS, each write of it and at random moments, and one of a machine
+//! whose vault the TPM opens, at random moments. Of the random cuts the first ones start a machine, and then the first one
+//! of each kind that has not started one, up to a maximum. The kind is the phase of the record, the slot that the loader
+//! chooses and what the repair has to do. `ALKNET_SEED` repeats a campaign.
 
 mod chip;
 mod data;
@@ -40,14 +42,16 @@ use chip::ChipRecorder;
 
 const PAGE: &str = include_str!("../../../docs/update.md");
 
-/// Cuts of a campaign, and how many of them start a machine.
+/// Cuts of a campaign, how many of the first ones start a machine, and how many cuts do at most.
 const CUTS: usize = 50;
 const CUTS_FULL: usize = 5000;
 const BOOTS: usize = 1;
 const BOOTS_FULL: usize = 25;
+const BOOTS_FULL_MAX: usize = 40;
 /// The same of an update under a BIOS, and of one of a machine whose vault the TPM opens.
 const CUTS_BESIDE: usize = 500;
 const BOOTS_BESIDE: usize = 5;
+const BOOTS_BESIDE_MAX: usize = 15;
 /// Of so many cuts one is also looked at by dosfstools, and so are the first ones of each kind of repair. A look takes a
 /// tenth of a second, most of it for the copy of the partition, so those of the full form take about five minutes.
 const JUDGED_OF: usize = 10;
@@ -62,7 +66,10 @@ const LOADERS_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 #[derive(Clone, Copy, Debug)]
 struct CutCounts {
     cuts: usize,
+    /// So many of the first cuts start a machine.
     boots: usize,
+    /// Later cuts start one if they are the first of their kind, until so many have.
+    boots_max: usize,
     judged_of: usize,
 }
 
@@ -70,16 +77,19 @@ impl CutCounts {
     const SHORT: Self = Self {
         cuts: CUTS,
         boots: BOOTS,
+        boots_max: BOOTS,
         judged_of: JUDGED_OF,
     };
     const FULL: Self = Self {
         cuts: CUTS_FULL,
         boots: BOOTS_FULL,
+        boots_max: BOOTS_FULL_MAX,
         judged_of: JUDGED_OF_FULL,
     };
     const BESIDE: Self = Self {
         cuts: CUTS_BESIDE,
         boots: BOOTS_BESIDE,
+        boots_max: BOOTS_BESIDE_MAX,
         judged_of: JUDGED_OF_FULL,
     };
 }
@@ -100,7 +110,7 @@ struct UpdateRecording {
 }
 
 /// What a repair of the boot partition had to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct RepairKind {
     dropped_names: bool,
     dropped_files: bool,
@@ -125,6 +135,71 @@ impl RepairKind {
     }
 }
 
+/// What decides which way a machine takes when it starts after a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct CutKind {
+    /// The phase of the record, and the letter of the slot that the loader chooses.
+    phase: &'static str,
+    slot: &'static str,
+    repair: RepairKind,
+}
+
+/// Which kinds of cuts there were, and which of them started a machine.
+#[derive(Debug)]
+struct BootedCuts {
+    counts: CutCounts,
+    boots: usize,
+    has_booted: BTreeMap<CutKind, bool>,
+}
+
+impl BootedCuts {
+    const fn new(counts: CutCounts) -> Self {
+        Self {
+            counts,
+            boots: 0,
+            has_booted: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the cut of this number and this kind starts a machine, which is then counted.
+    fn take(&mut self, number: usize, kind: CutKind) -> bool {
+        let has_booted = self.has_booted.entry(kind).or_default();
+        let is_new = !*has_booted && self.boots < self.counts.boots_max;
+        let takes = number < self.counts.boots || is_new;
+        *has_booted |= takes;
+        self.boots += usize::from(takes);
+        takes
+    }
+
+    /// The kinds of which no cut started a machine.
+    fn left(&self) -> Vec<CutKind> {
+        let kinds = self.has_booted.iter();
+        let left = kinds.filter(|(_, has_booted)| !**has_booted);
+        left.map(|(kind, _)| *kind).collect()
+    }
+}
+
+#[test]
+fn update_cuts_of_each_kind_start_a_machine_up_to_the_maximum() {
+    let mut booted = BootedCuts::new(CutCounts {
+        boots: 2,
+        boots_max: 3,
+        ..CutCounts::SHORT
+    });
+    let kind = |phase| CutKind {
+        phase,
+        slot: "a",
+        repair: RepairKind::default(),
+    };
+    let phases = ["idle", "idle", "idle", "staged", "staged", "trial"];
+    let cuts = phases.into_iter().enumerate();
+    let taken: Vec<_> = cuts
+        .map(|(number, phase)| booted.take(number, kind(phase)))
+        .collect();
+    assert_eq!(taken, [true, true, false, true, false, false]);
+    assert_eq!((booted.boots, booted.left()), (3, vec![kind("trial")]));
+}
+
 #[test]
 fn update_good_and_back_under_uefi_and_its_cuts_leave_a_whole_program() {
     let session = UpdateRecording::record_page();
@@ -138,7 +213,8 @@ fn update_good_and_back_under_uefi_and_its_cuts_leave_a_whole_program() {
     session.cut_at_random(counts);
 }
 
-/// GRUB starts the slots and writes the record.
+/// GRUB starts the slots and writes the record, both sectors of it. Each write is cut before it, within it and after it,
+/// as under UEFI.
 #[test]
 fn update_under_a_bios_and_its_cuts_leave_a_whole_program() {
     if !is_full() {
@@ -147,6 +223,7 @@ fn update_under_a_bios_and_its_cuts_leave_a_whole_program() {
     let bench = TestBench::new();
     let config = config(&bench, &GoodUpdate::keys());
     let session = UpdateRecording::record(bench, MachineKind::Q35, config, VaultOpening::None);
+    session.cut_each_write();
     session.cut_at_random(CutCounts::BESIDE);
 }
 
@@ -306,6 +383,7 @@ impl UpdateRecording {
         let disk = SlotDiskImage::new(path);
         let mut chosen = [0; 2];
         let (mut repairs, mut all_judged) = (BTreeMap::new(), 0);
+        let mut booted = BootedCuts::new(counts);
         for number in 0..counts.cuts {
             let moment = match number % 2 {
                 0 => self.begun + dice.below(moments + 1),
@@ -318,24 +396,26 @@ impl UpdateRecording {
                 "cut {number}: moment {moment} of {}, seed {seed}: {cut:?}",
                 self.recording.len()
             );
-            let (slot, repair) = self.has_whole_program(&disk);
-            let of_kind: &mut usize = repairs.entry(repair).or_default();
-            *of_kind += 1;
-            if number.is_multiple_of(counts.judged_of) || *of_kind <= JUDGED_OF_A_KIND {
+            let (slot, kind) = self.has_whole_program(&disk);
+            let of_repair: &mut usize = repairs.entry(kind.repair).or_default();
+            *of_repair += 1;
+            if number.is_multiple_of(counts.judged_of) || *of_repair <= JUDGED_OF_A_KIND {
                 let judged = self.judge(&disk);
                 assert!(judged.status.success(), "{judged:?}");
                 all_judged += 1;
             }
             chosen[usize::from(slot == BootSlot::B)] += 1;
-            if number < counts.boots {
+            if booted.take(number, kind) {
                 // The machine starts from the disk as the cut left it, before the repair.
                 let again = self.recording.cut(moment, seed, &image.0);
                 again.unwrap_or_else(|error| panic!("{error}"));
-                let when = format!("moment {moment}, seed {seed}");
+                let when = format!("moment {moment}, seed {seed}, {kind:?}");
                 self.serves(&disk, moment, slot, &when);
             }
         }
         eprintln!("{:?}: repairs: {repairs:?}; {all_judged} judged", self.kind);
+        let (boots, kinds, left) = (booted.boots, booted.has_booted.len(), booted.left());
+        eprintln!("{boots} cuts of {kinds} kinds started a machine, none of these kinds: {left:?}");
         eprintln!(
             "the loader chose slot a {} times and slot b {} times",
             chosen[0], chosen[1]
@@ -399,14 +479,20 @@ impl UpdateRecording {
     }
 
     /// Checks that the loader starts a whole program, before the machine repairs its boot partition and after it.
-    /// Returns its slot, and what was repaired.
-    fn has_whole_program(&self, disk: &SlotDiskImage) -> (BootSlot, RepairKind) {
+    /// Returns its slot, and the kind of the cut.
+    fn has_whole_program(&self, disk: &SlotDiskImage) -> (BootSlot, CutKind) {
         let slot = self.chosen_program(disk, "before the repair");
+        let record = disk.record().unwrap_or_else(|error| panic!("{error}"));
         let report = disk.repair(slot, &self.notes);
         assert!(report.left.findings.is_empty(), "{report:?}");
         assert_eq!(disk.chosen(), Some(slot));
         self.assert_whole(disk, slot, "after the repair");
-        (slot, RepairKind::from_report(&report))
+        let kind = CutKind {
+            phase: record.phase().name(),
+            slot: slot.letter(),
+            repair: RepairKind::from_report(&report),
+        };
+        (slot, kind)
     }
 
     /// What dosfstools says of the boot partition.

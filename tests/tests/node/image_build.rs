@@ -61,6 +61,7 @@ fn the_command_of_the_page_builds_the_shipped_disk_and_program() {
     let made = Manifest::read(&folder).expect("it was built");
     for (form, role) in [
         (ImageForm::Raw, OutputRole::Disk),
+        (ImageForm::Raw, OutputRole::Example),
         (ImageForm::Raw, OutputRole::Notice),
         (ImageForm::Raw, OutputRole::Sbom),
         (ImageForm::Uki, OutputRole::Sbom),

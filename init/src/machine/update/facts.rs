@@ -51,8 +51,11 @@ impl InitMachine {
             if let Some(end) = report.as_ref().and_then(|report| report.ended.as_ref()) {
                 system.report_end(end);
             }
-            if report.is_some_and(|report| report.kind == StartKind::Good) {
+            let kind = report.map(|report| report.kind);
+            if kind.is_some_and(StartKind::permits_repair) {
                 system.repair_partition();
+            }
+            if kind == Some(StartKind::Good) {
                 system.settle(&anchor);
             }
             system.note_running();
