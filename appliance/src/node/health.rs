@@ -13,11 +13,11 @@ use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
 use super::node_key_rotation::NODE_KEY_WAITS;
-use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED};
+use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
 /// something to do, here or at another node or server.
-const HARMLESS: [&str; 21] = [
+const HARMLESS: [&str; 22] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
@@ -25,6 +25,7 @@ const HARMLESS: [&str; 21] = [
     MEMORY_SHORT,
     UPDATE_AVAILABLE,
     UPDATE_FAILED,
+    UPDATE_NOT_STARTED,
     "credential-missing",
     "credential-unused",
     "data-kept",
@@ -190,6 +191,7 @@ mod tests {
             "secrets-left",
             "update-available",
             "update-failed",
+            "update-not-started",
             "vault-uncounted",
             "words-unconfirmed",
         ] {

@@ -364,6 +364,8 @@ fn node_updates(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeUpdat
         reloader: Arc::clone(&base.identities.reloader),
         identity: base.own().to_string(),
         clock: clock(),
+        identities: Arc::clone(&base.identities.identities) as _,
+        state_dir: environment.state_dir.to_owned(),
     });
     base.metrics.set_updates(&updates);
     updates

@@ -8,30 +8,32 @@ mod problems;
 mod read;
 mod refusal;
 mod schedule;
+mod scheduled_start;
 mod session;
 mod stage;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_call::{CallError, Ctx, ErrorCode, OperationSpec, RegistryBuilder};
-use alknet_core::{Clock, Dialer};
+use alknet_core::{Clock, Dialer, IdentityProvider};
 use alknet_init::control::UpdateAnswer;
 use serde_json::{Value, json};
 
 use super::facts::SharedFacts;
 use super::identity_services::no_identity;
 use super::reload::Reloader;
-use act::ScheduledStart;
 use auto::AutoMemory;
 use download::BundleDownloader;
 use read::LastCheck;
+use scheduled_start::ScheduledStartStore;
 use session::{StagingPace, StagingSessions};
 
 pub(crate) use init_client::{UpdateClient, UpdateStream};
-pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED};
+pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED};
 pub(crate) use refusal::may_lie_in_delta;
 
 /// Scope that suffices for every one of these operations.
@@ -58,8 +60,9 @@ struct NodeUpdatesInner {
     /// The node's key.
     identity: String,
     clock: Arc<dyn Clock>,
-    /// The start that an administrator asked for.
-    scheduled: Mutex<Option<ScheduledStart>>,
+    /// The callers, whose rights the node looks up when a start has waited.
+    identities: Arc<dyn IdentityProvider>,
+    scheduled: ScheduledStartStore,
     auto: Mutex<AutoMemory>,
     /// The last check of the channel for a caller that may only read.
     check: tokio::sync::Mutex<Option<LastCheck>>,
@@ -83,6 +86,8 @@ pub(crate) struct UpdateContext {
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) identity: String,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) identities: Arc<dyn IdentityProvider>,
+    pub(crate) state_dir: PathBuf,
 }
 
 impl NodeUpdates {
@@ -98,9 +103,11 @@ impl NodeUpdates {
             reloader,
             identity,
             clock,
+            identities,
+            state_dir,
             ..
         } = context;
-        Self(Arc::new(NodeUpdatesInner {
+        let updates = Self(Arc::new(NodeUpdatesInner {
             sessions: StagingSessions::new(init.clone(), pace),
             init,
             downloader,
@@ -108,11 +115,14 @@ impl NodeUpdates {
             reloader,
             identity,
             clock,
-            scheduled: Mutex::default(),
+            identities,
+            scheduled: ScheduledStartStore::new(&state_dir),
             auto: Mutex::default(),
             check: tokio::sync::Mutex::default(),
             attempts: UpdateAttempts::default(),
-        }))
+        }));
+        updates.restore_start();
+        updates
     }
 
     /// The updates of a node without PID 1.
@@ -128,6 +138,8 @@ impl NodeUpdates {
             reloader: Arc::clone(&identity_services.reloader),
             identity: String::new(),
             clock: super::clock(),
+            identities: Arc::clone(&identity_services.identities) as _,
+            state_dir: PathBuf::new(),
         })
     }
 
@@ -158,11 +170,6 @@ impl NodeUpdates {
         }
         let now = self.0.clock.now_s()?;
         i64::try_from(now).ok()
-    }
-
-    fn scheduled(&self) -> MutexGuard<'_, Option<ScheduledStart>> {
-        let lock = self.0.scheduled.lock();
-        lock.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn auto(&self) -> MutexGuard<'_, AutoMemory> {

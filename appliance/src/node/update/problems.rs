@@ -16,6 +16,9 @@ pub(crate) const UPDATE_AVAILABLE: &str = "update-available";
 /// Code of the problem by which PID 1 reports that the last update failed.
 pub(crate) const UPDATE_FAILED: &str = "update-failed";
 
+/// Code of the problem that a version did not start at the moment that a caller had set.
+pub(crate) const UPDATE_NOT_STARTED: &str = "update-not-started";
+
 /// Every state of the slot that is not the good one, as the metric names them.
 const STATES: [&str; 8] = [
     "absent",
@@ -36,7 +39,20 @@ impl NodeUpdates {
     /// node in the facts, so the node could not tell its own from that.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let facts = self.0.facts.load();
-        self.available(&facts.update).into_iter().collect()
+        let available = self.available(&facts.update);
+        available.into_iter().chain(self.not_started()).collect()
+    }
+
+    /// A start that a caller planned, and that did not happen.
+    fn not_started(&self) -> Option<MachineDiagnostic> {
+        let start = self.failed_start()?;
+        let (version, at, failure) = (&start.version, start.at, &start.failure);
+        Some(MachineDiagnostic {
+            code: UPDATE_NOT_STARTED.to_owned(),
+            text: format!("version {version} did not start at {at}, as planned: {failure}"),
+            hint: "'alknet update NODE' starts it, with --at at another moment, and 'alknet rollback NODE' takes it back"
+                .to_owned(),
+        })
     }
 
     /// A version that the machine has, and does not start by itself. Only a machine that looks for updates by itself

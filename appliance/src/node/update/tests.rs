@@ -4,14 +4,15 @@ mod attacks;
 mod clients;
 mod downloads;
 mod operations;
+mod scheduled_starts;
 mod sessions;
 
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use std::time::Duration;
 
-use alknet_core::PeerAddr;
 use alknet_core::config::NodeConfig;
+use alknet_core::{IdentityEntries, PeerAddr, PeerKey};
 use alknet_init::control::{
     InitMessage, MachineFacts, UPDATE_FRAME_ABORT, UpdateFacts, UpdatePlan, UpdateRecord,
     UpdateRequest,
@@ -82,7 +83,7 @@ struct NodeUpdateBench {
     verdict: Arc<Mutex<Verdict>>,
     facts: SharedFacts,
     identities: crate::node::IdentityServices,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn plan() -> UpdatePlan {
@@ -118,38 +119,27 @@ impl NodeUpdateBench {
             ..MachineFacts::default()
         };
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(facts));
-        let (to_init, messages) = mpsc::channel(8);
-        let (ours, theirs) = StdStream::pair().expect("sockets");
-        theirs.set_nonblocking(true).expect("a socket");
-        let context = UpdateContext {
-            init: UpdateClient::new(Some(to_init), Some(UpdateStream::of_test(ours))),
-            dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
-            facts: Arc::clone(&facts),
-            reloader: Arc::clone(&identity_services.reloader),
-            identity: "ed25519:00".to_owned(),
-            clock: crate::node::clock(),
-        };
-        let mut downloader = BundleDownloader::new(Arc::clone(&context.dialer));
-        if let Some(server) = plain {
-            downloader = downloader.with_plain(server);
-        }
-        let updates = NodeUpdates::with(context, downloader, pace);
-        let bench = Self {
-            updates,
-            seen: Arc::default(),
-            verdict: Arc::new(Mutex::new(Verdict::Plans)),
+        identity_services.identities.replace_config(admins());
+        let seen = Arc::default();
+        let verdict = Arc::new(Mutex::new(Verdict::Plans));
+        let init = (&seen, &verdict);
+        let services = &identity_services;
+        Self {
+            updates: start_updates(&dir, services, &facts, init, (pace, plain)),
+            seen,
+            verdict,
             facts,
             identities: identity_services,
-            _dir: dir,
-        };
-        let init = FakeInit {
-            init: bench.updates.0.init.clone(),
-            stream: UnixStream::from_std(theirs).expect("a socket"),
-            seen: Arc::clone(&bench.seen),
-            verdict: Arc::clone(&bench.verdict),
-        };
-        tokio::spawn(init.run(messages));
-        bench
+            dir,
+        }
+    }
+
+    /// Ends the node as a crash does, and starts it again on its folder.
+    fn restart(&mut self) {
+        self.updates.0.scheduled.end_for_tests();
+        let init = (&self.seen, &self.verdict);
+        let pace = (StagingPace::default(), None);
+        self.updates = start_updates(&self.dir, &self.identities, &self.facts, init, pace);
     }
 
     fn judge(&self, verdict: Verdict) {
@@ -184,6 +174,51 @@ impl NodeUpdateBench {
         let piece = (offset as u64, Bytes::copy_from_slice(data));
         self.updates.0.sessions.write((id, "ada"), piece).await
     }
+}
+
+/// The administrator of the tests, and no other identity.
+fn admins() -> IdentityEntries {
+    let admin = "admin".parse().expect("a peer id");
+    IdentityEntries {
+        admins: vec![(admin, PeerKey::Ed25519([1; 32]))],
+        ..IdentityEntries::default()
+    }
+}
+
+/// The updates of a node on this folder, with a PID 1 of their own.
+fn start_updates(
+    dir: &tempfile::TempDir,
+    services: &crate::node::IdentityServices,
+    facts: &SharedFacts,
+    (seen, verdict): (&Arc<Mutex<InitSeen>>, &Arc<Mutex<Verdict>>),
+    (pace, plain): (StagingPace, Option<PeerAddr>),
+) -> NodeUpdates {
+    let (to_init, messages) = mpsc::channel(8);
+    let (ours, theirs) = StdStream::pair().expect("sockets");
+    theirs.set_nonblocking(true).expect("a socket");
+    let context = UpdateContext {
+        init: UpdateClient::new(Some(to_init), Some(UpdateStream::of_test(ours))),
+        dialer: Arc::new(alknet_endpoint::EndpointDialer::new(None)),
+        facts: Arc::clone(facts),
+        reloader: Arc::clone(&services.reloader),
+        identity: "ed25519:00".to_owned(),
+        clock: crate::node::clock(),
+        identities: Arc::clone(&services.identities) as _,
+        state_dir: dir.path().to_owned(),
+    };
+    let mut downloader = BundleDownloader::new(Arc::clone(&context.dialer));
+    if let Some(server) = plain {
+        downloader = downloader.with_plain(server);
+    }
+    let updates = NodeUpdates::with(context, downloader, pace);
+    let init = FakeInit {
+        init: updates.0.init.clone(),
+        stream: UnixStream::from_std(theirs).expect("a socket"),
+        seen: Arc::clone(seen),
+        verdict: Arc::clone(verdict),
+    };
+    tokio::spawn(init.run(messages));
+    updates
 }
 
 fn request(bytes: usize) -> StagingRequest {

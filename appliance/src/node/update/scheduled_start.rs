@@ -1,0 +1,352 @@
+//! A start that waits for its moment, also while the node restarts.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alknet_call::{CallError, ErrorCode};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::AbortHandle;
+
+use super::act::StartOrder;
+use super::refusal::refused;
+use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
+
+/// The file of the start that waits, in the state folder of the node.
+const START_FILE: &str = "scheduled-start.json";
+/// How far ahead a start may be asked for, in seconds: 30 days.
+const AHEAD_S_MAX: i64 = 30 * 86_400;
+/// How late the version still starts, in seconds, if the node did not run at the moment: an hour. A later restart would
+/// surprise the caller, who chose the moment for a reason.
+pub(super) const LATE_S_MAX: i64 = 3600;
+/// How often the clock is read while a start waits: it may be set meanwhile.
+const TICK: Duration = Duration::from_secs(10);
+
+/// A start that waits for its moment, as its file has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ScheduledStart {
+    pub(super) at: Timestamp,
+    /// SHA-256 of the program that it is for, in hex.
+    pub(super) sha256: String,
+    /// The version of this program. Empty if PID 1 has not said it.
+    #[serde(default)]
+    pub(super) version: String,
+    /// The id of the caller that set it. Not a `PeerId`: the id of a program's token is none.
+    pub(super) by: String,
+    /// Whether this caller is no administrator.
+    pub(super) limited: bool,
+    /// Why the version did not start. Empty while the start waits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) failure: String,
+}
+
+/// What becomes of a start now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StartTurn {
+    Waits,
+    Now,
+    /// Its moment passed more than [`LATE_S_MAX`] ago.
+    Missed,
+    /// Its program is not the staged one any more: another one is, or none.
+    Over,
+}
+
+/// A start with the task that waits for its moment. Dropping it ends the task.
+struct StartTimer {
+    start: ScheduledStart,
+    /// `None` if the start has failed.
+    task: Option<AbortHandle>,
+}
+
+impl Drop for StartTimer {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// The one start of a node, in memory and in its file.
+pub(super) struct ScheduledStartStore {
+    file: PathBuf,
+    timer: Mutex<Option<StartTimer>>,
+}
+
+impl ScheduledStartStore {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self {
+            file: state_dir.join(START_FILE),
+            timer: Mutex::default(),
+        }
+    }
+
+    /// Forgets the start, with its file, if it is one of these.
+    pub(super) fn forget_if(
+        &self,
+        is_over: impl FnOnce(&ScheduledStart) -> bool,
+    ) -> Option<ScheduledStart> {
+        let mut timer = self.lock();
+        // Dropping the timer at the end aborts its task, which may be the one that runs here: it has nothing more to do.
+        let over = timer.take_if(|it| is_over(&it.start))?;
+        if let Err(error) = self.remove() {
+            tracing::warn!(%error, "the file of a start that is over cannot be removed");
+        }
+        Some(over.start.clone())
+    }
+
+    /// Notes why a start did not happen, unless another one has taken its place. A restart of the node does not repeat
+    /// it then.
+    fn fail(&self, start: &ScheduledStart, failure: String) {
+        let mut timer = self.lock();
+        let Some(timer) = timer.as_mut().filter(|it| it.start == *start) else {
+            return;
+        };
+        timer.start.failure = failure;
+        if let Err(error) = self.write(&timer.start) {
+            tracing::warn!(%error, "the failure of a start cannot be kept");
+        }
+    }
+
+    /// What the file says. `None` if no start waited.
+    pub(super) fn read(&self) -> io::Result<Option<ScheduledStart>> {
+        match fs::read(&self.file) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(&self, start: &ScheduledStart) -> io::Result<()> {
+        let text = serde_json::to_vec(start).map_err(io::Error::other)?;
+        alknet_durable::replace(&self.file, &text, 0o600)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        if let Err(error) = fs::remove_file(&self.file)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        // A start that was taken back must not return after a power cut.
+        self.file
+            .parent()
+            .map_or(Ok(()), alknet_durable::sync_folder)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<StartTimer>> {
+        self.timer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the task, as the end of the process does: the file stays.
+    #[cfg(test)]
+    pub(super) fn end_for_tests(&self) {
+        drop(self.lock().take());
+    }
+}
+
+impl NodeUpdates {
+    /// The moment at which the staged version starts.
+    pub(super) fn start_moment(&self) -> Option<Timestamp> {
+        let staged = self.staged_sha256();
+        let timer = self.0.scheduled.lock();
+        let start = timer.as_ref().map(|it| &it.start);
+        let waits = start.filter(|it| it.failure.is_empty() && staged.as_ref() == Some(&it.sha256));
+        waits.map(|it| it.at)
+    }
+
+    /// The start that did not happen, while its program is staged.
+    pub(super) fn failed_start(&self) -> Option<ScheduledStart> {
+        let timer = self.0.scheduled.lock();
+        let start = timer.as_ref().map(|it| it.start.clone());
+        drop(timer);
+        start.filter(|it| !it.failure.is_empty() && !self.is_replaced(&it.sha256))
+    }
+
+    /// Forgets a moment that is for another program than this one, which is staged now.
+    pub(super) fn forget_start_of_others(&self, sha256: &str) {
+        let other = self.0.scheduled.forget_if(|it| it.sha256 != sha256);
+        if let Some(other) = other {
+            tracing::info!(at = %other.at, "the moment of a start is forgotten: another version is staged");
+        }
+    }
+
+    /// Takes up the start that waited when the node ended. Must run inside a runtime if there is a PID 1.
+    pub(super) fn restore_start(&self) {
+        if self.0.init.check().is_err() {
+            return;
+        }
+        // Locked before the task begins, so that the task finds its entry.
+        let mut timer = self.0.scheduled.lock();
+        match self.0.scheduled.read() {
+            Ok(start) => *timer = start.map(|start| self.timer(start)),
+            Err(error) => tracing::warn!(%error, "the start that was planned cannot be read"),
+        }
+    }
+
+    pub(super) fn start_at(
+        &self,
+        at: Timestamp,
+        order: StartOrder,
+        by: String,
+    ) -> Result<Value, CallError> {
+        let sha256 = self.check_moment(at, order.sha256)?;
+        let mut timer = self.0.scheduled.lock();
+        // One start at a time: a later order takes the place of an earlier one. Of an administrator's only if it is one, too:
+        // an update that an administrator has planned must not wait for another month.
+        let before = timer.as_ref().map(|it| &it.start);
+        let before = before.filter(|it| it.sha256 == sha256 && it.failure.is_empty());
+        if let Some(before) = before {
+            if order.limited && !before.limited {
+                let text = format!(
+                    "an administrator ({}) has set the start to {}: only an administrator changes it",
+                    before.by, before.at
+                );
+                return Err(conflict("scheduled", &text));
+            }
+            tracing::info!(by, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
+        }
+        let start = ScheduledStart {
+            at,
+            version: self.staged_version(),
+            sha256,
+            by,
+            limited: order.limited,
+            failure: String::new(),
+        };
+        // A moment that a restart of the node would undo is not accepted.
+        self.0.scheduled.write(&start).map_err(|error| {
+            let text = format!("the moment of the start cannot be kept: {error}");
+            refused("disk", &text)
+        })?;
+        *timer = Some(self.timer(start));
+        Ok(json!({ "scheduled": at.to_string() }))
+    }
+
+    /// SHA-256 of the program that may be started at this moment.
+    fn check_moment(&self, at: Timestamp, wanted: Option<String>) -> Result<String, CallError> {
+        let now = self.now_s().ok_or_else(|| {
+            conflict(
+                "no-clock",
+                "this machine does not know the time: start the version now, or set its clock",
+            )
+        })?;
+        let staged = self.staged_sha256().ok_or_else(|| {
+            let text = "no version waits to be started: send one first";
+            conflict("not-staged", text)
+        })?;
+        if wanted.is_some_and(|wanted| wanted != staged) {
+            let text = "another version is staged than the one that is to start";
+            return Err(conflict("other-staged", text));
+        }
+        if !(now..=now + AHEAD_S_MAX).contains(&at.as_second()) {
+            let text = "the moment is in the past, or more than 30 days ahead";
+            return Err(CallError::invalid_input(text));
+        }
+        Ok(staged)
+    }
+
+    /// The version that is staged, for texts. Empty if it is not known.
+    fn staged_version(&self) -> String {
+        let known = self.0.sessions.staged().map(|plan| plan.to);
+        let other = || self.0.facts.load().update.other_version.clone();
+        known.or_else(other).unwrap_or_default()
+    }
+
+    /// The start with a task that waits for it, unless it has failed.
+    fn timer(&self, start: ScheduledStart) -> StartTimer {
+        let task = start.failure.is_empty().then(|| {
+            let (updates, start) = (self.clone(), start.clone());
+            tokio::spawn(updates.wait_and_start(start)).abort_handle()
+        });
+        StartTimer { start, task }
+    }
+
+    async fn wait_and_start(self, start: ScheduledStart) {
+        let started = loop {
+            match self.turn(&start) {
+                StartTurn::Waits => tokio::time::sleep(TICK).await,
+                StartTurn::Now => break self.start_scheduled(&start).await,
+                StartTurn::Missed => {
+                    break Err("the node did not run then, or did not know the time".to_owned());
+                }
+                StartTurn::Over => {
+                    tracing::info!(at = %start.at, "the moment of a start is forgotten: its program is not staged");
+                    self.0.scheduled.forget_if(|it| *it == start);
+                    return;
+                }
+            }
+        };
+        match started {
+            Ok(()) => {
+                self.0.scheduled.forget_if(|it| *it == start);
+            }
+            Err(failure) => {
+                tracing::warn!(by = start.by, at = %start.at, failure, "update.apply at its moment failed");
+                self.0.scheduled.fail(&start, failure);
+            }
+        }
+    }
+
+    /// What becomes of a start now.
+    pub(super) fn turn(&self, start: &ScheduledStart) -> StartTurn {
+        // After a start PID 1 reads its slots beside the node's start: the version on trial may be this one.
+        if self.staged_sha256().is_none() && self.0.facts.load().update.state.is_empty() {
+            return StartTurn::Waits;
+        }
+        if self.is_replaced(&start.sha256) {
+            return StartTurn::Over;
+        }
+        // A clock that is lost meanwhile lets the moment wait: without the time nothing starts by itself.
+        match self.now_s().map(|now| now - start.at.as_second()) {
+            Some(late) if late > LATE_S_MAX => StartTurn::Missed,
+            Some(late) if late >= 0 => StartTurn::Now,
+            _ => StartTurn::Waits,
+        }
+    }
+
+    /// Whether this program is known not to be the staged one.
+    fn is_replaced(&self, sha256: &str) -> bool {
+        match self.staged_sha256() {
+            Some(staged) => staged != sha256,
+            None => {
+                let facts = self.0.facts.load();
+                let state = facts.update.state.as_str();
+                !matches!(state, "" | "absent" | "staged" | "unreadable")
+            }
+        }
+    }
+
+    /// Starts the version at its moment, by the rights that its caller has now.
+    async fn start_scheduled(&self, start: &ScheduledStart) -> Result<(), String> {
+        let who = self.0.identities.by_id_text(&start.by);
+        let may = |scope| who.as_ref().is_some_and(|who| who.scopes.allows(scope));
+        let is_admin = may(ADMIN_SCOPE);
+        if !is_admin && !may(APPLY_SCOPE) {
+            return Err(
+                "the caller that set the moment may not start versions any more".to_owned(),
+            );
+        }
+        let order = StartOrder {
+            // PID 1 compares the program once more.
+            sha256: Some(start.sha256.clone()),
+            limited: start.limited || !is_admin,
+            unasked: false,
+        };
+        // Not by `start`, which would abort this task.
+        let started = self.send_request(order.request(), &start.by).await;
+        started.map_err(|error| error.message)?;
+        self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(by = start.by, "update.apply at its moment");
+        Ok(())
+    }
+}
+
+fn conflict(code: &str, text: &str) -> CallError {
+    let details = json!({ "code": code, "text": text });
+    CallError::new(ErrorCode::Conflict, text).with_details(details)
+}

@@ -1,0 +1,221 @@
+//! Starts that wait for their moment while the node restarts.
+
+use std::path::PathBuf;
+
+use alknet_core::PeerEntry;
+use alknet_test_support::deadline;
+use jiff::{SignedDuration, Timestamp};
+
+use super::operations::{ADMIN, UpdateCaller};
+use super::*;
+use crate::node::update::scheduled_start::{
+    LATE_S_MAX, ScheduledStart, ScheduledStartStore, StartTurn,
+};
+
+/// A node on which this program is staged.
+fn bench() -> NodeUpdateBench {
+    let bench = NodeUpdateBench::new();
+    staged(&bench, "a1");
+    bench
+}
+
+fn staged(bench: &NodeUpdateBench, sha256: &str) {
+    bench.set(|facts| {
+        facts.update.state = "staged".to_owned();
+        facts.update.other_version = Some("1.1.0".to_owned());
+        facts.update.other_sha256 = Some(sha256.to_owned());
+    });
+}
+
+fn file(bench: &NodeUpdateBench) -> PathBuf {
+    bench.dir.path().join("scheduled-start.json")
+}
+
+/// A start of an administrator, so many seconds from now.
+fn start(seconds: i64) -> ScheduledStart {
+    ScheduledStart {
+        at: Timestamp::now() + SignedDuration::from_secs(seconds),
+        sha256: "a1".to_owned(),
+        version: "1.1.0".to_owned(),
+        by: "admin".to_owned(),
+        limited: false,
+        failure: String::new(),
+    }
+}
+
+/// Restarts the node with this start in its folder.
+fn restart_with(bench: &mut NodeUpdateBench, start: &ScheduledStart) {
+    let text = serde_json::to_vec(start).expect("JSON");
+    std::fs::write(file(bench), text).expect("writable");
+    bench.restart();
+}
+
+async fn wait_until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(deadline(Duration::from_secs(60)), waiting).await;
+    waited.expect("it happens");
+}
+
+/// The text of the problem that a version did not start.
+fn not_started(bench: &NodeUpdateBench) -> Option<String> {
+    let problems = bench.updates.problems();
+    let problem = problems
+        .into_iter()
+        .find(|it| it.code == "update-not-started");
+    problem.map(|it| it.text)
+}
+
+#[tokio::test]
+async fn a_moment_outlives_a_restart_until_its_version_is_taken_back() {
+    let mut bench = bench();
+    let at = start(3600).at;
+    let node = UpdateCaller::new(&bench.updates);
+    let set = node.call(ADMIN, "update/apply", json!({ "at": at.to_string() }));
+    set.await.expect("it waits");
+    bench.restart();
+    assert_eq!(bench.updates.start_moment(), Some(at));
+    assert!(bench.requests().is_empty(), "it does not start before");
+    let node = UpdateCaller::new(&bench.updates);
+    let back = node.call(ADMIN, "update/rollback", Value::Null);
+    back.await.expect("taken back");
+    assert!(!file(&bench).exists());
+    bench.restart();
+    assert_eq!(bench.updates.start_moment(), None);
+}
+
+#[tokio::test]
+async fn a_moment_that_passed_a_minute_ago_is_made_up_for_once() {
+    let mut bench = bench();
+    restart_with(&mut bench, &start(-60));
+    wait_until(|| !file(&bench).exists()).await;
+    let expected = UpdateRequest::Apply {
+        sha256: Some("a1".to_owned()),
+        limited: false,
+        unasked: false,
+    };
+    assert_eq!(bench.requests(), [(expected, "admin".to_owned())]);
+    assert_eq!(not_started(&bench), None);
+}
+
+#[tokio::test]
+async fn a_moment_that_passed_long_ago_starts_nothing_and_is_a_problem() {
+    let mut bench = bench();
+    restart_with(&mut bench, &start(-LATE_S_MAX - 60));
+    wait_until(|| not_started(&bench).is_some()).await;
+    assert_eq!(bench.updates.start_moment(), None);
+    // The problem stays until a caller acts.
+    bench.restart();
+    let text = not_started(&bench).expect("a problem");
+    assert!(
+        text.starts_with("version 1.1.0 did not start at "),
+        "{text}"
+    );
+    assert!(bench.requests().is_empty());
+    let node = UpdateCaller::new(&bench.updates);
+    let later = json!({ "at": start(3600).at.to_string() });
+    let set = node.call(ADMIN, "update/apply", later).await;
+    assert!(set.is_ok(), "{set:?}");
+    assert_eq!(not_started(&bench), None);
+}
+
+/// Eve planned a start, and was removed, or lost her scope, before its moment.
+#[tokio::test]
+async fn a_caller_that_lost_its_right_has_no_version_started() {
+    let mut bench = bench();
+    let eve = PeerEntry {
+        keys: vec![PeerKey::Ed25519([2; 32])],
+        scopes: [READ_SCOPE].into_iter().collect(),
+        ..PeerEntry::new("eve".parse().expect("a peer id"))
+    };
+    for peers in [vec![], vec![eve.clone()]] {
+        let entries = IdentityEntries { peers, ..admins() };
+        bench.identities.identities.replace_config(entries);
+        let by_eve = ScheduledStart {
+            by: "eve".to_owned(),
+            limited: true,
+            ..start(-1)
+        };
+        restart_with(&mut bench, &by_eve);
+        wait_until(|| not_started(&bench).is_some()).await;
+        assert!(bench.requests().is_empty());
+    }
+    // A right that returns repeats no start that has failed.
+    let peers = vec![PeerEntry {
+        scopes: [APPLY_SCOPE].into_iter().collect(),
+        ..eve
+    }];
+    let entries = IdentityEntries { peers, ..admins() };
+    bench.identities.identities.replace_config(entries);
+    bench.restart();
+    assert!(not_started(&bench).is_some());
+    // PID 1 counts the starts of a caller that is no administrator any more.
+    let by_eve = ScheduledStart {
+        by: "eve".to_owned(),
+        ..start(-1)
+    };
+    restart_with(&mut bench, &by_eve);
+    wait_until(|| !bench.requests().is_empty()).await;
+    let (request, by) = bench.requests().remove(0);
+    assert_eq!(by, "eve");
+    assert!(
+        matches!(request, UpdateRequest::Apply { limited: true, .. }),
+        "{request:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_start_is_forgotten_if_another_program_is_staged_after_a_restart() {
+    let mut bench = bench();
+    staged(&bench, "b2");
+    restart_with(&mut bench, &start(-1));
+    wait_until(|| !file(&bench).exists()).await;
+    assert!(bench.requests().is_empty());
+    assert_eq!(not_started(&bench), None);
+}
+
+/// The node starts before PID 1 has read its slots, and the clock may not be set yet.
+#[tokio::test]
+async fn a_start_waits_for_the_slots_and_the_time() {
+    let bench = bench();
+    assert_eq!(bench.updates.turn(&start(60)), StartTurn::Waits);
+    assert_eq!(bench.updates.turn(&start(-1)), StartTurn::Now);
+    let missed = start(-LATE_S_MAX - 60);
+    assert_eq!(bench.updates.turn(&missed), StartTurn::Missed);
+    bench.set(|facts| facts.clock = "unset".to_owned());
+    assert_eq!(bench.updates.turn(&missed), StartTurn::Waits);
+    bench.set(|facts| {
+        facts.clock = "sntp".to_owned();
+        facts.update = UpdateFacts::default();
+    });
+    assert_eq!(bench.updates.turn(&missed), StartTurn::Waits);
+    // The version was started, and the node ended before it forgot the start.
+    for state in ["pending", "trial", "good", "failed"] {
+        bench.set(|facts| facts.update.state = state.to_owned());
+        assert_eq!(bench.updates.turn(&start(-1)), StartTurn::Over, "{state}");
+    }
+}
+
+/// What the first version stored, with a member that a later version may add.
+#[test]
+fn the_first_format_of_a_planned_start_is_read() {
+    const WAITS: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"later":1}"#;
+    const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"failure":"too late","later":1}"#;
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let store = ScheduledStartStore::new(folder.path());
+    let expected = |failure: &str| ScheduledStart {
+        at: "2027-01-31T02:00:00Z".parse().expect("a moment"),
+        by: "key:0a".to_owned(),
+        limited: true,
+        failure: failure.to_owned(),
+        ..start(0)
+    };
+    assert_eq!(store.read().expect("no start"), None);
+    for (sample, failure) in [(WAITS, ""), (FAILED, "too late")] {
+        std::fs::write(folder.path().join("scheduled-start.json"), sample).expect("writable");
+        assert_eq!(store.read().expect("readable"), Some(expected(failure)));
+    }
+}
