@@ -21,6 +21,7 @@ use crate::sign::{
     signed,
 };
 use crate::target::UpdateTarget;
+use crate::trust::verified_root;
 
 /// The name of a root document in errors.
 const ROOT: &str = "root.json";
@@ -258,14 +259,6 @@ fn key_thresholds(body: &RootBody) -> Result<BTreeMap<TufRole, KeyThreshold>, Up
     body.roles.iter().map(of_role).collect()
 }
 
-/// A root document that its own keys have signed.
-fn complete_root(document: &[u8]) -> Result<RootBody, UpdateError> {
-    let read = SignedDocument::parse(ROOT, TufRole::Root, document)?;
-    let body = read.root()?;
-    read.verify(body.role(TufRole::Root), KeysOrigin::Root(body.version))?;
-    Ok(body)
-}
-
 /// Makes the documents of a release that others complete by [`cosign_bundle`], and says what is missing.
 ///
 /// # Errors
@@ -275,7 +268,7 @@ pub fn begin_release(
     plan: &ReleasePlan,
     signers: &[&dyn MetadataSigner],
 ) -> Result<(SignedRelease, Vec<MissingSignatures>), SigningError> {
-    let root = complete_root(root)?;
+    let root = verified_root(ROOT, root)?;
     let entry = |version: u64, _: &[u8]| json!({ "version": version });
     let release = release_documents(plan, entry, |_, body| signed(body, &[]))?;
     let documents = release.documents.iter().zip(RELEASE_ROLES);
@@ -301,7 +294,7 @@ pub fn cosign_bundle(
     signers: &[&dyn MetadataSigner],
 ) -> Result<CosignedBundle, SigningError> {
     let mut reader = BundleReader::open(bundle)?;
-    let root = complete_root(&newest_root(&mut reader)?)?;
+    let root = verified_root(ROOT, &newest_root(&mut reader)?)?;
     let mut documents = read_release(&mut reader, &root)?;
     let [timestamp, _, targets] = &documents;
     let timestamp_expires = UnixSeconds(timestamp.document.expires_s()?);
