@@ -287,8 +287,8 @@ pub fn begin_release(
 /// The signer decides by the returned description whether to hand the bundle on: nobody has verified the documents.
 ///
 /// # Errors
-/// The bundle cannot be read, has other programs than its documents describe, or lacks no signature; its documents state
-/// hashes of each other; or a key is not named or has signed already.
+/// The bundle cannot be read, has other programs than its documents describe, or lacks no signature; its documents
+/// state hashes of each other; or a key is not named or has signed already.
 pub fn cosign_bundle(
     bundle: &[u8],
     signers: &[&dyn MetadataSigner],

@@ -36,8 +36,8 @@ pub enum SigningError {
     },
     /// A document above the signed one states its length or hash, so no signature can be added.
     #[error(
-        "{above} states the length or the hash of {file}, so {file} takes no further signature. Make the release again, as one \
-         that others complete"
+        "{above} states the length or the hash of {file}, so {file} takes no further signature. Make the release again, \
+         as one that others complete"
     )]
     Fixed {
         /// The document that lacks a signature.

@@ -1,5 +1,5 @@
-//! `alknet image root`, `alknet image bundle` and `alknet image cosign`: what a build machine makes, read by the library
-//! of the machines.
+//! `alknet image root`, `alknet image bundle` and `alknet image cosign`: what a build machine makes, read by the
+//! library of the machines.
 
 use std::fs;
 use std::path::{Path, PathBuf};

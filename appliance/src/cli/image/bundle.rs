@@ -52,8 +52,8 @@ pub(crate) struct ImageBundleArgs {
     /// is made in the folder of --out, for machines that run that program.
     #[arg(long, value_name = "OLD")]
     from: Vec<PathBuf>,
-    /// Make the bundles also with fewer signatures than have to be on them. Others add theirs by 'alknet image cosign', to
-    /// each of the bundles.
+    /// Make the bundles also with fewer signatures than have to be on them. Others add theirs to each of them by 'alknet
+    /// image cosign'.
     #[arg(long)]
     incomplete: bool,
     /// The file for the bundle.
