@@ -2,6 +2,7 @@
 
 mod build;
 mod bundle;
+mod cosign;
 mod delta;
 mod download;
 mod interrupt;
@@ -48,6 +49,16 @@ alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.roo
 --expires 2028-01-31 --timestamp-expires 2027-03-31 --out alknet_0.2.0.bundle"
     )]
     Bundle(bundle::ImageBundleArgs),
+    /// Add a signature to a root document, or to the documents of a bundle, that others have begun.
+    ///
+    /// The order in which people sign does not matter. Look at what the command prints before you hand the file on: you
+    /// have signed that.
+    #[command(
+        after_help = "Examples:\n  alknet image cosign 1.root.json --key ben.pem\n  \
+alknet image cosign 2.root.json --previous 1.root.json --key ben.pem\n  \
+alknet image cosign bundle.tar --key ben.pem --out signed.tar"
+    )]
+    Cosign(cosign::ImageCosignArgs),
     /// Give an update bundle a later timestamp, by the key of the timestamp alone.
     #[command(
         after_help = "Example:\n  alknet image renew bundle.tar --key timestamp.pem --root 1.root.json --number 2 \\\n      \
@@ -58,6 +69,8 @@ alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.roo
     #[command(
         after_help = "Examples:\n  alknet image root --dir vault --expires 2032-01-31 --out 1.root.json\n  \
 alknet image root --key ada.pem --key ben.pem --threshold 2 --expires 2032-01-31 --out 1.root.json\n  \
+alknet image root --key ada.pem --trust ed25519:d75a... --trust ed25519:3d40... --threshold 2 \\\n      \
+--incomplete --expires 2032-01-31 --out 1.root.json\n  \
 alknet image root --key ada.pem --key cy.pem --previous 1.root.json \\\n      \
 --expires 2033-01-31 --out 2.root.json"
     )]
@@ -89,6 +102,7 @@ pub(crate) fn run(verb: ImageVerb, json: bool) -> Result<CommandExit, CommandErr
     match verb {
         ImageVerb::Build(args) => build::run(&args, json),
         ImageVerb::Bundle(args) => bundle::run(&args, json),
+        ImageVerb::Cosign(args) => cosign::run(&args, json),
         ImageVerb::Renew(args) => renew::run(&args, json),
         ImageVerb::Root(args) => root::run(&args, json),
         ImageVerb::Sign(args) => sign::run(&args, json),

@@ -26,7 +26,7 @@ pub const METADATA_FOLDER: &str = "metadata";
 pub const TARGETS_FOLDER: &str = "targets";
 
 /// The document that [`replace_timestamp`] replaces.
-const TIMESTAMP: &str = "timestamp.json";
+pub(crate) const TIMESTAMP: &str = "timestamp.json";
 
 /// What messages call a bundle.
 const BUNDLE: &str = "the bundle";
@@ -249,6 +249,16 @@ pub fn replace_timestamp(
     document: &[u8],
     output: impl Write,
 ) -> Result<(), UpdateError> {
+    let documents = BTreeMap::from([(TIMESTAMP.to_owned(), document.to_vec())]);
+    replace_documents(input, documents, output)
+}
+
+/// Copies a bundle with other documents in the places of those with the same names. Verifies nothing.
+pub(crate) fn replace_documents(
+    input: impl Read,
+    mut documents: BTreeMap<String, Vec<u8>>,
+    output: impl Write,
+) -> Result<(), UpdateError> {
     let failed = |error| UpdateError::source(BUNDLE, error);
     let mut reader = BundleReader {
         input,
@@ -256,23 +266,22 @@ pub fn replace_timestamp(
         next: None,
     };
     let mut writer = BundleWriter::new(output);
-    let mut is_replaced = false;
     while let Some(entry) = reader.entry()? {
         let mut content = reader.input.by_ref().take(entry.bytes);
-        let is_timestamp = entry.folder == METADATA_FOLDER && entry.name == TIMESTAMP;
-        let copied = match is_timestamp {
-            true => io::copy(&mut content, &mut io::sink())
-                .and_then(|_| writer.metadata(TIMESTAMP, document)),
-            false => writer.entry(&entry, &mut content),
+        let replaced = match entry.folder == METADATA_FOLDER {
+            true => documents.remove(&entry.name),
+            false => None,
+        };
+        let copied = match replaced {
+            Some(document) => io::copy(&mut content, &mut io::sink())
+                .and_then(|_| writer.metadata(&entry.name, &document)),
+            None => writer.entry(&entry, &mut content),
         };
         copied.map_err(failed)?;
-        is_replaced |= is_timestamp;
         reader.skip_padding(&entry)?;
     }
-    if !is_replaced {
-        return Err(UpdateError::Missing {
-            file: TIMESTAMP.to_owned(),
-        });
+    if let Some((file, _)) = documents.pop_first() {
+        return Err(UpdateError::Missing { file });
     }
     writer.finish().map_err(failed)?;
     Ok(())

@@ -5,10 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use data_encoding::HEXLOWER_PERMISSIVE;
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::{KeysOrigin, UpdateError};
 use crate::json::{StrictJson, canonical};
@@ -90,6 +90,12 @@ impl RoleKeys {
             threshold: owner.threshold(),
         }
     }
+
+    /// The ID of a key of the role.
+    pub(crate) fn id_of(&self, key: TufPublicKey) -> Option<&str> {
+        let found = self.keys.iter().find(|(_, it)| **it == Some(key));
+        found.map(|(id, _)| id.as_str())
+    }
 }
 
 /// A document with its signatures, of which nothing is verified yet.
@@ -153,8 +159,8 @@ impl SignedDocument {
         UpdateError::malformed(&self.file, why)
     }
 
-    /// Fails unless enough keys of a role have signed (section 5.3.4, and the same for each role).
-    pub(crate) fn verify(&self, by: &RoleKeys, origin: KeysOrigin) -> Result<(), UpdateError> {
+    /// The keys of a role that have signed.
+    pub(crate) fn signed_by(&self, by: &RoleKeys) -> BTreeSet<TufPublicKey> {
         // Two IDs may name one key. Each key counts once, whatever its names (section 4.2.1).
         let mut signed = BTreeSet::new();
         for (id, signature) in &self.signatures {
@@ -166,6 +172,12 @@ impl SignedDocument {
                 signed.insert(key);
             }
         }
+        signed
+    }
+
+    /// Fails unless enough keys of a role have signed (section 5.3.4, and the same for each role).
+    pub(crate) fn verify(&self, by: &RoleKeys, origin: KeysOrigin) -> Result<(), UpdateError> {
+        let signed = self.signed_by(by);
         if signed.len() < by.threshold {
             return Err(UpdateError::Signatures {
                 file: self.file.clone(),
@@ -181,6 +193,25 @@ impl SignedDocument {
     /// The canonical form of the signed part.
     pub(crate) fn payload(&self) -> &[u8] {
         &self.payload
+    }
+
+    /// Puts the signature of a key in, also in the place of an earlier one of the same key.
+    pub(crate) fn put_signature(&mut self, id: &str, signature: &[u8]) {
+        self.signatures.retain(|(it, _)| it != id);
+        self.signatures.push((id.to_owned(), signature.to_vec()));
+        // In the order of their IDs, so that the order in which people sign does not matter.
+        self.signatures.sort();
+    }
+
+    /// The document as a file.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let signatures = self.signatures.iter();
+        let signatures: Vec<_> = signatures
+            .map(|(id, signature)| json!({ "keyid": id, "sig": HEXLOWER.encode(signature) }))
+            .collect();
+        // Not the canonical form, which leaves line breaks in texts as they are and is no JSON then.
+        let document = json!({ "signatures": signatures, "signed": self.body });
+        document.to_string().into_bytes()
     }
 
     pub(crate) fn member(&self, name: &str) -> Result<&Value, UpdateError> {

@@ -55,6 +55,7 @@
 //! ```
 
 mod bundle;
+mod cosign;
 mod delta;
 mod document;
 mod error;
@@ -70,6 +71,10 @@ mod trust;
 mod version;
 
 pub use bundle::{BundleReader, BundleWriter, METADATA_FOLDER, TARGETS_FOLDER, replace_timestamp};
+pub use cosign::{
+    CosignedBundle, CosignedRoot, MissingSignatures, begin_release, begin_root, cosign_bundle,
+    cosign_root,
+};
 pub use delta::{DeltaInfo, delta_file_name};
 pub use document::TufRole;
 pub use error::{KeysOrigin, UnixSeconds, UpdateError};

@@ -386,7 +386,7 @@ impl UpdateRefresh {
 }
 
 /// What a document says about the document of another role.
-fn entry_for(
+pub(crate) fn entry_for(
     document: &SignedDocument,
     name: &str,
     role: TufRole,
@@ -407,7 +407,7 @@ fn check_rollback(file: &str, seen: u64, offered: u64) -> Result<(), UpdateError
     Ok(())
 }
 
-fn check_version(
+pub(crate) fn check_version(
     document: &SignedDocument,
     name: &str,
     named_by: &str,
@@ -479,6 +479,20 @@ pub struct VerifiedTargets {
 }
 
 impl VerifiedTargets {
+    /// The files of a document that a person is about to sign. Nothing of it is verified.
+    pub(crate) fn described(
+        document: &SignedDocument,
+        consistent: bool,
+    ) -> Result<Self, UpdateError> {
+        Ok(Self {
+            targets: document.targets()?,
+            version: document.version()?,
+            expires: UnixSeconds(document.expires_s()?),
+            is_time_known: false,
+            consistent,
+        })
+    }
+
     /// The files, by name.
     pub fn iter(&self) -> impl Iterator<Item = &UpdateTarget> {
         self.targets.values()

@@ -34,6 +34,17 @@ pub enum SigningError {
         /// Why, in the signer's words.
         why: String,
     },
+    /// A document above the signed one states its length or hash, so no signature can be added.
+    #[error(
+        "{above} states the length or the hash of {file}, so {file} takes no further signature. Make the release again, \
+         as one that others complete"
+    )]
+    Fixed {
+        /// The document that lacks a signature.
+        file: String,
+        /// The document that states its bytes.
+        above: String,
+    },
     /// Too few of the given keys belong to the role.
     #[error(
         "{given} of the given keys belong to the role '{role}', and {threshold} have to sign. Give more of its keys"
@@ -46,6 +57,14 @@ pub enum SigningError {
         /// Keys that have to sign.
         threshold: usize,
     },
+    /// Nothing lacks a signature.
+    #[error("as many keys have signed as have to: nothing is missing")]
+    NothingMissing,
+    /// None of the given keys adds a signature.
+    #[error(
+        "the given keys have signed already, or the documents that they sign lack no signature. Give another key"
+    )]
+    NothingToAdd,
     /// A timestamp has this version or a later one already.
     #[error("the timestamp has version {seen}, and {given} is not higher. Give a higher number")]
     Number {
@@ -54,9 +73,19 @@ pub enum SigningError {
         /// That of the timestamp.
         seen: u64,
     },
+    /// A root that replaces another one, whose keys have to sign as well.
+    #[error(
+        "the root document has version {0}. Give the one before it, too, because its keys have to sign"
+    )]
+    Previous(u64),
     /// More targets than a client reads.
     #[error("the release has {0} targets, and clients read {TARGETS_MAX}")]
     Targets(usize),
+    /// A key that the root document does not name for anything that is to be signed.
+    #[error(
+        "the root document does not name the key {0} for this. Give one of the keys that it names"
+    )]
+    Unnamed(TufPublicKey),
     /// A bundle cannot be written.
     #[error("the bundle cannot be written: {0}")]
     Write(io::Error),
@@ -86,7 +115,7 @@ impl RootPlan {
         }
     }
 
-    fn body(&self) -> Result<Value, SigningError> {
+    pub(crate) fn body(&self) -> Result<Value, SigningError> {
         let mut keys = Map::new();
         let mut roles = Map::new();
         for (role, of_role) in &self.roles {
@@ -117,7 +146,10 @@ fn header(role: TufRole, version: u64, expires: UnixSeconds) -> Result<Value, Si
 }
 
 /// The document with a signature of each of these keys, in the order of their IDs.
-fn signed(body: Value, signers: &[&dyn MetadataSigner]) -> Result<Vec<u8>, SigningError> {
+pub(crate) fn signed(
+    body: Value,
+    signers: &[&dyn MetadataSigner],
+) -> Result<Vec<u8>, SigningError> {
     let payload = canonical(&body);
     // By key ID, because clients refuse a document with two signatures of one key.
     let mut signatures = BTreeMap::new();
@@ -158,20 +190,26 @@ pub fn sign_root(
         let before = root_body(previous)?;
         // Section 5.3.4: a client goes on to this root only if enough keys of the root before have signed it.
         read.verify(before.role(TufRole::Root), KeysOrigin::Root(before.version))?;
-        let expected = before.version.saturating_add(1);
-        if body.version != expected {
-            return Err(SigningError::Document(UpdateError::VersionMismatch {
-                file: "root.json".to_owned(),
-                named_by: "the root before it".to_owned(),
-                expected,
-                found: body.version,
-            }));
-        }
+        check_next(&body, &before)?;
     }
     Ok(document)
 }
 
-fn root_body(document: &[u8]) -> Result<RootBody, UpdateError> {
+/// Fails unless a root is the next version behind another one.
+pub(crate) fn check_next(body: &RootBody, before: &RootBody) -> Result<(), UpdateError> {
+    let expected = before.version.saturating_add(1);
+    if body.version != expected {
+        return Err(UpdateError::VersionMismatch {
+            file: "root.json".to_owned(),
+            named_by: "the root before it".to_owned(),
+            expected,
+            found: body.version,
+        });
+    }
+    Ok(())
+}
+
+pub(crate) fn root_body(document: &[u8]) -> Result<RootBody, UpdateError> {
     SignedDocument::parse("root.json", TufRole::Root, document)?.root()
 }
 
@@ -204,21 +242,30 @@ pub fn sign_release(
     plan: &ReleasePlan,
     signers: &[&dyn MetadataSigner],
 ) -> Result<SignedRelease, SigningError> {
-    if plan.targets.len() > TARGETS_MAX {
-        return Err(SigningError::Targets(plan.targets.len()));
-    }
     let root = root_body(root)?;
-    let sign = |role: TufRole, body: Value| {
+    release_documents(plan, entry, |role: TufRole, body: Value| {
         let document = signed(body, &signers_of(&root, role, signers)?)?;
         // What a client would refuse, such as a document above its limit, is found here and not on a machine.
         let read = SignedDocument::parse(role.name(), role, &document)?;
         read.verify(root.role(role), KeysOrigin::Root(root.version))?;
-        Ok::<_, SigningError>(document)
-    };
+        Ok(document)
+    })
+}
+
+/// Makes the documents of a release. `sign` makes a document of its signed part, and `entry` says what another document
+/// states about one of this version.
+pub(crate) fn release_documents(
+    plan: &ReleasePlan,
+    entry: impl Fn(u64, &[u8]) -> Value,
+    sign: impl Fn(TufRole, Value) -> Result<Vec<u8>, SigningError>,
+) -> Result<SignedRelease, SigningError> {
+    if plan.targets.len() > TARGETS_MAX {
+        return Err(SigningError::Targets(plan.targets.len()));
+    }
     let version = plan.version;
     let files = plan.targets.iter();
     let files: Map<_, _> = files.map(|it| (it.name.clone(), it.to_json())).collect();
-    // The timestamp comes last, because each document states length and hash of the one that is signed before it.
+    // The timestamp comes last, because each document may state length and hash of the one that is signed before it.
     let mut body = header(TufRole::Targets, version, plan.expires)?;
     body["targets"] = files.into();
     let targets = sign(TufRole::Targets, body)?;

@@ -69,7 +69,7 @@ impl TrustAnchor {
 }
 
 /// Reads a root document that its own keys signed.
-fn verified_root(file: &str, document: &[u8]) -> Result<RootBody, UpdateError> {
+pub(crate) fn verified_root(file: &str, document: &[u8]) -> Result<RootBody, UpdateError> {
     let signed = SignedDocument::parse(file, TufRole::Root, document)?;
     let body = signed.root()?;
     let origin = KeysOrigin::Root(body.version);

@@ -1,4 +1,5 @@
-//! `alknet image root` and `alknet image bundle`: what a build machine makes, read by the library of the machines.
+//! `alknet image root`, `alknet image bundle` and `alknet image cosign`: what a build machine makes, read by the
+//! library of the machines.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,11 @@ use alknet_tests::tools::tool;
 use alknet_tests::{BuiltImageFolder, CliOutput, TestBench, binary, run_with_input};
 use alknet_tpm::predict::{authenticode, measured_sections};
 use alknet_update::{
-    BundleReader, DowngradeConsent, TrustAnchor, UnixSeconds, UpdateClock, UpdateMachine,
-    UpdateTrust,
+    BundleReader, DowngradeConsent, TrustAnchor, UnixSeconds, UpdateClock, UpdateError,
+    UpdateMachine, UpdateTrust,
 };
 use data_encoding::HEXLOWER;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// Words of a vault that exists in tests only.
@@ -267,6 +269,122 @@ fn a_timestamp_is_renewed_by_its_key_alone() {
     let (trust, ..) = installed(UpdateTrust::new(anchor), &machine.read("1.bundle"));
     let (.., renewed) = installed(trust, &machine.read("2.bundle"));
     assert!(renewed == fs::read(&program).expect("it was built"));
+}
+
+/// Two people with one key each, on one computer each. Only public keys and unfinished files go from one to the other.
+struct TwoSigners {
+    ada: BuildMachine,
+    ben: BuildMachine,
+    /// The public keys.
+    of_ada: String,
+    of_ben: String,
+}
+
+impl TwoSigners {
+    fn new() -> Self {
+        let public = |machine: &BuildMachine, key: &str| {
+            let words = [
+                "root",
+                "--expires",
+                "2032-01-31",
+                "--out",
+                "x",
+                "--key",
+                key,
+            ];
+            let made = machine.run(&words, "").json();
+            made["keys"][0].as_str().expect("a key").to_owned()
+        };
+        let [ada, ben] = [BuildMachine::new(), BuildMachine::new()];
+        Self {
+            of_ada: public(&ada, "ada.pem"),
+            of_ben: public(&ben, "ben.pem"),
+            ada,
+            ben,
+        }
+    }
+
+    /// Ada begins a root document or a bundle, which is refused unless she says that others sign, too.
+    fn begun(&self, words: &[&str], refusal: &str) -> Value {
+        let said = self.ada.refused(words);
+        assert!(said.contains(refusal), "{said}");
+        let made = self.ada.run(&[words, &["--incomplete"]].concat(), "");
+        made.json()
+    }
+
+    /// Ben signs what Ada has begun, and Ada gets it back.
+    fn completed(&self, file: &str) -> Value {
+        fs::write(self.ben.file(file), self.ada.read(file)).expect("the folder is ours");
+        // Another key, which has the name of Ada's on this computer.
+        let foreign = self.ben.refused(&["cosign", file, "--key", "ada.pem"]);
+        assert!(foreign.contains("does not name"), "{foreign}");
+        let words = ["cosign", file, "--key", "ben.pem"];
+        let whole = self.ben.run(&words, "").json();
+        assert_eq!(whole["missing"].as_array().map(Vec::len), Some(0));
+        let done = self.ben.refused(&words);
+        assert!(done.contains("nothing is missing"), "{done}");
+        fs::write(self.ada.file(file), self.ben.read(file)).expect("the folder is ours");
+        whole
+    }
+
+    fn trust(&self) -> UpdateTrust {
+        let anchor = TrustAnchor::root(&self.ada.read("1.root.json"));
+        UpdateTrust::new(anchor.expect("both have signed"))
+    }
+
+    /// A machine finds one of two signatures on Ada's bundle.
+    fn assert_half_signed(&self) {
+        let bundle = self.ada.read("1.bundle");
+        let mut reader = BundleReader::open(&*bundle).expect("a bundle");
+        let clock = UpdateClock::Known(NOW);
+        let (_, verified) = self.trust().refresh(clock).run(&mut reader);
+        let error = verified.expect_err("one signature is missing");
+        assert!(
+            matches!(error, UpdateError::Signatures { valid: 1, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn two_people_sign_a_root_and_a_release_on_two_computers() {
+    let people = TwoSigners::new();
+    let root = [
+        &["root", "--key", "ada.pem", "--threshold", "2"][..],
+        &["--trust", &people.of_ada, "--trust", &people.of_ben],
+        &["--expires", "2032-01-31", "--out", "1.root.json"],
+    ];
+    let begun = people.begun(&root.concat(), "has 1 valid signatures");
+    let missing = &begun["missing"][0];
+    assert_eq!(
+        (&missing["valid"], &missing["threshold"]),
+        (&1.into(), &2.into()),
+        "{begun:#}"
+    );
+    assert_eq!(missing["keys"][0], people.of_ben, "{begun:#}");
+    let whole = people.completed("1.root.json");
+    assert_eq!(whole["roles"]["targets"]["threshold"], 2, "{whole:#}");
+
+    let program = BuiltImageFolder::get().file(ImageForm::Uki, OutputRole::Uki);
+    let bundle = [
+        &["bundle", text(&program), "--number", "1"][..],
+        &["--key", "ada.pem", "--root", "1.root.json"],
+        &["--out", "1.bundle"],
+        &EXPIRES,
+    ];
+    let begun = people.begun(&bundle.concat(), "2 have to sign");
+    assert_eq!(begun["missing"].as_array().map(Vec::len), Some(3));
+    people.assert_half_signed();
+    let twice = ["cosign", "1.bundle", "--key", "ada.pem"];
+    let twice = people.ada.refused(&twice);
+    assert!(twice.contains("have signed already"), "{twice}");
+    people.assert_half_signed();
+    let whole = people.completed("1.bundle");
+    let content = fs::read(&program).expect("it was built");
+    let hash = HEXLOWER.encode(&Sha256::digest(&content));
+    assert_eq!(whole["targets"][0]["sha256"], hash, "{whole:#}");
+    let (.., found) = installed(people.trust(), &people.ada.read("1.bundle"));
+    assert!(found == content);
 }
 
 /// The machine runs a program that differs by a byte behind its end.

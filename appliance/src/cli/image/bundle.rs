@@ -7,14 +7,15 @@ use alknet_image::{ImageForm, Manifest, OutputRole};
 use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
 use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
 use alknet_update::{
-    ReleaseInfo, ReleasePlan, ReleaseVersion, SignedRelease, SigningError, UpdateTarget,
-    sign_release, write_bundle,
+    MissingSignatures, ReleaseInfo, ReleasePlan, ReleaseVersion, SignedRelease, SigningError,
+    UpdateTarget, begin_release, sign_release, write_bundle,
 };
 use clap::Args;
 use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::cosign::{missing_json, note_missing};
 use super::delta::{self, ProgramDelta};
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
@@ -55,6 +56,10 @@ pub(crate) struct ImageBundleArgs {
     /// is made in the folder of --out, for machines that run that program.
     #[arg(long, value_name = "OLD")]
     from: Vec<PathBuf>,
+    /// Make the bundles also with fewer signatures than have to be on them. Others add theirs to each of them by 'alknet
+    /// image cosign'.
+    #[arg(long)]
+    incomplete: bool,
     /// The file for the bundle.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -88,16 +93,20 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
         // All bundles of a release have the same documents: a machine that has seen one of them takes each.
         targets: [target.clone()].into_iter().chain(of_deltas).collect(),
     };
-    let signed = args
-        .keys
-        .with_signers(|signers| sign_release(newest, &plan, signers).map_err(of_signing))?;
+    let (signed, missing) = args.keys.with_signers(|signers| {
+        let signed = match args.incomplete {
+            true => begin_release(newest, &plan, signers),
+            false => sign_release(newest, &plan, signers).map(|signed| (signed, Vec::new())),
+        };
+        signed.map_err(of_signing)
+    })?;
     let bundle = bundle_of(&roots, &signed, &target, &program)?;
     put(&args.out, &bundle)?;
     for delta in &deltas {
         let bundle = bundle_of(&roots, &signed, &delta.target, &delta.bytes)?;
         put(&delta.path(&args.out), &bundle)?;
     }
-    report(args, (&version, &bundle), &deltas, json)
+    report(args, (&version, &bundle), &deltas, &missing, json)
 }
 
 /// Prints the files that were made.
@@ -105,6 +114,7 @@ fn report(
     args: &ImageBundleArgs,
     (version, bundle): (&ReleaseVersion, &[u8]),
     deltas: &[ProgramDelta],
+    missing: &[MissingSignatures],
     json: bool,
 ) -> Result<CommandExit, CommandError> {
     if json {
@@ -119,6 +129,7 @@ fn report(
             "version": version,
             "number": args.number,
             "deltas": deltas.collect::<Vec<_>>(),
+            "missing": missing_json(missing),
         }))?;
         return Ok(CommandExit::Ok);
     }
@@ -130,6 +141,7 @@ fn report(
         "alknet: release {} with version {version}",
         args.number
     ));
+    note_missing(missing, &args.out);
     Ok(CommandExit::Ok)
 }
 

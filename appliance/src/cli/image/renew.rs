@@ -16,7 +16,7 @@ use super::release::{ExpiryTime, ReleaseKeyArgs};
 use crate::cli::{CommandError, CommandExit, output};
 
 /// Longest bundle in bytes, as machines take one.
-const BUNDLE_BYTES_MAX: u64 = 1 << 30;
+pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
 
 /// Arguments of `alknet image renew`.
 #[derive(Debug, Args)]

@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 
 use alknet_update::limits::ROOT_BYTES_MAX;
-use alknet_update::{KeyThreshold, MetadataSigner, RootPlan, TufPublicKey, TufRole, sign_root};
+use alknet_update::{
+    KeyThreshold, MetadataSigner, MissingSignatures, RootPlan, TufPublicKey, TufRole, begin_root,
+    sign_root,
+};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::cosign::{missing_json, note_missing};
 use super::read_bounded;
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use crate::cli::{CommandError, CommandExit, output};
@@ -30,6 +34,9 @@ pub(crate) struct ImageRootArgs {
     /// The root document that this one replaces. As many of its keys as it asks for have to sign, too.
     #[arg(long, value_name = "FILE")]
     previous: Option<PathBuf>,
+    /// Make the document also with fewer signatures than have to be on it. Others add theirs by 'alknet image cosign'.
+    #[arg(long)]
+    incomplete: bool,
     /// When machines stop to trust the document, unless another follows: a day, or a time in UTC.
     #[arg(long, value_name = "TIME")]
     expires: ExpiryTime,
@@ -50,10 +57,10 @@ pub(super) fn run(args: &ImageRootArgs, json: bool) -> Result<CommandExit, Comma
     };
     let made = args.keys.with_signers(|signers| {
         let plan = args.plan(version, signers)?;
-        let document = sign_root(&plan, previous.as_deref(), signers);
-        Ok((document.map_err(CommandError::usage)?, plan))
+        let (document, missing) = args.sign(&plan, previous.as_deref(), signers)?;
+        Ok((document, missing, plan))
     });
-    let (document, plan) = made?;
+    let (document, missing, plan) = made?;
     let out = args.out.display();
     alknet_durable::replace(&args.out, &document, 0o644)
         .map_err(|error| CommandError::local(format!("cannot write {out}: {error}")))?;
@@ -66,6 +73,7 @@ pub(super) fn run(args: &ImageRootArgs, json: bool) -> Result<CommandExit, Comma
             "expires": plan.expires.to_string(),
             "keys": names,
             "threshold": keys.threshold(),
+            "missing": missing_json(&missing),
         }))?;
         return Ok(CommandExit::Ok);
     }
@@ -78,10 +86,26 @@ pub(super) fn run(args: &ImageRootArgs, json: bool) -> Result<CommandExit, Comma
     for name in names {
         output::note(&format!("  {name}"));
     }
+    note_missing(&missing, &args.out);
     Ok(CommandExit::Ok)
 }
 
 impl ImageRootArgs {
+    /// The document, and the signatures that it lacks.
+    fn sign(
+        &self,
+        plan: &RootPlan,
+        previous: Option<&[u8]>,
+        signers: &[&dyn MetadataSigner],
+    ) -> Result<(Vec<u8>, Vec<MissingSignatures>), CommandError> {
+        if self.incomplete {
+            let begun = begin_root(plan, previous, signers).map_err(CommandError::usage)?;
+            return Ok((begun.document, begun.missing));
+        }
+        let document = sign_root(plan, previous, signers).map_err(CommandError::usage)?;
+        Ok((document, Vec::new()))
+    }
+
     fn plan(
         &self,
         version: u64,

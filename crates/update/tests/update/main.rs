@@ -3,6 +3,7 @@
 
 mod attacks;
 mod bundles;
+mod cosigned;
 mod deltas;
 mod foreign;
 mod owners;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use alknet_test_support::limited;
 use alknet_update::{
-    DeltaInfo, RootPlan, TrustAnchor, TufRole, UpdateTarget, UpdateTrust, sign_release, sign_root,
-    write_bundle,
+    DeltaInfo, RootPlan, TrustAnchor, TufRole, UpdateTarget, UpdateTrust, begin_release,
+    cosign_bundle, sign_release, sign_root, write_bundle,
 };
 
 use crate::support::{LATE, PROGRAM, Publisher, keys, read, signer, target};
@@ -120,6 +120,27 @@ fn the_reference_client_follows_new_roots() {
     let anchor = TrustAnchor::root(&first).expect("a root");
     let (_, verified) = read(UpdateTrust::new(anchor), &bundle);
     assert_eq!(verified.expect("a good bundle").version(), 1);
+}
+
+/// The documents of such a bundle name versions of each other, and no hashes.
+#[test]
+fn the_reference_client_accepts_a_bundle_once_the_second_key_has_signed() {
+    let [one, two] = [1, 2].map(signer);
+    let plan = RootPlan::with_keys(1, LATE, &keys(&[&one, &two], 2));
+    let root = sign_root(&plan, None, &[&one, &two]).expect("both sign");
+    let plan = Publisher::plan(1, vec![target("1.1.0")]);
+    let (release, _) = begin_release(&root, &plan, &[&one]).expect("a named key");
+    let mut bundle = Vec::new();
+    let open = |_: &UpdateTarget| Ok(PROGRAM);
+    let roots = [root.clone()];
+    write_bundle(&mut bundle, &roots, &release, &plan.targets, open).expect("written");
+    let refused = accepted(&bundle, &root).expect_err("one key is missing");
+    assert!(refused.contains("UnsignedMetadataError"), "{refused}");
+    let whole = cosign_bundle(&bundle, &[&two]).expect("the other key");
+    assert_eq!(
+        accepted(&whole.bundle, &root),
+        Ok(format!("alknet.efi 1.1.0 {}\n", PROGRAM.len()))
+    );
 }
 
 /// Otherwise the tests above would say nothing.
