@@ -268,7 +268,7 @@ impl NodeUpdates {
 
     async fn wait_and_start(self, start: ScheduledStart) {
         let started = loop {
-            match self.turn(&start) {
+            match self.start_turn(&start) {
                 StartTurn::Waits => tokio::time::sleep(TICK).await,
                 StartTurn::Now => break self.start_scheduled(&start).await,
                 StartTurn::Missed => {
@@ -293,7 +293,7 @@ impl NodeUpdates {
     }
 
     /// What becomes of a start now.
-    pub(super) fn turn(&self, start: &ScheduledStart) -> StartTurn {
+    pub(super) fn start_turn(&self, start: &ScheduledStart) -> StartTurn {
         // After a start PID 1 reads its slots beside the node's start: the version on trial may be this one.
         if self.staged_sha256().is_none() && self.0.facts.load().update.state.is_empty() {
             return StartTurn::Waits;

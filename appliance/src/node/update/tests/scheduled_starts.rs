@@ -181,21 +181,25 @@ async fn a_start_is_forgotten_if_another_program_is_staged_after_a_restart() {
 #[tokio::test]
 async fn a_start_waits_for_the_slots_and_the_time() {
     let bench = bench();
-    assert_eq!(bench.updates.turn(&start(60)), StartTurn::Waits);
-    assert_eq!(bench.updates.turn(&start(-1)), StartTurn::Now);
+    assert_eq!(bench.updates.start_turn(&start(60)), StartTurn::Waits);
+    assert_eq!(bench.updates.start_turn(&start(-1)), StartTurn::Now);
     let missed = start(-LATE_S_MAX - 60);
-    assert_eq!(bench.updates.turn(&missed), StartTurn::Missed);
+    assert_eq!(bench.updates.start_turn(&missed), StartTurn::Missed);
     bench.set(|facts| facts.clock = "unset".to_owned());
-    assert_eq!(bench.updates.turn(&missed), StartTurn::Waits);
+    assert_eq!(bench.updates.start_turn(&missed), StartTurn::Waits);
     bench.set(|facts| {
         facts.clock = "sntp".to_owned();
         facts.update = UpdateFacts::default();
     });
-    assert_eq!(bench.updates.turn(&missed), StartTurn::Waits);
+    assert_eq!(bench.updates.start_turn(&missed), StartTurn::Waits);
     // The version was started, and the node ended before it forgot the start.
     for state in ["pending", "trial", "good", "failed"] {
         bench.set(|facts| facts.update.state = state.to_owned());
-        assert_eq!(bench.updates.turn(&start(-1)), StartTurn::Over, "{state}");
+        assert_eq!(
+            bench.updates.start_turn(&start(-1)),
+            StartTurn::Over,
+            "{state}"
+        );
     }
 }
 
