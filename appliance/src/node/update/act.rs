@@ -90,7 +90,7 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
                     updates.start(&by, order).await?;
                     Ok(json!({ "restarts": true }))
                 }
-                Some(at) => updates.start_at(at, order, by),
+                Some(at) => updates.start_at(at, order, (by, ctx.lasting_key())),
             }
         }
     });

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode};
+use alknet_core::PeerKey;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -38,6 +39,10 @@ pub(super) struct ScheduledStart {
     pub(super) version: String,
     /// The id of the caller that set it. Not a `PeerId`: the id of a program's token is none.
     pub(super) by: String,
+    /// A key by which this caller is known again: another peer may get its id meanwhile. `None` for the token of a
+    /// program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<PeerKey>,
     /// Whether this caller is no administrator.
     pub(super) limited: bool,
     /// Why the version did not start. Empty while the start waits.
@@ -192,7 +197,7 @@ impl NodeUpdates {
         &self,
         at: Timestamp,
         order: StartOrder,
-        by: String,
+        (by, key): (String, Option<PeerKey>),
     ) -> Result<Value, CallError> {
         let sha256 = self.check_moment(at, order.sha256)?;
         let mut timer = self.0.scheduled.lock();
@@ -215,6 +220,7 @@ impl NodeUpdates {
             version: self.staged_version(),
             sha256,
             by,
+            key,
             limited: order.limited,
             failure: String::new(),
         };
@@ -323,7 +329,14 @@ impl NodeUpdates {
 
     /// Starts the version at its moment, by the rights that its caller has now.
     async fn start_scheduled(&self, start: &ScheduledStart) -> Result<(), String> {
-        let who = self.0.identities.by_id_text(&start.by);
+        let identities = &self.0.identities;
+        let who = match &start.key {
+            Some(key) => {
+                let holder = identities.by_key(key);
+                holder.filter(|who| who.id.to_string() == start.by)
+            }
+            None => identities.by_id_text(&start.by),
+        };
         let may = |scope| who.as_ref().is_some_and(|who| who.scopes.allows(scope));
         let is_admin = may(ADMIN_SCOPE);
         if !is_admin && !may(APPLY_SCOPE) {

@@ -38,6 +38,7 @@ fn start(seconds: i64) -> ScheduledStart {
         sha256: "a1".to_owned(),
         version: "1.1.0".to_owned(),
         by: "admin".to_owned(),
+        key: None,
         limited: false,
         failure: String::new(),
     }
@@ -76,6 +77,9 @@ async fn a_moment_outlives_a_restart_until_its_version_is_taken_back() {
     let node = UpdateCaller::new(&bench.updates);
     let set = node.call(ADMIN, "update/apply", json!({ "at": at.to_string() }));
     set.await.expect("it waits");
+    let kept = ScheduledStartStore::new(bench.dir.path()).read();
+    let kept = kept.expect("readable").expect("it waits");
+    assert_eq!(kept.key, Some(PeerKey::Ed25519([1; 32])));
     bench.restart();
     assert_eq!(bench.updates.start_moment(), Some(at));
     assert!(bench.requests().is_empty(), "it does not start before");
@@ -167,6 +171,22 @@ async fn a_caller_that_lost_its_right_has_no_version_started() {
     );
 }
 
+/// A peer with other keys got the id of the administrator that planned the start.
+#[tokio::test]
+async fn another_peer_with_the_id_of_the_caller_has_no_version_started() {
+    let mut bench = bench();
+    let [of_admin, other] = [1, 2].map(|byte| PeerKey::Ed25519([byte; 32]));
+    let by_key = |key| ScheduledStart {
+        key: Some(key),
+        ..start(-1)
+    };
+    restart_with(&mut bench, &by_key(other));
+    wait_until(|| not_started(&bench).is_some()).await;
+    assert!(bench.requests().is_empty());
+    restart_with(&mut bench, &by_key(of_admin));
+    wait_until(|| !bench.requests().is_empty()).await;
+}
+
 #[tokio::test]
 async fn a_start_is_forgotten_if_another_program_is_staged_after_a_restart() {
     let mut bench = bench();
@@ -206,20 +226,25 @@ async fn a_start_waits_for_the_slots_and_the_time() {
 /// What the first version stored, with a member that a later version may add.
 #[test]
 fn the_first_format_of_a_planned_start_is_read() {
-    const WAITS: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"later":1}"#;
+    const WAITS: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"ada","key":"ed25519:0202020202020202020202020202020202020202020202020202020202020202","limited":true,"later":1}"#;
     const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"failure":"too late","later":1}"#;
     let folder = tempfile::tempdir().expect("a temporary directory");
     let store = ScheduledStartStore::new(folder.path());
-    let expected = |failure: &str| ScheduledStart {
+    let expected = |by: &str, key, failure: &str| ScheduledStart {
         at: "2027-01-31T02:00:00Z".parse().expect("a moment"),
-        by: "key:0a".to_owned(),
+        by: by.to_owned(),
+        key,
         limited: true,
         failure: failure.to_owned(),
         ..start(0)
     };
     assert_eq!(store.read().expect("no start"), None);
-    for (sample, failure) in [(WAITS, ""), (FAILED, "too late")] {
+    let key = PeerKey::Ed25519([2; 32]);
+    for (sample, start) in [
+        (WAITS, expected("ada", Some(key), "")),
+        (FAILED, expected("key:0a", None, "too late")),
+    ] {
         std::fs::write(folder.path().join("scheduled-start.json"), sample).expect("writable");
-        assert_eq!(store.read().expect("readable"), Some(expected(failure)));
+        assert_eq!(store.read().expect("readable"), Some(start));
     }
 }
