@@ -93,8 +93,8 @@ pub(crate) struct OpenedData {
 
 impl OpenedData {
     /// Looks for the disk with the boot slots again, now that the data are open or not.
-    pub(crate) fn look_for_slots(&mut self, before: &UpdateSystem) {
-        self.update = UpdateStart::again(before, self.device()).map(Box::new);
+    pub(crate) fn look_for_slots(&mut self, before: &UpdateSystem, is_unread: bool) {
+        self.update = UpdateStart::again(before, is_unread, self.device()).map(Box::new);
     }
 
     /// Name below `/dev` of the device of the data, if they are open.
@@ -381,7 +381,8 @@ fn prepare(mut facts: InitFacts, vault: Arc<VaultHandle>, log: &InitLog) -> Boot
     let took_blank = begun.takes_blank_disk();
     let mut opened = open(&vault, offer, took_blank, log);
     // The disk may have been slow to appear, and was waited for with the data.
-    opened.look_for_slots(&begun.system);
+    let is_unread = UpdateStart::is_unread(begun.report.as_ref());
+    opened.look_for_slots(&begun.system, is_unread);
     let update = opened.update.take().map_or(begun, |found| *found);
     if !took_blank && update.takes_blank_disk() && opened.refuses_blank_disk() {
         opened = open(&vault, opened.offer, true, log);

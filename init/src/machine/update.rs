@@ -204,9 +204,15 @@ impl MachineUpdate {
     }
 
     /// Whether the version before may have to read what this one stores: this one is on trial, or a loader started it
-    /// from a boot slot and its disk is not known, whose record would say so.
+    /// from a boot slot, and the disk whose record would say so is not known or did not give it.
     pub(super) fn may_return(&self) -> bool {
-        self.is_trial() || (self.report.is_none() && self.system.running().is_some())
+        let is_known = self.report.is_some() && !self.is_unread();
+        self.is_trial() || (!is_known && self.system.running().is_some())
+    }
+
+    /// Whether the disk did not give the record of the boot slots.
+    pub(super) fn is_unread(&self) -> bool {
+        UpdateStart::is_unread(self.report.as_ref())
     }
 
     /// Whether a blank disk may become this machine's data, see [`UpdateStart::takes_blank_disk`].

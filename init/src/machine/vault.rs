@@ -251,10 +251,11 @@ impl InitMachine {
             let as_before = self.as_before(*prepared);
             let takes_blank = self.update.takes_blank_disk();
             let slots = self.update.system().clone();
+            let is_unread = self.update.is_unread();
             let open = move || {
                 assert!(!breaks, "a fault was injected");
                 let mut opened = boot::open(&vault, offer, takes_blank, &log);
-                opened.look_for_slots(&slots);
+                opened.look_for_slots(&slots, is_unread);
                 MachineEvent::Opened(Box::new(opened))
             };
             return self.blocking("opening the data", as_before, open);

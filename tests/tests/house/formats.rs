@@ -15,7 +15,7 @@ const UNKNOWN: [&str; 2] = ["ignored", "refused"];
 /// Ends of the names of files that a program writes as JSON.
 const JSON_ENDS: [&str; 2] = [".json", ".jsonl"];
 /// Constants that name other JSON files. The first three have a number, which another constant declares.
-const OTHERS: [(&str, &str); 10] = [
+const OTHERS: [(&str, &str); 11] = [
     ("appliance/src/credentials/mod.rs", "SEALED_FILE"),
     ("crates/escrow/src/index.rs", "FILE"),
     ("init/src/update/trust_store.rs", "FILE"),
@@ -28,8 +28,9 @@ const OTHERS: [(&str, &str); 10] = [
     // Measured again if they cannot be read.
     ("appliance/src/node/computing/mod.rs", "MEASURED_FILE"),
     ("appliance/src/node/self_probe/trust_history.rs", "FILE"),
-    // A document in a bundle, which names the version of TUF's formats.
+    // Documents in a bundle, which name the version of TUF's formats.
     ("crates/update/src/bundle.rs", "TIMESTAMP"),
+    ("crates/update/src/cosign.rs", "ROOT"),
 ];
 /// The migration of a first format.
 const NONE: &str = "–";

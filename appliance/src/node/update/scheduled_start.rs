@@ -18,8 +18,8 @@ use super::act::StartOrder;
 use super::refusal::refused;
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
 
-/// The file of the start that waits, in the state folder of the node.
-const START_FILE: &str = "scheduled-start.json";
+/// The file of the start that waits, in the state directory. The node may write in that folder of it.
+const START_FILE: &str = "state/scheduled-start.json";
 /// How far ahead a start may be asked for, in seconds: 30 days.
 const AHEAD_S_MAX: i64 = 30 * 86_400;
 /// How late the version still starts, in seconds, if the node did not run at the moment: an hour. A later restart would
@@ -128,14 +128,17 @@ impl ScheduledStartStore {
 
     fn write(&self, start: &ScheduledStart) -> io::Result<()> {
         let text = serde_json::to_vec(start).map_err(io::Error::other)?;
+        // PID 1 makes the folder on a machine; on a host nothing else may need it.
+        if let Some(folder) = self.file.parent() {
+            fs::create_dir_all(folder)?;
+        }
         alknet_durable::replace(&self.file, &text, 0o600)
     }
 
     fn remove(&self) -> io::Result<()> {
-        if let Err(error) = fs::remove_file(&self.file)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed?,
         }
         // A start that was taken back must not return after a power cut.
         self.file

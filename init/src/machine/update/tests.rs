@@ -106,6 +106,7 @@ fn a_version_that_may_be_on_trial_migrates_nothing_and_takes_no_blank_disk() {
     for (slot, report, may_return) in [
         (None, None, false),
         (slot, None, true),
+        (slot, Some(StartKind::Unread), true),
         (slot, Some(StartKind::Good), false),
         (slot, Some(StartKind::Trial), true),
     ] {

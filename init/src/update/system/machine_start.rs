@@ -40,15 +40,20 @@ impl UpdateStart {
     }
 
     /// Looks again after the data were opened, or not: the disk may have been slow to appear, and `data`, the name of the
-    /// opened data partition below `/dev`, tells it from another disk of the same build. `None` if nothing else is
-    /// found than before.
-    pub(crate) fn again(before: &UpdateSystem, data: Option<&str>) -> Option<Self> {
+    /// opened data partition below `/dev`, tells it from another disk of the same build. `is_unread` says that the disk
+    /// did not give the record before. `None` if nothing else is found than before.
+    pub(crate) fn again(
+        before: &UpdateSystem,
+        is_unread: bool,
+        data: Option<&str>,
+    ) -> Option<Self> {
         // A machine that was started in another way has nothing to look for.
         before.running?;
         let log = &before.log;
         caught(log, || {
             let found = found_disk(data);
-            before.is_replaced_by(&found).then(|| {
+            let is_read_again = is_unread && found.is_ok();
+            (is_read_again || before.is_replaced_by(&found)).then(|| {
                 // The note of another disk must not get what this start writes.
                 note_schedule::disarm();
                 Self::on(found, before.running, log)
@@ -74,6 +79,11 @@ impl UpdateStart {
         }
     }
 
+    /// Whether the disk did not give the record.
+    pub(crate) fn is_unread(report: Option<&StartReport>) -> bool {
+        report.is_some_and(|report| report.kind == StartKind::Unread)
+    }
+
     /// Whether a blank disk may become this machine's data. On trial it may not if the version before had its data
     /// open: they are on another disk, which this version does not find, and with new data the machine would be another
     /// node. If the machine was started from a boot slot whose disk is not known, it may be on trial.
@@ -82,6 +92,8 @@ impl UpdateStart {
             Some(report) if report.kind == StartKind::Trial => {
                 GateBaseline::from_note(self.note.as_ref()).takes_blank_disk()
             }
+            // The disk did not give the record, which would say whether this version is on trial.
+            report if Self::is_unread(report.as_ref()) => false,
             Some(_) => true,
             // A loader counts tries only of slots: a machine without them is never on trial.
             None => self.system.running.is_none(),
@@ -150,6 +162,7 @@ mod tests {
     fn a_machine_that_does_not_know_whether_it_is_on_trial_takes_no_blank_disk() {
         let slot = Some(BootSlot::B);
         assert!(!start(slot, None).takes_blank_disk());
+        assert!(!start(slot, Some(StartKind::Unread)).takes_blank_disk());
         assert!(start(slot, Some(StartKind::Good)).takes_blank_disk());
         // The note is lost.
         assert!(!start(slot, Some(StartKind::Trial)).takes_blank_disk());

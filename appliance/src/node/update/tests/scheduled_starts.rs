@@ -28,7 +28,7 @@ fn staged(bench: &NodeUpdateBench, sha256: &str) {
 }
 
 fn file(bench: &NodeUpdateBench) -> PathBuf {
-    bench.dir.path().join("scheduled-start.json")
+    bench.dir.path().join("state/scheduled-start.json")
 }
 
 /// A start of an administrator, so many seconds from now.
@@ -47,6 +47,7 @@ fn start(seconds: i64) -> ScheduledStart {
 /// Restarts the node with this start in its folder.
 fn restart_with(bench: &mut NodeUpdateBench, start: &ScheduledStart) {
     let text = serde_json::to_vec(start).expect("JSON");
+    std::fs::create_dir_all(bench.dir.path().join("state")).expect("writable");
     std::fs::write(file(bench), text).expect("writable");
     bench.restart();
 }
@@ -244,7 +245,9 @@ fn the_first_format_of_a_planned_start_is_read() {
         (WAITS, expected("ada", Some(key), "")),
         (FAILED, expected("key:0a", None, "too late")),
     ] {
-        std::fs::write(folder.path().join("scheduled-start.json"), sample).expect("writable");
+        std::fs::create_dir_all(folder.path().join("state")).expect("writable");
+        let file = folder.path().join("state/scheduled-start.json");
+        std::fs::write(file, sample).expect("writable");
         assert_eq!(store.read().expect("readable"), Some(start));
     }
 }
