@@ -69,7 +69,9 @@ alknet image cosign bundle.tar --key ben.pem --out signed.tar"
     #[command(
         after_help = "Examples:\n  alknet image root --dir vault --expires 2032-01-31 --out 1.root.json\n  \
 alknet image root --key ada.pem --key ben.pem --threshold 2 --expires 2032-01-31 --out 1.root.json\n  \
-alknet image root --key ada.pem --trust ed25519:d75a... --trust ed25519:3d40... --threshold 2 \\\n      \
+alknet image root --key ada.pem --threshold 2 \\\n      \
+--trust ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a \\\n      \
+--trust ed25519:3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c \\\n      \
 --incomplete --expires 2032-01-31 --out 1.root.json\n  \
 alknet image root --key ada.pem --key cy.pem --previous 1.root.json \\\n      \
 --expires 2033-01-31 --out 2.root.json"
