@@ -284,8 +284,8 @@ pub fn begin_release(
 
 /// Adds signatures to the documents of a bundle for which its newest root names the keys.
 ///
-/// The signer decides by the returned description whether to hand the bundle on, because no client has verified the documents. The
-/// caller compares the newest root of the bundle with its own before.
+/// The signer decides by the returned description whether to hand the bundle on, because no client has verified the
+/// documents. The caller compares the newest root of the bundle with its own before.
 ///
 /// # Errors
 /// The bundle cannot be read, has other programs than its documents describe or not all of them, or lacks no signature;

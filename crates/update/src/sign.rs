@@ -328,11 +328,12 @@ pub(crate) fn release_documents(
 }
 
 /// Makes the timestamp of a release again: it names the same snapshot, and has a higher version and another time of
-/// expiry. `release` is the number of the release, so that a server cannot give an old one in the place of the newest. Only keys of the role `timestamp` sign, so a machine can do this that has no other key.
+/// expiry. `release` is the number of the release, so that a server cannot give an old one in the place of the newest.
+/// Only keys of the role `timestamp` sign, so a machine can do this that has no other key.
 ///
 /// # Errors
-/// The keys in `root` have not signed `timestamp`, it is that of another release, its version is not lower than `version`, too few of the given keys
-/// belong to the role, or a key cannot sign.
+/// The keys in `root` have not signed `timestamp`, it is that of another release, its version is not lower than
+/// `version`, too few of the given keys belong to the role, or a key cannot sign.
 pub fn renew_timestamp(
     root: &[u8],
     timestamp: &[u8],

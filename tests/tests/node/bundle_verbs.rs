@@ -323,9 +323,9 @@ impl TwoSigners {
         fs::write(self.ben.file(file), self.ada.read(file)).expect("the folder is ours");
         // Another key, which has the name of Ada's on this computer.
         let foreign = ["cosign", file, "--key", "ada.pem"];
-        let foreign = self.ben.refused(&[&foreign, options].concat());
+        let foreign = self.ben.refused(&[&foreign[..], options].concat());
         assert!(foreign.contains("does not name"), "{foreign}");
-        let words = [&["cosign", file, "--key", "ben.pem"], options].concat();
+        let words = [&["cosign", file, "--key", "ben.pem"][..], options].concat();
         let whole = self.ben.run(&words, "").json();
         assert_eq!(whole["missing"].as_array().map(Vec::len), Some(0));
         let done = self.ben.refused(&words);
@@ -402,12 +402,13 @@ fn two_people_sign_a_root_and_a_release_on_two_computers() {
     let begun = people.begun(&bundle.concat(), "2 have to sign");
     assert_eq!(begun["missing"].as_array().map(Vec::len), Some(3));
     people.assert_half_signed();
-    let delta = [&bundle.concat()[..], &["--incomplete", "--from", "x"]];
-    let delta = people.ada.refused(&delta.concat());
+    let delta = ["--incomplete", "--from", "x"];
+    let delta = people.ada.refused(&[&bundle.concat()[..], &delta].concat());
     assert!(delta.contains("all keys at one computer"), "{delta}");
     people.assert_other_root_refused();
     let own_root = ["--root", "1.root.json"];
-    let twice = [&["cosign", "1.bundle", "--key", "ada.pem"], &own_root[..]].concat();
+    let twice = ["cosign", "1.bundle", "--key", "ada.pem"];
+    let twice = [&twice[..], &own_root].concat();
     let twice = people.ada.refused(&twice);
     assert!(twice.contains("have signed already"), "{twice}");
     people.assert_half_signed();
