@@ -56,13 +56,13 @@ alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.roo
     #[command(
         after_help = "Examples:\n  alknet image cosign 1.root.json --key ben.pem\n  \
 alknet image cosign 2.root.json --previous 1.root.json --key ben.pem\n  \
-alknet image cosign bundle.tar --key ben.pem --out signed.tar"
+alknet image cosign bundle.tar --root 1.root.json --key ben.pem --out signed.tar"
     )]
     Cosign(cosign::ImageCosignArgs),
     /// Give an update bundle a later timestamp, by the key of the timestamp alone.
     #[command(
-        after_help = "Example:\n  alknet image renew bundle.tar --key timestamp.pem --root 1.root.json --number 2 \\\n      \
---timestamp-expires 2027-05-31 --out renewed.tar"
+        after_help = "Example:\n  alknet image renew bundle.tar --key timestamp.pem --root 1.root.json --release 1 \\\n      \
+--number 2 --timestamp-expires 2027-05-31 --out renewed.tar"
     )]
     Renew(renew::ImageRenewArgs),
     /// Make or replace the root document of updates: the keys that may sign releases.

@@ -2,7 +2,7 @@
 //!
 //! The documents of such a release state no length and no hash of each other, because these cover the signatures, which
 //! others still add. Sections 4.4 and 4.6 of the TUF specification leave both out where a version names one document:
-//! each document is signed by the keys of its role, and nobody signs two releases of one version. The hashes of the
+//! each document is signed by the keys of its role, and no person signs two releases of one version. The hashes of the
 //! programs are in the signed part of the targets, as in every release.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -284,11 +284,13 @@ pub fn begin_release(
 
 /// Adds signatures to the documents of a bundle for which its newest root names the keys.
 ///
-/// The signer decides by the returned description whether to hand the bundle on: nobody has verified the documents.
+/// The signer decides by the returned description whether to hand the bundle on, because no client has verified the
+/// documents. The caller compares the newest root of the bundle with its own before.
 ///
 /// # Errors
-/// The bundle cannot be read, has other programs than its documents describe, or lacks no signature; its documents
-/// state hashes of each other; or a key is not named or has signed already.
+/// The bundle cannot be read, has other programs than its documents describe or not all of them, or lacks no signature;
+/// its documents state hashes of each other, name others or have several versions; or a key is not named or has signed
+/// already.
 pub fn cosign_bundle(
     bundle: &[u8],
     signers: &[&dyn MetadataSigner],
@@ -300,6 +302,7 @@ pub fn cosign_bundle(
     let timestamp_expires = UnixSeconds(timestamp.document.expires_s()?);
     let to_sign = VerifiedTargets::described(&targets.document, root.consistent)?;
     let present = check_targets(&mut reader, &to_sign)?;
+    check_programs(&to_sign, &present)?;
     let missing = add_signatures(&mut documents, signers)?;
     let mut changed = BTreeMap::new();
     for document in documents.iter().filter(|it| it.is_changed) {
@@ -349,14 +352,18 @@ fn required(
 }
 
 /// The documents of a bundle in the order of [`RELEASE_ROLES`], which belong together.
+///
+/// They are as [`release_documents`] makes them. A client takes others, too: a timestamp of a much higher version, after
+/// which it refuses each release that follows.
 fn read_release(
     reader: &mut BundleReader<&[u8]>,
     root: &RootBody,
-) -> Result<[OpenDocument; 3], UpdateError> {
+) -> Result<[OpenDocument; 3], SigningError> {
     let bytes = required(reader, TufRole::Timestamp, TIMESTAMP)?;
     let timestamp = OpenDocument::read(root, TufRole::Timestamp, TIMESTAMP, &bytes)?;
     let mut below = |above: &OpenDocument, role: TufRole| {
         let entry = entry_for(&above.document, &above.name, role)?;
+        check_entry(above, role, &entry)?;
         let name = match root.consistent {
             true => format!("{}.{role}.json", entry.version),
             false => format!("{role}.json"),
@@ -365,11 +372,29 @@ fn read_release(
         let mut read = OpenDocument::read(root, role, &name, &bytes)?;
         check_version(&read.document, &name, &above.name, &entry)?;
         read.fixed_by = states_bytes(&entry).then(|| above.name.clone());
-        Ok::<_, UpdateError>(read)
+        Ok::<_, SigningError>(read)
     };
     let snapshot = below(&timestamp, TufRole::Snapshot)?;
     let targets = below(&snapshot, TufRole::Targets)?;
     Ok([timestamp, snapshot, targets])
+}
+
+/// Fails unless a document names only the one below it, by its own version.
+fn check_entry(above: &OpenDocument, role: TufRole, entry: &MetaEntry) -> Result<(), SigningError> {
+    let file = above.name.clone();
+    if above.document.meta()?.len() != 1 {
+        return Err(SigningError::Entries { file, role });
+    }
+    let version = above.document.version()?;
+    if version != entry.version {
+        return Err(SigningError::Versions {
+            file,
+            version,
+            role,
+            named: entry.version,
+        });
+    }
+    Ok(())
 }
 
 fn states_bytes(entry: &MetaEntry) -> bool {
@@ -388,4 +413,17 @@ fn check_targets(
         reader.copy_target(to_sign, &mut io::sink())?;
     }
     Ok(present)
+}
+
+/// Fails unless each program is in the file: a person must not sign one that nothing was compared with. A delta only
+/// makes a program that is described as well.
+fn check_programs(
+    to_sign: &VerifiedTargets,
+    present: &BTreeSet<String>,
+) -> Result<(), SigningError> {
+    let is_unseen = |it: &&UpdateTarget| it.release.is_some() && !present.contains(&it.name);
+    match to_sign.iter().find(is_unseen) {
+        Some(unseen) => Err(SigningError::Unseen(unseen.name.clone())),
+        None => Ok(()),
+    }
 }

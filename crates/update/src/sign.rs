@@ -14,6 +14,7 @@ use crate::error::{KeysOrigin, UnixSeconds, UpdateError};
 use crate::json::canonical;
 use crate::keys::{KeyThreshold, MetadataSigner, TufPublicKey};
 use crate::limits::{BUNDLE_METADATA_FILES_MAX, TARGETS_MAX};
+use crate::refresh::entry_for;
 use crate::target::UpdateTarget;
 
 /// Why documents were not made or signed.
@@ -23,6 +24,17 @@ pub enum SigningError {
     /// A root document that was made or given would be refused by clients.
     #[error("clients would refuse the document: {0}")]
     Document(#[from] UpdateError),
+    /// A document names more than the one below it.
+    #[error(
+        "{file} names other documents than {role}.json, and a release has no others. Do not sign it: have the release \
+         made again"
+    )]
+    Entries {
+        /// The document that names them.
+        file: String,
+        /// The role of the only document that it may name.
+        role: TufRole,
+    },
     /// A time that RFC 3339 cannot write.
     #[error("{0} is no time of expiry: choose one before the year 10000")]
     Expiry(UnixSeconds),
@@ -78,6 +90,16 @@ pub enum SigningError {
         "the root document has version {0}. Give the one before it, too, because its keys have to sign"
     )]
     Previous(u64),
+    /// The timestamp is that of another release than the one to renew.
+    #[error(
+        "the timestamp is that of release {found}, and not of release {given}. Give the bundle of release {given}"
+    )]
+    Release {
+        /// The release to renew.
+        given: u64,
+        /// The release that the timestamp names.
+        found: u64,
+    },
     /// More targets than a client reads.
     #[error("the release has {0} targets, and clients read {TARGETS_MAX}")]
     Targets(usize),
@@ -86,6 +108,27 @@ pub enum SigningError {
         "the root document does not name the key {0} for this. Give one of the keys that it names"
     )]
     Unnamed(TufPublicKey),
+    /// A program is described, and is not in the bundle.
+    #[error(
+        "the targets describe the program {0}, which is not in this bundle. Do not sign what you cannot see: get the \
+         bundle with all its programs, or have the release made again without this one"
+    )]
+    Unseen(String),
+    /// The documents of a release have several versions.
+    #[error(
+        "{file} has version {version} and names version {named} of {role}.json, and the documents of a release have one \
+         version. Do not sign it: have the release made again"
+    )]
+    Versions {
+        /// The document above.
+        file: String,
+        /// Its version.
+        version: u64,
+        /// The role of the document below.
+        role: TufRole,
+        /// The version of that one.
+        named: u64,
+    },
     /// A bundle cannot be written.
     #[error("the bundle cannot be written: {0}")]
     Write(io::Error),
@@ -285,14 +328,16 @@ pub(crate) fn release_documents(
 }
 
 /// Makes the timestamp of a release again: it names the same snapshot, and has a higher version and another time of
-/// expiry. Only keys of the role `timestamp` sign, so a machine can do this that has no other key.
+/// expiry. `release` is the number of the release, so that a server cannot give an old one in the place of the newest.
+/// Only keys of the role `timestamp` sign, so a machine can do this that has no other key.
 ///
 /// # Errors
-/// The keys in `root` have not signed `timestamp`, its version is not lower than `version`, too few of the given keys
-/// belong to the role, or a key cannot sign.
+/// The keys in `root` have not signed `timestamp`, it is that of another release, its version is not lower than
+/// `version`, too few of the given keys belong to the role, or a key cannot sign.
 pub fn renew_timestamp(
     root: &[u8],
     timestamp: &[u8],
+    release: u64,
     version: u64,
     expires: UnixSeconds,
     signers: &[&dyn MetadataSigner],
@@ -306,6 +351,13 @@ pub fn renew_timestamp(
     };
     // Without this check the server of the bundle could have any snapshot signed.
     let before = check(timestamp)?;
+    let found = entry_for(&before, "timestamp.json", TufRole::Snapshot)?.version;
+    if found != release {
+        return Err(SigningError::Release {
+            given: release,
+            found,
+        });
+    }
     let seen = before.version()?;
     if version <= seen {
         return Err(SigningError::Number {

@@ -247,24 +247,30 @@ fn a_timestamp_is_renewed_by_its_key_alone() {
     assert_eq!(bundle(&["ben.pem"]).status, USAGE);
     bundle(&["ada.pem", "ben.pem"]).json();
 
-    let renew = |key: &str, number: &str| {
+    let renew = |key: &str, release: &str, number: &str| {
         let words = [
             &["renew", "1.bundle", "--root", "1.root.json"][..],
-            &["--key", key, "--number", number],
+            &["--key", key, "--release", release, "--number", number],
             &["--timestamp-expires", "2031-06-30", "--out", "2.bundle"],
         ];
         machine.run(&words.concat(), "")
     };
-    for (key, number, said) in [
-        ("ada.pem", "2", "belong to the role 'timestamp'"),
-        ("ben.pem", "1", "is not higher"),
+    for (key, release, number, said) in [
+        ("ada.pem", "1", "2", "belong to the role 'timestamp'"),
+        ("ben.pem", "1", "1", "is not higher"),
+        ("ben.pem", "2", "3", "is that of release 1"),
     ] {
-        let refused = renew(key, number);
+        let refused = renew(key, release, number);
         assert_eq!(refused.status, USAGE, "{refused:?}");
         assert!(refused.errors.contains(said), "{refused:?}");
     }
     assert!(!machine.file("2.bundle").exists());
-    assert_eq!(renew("ben.pem", "2").json()["number"], 2);
+    let renewed = renew("ben.pem", "1", "2").json();
+    assert_eq!(
+        (&renewed["release"], &renewed["number"]),
+        (&1.into(), &2.into())
+    );
+    assert_eq!(renewed["timestamp_expires"], "2031-06-30T00:00:00Z");
     let anchor = TrustAnchor::root(&machine.read("1.root.json")).expect("a root");
     let (trust, ..) = installed(UpdateTrust::new(anchor), &machine.read("1.bundle"));
     let (.., renewed) = installed(trust, &machine.read("2.bundle"));
@@ -313,12 +319,13 @@ impl TwoSigners {
     }
 
     /// Ben signs what Ada has begun, and Ada gets it back.
-    fn completed(&self, file: &str) -> Value {
+    fn completed(&self, file: &str, options: &[&str]) -> Value {
         fs::write(self.ben.file(file), self.ada.read(file)).expect("the folder is ours");
         // Another key, which has the name of Ada's on this computer.
-        let foreign = self.ben.refused(&["cosign", file, "--key", "ada.pem"]);
+        let foreign = ["cosign", file, "--key", "ada.pem"];
+        let foreign = self.ben.refused(&[&foreign[..], options].concat());
         assert!(foreign.contains("does not name"), "{foreign}");
-        let words = ["cosign", file, "--key", "ben.pem"];
+        let words = [&["cosign", file, "--key", "ben.pem"][..], options].concat();
         let whole = self.ben.run(&words, "").json();
         assert_eq!(whole["missing"].as_array().map(Vec::len), Some(0));
         let done = self.ben.refused(&words);
@@ -330,6 +337,26 @@ impl TwoSigners {
     fn trust(&self) -> UpdateTrust {
         let anchor = TrustAnchor::root(&self.ada.read("1.root.json"));
         UpdateTrust::new(anchor.expect("both have signed"))
+    }
+
+    /// The bundle is signed only beside the root in the signer's own files, and not beside one that the first signer made.
+    fn assert_other_root_refused(&self) {
+        let other = [
+            &["root", "--key", "ada.pem", "--trust", &self.of_ada][..],
+            &["--trust", &self.of_ben, "--expires", "2031-12-31"],
+            &["--out", "other.json"],
+        ];
+        self.ada.run(&other.concat(), "").json();
+        let words = ["cosign", "1.bundle", "--key", "ada.pem"];
+        let refused = self.ada.refused(&words);
+        assert!(refused.contains("add --root"), "{refused}");
+        let refused = self
+            .ada
+            .refused(&[&words[..], &["--root", "other.json"]].concat());
+        for root in ["1.root.json", "other.json"] {
+            let hash = HEXLOWER.encode(&Sha256::digest(self.ada.read(root)));
+            assert!(refused.contains(&hash), "{root}: {refused}");
+        }
     }
 
     /// A machine finds one of two signatures on Ada's bundle.
@@ -362,7 +389,7 @@ fn two_people_sign_a_root_and_a_release_on_two_computers() {
         "{begun:#}"
     );
     assert_eq!(missing["keys"][0], people.of_ben, "{begun:#}");
-    let whole = people.completed("1.root.json");
+    let whole = people.completed("1.root.json", &[]);
     assert_eq!(whole["roles"]["targets"]["threshold"], 2, "{whole:#}");
 
     let program = BuiltImageFolder::get().file(ImageForm::Uki, OutputRole::Uki);
@@ -375,14 +402,27 @@ fn two_people_sign_a_root_and_a_release_on_two_computers() {
     let begun = people.begun(&bundle.concat(), "2 have to sign");
     assert_eq!(begun["missing"].as_array().map(Vec::len), Some(3));
     people.assert_half_signed();
+    let delta = ["--incomplete", "--from", "x"];
+    let delta = people.ada.refused(&[&bundle.concat()[..], &delta].concat());
+    assert!(delta.contains("all keys at one computer"), "{delta}");
+    people.assert_other_root_refused();
+    let own_root = ["--root", "1.root.json"];
     let twice = ["cosign", "1.bundle", "--key", "ada.pem"];
+    let twice = [&twice[..], &own_root].concat();
     let twice = people.ada.refused(&twice);
     assert!(twice.contains("have signed already"), "{twice}");
     people.assert_half_signed();
-    let whole = people.completed("1.bundle");
+    let whole = people.completed("1.bundle", &own_root);
     let content = fs::read(&program).expect("it was built");
     let hash = HEXLOWER.encode(&Sha256::digest(&content));
-    assert_eq!(whole["targets"][0]["sha256"], hash, "{whole:#}");
+    let described = &whole["targets"][0];
+    assert_eq!(described["sha256"], hash, "{whole:#}");
+    assert_eq!(described["floor"], Value::Null, "{whole:#}");
+    assert_eq!(
+        described["needs"].as_array().map(Vec::len),
+        Some(0),
+        "{whole:#}"
+    );
     let (.., found) = installed(people.trust(), &people.ada.read("1.bundle"));
     assert!(found == content);
 }

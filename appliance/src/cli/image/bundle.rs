@@ -15,7 +15,7 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::cosign::{missing_json, note_missing};
+use super::cosign::{missing_json, note_missing_of_bundle};
 use super::delta::{self, ProgramDelta};
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
@@ -56,8 +56,8 @@ pub(crate) struct ImageBundleArgs {
     /// is made in the folder of --out, for machines that run that program.
     #[arg(long, value_name = "OLD")]
     from: Vec<PathBuf>,
-    /// Make the bundles also with fewer signatures than have to be on them. Others add theirs to each of them by 'alknet
-    /// image cosign'.
+    /// Make the bundle also with fewer signatures than have to be on it. Others add theirs by 'alknet image cosign'. Not
+    /// together with --from, because deltas need all keys at one computer.
     #[arg(long)]
     incomplete: bool,
     /// The file for the bundle.
@@ -67,6 +67,11 @@ pub(crate) struct ImageBundleArgs {
 
 /// Runs it.
 pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, CommandError> {
+    if args.incomplete && !args.from.is_empty() {
+        // A bundle with a delta has no program that the next signer could compare with its description.
+        let text = "leave out --from or --incomplete: deltas need all keys at one computer";
+        return Err(CommandError::usage(text));
+    }
     let roots = roots(&args.roots)?;
     let newest = roots.last().map(Vec::as_slice).unwrap_or_default();
     let path = program_path(&args.what)?;
@@ -141,7 +146,7 @@ fn report(
         "alknet: release {} with version {version}",
         args.number
     ));
-    note_missing(missing, &args.out);
+    note_missing_of_bundle(missing, &args.out);
     Ok(CommandExit::Ok)
 }
 

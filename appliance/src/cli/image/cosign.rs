@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
-    CosignedBundle, CosignedRoot, MissingSignatures, UpdateTarget, cosign_bundle, cosign_root,
+    BundleReader, CosignedBundle, CosignedRoot, MetadataRequest, MetadataSource as _,
+    MissingSignatures, ReleaseInfo, UpdateError, UpdateTarget, cosign_bundle, cosign_root,
 };
 use clap::Args;
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::bundle::{of_signing, put};
 use super::read_bounded;
@@ -27,6 +29,9 @@ pub(crate) struct ImageCosignArgs {
     /// For a root document of a later version: the one that it replaces, from your own files.
     #[arg(long, value_name = "FILE")]
     previous: Option<PathBuf>,
+    /// For a bundle: the newest root document, from your own files. The bundle must have the same one.
+    #[arg(long, value_name = "FILE")]
+    root: Option<PathBuf>,
     /// The file for the result [default: the same file]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -37,6 +42,10 @@ pub(super) fn run(args: &ImageCosignArgs, json: bool) -> Result<CommandExit, Com
     let content = read_bounded(&args.file, BUNDLE_BYTES_MAX)?;
     let out = args.out.as_ref().unwrap_or(&args.file);
     if root_version(&content).is_ok() {
+        if args.root.is_some() {
+            let text = "leave out --root: it is for bundles, and this file is a root document";
+            return Err(CommandError::usage(text));
+        }
         let previous = args.previous.as_ref();
         let previous = previous.map(|path| read_bounded(path, ROOT_BYTES_MAX));
         let previous = previous.transpose()?;
@@ -47,9 +56,10 @@ pub(super) fn run(args: &ImageCosignArgs, json: bool) -> Result<CommandExit, Com
         report_root(out, &signed, json)?;
     } else {
         if args.previous.is_some() {
-            let text = "--previous is for a root document, and this file is none";
+            let text = "leave out --previous: it is for root documents, and this file is a bundle";
             return Err(CommandError::usage(text));
         }
+        check_root(args, &content)?;
         let signed = args
             .keys
             .with_signers(|signers| cosign_bundle(&content, signers).map_err(of_signing))?;
@@ -57,6 +67,43 @@ pub(super) fn run(args: &ImageCosignArgs, json: bool) -> Result<CommandExit, Com
         report_bundle(out, &signed, json)?;
     }
     Ok(CommandExit::Ok)
+}
+
+/// Fails unless the newest root of a bundle is the one in the signer's own files: it names the keys, and the person who
+/// made the bundle chose it.
+fn check_root(args: &ImageCosignArgs, bundle: &[u8]) -> Result<(), CommandError> {
+    let Some(path) = &args.root else {
+        let text =
+            "add --root with the newest root document, from your own files: this file is a bundle";
+        return Err(CommandError::usage(text));
+    };
+    let own = read_bounded(path, ROOT_BYTES_MAX)?;
+    let file = args.file.display();
+    let refused = |error: UpdateError| CommandError::usage(format!("{file}: {error}"));
+    let mut reader = BundleReader::open(bundle).map_err(refused)?;
+    let names = reader.metadata_names();
+    let versions = names.filter_map(|name| name.strip_suffix(".root.json")?.parse::<u64>().ok());
+    let newest = versions.max();
+    let request = MetadataRequest {
+        name: newest.map_or_else(|| "root.json".to_owned(), |it| format!("{it}.root.json")),
+        bytes_max: ROOT_BYTES_MAX,
+        is_optional: false,
+    };
+    let found = reader.metadata(&request).map_err(refused)?;
+    let found =
+        found.ok_or_else(|| CommandError::usage(format!("{file} has no {}", request.name)))?;
+    if found != own {
+        let hash = |bytes: &[u8]| HEXLOWER.encode(&Sha256::digest(bytes));
+        return Err(CommandError::usage(format!(
+            "{file} has another root document than {}: {} has the SHA-256 {}, and yours {}. Do not sign it, unless you \
+             know that a newer root was made: then give that one",
+            path.display(),
+            request.name,
+            hash(&found),
+            hash(&own)
+        )));
+    }
+    Ok(())
 }
 
 fn report_root(out: &Path, signed: &CosignedRoot, json: bool) -> Result<(), CommandError> {
@@ -98,6 +145,8 @@ fn report_bundle(out: &Path, signed: &CosignedBundle, json: bool) -> Result<(), 
                 "bytes": target.bytes,
                 "sha256": HEXLOWER.encode(&target.sha256),
                 "version": target.release.as_ref().map(|release| &release.version),
+                "floor": target.release.as_ref().and_then(|release| release.floor.as_ref()),
+                "needs": target.release.as_ref().map(|release| &release.needs),
                 "in_file": is_present(target),
             })
         });
@@ -123,9 +172,25 @@ fn report_bundle(out: &Path, signed: &CosignedBundle, json: bool) -> Result<(), 
         };
         let hash = HEXLOWER.encode(&target.sha256);
         output::note(&format!("  {}: SHA-256 {hash}{place}", target.name));
+        if let Some(release) = &target.release {
+            output::note(&format!("    {}", described(release)));
+        }
     }
-    note_missing(&signed.missing, out);
+    note_missing_of_bundle(&signed.missing, out);
     Ok(())
+}
+
+/// What a machine decides by, for a person who signs it.
+fn described(release: &ReleaseInfo) -> String {
+    let floor = match &release.floor {
+        Some(floor) => format!("floor {floor}"),
+        None => "no floor".to_owned(),
+    };
+    let needs = match release.needs.is_empty() {
+        true => "no needs".to_owned(),
+        false => format!("needs {}", release.needs.join(" and ")),
+    };
+    format!("version {}, {floor}, {needs}", release.version)
 }
 
 /// The signatures that are missing, for programs.
@@ -143,8 +208,17 @@ pub(super) fn missing_json(missing: &[MissingSignatures]) -> Vec<Value> {
     missing.collect()
 }
 
-/// Says how many signatures are missing, and how to add them.
+/// Says how many signatures a root document lacks, and how to add them.
 pub(super) fn note_missing(missing: &[MissingSignatures], file: &Path) {
+    note_missing_with(missing, file, "--key KEY");
+}
+
+/// Like `note_missing`, of a bundle.
+pub(super) fn note_missing_of_bundle(missing: &[MissingSignatures], file: &Path) {
+    note_missing_with(missing, file, "--root ROOT --key KEY");
+}
+
+fn note_missing_with(missing: &[MissingSignatures], file: &Path, options: &str) {
     if missing.is_empty() {
         return;
     }
@@ -156,7 +230,7 @@ pub(super) fn note_missing(missing: &[MissingSignatures], file: &Path) {
         }
     }
     output::note(&format!(
-        "alknet: add one where another of these keys is: alknet image cosign {} --key KEY",
+        "alknet: add one where another of these keys is: alknet image cosign {} {options}",
         file.display()
     ));
 }

@@ -28,6 +28,10 @@ pub(crate) struct ImageRenewArgs {
     /// The newest root document: a file of your own, and not one from the server of the bundle.
     #[arg(long, value_name = "FILE")]
     root: PathBuf,
+    /// The number of the release that is the newest one, as it was given to 'image bundle'. A bundle of another release is
+    /// refused.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    release: u64,
     /// The number of the timestamp: higher than that of any release and of any timestamp before, in either channel.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     number: u64,
@@ -54,9 +58,9 @@ pub(super) fn run(args: &ImageRenewArgs, json: bool) -> Result<CommandExit, Comm
     let before = reader.metadata(&request).map_err(refused)?;
     let before =
         before.ok_or_else(|| CommandError::usage(format!("{path} has no {}", request.name)))?;
-    let (number, expires) = (args.number, args.timestamp_expires.0);
+    let (release, number, expires) = (args.release, args.number, args.timestamp_expires.0);
     let timestamp = args.keys.with_signers(|signers| {
-        renew_timestamp(&root, &before, number, expires, signers).map_err(of_signing)
+        renew_timestamp(&root, &before, release, number, expires, signers).map_err(of_signing)
     })?;
     let mut renewed = Vec::new();
     replace_timestamp(&*bundle, &timestamp, &mut renewed).map_err(refused)?;
@@ -65,14 +69,15 @@ pub(super) fn run(args: &ImageRenewArgs, json: bool) -> Result<CommandExit, Comm
         output::json_line(&json!({
             "file": args.out,
             "bytes": renewed.len(),
+            "release": release,
             "number": number,
-            "expires": expires.to_string(),
+            "timestamp_expires": expires.to_string(),
         }))?;
         return Ok(CommandExit::Ok);
     }
     output::line(&args.out.display().to_string())?;
     output::note(&format!(
-        "alknet: timestamp {number}, valid until {expires}"
+        "alknet: release {release} has timestamp {number}, valid until {expires}"
     ));
     Ok(CommandExit::Ok)
 }

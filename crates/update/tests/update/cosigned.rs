@@ -2,11 +2,12 @@
 
 use alknet_update::{
     BundleReader, CosignedBundle, MetadataSigner, RootPlan, SeedSigner, SigningError, TrustAnchor,
-    TufRole, UpdateError, UpdateTrust, begin_release, begin_root, cosign_bundle, cosign_root,
-    sign_release, sign_root, write_bundle,
+    TufRole, UpdateError, UpdateTarget, UpdateTrust, begin_release, begin_root, cosign_bundle,
+    cosign_root, sign_release, sign_root, write_bundle,
 };
+use serde_json::{Value, json};
 
-use crate::support::{LATE, PROGRAM, Publisher, keys, read, signer, target};
+use crate::support::{LATE, PROGRAM, Publisher, body, keys, read, release, signed, signer, target};
 
 /// A root of two keys that both sign everything.
 fn root_of(one: &SeedSigner, two: &SeedSigner) -> Vec<u8> {
@@ -122,6 +123,63 @@ fn a_bundle_with_another_program_than_the_described_one_is_not_signed() {
     );
 }
 
+/// The first signer adds a newer program, which the second signer would sign without having seen it.
+#[test]
+fn a_described_program_that_is_not_in_the_bundle_is_not_signed() {
+    let [one, two] = [1, 2].map(signer);
+    let root = root_of(&one, &two);
+    let hidden = release("9.9.9");
+    let hidden = UpdateTarget::describe("hidden.efi", Some(hidden), &mut &b"another"[..]);
+    let hidden = hidden.expect("a description that clients accept");
+    let shown = target("1.1.0");
+    let plan = Publisher::plan(1, vec![shown.clone(), hidden]);
+    let (documents, _) = begin_release(&root, &plan, &[&one]).expect("a named key");
+    let mut bundle = Vec::new();
+    write_bundle(&mut bundle, &[root], &documents, &[shown], |_| Ok(PROGRAM)).expect("written");
+    let refused = cosign_bundle(&bundle, &[&two]).expect_err("a program is hidden");
+    assert!(
+        matches!(&refused, SigningError::Unseen(name) if name == "hidden.efi"),
+        "{refused}"
+    );
+}
+
+/// The first signer changes a document of the release before the second one signs it.
+fn cosigned_with(at: usize, change: impl Fn(&mut Value)) -> SigningError {
+    let [one, two] = [1, 2].map(signer);
+    let root = root_of(&one, &two);
+    let plan = Publisher::plan(1, vec![target("1.1.0")]);
+    let (mut release, _) = begin_release(&root, &plan, &[&one]).expect("a named key");
+    let (_, document) = &mut release.documents[at];
+    let mut changed = body(document);
+    change(&mut changed);
+    *document = signed(&changed, &[&one]);
+    let mut bundle = Vec::new();
+    write_bundle(&mut bundle, &[root], &release, &plan.targets, |_| {
+        Ok(PROGRAM)
+    })
+    .expect("written");
+    cosign_bundle(&bundle, &[&two]).expect_err("no release has such documents")
+}
+
+/// Machines that have seen such documents would refuse the releases that follow.
+#[test]
+fn documents_that_no_release_has_are_not_signed() {
+    for (at, name) in [(0, "timestamp.json"), (1, "1.snapshot.json")] {
+        let more = cosigned_with(at, |body| {
+            body["meta"]["more.json"] = json!({ "version": 1 })
+        });
+        assert!(
+            matches!(&more, SigningError::Entries { file, .. } if file == name),
+            "{more}"
+        );
+    }
+    let high = cosigned_with(0, |body| body["version"] = u64::from(u32::MAX).into());
+    assert!(
+        matches!(high, SigningError::Versions { named: 1, .. }),
+        "{high}"
+    );
+}
+
 /// A signature more would change the bytes that the document above states.
 #[test]
 fn a_document_whose_bytes_are_stated_takes_no_signature() {
@@ -130,7 +188,7 @@ fn a_document_whose_bytes_are_stated_takes_no_signature() {
     let plan = Publisher::plan(1, vec![target("1.1.0")]);
     let mut release = sign_release(&root, &plan, &[&one, &two]).expect("both sign");
     let (_, targets) = &mut release.documents[2];
-    // The first signature becomes one of a key that nobody knows.
+    // The first signature becomes one of a key that no root names.
     let text = String::from_utf8(targets.clone()).expect("JSON");
     *targets = text
         .replace(&one.public_key().id(), &signer(9).public_key().id())

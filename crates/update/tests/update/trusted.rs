@@ -316,17 +316,24 @@ fn a_timestamp_is_renewed_by_its_own_key() {
     assert!(matches!(expired, UpdateError::Expired { .. }), "{expired}");
 
     let (_, before) = &signed.documents[0];
-    let renewed = renew_timestamp(&root, before, 2, LATE, &[&renewer]).expect("its own key");
+    let renewed = renew_timestamp(&root, before, 1, 2, LATE, &[&renewer]).expect("its own key");
     let mut output = Vec::new();
     replace_timestamp(&*bundle, &renewed, &mut output).expect("a bundle");
     verified(&output).expect("it is valid again, with its program");
 
-    let refused = renew_timestamp(&root, before, 2, LATE, &[&owner]).expect_err("another key");
+    let refused = renew_timestamp(&root, before, 1, 2, LATE, &[&owner]).expect_err("another key");
     assert!(matches!(refused, SigningError::Keys { .. }), "{refused}");
-    let refused = renew_timestamp(&root, before, 1, LATE, &[&renewer]).expect_err("not higher");
+    let refused = renew_timestamp(&root, before, 1, 1, LATE, &[&renewer]).expect_err("not higher");
     assert!(matches!(refused, SigningError::Number { .. }), "{refused}");
+    // A server gives an old release in the place of release 2, which is the newest.
+    let refused = renew_timestamp(&root, before, 2, 3, LATE, &[&renewer]).expect_err("an old one");
+    assert!(
+        matches!(refused, SigningError::Release { given: 2, found: 1 }),
+        "{refused}"
+    );
     let (_, foreign) = Publisher::new(3).sign(&release).documents.remove(0);
-    let refused = renew_timestamp(&root, &foreign, 2, LATE, &[&renewer]).expect_err("other keys");
+    let refused =
+        renew_timestamp(&root, &foreign, 1, 2, LATE, &[&renewer]).expect_err("other keys");
     assert!(matches!(refused, SigningError::Document(_)), "{refused}");
     for end in [0, bundle.len() / 2] {
         replace_timestamp(&bundle[..end], &renewed, &mut Vec::new()).expect_err("it was cut off");
