@@ -158,7 +158,8 @@ fn provenance(shipped: Option<&Path>) -> Result<BuildProvenance, CommandError> {
     Ok(BuildProvenance::of_facts(facts, seconds))
 }
 
-/// The time of the build that the variable names. Another text is refused: the build would have a time that nobody named.
+/// The time of the build that the variable names. Another text is refused: the build would have a time that nobody
+/// named.
 fn named_seconds(named: Option<&OsStr>) -> Result<Option<i64>, CommandError> {
     let Some(named) = named else {
         return Ok(None);
@@ -196,7 +197,10 @@ mod tests {
     fn the_time_of_a_build_is_a_whole_number_or_a_mistake_of_the_command() {
         let seconds = |text: &str| named_seconds(Some(text.as_ref()));
         assert_eq!(named_seconds(None).expect("no variable"), None);
-        assert_eq!(seconds("1700000000").expect("a number"), Some(1_700_000_000));
+        assert_eq!(
+            seconds("1700000000").expect("a number"),
+            Some(1_700_000_000)
+        );
         for text in ["", "yesterday", "1700000000.5"] {
             let refused = seconds(text).expect_err("no number");
             assert_eq!(refused.exit, CommandExit::Usage, "{text}");
