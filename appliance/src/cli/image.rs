@@ -34,6 +34,9 @@ const IMAGE_DIFFERS: &str = "IMAGE_DIFFERS";
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
     /// Put a kernel and this program into every bootable form.
+    ///
+    /// The time of the bill of materials is that of the variable SOURCE_DATE_EPOCH, in seconds since 1970. Without it,
+    /// it is that of the bill in the folder of --shipped, or the first second of 1970.
     #[command(
         after_help = "Examples:\n  alknet image build --kernel bzImage --form oci --out out\n  \
 alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out\n  \

@@ -113,6 +113,23 @@ const DAMAGES: [SlotDamage; 31] = [
 ];
 
 impl SlotDamage {
+    /// Whether the version may serve without its console, or without knowing its slot. The names of both come from the
+    /// script for GRUB and from the command line. By UEFI it is the stub that finds the command line, by the headers of
+    /// the sections, and zeros anywhere may lie in each of these parts. Other damage leaves the names as they were.
+    fn may_hide_words(self) -> bool {
+        matches!(
+            self,
+            Self::Program(
+                ProgramDamage::BitsOfScript
+                    | ProgramDamage::BitsOfCommandLine
+                    | ProgramDamage::ScriptWithoutProbe
+                    | ProgramDamage::BitsOfHeaders
+                    | ProgramDamage::BitsOfStub
+                    | ProgramDamage::Zeros
+            )
+        )
+    }
+
     /// Puts `second` on its last try into slot b of the disk, with this damage. Returns the slot that a loader then
     /// starts first.
     fn apply(self, disk: &SlotDiskImage, second: &[u8], dice: &mut CampaignRng) -> BootSlot {
@@ -265,7 +282,7 @@ fn leave_a_serving_node(kind: MachineKind) {
         copied.unwrap_or_else(|error| panic!("{error}"));
         let disk = SlotDiskImage::new(&image.0);
         damage.apply(&disk, &campaign.second, &mut dice);
-        let outcome = campaign.serves(&disk);
+        let outcome = campaign.serves(&disk, *damage);
         eprintln!("image {number}: {outcome:?} after {:.0?}", begun.elapsed());
         outcomes.push(outcome);
     }
@@ -277,6 +294,8 @@ fn leave_a_serving_node(kind: MachineKind) {
         count(|outcome| outcome.serves == BootSlot::B),
         count(|outcome| outcome.resets > 0),
     );
+    let confirmed = count(|outcome| outcome.serves == BootSlot::B);
+    assert!(confirmed > 0, "no image was confirmed: {outcomes:?}");
 }
 
 /// Which slot served at the end, and how often the machine hung before that.
@@ -317,16 +336,22 @@ impl DamageCampaign {
     }
 
     /// Starts a machine from the disk, until it serves a version that is not on trial and its boot partition is clean.
-    fn serves(&self, disk: &SlotDiskImage) -> DamageOutcome {
+    fn serves(&self, disk: &SlotDiskImage, damage: SlotDamage) -> DamageOutcome {
         let vm = machine(self.kind, VirtioDisk::file(disk.path()), &self.config);
         let vm = quick(vm).start().unwrap_or_else(|error| panic!("{error}"));
         let mut resets = 0;
-        let ready = self.wait_serving(&vm, ConsoleMark::default(), &mut resets);
+        let ready = self.wait_serving(&vm, (damage, ConsoleMark::default()), &mut resets);
         if started_slot(&vm) == BootSlot::B {
             let returned = match self.wait_settled(&vm, disk, ready) {
                 TrialEnd::Confirmed => None,
                 TrialEnd::Returned(mark) => Some(mark),
                 TrialEnd::SlotUnknown => {
+                    let may = damage.may_hide_words();
+                    assert!(
+                        may,
+                        "{damage:?}: it does not know its slot: {}",
+                        vm.report()
+                    );
                     eprintln!("it does not know its slot");
                     let mark = vm.console().mark();
                     vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
@@ -334,7 +359,7 @@ impl DamageCampaign {
                 }
             };
             if let Some(mark) = returned {
-                self.wait_serving(&vm, mark, &mut resets);
+                self.wait_serving(&vm, (damage, mark), &mut resets);
                 assert_eq!(started_slot(&vm), BootSlot::A, "{}", vm.report());
             }
         }
@@ -342,7 +367,7 @@ impl DamageCampaign {
             // A start on trial repairs nothing. The next one does.
             let mark = vm.console().mark();
             vm.reset_button().unwrap_or_else(|error| panic!("{error}"));
-            self.wait_serving(&vm, mark, &mut resets);
+            self.wait_serving(&vm, (damage, mark), &mut resets);
         }
         eventually("the start repairs the boot partition", || {
             is_clean(&self.bench, disk).then_some(())
@@ -379,7 +404,12 @@ impl DamageCampaign {
     }
 
     /// Waits until the machine serves, with its identity. A machine that hangs is reset and counted.
-    fn wait_serving(&self, vm: &Vm, after: ConsoleMark, resets: &mut usize) -> ConsoleMark {
+    fn wait_serving(
+        &self,
+        vm: &Vm,
+        (damage, after): (SlotDamage, ConsoleMark),
+        resets: &mut usize,
+    ) -> ConsoleMark {
         let (mut seen, mut since) = (after, Instant::now());
         let ready = loop {
             match vm.console().wait(after, READY, ASKED_EVERY) {
@@ -391,6 +421,12 @@ impl DamageCampaign {
             if end != seen {
                 (seen, since) = (end, Instant::now());
             } else if since.elapsed() > deadline(ASKED_AFTER) && self.call(vm, INFO).status == 0 {
+                let may = damage.may_hide_words() && started_slot(vm) == BootSlot::B;
+                assert!(
+                    may,
+                    "{damage:?}: it serves without a console: {}",
+                    vm.report()
+                );
                 eprintln!("it serves without a console");
                 return end;
             } else if is_dead(vm) || since.elapsed() > deadline(SILENT_MAX) {
@@ -416,8 +452,8 @@ enum TrialEnd {
     Confirmed,
     /// The mark is behind the restart.
     Returned(ConsoleMark),
-    /// The damage is to the name of the slot, which GRUB's script gives the kernel. The version serves and is never
-    /// confirmed, and the next start is the one of the version before.
+    /// The damage is to the name of the slot, which GRUB's script gives the kernel: see `SlotDamage::may_hide_words`.
+    /// The version serves and is never confirmed, and the next start is the one of the version before.
     SlotUnknown,
 }
 

@@ -1,5 +1,6 @@
 //! `alknet image build`: what `cargo xtask image` does, for owners without the source.
 
+use std::ffi::OsStr;
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 
@@ -148,14 +149,27 @@ fn provenance(shipped: Option<&Path>) -> Result<BuildProvenance, CommandError> {
     let inventory = LicenseInventory::own().map_err(CommandError::local)?;
     let own = InputFacts::of_binary(THIS_PROGRAM.as_ref(), inventory);
     let own = own.map_err(|error| of_image(&error))?;
-    let named = std::env::var(BUILD_TIME).ok();
-    let named = named.and_then(|text| text.parse().ok());
+    let named = named_seconds(std::env::var_os(BUILD_TIME).as_deref())?;
     // The clock would make each build another one.
     let seconds = named
         .or_else(|| shipped.as_ref()?.seconds())
         .unwrap_or_default();
     let facts = shipped.into_iter().chain([own]).collect();
     Ok(BuildProvenance::of_facts(facts, seconds))
+}
+
+/// The time of the build that the variable names. Another text is refused: the build would have a time that nobody
+/// named.
+fn named_seconds(named: Option<&OsStr>) -> Result<Option<i64>, CommandError> {
+    let Some(named) = named else {
+        return Ok(None);
+    };
+    let seconds = named.to_str().and_then(|text| text.parse().ok());
+    let refused = || {
+        let text = format!("{BUILD_TIME} is {named:?}, not a whole number of seconds since 1970");
+        CommandError::usage(text)
+    };
+    seconds.map(Some).ok_or_else(refused)
 }
 
 /// The files, as `cargo xtask image` prints them.
@@ -173,4 +187,24 @@ fn show(manifest: &Manifest, json: bool) -> Result<(), CommandError> {
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_build_is_a_whole_number_or_a_mistake_of_the_command() {
+        let seconds = |text: &str| named_seconds(Some(text.as_ref()));
+        assert_eq!(named_seconds(None).expect("no variable"), None);
+        assert_eq!(
+            seconds("1700000000").expect("a number"),
+            Some(1_700_000_000)
+        );
+        for text in ["", "yesterday", "1700000000.5"] {
+            let refused = seconds(text).expect_err("no number");
+            assert_eq!(refused.exit, CommandExit::Usage, "{text}");
+            assert!(refused.message.contains(BUILD_TIME), "{}", refused.message);
+        }
+    }
 }

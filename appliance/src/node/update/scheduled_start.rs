@@ -37,7 +37,7 @@ pub(super) struct ScheduledStart {
     /// The version of this program. Empty if PID 1 has not said it.
     #[serde(default)]
     pub(super) version: String,
-    /// The id of the caller that set it. Not a `PeerId`: the id of a program's token is none.
+    /// The id of the caller that set it. A text, because the id of a program's token is not a `PeerId`.
     pub(super) by: String,
     /// A key by which this caller is known again: another peer may get its id meanwhile. `None` for the token of a
     /// program.

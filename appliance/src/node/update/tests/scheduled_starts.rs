@@ -52,6 +52,13 @@ fn restart_with(bench: &mut NodeUpdateBench, start: &ScheduledStart) {
     bench.restart();
 }
 
+/// Lets the tasks of a node that has just restarted run: what follows would hold of a node that has done nothing.
+async fn let_tasks_run() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn wait_until(is_so: impl Fn() -> bool) {
     let waiting = async {
         while !is_so() {
@@ -82,6 +89,7 @@ async fn a_moment_outlives_a_restart_until_its_version_is_taken_back() {
     let kept = kept.expect("readable").expect("it waits");
     assert_eq!(kept.key, Some(PeerKey::Ed25519([1; 32])));
     bench.restart();
+    let_tasks_run().await;
     assert_eq!(bench.updates.start_moment(), Some(at));
     assert!(bench.requests().is_empty(), "it does not start before");
     let node = UpdateCaller::new(&bench.updates);
@@ -89,6 +97,7 @@ async fn a_moment_outlives_a_restart_until_its_version_is_taken_back() {
     back.await.expect("taken back");
     assert!(!file(&bench).exists());
     bench.restart();
+    let_tasks_run().await;
     assert_eq!(bench.updates.start_moment(), None);
 }
 
@@ -114,6 +123,7 @@ async fn a_moment_that_passed_long_ago_starts_nothing_and_is_a_problem() {
     assert_eq!(bench.updates.start_moment(), None);
     // The problem stays until a caller acts.
     bench.restart();
+    let_tasks_run().await;
     let text = not_started(&bench).expect("a problem");
     assert!(
         text.starts_with("version 1.1.0 did not start at "),
@@ -156,7 +166,9 @@ async fn a_caller_that_lost_its_right_has_no_version_started() {
     let entries = IdentityEntries { peers, ..admins() };
     bench.identities.identities.replace_config(entries);
     bench.restart();
+    let_tasks_run().await;
     assert!(not_started(&bench).is_some());
+    assert!(bench.requests().is_empty());
     // PID 1 counts the starts of a caller that is no administrator any more.
     let by_eve = ScheduledStart {
         by: "eve".to_owned(),
