@@ -391,7 +391,7 @@ fn check_entry(above: &OpenDocument, role: TufRole, entry: &MetaEntry) -> Result
             file,
             version,
             role,
-            named: entry.version,
+            below: entry.version,
         });
     }
     Ok(())

@@ -116,7 +116,7 @@ pub enum SigningError {
     Unseen(String),
     /// The documents of a release have several versions.
     #[error(
-        "{file} has version {version} and names version {named} of {role}.json, and the documents of a release have one \
+        "{file} has version {version} and names version {below} of {role}.json, and the documents of a release have one \
          version. Do not sign it: have the release made again"
     )]
     Versions {
@@ -127,7 +127,7 @@ pub enum SigningError {
         /// The role of the document below.
         role: TufRole,
         /// The version of that one.
-        named: u64,
+        below: u64,
     },
     /// A bundle cannot be written.
     #[error("the bundle cannot be written: {0}")]

@@ -158,8 +158,8 @@ fn provenance(shipped: Option<&Path>) -> Result<BuildProvenance, CommandError> {
     Ok(BuildProvenance::of_facts(facts, seconds))
 }
 
-/// The time of the build that the variable names. Another text is refused: the build would have a time that nobody
-/// named.
+/// The time of the build that the variable names. Another text is refused: the build would have another time than
+/// its caller wants.
 fn named_seconds(named: Option<&OsStr>) -> Result<Option<i64>, CommandError> {
     let Some(named) = named else {
         return Ok(None);
