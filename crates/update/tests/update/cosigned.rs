@@ -175,7 +175,7 @@ fn documents_that_no_release_has_are_not_signed() {
     }
     let high = cosigned_with(0, |body| body["version"] = u64::from(u32::MAX).into());
     assert!(
-        matches!(high, SigningError::Versions { named: 1, .. }),
+        matches!(high, SigningError::Versions { below: 1, .. }),
         "{high}"
     );
 }
