@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::operations::{ADMIN, UpdateCaller};
 use super::*;
+use crate::node::update::act::StartOrder;
 use crate::node::update::scheduled_start::{
     LATE_S_MAX, ScheduledStart, ScheduledStartStore, StartTurn,
 };
@@ -85,9 +86,6 @@ async fn a_moment_outlives_a_restart_until_its_version_is_taken_back() {
     let node = UpdateCaller::new(&bench.updates);
     let set = node.call(ADMIN, "update/apply", json!({ "at": at.to_string() }));
     set.await.expect("it waits");
-    let kept = ScheduledStartStore::new(bench.dir.path()).read();
-    let kept = kept.expect("readable").expect("it waits");
-    assert_eq!(kept.key, Some(PeerKey::Ed25519([1; 32])));
     bench.restart();
     let_tasks_run().await;
     assert_eq!(bench.updates.start_moment(), Some(at));
@@ -193,6 +191,17 @@ async fn another_peer_with_the_id_of_the_caller_has_no_version_started() {
         key: Some(key),
         ..start(-1)
     };
+    let order = StartOrder {
+        sha256: None,
+        limited: false,
+        unasked: false,
+    };
+    let by = ("admin".to_owned(), Some(of_admin));
+    let set = bench.updates.start_at(start(3600).at, order, by);
+    set.expect("it waits");
+    let kept = ScheduledStartStore::new(bench.dir.path()).read();
+    let kept = kept.expect("readable").expect("it waits");
+    assert_eq!(kept.key, Some(of_admin));
     restart_with(&mut bench, &by_key(other));
     wait_until(|| not_started(&bench).is_some()).await;
     assert!(bench.requests().is_empty());
