@@ -1,6 +1,7 @@
 //! Makes a delta on a build machine, and tries it.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::Range;
 
@@ -9,7 +10,7 @@ use zstd::stream::write::Encoder;
 
 use crate::apply::{DeltaBase, apply_delta};
 use crate::error::{DeltaError, DeltaMakingError};
-use crate::limits::{DELTA_WINDOW_LOG_MAX, GROUP_BYTES_MAX, GROUP_PIECES_MAX};
+use crate::limits::{DELTA_WINDOW_LOG_MAX, GROUP_BYTES_MAX, GROUP_PIECES_MAX, PIECES_MAX};
 use crate::recipe::{FrameRecipe, library_version};
 use crate::runs::shared_runs;
 use crate::wire::{DeltaHeader, END, FRAME_BEGINS, FRAME_ENDS, GROUP, put_varint, zigzag};
@@ -19,6 +20,13 @@ const LEVEL: i32 = 19;
 
 /// Bytes outside of the runs that both programs share, up to which nothing is searched for them.
 const GAPS_BYTES_MAX: usize = 64 << 10;
+
+/// Shortest copy. A shorter one takes about as many bytes for its place as it saves, and machines take few pieces.
+/// `docs/performance.md` has what other lengths give.
+const COPY_BYTES_MIN: usize = 48;
+
+/// Pieces up to which all copies are kept. Groups and frames divide some of them, which is far from the other half.
+const PIECES_AIM: usize = PIECES_MAX as usize / 2;
 
 /// The program that a delta starts from, in memory.
 #[derive(Clone, Copy, Debug)]
@@ -151,25 +159,55 @@ fn write_items(
             writer.put(run.new..run.new + run.bytes, Some(run.old))?;
         }
     } else {
-        search(base, &whole, |range, from| writer.put(range, from))?;
+        for (range, from) in few(&search(base, &whole)) {
+            writer.put(range, from)?;
+        }
     }
     // What the search left out, if it did.
     writer.put(writer.groups.done..whole.len(), None)?;
     writer.finish()
 }
 
-/// Finds pieces of the base that are like pieces of the new parts, and passes on where each piece lies in the new parts, and
-/// in the base if it is to be copied from there.
-fn search(
-    base: &[u8],
-    whole: &[u8],
-    mut put: impl FnMut(Range<usize>, Option<usize>) -> io::Result<()>,
-) -> io::Result<()> {
-    bidiff::diff(base, whole, &DiffParams::default(), |found| {
-        let copied = found.add_new_start..found.copy_start();
-        put(copied, Some(found.add_old_start))?;
-        put(found.copy_start()..found.copy_end, None)
-    })
+/// A piece of the new parts, and where it lies in the base if it is to be copied from there.
+type FoundPiece = (Range<usize>, Option<usize>);
+
+/// Finds pieces of the base that are like pieces of the new parts.
+fn search(base: &[u8], whole: &[u8]) -> Vec<FoundPiece> {
+    let mut found = Vec::new();
+    let searched = bidiff::diff(base, whole, &DiffParams::default(), |like| {
+        let copied = like.add_new_start..like.copy_start();
+        found.push((copied, Some(like.add_old_start)));
+        found.push((like.copy_start()..like.copy_end, None));
+        Ok::<_, Infallible>(())
+    });
+    let Ok(()) = searched;
+    found.retain(|(range, _)| !range.is_empty());
+    found
+}
+
+/// As many of the copies as machines take pieces.
+fn few(found: &[FoundPiece]) -> Vec<FoundPiece> {
+    let mut shortest = COPY_BYTES_MIN;
+    loop {
+        let pieces = joined(found, shortest);
+        if pieces.len() <= PIECES_AIM {
+            return pieces;
+        }
+        shortest *= 2;
+    }
+}
+
+/// The pieces with copies of fewer bytes than `shortest` written as they are, and what is written as it is in one piece.
+fn joined(found: &[FoundPiece], shortest: usize) -> Vec<FoundPiece> {
+    let mut pieces: Vec<FoundPiece> = Vec::new();
+    for (range, from) in found {
+        let from = from.filter(|_| range.len() >= shortest);
+        match pieces.last_mut() {
+            Some((last, None)) if from.is_none() => last.end = range.end,
+            _ => pieces.push((range.clone(), from)),
+        }
+    }
+    pieces
 }
 
 fn frame_begins(recipe: FrameRecipe, bytes: usize) -> Vec<u8> {
@@ -289,5 +327,52 @@ impl GroupWriter<'_> {
         }
         self.count = 0;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_copies_are_written_as_they_are() {
+        let least = COPY_BYTES_MIN;
+        let found = [
+            (0..100, Some(7)),
+            (100..103, None),
+            (103..103 + least - 1, Some(9_000)),
+            (103 + least - 1..200, None),
+            (200..200 + least, Some(500)),
+        ];
+        let kept = [
+            (0..100, Some(7)),
+            (100..200, None),
+            (200..200 + least, Some(500)),
+        ];
+        assert_eq!(few(&found), kept);
+        assert_eq!(few(&found[2..3]), [(103..103 + least - 1, None)]);
+        assert_eq!(few(&[]), []);
+    }
+
+    /// Each copy is long enough, but machines do not take so many.
+    #[test]
+    fn of_too_many_copies_the_longest_are_kept() {
+        let (short, long) = (COPY_BYTES_MIN, 2 * COPY_BYTES_MIN);
+        let found: Vec<_> = (0..PIECES_AIM / 2)
+            .map(|at| at * (2 * short + long))
+            .flat_map(|at| {
+                let (second, third) = (at + short, at + 2 * short);
+                let copies = [at..second, second..third, third..third + long];
+                copies.map(|range| (range.clone(), Some(range.start + 1)))
+            })
+            .collect();
+        let pieces = few(&found);
+        assert_eq!(pieces.len(), PIECES_AIM);
+        for pair in pieces.chunks(2) {
+            let [(between, None), (copied, Some(_))] = pair else {
+                panic!("{pair:?}");
+            };
+            assert_eq!((between.len(), copied.len()), (2 * short, long));
+        }
     }
 }

@@ -10,6 +10,7 @@ use alknet_image::{ImageError, ImageForm, Manifest, OutputRole, UKI_BYTES_MAX, b
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::sbom;
 use crate::support::{self, InputFolder, RELEASE, UPDATE_ROOT, output, run, text};
 
 struct BuiltImage {
@@ -20,7 +21,10 @@ struct BuiltImage {
 
 impl BuiltImage {
     fn new(forms: &[ImageForm]) -> Self {
-        let source = InputFolder::new();
+        Self::from(InputFolder::new(), forms)
+    }
+
+    fn from(source: InputFolder, forms: &[ImageForm]) -> Self {
         let out = tempfile::tempdir().expect("a temporary folder");
         let manifest = source.build(forms, out.path());
         Self {
@@ -289,7 +293,7 @@ fn every_output_is_named_and_sha256sum_agrees() {
 /// In the manifest as other programs read it.
 #[test]
 fn the_manifest_says_how_each_form_is_started() {
-    let built = BuiltImage::new(&ImageForm::ALL);
+    let built = BuiltImage::from(sbom::inputs(), &ImageForm::ALL);
     let path = built.out.path().join(alknet_image::MANIFEST_FILE);
     let manifest = fs::read(path).expect("written");
     let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");

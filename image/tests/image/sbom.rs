@@ -28,7 +28,7 @@ print(len(document.packages), len(document.relationships))
 ";
 
 /// Inputs with the components of the binary in the tree.
-fn inputs() -> InputFolder {
+pub(crate) fn inputs() -> InputFolder {
     let mut source = InputFolder::new();
     let inventory = LicenseInventory::own().expect("whole");
     let lock = ManifestSource::new("Cargo.lock", None, Some("0".repeat(64)));

@@ -79,6 +79,22 @@ fn few_bytes_make(old: &[u8], new: &[u8]) {
     assert!(made == next);
 }
 
+/// More likenesses of a dozen bytes than a delta may have pieces.
+#[test]
+fn programs_with_many_short_likenesses_have_a_delta() {
+    let old = code(0, 1 << 20);
+    let count = PIECES_MAX as usize + 10_000;
+    let mut new = Vec::new();
+    for at in 0..count {
+        let from = at.wrapping_mul(2_654_435_761) % (old.len() - 16);
+        new.extend_from_slice(&old[from..from + 11]);
+    }
+    let (running, _) = packed(KERNEL, &old, b"");
+    let (next, frame) = packed(KERNEL, &new, b"");
+    let delta = delta((&running, KERNEL.len(), &old), (&next, frame, &new));
+    assert!(delta.len() < new.len(), "{}", delta.len());
+}
+
 proptest! {
     // Each case has tables of 16 MiB cleared, twice.
     #![proptest_config(ProptestConfig::with_cases(48))]
