@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 
+use data_encoding::HEXLOWER;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::bundle::{BundleReader, TIMESTAMP, replace_documents};
 use crate::document::{MetaEntry, RoleKeys, RootBody, SignedDocument, TufRole};
@@ -284,19 +286,22 @@ pub fn begin_release(
 
 /// Adds signatures to the documents of a bundle for which its newest root names the keys.
 ///
-/// The signer decides by the returned description whether to hand the bundle on, because no client has verified the
-/// documents. The caller compares the newest root of the bundle with its own before.
+/// `own_root` is the newest root in the signer's own files. The bundle must have the same one: it names the keys, and the
+/// person who made the bundle chose it. The signer decides by the returned description whether to hand the bundle on,
+/// because no client has verified the documents.
 ///
 /// # Errors
-/// The bundle cannot be read, has other programs than its documents describe or not all of them, or lacks no signature;
-/// its documents state hashes of each other, name others or have several versions; or a key is not named or has signed
+/// The bundle cannot be read, has another newest root, has other programs than its documents describe or not all of them,
+/// or lacks no signature; its documents state hashes of each other, name others or have several versions; or a key is not named or has signed
 /// already.
 pub fn cosign_bundle(
     bundle: &[u8],
+    own_root: &[u8],
     signers: &[&dyn MetadataSigner],
 ) -> Result<CosignedBundle, SigningError> {
     let mut reader = BundleReader::open(bundle)?;
-    let root = verified_root(ROOT, &newest_root(&mut reader)?)?;
+    check_root(&mut reader, own_root)?;
+    let root = verified_root(ROOT, own_root)?;
     let mut documents = read_release(&mut reader, &root)?;
     let [timestamp, _, targets] = &documents;
     let timestamp_expires = UnixSeconds(timestamp.document.expires_s()?);
@@ -325,13 +330,22 @@ pub fn cosign_bundle(
     })
 }
 
-/// The root with the highest version in a bundle.
-fn newest_root(reader: &mut BundleReader<&[u8]>) -> Result<Vec<u8>, UpdateError> {
+/// Fails unless the root with the highest version in a bundle is the signer's own.
+fn check_root(reader: &mut BundleReader<&[u8]>, own: &[u8]) -> Result<(), SigningError> {
     let names = reader.metadata_names();
     let versions = names.filter_map(|name| name.strip_suffix(".root.json")?.parse::<u64>().ok());
     let newest = versions.max();
-    let name = newest.map_or_else(|| ROOT.to_owned(), |it| format!("{it}.root.json"));
-    required(reader, TufRole::Root, &name)
+    let file = newest.map_or_else(|| ROOT.to_owned(), |it| format!("{it}.root.json"));
+    let found = required(reader, TufRole::Root, &file)?;
+    if found == own {
+        return Ok(());
+    }
+    let hash = |bytes: &[u8]| HEXLOWER.encode(&Sha256::digest(bytes));
+    Err(SigningError::OtherRoot {
+        file,
+        found: hash(&found),
+        own: hash(own),
+    })
 }
 
 /// A document without which a bundle is of no use.

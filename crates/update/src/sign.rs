@@ -85,6 +85,19 @@ pub enum SigningError {
         /// That of the timestamp.
         seen: u64,
     },
+    /// The newest root of a bundle is not the one in the signer's own files.
+    #[error(
+        "{file} has the SHA-256 {found}, and yours {own}. Do not sign it, unless you know that a newer root was made: then \
+         give that one"
+    )]
+    OtherRoot {
+        /// The newest root of the bundle.
+        file: String,
+        /// Its SHA-256, in hex.
+        found: String,
+        /// The SHA-256 of the signer's root, in hex.
+        own: String,
+    },
     /// A root that replaces another one, whose keys have to sign as well.
     #[error(
         "the root document has version {0}. Give the one before it, too, because its keys have to sign"

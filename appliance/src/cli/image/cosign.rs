@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
-    BundleReader, CosignedBundle, CosignedRoot, MetadataRequest, MetadataSource as _,
-    MissingSignatures, ReleaseInfo, UpdateError, UpdateTarget, cosign_bundle, cosign_root,
+    CosignedBundle, CosignedRoot, MissingSignatures, ReleaseInfo, SigningError, UpdateTarget,
+    cosign_bundle, cosign_root,
 };
 use clap::Args;
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::bundle::{of_signing, put};
 use super::read_bounded;
@@ -59,51 +58,32 @@ pub(super) fn run(args: &ImageCosignArgs, json: bool) -> Result<CommandExit, Com
             let text = "leave out --previous: it is for root documents, and this file is a bundle";
             return Err(CommandError::usage(text));
         }
-        check_root(args, &content)?;
-        let signed = args
-            .keys
-            .with_signers(|signers| cosign_bundle(&content, signers).map_err(of_signing))?;
+        let Some(root) = &args.root else {
+            let text = "add --root with the newest root document, from your own files: this file is a bundle";
+            return Err(CommandError::usage(text));
+        };
+        let own_root = read_bounded(root, ROOT_BYTES_MAX)?;
+        let signed = args.keys.with_signers(|signers| {
+            let signed = cosign_bundle(&content, &own_root, signers);
+            signed.map_err(|error| of_cosigning(error, &args.file, root))
+        })?;
         put(out, &signed.bundle)?;
         report_bundle(out, &signed, json)?;
     }
     Ok(CommandExit::Ok)
 }
 
-/// Fails unless the newest root of a bundle is the one in the signer's own files: it names the keys, and the person who
-/// made the bundle chose it.
-fn check_root(args: &ImageCosignArgs, bundle: &[u8]) -> Result<(), CommandError> {
-    let Some(path) = &args.root else {
-        let text =
-            "add --root with the newest root document, from your own files: this file is a bundle";
-        return Err(CommandError::usage(text));
-    };
-    let own = read_bounded(path, ROOT_BYTES_MAX)?;
-    let file = args.file.display();
-    let refused = |error: UpdateError| CommandError::usage(format!("{file}: {error}"));
-    let mut reader = BundleReader::open(bundle).map_err(refused)?;
-    let names = reader.metadata_names();
-    let versions = names.filter_map(|name| name.strip_suffix(".root.json")?.parse::<u64>().ok());
-    let newest = versions.max();
-    let request = MetadataRequest {
-        name: newest.map_or_else(|| "root.json".to_owned(), |it| format!("{it}.root.json")),
-        bytes_max: ROOT_BYTES_MAX,
-        is_optional: false,
-    };
-    let found = reader.metadata(&request).map_err(refused)?;
-    let found =
-        found.ok_or_else(|| CommandError::usage(format!("{file} has no {}", request.name)))?;
-    if found != own {
-        let hash = |bytes: &[u8]| HEXLOWER.encode(&Sha256::digest(bytes));
-        return Err(CommandError::usage(format!(
-            "{file} has another root document than {}: {} has the SHA-256 {}, and yours {}. Do not sign it, unless you \
-             know that a newer root was made: then give that one",
-            path.display(),
-            request.name,
-            hash(&found),
-            hash(&own)
-        )));
+/// Names the files that an error is about.
+fn of_cosigning(error: SigningError, bundle: &Path, root: &Path) -> CommandError {
+    let bundle = bundle.display();
+    match error {
+        SigningError::OtherRoot { .. } => CommandError::usage(format!(
+            "{bundle} has another root document than {}: {error}",
+            root.display()
+        )),
+        SigningError::Document(error) => CommandError::usage(format!("{bundle}: {error}")),
+        error => of_signing(error),
     }
-    Ok(())
 }
 
 fn report_root(out: &Path, signed: &CosignedRoot, json: bool) -> Result<(), CommandError> {
