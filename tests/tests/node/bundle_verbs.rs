@@ -24,7 +24,7 @@ const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon aba
 const USAGE: i32 = 2;
 /// Seconds since 1970, before everything here expires.
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
-const EXPIRES: [&str; 4] = [
+pub(crate) const EXPIRES: [&str; 4] = [
     "--expires",
     "2032-01-31",
     "--timestamp-expires",
@@ -32,24 +32,41 @@ const EXPIRES: [&str; 4] = [
 ];
 
 /// A build machine with keys.
-struct BuildMachine {
+pub(crate) struct BuildMachine {
     bench: TestBench,
 }
 
 impl BuildMachine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let machine = Self {
             bench: TestBench::new(),
         };
         for name in ["ada.pem", "ben.pem"] {
-            let out = machine.file(name).display().to_string();
-            let made = tool(
-                "openssl",
-                &["genpkey", "-algorithm", "ed25519", "-out", &out],
-            );
-            assert!(made.status.success(), "{made:?}");
+            machine.make_key(name);
         }
         machine
+    }
+
+    pub(crate) fn make_key(&self, name: &str) {
+        let out = self.file(name).display().to_string();
+        let words = ["genpkey", "-algorithm", "ed25519", "-out", &out];
+        let made = tool("openssl", &words);
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// The public key of a private one.
+    pub(crate) fn public_key(&self, name: &str) -> String {
+        let words = [
+            "root",
+            "--expires",
+            "2032-01-31",
+            "--out",
+            "x",
+            "--key",
+            name,
+        ];
+        let made = self.run(&words, "").json();
+        made["keys"][0].as_str().expect("a key").to_owned()
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -60,11 +77,22 @@ impl BuildMachine {
         fs::read(self.file(name)).expect("it was made")
     }
 
-    fn run(&self, words: &[&str], input: &str) -> CliOutput {
+    pub(crate) fn run(&self, words: &[&str], input: &str) -> CliOutput {
+        run_with_input(self.command(&[words, &["--json"]].concat()), input)
+    }
+
+    /// What a person reads.
+    pub(crate) fn shown(&self, words: &[&str]) -> CliOutput {
+        let shown = run_with_input(self.command(words), "");
+        assert_eq!(shown.status, 0, "{shown:?}");
+        shown
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command.arg("image").args(words).arg("--json");
+        command.arg("image").args(words);
         command.current_dir(self.bench.path());
-        run_with_input(command, input)
+        command
     }
 
     fn refused(&self, words: &[&str]) -> String {
@@ -119,7 +147,7 @@ fn installed(trust: UpdateTrust, bundle: &[u8]) -> (UpdateTrust, String, Vec<u8>
     (trust, release.version.to_string(), program)
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }
 
@@ -288,23 +316,10 @@ struct TwoSigners {
 
 impl TwoSigners {
     fn new() -> Self {
-        let public = |machine: &BuildMachine, key: &str| {
-            let words = [
-                "root",
-                "--expires",
-                "2032-01-31",
-                "--out",
-                "x",
-                "--key",
-                key,
-            ];
-            let made = machine.run(&words, "").json();
-            made["keys"][0].as_str().expect("a key").to_owned()
-        };
         let [ada, ben] = [BuildMachine::new(), BuildMachine::new()];
         Self {
-            of_ada: public(&ada, "ada.pem"),
-            of_ben: public(&ben, "ben.pem"),
+            of_ada: ada.public_key("ada.pem"),
+            of_ben: ben.public_key("ben.pem"),
             ada,
             ben,
         }
