@@ -87,7 +87,7 @@ pub use manifest::{
     ManifestSource,
 };
 pub use program_parts::{ProgramParts, ProgramPartsError};
-pub use provenance::BuildProvenance;
+pub use provenance::{BUILD_TIME_VARIABLE, BuildProvenance, named_build_time};
 pub use start::StartMethod;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
 pub use tree::UPDATE_ROOT_FILE;

@@ -59,7 +59,8 @@ alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.roo
     #[command(
         after_help = "Examples:\n  alknet image cosign 1.root.json --key ben.pem\n  \
 alknet image cosign 2.root.json --previous 1.root.json --key ben.pem\n  \
-alknet image cosign bundle.tar --root 1.root.json --key ben.pem --out signed.tar"
+alknet image cosign bundle.tar --root 1.root.json --key ben.pem --out signed.tar\n  \
+alknet image cosign bundle.tar from-*.tar --root 1.root.json --key ben.pem"
     )]
     Cosign(cosign::ImageCosignArgs),
     /// Give an update bundle a later timestamp, by the key of the timestamp alone.

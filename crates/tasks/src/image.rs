@@ -68,6 +68,7 @@ pub struct ImageFiles {
 
 /// Writes the forms and prints the files.
 pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
+    provenance::check_build_time()?;
     let forms = if arguments.forms.is_empty() {
         ImageForm::ALL.to_vec()
     } else {

@@ -1,9 +1,10 @@
 //! What an image is made from: the components for its SBOM, and the sources and tools for its manifest.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::Path;
 
-use alknet_image::{BuildProvenance, ManifestSource};
+use alknet_image::{BUILD_TIME_VARIABLE, BuildProvenance, ManifestSource, named_build_time};
 use alknet_licenses::{ComponentLocation, LicenseInventory, SoftwareComponent};
 
 use crate::context::XtaskContext;
@@ -13,10 +14,6 @@ use crate::kernel::{self, KernelFiles};
 use crate::sources::{self, SourcePin};
 use crate::third_party;
 use crate::{digest, steps};
-
-/// The variable that names the time of a build for all programs, in seconds since 1970
-/// (<https://reproducible-builds.org/specs/source-date-epoch>).
-const TIME: &str = "SOURCE_DATE_EPOCH";
 
 /// The driver that needs LLVM. Every other one is that of a real GPU, and needs libdrm.
 const LLVMPIPE: &str = "llvmpipe";
@@ -29,6 +26,8 @@ const RUST: &str = "Rust standard library";
 
 /// The provenance of an image with this kernel and with the drivers of the last build.
 pub(crate) fn provenance(cx: &XtaskContext, kernel: &KernelFiles) -> Result<BuildProvenance> {
+    let value = env::var_os(BUILD_TIME_VARIABLE);
+    let seconds = build_time(cx.root(), value.as_deref())?;
     let origins = ImageOrigins::find(cx, kernel)?;
     let inventory = LicenseInventory::own();
     let inventory = inventory.map_err(|error| TaskError::Workspace(error.to_string()))?;
@@ -40,21 +39,27 @@ pub(crate) fn provenance(cx: &XtaskContext, kernel: &KernelFiles) -> Result<Buil
     Ok(BuildProvenance::new(
         components,
         origins.sources(cx)?,
-        seconds(cx),
+        seconds,
     ))
 }
 
-/// The time of the build: that of the variable, or else that of the commit.
-fn seconds(cx: &XtaskContext) -> i64 {
-    let named = env::var(TIME).ok().and_then(|text| text.parse().ok());
-    named.unwrap_or_else(|| {
-        let log = crate::git(cx.root())
-            .args(["log", "-1", "--format=%ct"])
-            .output();
-        let text = log.map_or_else(|_| Vec::new(), |output| output.stdout);
-        // A copy without history has the first second of 1970.
-        String::from_utf8_lossy(&text).trim().parse().unwrap_or(0)
-    })
+/// Fails if [`BUILD_TIME_VARIABLE`] names no time. A build takes minutes before it asks for the provenance.
+pub(crate) fn check_build_time() -> Result<()> {
+    named_build_time(env::var_os(BUILD_TIME_VARIABLE).as_deref())?;
+    Ok(())
+}
+
+/// The time of the build: that of the variable with this value, or else that of the commit.
+fn build_time(root: &Path, value: Option<&OsStr>) -> Result<i64> {
+    if let Some(seconds) = named_build_time(value)? {
+        return Ok(seconds);
+    }
+    let log = crate::git(root)
+        .args(["log", "-1", "--format=%ct"])
+        .output();
+    let text = log.map_or_else(|_| Vec::new(), |output| output.stdout);
+    // A copy without history has the first second of 1970.
+    Ok(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
 }
 
 /// The origins of one build.
@@ -205,6 +210,16 @@ mod tests {
         assert_eq!(driver_name(folder).as_deref(), Some("llvmpipe"));
         let note = llvm_package_version("LLVM 19.1.7 1:19.1.7-3~deb12u1\n");
         assert_eq!(note.as_deref(), Some("1:19.1.7-3~deb12u1"));
+    }
+
+    #[test]
+    fn a_time_of_the_build_that_is_no_number_is_refused() {
+        let time = |text: &str| build_time(Path::new("/"), Some(text.as_ref()));
+        assert_eq!(time("1700000000").expect("a number"), 1_700_000_000);
+        let refused = time("yesterday").expect_err("no number");
+        assert_eq!(refused.exit_code(), 2);
+        let said = refused.to_string();
+        assert!(said.contains(BUILD_TIME_VARIABLE), "{said}");
     }
 
     /// The inventory names the parts whose versions this build fills in.

@@ -349,6 +349,11 @@ impl<R: Read> BundleReader<R> {
         self.metadata.keys().map(String::as_str)
     }
 
+    /// The documents, by their names.
+    pub(crate) const fn documents(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.metadata
+    }
+
     /// The next header, `None` behind the last entry.
     fn entry(&mut self) -> Result<Option<BundleEntry>, UpdateError> {
         let mut header = [0; BLOCK];

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 
+use data_encoding::HEXLOWER;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::bundle::{BundleReader, TIMESTAMP, replace_documents};
 use crate::document::{MetaEntry, RoleKeys, RootBody, SignedDocument, TufRole};
@@ -80,6 +82,8 @@ pub struct CosignedRoot {
 pub struct CosignedBundle {
     /// The bundle.
     pub bundle: Vec<u8>,
+    /// The other bundles of the release, with the same documents, in the order in which they were given.
+    pub others: Vec<Vec<u8>>,
     /// The version of the targets.
     pub number: u64,
     /// When the targets expire.
@@ -88,7 +92,7 @@ pub struct CosignedBundle {
     pub timestamp_expires: UnixSeconds,
     /// The files of the release.
     pub targets: Vec<UpdateTarget>,
-    /// The names of those that are in the bundle. Their bytes are the described ones.
+    /// The names of those that are in one of the bundles. Their bytes are the described ones.
     pub present: BTreeSet<String>,
     /// What the documents still lack.
     pub missing: Vec<MissingSignatures>,
@@ -284,24 +288,35 @@ pub fn begin_release(
 
 /// Adds signatures to the documents of a bundle for which its newest root names the keys.
 ///
-/// The signer decides by the returned description whether to hand the bundle on, because no client has verified the
-/// documents. The caller compares the newest root of the bundle with its own before.
+/// `others` are further bundles of the release, which have the same documents and other files, such as deltas. They get
+/// the new documents, too: a bundle with a delta alone has no program that the signer could see, and takes no signature
+/// by itself.
+///
+/// `own_root` is the newest root in the signer's own files. The bundle must have the same one: it names the keys, and the
+/// person who made the bundle chose it. The signer decides by the returned description whether to hand the bundle on,
+/// because no client has verified the documents.
 ///
 /// # Errors
-/// The bundle cannot be read, has other programs than its documents describe or not all of them, or lacks no signature;
-/// its documents state hashes of each other, name others or have several versions; or a key is not named or has signed
-/// already.
+/// The bundle cannot be read, has another newest root, has other programs than its documents describe or not all of them,
+/// or lacks no signature; another bundle has other documents; the documents state hashes of each other, name others or
+/// have several versions; or a key is not named or has signed already.
 pub fn cosign_bundle(
     bundle: &[u8],
+    others: &[&[u8]],
+    own_root: &[u8],
     signers: &[&dyn MetadataSigner],
 ) -> Result<CosignedBundle, SigningError> {
     let mut reader = BundleReader::open(bundle)?;
-    let root = verified_root(ROOT, &newest_root(&mut reader)?)?;
+    check_root(&mut reader, own_root)?;
+    let root = verified_root(ROOT, own_root)?;
     let mut documents = read_release(&mut reader, &root)?;
     let [timestamp, _, targets] = &documents;
     let timestamp_expires = UnixSeconds(timestamp.document.expires_s()?);
     let to_sign = VerifiedTargets::described(&targets.document, root.consistent)?;
-    let present = check_targets(&mut reader, &to_sign)?;
+    let mut present = check_targets(&mut reader, &to_sign)?;
+    for (at, other) in others.iter().enumerate() {
+        present.extend(check_other(&reader, other, &to_sign, at)?);
+    }
     check_programs(&to_sign, &present)?;
     let missing = add_signatures(&mut documents, signers)?;
     let mut changed = BTreeMap::new();
@@ -312,10 +327,15 @@ pub fn cosign_bundle(
         }
         changed.insert(file, document.file()?);
     }
-    let mut output = Vec::new();
-    replace_documents(bundle, changed, &mut output)?;
+    let with_changed = |bundle: &[u8]| {
+        let mut output = Vec::new();
+        replace_documents(bundle, changed.clone(), &mut output)?;
+        Ok::<_, UpdateError>(output)
+    };
+    let others = others.iter().map(|other| with_changed(other));
     Ok(CosignedBundle {
-        bundle: output,
+        bundle: with_changed(bundle)?,
+        others: others.collect::<Result<_, _>>()?,
         number: to_sign.version(),
         expires: to_sign.expires(),
         timestamp_expires,
@@ -325,13 +345,22 @@ pub fn cosign_bundle(
     })
 }
 
-/// The root with the highest version in a bundle.
-fn newest_root(reader: &mut BundleReader<&[u8]>) -> Result<Vec<u8>, UpdateError> {
+/// Fails unless the root with the highest version in a bundle is the signer's own.
+fn check_root(reader: &mut BundleReader<&[u8]>, own: &[u8]) -> Result<(), SigningError> {
     let names = reader.metadata_names();
     let versions = names.filter_map(|name| name.strip_suffix(".root.json")?.parse::<u64>().ok());
     let newest = versions.max();
-    let name = newest.map_or_else(|| ROOT.to_owned(), |it| format!("{it}.root.json"));
-    required(reader, TufRole::Root, &name)
+    let file = newest.map_or_else(|| ROOT.to_owned(), |it| format!("{it}.root.json"));
+    let found = required(reader, TufRole::Root, &file)?;
+    if found == own {
+        return Ok(());
+    }
+    let hash = |bytes: &[u8]| HEXLOWER.encode(&Sha256::digest(bytes));
+    Err(SigningError::OtherRoot {
+        file,
+        found: hash(&found),
+        own: hash(own),
+    })
 }
 
 /// A document without which a bundle is of no use.
@@ -415,7 +444,23 @@ fn check_targets(
     Ok(present)
 }
 
-/// Fails unless each program is in the file: a person must not sign one that nothing was compared with. A delta only
+/// Compares another bundle of the release with the first one and with the descriptions, and returns the names of its
+/// files.
+fn check_other(
+    first: &BundleReader<&[u8]>,
+    other: &[u8],
+    to_sign: &VerifiedTargets,
+    at: usize,
+) -> Result<BTreeSet<String>, SigningError> {
+    let other_bundle = |why| SigningError::OtherBundle { at, why };
+    let mut reader = BundleReader::open(other).map_err(other_bundle)?;
+    if reader.documents() != first.documents() {
+        return Err(SigningError::OtherDocuments { at });
+    }
+    check_targets(&mut reader, to_sign).map_err(other_bundle)
+}
+
+/// Fails unless each program is in one of the files: a person must not sign one that nothing was compared with. A delta only
 /// makes a program that is described as well.
 fn check_programs(
     to_sign: &VerifiedTargets,

@@ -85,6 +85,36 @@ pub enum SigningError {
         /// That of the timestamp.
         seen: u64,
     },
+    /// One of the further bundles of a release cannot be read, or has other files than the documents describe.
+    #[error("a further bundle cannot be signed: {why}")]
+    OtherBundle {
+        /// Which one of them, from 0 on.
+        at: usize,
+        /// What is wrong with it.
+        why: UpdateError,
+    },
+    /// The documents of one of the further bundles of a release are not those of the first one.
+    #[error(
+        "the documents in it are not those of the first bundle: it is of another release, or one of the two has other \
+         signatures. Give all bundles of the release as you got them"
+    )]
+    OtherDocuments {
+        /// Which one of them, from 0 on.
+        at: usize,
+    },
+    /// The newest root of a bundle is not the one in the signer's own files.
+    #[error(
+        "{file} has the SHA-256 {found}, and yours {own}. Do not sign it, unless you know that a newer root was made: then \
+         give that one"
+    )]
+    OtherRoot {
+        /// The newest root of the bundle.
+        file: String,
+        /// Its SHA-256, in hex.
+        found: String,
+        /// The SHA-256 of the signer's root, in hex.
+        own: String,
+    },
     /// A root that replaces another one, whose keys have to sign as well.
     #[error(
         "the root document has version {0}. Give the one before it, too, because its keys have to sign"

@@ -24,7 +24,7 @@ const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon aba
 const USAGE: i32 = 2;
 /// Seconds since 1970, before everything here expires.
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
-const EXPIRES: [&str; 4] = [
+pub(crate) const EXPIRES: [&str; 4] = [
     "--expires",
     "2032-01-31",
     "--timestamp-expires",
@@ -32,24 +32,41 @@ const EXPIRES: [&str; 4] = [
 ];
 
 /// A build machine with keys.
-struct BuildMachine {
+pub(crate) struct BuildMachine {
     bench: TestBench,
 }
 
 impl BuildMachine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let machine = Self {
             bench: TestBench::new(),
         };
         for name in ["ada.pem", "ben.pem"] {
-            let out = machine.file(name).display().to_string();
-            let made = tool(
-                "openssl",
-                &["genpkey", "-algorithm", "ed25519", "-out", &out],
-            );
-            assert!(made.status.success(), "{made:?}");
+            machine.make_key(name);
         }
         machine
+    }
+
+    pub(crate) fn make_key(&self, name: &str) {
+        let out = self.file(name).display().to_string();
+        let words = ["genpkey", "-algorithm", "ed25519", "-out", &out];
+        let made = tool("openssl", &words);
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// The public key of a private one.
+    pub(crate) fn public_key(&self, name: &str) -> String {
+        let words = [
+            "root",
+            "--expires",
+            "2032-01-31",
+            "--out",
+            "x",
+            "--key",
+            name,
+        ];
+        let made = self.run(&words, "").json();
+        made["keys"][0].as_str().expect("a key").to_owned()
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -60,11 +77,22 @@ impl BuildMachine {
         fs::read(self.file(name)).expect("it was made")
     }
 
-    fn run(&self, words: &[&str], input: &str) -> CliOutput {
+    pub(crate) fn run(&self, words: &[&str], input: &str) -> CliOutput {
+        run_with_input(self.command(&[words, &["--json"]].concat()), input)
+    }
+
+    /// What a person reads.
+    pub(crate) fn shown(&self, words: &[&str]) -> CliOutput {
+        let shown = run_with_input(self.command(words), "");
+        assert_eq!(shown.status, 0, "{shown:?}");
+        shown
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command.arg("image").args(words).arg("--json");
+        command.arg("image").args(words);
         command.current_dir(self.bench.path());
-        run_with_input(command, input)
+        command
     }
 
     fn refused(&self, words: &[&str]) -> String {
@@ -119,7 +147,7 @@ fn installed(trust: UpdateTrust, bundle: &[u8]) -> (UpdateTrust, String, Vec<u8>
     (trust, release.version.to_string(), program)
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }
 
@@ -288,23 +316,10 @@ struct TwoSigners {
 
 impl TwoSigners {
     fn new() -> Self {
-        let public = |machine: &BuildMachine, key: &str| {
-            let words = [
-                "root",
-                "--expires",
-                "2032-01-31",
-                "--out",
-                "x",
-                "--key",
-                key,
-            ];
-            let made = machine.run(&words, "").json();
-            made["keys"][0].as_str().expect("a key").to_owned()
-        };
         let [ada, ben] = [BuildMachine::new(), BuildMachine::new()];
         Self {
-            of_ada: public(&ada, "ada.pem"),
-            of_ben: public(&ben, "ben.pem"),
+            of_ada: ada.public_key("ada.pem"),
+            of_ben: ben.public_key("ben.pem"),
             ada,
             ben,
         }
@@ -402,9 +417,6 @@ fn two_people_sign_a_root_and_a_release_on_two_computers() {
     let begun = people.begun(&bundle.concat(), "2 have to sign");
     assert_eq!(begun["missing"].as_array().map(Vec::len), Some(3));
     people.assert_half_signed();
-    let delta = ["--incomplete", "--from", "x"];
-    let delta = people.ada.refused(&[&bundle.concat()[..], &delta].concat());
-    assert!(delta.contains("all keys at one computer"), "{delta}");
     people.assert_other_root_refused();
     let own_root = ["--root", "1.root.json"];
     let twice = ["cosign", "1.bundle", "--key", "ada.pem"];
@@ -427,13 +439,48 @@ fn two_people_sign_a_root_and_a_release_on_two_computers() {
     assert!(found == content);
 }
 
+/// The second of two signers, who sees the program beside the delta.
+fn cosign_with_delta(machine: &BuildMachine, file: &str) {
+    let own_root = ["--root", "1.root.json", "--key", "ben.pem"];
+    let unseen = machine.refused(&[&["cosign", file][..], &own_root].concat());
+    assert!(
+        unseen.contains("Do not sign what you cannot see"),
+        "{unseen}"
+    );
+    let twice = ["cosign", "1.bundle", file, file];
+    let twice = machine.refused(&[&twice[..], &own_root].concat());
+    assert!(twice.contains("give each bundle once"), "{twice}");
+    let alone = [
+        &["cosign", "1.bundle", "--out", "alone.bundle"][..],
+        &own_root,
+    ];
+    let alone = machine.shown(&alone.concat());
+    assert!(alone.errors.contains(", in another file"), "{alone:?}");
+    let other = ["cosign", "alone.bundle", file];
+    let other = machine.refused(&[&other[..], &own_root].concat());
+    assert!(
+        other.contains(&format!("{file}: the documents in it")),
+        "{other}"
+    );
+    let signed = [&["cosign", "1.bundle", file][..], &own_root];
+    let signed = machine.run(&signed.concat(), "").json();
+    assert_eq!(signed["missing"].as_array().map(Vec::len), Some(0));
+    assert_eq!(signed["others"][0]["file"], file, "{signed:#}");
+    let targets = signed["targets"].as_array().expect("a list");
+    assert_eq!(targets.len(), 2, "{signed:#}");
+    assert!(targets.iter().all(|it| it["in_file"] == true), "{signed:#}");
+}
+
 /// The machine runs a program that differs by a byte behind its end.
 #[test]
 fn a_bundle_with_a_delta_makes_the_program_from_an_earlier_one() {
     let machine = BuildMachine::new();
-    let root = ["root", "--expires", "2032-01-31", "--key", "ada.pem"];
-    let root = machine.run(&[&root[..], &["--out", "1.root.json"]].concat(), "");
-    assert_eq!(root.status, 0, "{root:?}");
+    let root = [
+        &["root", "--key", "ada.pem", "--key", "ben.pem"][..],
+        &["--threshold", "2", "--expires", "2032-01-31"],
+        &["--out", "1.root.json"],
+    ];
+    machine.run(&root.concat(), "").json();
     let built = BuiltImageFolder::get();
     let program = built.file(ImageForm::Uki, OutputRole::Uki);
     let content = fs::read(&program).expect("it was built");
@@ -450,6 +497,7 @@ fn a_bundle_with_a_delta_makes_the_program_from_an_earlier_one() {
             "1.bundle",
         ][..],
         &["--key", "ada.pem", "--root", "1.root.json"],
+        &["--incomplete"],
         &EXPIRES,
     ];
     let bundle = |from: &[&str]| machine.run(&[&words.concat()[..], from].concat(), "");
@@ -462,6 +510,7 @@ fn a_bundle_with_a_delta_makes_the_program_from_an_earlier_one() {
             .is_some_and(|it| it.ends_with(&file)),
         "{made:#}"
     );
+    cosign_with_delta(&machine, &file);
 
     let anchor = || TrustAnchor::root(&machine.read("1.root.json")).expect("a root");
     let (trust, _, whole) = installed(UpdateTrust::new(anchor()), &machine.read("1.bundle"));

@@ -539,4 +539,9 @@ fn an_image_is_built_from_a_kernel_and_this_program() {
         "--json",
     ];
     assert_eq!(error(&user.run(&kernels)), (FAILED, "LOCAL".to_owned()));
+    let mut timed = user.command(&kernels);
+    timed.env("SOURCE_DATE_EPOCH", "yesterday");
+    let refused = run_with_input(timed, "");
+    assert_eq!(error(&refused), (USAGE, "USAGE".to_owned()));
+    assert!(refused.errors.contains("SOURCE_DATE_EPOCH"), "{refused:?}");
 }

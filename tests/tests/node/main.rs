@@ -4,6 +4,7 @@
 mod administration;
 mod bundle_verbs;
 mod calling;
+mod cosign_verb;
 mod crowded_log;
 mod crowded_services;
 mod dialling_verbs;

@@ -1,12 +1,11 @@
 //! `alknet image build`: what `cargo xtask image` does, for owners without the source.
 
-use std::ffi::OsStr;
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    BuildProgress, BuildProvenance, CMDLINE, GrubFiles, ImageForm, ImageInputs, InputFacts,
-    Manifest, PackOptions, build, pack,
+    BUILD_TIME_VARIABLE, BuildProgress, BuildProvenance, CMDLINE, GrubFiles, ImageForm,
+    ImageInputs, InputFacts, Manifest, PackOptions, build, named_build_time, pack,
 };
 use alknet_licenses::LicenseInventory;
 use clap::Args;
@@ -17,10 +16,6 @@ use crate::cli::{CommandError, CommandExit, output};
 
 /// This program, also if another file has its name by now.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-
-/// The variable that names the time of a build for all programs, in seconds since 1970
-/// (<https://reproducible-builds.org/specs/source-date-epoch>).
-const BUILD_TIME: &str = "SOURCE_DATE_EPOCH";
 
 /// Arguments of `alknet image build`.
 #[derive(Debug, Args)]
@@ -149,27 +144,14 @@ fn provenance(shipped: Option<&Path>) -> Result<BuildProvenance, CommandError> {
     let inventory = LicenseInventory::own().map_err(CommandError::local)?;
     let own = InputFacts::of_binary(THIS_PROGRAM.as_ref(), inventory);
     let own = own.map_err(|error| of_image(&error))?;
-    let named = named_seconds(std::env::var_os(BUILD_TIME).as_deref())?;
+    let named = named_build_time(std::env::var_os(BUILD_TIME_VARIABLE).as_deref());
+    let named = named.map_err(|error| of_image(&error))?;
     // The clock would make each build another one.
     let seconds = named
         .or_else(|| shipped.as_ref()?.seconds())
         .unwrap_or_default();
     let facts = shipped.into_iter().chain([own]).collect();
     Ok(BuildProvenance::of_facts(facts, seconds))
-}
-
-/// The time of the build that the variable names. Another text is refused: the build would have another time than
-/// its caller wants.
-fn named_seconds(named: Option<&OsStr>) -> Result<Option<i64>, CommandError> {
-    let Some(named) = named else {
-        return Ok(None);
-    };
-    let seconds = named.to_str().and_then(|text| text.parse().ok());
-    let refused = || {
-        let text = format!("{BUILD_TIME} is {named:?}, not a whole number of seconds since 1970");
-        CommandError::usage(text)
-    };
-    seconds.map(Some).ok_or_else(refused)
 }
 
 /// The files, as `cargo xtask image` prints them.
@@ -187,24 +169,4 @@ fn show(manifest: &Manifest, json: bool) -> Result<(), CommandError> {
         ))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_of_a_build_is_a_whole_number_or_a_mistake_of_the_command() {
-        let seconds = |text: &str| named_seconds(Some(text.as_ref()));
-        assert_eq!(named_seconds(None).expect("no variable"), None);
-        assert_eq!(
-            seconds("1700000000").expect("a number"),
-            Some(1_700_000_000)
-        );
-        for text in ["", "yesterday", "1700000000.5"] {
-            let refused = seconds(text).expect_err("no number");
-            assert_eq!(refused.exit, CommandExit::Usage, "{text}");
-            assert!(refused.message.contains(BUILD_TIME), "{}", refused.message);
-        }
-    }
 }

@@ -15,7 +15,7 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::cosign::{missing_json, note_missing_of_bundle};
+use super::cosign::{missing_json, note_missing_of_bundles};
 use super::delta::{self, ProgramDelta};
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
@@ -56,8 +56,7 @@ pub(crate) struct ImageBundleArgs {
     /// is made in the folder of --out, for machines that run that program.
     #[arg(long, value_name = "OLD")]
     from: Vec<PathBuf>,
-    /// Make the bundle also with fewer signatures than have to be on it. Others add theirs by 'alknet image cosign'. Not
-    /// together with --from, because deltas need all keys at one computer.
+    /// Make the bundle also with fewer signatures than have to be on it. Others add theirs by 'alknet image cosign'.
     #[arg(long)]
     incomplete: bool,
     /// The file for the bundle.
@@ -67,11 +66,6 @@ pub(crate) struct ImageBundleArgs {
 
 /// Runs it.
 pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, CommandError> {
-    if args.incomplete && !args.from.is_empty() {
-        // A bundle with a delta has no program that the next signer could compare with its description.
-        let text = "leave out --from or --incomplete: deltas need all keys at one computer";
-        return Err(CommandError::usage(text));
-    }
     let roots = roots(&args.roots)?;
     let newest = roots.last().map(Vec::as_slice).unwrap_or_default();
     let path = program_path(&args.what)?;
@@ -138,15 +132,16 @@ fn report(
         }))?;
         return Ok(CommandExit::Ok);
     }
-    output::line(&args.out.display().to_string())?;
-    for delta in deltas {
-        output::line(&delta.path(&args.out).display().to_string())?;
+    let of_deltas = deltas.iter().map(|delta| delta.path(&args.out));
+    let files: Vec<_> = [args.out.clone()].into_iter().chain(of_deltas).collect();
+    for file in &files {
+        output::line(&file.display().to_string())?;
     }
     output::note(&format!(
         "alknet: release {} with version {version}",
         args.number
     ));
-    note_missing_of_bundle(missing, &args.out);
+    note_missing_of_bundles(missing, &files);
     Ok(CommandExit::Ok)
 }
 

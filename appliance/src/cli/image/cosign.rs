@@ -1,16 +1,16 @@
 //! `alknet image cosign`: one more signature for a root document or an update bundle.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
-    BundleReader, CosignedBundle, CosignedRoot, MetadataRequest, MetadataSource as _,
-    MissingSignatures, ReleaseInfo, UpdateError, UpdateTarget, cosign_bundle, cosign_root,
+    CosignedBundle, CosignedRoot, MissingSignatures, ReleaseInfo, SigningError, cosign_bundle,
+    cosign_root,
 };
 use clap::Args;
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::bundle::{of_signing, put};
 use super::read_bounded;
@@ -24,6 +24,10 @@ use crate::cli::{CommandError, CommandExit, output};
 pub(crate) struct ImageCosignArgs {
     /// A root document or a bundle that was made with --incomplete.
     file: PathBuf,
+    /// The other bundles of the same release, which 'image bundle --from' made. All have the same documents, so that each
+    /// signature is for all of them.
+    #[arg(value_name = "BUNDLE")]
+    others: Vec<PathBuf>,
     #[command(flatten)]
     keys: ReleaseKeyArgs,
     /// For a root document of a later version: the one that it replaces, from your own files.
@@ -32,7 +36,7 @@ pub(crate) struct ImageCosignArgs {
     /// For a bundle: the newest root document, from your own files. The bundle must have the same one.
     #[arg(long, value_name = "FILE")]
     root: Option<PathBuf>,
-    /// The file for the result [default: the same file]
+    /// The file for the result. Other bundles go into its folder, by their names [default: the same files]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -40,70 +44,96 @@ pub(crate) struct ImageCosignArgs {
 /// Runs it.
 pub(super) fn run(args: &ImageCosignArgs, json: bool) -> Result<CommandExit, CommandError> {
     let content = read_bounded(&args.file, BUNDLE_BYTES_MAX)?;
-    let out = args.out.as_ref().unwrap_or(&args.file);
-    if root_version(&content).is_ok() {
-        if args.root.is_some() {
-            let text = "leave out --root: it is for bundles, and this file is a root document";
-            return Err(CommandError::usage(text));
-        }
-        let previous = args.previous.as_ref();
-        let previous = previous.map(|path| read_bounded(path, ROOT_BYTES_MAX));
-        let previous = previous.transpose()?;
-        let signed = args.keys.with_signers(|signers| {
-            cosign_root(&content, previous.as_deref(), signers).map_err(of_signing)
-        })?;
-        put(out, &signed.document)?;
-        report_root(out, &signed, json)?;
-    } else {
-        if args.previous.is_some() {
-            let text = "leave out --previous: it is for root documents, and this file is a bundle";
-            return Err(CommandError::usage(text));
-        }
-        check_root(args, &content)?;
-        let signed = args
-            .keys
-            .with_signers(|signers| cosign_bundle(&content, signers).map_err(of_signing))?;
-        put(out, &signed.bundle)?;
-        report_bundle(out, &signed, json)?;
+    match root_version(&content).is_ok() {
+        true => args.sign_root(&content, json)?,
+        false => args.sign_bundles(&content, json)?,
     }
     Ok(CommandExit::Ok)
 }
 
-/// Fails unless the newest root of a bundle is the one in the signer's own files: it names the keys, and the person who
-/// made the bundle chose it.
-fn check_root(args: &ImageCosignArgs, bundle: &[u8]) -> Result<(), CommandError> {
-    let Some(path) = &args.root else {
-        let text =
-            "add --root with the newest root document, from your own files: this file is a bundle";
-        return Err(CommandError::usage(text));
-    };
-    let own = read_bounded(path, ROOT_BYTES_MAX)?;
-    let file = args.file.display();
-    let refused = |error: UpdateError| CommandError::usage(format!("{file}: {error}"));
-    let mut reader = BundleReader::open(bundle).map_err(refused)?;
-    let names = reader.metadata_names();
-    let versions = names.filter_map(|name| name.strip_suffix(".root.json")?.parse::<u64>().ok());
-    let newest = versions.max();
-    let request = MetadataRequest {
-        name: newest.map_or_else(|| "root.json".to_owned(), |it| format!("{it}.root.json")),
-        bytes_max: ROOT_BYTES_MAX,
-        is_optional: false,
-    };
-    let found = reader.metadata(&request).map_err(refused)?;
-    let found =
-        found.ok_or_else(|| CommandError::usage(format!("{file} has no {}", request.name)))?;
-    if found != own {
-        let hash = |bytes: &[u8]| HEXLOWER.encode(&Sha256::digest(bytes));
-        return Err(CommandError::usage(format!(
-            "{file} has another root document than {}: {} has the SHA-256 {}, and yours {}. Do not sign it, unless you \
-             know that a newer root was made: then give that one",
-            path.display(),
-            request.name,
-            hash(&found),
-            hash(&own)
-        )));
+impl ImageCosignArgs {
+    fn sign_root(&self, document: &[u8], json: bool) -> Result<(), CommandError> {
+        if self.root.is_some() {
+            let text = "leave out --root: it is for bundles, and this file is a root document";
+            return Err(CommandError::usage(text));
+        }
+        if !self.others.is_empty() {
+            let text = "leave out the other files: the first one is a root document";
+            return Err(CommandError::usage(text));
+        }
+        let previous = self.previous.as_ref();
+        let previous = previous.map(|path| read_bounded(path, ROOT_BYTES_MAX));
+        let previous = previous.transpose()?;
+        let signed = self.keys.with_signers(|signers| {
+            cosign_root(document, previous.as_deref(), signers).map_err(of_signing)
+        })?;
+        let out = self.out.as_ref().unwrap_or(&self.file);
+        put(out, &signed.document)?;
+        report_root(out, &signed, json)
     }
-    Ok(())
+
+    fn sign_bundles(&self, bundle: &[u8], json: bool) -> Result<(), CommandError> {
+        if self.previous.is_some() {
+            let text = "leave out --previous: it is for root documents, and this file is a bundle";
+            return Err(CommandError::usage(text));
+        }
+        let Some(root) = &self.root else {
+            let text = "add --root with the newest root document, from your own files: this file is a bundle";
+            return Err(CommandError::usage(text));
+        };
+        let outs = self.outs()?;
+        let own_root = read_bounded(root, ROOT_BYTES_MAX)?;
+        let others = self.others.iter();
+        let others = others.map(|path| read_bounded(path, BUNDLE_BYTES_MAX));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let others: Vec<&[u8]> = others.iter().map(Vec::as_slice).collect();
+        let signed = self.keys.with_signers(|signers| {
+            let signed = cosign_bundle(bundle, &others, &own_root, signers);
+            signed.map_err(|error| self.of_bundles(error, root))
+        })?;
+        let contents = [&signed.bundle].into_iter().chain(&signed.others);
+        for (out, content) in outs.iter().zip(contents) {
+            put(out, content)?;
+        }
+        report_bundles(&outs, &signed, json)
+    }
+
+    /// The files for the results, in the order of the bundles.
+    fn outs(&self) -> Result<Vec<PathBuf>, CommandError> {
+        let other_out = |other: &PathBuf| match &self.out {
+            Some(out) => out.with_file_name(other.file_name().unwrap_or_default()),
+            None => other.clone(),
+        };
+        let first = self.out.as_ref().unwrap_or(&self.file).clone();
+        let others = self.others.iter().map(other_out);
+        let outs: Vec<_> = [first].into_iter().chain(others).collect();
+        let distinct: BTreeSet<_> = outs.iter().collect();
+        if distinct.len() < outs.len() {
+            let text = "two results would have the same file: give each bundle once, and another name in --out";
+            return Err(CommandError::usage(text));
+        }
+        Ok(outs)
+    }
+
+    /// Names the files that an error is about.
+    fn of_bundles(&self, error: SigningError, root: &Path) -> CommandError {
+        let first = self.file.display();
+        let other = |at: usize| self.others.get(at).unwrap_or(&self.file).display();
+        match error {
+            SigningError::Document(error) => CommandError::usage(format!("{first}: {error}")),
+            SigningError::OtherBundle { at, why } => {
+                CommandError::usage(format!("{}: {why}", other(at)))
+            }
+            SigningError::OtherDocuments { at } => {
+                CommandError::usage(format!("{}: {error}", other(at)))
+            }
+            SigningError::OtherRoot { .. } => CommandError::usage(format!(
+                "{first} has another root document than {}: {error}",
+                root.display()
+            )),
+            error => of_signing(error),
+        }
+    }
 }
 
 fn report_root(out: &Path, signed: &CosignedRoot, json: bool) -> Result<(), CommandError> {
@@ -136,37 +166,23 @@ fn report_root(out: &Path, signed: &CosignedRoot, json: bool) -> Result<(), Comm
     Ok(())
 }
 
-fn report_bundle(out: &Path, signed: &CosignedBundle, json: bool) -> Result<(), CommandError> {
-    let is_present = |target: &UpdateTarget| signed.present.contains(&target.name);
+fn report_bundles(
+    outs: &[PathBuf],
+    signed: &CosignedBundle,
+    json: bool,
+) -> Result<(), CommandError> {
     if json {
-        let targets = signed.targets.iter().map(|target| {
-            json!({
-                "name": target.name,
-                "bytes": target.bytes,
-                "sha256": HEXLOWER.encode(&target.sha256),
-                "version": target.release.as_ref().map(|release| &release.version),
-                "floor": target.release.as_ref().and_then(|release| release.floor.as_ref()),
-                "needs": target.release.as_ref().map(|release| &release.needs),
-                "in_file": is_present(target),
-            })
-        });
-        return output::json_line(&json!({
-            "file": out,
-            "bytes": signed.bundle.len(),
-            "number": signed.number,
-            "expires": signed.expires.to_string(),
-            "timestamp_expires": signed.timestamp_expires.to_string(),
-            "targets": targets.collect::<Vec<_>>(),
-            "missing": missing_json(&signed.missing),
-        }));
+        return output::json_line(&bundles_json(outs, signed));
     }
-    output::line(&out.display().to_string())?;
+    for out in outs {
+        output::line(&out.display().to_string())?;
+    }
     output::note(&format!(
         "alknet: you signed release {}, valid until {}, its timestamp until {}",
         signed.number, signed.expires, signed.timestamp_expires
     ));
     for target in &signed.targets {
-        let place = match is_present(target) {
+        let place = match signed.present.contains(&target.name) {
             true => "",
             false => ", in another file",
         };
@@ -176,8 +192,35 @@ fn report_bundle(out: &Path, signed: &CosignedBundle, json: bool) -> Result<(), 
             output::note(&format!("    {}", described(release)));
         }
     }
-    note_missing_of_bundle(&signed.missing, out);
+    note_missing_of_bundles(&signed.missing, outs);
     Ok(())
+}
+
+/// What was signed, for programs.
+fn bundles_json(outs: &[PathBuf], signed: &CosignedBundle) -> Value {
+    let targets = signed.targets.iter().map(|target| {
+        json!({
+            "name": target.name,
+            "bytes": target.bytes,
+            "sha256": HEXLOWER.encode(&target.sha256),
+            "version": target.release.as_ref().map(|release| &release.version),
+            "floor": target.release.as_ref().and_then(|release| release.floor.as_ref()),
+            "needs": target.release.as_ref().map(|release| &release.needs),
+            "in_file": signed.present.contains(&target.name),
+        })
+    });
+    let others = outs.iter().skip(1).zip(&signed.others);
+    let others = others.map(|(out, bundle)| json!({ "file": out, "bytes": bundle.len() }));
+    json!({
+        "file": outs.first(),
+        "bytes": signed.bundle.len(),
+        "others": others.collect::<Vec<_>>(),
+        "number": signed.number,
+        "expires": signed.expires.to_string(),
+        "timestamp_expires": signed.timestamp_expires.to_string(),
+        "targets": targets.collect::<Vec<_>>(),
+        "missing": missing_json(&signed.missing),
+    })
 }
 
 /// What a machine decides by, for a person who signs it.
@@ -210,15 +253,17 @@ pub(super) fn missing_json(missing: &[MissingSignatures]) -> Vec<Value> {
 
 /// Says how many signatures a root document lacks, and how to add them.
 pub(super) fn note_missing(missing: &[MissingSignatures], file: &Path) {
-    note_missing_with(missing, file, "--key KEY");
+    note_missing_with(missing, &file.display().to_string(), "--key KEY");
 }
 
-/// Like `note_missing`, of a bundle.
-pub(super) fn note_missing_of_bundle(missing: &[MissingSignatures], file: &Path) {
-    note_missing_with(missing, file, "--root ROOT --key KEY");
+/// Like `note_missing`, of the bundles of a release.
+pub(super) fn note_missing_of_bundles(missing: &[MissingSignatures], files: &[PathBuf]) {
+    let files = files.iter().map(|file| file.display().to_string());
+    let files = files.collect::<Vec<_>>().join(" ");
+    note_missing_with(missing, &files, "--root ROOT --key KEY");
 }
 
-fn note_missing_with(missing: &[MissingSignatures], file: &Path, options: &str) {
+fn note_missing_with(missing: &[MissingSignatures], files: &str, options: &str) {
     if missing.is_empty() {
         return;
     }
@@ -230,7 +275,6 @@ fn note_missing_with(missing: &[MissingSignatures], file: &Path, options: &str) 
         }
     }
     output::note(&format!(
-        "alknet: add one where another of these keys is: alknet image cosign {} {options}",
-        file.display()
+        "alknet: add one where another of these keys is: alknet image cosign {files} {options}"
     ));
 }

@@ -7,6 +7,7 @@ use alknet_update::{
 };
 use serde_json::{Value, json};
 
+use crate::deltas::{DELTA, delta};
 use crate::support::{LATE, PROGRAM, Publisher, body, keys, read, release, signed, signer, target};
 
 /// A root of two keys that both sign everything.
@@ -39,8 +40,8 @@ fn installed(root: &[u8], bundle: &[u8]) -> Result<(), UpdateError> {
 }
 
 /// What the signer of a good bundle gets.
-fn cosigned(bundle: &[u8], signer: &SeedSigner) -> CosignedBundle {
-    cosign_bundle(bundle, &[signer]).unwrap_or_else(|error| panic!("{error}"))
+fn cosigned(bundle: &[u8], root: &[u8], signer: &SeedSigner) -> CosignedBundle {
+    cosign_bundle(bundle, &[], root, &[signer]).unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[test]
@@ -53,15 +54,15 @@ fn a_bundle_counts_once_the_second_key_has_signed() {
         matches!(refused, UpdateError::Signatures { valid: 1, .. }),
         "{refused}"
     );
-    let whole = cosigned(&bundle, &two);
+    let whole = cosigned(&bundle, &root, &two);
     assert!(whole.missing.is_empty());
     assert_eq!((whole.number, whole.expires), (1, LATE));
     assert_eq!(whole.targets, [target("1.1.0")]);
     assert!(whole.present.contains("alknet.efi"));
     installed(&root, &whole.bundle).unwrap_or_else(|error| panic!("{error}"));
     // The order of the signers does not matter.
-    assert!(cosigned(&begun(&root, &[&two]), &one).bundle == whole.bundle);
-    let refused = cosign_bundle(&whole.bundle, &[&two]).expect_err("it is complete");
+    assert!(cosigned(&begun(&root, &[&two]), &root, &one).bundle == whole.bundle);
+    let refused = cosign_bundle(&whole.bundle, &[], &root, &[&two]).expect_err("it is complete");
     assert!(matches!(refused, SigningError::NothingMissing), "{refused}");
 }
 
@@ -71,9 +72,9 @@ fn one_key_counts_once_and_a_key_that_is_not_named_not_at_all() {
     let root = root_of(&one, &two);
     let bundle = begun(&root, &[&one, &one]);
     installed(&root, &bundle).expect_err("one key signed twice");
-    let again = cosign_bundle(&bundle, &[&one]).expect_err("it has signed");
+    let again = cosign_bundle(&bundle, &[], &root, &[&one]).expect_err("it has signed");
     assert!(matches!(again, SigningError::NothingToAdd), "{again}");
-    let foreign = cosign_bundle(&bundle, &[&other]).expect_err("another key");
+    let foreign = cosign_bundle(&bundle, &[], &root, &[&other]).expect_err("another key");
     assert!(
         matches!(foreign, SigningError::Unnamed(key) if key == other.public_key()),
         "{foreign}"
@@ -92,7 +93,7 @@ fn each_role_is_signed_by_its_own_keys() {
         plan.roles.insert(role, keys(&[&online], 1));
     }
     let root = sign_root(&plan, None, &[&one, &two]).expect("both sign");
-    let second = cosigned(&begun(&root, &[&one]), &two);
+    let second = cosigned(&begun(&root, &[&one]), &root, &two);
     let missing: Vec<_> = second.missing.iter().map(ToString::to_string).collect();
     assert_eq!(
         missing,
@@ -103,8 +104,37 @@ fn each_role_is_signed_by_its_own_keys() {
     );
     assert!(second.missing[0].keys.contains(&online.public_key()));
     installed(&root, &second.bundle).expect_err("the timestamp is not signed");
-    let whole = cosigned(&second.bundle, &online);
+    let whole = cosigned(&second.bundle, &root, &online);
     installed(&root, &whole.bundle).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The first signer makes a bundle with a root of their own keys, or with a newer one behind the root that both know.
+#[test]
+fn a_bundle_with_another_root_than_the_signers_own_is_not_signed() {
+    let [one, two, other] = [1, 2, 9].map(signer);
+    let own = root_of(&one, &two);
+    let foreign = root_of(&other, &two);
+    let plan = RootPlan::with_keys(2, LATE, &keys(&[&one, &two], 2));
+    let newer = sign_root(&plan, Some(&own), &[&one, &two]).expect("both sign");
+    for (roots, signer, name) in [
+        (vec![foreign], &other, "1.root.json"),
+        (vec![own.clone(), newer.clone()], &one, "2.root.json"),
+    ] {
+        let newest = roots.last().expect("a root");
+        let plan = Publisher::plan(1, vec![target("1.1.0")]);
+        let (release, _) = begin_release(newest, &plan, &[signer]).expect("a named key");
+        let mut bundle = Vec::new();
+        write_bundle(&mut bundle, &roots, &release, &plan.targets, |_| {
+            Ok(PROGRAM)
+        })
+        .expect("written");
+        let refused = cosign_bundle(&bundle, &[], &own, &[&two]).expect_err("another root");
+        assert!(
+            matches!(&refused, SigningError::OtherRoot { file, .. } if file == name),
+            "{refused}"
+        );
+        cosigned(&bundle, newest, &two);
+    }
 }
 
 /// A person tries the program in the bundle, and signs its description.
@@ -116,7 +146,7 @@ fn a_bundle_with_another_program_than_the_described_one_is_not_signed() {
     let mut places = bundle.windows(PROGRAM.len());
     let at = places.position(|it| it == PROGRAM);
     bundle[at.expect("the program is in it")] ^= 1;
-    let refused = cosign_bundle(&bundle, &[&two]).expect_err("another program");
+    let refused = cosign_bundle(&bundle, &[], &root, &[&two]).expect_err("another program");
     assert!(
         matches!(refused, SigningError::Document(UpdateError::Hash { .. })),
         "{refused}"
@@ -135,10 +165,83 @@ fn a_described_program_that_is_not_in_the_bundle_is_not_signed() {
     let plan = Publisher::plan(1, vec![shown.clone(), hidden]);
     let (documents, _) = begin_release(&root, &plan, &[&one]).expect("a named key");
     let mut bundle = Vec::new();
-    write_bundle(&mut bundle, &[root], &documents, &[shown], |_| Ok(PROGRAM)).expect("written");
-    let refused = cosign_bundle(&bundle, &[&two]).expect_err("a program is hidden");
+    let roots = [root.clone()];
+    write_bundle(&mut bundle, &roots, &documents, &[shown], |_| Ok(PROGRAM)).expect("written");
+    let refused = cosign_bundle(&bundle, &[], &root, &[&two]).expect_err("a program is hidden");
     assert!(
         matches!(&refused, SigningError::Unseen(name) if name == "hidden.efi"),
+        "{refused}"
+    );
+}
+
+/// The first signer's bundles of a release with a delta: one with the program, and one with the delta.
+fn begun_with_delta(number: u64, root: &[u8], signer: &SeedSigner) -> [Vec<u8>; 2] {
+    let plan = Publisher::plan(number, vec![target("1.1.0"), delta()]);
+    let (release, _) = begin_release(root, &plan, &[signer]).expect("a named key");
+    let roots = [root.to_vec()];
+    let bundle_of = |file: UpdateTarget| {
+        let mut bundle = Vec::new();
+        let open = |file: &UpdateTarget| Ok(if file.delta.is_some() { DELTA } else { PROGRAM });
+        write_bundle(&mut bundle, &roots, &release, &[file], open).expect("written");
+        bundle
+    };
+    [target("1.1.0"), delta()].map(bundle_of)
+}
+
+#[test]
+fn the_bundles_of_a_release_are_signed_together() {
+    let [one, two] = [1, 2].map(signer);
+    let root = root_of(&one, &two);
+    let [whole, delta] = begun_with_delta(1, &root, &one);
+    let refused = cosign_bundle(&delta, &[], &root, &[&two]).expect_err("no program is in it");
+    assert!(
+        matches!(&refused, SigningError::Unseen(name) if name == "alknet.efi"),
+        "{refused}"
+    );
+    let signed = cosign_bundle(&whole, &[&delta], &root, &[&two]);
+    let signed = signed.unwrap_or_else(|error| panic!("{error}"));
+    assert!(signed.missing.is_empty());
+    assert_eq!(signed.present.len(), 2, "{:?}", signed.present);
+    let [signed_delta] = &*signed.others else {
+        panic!(
+            "one bundle was given, and {} came back",
+            signed.others.len()
+        );
+    };
+    for bundle in [&signed.bundle, signed_delta] {
+        installed(&root, bundle).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let swapped = cosign_bundle(&delta, &[&whole], &root, &[&two]);
+    let swapped = swapped.unwrap_or_else(|error| panic!("{error}"));
+    assert!(swapped.bundle == *signed_delta && swapped.others == [signed.bundle]);
+}
+
+/// The first signer puts the delta of another release, or another delta, beside the program that both know.
+#[test]
+fn a_bundle_beside_the_program_is_compared_before_it_is_signed() {
+    let [one, two] = [1, 2].map(signer);
+    let root = root_of(&one, &two);
+    let [whole, delta] = begun_with_delta(1, &root, &one);
+    let [_, later] = begun_with_delta(2, &root, &one);
+    let others: [&[u8]; 2] = [&delta, &later];
+    let refused = cosign_bundle(&whole, &others, &root, &[&two]).expect_err("another release");
+    assert!(
+        matches!(refused, SigningError::OtherDocuments { at: 1 }),
+        "{refused}"
+    );
+    let mut changed = delta;
+    let mut places = changed.windows(DELTA.len());
+    let at = places.position(|it| it == DELTA);
+    changed[at.expect("the delta is in it")] ^= 1;
+    let refused = cosign_bundle(&whole, &[&changed], &root, &[&two]).expect_err("another delta");
+    assert!(
+        matches!(
+            refused,
+            SigningError::OtherBundle {
+                at: 0,
+                why: UpdateError::Hash { .. }
+            }
+        ),
         "{refused}"
     );
 }
@@ -154,11 +257,12 @@ fn cosigned_with(at: usize, change: impl Fn(&mut Value)) -> SigningError {
     change(&mut changed);
     *document = signed(&changed, &[&one]);
     let mut bundle = Vec::new();
-    write_bundle(&mut bundle, &[root], &release, &plan.targets, |_| {
+    let roots = [root.clone()];
+    write_bundle(&mut bundle, &roots, &release, &plan.targets, |_| {
         Ok(PROGRAM)
     })
     .expect("written");
-    cosign_bundle(&bundle, &[&two]).expect_err("no release has such documents")
+    cosign_bundle(&bundle, &[], &root, &[&two]).expect_err("no release has such documents")
 }
 
 /// Machines that have seen such documents would refuse the releases that follow.
@@ -202,7 +306,7 @@ fn a_document_whose_bytes_are_stated_takes_no_signature() {
         |_| Ok(PROGRAM),
     )
     .expect("written");
-    let refused = cosign_bundle(&bundle, &[&one]).expect_err("it is fixed");
+    let refused = cosign_bundle(&bundle, &[], &root, &[&one]).expect_err("it is fixed");
     assert!(matches!(refused, SigningError::Fixed { .. }), "{refused}");
 }
 

@@ -10,7 +10,7 @@ use alknet_update::{
 
 use crate::support::{NOW, PROGRAM, Publisher, machine, release, target};
 
-const DELTA: &[u8] = b"how to make a kernel image from another one";
+pub(crate) const DELTA: &[u8] = b"how to make a kernel image from another one";
 
 fn info() -> DeltaInfo {
     DeltaInfo {
@@ -21,7 +21,7 @@ fn info() -> DeltaInfo {
     }
 }
 
-fn delta() -> UpdateTarget {
+pub(crate) fn delta() -> UpdateTarget {
     UpdateTarget::describe_delta("alknet.delta", info(), &mut &*DELTA).expect("a delta")
 }
 

@@ -136,7 +136,7 @@ fn the_reference_client_accepts_a_bundle_once_the_second_key_has_signed() {
     write_bundle(&mut bundle, &roots, &release, &plan.targets, open).expect("written");
     let refused = accepted(&bundle, &root).expect_err("one key is missing");
     assert!(refused.contains("UnsignedMetadataError"), "{refused}");
-    let whole = cosign_bundle(&bundle, &[&two]).expect("the other key");
+    let whole = cosign_bundle(&bundle, &[], &root, &[&two]).expect("the other key");
     assert_eq!(
         accepted(&whole.bundle, &root),
         Ok(format!("alknet.efi 1.1.0 {}\n", PROGRAM.len()))
