@@ -70,6 +70,13 @@ async fn wait_until(is_so: impl Fn() -> bool) {
     waited.expect("it happens");
 }
 
+/// How often PID 1 was asked to start the version.
+fn starts(bench: &NodeUpdateBench) -> usize {
+    let requests = bench.requests().into_iter();
+    let starts = requests.filter(|(it, _)| matches!(it, UpdateRequest::Apply { .. }));
+    starts.count()
+}
+
 /// The text of the problem that a version did not start.
 fn not_started(bench: &NodeUpdateBench) -> Option<String> {
     let problems = bench.updates.problems();
@@ -133,6 +140,89 @@ async fn a_moment_that_passed_long_ago_starts_nothing_and_is_a_problem() {
     let set = node.call(ADMIN, "update/apply", later).await;
     assert!(set.is_ok(), "{set:?}");
     assert_eq!(not_started(&bench), None);
+}
+
+/// A client has the channel checked at the moment of the start, and PID 1 does one thing at a time.
+#[tokio::test]
+async fn a_pid_1_that_is_busy_at_the_moment_does_not_spend_the_start() {
+    for code in ["busy", "no-slots"] {
+        let mut bench = bench();
+        bench.seen.lock().expect("no panic").refuses_start = Some(code);
+        let planned = start(-60);
+        restart_with(&mut bench, &planned);
+        wait_until(|| starts(&bench) >= 2).await;
+        assert_eq!(not_started(&bench), None, "{code}");
+        assert_eq!(bench.updates.start_moment(), Some(planned.at));
+        // The moment outlives a restart of the node also then.
+        bench.restart();
+        let before = starts(&bench);
+        wait_until(|| starts(&bench) > before).await;
+        bench.seen.lock().expect("no panic").refuses_start = None;
+        wait_until(|| !file(&bench).exists()).await;
+        assert_eq!(not_started(&bench), None, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_pid_1_refused_until_it_was_too_late_is_a_problem_with_the_last_reason() {
+    let mut bench = bench();
+    bench.seen.lock().expect("no panic").refuses_start = Some("busy");
+    restart_with(&mut bench, &start(-60));
+    wait_until(|| starts(&bench) >= 2).await;
+    bench
+        .clock
+        .0
+        .store(LATE_S_MAX.unsigned_abs(), Ordering::Relaxed);
+    wait_until(|| not_started(&bench).is_some()).await;
+    let text = not_started(&bench).expect("a problem");
+    assert!(text.ends_with("another request is under way"), "{text}");
+    // Another request would not change this answer, so there is no second try.
+    let mut other = self::bench();
+    other.seen.lock().expect("no panic").refuses_start = Some("unverified");
+    restart_with(&mut other, &start(-60));
+    wait_until(|| not_started(&other).is_some()).await;
+    assert_eq!(starts(&other), 1);
+}
+
+/// A client that may only stage, or a hub, sends a bundle for hours, as slowly as it may.
+#[tokio::test]
+async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
+    for (limited, unasked, dry_run) in [
+        (true, false, false),
+        (false, true, false),
+        (false, false, true),
+        (false, false, false),
+    ] {
+        let bench = bench();
+        let slow = StagingRequest {
+            limited,
+            unasked,
+            dry_run,
+            ..request(9)
+        };
+        let session = bench.updates.0.sessions.begin(slow, None);
+        drop(session.expect("it begins"));
+        wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
+        let order = StartOrder {
+            sha256: None,
+            limited: true,
+            unasked: false,
+        };
+        let by = ("admin".to_owned(), None);
+        let set = bench.updates.start_at(start(2).at, order, by);
+        set.expect("it waits");
+        if !(limited || unasked || dry_run) {
+            // A caller that may start versions is not interrupted.
+            wait_until(|| starts(&bench) >= 2).await;
+            assert!(bench.updates.0.sessions.current().is_some());
+            let why = "the test ends it".to_owned();
+            assert!(bench.updates.0.sessions.cancel(why).await);
+        }
+        wait_until(|| !file(&bench).exists()).await;
+        assert!(bench.updates.0.sessions.current().is_none());
+        assert_eq!(bench.bundles(), [(Vec::<u8>::new(), false)]);
+        assert_eq!(not_started(&bench), None);
+    }
 }
 
 /// Eve planned a start, and was removed, or lost her scope, before its moment.
@@ -199,7 +289,7 @@ async fn another_peer_with_the_id_of_the_caller_has_no_version_started() {
     let by = ("admin".to_owned(), Some(of_admin));
     let set = bench.updates.start_at(start(3600).at, order, by);
     set.expect("it waits");
-    let kept = ScheduledStartStore::new(bench.dir.path()).read();
+    let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
     let kept = kept.expect("readable").expect("it waits");
     assert_eq!(kept.key, Some(of_admin));
     restart_with(&mut bench, &by_key(other));
@@ -251,7 +341,7 @@ fn the_first_format_of_a_planned_start_is_read() {
     const WAITS: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"ada","key":"ed25519:0202020202020202020202020202020202020202020202020202020202020202","limited":true,"later":1}"#;
     const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"failure":"too late","later":1}"#;
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let store = ScheduledStartStore::new(folder.path());
+    let store = ScheduledStartStore::new(folder.path(), STEP);
     let expected = |by: &str, key, failure: &str| ScheduledStart {
         at: "2027-01-31T02:00:00Z".parse().expect("a moment"),
         by: by.to_owned(),
