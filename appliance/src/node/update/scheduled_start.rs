@@ -4,11 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use alknet_call::{CallError, ErrorCode};
-use alknet_core::PeerKey;
+use alknet_call::{CallError, Ctx, ErrorCode};
+use alknet_core::{Identity, PeerKey, TokenHash};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use super::act::StartOrder;
 use super::refusal::{may_pass, refused};
 use super::session::StagingRequest;
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
+use crate::node::ops::caller;
 
 /// The file of the start that waits, in the state directory. The node may write in that folder of it.
 const START_FILE: &str = "state/scheduled-start.json";
@@ -41,15 +42,47 @@ pub(super) struct ScheduledStart {
     pub(super) version: String,
     /// The id of the caller that set it. A text, because the id of a program's token is not a `PeerId`.
     pub(super) by: String,
-    /// A key by which this caller is known again: another peer may get its id meanwhile. `None` for the token of a
-    /// program.
+    /// A key by which this caller is known again: another peer may get its id meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) key: Option<PeerKey>,
+    /// The hash of its token if the caller has no key: another token may get the same name meanwhile. A file that has
+    /// neither starts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<TokenHash>,
     /// Whether this caller is no administrator.
     pub(super) limited: bool,
     /// Why the version did not start. Empty while the start waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
+}
+
+/// The caller that plans a start, with what it proved.
+pub(super) struct StartPlanner {
+    pub(super) id: String,
+    pub(super) key: Option<PeerKey>,
+    /// `None` if there is a key.
+    pub(super) token: Option<TokenHash>,
+}
+
+impl StartPlanner {
+    /// The caller of this request.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` for a caller that cannot be known again at the moment.
+    pub(super) fn from_ctx(ctx: &Ctx) -> Result<Self, CallError> {
+        let key = ctx.lasting_key();
+        let token = ctx.token().filter(|_| key.is_none());
+        let token = token.and_then(|token| token.hash().ok());
+        if key.is_none() && token.is_none() {
+            let text = "a moment for the start needs a caller with a key or a token, by which the node knows it again";
+            return Err(CallError::new(ErrorCode::Forbidden, text));
+        }
+        Ok(Self {
+            id: caller(ctx),
+            key,
+            token,
+        })
+    }
 }
 
 /// What becomes of a start now.
@@ -212,7 +245,7 @@ impl NodeUpdates {
         &self,
         at: Timestamp,
         order: StartOrder,
-        (by, key): (String, Option<PeerKey>),
+        planner: StartPlanner,
     ) -> Result<Value, CallError> {
         let sha256 = self.check_moment(at, order.sha256)?;
         let mut timer = self.0.scheduled.lock();
@@ -228,14 +261,15 @@ impl NodeUpdates {
                 );
                 return Err(conflict("scheduled", &text));
             }
-            tracing::info!(by, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
+            tracing::info!(by = planner.id, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
         }
         let start = ScheduledStart {
             at,
             version: self.staged_version(),
             sha256,
-            by,
-            key,
+            by: planner.id,
+            key: planner.key,
+            token: planner.token,
             limited: order.limited,
             failure: String::new(),
         };
@@ -359,14 +393,7 @@ impl NodeUpdates {
 
     /// Starts the version at its moment, by the rights that its caller has now.
     async fn start_scheduled(&self, start: &ScheduledStart) -> Result<(), StartFailure> {
-        let identities = &self.0.identities;
-        let who = match &start.key {
-            Some(key) => {
-                let holder = identities.by_key(key);
-                holder.filter(|who| who.id.to_string() == start.by)
-            }
-            None => identities.by_id_text(&start.by),
-        };
+        let who = self.planner_now(start);
         let may = |scope| who.as_ref().is_some_and(|who| who.scopes.allows(scope));
         let is_admin = may(ADMIN_SCOPE);
         if !is_admin && !may(APPLY_SCOPE) {
@@ -394,6 +421,17 @@ impl NodeUpdates {
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
         tracing::info!(by = start.by, "update.apply at its moment");
         Ok(())
+    }
+
+    /// The caller that set the moment, if it may still connect by the key or the token that it had then.
+    fn planner_now(&self, start: &ScheduledStart) -> Option<Arc<Identity>> {
+        let identities = &self.0.identities;
+        let who = match (&start.key, &start.token) {
+            (Some(key), _) => identities.by_key(key),
+            (None, Some(token)) => identities.by_token_hash(token),
+            (None, None) => None,
+        };
+        who.filter(|who| who.id.as_str() == start.by)
     }
 
     /// Gives up the session under way unless it brings a version for a caller that may start versions: another caller

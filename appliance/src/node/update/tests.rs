@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_core::config::NodeConfig;
-use alknet_core::{IdentityEntries, PeerAddr, PeerKey};
+use alknet_core::{IdentityEntries, PeerAddr, PeerEntry, PeerKey};
 use alknet_init::control::{
     InitMessage, MachineFacts, UPDATE_FRAME_ABORT, UpdateFacts, UpdatePlan, UpdateRecord,
     UpdateRequest,
@@ -206,6 +206,19 @@ fn admins() -> IdentityEntries {
     IdentityEntries {
         admins: vec![(admin, PeerKey::Ed25519([1; 32]))],
         ..IdentityEntries::default()
+    }
+}
+
+/// The administrator, and a peer with this id, these keys and these scopes.
+fn admins_and(id: &str, keys: &[u8], scopes: &[&str]) -> IdentityEntries {
+    let peer = PeerEntry {
+        keys: keys.iter().map(|n| PeerKey::Ed25519([*n; 32])).collect(),
+        scopes: scopes.iter().collect(),
+        ..PeerEntry::new(id.parse().expect("a peer id"))
+    };
+    IdentityEntries {
+        peers: vec![peer],
+        ..admins()
     }
 }
 

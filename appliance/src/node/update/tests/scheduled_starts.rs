@@ -2,16 +2,14 @@
 
 use std::path::PathBuf;
 
-use alknet_core::PeerEntry;
+use alknet_core::{ApiKey, TokenHash};
 use alknet_test_support::deadline;
 use jiff::{SignedDuration, Timestamp};
 
 use super::operations::{ADMIN, UpdateCaller};
 use super::*;
 use crate::node::update::act::StartOrder;
-use crate::node::update::scheduled_start::{
-    LATE_S_MAX, ScheduledStart, ScheduledStartStore, StartTurn,
-};
+use crate::node::update::scheduled_start::{LATE_S_MAX, ScheduledStart, StartPlanner, StartTurn};
 
 /// A node on which this program is staged.
 fn bench() -> NodeUpdateBench {
@@ -39,7 +37,8 @@ fn start(seconds: i64) -> ScheduledStart {
         sha256: "a1".to_owned(),
         version: "1.1.0".to_owned(),
         by: "admin".to_owned(),
-        key: None,
+        key: Some(PeerKey::Ed25519([1; 32])),
+        token: None,
         limited: false,
         failure: String::new(),
     }
@@ -208,8 +207,12 @@ async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
             limited: true,
             unasked: false,
         };
-        let by = ("admin".to_owned(), None);
-        let set = bench.updates.start_at(start(2).at, order, by);
+        let admin = StartPlanner {
+            id: "admin".to_owned(),
+            key: start(0).key,
+            token: None,
+        };
+        let set = bench.updates.start_at(start(2).at, order, admin);
         set.expect("it waits");
         if !(limited || unasked || dry_run) {
             // A caller that may start versions is not interrupted.
@@ -229,40 +232,31 @@ async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
 #[tokio::test]
 async fn a_caller_that_lost_its_right_has_no_version_started() {
     let mut bench = bench();
-    let eve = PeerEntry {
-        keys: vec![PeerKey::Ed25519([2; 32])],
-        scopes: [READ_SCOPE].into_iter().collect(),
-        ..PeerEntry::new("eve".parse().expect("a peer id"))
+    let eve = |scope| admins_and("eve", &[2], &[scope]);
+    let planned = ScheduledStart {
+        by: "eve".to_owned(),
+        key: Some(PeerKey::Ed25519([2; 32])),
+        ..start(-1)
     };
-    for peers in [vec![], vec![eve.clone()]] {
-        let entries = IdentityEntries { peers, ..admins() };
+    for entries in [admins(), eve(READ_SCOPE)] {
         bench.identities.identities.replace_config(entries);
         let by_eve = ScheduledStart {
-            by: "eve".to_owned(),
             limited: true,
-            ..start(-1)
+            ..planned.clone()
         };
         restart_with(&mut bench, &by_eve);
         wait_until(|| not_started(&bench).is_some()).await;
         assert!(bench.requests().is_empty());
     }
     // A right that returns repeats no start that has failed.
-    let peers = vec![PeerEntry {
-        scopes: [APPLY_SCOPE].into_iter().collect(),
-        ..eve
-    }];
-    let entries = IdentityEntries { peers, ..admins() };
+    let entries = eve(APPLY_SCOPE);
     bench.identities.identities.replace_config(entries);
     bench.restart();
     let_tasks_run().await;
     assert!(not_started(&bench).is_some());
     assert!(bench.requests().is_empty());
     // PID 1 counts the starts of a caller that is no administrator any more.
-    let by_eve = ScheduledStart {
-        by: "eve".to_owned(),
-        ..start(-1)
-    };
-    restart_with(&mut bench, &by_eve);
+    restart_with(&mut bench, &planned);
     wait_until(|| !bench.requests().is_empty()).await;
     let (request, by) = bench.requests().remove(0);
     assert_eq!(by, "eve");
@@ -281,22 +275,57 @@ async fn another_peer_with_the_id_of_the_caller_has_no_version_started() {
         key: Some(key),
         ..start(-1)
     };
-    let order = StartOrder {
-        sha256: None,
-        limited: false,
-        unasked: false,
-    };
-    let by = ("admin".to_owned(), Some(of_admin));
-    let set = bench.updates.start_at(start(3600).at, order, by);
-    set.expect("it waits");
-    let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
-    let kept = kept.expect("readable").expect("it waits");
-    assert_eq!(kept.key, Some(of_admin));
     restart_with(&mut bench, &by_key(other));
     wait_until(|| not_started(&bench).is_some()).await;
     assert!(bench.requests().is_empty());
     restart_with(&mut bench, &by_key(of_admin));
     wait_until(|| !bench.requests().is_empty()).await;
+}
+
+/// The administrators of a node on which this token of a program may start versions.
+fn with_token(hash: TokenHash) -> IdentityEntries {
+    let token = ApiKey {
+        scopes: [APPLY_SCOPE].into_iter().collect(),
+        ..ApiKey::new(hash)
+    };
+    IdentityEntries {
+        api_keys: vec![token],
+        ..admins()
+    }
+}
+
+/// The token that planned the start was removed, and another one of the same name was issued before the moment.
+#[tokio::test]
+async fn another_token_with_the_name_of_the_caller_has_no_version_started() {
+    let mut bench = bench();
+    let [own, other] = [7, 8].map(|byte| TokenHash {
+        key_id: "a1b2c3d4".parse().expect("a name"),
+        sha256: [byte; 32],
+    });
+    let by_token = ScheduledStart {
+        by: "key:a1b2c3d4".to_owned(),
+        key: None,
+        token: Some(own),
+        limited: true,
+        ..start(-1)
+    };
+    let without_proof = ScheduledStart {
+        token: None,
+        ..by_token.clone()
+    };
+    let entries = with_token(other);
+    bench.identities.identities.replace_config(entries);
+    for planned in [&by_token, &without_proof] {
+        restart_with(&mut bench, planned);
+        wait_until(|| not_started(&bench).is_some()).await;
+        assert!(bench.requests().is_empty());
+    }
+    let entries = with_token(own);
+    bench.identities.identities.replace_config(entries);
+    restart_with(&mut bench, &by_token);
+    wait_until(|| !bench.requests().is_empty()).await;
+    let (_, by) = bench.requests().remove(0);
+    assert_eq!(by, "key:a1b2c3d4");
 }
 
 #[tokio::test]
@@ -339,22 +368,28 @@ async fn a_start_waits_for_the_slots_and_the_time() {
 #[test]
 fn the_first_format_of_a_planned_start_is_read() {
     const WAITS: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"ada","key":"ed25519:0202020202020202020202020202020202020202020202020202020202020202","limited":true,"later":1}"#;
-    const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"failure":"too late","later":1}"#;
+    const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:a1b2c3d4","token":"a1b2c3d4:0707070707070707070707070707070707070707070707070707070707070707","limited":true,"failure":"too late","later":1}"#;
     let folder = tempfile::tempdir().expect("a temporary directory");
     let store = ScheduledStartStore::new(folder.path(), STEP);
-    let expected = |by: &str, key, failure: &str| ScheduledStart {
+    let expected = |by: &str, key, token, failure: &str| ScheduledStart {
         at: "2027-01-31T02:00:00Z".parse().expect("a moment"),
         by: by.to_owned(),
         key,
+        token,
         limited: true,
         failure: failure.to_owned(),
         ..start(0)
     };
     assert_eq!(store.read().expect("no start"), None);
     let key = PeerKey::Ed25519([2; 32]);
+    let token = TokenHash {
+        key_id: "a1b2c3d4".parse().expect("a name"),
+        sha256: [7; 32],
+    };
+    let of_token = expected("key:a1b2c3d4", None, Some(token), "too late");
     for (sample, start) in [
-        (WAITS, expected("ada", Some(key), "")),
-        (FAILED, expected("key:0a", None, "too late")),
+        (WAITS, expected("ada", Some(key), None, "")),
+        (FAILED, of_token),
     ] {
         std::fs::create_dir_all(folder.path().join("state")).expect("writable");
         let file = folder.path().join("state/scheduled-start.json");
