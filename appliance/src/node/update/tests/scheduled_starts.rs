@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use alknet_core::{ApiKey, TokenHash};
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallHandler, CallOptions, Dispatcher, Registry,
+};
+use alknet_core::{ApiKey, AuthContext, AuthToken, ProtocolHandler, TokenHash, memory_pair};
 use alknet_test_support::deadline;
 use jiff::{SignedDuration, Timestamp};
 
@@ -326,6 +329,75 @@ async fn another_token_with_the_name_of_the_caller_has_no_version_started() {
     wait_until(|| !bench.requests().is_empty()).await;
     let (_, by) = bench.requests().remove(0);
     assert_eq!(by, "key:a1b2c3d4");
+}
+
+/// A connection to the node by a client that proved this key.
+fn connected(bench: &NodeUpdateBench, key: PeerKey) -> CallConnection {
+    let mut builder = Registry::builder();
+    bench.updates.register(&mut builder);
+    let registry = builder.build().expect("every rule is kept");
+    let identities = Arc::clone(&bench.updates.0.identities);
+    let (dialled, accepted) = memory_pair(ALPN);
+    let auth = AuthContext {
+        identity: identities.by_key(&key),
+        key: Some(key),
+        alpn: ALPN.into(),
+        sni: None,
+        remote_addr: None,
+        carriage: accepted.carriage(),
+        early_data: false,
+    };
+    let dispatcher = Arc::new(Dispatcher::new(registry).with_identities(identities));
+    let handler = Arc::new(CallHandler::new(dispatcher));
+    tokio::spawn(handler.handle(accepted, auth));
+    CallClient::without_operations().attach(dialled, None)
+}
+
+/// A client with several keys plans starts, and names other callers in its requests.
+#[tokio::test]
+async fn a_start_is_kept_with_what_its_caller_proved() {
+    let bench = bench();
+    let shown = PeerKey::Ed25519([3; 32]);
+    let token = AuthToken::generate().expect("randomness");
+    let hash = token.hash().expect("a token");
+    let entries = IdentityEntries {
+        api_keys: with_token(hash).api_keys,
+        ..admins_and("ada", &[2, 3], &[APPLY_SCOPE])
+    };
+    bench.identities.identities.replace_config(entries);
+    let node = connected(&bench, shown);
+    let stored = || {
+        let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
+        let kept = kept.expect("readable").expect("it waits");
+        (kept.by, kept.key, kept.token)
+    };
+    let at = start(3600).at.to_string();
+    let of_admin = start(0).key.map(|key| key.to_string());
+    for (field, value) in [
+        ("key", json!(of_admin)),
+        ("token", json!(hash)),
+        ("by", json!("admin")),
+    ] {
+        let mut input = json!({ "at": at });
+        input[field] = value;
+        let refused = node.call("update/apply", &input).await.map(drop);
+        let refused = refused.expect_err("no such field");
+        assert_eq!(refused.code, ErrorCode::InvalidInput, "{field}");
+        assert!(!file(&bench).exists());
+    }
+    let input = json!({ "at": at });
+    let set = node.call("update/apply", &input).await;
+    set.expect("it waits");
+    // Not its first key, nor that of the administrator.
+    assert_eq!(stored(), ("ada".to_owned(), Some(shown), None));
+    let options = CallOptions {
+        auth_token: Some(token.expose().to_owned()),
+        ..CallOptions::default()
+    };
+    let set = node.call_with("update/apply", &input, &options).await;
+    set.expect("it waits");
+    // The token alone asked, and not the peer whose connection carried it.
+    assert_eq!(stored(), (format!("key:{}", hash.key_id), None, Some(hash)));
 }
 
 #[tokio::test]
