@@ -323,7 +323,7 @@ impl NodeUpdates {
 
     async fn wait_and_start(self, start: ScheduledStart) {
         // Why the last try failed.
-        let mut last = None;
+        let mut last: Option<String> = None;
         let started = loop {
             match self.start_turn(&start) {
                 StartTurn::Waits => {}
