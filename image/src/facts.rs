@@ -7,12 +7,15 @@ use alknet_licenses::{ComponentLocation, LicenseInventory, SoftwareComponent};
 
 use crate::error::ImageError;
 use crate::form::OutputRole;
-use crate::inputs::{invalid, read_file};
-use crate::manifest::{Manifest, ManifestInput, hex_sha256};
+use crate::inputs::{invalid, read_file, read_regular};
+use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestInput, hex_sha256};
 use crate::sbom;
 
 /// The name of the program for GPUs, of which no file says which drivers it has.
 const GPU_PROGRAM: &str = "alknet-gpu";
+
+/// Maximum length in bytes of a bill of materials that is read. That of the whole image has less than a tenth.
+const BILL_BYTES_MAX: u64 = 16 << 20;
 
 /// The components of files whose hashes are known.
 #[derive(Clone, Debug)]
@@ -26,13 +29,15 @@ pub struct InputFacts {
 
 impl InputFacts {
     /// The facts in the folder of a finished image: its manifest has the hashes of its inputs, and its bill of materials
-    /// their components.
+    /// their components. No signature is checked.
     ///
     /// # Errors
-    /// The folder has no manifest or no bill of materials, the bill is not the one that the manifest names, or it does
-    /// not say where in the image each component is.
+    /// The folder has no manifest or no bill of materials, one of them is no regular file or too long, the bill is not the
+    /// one that the manifest names, or it does not say where in the image each component is.
     pub fn of_image(folder: &Path) -> Result<Self, ImageError> {
-        let manifest = Manifest::read(folder)?;
+        let path = folder.join(MANIFEST_FILE);
+        let manifest = read_regular("image manifest", &path, MANIFEST_BYTES_MAX)?;
+        let manifest = Manifest::parse(&manifest, &path)?;
         let mut outputs = manifest.outputs.iter();
         let Some(bill) = outputs.find(|it| it.role == OutputRole::Sbom) else {
             return Err(ImageError::Argument {
@@ -43,7 +48,7 @@ impl InputFacts {
         };
         let what = "bill of materials";
         let path = folder.join(&bill.file);
-        let document = read_file(what, &path)?;
+        let document = read_regular(what, &path, BILL_BYTES_MAX)?;
         if hex_sha256(&document) != bill.sha256 {
             let why = "it has another SHA-256 than the manifest beside it says; copy both again";
             return Err(invalid(what, &path, why.to_owned()));

@@ -1,6 +1,8 @@
 //! The inputs of an image, which are read and checked once before any output is written.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::elf::StaticElf;
@@ -282,20 +284,45 @@ fn read(
     Ok(bytes)
 }
 
-/// The content of a file of at most 1 GiB.
+/// The content of an input.
 pub(crate) fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
+    read_regular(what, path, INPUT_BYTES_MAX)
+}
+
+/// The content of a regular file of at most `bytes_max` bytes. A device may have no end, and an open of a pipe would wait
+/// for another process.
+pub(crate) fn read_regular(
+    what: &'static str,
+    path: &Path,
+    bytes_max: u64,
+) -> Result<Vec<u8>, ImageError> {
     let unreadable = |source| ImageError::InputUnreadable {
         what,
         path: path.to_owned(),
         source,
     };
-    // The size is checked before the file is read, which would fill the memory.
-    let bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > INPUT_BYTES_MAX {
-        let why = format!("it is {bytes} bytes, beyond 1 GiB; name another file");
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(unreadable)?;
+    let found = file.metadata().map_err(unreadable)?;
+    if !found.is_file() {
+        let why = "it is no regular file; name another one".to_owned();
         return Err(invalid(what, path, why));
     }
-    fs::read(path).map_err(unreadable)
+    let check_length = |bytes: u64| match bytes > bytes_max {
+        true => {
+            let why = format!("it is {bytes} bytes, beyond {bytes_max}; name another file");
+            Err(invalid(what, path, why))
+        }
+        false => Ok(()),
+    };
+    // The size is checked before the file is read, which would fill the memory, and once more: the file may grow.
+    check_length(found.len())?;
+    let mut content = Vec::new();
+    let mut file = file.take(bytes_max + 1);
+    file.read_to_end(&mut content).map_err(unreadable)?;
+    check_length(content.len() as u64)?;
+    Ok(content)
 }
 
 /// The error for an unusable input that was read.
@@ -411,6 +438,8 @@ fn names_root(word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn inputs() -> ImageInputs {
@@ -527,7 +556,7 @@ mod tests {
             kernel: file.path().to_owned(),
             ..inputs()
         });
-        assert!(error.to_string().contains("beyond 1 GiB"), "{error}");
+        assert!(error.to_string().contains("beyond 1073741824"), "{error}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::entry::{ApiKey, PeerEntry, PeerPatch};
 use crate::handler::BoxFuture;
 use crate::identity::{Identity, IdentityProvider, PeerId, PeerKey};
 use crate::store_thread::StoreThread;
-use crate::token::{AuthToken, KeyId};
+use crate::token::{AuthToken, KeyId, TokenHash};
 
 use index::{IdentityIndex, IndexedIdentity};
 use sources::{IdentitySources, Plan};
@@ -295,6 +295,12 @@ impl IdentityProvider for Identities {
             day.note(u32::try_from(now_s / DAY_S).unwrap_or(u32::MAX));
         }
         Some(identity)
+    }
+
+    fn by_token_hash(&self, token: &TokenHash) -> Option<Arc<Identity>> {
+        let index = self.inner.index.load();
+        let (holder, _) = index.by_token(token)?;
+        current(&index, holder, self.now_s())
     }
 
     fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {

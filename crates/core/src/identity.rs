@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::alpn::Carriage;
-use crate::token::{AuthToken, KeyId};
+use crate::token::{AuthToken, KeyId, TokenHash};
 
 /// Stable name of a peer, which survives the rotation of its keys. Grammar `[a-z0-9][a-z0-9._-]{0,62}`.
 ///
@@ -385,6 +385,12 @@ pub trait IdentityProvider: Send + Sync + 'static {
 
     /// The identity of `token`.
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>>;
+
+    /// The identity of the token with this hash, for work that goes on after its caller has gone. It does not count as
+    /// a use of the token.
+    fn by_token_hash(&self, _token: &TokenHash) -> Option<Arc<Identity>> {
+        None
+    }
 
     /// A number that changes whenever a result may have changed.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;

@@ -2,13 +2,19 @@
 
 use std::env;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use alknet_image::{
     BuildProvenance, ImageError, ImageForm, InputFacts, Manifest, ManifestSource, OutputRole,
 };
 use alknet_licenses::LicenseInventory;
+use alknet_test_support::deadline;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::{InputFolder, RELEASE, run, text};
@@ -202,4 +208,44 @@ fn a_bill_that_its_manifest_does_not_name_is_refused() {
     InputFolder::new().build(&[ImageForm::Direct], without.path());
     let refused = InputFacts::of_image(without.path()).expect_err("it has no bill");
     assert!(matches!(refused, ImageError::Argument { .. }), "{refused}");
+}
+
+/// Why this folder is refused. A read that waits for another process fails the test.
+fn refusal_of(folder: &Path) -> String {
+    let (sender, refused) = mpsc::channel();
+    let folder = folder.to_owned();
+    std::thread::spawn(move || {
+        let facts = InputFacts::of_image(&folder);
+        sender.send(facts.map(drop).map_err(|error| error.to_string()))
+    });
+    let refused = refused.recv_timeout(deadline(Duration::from_secs(60)));
+    let refused = refused.expect("the command waits for no other process");
+    refused.expect_err("no image")
+}
+
+/// Another user put it into a folder with files of an image.
+#[test]
+fn a_shipped_folder_with_a_pipe_a_device_or_a_long_file_is_refused() {
+    let (_source, out) = shipped();
+    for name in ["alknet_0.1.0.spdx.json", "manifest.json"] {
+        let path = out.path().join(name);
+        let whole = fs::read(&path).expect("written");
+        let replace = |put: &dyn Fn()| {
+            fs::remove_file(&path).expect("removable");
+            put();
+            refusal_of(out.path())
+        };
+        let pipe = replace(&|| mkfifo(&path, Mode::S_IRWXU).expect("creatable"));
+        assert!(pipe.contains("no regular file"), "{name}: {pipe}");
+        let device = replace(&|| symlink("/dev/null", &path).expect("creatable"));
+        assert!(device.contains("no regular file"), "{name}: {device}");
+        let long = replace(&|| {
+            let file = fs::File::create(&path).expect("creatable");
+            file.set_len((16 << 20) + 1).expect("sparse");
+        });
+        assert!(long.contains("16777217 bytes, beyond "), "{name}: {long}");
+        fs::remove_file(&path).expect("removable");
+        fs::write(&path, whole).expect("writable");
+    }
+    InputFacts::of_image(out.path()).expect("it is whole again");
 }

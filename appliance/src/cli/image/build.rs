@@ -44,7 +44,8 @@ pub(crate) struct ImageBuildArgs {
     #[arg(long, value_name = "FILE")]
     loader: Option<PathBuf>,
     /// The folder of the image from which kernel, stub, GRUB and loader come. Its manifest and its bill of materials say
-    /// what they consist of. Without it the bill of this image has the hash of each of these files, and no licence.
+    /// what they consist of; no signature is checked, so a person who can write to the folder can write this bill. Without
+    /// it the bill of this image has the hash of each of these files, and no licence.
     #[arg(long, value_name = "DIR")]
     shipped: Option<PathBuf>,
     /// The root document of the updates that machines with this image trust, which 'alknet image root' makes. Without

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::read::other_kind;
 use super::refusal::refused;
 use super::schedule::next_start;
+use super::scheduled_start::StartPlanner;
 use super::{
     ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, direct, for_scopes, from_hub_itself, may,
     owner,
@@ -84,13 +85,12 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
                 false => input.parse()?,
             };
             let order = updates.startable(&ctx, &input)?;
-            let by = caller(&ctx);
             match input.at {
                 None => {
-                    updates.start(&by, order).await?;
+                    updates.start(&caller(&ctx), order).await?;
                     Ok(json!({ "restarts": true }))
                 }
-                Some(at) => updates.start_at(at, order, (by, ctx.lasting_key())),
+                Some(at) => updates.start_at(at, order, StartPlanner::from_ctx(&ctx)?),
             }
         }
     });

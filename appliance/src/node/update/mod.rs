@@ -29,7 +29,7 @@ use super::reload::Reloader;
 use auto::AutoMemory;
 use download::BundleDownloader;
 use read::LastCheck;
-use scheduled_start::ScheduledStartStore;
+use scheduled_start::{START_STEP, ScheduledStartStore};
 use session::{StagingPace, StagingSessions};
 
 pub(crate) use init_client::{UpdateClient, UpdateStream};
@@ -93,10 +93,16 @@ pub(crate) struct UpdateContext {
 impl NodeUpdates {
     pub(crate) fn new(context: UpdateContext) -> Self {
         let downloader = BundleDownloader::new(Arc::clone(&context.dialer));
-        Self::with(context, downloader, StagingPace::default())
+        let scheduled = ScheduledStartStore::new(&context.state_dir, START_STEP);
+        Self::with(context, downloader, StagingPace::default(), scheduled)
     }
 
-    fn with(context: UpdateContext, downloader: BundleDownloader, pace: StagingPace) -> Self {
+    fn with(
+        context: UpdateContext,
+        downloader: BundleDownloader,
+        pace: StagingPace,
+        scheduled: ScheduledStartStore,
+    ) -> Self {
         let UpdateContext {
             init,
             facts,
@@ -104,7 +110,6 @@ impl NodeUpdates {
             identity,
             clock,
             identities,
-            state_dir,
             ..
         } = context;
         let updates = Self(Arc::new(NodeUpdatesInner {
@@ -116,7 +121,7 @@ impl NodeUpdates {
             identity,
             clock,
             identities,
-            scheduled: ScheduledStartStore::new(&state_dir),
+            scheduled,
             auto: Mutex::default(),
             check: tokio::sync::Mutex::default(),
             attempts: UpdateAttempts::default(),

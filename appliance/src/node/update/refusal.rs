@@ -49,6 +49,9 @@ const ABOUT_DELTA: [&str; 10] = [
     "truncated",
 ];
 
+/// Refusals of a start whose reason may pass without another request for this start.
+const MAY_PASS: [&str; 5] = ["busy", "disk", "locked", "no-slots", "too-often"];
+
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
 
@@ -71,6 +74,16 @@ pub(super) fn refused(code: &str, text: &str) -> CallError {
 pub(super) fn is_about_delta(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|it| it["code"].as_str());
     code.is_some_and(may_lie_in_delta)
+}
+
+/// Whether a start that failed so is tried again if it was planned: PID 1 was busy, did not answer, or lacked something that
+/// may come.
+pub(super) fn may_pass(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
+    match code {
+        Some(code) => MAY_PASS.contains(&code),
+        None => matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
+    }
 }
 
 /// Whether a refusal with this code may be about the delta alone, and not about its release or the machine.
@@ -174,6 +187,30 @@ mod tests {
             assert_eq!(is_about_delta(&error), expected, "{code}");
         }
         assert!(!is_about_delta(&CallError::invalid_input("why")));
+    }
+
+    #[test]
+    fn a_planned_start_is_tried_again_after_a_reason_that_may_pass() {
+        for (code, expected) in [
+            ("busy", true),
+            ("locked", true),
+            ("no-slots", true),
+            ("below-floor", false),
+            ("failed", false),
+            ("not-staged", false),
+            ("other-staged", false),
+            ("unverified", false),
+        ] {
+            assert_eq!(may_pass(&refused(code, "why")), expected, "{code}");
+        }
+        for (error, expected) in [
+            (UpdateClientError::Broken, true),
+            (UpdateClientError::Late, true),
+            (UpdateClientError::Absent, false),
+        ] {
+            assert_eq!(may_pass(&error.into()), expected, "{error}");
+        }
+        assert!(!may_pass(&super::super::read::other_kind()));
     }
 
     /// The page has each refusal beside its error.

@@ -4,19 +4,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use alknet_call::{CallError, ErrorCode};
-use alknet_core::PeerKey;
+use alknet_call::{CallError, Ctx, ErrorCode};
+use alknet_core::{Identity, PeerKey, TokenHash};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
 use super::act::StartOrder;
-use super::refusal::refused;
+use super::refusal::{may_pass, refused};
+use super::session::StagingRequest;
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
+use crate::node::ops::caller;
 
 /// The file of the start that waits, in the state directory. The node may write in that folder of it.
 const START_FILE: &str = "state/scheduled-start.json";
@@ -25,8 +27,9 @@ const AHEAD_S_MAX: i64 = 30 * 86_400;
 /// How late the version still starts, in seconds, if the node did not run at the moment: an hour. A later restart would
 /// surprise the caller, who chose the moment for a reason.
 pub(super) const LATE_S_MAX: i64 = 3600;
-/// How often the clock is read while a start waits: it may be set meanwhile.
-const TICK: Duration = Duration::from_secs(10);
+/// How often the clock is read while a start waits: it may be set meanwhile. A start that PID 1 refused for a reason that
+/// may pass is tried again after the same time.
+pub(super) const START_STEP: Duration = Duration::from_secs(10);
 
 /// A start that waits for its moment, as its file has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,15 +42,47 @@ pub(super) struct ScheduledStart {
     pub(super) version: String,
     /// The id of the caller that set it. A text, because the id of a program's token is not a `PeerId`.
     pub(super) by: String,
-    /// A key by which this caller is known again: another peer may get its id meanwhile. `None` for the token of a
-    /// program.
+    /// A key by which this caller is known again: another peer may get its id meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) key: Option<PeerKey>,
+    /// The hash of its token if the caller has no key: another token may get the same name meanwhile. A file that has
+    /// neither starts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<TokenHash>,
     /// Whether this caller is no administrator.
     pub(super) limited: bool,
     /// Why the version did not start. Empty while the start waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
+}
+
+/// The caller that plans a start, with what it proved.
+pub(super) struct StartPlanner {
+    pub(super) id: String,
+    pub(super) key: Option<PeerKey>,
+    /// `None` if there is a key.
+    pub(super) token: Option<TokenHash>,
+}
+
+impl StartPlanner {
+    /// The caller of this request.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` for a caller that cannot be known again at the moment.
+    pub(super) fn from_ctx(ctx: &Ctx) -> Result<Self, CallError> {
+        let key = ctx.lasting_key();
+        let token = ctx.token().filter(|_| key.is_none());
+        let token = token.and_then(|token| token.hash().ok());
+        if key.is_none() && token.is_none() {
+            let text = "a moment for the start needs a caller with a key or a token, by which the node knows it again";
+            return Err(CallError::new(ErrorCode::Forbidden, text));
+        }
+        Ok(Self {
+            id: caller(ctx),
+            key,
+            token,
+        })
+    }
 }
 
 /// What becomes of a start now.
@@ -59,6 +94,13 @@ pub(super) enum StartTurn {
     Missed,
     /// Its program is not the staged one any more: another one is, or none.
     Over,
+}
+
+/// Why a start did not happen.
+struct StartFailure {
+    text: String,
+    /// Whether the reason may pass by itself.
+    may_pass: bool,
 }
 
 /// A start with the task that waits for its moment. Dropping it ends the task.
@@ -79,13 +121,16 @@ impl Drop for StartTimer {
 /// The one start of a node, in memory and in its file.
 pub(super) struct ScheduledStartStore {
     file: PathBuf,
+    step: Duration,
     timer: Mutex<Option<StartTimer>>,
 }
 
 impl ScheduledStartStore {
-    pub(super) fn new(state_dir: &Path) -> Self {
+    /// `step` is [`START_STEP`], except in tests.
+    pub(super) fn new(state_dir: &Path, step: Duration) -> Self {
         Self {
             file: state_dir.join(START_FILE),
+            step,
             timer: Mutex::default(),
         }
     }
@@ -200,7 +245,7 @@ impl NodeUpdates {
         &self,
         at: Timestamp,
         order: StartOrder,
-        (by, key): (String, Option<PeerKey>),
+        planner: StartPlanner,
     ) -> Result<Value, CallError> {
         let sha256 = self.check_moment(at, order.sha256)?;
         let mut timer = self.0.scheduled.lock();
@@ -216,14 +261,15 @@ impl NodeUpdates {
                 );
                 return Err(conflict("scheduled", &text));
             }
-            tracing::info!(by, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
+            tracing::info!(by = planner.id, %at, before = %before.at, set_by = before.by, "update.apply moves a start");
         }
         let start = ScheduledStart {
             at,
             version: self.staged_version(),
             sha256,
-            by,
-            key,
+            by: planner.id,
+            key: planner.key,
+            token: planner.token,
             limited: order.limited,
             failure: String::new(),
         };
@@ -276,12 +322,26 @@ impl NodeUpdates {
     }
 
     async fn wait_and_start(self, start: ScheduledStart) {
+        // Why the last try failed.
+        let mut last: Option<String> = None;
         let started = loop {
             match self.start_turn(&start) {
-                StartTurn::Waits => tokio::time::sleep(TICK).await,
-                StartTurn::Now => break self.start_scheduled(&start).await,
+                StartTurn::Waits => {}
+                StartTurn::Now => match self.start_scheduled(&start).await {
+                    // A client must not spend the start by a request that keeps PID 1 busy at its moment.
+                    Err(failure) if failure.may_pass => {
+                        if last.as_ref() != Some(&failure.text) {
+                            let (by, failure) = (&start.by, &failure.text);
+                            tracing::warn!(by, at = %start.at, failure, "update.apply is tried again");
+                        }
+                        last = Some(failure.text);
+                    }
+                    started => break started.map_err(|failure| failure.text),
+                },
                 StartTurn::Missed => {
-                    break Err("the node did not run then, or did not know the time".to_owned());
+                    let missed =
+                        || "the node did not run then, or did not know the time".to_owned();
+                    break Err(last.unwrap_or_else(missed));
                 }
                 StartTurn::Over => {
                     tracing::info!(at = %start.at, "the moment of a start is forgotten: its program is not staged");
@@ -289,6 +349,7 @@ impl NodeUpdates {
                     return;
                 }
             }
+            tokio::time::sleep(self.0.scheduled.step).await;
         };
         match started {
             Ok(()) => {
@@ -331,21 +392,15 @@ impl NodeUpdates {
     }
 
     /// Starts the version at its moment, by the rights that its caller has now.
-    async fn start_scheduled(&self, start: &ScheduledStart) -> Result<(), String> {
-        let identities = &self.0.identities;
-        let who = match &start.key {
-            Some(key) => {
-                let holder = identities.by_key(key);
-                holder.filter(|who| who.id.to_string() == start.by)
-            }
-            None => identities.by_id_text(&start.by),
-        };
+    async fn start_scheduled(&self, start: &ScheduledStart) -> Result<(), StartFailure> {
+        let who = self.planner_now(start);
         let may = |scope| who.as_ref().is_some_and(|who| who.scopes.allows(scope));
         let is_admin = may(ADMIN_SCOPE);
         if !is_admin && !may(APPLY_SCOPE) {
-            return Err(
-                "the caller that set the moment may not start versions any more".to_owned(),
-            );
+            return Err(StartFailure {
+                text: "the caller that set the moment may not start versions any more".to_owned(),
+                may_pass: false,
+            });
         }
         let order = StartOrder {
             // PID 1 compares the program once more.
@@ -353,12 +408,46 @@ impl NodeUpdates {
             limited: start.limited || !is_admin,
             unasked: false,
         };
+        let request = order.request();
         // Not by `start`, which would abort this task.
-        let started = self.send_request(order.request(), &start.by).await;
-        started.map_err(|error| error.message)?;
+        let mut started = self.send_request(request.clone(), &start.by).await;
+        if started.as_ref().is_err_and(may_pass) && self.end_lesser_session().await {
+            started = self.send_request(request, &start.by).await;
+        }
+        started.map_err(|error| StartFailure {
+            may_pass: may_pass(&error),
+            text: error.message,
+        })?;
         self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
         tracing::info!(by = start.by, "update.apply at its moment");
         Ok(())
+    }
+
+    /// The caller that set the moment, if it may still connect by the key or the token that it had then.
+    fn planner_now(&self, start: &ScheduledStart) -> Option<Arc<Identity>> {
+        let identities = &self.0.identities;
+        let who = match (&start.key, &start.token) {
+            (Some(key), _) => identities.by_key(key),
+            (None, Some(token)) => identities.by_token_hash(token),
+            (None, None) => None,
+        };
+        who.filter(|who| who.id.as_str() == start.by)
+    }
+
+    /// Gives up the session under way unless it brings a version for a caller that may start versions: another caller
+    /// could keep PID 1 busy by a slow bundle until the start is too late. Returns whether there was one. The caller of the
+    /// start may do this itself, by `update/cancel`.
+    async fn end_lesser_session(&self) -> bool {
+        let session = self.0.sessions.current();
+        let is_lesser = |it: &StagingRequest| it.limited || it.unasked || it.dry_run;
+        let Some(session) = session.filter(|it| is_lesser(&it.request)) else {
+            return false;
+        };
+        let (id, owner) = (session.id.clone(), session.request.owner.clone());
+        drop(session);
+        let why = "the planned start of another version is due".to_owned();
+        let ended = self.0.sessions.give_up((&id, &owner), why).await;
+        ended.is_ok()
     }
 }
 

@@ -9,10 +9,11 @@ mod sessions;
 
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_core::config::NodeConfig;
-use alknet_core::{IdentityEntries, PeerAddr, PeerKey};
+use alknet_core::{IdentityEntries, PeerAddr, PeerEntry, PeerKey};
 use alknet_init::control::{
     InitMessage, MachineFacts, UPDATE_FRAME_ABORT, UpdateFacts, UpdatePlan, UpdateRecord,
     UpdateRequest,
@@ -24,6 +25,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::auto::BY;
+use super::scheduled_start::ScheduledStartStore;
 use super::session::{StagingError, StagingPace, StagingRequest};
 use super::*;
 
@@ -73,12 +75,31 @@ struct InitSeen {
     stager_limited: bool,
     /// The code with which PID 1 refuses a rollback.
     refuses_rollback: Option<&'static str>,
+    /// The code with which PID 1 refuses a start.
+    refuses_start: Option<&'static str>,
+    /// Whether PID 1 has begun with a bundle and not ended it. It refuses a start meanwhile.
+    is_staging: bool,
     /// SHA-256 of the program that waits, to which PID 1 compares that of a start. `None`: it starts any.
     waits: Option<&'static str>,
 }
 
+/// How long the node of the tests waits between two tries of a start.
+const STEP: Duration = Duration::from_millis(20);
+
+/// The system's clock, set forward by so many seconds.
+#[derive(Default)]
+struct ShiftedClock(AtomicU64);
+
+impl Clock for ShiftedClock {
+    fn now_s(&self) -> Option<u64> {
+        let now = crate::node::clock().now_s()?;
+        Some(now + self.0.load(Ordering::Relaxed))
+    }
+}
+
 struct NodeUpdateBench {
     updates: NodeUpdates,
+    clock: Arc<ShiftedClock>,
     seen: Arc<Mutex<InitSeen>>,
     verdict: Arc<Mutex<Verdict>>,
     facts: SharedFacts,
@@ -123,9 +144,11 @@ impl NodeUpdateBench {
         let seen = Arc::default();
         let verdict = Arc::new(Mutex::new(Verdict::Plans));
         let init = (&seen, &verdict);
-        let services = &identity_services;
+        let clock = Arc::default();
+        let services = (&identity_services, &clock);
         Self {
             updates: start_updates(&dir, services, &facts, init, (pace, plain)),
+            clock,
             seen,
             verdict,
             facts,
@@ -139,7 +162,8 @@ impl NodeUpdateBench {
         self.updates.0.scheduled.end_for_tests();
         let init = (&self.seen, &self.verdict);
         let pace = (StagingPace::default(), None);
-        self.updates = start_updates(&self.dir, &self.identities, &self.facts, init, pace);
+        let services = (&self.identities, &self.clock);
+        self.updates = start_updates(&self.dir, services, &self.facts, init, pace);
     }
 
     fn judge(&self, verdict: Verdict) {
@@ -185,10 +209,23 @@ fn admins() -> IdentityEntries {
     }
 }
 
+/// The administrator, and a peer with this id, these keys and these scopes.
+fn admins_and(id: &str, keys: &[u8], scopes: &[&str]) -> IdentityEntries {
+    let peer = PeerEntry {
+        keys: keys.iter().map(|n| PeerKey::Ed25519([*n; 32])).collect(),
+        scopes: scopes.iter().collect(),
+        ..PeerEntry::new(id.parse().expect("a peer id"))
+    };
+    IdentityEntries {
+        peers: vec![peer],
+        ..admins()
+    }
+}
+
 /// The updates of a node on this folder, with a PID 1 of their own.
 fn start_updates(
     dir: &tempfile::TempDir,
-    services: &crate::node::IdentityServices,
+    (services, clock): (&crate::node::IdentityServices, &Arc<ShiftedClock>),
     facts: &SharedFacts,
     (seen, verdict): (&Arc<Mutex<InitSeen>>, &Arc<Mutex<Verdict>>),
     (pace, plain): (StagingPace, Option<PeerAddr>),
@@ -202,7 +239,7 @@ fn start_updates(
         facts: Arc::clone(facts),
         reloader: Arc::clone(&services.reloader),
         identity: "ed25519:00".to_owned(),
-        clock: crate::node::clock(),
+        clock: Arc::clone(clock) as _,
         identities: Arc::clone(&services.identities) as _,
         state_dir: dir.path().to_owned(),
     };
@@ -210,15 +247,47 @@ fn start_updates(
     if let Some(server) = plain {
         downloader = downloader.with_plain(server);
     }
-    let updates = NodeUpdates::with(context, downloader, pace);
+    let scheduled = ScheduledStartStore::new(dir.path(), STEP);
+    let updates = NodeUpdates::with(context, downloader, pace, scheduled);
+    let (to_work, work) = mpsc::channel(8);
+    let front = refuse_while_staging(updates.0.init.clone(), Arc::clone(seen), messages, to_work);
+    tokio::spawn(front);
     let init = FakeInit {
         init: updates.0.init.clone(),
         stream: UnixStream::from_std(theirs).expect("a socket"),
         seen: Arc::clone(seen),
         verdict: Arc::clone(verdict),
     };
-    tokio::spawn(init.run(messages));
+    tokio::spawn(init.run(work));
     updates
+}
+
+/// Refuses a start while a bundle is read, as PID 1 does beside its work, and passes on every other message.
+async fn refuse_while_staging(
+    init: UpdateClient,
+    seen: Arc<Mutex<InitSeen>>,
+    mut messages: mpsc::Receiver<InitMessage>,
+    work: mpsc::Sender<InitMessage>,
+) {
+    while let Some(message) = messages.recv().await {
+        let refused = match &message {
+            InitMessage::Update { n, request, by } => {
+                let mut seen = seen.lock().expect("no panic");
+                let is_start = matches!(request, UpdateRequest::Apply { .. });
+                let refused = Some(*n).filter(|_| is_start && seen.is_staging);
+                if refused.is_some() {
+                    seen.requests.push((request.clone(), by.clone()));
+                }
+                refused
+            }
+            _ => None,
+        };
+        if let Some(n) = refused {
+            init.answered(n, busy("busy"));
+        } else if work.send(message).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn request(bytes: usize) -> StagingRequest {
@@ -252,8 +321,11 @@ impl FakeInit {
                 InitMessage::GiveUpBundle { .. } => continue,
                 other => panic!("the node sends {other:?}"),
             };
-            let seen = (request.clone(), by);
-            self.seen.lock().expect("no panic").requests.push(seen);
+            {
+                let mut seen = self.seen.lock().expect("no panic");
+                seen.is_staging = matches!(request, UpdateRequest::Stage { .. });
+                seen.requests.push((request.clone(), by));
+            }
             match request {
                 UpdateRequest::Stage { .. } => {
                     let verdict = self.verdict.lock().expect("no panic").clone();
@@ -288,27 +360,27 @@ impl FakeInit {
                 }
                 UpdateRequest::Rollback { .. } => {
                     let refused = self.seen.lock().expect("no panic").refuses_rollback;
-                    let refused = refused.map(|code| UpdateAnswer::Refused {
-                        code: code.to_owned(),
-                        text: "another request is under way".to_owned(),
-                    });
-                    self.init.answered(n, refused.unwrap_or(UpdateAnswer::Done));
+                    let answer = refused.map_or(UpdateAnswer::Done, busy);
+                    self.init.answered(n, answer);
                 }
                 UpdateRequest::Apply { sha256, .. } => {
-                    let waits = self.seen.lock().expect("no panic").waits;
-                    let is_other = sha256.is_some_and(|it| waits.is_some_and(|waits| waits != it));
-                    let refused = UpdateAnswer::Refused {
-                        code: "other-staged".to_owned(),
-                        text: "another program waits".to_owned(),
-                    };
-                    let answer = if is_other {
-                        refused
-                    } else {
-                        UpdateAnswer::Done
-                    };
+                    let answer = self.start_answer(sha256);
                     self.init.answered(n, answer);
                 }
             }
+        }
+    }
+
+    fn start_answer(&self, sha256: Option<String>) -> UpdateAnswer {
+        let seen = self.seen.lock().expect("no panic");
+        let is_other = sha256.is_some_and(|it| seen.waits.is_some_and(|waits| waits != it));
+        match seen.refuses_start {
+            Some(code) => busy(code),
+            None if is_other => UpdateAnswer::Refused {
+                code: "other-staged".to_owned(),
+                text: "another program waits".to_owned(),
+            },
+            None => UpdateAnswer::Done,
         }
     }
 
@@ -352,8 +424,11 @@ impl FakeInit {
             Verdict::Refuses(begin, code) if bundle.starts_with(begin) => Some(code),
             _ => None,
         };
-        let seen = (bundle, is_whole);
-        self.seen.lock().expect("no panic").bundles.push(seen);
+        {
+            let mut seen = self.seen.lock().expect("no panic");
+            seen.is_staging = false;
+            seen.bundles.push((bundle, is_whole));
+        }
         if let Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp = verdict {
             given_up(messages, n).await;
         }
@@ -382,6 +457,14 @@ impl FakeInit {
 async fn given_up(messages: &mut mpsc::Receiver<InitMessage>, n: u64) {
     let message = messages.recv().await;
     assert_eq!(message, Some(InitMessage::GiveUpBundle { n }));
+}
+
+/// A refusal with this code by a PID 1 that has other work.
+fn busy(code: &str) -> UpdateAnswer {
+    UpdateAnswer::Refused {
+        code: code.to_owned(),
+        text: "another request is under way".to_owned(),
+    }
 }
 
 fn refusal() -> UpdateAnswer {

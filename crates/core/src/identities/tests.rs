@@ -104,16 +104,23 @@ fn a_token_stands_for_its_peer_or_for_itself() {
     let name = program.hash().expect("a token").key_id;
     assert_eq!(found.id.as_str(), format!("key:{name}"));
     assert!(found.scopes.allows("metrics:read") && !found.scopes.allows("fs:read:x"));
+    let hash = program.hash().expect("a token");
+    assert_eq!(all.by_token_hash(&hash), Some(found));
 
     // The same name with another secret is another token.
     let forged = format!("{}{}", &program.expose()[..13], &mine.expose()[13..]);
-    assert!(all.by_token(&AuthToken::new(forged)).is_none());
+    let forged = AuthToken::new(forged);
+    assert!(all.by_token(&forged).is_none());
+    let other = forged.hash().expect("the form of a token");
+    assert_eq!(other.key_id, hash.key_id);
+    assert_eq!(all.by_token_hash(&other), None);
     assert!(
         all.by_token(&AuthToken::new("nonsense".to_owned()))
             .is_none()
     );
     assert_eq!(now(all.remove_api_key(name)), Ok(true));
     assert!(all.by_token(&program).is_none());
+    assert_eq!(all.by_token_hash(&hash), None);
 }
 
 #[test]

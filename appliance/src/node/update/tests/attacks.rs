@@ -499,6 +499,8 @@ async fn a_client_does_not_move_the_start_that_an_administrator_has_set() {
     let after =
         |hours: i64| json!({ "at": (now + jiff::SignedDuration::from_hours(hours)).to_string() });
     let eve = ("eve", &[APPLY_SCOPE][..]);
+    let entries = admins_and("eve", &[2], &[APPLY_SCOPE]);
+    bench.identities.identities.replace_config(entries);
     let own = node.call(eve, "update/apply", after(2)).await;
     assert_eq!(
         scheduled(&node).await,

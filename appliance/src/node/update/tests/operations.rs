@@ -18,7 +18,9 @@ impl UpdateCaller {
         let mut builder = Registry::builder();
         updates.register(&mut builder);
         let registry = builder.build().expect("every rule is kept");
-        let dispatcher = Arc::new(Dispatcher::new(registry));
+        // Of a caller with the id of an entry the node knows the key.
+        let identities = Arc::clone(&updates.0.identities);
+        let dispatcher = Arc::new(Dispatcher::new(registry).with_identities(identities));
         let (_, accepted) = memory_pair(b"alknet/call");
         Self(LocalCaller::new(&dispatcher, &accepted, None))
     }

@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
-use alknet_core::PeerEntry;
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallHandler, CallOptions, Dispatcher, Registry,
+};
+use alknet_core::{ApiKey, AuthContext, AuthToken, ProtocolHandler, TokenHash, memory_pair};
 use alknet_test_support::deadline;
 use jiff::{SignedDuration, Timestamp};
 
 use super::operations::{ADMIN, UpdateCaller};
 use super::*;
 use crate::node::update::act::StartOrder;
-use crate::node::update::scheduled_start::{
-    LATE_S_MAX, ScheduledStart, ScheduledStartStore, StartTurn,
-};
+use crate::node::update::scheduled_start::{LATE_S_MAX, ScheduledStart, StartPlanner, StartTurn};
 
 /// A node on which this program is staged.
 fn bench() -> NodeUpdateBench {
@@ -39,7 +40,8 @@ fn start(seconds: i64) -> ScheduledStart {
         sha256: "a1".to_owned(),
         version: "1.1.0".to_owned(),
         by: "admin".to_owned(),
-        key: None,
+        key: Some(PeerKey::Ed25519([1; 32])),
+        token: None,
         limited: false,
         failure: String::new(),
     }
@@ -68,6 +70,13 @@ async fn wait_until(is_so: impl Fn() -> bool) {
     };
     let waited = tokio::time::timeout(deadline(Duration::from_secs(60)), waiting).await;
     waited.expect("it happens");
+}
+
+/// How often PID 1 was asked to start the version.
+fn starts(bench: &NodeUpdateBench) -> usize {
+    let requests = bench.requests().into_iter();
+    let starts = requests.filter(|(it, _)| matches!(it, UpdateRequest::Apply { .. }));
+    starts.count()
 }
 
 /// The text of the problem that a version did not start.
@@ -135,44 +144,122 @@ async fn a_moment_that_passed_long_ago_starts_nothing_and_is_a_problem() {
     assert_eq!(not_started(&bench), None);
 }
 
+/// A client has the channel checked at the moment of the start, and PID 1 does one thing at a time.
+#[tokio::test]
+async fn a_pid_1_that_is_busy_at_the_moment_does_not_spend_the_start() {
+    for code in ["busy", "no-slots"] {
+        let mut bench = bench();
+        bench.seen.lock().expect("no panic").refuses_start = Some(code);
+        let planned = start(-60);
+        restart_with(&mut bench, &planned);
+        wait_until(|| starts(&bench) >= 2).await;
+        assert_eq!(not_started(&bench), None, "{code}");
+        assert_eq!(bench.updates.start_moment(), Some(planned.at));
+        // The moment outlives a restart of the node also then.
+        bench.restart();
+        let before = starts(&bench);
+        wait_until(|| starts(&bench) > before).await;
+        bench.seen.lock().expect("no panic").refuses_start = None;
+        wait_until(|| !file(&bench).exists()).await;
+        assert_eq!(not_started(&bench), None, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_pid_1_refused_until_it_was_too_late_is_a_problem_with_the_last_reason() {
+    let mut bench = bench();
+    bench.seen.lock().expect("no panic").refuses_start = Some("busy");
+    restart_with(&mut bench, &start(-60));
+    wait_until(|| starts(&bench) >= 2).await;
+    bench
+        .clock
+        .0
+        .store(LATE_S_MAX.unsigned_abs(), Ordering::Relaxed);
+    wait_until(|| not_started(&bench).is_some()).await;
+    let text = not_started(&bench).expect("a problem");
+    assert!(text.ends_with("another request is under way"), "{text}");
+    // Another request would not change this answer, so there is no second try.
+    let mut other = self::bench();
+    other.seen.lock().expect("no panic").refuses_start = Some("unverified");
+    restart_with(&mut other, &start(-60));
+    wait_until(|| not_started(&other).is_some()).await;
+    assert_eq!(starts(&other), 1);
+}
+
+/// A client that may only stage, or a hub, sends a bundle for hours, as slowly as it may.
+#[tokio::test]
+async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
+    for (limited, unasked, dry_run) in [
+        (true, false, false),
+        (false, true, false),
+        (false, false, true),
+        (false, false, false),
+    ] {
+        let bench = bench();
+        let slow = StagingRequest {
+            limited,
+            unasked,
+            dry_run,
+            ..request(9)
+        };
+        let session = bench.updates.0.sessions.begin(slow, None);
+        drop(session.expect("it begins"));
+        wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
+        let order = StartOrder {
+            sha256: None,
+            limited: true,
+            unasked: false,
+        };
+        let admin = StartPlanner {
+            id: "admin".to_owned(),
+            key: start(0).key,
+            token: None,
+        };
+        let set = bench.updates.start_at(start(2).at, order, admin);
+        set.expect("it waits");
+        if !(limited || unasked || dry_run) {
+            // A caller that may start versions is not interrupted.
+            wait_until(|| starts(&bench) >= 2).await;
+            assert!(bench.updates.0.sessions.current().is_some());
+            let why = "the test ends it".to_owned();
+            assert!(bench.updates.0.sessions.cancel(why).await);
+        }
+        wait_until(|| !file(&bench).exists()).await;
+        assert!(bench.updates.0.sessions.current().is_none());
+        assert_eq!(bench.bundles(), [(Vec::<u8>::new(), false)]);
+        assert_eq!(not_started(&bench), None);
+    }
+}
+
 /// Eve planned a start, and was removed, or lost her scope, before its moment.
 #[tokio::test]
 async fn a_caller_that_lost_its_right_has_no_version_started() {
     let mut bench = bench();
-    let eve = PeerEntry {
-        keys: vec![PeerKey::Ed25519([2; 32])],
-        scopes: [READ_SCOPE].into_iter().collect(),
-        ..PeerEntry::new("eve".parse().expect("a peer id"))
+    let eve = |scope| admins_and("eve", &[2], &[scope]);
+    let planned = ScheduledStart {
+        by: "eve".to_owned(),
+        key: Some(PeerKey::Ed25519([2; 32])),
+        ..start(-1)
     };
-    for peers in [vec![], vec![eve.clone()]] {
-        let entries = IdentityEntries { peers, ..admins() };
+    for entries in [admins(), eve(READ_SCOPE)] {
         bench.identities.identities.replace_config(entries);
         let by_eve = ScheduledStart {
-            by: "eve".to_owned(),
             limited: true,
-            ..start(-1)
+            ..planned.clone()
         };
         restart_with(&mut bench, &by_eve);
         wait_until(|| not_started(&bench).is_some()).await;
         assert!(bench.requests().is_empty());
     }
     // A right that returns repeats no start that has failed.
-    let peers = vec![PeerEntry {
-        scopes: [APPLY_SCOPE].into_iter().collect(),
-        ..eve
-    }];
-    let entries = IdentityEntries { peers, ..admins() };
+    let entries = eve(APPLY_SCOPE);
     bench.identities.identities.replace_config(entries);
     bench.restart();
     let_tasks_run().await;
     assert!(not_started(&bench).is_some());
     assert!(bench.requests().is_empty());
     // PID 1 counts the starts of a caller that is no administrator any more.
-    let by_eve = ScheduledStart {
-        by: "eve".to_owned(),
-        ..start(-1)
-    };
-    restart_with(&mut bench, &by_eve);
+    restart_with(&mut bench, &planned);
     wait_until(|| !bench.requests().is_empty()).await;
     let (request, by) = bench.requests().remove(0);
     assert_eq!(by, "eve");
@@ -191,22 +278,126 @@ async fn another_peer_with_the_id_of_the_caller_has_no_version_started() {
         key: Some(key),
         ..start(-1)
     };
-    let order = StartOrder {
-        sha256: None,
-        limited: false,
-        unasked: false,
-    };
-    let by = ("admin".to_owned(), Some(of_admin));
-    let set = bench.updates.start_at(start(3600).at, order, by);
-    set.expect("it waits");
-    let kept = ScheduledStartStore::new(bench.dir.path()).read();
-    let kept = kept.expect("readable").expect("it waits");
-    assert_eq!(kept.key, Some(of_admin));
     restart_with(&mut bench, &by_key(other));
     wait_until(|| not_started(&bench).is_some()).await;
     assert!(bench.requests().is_empty());
     restart_with(&mut bench, &by_key(of_admin));
     wait_until(|| !bench.requests().is_empty()).await;
+}
+
+/// The administrators of a node on which this token of a program may start versions.
+fn with_token(hash: TokenHash) -> IdentityEntries {
+    let token = ApiKey {
+        scopes: [APPLY_SCOPE].into_iter().collect(),
+        ..ApiKey::new(hash)
+    };
+    IdentityEntries {
+        api_keys: vec![token],
+        ..admins()
+    }
+}
+
+/// The token that planned the start was removed, and another one of the same name was issued before the moment.
+#[tokio::test]
+async fn another_token_with_the_name_of_the_caller_has_no_version_started() {
+    let mut bench = bench();
+    let [own, other] = [7, 8].map(|byte| TokenHash {
+        key_id: "a1b2c3d4".parse().expect("a name"),
+        sha256: [byte; 32],
+    });
+    let by_token = ScheduledStart {
+        by: "key:a1b2c3d4".to_owned(),
+        key: None,
+        token: Some(own),
+        limited: true,
+        ..start(-1)
+    };
+    let without_proof = ScheduledStart {
+        token: None,
+        ..by_token.clone()
+    };
+    let entries = with_token(other);
+    bench.identities.identities.replace_config(entries);
+    for planned in [&by_token, &without_proof] {
+        restart_with(&mut bench, planned);
+        wait_until(|| not_started(&bench).is_some()).await;
+        assert!(bench.requests().is_empty());
+    }
+    let entries = with_token(own);
+    bench.identities.identities.replace_config(entries);
+    restart_with(&mut bench, &by_token);
+    wait_until(|| !bench.requests().is_empty()).await;
+    let (_, by) = bench.requests().remove(0);
+    assert_eq!(by, "key:a1b2c3d4");
+}
+
+/// A connection to the node by a client that proved this key.
+fn connected(bench: &NodeUpdateBench, key: PeerKey) -> CallConnection {
+    let mut builder = Registry::builder();
+    bench.updates.register(&mut builder);
+    let registry = builder.build().expect("every rule is kept");
+    let identities = Arc::clone(&bench.updates.0.identities);
+    let (dialled, accepted) = memory_pair(ALPN);
+    let auth = AuthContext {
+        identity: identities.by_key(&key),
+        key: Some(key),
+        alpn: ALPN.into(),
+        sni: None,
+        remote_addr: None,
+        carriage: accepted.carriage(),
+        early_data: false,
+    };
+    let dispatcher = Arc::new(Dispatcher::new(registry).with_identities(identities));
+    let handler = Arc::new(CallHandler::new(dispatcher));
+    tokio::spawn(handler.handle(accepted, auth));
+    CallClient::without_operations().attach(dialled, None)
+}
+
+/// A client with several keys plans starts, and names other callers in its requests.
+#[tokio::test]
+async fn a_start_is_kept_with_what_its_caller_proved() {
+    let bench = bench();
+    let shown = PeerKey::Ed25519([3; 32]);
+    let token = AuthToken::generate().expect("randomness");
+    let hash = token.hash().expect("a token");
+    let entries = IdentityEntries {
+        api_keys: with_token(hash).api_keys,
+        ..admins_and("ada", &[2, 3], &[APPLY_SCOPE])
+    };
+    bench.identities.identities.replace_config(entries);
+    let node = connected(&bench, shown);
+    let stored = || {
+        let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
+        let kept = kept.expect("readable").expect("it waits");
+        (kept.by, kept.key, kept.token)
+    };
+    let at = start(3600).at.to_string();
+    let of_admin = start(0).key.map(|key| key.to_string());
+    for (field, value) in [
+        ("key", json!(of_admin)),
+        ("token", json!(hash)),
+        ("by", json!("admin")),
+    ] {
+        let mut input = json!({ "at": at });
+        input[field] = value;
+        let refused = node.call("update/apply", &input).await.map(drop);
+        let refused = refused.expect_err("no such field");
+        assert_eq!(refused.code, ErrorCode::InvalidInput, "{field}");
+        assert!(!file(&bench).exists());
+    }
+    let input = json!({ "at": at });
+    let set = node.call("update/apply", &input).await;
+    set.expect("it waits");
+    // Not its first key, nor that of the administrator.
+    assert_eq!(stored(), ("ada".to_owned(), Some(shown), None));
+    let options = CallOptions {
+        auth_token: Some(token.expose().to_owned()),
+        ..CallOptions::default()
+    };
+    let set = node.call_with("update/apply", &input, &options).await;
+    set.expect("it waits");
+    // The token alone asked, and not the peer whose connection carried it.
+    assert_eq!(stored(), (format!("key:{}", hash.key_id), None, Some(hash)));
 }
 
 #[tokio::test]
@@ -249,22 +440,28 @@ async fn a_start_waits_for_the_slots_and_the_time() {
 #[test]
 fn the_first_format_of_a_planned_start_is_read() {
     const WAITS: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"ada","key":"ed25519:0202020202020202020202020202020202020202020202020202020202020202","limited":true,"later":1}"#;
-    const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:0a","limited":true,"failure":"too late","later":1}"#;
+    const FAILED: &str = r#"{"at":"2027-01-31T02:00:00Z","sha256":"a1","version":"1.1.0","by":"key:a1b2c3d4","token":"a1b2c3d4:0707070707070707070707070707070707070707070707070707070707070707","limited":true,"failure":"too late","later":1}"#;
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let store = ScheduledStartStore::new(folder.path());
-    let expected = |by: &str, key, failure: &str| ScheduledStart {
+    let store = ScheduledStartStore::new(folder.path(), STEP);
+    let expected = |by: &str, key, token, failure: &str| ScheduledStart {
         at: "2027-01-31T02:00:00Z".parse().expect("a moment"),
         by: by.to_owned(),
         key,
+        token,
         limited: true,
         failure: failure.to_owned(),
         ..start(0)
     };
     assert_eq!(store.read().expect("no start"), None);
     let key = PeerKey::Ed25519([2; 32]);
+    let token = TokenHash {
+        key_id: "a1b2c3d4".parse().expect("a name"),
+        sha256: [7; 32],
+    };
+    let of_token = expected("key:a1b2c3d4", None, Some(token), "too late");
     for (sample, start) in [
-        (WAITS, expected("ada", Some(key), "")),
-        (FAILED, expected("key:0a", None, "too late")),
+        (WAITS, expected("ada", Some(key), None, "")),
+        (FAILED, of_token),
     ] {
         std::fs::create_dir_all(folder.path().join("state")).expect("writable");
         let file = folder.path().join("state/scheduled-start.json");
