@@ -25,6 +25,7 @@ mod machine;
 mod media;
 mod mount;
 mod network;
+mod niceness;
 mod power;
 mod reap;
 mod settings;

@@ -27,6 +27,11 @@ const MEASUREMENTS_AFTER_RELIEF: usize = 5;
 const MEASURE_EVERY_NEAR: Duration = Duration::from_millis(20);
 const NEAR_PART: u64 = 8;
 
+/// How often the node measures if more than this part is available: until memory is near its end, peers would have to
+/// use three eighths of it, which are 96 MiB of a machine's 256. An idle processor sleeps longer.
+const MEASURE_EVERY_FAR: Duration = Duration::from_millis(400);
+const FAR_PART: u64 = 2;
+
 /// Number of tasks that do nothing and wake idle threads, so that the threads return their free
 /// memory. Each task wakes one thread at most.
 const WAKES: usize = 16;
@@ -143,6 +148,21 @@ impl NodeMemory {
         })
     }
 
+    const fn is_near(self) -> bool {
+        self.available_bytes < self.total_bytes / NEAR_PART
+    }
+
+    /// The time until the next measurement.
+    const fn pause(self) -> Duration {
+        if self.is_near() {
+            MEASURE_EVERY_NEAR
+        } else if self.available_bytes > self.total_bytes / FAR_PART {
+            MEASURE_EVERY_FAR
+        } else {
+            MEASURE_EVERY
+        }
+    }
+
     fn within(self, group: Self) -> Self {
         Self {
             total_bytes: self.total_bytes.min(group.total_bytes),
@@ -212,13 +232,8 @@ impl MemoryRelief {
             let Some(memory) = NodeMemory::now() else {
                 continue;
             };
-            let is_near = memory.available_bytes < memory.total_bytes / NEAR_PART;
-            pause = if is_near {
-                MEASURE_EVERY_NEAR
-            } else {
-                MEASURE_EVERY
-            };
-            let own = is_near.then(PrivateMemory::now).flatten();
+            pause = memory.pause();
+            let own = memory.is_near().then(PrivateMemory::now).flatten();
             let Some(own) = own.filter(|own| memory.is_short(*own, LEFT_PART, OWN_PART)) else {
                 rounds = 0;
                 continue;
@@ -390,6 +405,20 @@ mod tests {
 
     /// Number of connections that may have all of the missing memory.
     const MANY: usize = 100;
+
+    #[test]
+    fn the_less_is_available_the_more_often_it_is_measured() {
+        for (available, expected) in [
+            (100, MEASURE_EVERY_FAR),
+            (51, MEASURE_EVERY_FAR),
+            (50, MEASURE_EVERY),
+            (12, MEASURE_EVERY),
+            (11, MEASURE_EVERY_NEAR),
+            (0, MEASURE_EVERY_NEAR),
+        ] {
+            assert_eq!(memory(100, available).pause(), expected, "{available}");
+        }
+    }
 
     #[test]
     fn it_is_short_where_little_is_left_and_the_node_has_much() {

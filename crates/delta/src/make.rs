@@ -17,6 +17,10 @@ use crate::wire::{DeltaHeader, END, FRAME_BEGINS, FRAME_ENDS, GROUP, put_varint,
 
 /// Level of the delta's own compression.
 const LEVEL: i32 = 19;
+/// Window of that, as a power of two. The largest that machines take makes a delta 0.4 % shorter, for 3 MiB of their
+/// memory.
+const WINDOW_LOG: u32 = 20;
+const _: () = assert!(WINDOW_LOG <= DELTA_WINDOW_LOG_MAX);
 
 /// Bytes outside of the runs that both programs share, up to which nothing is searched for them.
 const GAPS_BYTES_MAX: usize = 64 << 10;
@@ -107,7 +111,7 @@ pub fn make_delta(old: &OldProgram<'_>, new: &NewProgram<'_>) -> Result<Vec<u8>,
     let mut delta = Vec::new();
     header.write(&mut delta)?;
     let mut items = Encoder::new(delta, LEVEL)?;
-    items.window_log(DELTA_WINDOW_LOG_MAX)?;
+    items.window_log(WINDOW_LOG)?;
     write_items(&base, parts, new.recipe, &mut items)?;
     let delta = items.finish()?;
     check(&delta, old, new.program)?;

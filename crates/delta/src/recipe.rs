@@ -56,7 +56,7 @@ impl FrameRecipe {
     /// memory, and with shorter matches, which make up for it.
     pub const INITRAMFS: Self = Self {
         window_log: 22,
-        hash_log: 21,
+        hash_log: 20,
         chain_log: LOG_MIN,
         search_log: 6,
         min_match: 4,

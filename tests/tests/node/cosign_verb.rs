@@ -12,9 +12,7 @@ use crate::bundle_verbs::{BuildMachine, EXPIRES, text};
 /// How an output ends as long as signatures are missing.
 fn missing(roles: &[&str], key: &str, command: &str) -> String {
     let of_role = |role: &&str| {
-        format!(
-            "  {role}: 2 of 3 signatures by keys in root version 1\n    {key} may sign\n"
-        )
+        format!("  {role}: 2 of 3 signatures by keys in root version 1\n    {key} may sign\n")
     };
     let roles: String = roles.iter().map(of_role).collect();
     format!(

@@ -14,6 +14,7 @@ use crate::child::BUNDLE_SILENT_MAX;
 use crate::clock::ClockSource;
 use crate::control::{NodeMessage, PowerAction, UpdateAnswer, UpdatePlan, UpdateRequest};
 use crate::facts::ClockState;
+use crate::niceness::in_background;
 use crate::update::{
     BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, StagingProgress,
     TrialRequest, UpdateRefusal,
@@ -241,9 +242,12 @@ impl InitMachine {
             end: FramesEnd::Broken("a part of PID 1 failed".to_owned()),
         }));
         self.blocking("staging an update", failed, move || {
-            let outcome = (!is_refused)
-                .then(|| system.stage_for(&ticket.by, &mut frames, &order, &anchor, is_time_known));
-            let end = read_to_end(&mut frames, outcome, early);
+            let end = in_background(|| {
+                let outcome = (!is_refused).then(|| {
+                    system.stage_for(&ticket.by, &mut frames, &order, &anchor, is_time_known)
+                });
+                read_to_end(&mut frames, outcome, early)
+            });
             MachineEvent::Update(Box::new(UpdateEvent::Staged { ticket, end }))
         });
     }
