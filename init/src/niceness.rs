@@ -9,13 +9,17 @@ const USUAL: i32 = 0;
 
 /// Runs a task on this thread, behind the node. A kernel that refuses the niceness only makes calls slower.
 pub(crate) fn in_background<T>(work: impl FnOnce() -> T) -> T {
-    let is_nice = set(BACKGROUND).is_ok();
-    let done = work();
-    // Threads of the pool run other tasks afterwards.
-    if is_nice {
+    let _usual = set(BACKGROUND).is_ok().then_some(UsualAfterwards);
+    work()
+}
+
+/// Takes the niceness back, also after a panic: threads of the pool run other tasks afterwards.
+struct UsualAfterwards;
+
+impl Drop for UsualAfterwards {
+    fn drop(&mut self) {
         let _ = set(USUAL);
     }
-    done
 }
 
 /// Sets the niceness of the calling thread: with Linux it belongs to a thread, and 0 names the calling one
@@ -30,8 +34,7 @@ fn set(niceness: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::thread;
+    use std::{fs, panic, thread};
 
     use super::*;
 
@@ -47,8 +50,13 @@ mod tests {
     #[test]
     fn a_task_in_the_background_is_nice_on_its_thread_alone() {
         let began = now();
-        let task = thread::spawn(|| (in_background(now), now()));
-        let (during, after) = task.join().expect("it ends");
+        let task = thread::spawn(|| {
+            let during = in_background(now);
+            let panicked = panic::catch_unwind(|| in_background(|| panic!("a part failed")));
+            (during, panicked.is_err(), now())
+        });
+        let (during, has_panicked, after) = task.join().expect("it ends");
+        assert!(has_panicked);
         assert_eq!(during, BACKGROUND.to_string());
         assert_eq!(now(), began);
         // Only root takes it back.

@@ -49,8 +49,11 @@ const ABOUT_DELTA: [&str; 10] = [
     "truncated",
 ];
 
+/// Another request is under way.
+const BUSY: &str = "busy";
+
 /// Refusals of a start whose reason may pass without another request for this start.
-const MAY_PASS: [&str; 5] = ["busy", "disk", "locked", "no-slots", "too-often"];
+const MAY_PASS: [&str; 5] = [BUSY, "disk", "locked", "no-slots", "too-often"];
 
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
@@ -72,18 +75,26 @@ pub(super) fn refused(code: &str, text: &str) -> CallError {
 
 /// Whether the whole program may be taken where a delta was refused so.
 pub(super) fn is_about_delta(error: &CallError) -> bool {
-    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
-    code.is_some_and(may_lie_in_delta)
+    code_of(error).is_some_and(may_lie_in_delta)
+}
+
+/// Whether PID 1 has other work: it says so, or does not answer.
+pub(super) fn is_busy(error: &CallError) -> bool {
+    match code_of(error) {
+        Some(code) => code == BUSY,
+        None => matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
+    }
 }
 
 /// Whether a start that failed so is tried again if it was planned: PID 1 was busy, did not answer, or lacked something that
 /// may come.
 pub(super) fn may_pass(error: &CallError) -> bool {
-    let code = error.details.as_ref().and_then(|it| it["code"].as_str());
-    match code {
-        Some(code) => MAY_PASS.contains(&code),
-        None => matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
-    }
+    is_busy(error) || code_of(error).is_some_and(|code| MAY_PASS.contains(&code))
+}
+
+/// The code of a refusal.
+fn code_of(error: &CallError) -> Option<&str> {
+    error.details.as_ref().and_then(|it| it["code"].as_str())
 }
 
 /// Whether a refusal with this code may be about the delta alone, and not about its release or the machine.
@@ -202,6 +213,7 @@ mod tests {
             ("unverified", false),
         ] {
             assert_eq!(may_pass(&refused(code, "why")), expected, "{code}");
+            assert_eq!(is_busy(&refused(code, "why")), code == "busy", "{code}");
         }
         for (error, expected) in [
             (UpdateClientError::Broken, true),

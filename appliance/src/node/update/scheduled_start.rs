@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
 use super::act::StartOrder;
-use super::refusal::{may_pass, refused};
-use super::session::StagingRequest;
+use super::refusal::{is_busy, may_pass, refused};
+use super::session::{SessionTurn, StagingRequest};
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
 use crate::node::ops::caller;
 
@@ -55,6 +55,9 @@ pub(super) struct ScheduledStart {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
 }
+
+/// So many steps lie between two tries if PID 1 lacks something: a try makes it read the staged program.
+const STEPS_OF_OTHERS: u32 = 6;
 
 /// The caller that plans a start, with what it proved.
 pub(super) struct StartPlanner {
@@ -99,8 +102,8 @@ pub(super) enum StartTurn {
 /// Why a start did not happen.
 struct StartFailure {
     text: String,
-    /// Whether the reason may pass by itself.
-    may_pass: bool,
+    /// The time until the next try. `None` if the reason does not pass by itself.
+    again_after: Option<Duration>,
 }
 
 /// A start with the task that waits for its moment. Dropping it ends the task.
@@ -325,18 +328,23 @@ impl NodeUpdates {
         // Why the last try failed.
         let mut last: Option<String> = None;
         let started = loop {
+            let mut pause = self.0.scheduled.step;
             match self.start_turn(&start) {
                 StartTurn::Waits => {}
                 StartTurn::Now => match self.start_scheduled(&start).await {
+                    Ok(()) => break Ok(()),
                     // A client must not spend the start by a request that keeps PID 1 busy at its moment.
-                    Err(failure) if failure.may_pass => {
-                        if last.as_ref() != Some(&failure.text) {
-                            let (by, failure) = (&start.by, &failure.text);
-                            tracing::warn!(by, at = %start.at, failure, "update.apply is tried again");
+                    Err(StartFailure {
+                        text,
+                        again_after: Some(after),
+                    }) => {
+                        if last.as_ref() != Some(&text) {
+                            tracing::warn!(by = start.by, at = %start.at, failure = text, "update.apply is tried again");
                         }
-                        last = Some(failure.text);
+                        pause = after;
+                        last = Some(text);
                     }
-                    started => break started.map_err(|failure| failure.text),
+                    Err(failure) => break Err(failure.text),
                 },
                 StartTurn::Missed => {
                     let missed =
@@ -349,7 +357,7 @@ impl NodeUpdates {
                     return;
                 }
             }
-            tokio::time::sleep(self.0.scheduled.step).await;
+            tokio::time::sleep(pause).await;
         };
         match started {
             Ok(()) => {
@@ -393,34 +401,49 @@ impl NodeUpdates {
 
     /// Starts the version at its moment, by the rights that its caller has now.
     async fn start_scheduled(&self, start: &ScheduledStart) -> Result<(), StartFailure> {
+        // Not by `start`, which would abort this task.
+        let mut started = self
+            .send_request(self.order_now(start)?.request(), &start.by)
+            .await;
+        if started.as_ref().is_err_and(is_busy)
+            && let Some(turn) = self.end_lesser_session(&start.by).await
+        {
+            let order = self.order_now(start)?;
+            started = self.send_request(order.request(), &start.by).await;
+            // Until here no other session could begin.
+            drop(turn);
+        }
+        let step = self.0.scheduled.step;
+        started.map_err(|error| StartFailure {
+            again_after: match &error {
+                error if is_busy(error) => Some(step),
+                error if may_pass(error) => Some(step * STEPS_OF_OTHERS),
+                _ => None,
+            },
+            text: error.message,
+        })?;
+        self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(by = start.by, "update.apply at its moment");
+        Ok(())
+    }
+
+    /// What the caller that set the moment may order now.
+    fn order_now(&self, start: &ScheduledStart) -> Result<StartOrder, StartFailure> {
         let who = self.planner_now(start);
         let may = |scope| who.as_ref().is_some_and(|who| who.scopes.allows(scope));
         let is_admin = may(ADMIN_SCOPE);
         if !is_admin && !may(APPLY_SCOPE) {
             return Err(StartFailure {
                 text: "the caller that set the moment may not start versions any more".to_owned(),
-                may_pass: false,
+                again_after: None,
             });
         }
-        let order = StartOrder {
+        Ok(StartOrder {
             // PID 1 compares the program once more.
             sha256: Some(start.sha256.clone()),
             limited: start.limited || !is_admin,
             unasked: false,
-        };
-        let request = order.request();
-        // Not by `start`, which would abort this task.
-        let mut started = self.send_request(request.clone(), &start.by).await;
-        if started.as_ref().is_err_and(may_pass) && self.end_lesser_session().await {
-            started = self.send_request(request, &start.by).await;
-        }
-        started.map_err(|error| StartFailure {
-            may_pass: may_pass(&error),
-            text: error.message,
-        })?;
-        self.0.attempts.applied.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(by = start.by, "update.apply at its moment");
-        Ok(())
+        })
     }
 
     /// The caller that set the moment, if it may still connect by the key or the token that it had then.
@@ -435,19 +458,21 @@ impl NodeUpdates {
     }
 
     /// Gives up the session under way unless it brings a version for a caller that may start versions: another caller
-    /// could keep PID 1 busy by a slow bundle until the start is too late. Returns whether there was one. The caller of the
-    /// start may do this itself, by `update/cancel`.
-    async fn end_lesser_session(&self) -> bool {
-        let session = self.0.sessions.current();
+    /// could keep PID 1 busy by a slow bundle until the start is too late. The caller of the start may do this itself, by
+    /// `update/cancel`. Returns the turn of the next session, if there was such a session: its client could begin another
+    /// one at once.
+    async fn end_lesser_session(&self, by: &str) -> Option<SessionTurn> {
+        let sessions = &self.0.sessions;
         let is_lesser = |it: &StagingRequest| it.limited || it.unasked || it.dry_run;
-        let Some(session) = session.filter(|it| is_lesser(&it.request)) else {
-            return false;
-        };
+        let lesser = || sessions.current().filter(|it| is_lesser(&it.request));
+        lesser()?;
+        let turn = sessions.turn().ok()?;
+        let session = lesser()?;
         let (id, owner) = (session.id.clone(), session.request.owner.clone());
         drop(session);
-        let why = "the planned start of another version is due".to_owned();
-        let ended = self.0.sessions.give_up((&id, &owner), why).await;
-        ended.is_ok()
+        let why = format!("the start of another version, which {by} has planned, is due");
+        let ended = sessions.give_up((&id, &owner), why).await;
+        ended.is_ok().then_some(turn)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::init_client::{ANSWER_TIMEOUT, BundleFrames, UpdateClient, UpdateClientError, wait};
 
@@ -42,6 +42,8 @@ pub(super) struct StagingPace {
     pub(super) rate: u64,
     /// How far behind the rate it may be.
     pub(super) grace: Duration,
+    /// How long PID 1 may take for a bundle that is complete.
+    pub(super) answer: Duration,
 }
 
 impl Default for StagingPace {
@@ -51,6 +53,7 @@ impl Default for StagingPace {
             whole: SESSION_TIME_MAX,
             rate: SESSION_RATE_BYTES_S_MIN,
             grace: SESSION_RATE_GRACE,
+            answer: ANSWER_TIMEOUT,
         }
     }
 }
@@ -319,16 +322,19 @@ impl StagingSessions {
     /// Like `cancel`, and lets no other caller begin the next session.
     pub(super) async fn take_over(&self, why: String) -> Result<SessionTurn, StagingError> {
         self.init.check()?;
-        let turn = {
-            let mut table = self.lock();
-            if table.has_turn {
-                return Err(StagingError::Busy);
-            }
-            table.has_turn = true;
-            SessionTurn(self.clone())
-        };
+        let turn = self.turn()?;
         self.cancel(why).await;
         Ok(turn)
+    }
+
+    /// Lets no other caller begin the next session.
+    pub(super) fn turn(&self) -> Result<SessionTurn, StagingError> {
+        let mut table = self.lock();
+        if table.has_turn {
+            return Err(StagingError::Busy);
+        }
+        table.has_turn = true;
+        Ok(SessionTurn(self.clone()))
     }
 
     /// Sends a piece, and after the last one waits for PID 1.
@@ -539,7 +545,7 @@ impl StagingSessions {
                 piece.taken.send(Ok(taken)).ok();
             }
         }
-        sending.finish().await
+        sending.finish(self.pace.answer).await
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {
@@ -599,7 +605,7 @@ impl BundleSending<'_> {
     }
 
     /// Ends a complete bundle, and waits for what PID 1 makes of it.
-    async fn finish(self) -> Result<StagingOutcome, UpdateClientError> {
+    async fn finish(self, longest: Duration) -> Result<StagingOutcome, UpdateClientError> {
         let Self {
             init,
             session,
@@ -609,18 +615,20 @@ impl BundleSending<'_> {
         } = self;
         let mut decided = pin!(async {
             frames.end().await?;
-            wait(answer, ANSWER_TIMEOUT).await
+            answer.await.map_err(|_| UpdateClientError::Broken)
         });
-        tokio::select! {
+        let why = tokio::select! {
             biased;
             answer = &mut decided => return answer.map(outcome_of),
-            () = session.given_up.notified() => {}
-        }
+            () = session.given_up.notified() => session.why(),
+            // PID 1 must not go on with a session that no caller can cancel.
+            () = sleep(longest) => format!("PID 1 did not stage it within {} s", longest.as_secs()),
+        };
         init.give_up(n).await?;
         match timeout(ABORT_TIMEOUT, decided).await {
             // It was staged already.
             Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => Ok(outcome_of(answer)),
-            _ => Ok(StagingOutcome::GivenUp(session.why())),
+            _ => Ok(StagingOutcome::GivenUp(why)),
         }
     }
 }

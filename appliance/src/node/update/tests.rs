@@ -274,7 +274,8 @@ async fn refuse_while_staging(
             InitMessage::Update { n, request, by } => {
                 let mut seen = seen.lock().expect("no panic");
                 let is_start = matches!(request, UpdateRequest::Apply { .. });
-                let refused = Some(*n).filter(|_| is_start && seen.is_staging);
+                let code = seen.refuses_start.unwrap_or("busy");
+                let refused = Some((*n, code)).filter(|_| is_start && seen.is_staging);
                 if refused.is_some() {
                     seen.requests.push((request.clone(), by.clone()));
                 }
@@ -282,8 +283,8 @@ async fn refuse_while_staging(
             }
             _ => None,
         };
-        if let Some(n) = refused {
-            init.answered(n, busy("busy"));
+        if let Some((n, code)) = refused {
+            init.answered(n, busy(code));
         } else if work.send(message).await.is_err() {
             return;
         }

@@ -443,6 +443,27 @@ async fn a_session_that_is_cancelled_too_late_is_staged() {
 }
 
 /// Of the bundle PID 1 has every byte, and `update/status` says how much of the program is written.
+/// The node would forget the session, and PID 1 would be busy with it for every other caller.
+#[tokio::test]
+async fn a_bundle_about_which_pid_1_is_silent_is_given_up() {
+    let pace = StagingPace {
+        answer: Duration::from_millis(50),
+        ..StagingPace::default()
+    };
+    let bench = NodeUpdateBench::with("", pace, None);
+    let node = UpdateCaller::new(&bench.updates);
+    let write = upload_that_is_applied(&bench, &node, Verdict::AppliesUntilGivenUp).await;
+    let write = write.await.expect("no panic").expect_err("it is given up");
+    assert!(
+        write.message.contains("did not stage it within"),
+        "{write:?}"
+    );
+    // PID 1 is free again: it takes up one request after the other.
+    let log = node.call(ADMIN, "update/log", Value::Null);
+    let log = tokio::time::timeout(deadline(Duration::from_secs(20)), log).await;
+    log.expect("PID 1 answers").expect("the log");
+}
+
 #[tokio::test]
 async fn the_progress_of_a_delta_is_shown() {
     let bench = NodeUpdateBench::new();

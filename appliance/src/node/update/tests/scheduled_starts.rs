@@ -72,6 +72,22 @@ async fn wait_until(is_so: impl Fn() -> bool) {
     waited.expect("it happens");
 }
 
+fn limited_order() -> StartOrder {
+    StartOrder {
+        sha256: None,
+        limited: true,
+        unasked: false,
+    }
+}
+
+fn admin() -> StartPlanner {
+    StartPlanner {
+        id: "admin".to_owned(),
+        key: start(0).key,
+        token: None,
+    }
+}
+
 /// How often PID 1 was asked to start the version.
 fn starts(bench: &NodeUpdateBench) -> usize {
     let requests = bench.requests().into_iter();
@@ -186,6 +202,31 @@ async fn a_start_that_pid_1_refused_until_it_was_too_late_is_a_problem_with_the_
     assert_eq!(starts(&other), 1);
 }
 
+/// A caller that has used up its starts plans another one, and PID 1 refuses it again and again: that others' bundles end
+/// would not help it.
+#[tokio::test]
+async fn a_start_that_waits_for_something_else_leaves_the_bundles_of_others() {
+    let bench = bench();
+    bench.seen.lock().expect("no panic").refuses_start = Some("too-often");
+    let of_hub = StagingRequest {
+        unasked: true,
+        ..request(9)
+    };
+    let session = bench.updates.0.sessions.begin(of_hub, None);
+    drop(session.expect("it begins"));
+    wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
+    let set = bench
+        .updates
+        .start_at(start(2).at, limited_order(), admin());
+    set.expect("it waits");
+    wait_until(|| starts(&bench) >= 2).await;
+    assert!(bench.updates.0.sessions.current().is_some());
+    // With PID 1 busy it is given up.
+    bench.seen.lock().expect("no panic").refuses_start = None;
+    wait_until(|| !file(&bench).exists()).await;
+    assert_eq!(bench.bundles(), [(Vec::<u8>::new(), false)]);
+}
+
 /// A client that may only stage, or a hub, sends a bundle for hours, as slowly as it may.
 #[tokio::test]
 async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
@@ -205,17 +246,9 @@ async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
         let session = bench.updates.0.sessions.begin(slow, None);
         drop(session.expect("it begins"));
         wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
-        let order = StartOrder {
-            sha256: None,
-            limited: true,
-            unasked: false,
-        };
-        let admin = StartPlanner {
-            id: "admin".to_owned(),
-            key: start(0).key,
-            token: None,
-        };
-        let set = bench.updates.start_at(start(2).at, order, admin);
+        let set = bench
+            .updates
+            .start_at(start(2).at, limited_order(), admin());
         set.expect("it waits");
         if !(limited || unasked || dry_run) {
             // A caller that may start versions is not interrupted.
