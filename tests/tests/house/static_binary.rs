@@ -28,6 +28,13 @@ fn it_asks_for_no_interpreter_and_no_library() {
     );
 }
 
+/// docs/image.md names this kernel. The C library compares it with that of the machine before it starts the program.
+#[test]
+fn the_oldest_kernel_on_which_it_starts_is_linux_3_2() {
+    let notes = readelf("-n");
+    assert!(notes.contains("OS: Linux, ABI: 3.2.0"), "{notes}");
+}
+
 #[test]
 fn its_stack_is_not_executable_and_its_tables_are_read_only() {
     let segments = readelf("-l");

@@ -10,6 +10,7 @@
 //! | `raw` | BIOS | q35 | NVMe | virtio | 512 | in `update/good.rs` |
 //! | `raw` | BIOS | q35 | AHCI | virtio | 512 | in `update_bad.rs` |
 //! | `raw` | BIOS | q35 | virtio-scsi | virtio | 512 | in `update_refused.rs` |
+//! | `qcow2` | BIOS | pc | virtio-blk | virtio | 512 | here |
 //! | `iso` | BIOS | pc | IDE, a CD | virtio | 512 | here |
 //! | `iso` | BIOS | q35 | USB | e1000e | 512 | here |
 //! | `iso` | UEFI | q35 | AHCI, a CD | virtio | 512 | here |
@@ -27,8 +28,8 @@ use alknet_boot_state::{
 };
 use alknet_image::{ImageForm, OutputRole};
 use alknet_qemu::{
-    DiskController, DiskRecorder, DiskRecording, MachineKind, Nic, NicModel, VirtioDisk, Vm,
-    VmBuilder,
+    DiskController, DiskFormat, DiskRecorder, DiskRecording, MachineKind, Nic, NicModel,
+    VirtioDisk, Vm, VmBuilder,
 };
 use alknet_tests::tools::tool_says;
 use alknet_tests::{MachineNode, TestBench, eventually};
@@ -119,6 +120,16 @@ fn the_disk_starts_by_a_bios_on_an_old_pc_and_grows() {
         (BootSlot::A, BootPhase::Idle)
     );
     assert_eq!(record.booted(), Some(BootSlot::A), "GRUB wrote the record");
+}
+
+/// The form for QEMU, libvirt and most providers. Other tests read the file, so the writes of the machine go
+/// elsewhere.
+#[test]
+fn the_qcow2_file_starts_by_a_bios() {
+    let bench = TestBench::new();
+    let file = built(ImageForm::Qcow2, OutputRole::Disk);
+    let disk = VirtioDisk::snapshot(file).format(DiskFormat::Qcow2);
+    keeps_nothing(&bench, machine(MachineKind::Pc).disk(disk));
 }
 
 /// The record, which the loader, GRUB and the machine write and read.

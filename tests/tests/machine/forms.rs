@@ -14,6 +14,7 @@
 //! | `aws` | converted to raw | NVMe | igb | 512 | 2 | grown |
 //! | `raw` | written by the commands of a page | USB | e1000e | 512 | 1 | grown |
 //! | `gce` | unpacked; in `forms_large.rs` | virtio-scsi | virtio | 4096 | 1 | grown |
+//! | `qcow2` | opened by QEMU; in `firmware.rs`, by BIOS | virtio-blk | virtio | 512 | 1 | left |
 //! | `containerdisk` | unpacked; in `containers.rs` | virtio-blk | virtio | 512 | 1 | left, and another one |
 //! | `kernelboot` | unpacked; there, without firmware | virtio-scsi | virtio | 512 | 8 | none, and another one |
 //! | `pxe` | by a server; in `network_boot.rs`, by BIOS | none | virtio | 512 | 1 | none |

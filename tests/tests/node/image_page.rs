@@ -1,5 +1,5 @@
 //! The commands of docs/image.md that take an image from a server, write a disk by other programs, or sign with a vault:
-//! files stand for the disks, and standard input for the terminal.
+//! files stand for the disks, and standard input for the terminal. The commands of docs/tpm.md sign for firmware.
 
 use std::fs;
 
@@ -11,6 +11,14 @@ use crate::image_verbs::{ImageUser, WORDS};
 use crate::page_commands::blocks;
 
 const PAGE: &str = include_str!("../../../docs/image.md");
+const TPM_PAGE: &str = include_str!("../../../docs/tpm.md");
+/// Prints which programs on the EFI system partition of the disk this certificate verifies.
+const VERIFIED: &str = "\
+for program in BOOT/BOOTX64.EFI ALKNET/A.EFI; do
+    mcopy -o -i out/alknet_VERSION.raw@@1M ::/EFI/$program checked.efi
+    if sbverify --cert CERTIFICATE checked.efi >sbverify.log; then echo $program; fi
+done 2>sbverify.err
+";
 
 /// The block with this text in one of its commands.
 fn block(command: &str) -> String {
@@ -126,4 +134,29 @@ fn the_page_of_images_signs_with_a_vault_and_with_its_words() {
         // The next command has to write it again.
         fs::remove_file(&signature).expect("the command wrote it");
     }
+}
+
+#[test]
+fn the_page_of_the_tpm_signs_loader_and_program() {
+    let user = ImageUser::new();
+    let version = user.release();
+    let blocks = blocks(TPM_PAGE);
+    let mut signing = blocks.into_iter().filter(|(info, _)| *info == "sh");
+    let (_, code) = signing.next().expect("the page signs");
+    assert_eq!(signing.next(), None, "another block to run");
+    let code = replaced(code, &[("VERSION", &version)]);
+    let verified = |certificate: &str| {
+        let values = [("VERSION", version.as_str()), ("CERTIFICATE", certificate)];
+        user.shell(&replaced(VERIFIED.to_owned(), &values))
+    };
+
+    user.shell(&code);
+    user.shell("mv owner.pem first.pem");
+    assert_eq!(verified("first.pem"), "BOOT/BOOTX64.EFI\nALKNET/A.EFI\n");
+    // Another owner, whose certificate is in no signature.
+    user.shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=other \
+         -keyout other.key -out other.pem",
+    );
+    assert_eq!(verified("other.pem"), "");
 }
