@@ -82,6 +82,18 @@ pub(crate) fn with_drivers(
     Ok(gpu)
 }
 
+/// Strips and packs an executable that was built elsewhere, into `folder`, which must not exist.
+pub(crate) fn pack_into(
+    cx: &XtaskContext,
+    built: &Path,
+    selection: &DriverSelection,
+    folder: &Path,
+) -> Result<GpuExecutable> {
+    check(built, selection)?;
+    pack::pack(cx, built, folder)?;
+    Ok(GpuExecutable::at(folder))
+}
+
 /// The executable of the last build, if it is in the cache.
 pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<GpuExecutable>> {
     let built = cx.executable(NAME);

@@ -55,10 +55,22 @@ pub fn ensure(cx: &XtaskContext) -> Result<LoaderPrograms> {
 }
 
 fn compile(cx: &XtaskContext, _lock: &BuildLock) -> Result<[PathBuf; 2]> {
-    let folders = folders(cx)?;
+    compile_tree(cx, &cx.mirror(), &cx.cache().join(xtask::cache::TARGET))
+}
+
+/// Builds the loader of another copy of the tree, in a build folder of its own.
+pub(crate) fn build_in(cx: &XtaskContext, tree: &Path, target: &Path) -> Result<PathBuf> {
+    let [loader, _] = compile_tree(cx, tree, target)?;
+    Ok(loader)
+}
+
+fn compile_tree(cx: &XtaskContext, tree: &Path, target: &Path) -> Result<[PathBuf; 2]> {
+    let folders = folders(tree)?;
     let mut command = cx.cargo("build");
     // With a named target, cargo gives these to no build script and no procedural macro.
     command
+        .current_dir(tree)
+        .env("CARGO_TARGET_DIR", target)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             flags(cx, &folders)?.join(FLAGS_SEPARATOR),
@@ -66,7 +78,6 @@ fn compile(cx: &XtaskContext, _lock: &BuildLock) -> Result<[PathBuf; 2]> {
         .args(["--release", "--target", UEFI.triple])
         .args(["--package", PACKAGE, "--features", FEATURE]);
     cx.run(&mut command, "loader for UEFI", "loader")?;
-    let target = cx.cache().join(xtask::cache::TARGET);
     let built = PROGRAMS.map(|name| target.join(UEFI.triple).join("release").join(name));
     for program in &built {
         check(program, &folders)?;
@@ -75,13 +86,13 @@ fn compile(cx: &XtaskContext, _lock: &BuildLock) -> Result<[PathBuf; 2]> {
 }
 
 /// The folders whose names would be in the programs, each with what stands for it.
-fn folders(cx: &XtaskContext) -> Result<[(PathBuf, &'static str); 2]> {
+fn folders(tree: &Path) -> Result<[(PathBuf, &'static str); 2]> {
     let cargo = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo = cargo.or_else(|| Some(env::home_dir()?.join(".cargo")));
     let cargo = cargo.ok_or_else(|| {
         TaskError::Arguments("neither CARGO_HOME nor HOME names the folder of cargo".to_owned())
     })?;
-    Ok([(cx.mirror(), WORKSPACE_FOLDER), (cargo, CARGO_FOLDER)])
+    Ok([(tree.to_owned(), WORKSPACE_FOLDER), (cargo, CARGO_FOLDER)])
 }
 
 fn flags(cx: &XtaskContext, folders: &[(PathBuf, &str)]) -> Result<Vec<String>> {

@@ -1,5 +1,6 @@
 //! `reproduce`: builds every form twice, from inputs at other paths and into other folders, packs
-//! both, makes an update bundle of each, and compares the files byte by byte.
+//! both, makes update bundles of each, and compares the files byte by byte. With `--whole` it also
+//! builds most of the inputs twice.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,17 +13,26 @@ use alknet_image::{ImageForm, ImageInputs, Manifest, OutputRole};
 use data_encoding::BASE64;
 
 use crate::context::XtaskContext;
+use crate::driver::DriverSelection;
 use crate::failure::{Result, TaskError};
 use crate::kernel::KernelFiles;
 use crate::parts::ImageParts;
 use crate::scratch::ScratchFolder;
-use crate::{binary, driver, gpu, image};
+use crate::{binary, driver, gpu, image, kernel, loader};
 
 /// The two places, with paths of other lengths: a path within a file would move what follows it.
 const PLACES: [&str; 2] = ["one", "another/deeper/place"];
 
 /// Bytes that are compared at once.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// Folders of a place: the inputs of its image, and the program for GPUs that it compiled.
+const INPUTS: &str = "inputs";
+const GPU: &str = "gpu";
+
+/// The version of the program from which the bundle with the delta starts. The two programs differ in nothing else, so
+/// that the delta takes seconds.
+const EARLIER: &str = "0.0.1";
 
 /// The update bundle, and the root document in it.
 const BUNDLE: &str = "bundle.tar";
@@ -44,7 +54,8 @@ const PKCS8_BEFORE_SEED: [u8; 16] = [
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct ReproduceArgs {
-    /// Compile the binary in both places as well, which takes as long as two first builds
+    /// Compile binary, program for GPUs and UEFI loader in both places and the kernel once more, which takes as long as
+    /// two first builds and half an hour
     #[arg(long)]
     whole: bool,
     /// Compare with the files of this folder in the place of a second build
@@ -57,11 +68,12 @@ pub(crate) struct ReproduceArgs {
 const EXAMPLE: &str = "\
 Examples:
 
-  cargo xtask reproduce                    # the forms, packed files and a bundle twice, from the cached parts
-  cargo xtask reproduce --whole            # and the binary compiled twice, in two folders
+  cargo xtask reproduce                    # the forms, packed files and bundles twice, from the cached parts
+  cargo xtask reproduce --whole            # and most parts built twice, in two folders
   cargo xtask reproduce --with /mnt/out    # with what `cargo xtask image` wrote on another machine
 
-Kernel, drivers and the program for GPUs come from the cache and are not built twice.
+With --whole these are built twice: binary, program for GPUs, UEFI loader and kernel. The Vulkan
+driver, the files of GRUB and the compiler's library for UEFI come from the cache in both places.
 With --with there is no update bundle, and packed files are compared if the folder has some; make
 these by `cargo xtask image --packed` without --url.
 The exit code is 1 if a file differs; each such file is named with the offset of its
@@ -74,20 +86,44 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &ReproduceArgs) -> Result<()
     let places = PLACES.map(|place| scratch.path().join(place));
     let plan = ComparedBuild {
         parts: &parts,
-        whole: arguments.whole,
+        compiled: arguments.whole.then_some(&arguments.drivers.vulkan),
         packed: arguments.with.as_deref().is_none_or(is_packed),
         bundled: arguments.with.is_none(),
     };
-    let first = cx.step("first build", |cx| plan.make(cx, &places[0]))?;
+    let first = cx.step("first build", |cx| plan.make(cx, &parts.kernel, &places[0]))?;
+    let mut pairs = Vec::new();
     let second = match &arguments.with {
         Some(folder) => folder.clone(),
-        None => cx.step("second build", |cx| plan.make(cx, &places[1]))?,
+        None if arguments.whole => {
+            // Before the forms, so that the first difference that is named is that of a part.
+            pairs.extend([INPUTS, GPU].map(|name| places.each_ref().map(|place| place.join(name))));
+            let kernel = kernel_again(cx, &parts.kernel, &places[1])?;
+            cx.step("second build", |cx| plan.make(cx, &kernel, &places[1]))?
+        }
+        None => cx.step("second build", |cx| {
+            plan.make(cx, &parts.kernel, &places[1])
+        })?,
     };
-    let comparison = cx.step("comparison", |_| FolderComparison::compare(&first, &second))?;
-    for line in comparison.lines() {
+    pairs.push([first, second]);
+    let comparisons = cx.step("comparison", |_| {
+        let compared = pairs.iter();
+        compared
+            .map(|[one, other]| FolderComparison::compare(one, other))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    for line in comparisons.iter().flat_map(FolderComparison::lines) {
         println!("{line}");
     }
-    comparison.verdict()
+    comparisons.iter().try_for_each(FolderComparison::verdict)
+}
+
+/// Builds the kernel once more, past the cache.
+fn kernel_again(cx: &mut XtaskContext, kernel: &KernelFiles, place: &Path) -> Result<KernelFiles> {
+    let text = "the kernel is built once more: about half an hour on two processors";
+    cx.board().print(text);
+    cx.step("kernel once more", |cx| {
+        kernel::build_again(cx, kernel, &place.join("kernel"))
+    })
 }
 
 /// Whether a folder of files has the packed disk.
@@ -102,26 +138,31 @@ fn is_packed(folder: &Path) -> bool {
 #[derive(Debug)]
 struct ComparedBuild<'a> {
     parts: &'a ImageParts,
-    /// The binary is compiled in the place.
-    whole: bool,
+    /// Its programs are compiled in the place, with these drivers from the cache.
+    compiled: Option<&'a DriverSelection>,
     /// The disk is packed, too.
     packed: bool,
-    /// An update bundle is made, too.
+    /// Update bundles are made, too.
     bundled: bool,
 }
 
 impl ComparedBuild<'_> {
-    /// Builds every form below `place`, and returns the folder of the files.
-    fn make(&self, cx: &XtaskContext, place: &Path) -> Result<PathBuf> {
+    /// Builds every form below `place` with this kernel, and returns the folder of the files.
+    fn make(&self, cx: &XtaskContext, kernel: &KernelFiles, place: &Path) -> Result<PathBuf> {
         let making = || TaskError::io(format!("make {}", place.display()));
-        let [inputs, out] = ["inputs", "out"].map(|name| place.join(name));
+        let [inputs, out] = [INPUTS, "out"].map(|name| place.join(name));
         fs::create_dir_all(&inputs).map_err(making())?;
-        let binary = match self.whole {
-            true => compile(cx, place)?,
-            false => self.parts.binary.clone(),
-        };
-        let kernel = &self.parts.kernel;
-        let at_home = image::inputs(cx, kernel, &binary, &ImageForm::ALL)?;
+        let compiled = self
+            .compiled
+            .map(|drivers| CompiledPrograms::compile(cx, drivers, place));
+        let compiled = compiled.transpose()?;
+        let binary = compiled.as_ref().map(|programs| &programs.binary);
+        let binary = binary.unwrap_or(&self.parts.binary);
+        // The manifest names the source of a kernel, which only the kernel in the cache is found by.
+        let mut at_home = image::inputs(cx, &self.parts.kernel, binary, &ImageForm::ALL)?;
+        if let Some(programs) = compiled {
+            at_home.loader = Some(programs.loader);
+        }
         let moved = moved(&at_home, kernel, &inputs)?;
         image::write(&moved, &ImageForm::ALL, &out, |doing| cx.say(doing))?;
         if self.packed {
@@ -130,14 +171,21 @@ impl ComparedBuild<'_> {
         if self.bundled {
             let key = inputs.join("release.pem");
             fs::write(&key, key_file()).map_err(making())?;
-            bundle(cx, &moved.binary, &key, &out)?;
+            let earlier = place.join("earlier");
+            let before = ImageInputs {
+                version: EARLIER.to_owned(),
+                ..moved.clone()
+            };
+            image::write(&before, &[ImageForm::Uki], &earlier, |doing| cx.say(doing))?;
+            bundle(cx, &moved.binary, &key, &earlier, &out)?;
         }
         Ok(out)
     }
 }
 
-/// Makes a root document and an update bundle of the EFI program in `out` by the built program, as an owner does.
-fn bundle(cx: &XtaskContext, alknet: &Path, key: &Path, out: &Path) -> Result<()> {
+/// Makes a root document and two update bundles of the EFI program in `out` by the built program, as an owner does: one
+/// with the whole program, and one with the delta from the program in `earlier`.
+fn bundle(cx: &XtaskContext, alknet: &Path, key: &Path, earlier: &Path, out: &Path) -> Result<()> {
     let root = out.join(ROOT);
     let mut rooted = Command::new(alknet);
     rooted
@@ -153,10 +201,12 @@ fn bundle(cx: &XtaskContext, alknet: &Path, key: &Path, out: &Path) -> Result<()
         .arg(key)
         .arg("--root")
         .arg(&root)
+        .arg("--from")
+        .arg(earlier)
         .arg("--out")
         .arg(out.join(BUNDLE))
         .arg(out);
-    cx.run(&mut bundled, "make an update bundle", "reproduce-bundle")
+    cx.run(&mut bundled, "make update bundles", "reproduce-bundle")
 }
 
 /// The key that signs, as a file of OpenSSL.
@@ -192,29 +242,42 @@ fn moved(inputs: &ImageInputs, kernel: &KernelFiles, folder: &Path) -> Result<Im
     })
 }
 
-/// Copies the tree to `place`, compiles the binary there in a build folder of its own, and adds the
-/// program for GPUs from the cache.
-fn compile(cx: &XtaskContext, place: &Path) -> Result<PathBuf> {
-    let [tree, target] = ["tree", "target"].map(|name| place.join(name));
-    copy_tree(cx.root(), &tree)?;
+/// The programs of an image that a place compiles.
+#[derive(Debug)]
+struct CompiledPrograms {
+    /// With the program for GPUs behind it.
+    binary: PathBuf,
+    /// The loader for UEFI.
+    loader: PathBuf,
+}
+
+impl CompiledPrograms {
+    /// Copies the tree to `place`, and compiles there in a build folder of its own. The drivers come from the cache.
+    fn compile(cx: &XtaskContext, selection: &DriverSelection, place: &Path) -> Result<Self> {
+        let [tree, target] = ["tree", "target"].map(|name| place.join(name));
+        copy_tree(cx.root(), &tree)?;
+        driver::write_linked(&tree, &driver::ensure(cx, selection)?)?;
+        let plain = compile(cx, &tree, &target, binary::NAME)?;
+        let gpu = compile(cx, &tree, &target, gpu::NAME)?;
+        let gpu = gpu::pack_into(cx, &gpu, selection, &place.join(GPU))?;
+        Ok(Self {
+            binary: binary::carry(cx, &plain, &gpu)?,
+            loader: loader::build_in(cx, &tree, &target)?,
+        })
+    }
+}
+
+/// Compiles one program of the tree.
+fn compile(cx: &XtaskContext, tree: &Path, target: &Path, program: &str) -> Result<PathBuf> {
     let mut command = cx.cargo("build");
     command
-        .args([
-            "--release",
-            "--workspace",
-            "--locked",
-            "--bin",
-            binary::NAME,
-        ])
-        .current_dir(&tree)
-        .env("CARGO_TARGET_DIR", &target);
-    let what = format!("compile the binary in {}", tree.display());
-    cx.run(&mut command, &what, "reproduce")?;
-    let plain = target.join(cx.triple()).join("release").join(binary::NAME);
-    let gpu = gpu::cached(cx)?.ok_or_else(|| {
-        TaskError::Workspace("the program for GPUs is not in the cache any more".to_owned())
-    })?;
-    binary::carry(cx, &plain, &gpu)
+        // As part of the whole workspace, so that libraries have the features of every other build.
+        .args(["--release", "--workspace", "--locked", "--bin", program])
+        .current_dir(tree)
+        .env("CARGO_TARGET_DIR", target);
+    let what = format!("compile {program} in {}", tree.display());
+    cx.run(&mut command, &what, &format!("reproduce-{program}"))?;
+    Ok(target.join(cx.triple()).join("release").join(program))
 }
 
 /// Copies the files that git tracks, and those that it does not ignore.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use alknet_image::{ImageForm, OutputRole};
-use alknet_qemu::Accel;
+use alknet_qemu::{Accel, MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
 use alknet_tasks::binary;
 use alknet_tasks::context::XtaskContext;
 use alknet_tasks::driver::DriverSelection;
@@ -39,6 +39,14 @@ pub(super) struct ImageSide {
 pub(super) struct ImageRound {
     pub(super) ours: ImageSide,
     pub(super) debian: ImageSide,
+    pub(super) by_loader: LoaderBoots,
+}
+
+/// From power-on to the first answered call of our disk, which its own loader starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoaderBoots {
+    pub(super) uefi: WorkCost,
+    pub(super) bios: WorkCost,
 }
 
 /// Everything the rounds need, made once.
@@ -73,8 +81,30 @@ impl ImageBench {
     /// One round: first ours, then Debian's.
     pub(super) fn measure(&self, cx: &XtaskContext) -> Result<ImageRound> {
         let ours = self.in_folder(|folder| self.measure_ours(cx, folder))?;
+        let by_loader = LoaderBoots {
+            uefi: self.boot_disk(MachineKind::Q35Uefi)?,
+            bios: self.boot_disk(MachineKind::Q35)?,
+        };
         let debian = self.in_folder(|folder| measure_debian(cx, folder))?;
-        Ok(ImageRound { ours, debian })
+        Ok(ImageRound {
+            ours,
+            debian,
+            by_loader,
+        })
+    }
+
+    /// Makes each form by itself, in an empty folder.
+    pub(super) fn make_forms(&self, cx: &XtaskContext) -> Result<Vec<(ImageForm, WorkCost)>> {
+        let inputs = image::inputs(cx, &self.kernel, &self.binary, &ImageForm::ALL)?;
+        let make = |form: ImageForm| {
+            let cost = self.in_folder(|folder| {
+                let out = folder.join("out");
+                let write = || image::write(&inputs, &[form], &out, |doing| cx.say(doing));
+                Ok(WorkCost::measure(write)?.1)
+            })?;
+            Ok((form, cost))
+        };
+        ImageForm::ALL.into_iter().map(make).collect()
     }
 
     /// Works in a folder of its own, which is removed afterwards: a disk has hundreds of megabytes.
@@ -91,8 +121,7 @@ impl ImageBench {
         let (manifest, made) =
             WorkCost::measure(|| image::write(&inputs, &forms, &out, |doing| cx.say(doing)))?;
         let disk = manifest.path(&out, ImageForm::Raw, OutputRole::Disk);
-        let lacking = || TaskError::Arguments("the raw image has no disk".to_owned());
-        let packed = pack(cx, &disk.ok_or_else(lacking)?)?;
+        let packed = pack(cx, &disk.ok_or_else(no_disk)?)?;
         let ((), written) = WorkCost::measure(|| {
             let mut write = Command::new(&self.binary);
             write.args(["image", "write"]).arg(&packed);
@@ -112,8 +141,26 @@ impl ImageBench {
     /// From power-on to the first answered call, with kernel and initial file system from QEMU, like Debian.
     fn boot(&self) -> Result<WorkCost> {
         let (form, machine) = (ImageForm::Direct, MachineType::Q35);
-        let document = format!("{}stateless = true\n", node::config(&self.admin));
         let builder = node::builder(&self.image, &self.kernel, form, machine, &self.admin)?;
+        self.answered(builder)
+    }
+
+    /// The same by the firmware and the loader of the disk: ours for UEFI, GRUB for a BIOS.
+    fn boot_disk(&self, machine: MachineKind) -> Result<WorkCost> {
+        let disk = self
+            .image
+            .manifest
+            .path(&self.image.folder, ImageForm::Raw, OutputRole::Disk);
+        let builder = Vm::builder(machine)
+            .probe_kernel(&self.kernel.vmlinux)
+            .disk(VirtioDisk::snapshot(disk.ok_or_else(no_disk)?))
+            .nic(Nic::user());
+        self.answered(builder)
+    }
+
+    /// Starts a machine that keeps nothing, and waits for the answer to a call.
+    fn answered(&self, builder: VmBuilder) -> Result<WorkCost> {
+        let document = format!("{}stateless = true\n", node::config(&self.admin));
         let builder = builder.config(document).accel(Accel::Tcg);
         let started = Instant::now();
         let mut vm = builder.start()?;
@@ -152,6 +199,10 @@ fn pack(cx: &XtaskContext, disk: &Path) -> Result<PathBuf> {
     zstd.args(PACK).arg(disk).arg("-o").arg(&packed);
     cx.run(&mut zstd, "pack the disk", "zstd")?;
     Ok(packed)
+}
+
+fn no_disk() -> TaskError {
+    TaskError::Arguments("the raw image has no disk".to_owned())
 }
 
 fn megabytes(file: &Path) -> Result<f64> {

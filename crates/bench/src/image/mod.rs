@@ -1,8 +1,9 @@
 //! What an image takes, beside a minimal Debian with one server: bytes to upload, time to make it and to write it, and
-//! from power-on to the first answer.
+//! from power-on to the first answer. And what each form takes to make, and our disk from power-on by its own loader.
 //!
-//! Both machines have the same QEMU, machine type, memory and processor, and both are emulated. LinuxKit's minimal image
-//! is not measured: its packages are container images of a registry, and no Debian package has them.
+//! Both machines have the same QEMU, machine type, memory and processor, and both are emulated. Debian's disk has no boot
+//! loader, so the boots by a loader have no peer. LinuxKit's minimal image is not measured: its packages are container
+//! images of a registry, and no Debian package has them.
 
 mod debian;
 mod machines;
@@ -13,6 +14,7 @@ use alknet_tasks::failure::Result;
 
 use self::machines::{ImageBench, ImageRound};
 use super::rows::{BenchRow, Goal, median};
+use crate::work_cost::WorkCost;
 
 /// Name of this benchmark in rows.
 const BENCH: &str = "image";
@@ -28,11 +30,16 @@ const OF_DEBIAN: f64 = 0.5;
 
 const MEGA: f64 = 1e6;
 
-/// Measures each round one image of both, and one boot.
+/// Makes each form once, and measures each round one image of both, one boot of each, and two of ours by a loader.
 pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
     cx.install_peers()?;
     eprintln!("not measured: LinuxKit, whose packages no Debian package has");
+    eprintln!(
+        "not measured: Debian by a boot loader, which the system of mmdebstrap does not have"
+    );
     let bench = ImageBench::prepare(cx)?;
+    eprintln!("each form by itself ...");
+    let made = bench.make_forms(cx)?;
     let mut figures = Vec::new();
     let rounds = rounds.min(ROUNDS_MAX);
     for round in 1..=rounds {
@@ -40,7 +47,9 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
         figures.push(bench.measure(cx)?);
     }
     let mut rows = form_rows(&bench);
+    rows.extend(made.into_iter().flat_map(made_rows));
     rows.extend(rows_of(&figures));
+    rows.extend(loader_rows(&figures));
     Ok(rows)
 }
 
@@ -54,6 +63,12 @@ fn form_rows(bench: &ImageBench) -> Vec<BenchRow> {
         BenchRow::lower(BENCH, format!("bytes of {form}"), "MB", bytes as f64 / MEGA)
     };
     ImageForm::ALL.into_iter().map(row).collect()
+}
+
+/// What one form takes to make by itself.
+fn made_rows((form, cost): (ImageForm, WorkCost)) -> [BenchRow; 2] {
+    let row = |unit, figure| BenchRow::lower(BENCH, format!("make {form} alone"), unit, figure);
+    [row("CPU s", cost.cpu_s), row("s wall", cost.wall_s)]
 }
 
 /// A figure of one side of a round.
@@ -121,17 +136,36 @@ fn rows_of(rounds: &[ImageRound]) -> Vec<BenchRow> {
     ]
 }
 
+/// Our disk by its own loaders. Debian's disk has none.
+fn loader_rows(rounds: &[ImageRound]) -> [BenchRow; 4] {
+    let row = |case: &str, unit: &'static str, of: FigureOf| {
+        BenchRow::lower(BENCH, case, unit, median(rounds.iter().map(of).collect()))
+    };
+    let (uefi, bios) = (
+        "q35, UEFI: power-on to first answer by the disk's loader",
+        "q35, BIOS: power-on to first answer by the disk's GRUB",
+    );
+    [
+        row(uefi, "CPU s", |it| it.by_loader.uefi.cpu_s),
+        row(uefi, "s wall", |it| it.by_loader.uefi.wall_s),
+        row(bios, "CPU s", |it| it.by_loader.bios.cpu_s),
+        row(bios, "s wall", |it| it.by_loader.bios.wall_s),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
-    use super::machines::ImageSide;
+    use super::machines::{ImageSide, LoaderBoots};
     use super::*;
-    use crate::work_cost::WorkCost;
 
-    fn side(each: f64) -> ImageSide {
-        let cost = |cpu_s| WorkCost {
+    fn cost(cpu_s: f64) -> WorkCost {
+        WorkCost {
             wall_s: cpu_s * 10.0,
             cpu_s,
-        };
+        }
+    }
+
+    fn side(each: f64) -> ImageSide {
         ImageSide {
             packed_mb: each,
             made: cost(each + 1.0),
@@ -145,8 +179,18 @@ mod tests {
         let round = ImageRound {
             ours: side(1.0),
             debian: side(5.0),
+            by_loader: LoaderBoots {
+                uefi: cost(11.0),
+                bios: cost(12.0),
+            },
         };
         let figures = |row: &BenchRow| (row.ours, row.peer);
+        let by_loader = loader_rows(&[round]);
+        let by_loader: Vec<_> = by_loader.iter().map(figures).collect();
+        assert_eq!(
+            by_loader,
+            [(11.0, None), (110.0, None), (12.0, None), (120.0, None)]
+        );
         let rows = rows_of(&[round]);
         let all: Vec<_> = rows.iter().map(figures).collect();
         assert_eq!(
@@ -164,5 +208,13 @@ mod tests {
         let bounded = rows.iter().filter(|row| row.goal.is_some());
         let units: Vec<_> = bounded.map(|row| row.unit).collect();
         assert_eq!(units, ["MB", "CPU s", "s wall", "CPU s"]);
+    }
+
+    #[test]
+    fn each_form_has_a_row_of_each_time() {
+        let rows = made_rows((ImageForm::Iso, cost(2.0)));
+        let figures = rows.map(|row| (row.case, row.unit, row.ours));
+        let case = || "make iso alone".to_owned();
+        assert_eq!(figures, [(case(), "CPU s", 2.0), (case(), "s wall", 20.0)]);
     }
 }

@@ -332,8 +332,9 @@ fn linked_in(root: &Path) -> Vec<PathBuf> {
     text.lines().filter_map(folder).collect()
 }
 
-/// Writes the list of drivers to link, unless it is there already: a new file means a new build.
-fn write_linked(root: &Path, drivers: &[SealedDriver]) -> Result<()> {
+/// Writes the list of drivers that builds of the tree at `root` link, unless it is there already: a new file means a new
+/// build.
+pub(crate) fn write_linked(root: &Path, drivers: &[SealedDriver]) -> Result<()> {
     let line = |driver: &SealedDriver| format!("{}={}\n", driver.name, driver.folder.display());
     let text: String = drivers.iter().map(line).collect();
     let file = root.join(LINKED);

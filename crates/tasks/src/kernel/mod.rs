@@ -65,6 +65,28 @@ pub fn ensure(cx: &XtaskContext) -> Result<KernelFiles> {
     Ok(kernel)
 }
 
+/// Builds a kernel of the cache once more, from the same source, and puts its files into `folder`, which must not exist.
+/// The caller compares both.
+pub(crate) fn build_again(
+    cx: &XtaskContext,
+    kernel: &KernelFiles,
+    folder: &Path,
+) -> Result<KernelFiles> {
+    cx.install_compilers()?;
+    let archive = sources::obtain(cx, "linux")?;
+    let before = source(cx, kernel)?;
+    // Several versions of the source are accepted, and another one makes another kernel.
+    if archive.pin.sha256 != before.sha256 {
+        return Err(TaskError::Workspace(format!(
+            "the kernel in the cache was built from Linux {}, and the source at hand is that of {}",
+            before.version, archive.pin.version
+        )));
+    }
+    let again = KernelFiles::in_folder(folder);
+    KernelBuild::new(cx, &read_fragments(cx.root())?)?.run(&archive.path, &again)?;
+    Ok(again)
+}
+
 /// The kernel of this tree, if it is in the cache.
 pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<KernelFiles>> {
     find(cx, &read_fragments(cx.root())?, &tool_versions()?)
@@ -95,7 +117,10 @@ fn find(
 
 impl KernelFiles {
     fn at(cache: &Path, key: &str) -> Self {
-        let folder = cache.join("kernel").join(key);
+        Self::in_folder(&cache.join("kernel").join(key))
+    }
+
+    fn in_folder(folder: &Path) -> Self {
         Self {
             bzimage: folder.join("bzImage"),
             vmlinux: folder.join("vmlinux"),
