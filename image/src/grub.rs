@@ -24,9 +24,10 @@ pub(crate) const SCRIPT_BYTES: usize = 8 << 10;
 /// The modules of GRUB in its core image: disks of the BIOS, the file systems on the way to the
 /// EFI program, the commands of the scripts and of the core images' configurations, and both
 /// consoles.
-pub const GRUB_MODULES: [&str; 18] = [
+pub const GRUB_MODULES: [&str; 19] = [
     "biosdisk",
     "boot",
+    "chain",
     "configfile",
     "echo",
     "fat",
