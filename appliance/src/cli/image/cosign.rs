@@ -24,8 +24,8 @@ use crate::cli::{CommandError, CommandExit, output};
 pub(crate) struct ImageCosignArgs {
     /// A root document or a bundle that was made with --incomplete.
     file: PathBuf,
-    /// The other bundles of the same release, which 'image bundle --from' made. All have the same documents, so that each
-    /// signature is for all of them.
+    /// The other bundles of the same release, all that 'image bundle --from' made. They have the same documents, so that each
+    /// signature is for all of them: a file that the documents describe must be in one of the bundles.
     #[arg(value_name = "BUNDLE")]
     others: Vec<PathBuf>,
     #[command(flatten)]
@@ -182,12 +182,8 @@ fn report_bundles(
         signed.number, signed.expires, signed.timestamp_expires
     ));
     for target in &signed.targets {
-        let place = match signed.present.contains(&target.name) {
-            true => "",
-            false => ", in another file",
-        };
         let hash = HEXLOWER.encode(&target.sha256);
-        output::note(&format!("  {}: SHA-256 {hash}{place}", target.name));
+        output::note(&format!("  {}: SHA-256 {hash}", target.name));
         if let Some(release) = &target.release {
             output::note(&format!("    {}", described(release)));
         }
@@ -206,7 +202,6 @@ fn bundles_json(outs: &[PathBuf], signed: &CosignedBundle) -> Value {
             "version": target.release.as_ref().map(|release| &release.version),
             "floor": target.release.as_ref().and_then(|release| release.floor.as_ref()),
             "needs": target.release.as_ref().map(|release| &release.needs),
-            "in_file": signed.present.contains(&target.name),
         })
     });
     let others = outs.iter().skip(1).zip(&signed.others);
