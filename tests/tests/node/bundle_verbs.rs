@@ -69,11 +69,11 @@ impl BuildMachine {
         made["keys"][0].as_str().expect("a key").to_owned()
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.bench.path().join(name)
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.file(name)).expect("it was made")
     }
 

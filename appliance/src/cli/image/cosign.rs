@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use alknet_image::{RegularFileError, read_regular};
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
     CosignedBundle, CosignedRoot, MissingSignatures, ReleaseInfo, SigningError, cosign_bundle,
@@ -13,11 +14,14 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use super::bundle::{of_signing, put};
-use super::read_bounded;
 use super::release::ReleaseKeyArgs;
 use super::renew::BUNDLE_BYTES_MAX;
 use super::root::root_version;
+use super::{of_regular_file, read_bounded};
 use crate::cli::{CommandError, CommandExit, output};
+
+/// Most bytes of all bundles of one call. The command has them in memory, and the results beside them.
+const BUNDLES_BYTES_MAX: u64 = BUNDLE_BYTES_MAX;
 
 /// Arguments of `alknet image cosign`.
 #[derive(Debug, Args)]
@@ -83,9 +87,8 @@ impl ImageCosignArgs {
         };
         let outs = self.outs()?;
         let own_root = read_bounded(root, ROOT_BYTES_MAX)?;
-        let others = self.others.iter();
-        let others = others.map(|path| read_bounded(path, BUNDLE_BYTES_MAX));
-        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let left = BUNDLES_BYTES_MAX.saturating_sub(bundle.len() as u64);
+        let others = read_bundles(&self.others, left)?;
         let others: Vec<&[u8]> = others.iter().map(Vec::as_slice).collect();
         let signed = self.keys.with_signers(|signers| {
             let signed = cosign_bundle(bundle, &others, &own_root, signers);
@@ -134,6 +137,23 @@ impl ImageCosignArgs {
             error => of_signing(error),
         }
     }
+}
+
+/// Reads bundles that have at most `left` bytes together.
+fn read_bundles(paths: &[PathBuf], mut left: u64) -> Result<Vec<Vec<u8>>, CommandError> {
+    let mut bundles = Vec::new();
+    for path in paths {
+        let bundle = read_regular(path, left).map_err(|error| match error {
+            RegularFileError::TooLong { .. } => CommandError::usage(format!(
+                "{} is too long: the bundles of a call have at most {BUNDLES_BYTES_MAX} bytes together",
+                path.display()
+            )),
+            error => of_regular_file(path, &error),
+        })?;
+        left = left.saturating_sub(bundle.len() as u64);
+        bundles.push(bundle);
+    }
+    Ok(bundles)
 }
 
 fn report_root(out: &Path, signed: &CosignedRoot, json: bool) -> Result<(), CommandError> {
@@ -272,4 +292,24 @@ fn note_missing_with(missing: &[MissingSignatures], files: &str, options: &str) 
     output::note(&format!(
         "alknet: add one where another of these keys is: alknet image cosign {files} {options}"
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn bundles_count_together() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let paths = ["one.tar", "two.tar"].map(|name| folder.path().join(name));
+        for path in &paths {
+            fs::write(path, "1234").expect("the folder is ours");
+        }
+        let read = read_bundles(&paths, 8).expect("both fit");
+        assert_eq!(read, [b"1234", b"1234"]);
+        let refused = read_bundles(&paths, 7).expect_err("each fits, and both do not");
+        assert!(refused.message.contains("two.tar is too long"), "{refused}");
+    }
 }
