@@ -27,8 +27,8 @@ pub enum RegularFileError {
     },
 }
 
-/// The content of a regular file of at most `bytes_max` bytes. A link to one is followed. Nothing else is opened: an open
-/// of a watchdog starts it, an open of a pipe waits for another process, and a device may have no end.
+/// The content of a regular file of at most `bytes_max` bytes. A link to one is followed. Nothing else is opened: an
+/// open of a watchdog starts it, an open of a pipe waits for another process, and a device may have no end.
 ///
 /// ```
 /// use alknet_image::{RegularFileError, read_regular};
@@ -69,8 +69,8 @@ fn open_regular(path: &Path) -> Result<File, RegularFileError> {
         Err(error) => Err(RegularFileError::Unreadable(error)),
     };
     regular(fs::metadata(path))?;
-    // Another process may put something else there before the open, which then waits for no writer and takes no terminal
-    // for its own. The standard library adds O_CLOEXEC.
+    // Another process may put a pipe or a terminal there before the open, which then waits for no writer, and does not
+    // make the terminal that of this process. The standard library adds O_CLOEXEC.
     let mut options = File::options();
     options
         .read(true)

@@ -18,6 +18,8 @@ use data_encoding::HEXLOWER;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::cosign_verb::assert_replaced_together;
+
 /// Words of a vault that exists in tests only.
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
 /// Exit code of docs/command-line.md.
@@ -473,6 +475,7 @@ fn cosign_with_delta(machine: &BuildMachine, file: &str) {
     let twice = machine.refused(&[&twice[..], &own_root].concat());
     assert!(twice.contains("give each bundle once"), "{twice}");
     assert_delta_needed(machine, file);
+    assert_replaced_together(machine, file);
     let signed = [&["cosign", "1.bundle", file][..], &own_root];
     let signed = machine.run(&signed.concat(), "").json();
     assert_eq!(signed["missing"].as_array().map(Vec::len), Some(0));

@@ -14,7 +14,8 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle_verbs::{BuildMachine, EXPIRES, text};
 
-/// Exit code of docs/command-line.md.
+/// Exit codes of docs/command-line.md.
+const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 /// Time of a command that reads bundles and refuses them. One that waits for another process is ended then.
 const REFUSAL_MAX: Duration = Duration::from_secs(60);
@@ -84,6 +85,28 @@ fn a_signer_reads_what_they_signed_and_who_still_has_to_sign() {
     let shown = cosign("7.bundle", "ben.pem", &own_root);
     assert_eq!(shown, format!("{signed}{rest}"));
     assert_eq!(cosign("7.bundle", "cy.pem", &own_root), signed);
+}
+
+/// The new file of the second bundle cannot be written. Then the first one keeps its documents, or the next call would
+/// refuse the two.
+pub(crate) fn assert_replaced_together(machine: &BuildMachine, second: &str) {
+    let bundles = ["1.bundle", second];
+    let before = bundles.map(|name| machine.read(name));
+    let obstacle = machine.file(&format!(".{second}.new"));
+    fs::create_dir(&obstacle).expect("the folder is ours");
+    let words = ["cosign", "1.bundle", second, "--root", "1.root.json"];
+    let failed = machine.run(&[&words[..], &["--key", "ben.pem"]].concat(), "");
+    assert_eq!(failed.status, FAILED, "{failed:?}");
+    assert!(
+        failed.errors.contains("none of the files was replaced"),
+        "{failed:?}"
+    );
+    assert!(
+        bundles.map(|name| machine.read(name)) == before,
+        "neither changed"
+    );
+    assert!(!machine.file(".1.bundle.new").exists(), "nothing is left");
+    fs::remove_dir(&obstacle).expect("it is empty");
 }
 
 /// Makes a bundle that Ben has to sign as well.

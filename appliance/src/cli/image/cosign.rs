@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use alknet_durable::{ReplaceAllError, replace_all};
 use alknet_image::{RegularFileError, read_regular};
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
@@ -28,8 +29,8 @@ const BUNDLES_BYTES_MAX: u64 = BUNDLE_BYTES_MAX;
 pub(crate) struct ImageCosignArgs {
     /// A root document or a bundle that was made with --incomplete.
     file: PathBuf,
-    /// The other bundles of the same release, all that 'image bundle --from' made. They have the same documents, so that each
-    /// signature is for all of them: a file that the documents describe must be in one of the bundles.
+    /// The other bundles of the same release, all that 'image bundle --from' made. They have the same documents, so that
+    /// each signature is for all of them: a file that the documents describe must be in one of the bundles.
     #[arg(value_name = "BUNDLE")]
     others: Vec<PathBuf>,
     #[command(flatten)]
@@ -95,9 +96,9 @@ impl ImageCosignArgs {
             signed.map_err(|error| self.of_bundles(error, root))
         })?;
         let contents = [&signed.bundle].into_iter().chain(&signed.others);
-        for (out, content) in outs.iter().zip(contents) {
-            put(out, content)?;
-        }
+        let files = outs.iter().map(PathBuf::as_path);
+        let files: Vec<_> = files.zip(contents.map(Vec::as_slice)).collect();
+        replace_all(&files, 0o644).map_err(|error| of_replacement(&error))?;
         report_bundles(&outs, &signed, json)
     }
 
@@ -137,6 +138,18 @@ impl ImageCosignArgs {
             error => of_signing(error),
         }
     }
+}
+
+/// Says which bundles have the new signatures: the next call refuses bundles of which only some have them.
+fn of_replacement(error: &ReplaceAllError) -> CommandError {
+    if error.replaced.is_empty() {
+        return CommandError::local(format!("{error}; none of the files was replaced"));
+    }
+    let replaced = error.replaced.iter().map(|path| path.display().to_string());
+    let replaced = replaced.collect::<Vec<_>>().join(" ");
+    CommandError::local(format!(
+        "{error}; these files were replaced before: {replaced}. Give all bundles as you got them in the next call"
+    ))
 }
 
 /// Reads bundles that have at most `left` bytes together.
@@ -299,6 +312,21 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn an_error_between_two_files_names_those_that_were_replaced() {
+        let mut error = ReplaceAllError {
+            path: "two.tar".into(),
+            replaced: Vec::new(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let none = of_replacement(&error).message;
+        assert!(none.contains("cannot write two.tar: "), "{none}");
+        assert!(none.ends_with("none of the files was replaced"), "{none}");
+        error.replaced.push("one.tar".into());
+        let one = of_replacement(&error).message;
+        assert!(one.contains("were replaced before: one.tar."), "{one}");
+    }
 
     #[test]
     fn bundles_count_together() {
