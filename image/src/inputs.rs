@@ -1,8 +1,5 @@
 //! The inputs of an image, which are read and checked once before any output is written.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::elf::StaticElf;
@@ -12,6 +9,7 @@ use crate::grub::{self, GrubLoader, GrubPart};
 use crate::kernel;
 use crate::manifest::{ManifestInput, hex_sha256};
 use crate::provenance::BuildProvenance;
+use crate::regular_file::{self, RegularFileError};
 use crate::uki;
 
 /// The kernel command line of every form, unless the caller says another: serial console, few messages, reboot 10 s
@@ -289,40 +287,20 @@ pub(crate) fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, Imag
     read_regular(what, path, INPUT_BYTES_MAX)
 }
 
-/// The content of a regular file of at most `bytes_max` bytes. A device may have no end, and an open of a pipe would wait
-/// for another process.
+/// The content of a regular file of at most `bytes_max` bytes.
 pub(crate) fn read_regular(
     what: &'static str,
     path: &Path,
     bytes_max: u64,
 ) -> Result<Vec<u8>, ImageError> {
-    let unreadable = |source| ImageError::InputUnreadable {
-        what,
-        path: path.to_owned(),
-        source,
-    };
-    let mut options = File::options();
-    options.read(true).custom_flags(libc::O_NONBLOCK);
-    let file = options.open(path).map_err(unreadable)?;
-    let found = file.metadata().map_err(unreadable)?;
-    if !found.is_file() {
-        let why = "it is no regular file; name another one".to_owned();
-        return Err(invalid(what, path, why));
-    }
-    let check_length = |bytes: u64| match bytes > bytes_max {
-        true => {
-            let why = format!("it is {bytes} bytes, beyond {bytes_max}; name another file");
-            Err(invalid(what, path, why))
-        }
-        false => Ok(()),
-    };
-    // The size is checked before the file is read, which would fill the memory, and once more: the file may grow.
-    check_length(found.len())?;
-    let mut content = Vec::new();
-    let mut file = file.take(bytes_max + 1);
-    file.read_to_end(&mut content).map_err(unreadable)?;
-    check_length(content.len() as u64)?;
-    Ok(content)
+    regular_file::read_regular(path, bytes_max).map_err(|error| match error {
+        RegularFileError::Unreadable(source) => ImageError::InputUnreadable {
+            what,
+            path: path.to_owned(),
+            source,
+        },
+        error => invalid(what, path, error.to_string()),
+    })
 }
 
 /// The error for an unusable input that was read.

@@ -52,6 +52,7 @@ mod oci;
 mod out;
 mod program_parts;
 mod provenance;
+mod regular_file;
 mod sbom;
 mod start;
 mod tar;
@@ -88,6 +89,7 @@ pub use manifest::{
 };
 pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::{BUILD_TIME_VARIABLE, BuildProvenance, named_build_time};
+pub use regular_file::{RegularFileError, read_regular};
 pub use start::StartMethod;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
 pub use tree::UPDATE_ROOT_FILE;

@@ -17,7 +17,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use alknet_image::ImageError;
+use alknet_image::{ImageError, RegularFileError, read_regular};
 use alknet_image_write::{FlashError, VerifyError};
 use clap::Subcommand;
 
@@ -117,8 +117,19 @@ pub(crate) fn run(verb: ImageVerb, json: bool) -> Result<CommandExit, CommandErr
     }
 }
 
-/// The content of a file of at most `most` bytes.
+/// The content of a regular file of at most `most` bytes. It may be in a folder of another user.
 fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, CommandError> {
+    read_regular(path, most).map_err(|error| of_regular_file(path, &error))
+}
+
+/// Like `read_bounded`, as text.
+fn read_text(path: &Path, most: u64) -> Result<String, CommandError> {
+    as_text(path, read_bounded(path, most)?)
+}
+
+/// The content of a file that the caller alone chose, such as a private key. It may be a pipe, into which a program of the
+/// caller writes a secret that no disk has.
+fn read_own(path: &Path, most: u64) -> Result<Vec<u8>, CommandError> {
     let failed = |error: std::io::Error| {
         CommandError::usage(format!("cannot read {}: {error}", path.display()))
     };
@@ -128,18 +139,30 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, CommandError> {
         .read_to_end(&mut content)
         .map_err(failed)?;
     match content.len() as u64 > most {
-        true => {
-            let text = format!("{} is longer than {most} bytes", path.display());
-            Err(CommandError::usage(text))
-        }
+        true => Err(too_long(path, most)),
         false => Ok(content),
     }
 }
 
-/// Like `read_bounded`, as text.
-fn read_text(path: &Path, most: u64) -> Result<String, CommandError> {
-    String::from_utf8(read_bounded(path, most)?)
+/// Like `read_own`, as text.
+fn read_own_text(path: &Path, most: u64) -> Result<String, CommandError> {
+    as_text(path, read_own(path, most)?)
+}
+
+fn as_text(path: &Path, content: Vec<u8>) -> Result<String, CommandError> {
+    String::from_utf8(content)
         .map_err(|_| CommandError::usage(format!("{} is no text", path.display())))
+}
+
+fn of_regular_file(path: &Path, error: &RegularFileError) -> CommandError {
+    match error {
+        RegularFileError::TooLong { bytes_max, .. } => too_long(path, *bytes_max),
+        error => CommandError::usage(format!("cannot read {}: {error}", path.display())),
+    }
+}
+
+fn too_long(path: &Path, most: u64) -> CommandError {
+    CommandError::usage(format!("{} is longer than {most} bytes", path.display()))
 }
 
 fn of_image(error: &ImageError) -> CommandError {
@@ -190,6 +213,12 @@ fn of_verify(error: &VerifyError) -> CommandError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::thread;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     #[test]
@@ -236,5 +265,23 @@ mod tests {
         assert!(refused.message.contains("longer than 4 bytes"), "{refused}");
         fs::write(&path, [0xff]).expect("writable");
         assert!(read_text(&path, 4).is_err());
+    }
+
+    #[test]
+    fn only_a_file_of_the_caller_may_be_a_pipe() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let [pipe, device] = ["pipe", "device"].map(|name| dir.path().join(name));
+        mkfifo(&pipe, Mode::S_IRWXU).expect("creatable");
+        let key = thread::scope(|scope| {
+            // It waits for the reader.
+            scope.spawn(|| fs::write(&pipe, "key").expect("a pipe"));
+            read_own_text(&pipe, 3)
+        });
+        assert_eq!(key.expect("it fits"), "key");
+        symlink("/dev/null", &device).expect("creatable");
+        for path in [&pipe, &device] {
+            let refused = read_text(path, 3).expect_err("no regular file");
+            assert!(refused.message.contains("no regular file"), "{refused}");
+        }
     }
 }

@@ -1,13 +1,18 @@
 //! Files that are whole whenever the power fails.
 //!
-//! [`replace`] puts a file in the place of another, or of none; [`sync_folder`] is for those who move and
-//! remove files themselves; [`private`] makes the file that a database then opens.
+//! [`replace`] puts a file in the place of another, or of none, and [`replace_all`] does that for files that belong
+//! together; [`sync_folder`] is for those who move and remove files themselves; [`private`] makes the
+//! file that a database then opens.
+
+mod set;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+pub use set::{ReplaceAllError, replace_all};
 
 /// Permission bits of a file that only its owner may read and write.
 const PRIVATE: u32 = 0o600;
@@ -90,6 +95,14 @@ pub fn private(path: &Path) -> io::Result<()> {
         fs::set_permissions(path, Permissions::from_mode(PRIVATE))?;
     }
     Ok(())
+}
+
+/// The folder of a file. That of a bare name is the one that the process is in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// What the file is called until it is whole.

@@ -151,3 +151,82 @@ fn a_private_file_is_made_or_made_private_and_keeps_its_content() {
     let error = private(Path::new("/dev/null")).expect_err("a device");
     assert_eq!(error.to_string(), "it is no file");
 }
+
+/// The attack: what keeps one of the new files from being written stands beside it, or fills the disk.
+#[test]
+fn files_that_belong_together_stay_as_they_were_if_one_cannot_be_written() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let [one, two] = ["one", "two"].map(at);
+    for path in [&one, &two] {
+        write(path, b"old", 0o600);
+    }
+    fs::create_dir(at(".two.new")).expect("the folder is ours");
+    let files: [(&Path, &[u8]); 2] = [(&two, b"new 2"), (&one, b"new 1")];
+    let failed = replace_all(&files, 0o600).expect_err("a folder is in the way");
+    assert_eq!((&failed.path, failed.replaced.len()), (&two, 0), "{failed}");
+    assert_eq!([&one, &two].map(|path| content(path)), [b"old", b"old"]);
+    assert_eq!(names(folder.path()), [".two.new", "one", "two"]);
+    fs::remove_dir(at(".two.new")).expect("the folder is ours");
+    replace_all(&files, 0o600).expect("nothing is in the way");
+    assert_eq!([&one, &two].map(|path| content(path)), [b"new 1", b"new 2"]);
+    assert_eq!(names(folder.path()), ["one", "two"]);
+}
+
+#[test]
+fn a_rename_that_fails_names_the_files_that_were_replaced() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let [one, three, two] = ["one", "three", "two"].map(at);
+    write(&two, b"old", 0o600);
+    // A file cannot take the place of a folder. The names are in alphabetical order.
+    fs::create_dir(&three).expect("the folder is ours");
+    let files: [(&Path, &[u8]); 3] = [(&one, b"new"), (&two, b"new"), (&three, b"new")];
+    let failed = replace_all(&files, 0o600).expect_err("a folder is in the way");
+    assert_eq!((&failed.path, failed.replaced), (&three, vec![one.clone()]));
+    assert_eq!(
+        (content(&one), content(&two)),
+        (b"new".to_vec(), b"old".to_vec())
+    );
+    assert_eq!(names(folder.path()), ["one", "three", "two"]);
+}
+
+#[test]
+fn one_file_under_two_paths_is_refused() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    symlink(folder.path(), at("link")).expect("the folder is ours");
+    let [file, again] = ["file", "link/file"].map(at);
+    write(&file, b"old", 0o600);
+    for other in [&file, &again] {
+        let files: [(&Path, &[u8]); 2] = [(&file, b"new 1"), (other, b"new 2")];
+        let refused = replace_all(&files, 0o600).expect_err("one file");
+        assert_eq!(
+            refused.source.kind(),
+            io::ErrorKind::InvalidInput,
+            "{refused}"
+        );
+        assert!(refused.replaced.is_empty(), "{refused}");
+        assert_eq!(content(&file), b"old");
+    }
+    assert_eq!(names(folder.path()), ["file", "link"]);
+}
+
+/// Each call locks two files, and waits for the other call at the first one.
+#[test]
+fn calls_that_name_the_same_files_in_another_order_do_not_wait_for_each_other() {
+    let folder = folder();
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    let orders = [[&one, &two], [&two, &one]];
+    thread::scope(|scope| {
+        for (letter, order) in [b"a", b"b"].into_iter().zip(orders) {
+            scope.spawn(move || {
+                let files = order.map(|path| (path.as_path(), letter.as_slice()));
+                for _ in 0..50 {
+                    replace_all(&files, 0o600).expect("each in its turn");
+                }
+            });
+        }
+    });
+    assert_eq!(names(folder.path()), ["one", "two"]);
+}

@@ -90,10 +90,8 @@ pub struct CosignedBundle {
     pub expires: UnixSeconds,
     /// When the timestamp expires.
     pub timestamp_expires: UnixSeconds,
-    /// The files of the release.
+    /// The files of the release. Each is in one of the bundles, with the described bytes.
     pub targets: Vec<UpdateTarget>,
-    /// The names of those that are in one of the bundles. Their bytes are the described ones.
-    pub present: BTreeSet<String>,
     /// What the documents still lack.
     pub missing: Vec<MissingSignatures>,
 }
@@ -289,17 +287,18 @@ pub fn begin_release(
 /// Adds signatures to the documents of a bundle for which its newest root names the keys.
 ///
 /// `others` are further bundles of the release, which have the same documents and other files, such as deltas. They get
-/// the new documents, too: a bundle with a delta alone has no program that the signer could see, and takes no signature
-/// by itself.
+/// the new documents, too. Together the bundles have every file that the documents describe: a signature is for all of
+/// them, so a bundle with the program alone takes none if the documents describe a delta as well, nor does the one with
+/// the delta alone. A delta is compared with its description only; nothing here applies it.
 ///
 /// `own_root` is the newest root in the signer's own files. The bundle must have the same one: it names the keys, and the
 /// person who made the bundle chose it. The signer decides by the returned description whether to hand the bundle on,
 /// because no client has verified the documents.
 ///
 /// # Errors
-/// The bundle cannot be read, has another newest root, has other programs than its documents describe or not all of them,
-/// or lacks no signature; another bundle has other documents; the documents state hashes of each other, name others or
-/// have several versions; or a key is not named or has signed already.
+/// The bundle cannot be read, has another newest root, has other files than its documents describe, or lacks no
+/// signature; a described file is in none of the bundles; another bundle has other documents; the documents state hashes
+/// of each other, name others or have several versions; or a key is not named or has signed already.
 pub fn cosign_bundle(
     bundle: &[u8],
     others: &[&[u8]],
@@ -317,7 +316,7 @@ pub fn cosign_bundle(
     for (at, other) in others.iter().enumerate() {
         present.extend(check_other(&reader, other, &to_sign, at)?);
     }
-    check_programs(&to_sign, &present)?;
+    check_present(&to_sign, &present)?;
     let missing = add_signatures(&mut documents, signers)?;
     let mut changed = BTreeMap::new();
     for document in documents.iter().filter(|it| it.is_changed) {
@@ -340,7 +339,6 @@ pub fn cosign_bundle(
         expires: to_sign.expires(),
         timestamp_expires,
         targets: to_sign.iter().cloned().collect(),
-        present,
         missing,
     })
 }
@@ -460,15 +458,19 @@ fn check_other(
     check_targets(&mut reader, to_sign).map_err(other_bundle)
 }
 
-/// Fails unless each program is in one of the files: a person must not sign one that nothing was compared with. A delta only
-/// makes a program that is described as well.
-fn check_programs(
+/// Fails unless each described file is in one of the bundles: a person must not sign a description that nothing was
+/// compared with. That holds for deltas, too: PID 1 decodes one before it has anything to compare with the signed program.
+fn check_present(
     to_sign: &VerifiedTargets,
     present: &BTreeSet<String>,
 ) -> Result<(), SigningError> {
-    let is_unseen = |it: &&UpdateTarget| it.release.is_some() && !present.contains(&it.name);
-    match to_sign.iter().find(is_unseen) {
-        Some(unseen) => Err(SigningError::Unseen(unseen.name.clone())),
-        None => Ok(()),
+    let names = to_sign.iter().map(|target| &target.name);
+    let unseen: Vec<_> = names
+        .filter(|name| !present.contains(*name))
+        .cloned()
+        .collect();
+    match unseen.is_empty() {
+        true => Ok(()),
+        false => Err(SigningError::Unseen(unseen)),
     }
 }

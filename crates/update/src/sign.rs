@@ -138,12 +138,13 @@ pub enum SigningError {
         "the root document does not name the key {0} for this. Give one of the keys that it names"
     )]
     Unnamed(TufPublicKey),
-    /// A program is described, and is not in the bundle.
+    /// Files that the targets describe, and that are in none of the given bundles, by their names.
     #[error(
-        "the targets describe the program {0}, which is not in this bundle. Do not sign what you cannot see: get the \
-         bundle with all its programs, or have the release made again without this one"
+        "the targets describe files that are in none of the given bundles: {}. Do not sign what you cannot see: name all \
+         bundles of the release in one call, or have the release made again without these files",
+        .0.join(", ")
     )]
-    Unseen(String),
+    Unseen(Vec<String>),
     /// The documents of a release have several versions.
     #[error(
         "{file} has version {version} and names version {below} of {role}.json, and the documents of a release have one \

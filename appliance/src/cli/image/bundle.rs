@@ -19,7 +19,7 @@ use super::cosign::{missing_json, note_missing_of_bundles};
 use super::delta::{self, ProgramDelta};
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
-use super::{of_image, read_bounded, read_text};
+use super::{of_image, read_bounded, read_own_text};
 use crate::cli::{CommandError, CommandExit, output};
 
 /// Arguments of `alknet image bundle`.
@@ -77,7 +77,7 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
     release.floor.clone_from(&args.floor);
     release.needs.clone_from(&args.needs);
     if let Some(changes) = &args.changes {
-        release.changes = read_text(changes, CHANGES_BYTES_MAX as u64)?;
+        release.changes = read_own_text(changes, CHANGES_BYTES_MAX as u64)?;
     }
     let version = release.version.clone();
     let name = format!("alknet_{version}.efi");

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use alknet_durable::{ReplaceAllError, replace_all};
+use alknet_image::{RegularFileError, read_regular};
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
     CosignedBundle, CosignedRoot, MissingSignatures, ReleaseInfo, SigningError, cosign_bundle,
@@ -13,19 +15,22 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use super::bundle::{of_signing, put};
-use super::read_bounded;
 use super::release::ReleaseKeyArgs;
 use super::renew::BUNDLE_BYTES_MAX;
 use super::root::root_version;
+use super::{of_regular_file, read_bounded};
 use crate::cli::{CommandError, CommandExit, output};
+
+/// Most bytes of all bundles of one call. The command has them in memory, and the results beside them.
+const BUNDLES_BYTES_MAX: u64 = BUNDLE_BYTES_MAX;
 
 /// Arguments of `alknet image cosign`.
 #[derive(Debug, Args)]
 pub(crate) struct ImageCosignArgs {
     /// A root document or a bundle that was made with --incomplete.
     file: PathBuf,
-    /// The other bundles of the same release, which 'image bundle --from' made. All have the same documents, so that each
-    /// signature is for all of them.
+    /// The other bundles of the same release, all that 'image bundle --from' made. They have the same documents, so that
+    /// each signature is for all of them: a file that the documents describe must be in one of the bundles.
     #[arg(value_name = "BUNDLE")]
     others: Vec<PathBuf>,
     #[command(flatten)]
@@ -83,18 +88,17 @@ impl ImageCosignArgs {
         };
         let outs = self.outs()?;
         let own_root = read_bounded(root, ROOT_BYTES_MAX)?;
-        let others = self.others.iter();
-        let others = others.map(|path| read_bounded(path, BUNDLE_BYTES_MAX));
-        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let left = BUNDLES_BYTES_MAX.saturating_sub(bundle.len() as u64);
+        let others = read_bundles(&self.others, left)?;
         let others: Vec<&[u8]> = others.iter().map(Vec::as_slice).collect();
         let signed = self.keys.with_signers(|signers| {
             let signed = cosign_bundle(bundle, &others, &own_root, signers);
             signed.map_err(|error| self.of_bundles(error, root))
         })?;
         let contents = [&signed.bundle].into_iter().chain(&signed.others);
-        for (out, content) in outs.iter().zip(contents) {
-            put(out, content)?;
-        }
+        let files = outs.iter().map(PathBuf::as_path);
+        let files: Vec<_> = files.zip(contents.map(Vec::as_slice)).collect();
+        replace_all(&files, 0o644).map_err(|error| of_replacement(&error))?;
         report_bundles(&outs, &signed, json)
     }
 
@@ -134,6 +138,35 @@ impl ImageCosignArgs {
             error => of_signing(error),
         }
     }
+}
+
+/// Says which bundles have the new signatures: the next call refuses bundles of which only some have them.
+fn of_replacement(error: &ReplaceAllError) -> CommandError {
+    if error.replaced.is_empty() {
+        return CommandError::local(format!("{error}; none of the files was replaced"));
+    }
+    let replaced = error.replaced.iter().map(|path| path.display().to_string());
+    let replaced = replaced.collect::<Vec<_>>().join(" ");
+    CommandError::local(format!(
+        "{error}; these files were replaced before: {replaced}. Give all bundles as you got them in the next call"
+    ))
+}
+
+/// Reads bundles that have at most `left` bytes together.
+fn read_bundles(paths: &[PathBuf], mut left: u64) -> Result<Vec<Vec<u8>>, CommandError> {
+    let mut bundles = Vec::new();
+    for path in paths {
+        let bundle = read_regular(path, left).map_err(|error| match error {
+            RegularFileError::TooLong { .. } => CommandError::usage(format!(
+                "{} is too long: the bundles of a call have at most {BUNDLES_BYTES_MAX} bytes together",
+                path.display()
+            )),
+            error => of_regular_file(path, &error),
+        })?;
+        left = left.saturating_sub(bundle.len() as u64);
+        bundles.push(bundle);
+    }
+    Ok(bundles)
 }
 
 fn report_root(out: &Path, signed: &CosignedRoot, json: bool) -> Result<(), CommandError> {
@@ -182,12 +215,8 @@ fn report_bundles(
         signed.number, signed.expires, signed.timestamp_expires
     ));
     for target in &signed.targets {
-        let place = match signed.present.contains(&target.name) {
-            true => "",
-            false => ", in another file",
-        };
         let hash = HEXLOWER.encode(&target.sha256);
-        output::note(&format!("  {}: SHA-256 {hash}{place}", target.name));
+        output::note(&format!("  {}: SHA-256 {hash}", target.name));
         if let Some(release) = &target.release {
             output::note(&format!("    {}", described(release)));
         }
@@ -206,7 +235,6 @@ fn bundles_json(outs: &[PathBuf], signed: &CosignedBundle) -> Value {
             "version": target.release.as_ref().map(|release| &release.version),
             "floor": target.release.as_ref().and_then(|release| release.floor.as_ref()),
             "needs": target.release.as_ref().map(|release| &release.needs),
-            "in_file": signed.present.contains(&target.name),
         })
     });
     let others = outs.iter().skip(1).zip(&signed.others);
@@ -277,4 +305,39 @@ fn note_missing_with(missing: &[MissingSignatures], files: &str, options: &str) 
     output::note(&format!(
         "alknet: add one where another of these keys is: alknet image cosign {files} {options}"
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn an_error_between_two_files_names_those_that_were_replaced() {
+        let mut error = ReplaceAllError {
+            path: "two.tar".into(),
+            replaced: Vec::new(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let none = of_replacement(&error).message;
+        assert!(none.contains("cannot write two.tar: "), "{none}");
+        assert!(none.ends_with("none of the files was replaced"), "{none}");
+        error.replaced.push("one.tar".into());
+        let one = of_replacement(&error).message;
+        assert!(one.contains("were replaced before: one.tar."), "{one}");
+    }
+
+    #[test]
+    fn bundles_count_together() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let paths = ["one.tar", "two.tar"].map(|name| folder.path().join(name));
+        for path in &paths {
+            fs::write(path, "1234").expect("the folder is ours");
+        }
+        let read = read_bundles(&paths, 8).expect("both fit");
+        assert_eq!(read, [b"1234", b"1234"]);
+        let refused = read_bundles(&paths, 7).expect_err("each fits, and both do not");
+        assert!(refused.message.contains("two.tar is too long"), "{refused}");
+    }
 }

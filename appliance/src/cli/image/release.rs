@@ -12,7 +12,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use zeroize::Zeroizing;
 
-use super::read_text;
+use super::read_own_text;
 use crate::cli::CommandError;
 use crate::cli::vault::of_local;
 
@@ -50,7 +50,7 @@ impl ReleaseKeyArgs {
             return done.map_err(|error| of_local(&error))?;
         }
         let keys = self.keys.iter().map(|path| {
-            let text = Zeroizing::new(read_text(path, KEY_BYTES_MAX)?);
+            let text = Zeroizing::new(read_own_text(path, KEY_BYTES_MAX)?);
             SeedSigner::from_pem(&text)
                 .map_err(|error| CommandError::usage(format!("{}: {error}", path.display())))
         });

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{of_image, read_bounded, read_text};
+use super::{of_image, read_bounded, read_own_text};
 use crate::cli::vault::of_local;
 use crate::cli::{CommandError, CommandExit, output};
 
@@ -177,7 +177,7 @@ fn secret_key(
     reads_stdin: bool,
     ask: &mut dyn SecretPrompt,
 ) -> Result<MinisignSecretKey, CommandError> {
-    let text = Zeroizing::new(read_text(path, TEXT_BYTES_MAX)?);
+    let text = Zeroizing::new(read_own_text(path, TEXT_BYTES_MAX)?);
     let failed = |error: MinisignError| {
         let exit = match error {
             MinisignError::WrongPassword => CommandExit::WrongPassphrase,
@@ -209,8 +209,8 @@ fn efi(
     out: &Path,
     json: bool,
 ) -> Result<CommandExit, CommandError> {
-    let pem = Zeroizing::new(read_text(key, TEXT_BYTES_MAX)?);
-    let signer = EfiSigner::from_pem(&pem, &read_text(certificate, TEXT_BYTES_MAX)?);
+    let pem = Zeroizing::new(read_own_text(key, TEXT_BYTES_MAX)?);
+    let signer = EfiSigner::from_pem(&pem, &read_own_text(certificate, TEXT_BYTES_MAX)?);
     let signer = signer.map_err(CommandError::usage)?;
     let bytes = read_bounded(program, PROGRAM_BYTES_MAX)?;
     let signed = sign_program(&bytes, &signer)

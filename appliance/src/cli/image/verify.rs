@@ -11,7 +11,7 @@ use alknet_image_write::{ImageCheck, verify_disk, verify_file};
 use clap::Args;
 use serde_json::json;
 
-use super::{IMAGE_DIFFERS, of_image, of_verify, read_text};
+use super::{IMAGE_DIFFERS, of_image, of_verify, read_own_text, read_text};
 use crate::cli::{CommandError, CommandExit, output};
 
 /// Arguments of `alknet image verify`.
@@ -87,7 +87,7 @@ fn public_key(text: &str) -> Result<MinisignKey, CommandError> {
         return Ok(key);
     }
     let path = Path::new(text);
-    let content = read_text(path, TEXT_BYTES_MAX)?;
+    let content = read_own_text(path, TEXT_BYTES_MAX)?;
     content
         .parse()
         .map_err(|error| CommandError::usage(format!("{}: {error}", path.display())))

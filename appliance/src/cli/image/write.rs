@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::download::{ImageDownload, is_url};
 use super::interrupt::InterruptNotice;
-use super::{DISK_REFUSED, of_flash, read_bounded};
+use super::{DISK_REFUSED, of_flash, read_own};
 use crate::cli::machine::is_yes;
 use crate::cli::{CommandError, CommandExit, output};
 
@@ -175,7 +175,7 @@ fn seed(path: &Path) -> Result<Vec<PlacedFile>, CommandError> {
         if !is_document && (!is_folder || is_missing()) {
             continue;
         }
-        let content = Zeroizing::new(read_bounded(&from, CONFIG_BYTES_MAX as u64)?);
+        let content = Zeroizing::new(read_own(&from, CONFIG_BYTES_MAX as u64)?);
         if is_document {
             // The order would stay on this disk, and a later start from a medium could erase the disk by it.
             if has_install(&content) {

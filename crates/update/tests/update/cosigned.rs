@@ -58,7 +58,6 @@ fn a_bundle_counts_once_the_second_key_has_signed() {
     assert!(whole.missing.is_empty());
     assert_eq!((whole.number, whole.expires), (1, LATE));
     assert_eq!(whole.targets, [target("1.1.0")]);
-    assert!(whole.present.contains("alknet.efi"));
     installed(&root, &whole.bundle).unwrap_or_else(|error| panic!("{error}"));
     // The order of the signers does not matter.
     assert!(cosigned(&begun(&root, &[&two]), &root, &one).bundle == whole.bundle);
@@ -169,7 +168,7 @@ fn a_described_program_that_is_not_in_the_bundle_is_not_signed() {
     write_bundle(&mut bundle, &roots, &documents, &[shown], |_| Ok(PROGRAM)).expect("written");
     let refused = cosign_bundle(&bundle, &[], &root, &[&two]).expect_err("a program is hidden");
     assert!(
-        matches!(&refused, SigningError::Unseen(name) if name == "hidden.efi"),
+        matches!(&refused, SigningError::Unseen(names) if *names == ["hidden.efi"]),
         "{refused}"
     );
 }
@@ -195,13 +194,13 @@ fn the_bundles_of_a_release_are_signed_together() {
     let [whole, delta] = begun_with_delta(1, &root, &one);
     let refused = cosign_bundle(&delta, &[], &root, &[&two]).expect_err("no program is in it");
     assert!(
-        matches!(&refused, SigningError::Unseen(name) if name == "alknet.efi"),
+        matches!(&refused, SigningError::Unseen(names) if *names == ["alknet.efi"]),
         "{refused}"
     );
     let signed = cosign_bundle(&whole, &[&delta], &root, &[&two]);
     let signed = signed.unwrap_or_else(|error| panic!("{error}"));
     assert!(signed.missing.is_empty());
-    assert_eq!(signed.present.len(), 2, "{:?}", signed.present);
+    assert_eq!(signed.targets.len(), 2, "{:?}", signed.targets);
     let [signed_delta] = &*signed.others else {
         panic!(
             "one bundle was given, and {} came back",
@@ -214,6 +213,28 @@ fn the_bundles_of_a_release_are_signed_together() {
     let swapped = cosign_bundle(&delta, &[&whole], &root, &[&two]);
     let swapped = swapped.unwrap_or_else(|error| panic!("{error}"));
     assert!(swapped.bundle == *signed_delta && swapped.others == [signed.bundle]);
+}
+
+/// The first signer keeps the bundle with a delta back. The signature on the program would be for that delta, too.
+#[test]
+fn a_described_delta_that_is_in_no_bundle_is_not_signed() {
+    let [one, two] = [1, 2].map(signer);
+    let root = root_of(&one, &two);
+    let [whole, _delta] = begun_with_delta(1, &root, &one);
+    let given: [&[&[u8]]; 2] = [&[], &[&whole]];
+    for others in given {
+        let refused = cosign_bundle(&whole, others, &root, &[&two]).expect_err("a delta is hidden");
+        assert!(
+            matches!(&refused, SigningError::Unseen(names) if *names == ["alknet.delta"]),
+            "{refused}"
+        );
+        assert!(
+            refused
+                .to_string()
+                .contains("name all bundles of the release in one call"),
+            "{refused}"
+        );
+    }
 }
 
 /// The first signer puts the delta of another release, or another delta, beside the program that both know.

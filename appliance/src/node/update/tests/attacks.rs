@@ -198,6 +198,7 @@ async fn a_bundle_that_comes_slowly_is_given_up() {
         whole,
         rate,
         grace,
+        answer: ever,
     };
     let short = Duration::from_millis(200);
     for (pace, text) in [

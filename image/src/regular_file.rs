@@ -1,0 +1,138 @@
+//! Reads regular files of folders in which another user may have put a pipe, a device or an endless file.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use thiserror::Error;
+
+/// Why a file was not read. The caller's message names the file.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RegularFileError {
+    /// It cannot be opened or read.
+    #[error("{0}")]
+    Unreadable(io::Error),
+    /// It is a folder, a pipe, a socket or a device, or a link to one.
+    #[error("it is no regular file; name another one")]
+    NotRegular,
+    /// It is longer than the caller's limit.
+    #[error("it is {bytes} bytes, beyond {bytes_max}; name another file")]
+    TooLong {
+        /// Its length in bytes, or the part of it that was read.
+        bytes: u64,
+        /// The limit.
+        bytes_max: u64,
+    },
+}
+
+/// The content of a regular file of at most `bytes_max` bytes. A link to one is followed. Nothing else is opened: an
+/// open of a watchdog starts it, an open of a pipe waits for another process, and a device may have no end.
+///
+/// ```
+/// use alknet_image::{RegularFileError, read_regular};
+///
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("1.root.json");
+/// std::fs::write(&file, "{}")?;
+/// assert_eq!(read_regular(&file, 2)?, b"{}");
+/// let refused = read_regular(&file, 1);
+/// assert!(matches!(refused, Err(RegularFileError::TooLong { bytes: 2, .. })));
+/// let refused = read_regular("/dev/zero".as_ref(), 2);
+/// assert!(matches!(refused, Err(RegularFileError::NotRegular)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// It is no regular file, is too long, or cannot be read.
+pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, RegularFileError> {
+    let file = open_regular(path)?;
+    let check_length = |bytes: u64| match bytes > bytes_max {
+        true => Err(RegularFileError::TooLong { bytes, bytes_max }),
+        false => Ok(()),
+    };
+    // The size is checked before the file is read, which would fill the memory, and once more: the file may grow.
+    check_length(file.metadata().map_err(RegularFileError::Unreadable)?.len())?;
+    let mut content = Vec::new();
+    let mut file = file.take(bytes_max.saturating_add(1));
+    file.read_to_end(&mut content)
+        .map_err(RegularFileError::Unreadable)?;
+    check_length(content.len() as u64)?;
+    Ok(content)
+}
+
+fn open_regular(path: &Path) -> Result<File, RegularFileError> {
+    let regular = |found: io::Result<fs::Metadata>| match found {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err(RegularFileError::NotRegular),
+        Err(error) => Err(RegularFileError::Unreadable(error)),
+    };
+    regular(fs::metadata(path))?;
+    // Another process may put a pipe or a terminal there before the open, which then waits for no writer, and does not
+    // make the terminal that of this process. The standard library adds O_CLOEXEC.
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(RegularFileError::Unreadable)?;
+    regular(file.metadata())?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::errno::Errno;
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// The kernel reports each open of the pipe, so the test does not depend on what an open of it causes.
+    #[test]
+    fn what_is_no_regular_file_is_not_even_opened() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [pipe, link] = ["pipe", "link"].map(|name| folder.path().join(name));
+        mkfifo(&pipe, Mode::S_IRWXU).expect("the folder is ours");
+        symlink(&pipe, &link).expect("the folder is ours");
+        let opened = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        opened
+            .add_watch(&pipe, AddWatchFlags::IN_OPEN)
+            .expect("it is there");
+        for path in [&pipe, &link] {
+            let refused = read_regular(path, 1).expect_err("it is a pipe");
+            assert!(matches!(refused, RegularFileError::NotRegular), "{refused}");
+            let events = opened.read_events().map(|events| events.len());
+            assert_eq!(events, Err(Errno::EAGAIN), "{}", path.display());
+        }
+        // The watch does report an open.
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        options.open(&pipe).expect("it waits for no writer");
+        assert!(opened.read_events().is_ok_and(|events| !events.is_empty()));
+    }
+
+    #[test]
+    fn a_regular_file_is_read_up_to_its_limit_and_through_a_link() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, "12345").expect("the folder is ours");
+        symlink(&file, &link).expect("the folder is ours");
+        for path in [&file, &link] {
+            assert_eq!(read_regular(path, 5).expect("it fits"), b"12345");
+            let refused = read_regular(path, 4).expect_err("too long");
+            let said = "it is 5 bytes, beyond 4; name another file";
+            assert_eq!(refused.to_string(), said);
+        }
+        let absent = read_regular(&folder.path().join("absent"), 4).expect_err("nothing is there");
+        assert!(
+            matches!(absent, RegularFileError::Unreadable(_)),
+            "{absent}"
+        );
+        let other = read_regular(folder.path(), 4).expect_err("a folder");
+        assert!(matches!(other, RegularFileError::NotRegular), "{other}");
+    }
+}
