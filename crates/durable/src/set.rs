@@ -140,7 +140,7 @@ impl PendingFiles {
         }
         for file in &renamed {
             let synced = file.sync();
-            outcome = outcome.and(synced.map_err(|source| (file.path.clone(), source)));
+            outcome = outcome.and_then(|()| synced.map_err(|source| (file.path.clone(), source)));
         }
         outcome.map_err(|(path, source)| ReplaceAllError {
             path,
