@@ -412,8 +412,8 @@ mod tests {
             (100, MEASURE_EVERY_FAR),
             (51, MEASURE_EVERY_FAR),
             (50, MEASURE_EVERY),
-            (12, MEASURE_EVERY),
-            (11, MEASURE_EVERY_NEAR),
+            (13, MEASURE_EVERY),
+            (12, MEASURE_EVERY_NEAR),
             (0, MEASURE_EVERY_NEAR),
         ] {
             assert_eq!(memory(100, available).pause(), expected, "{available}");
