@@ -27,8 +27,8 @@ const AHEAD_S_MAX: i64 = 30 * 86_400;
 /// How late the version still starts, in seconds, if the node did not run at the moment: an hour. A later restart would
 /// surprise the caller, who chose the moment for a reason.
 pub(super) const LATE_S_MAX: i64 = 3600;
-/// How often the clock is read while a start waits: it may be set meanwhile. A start that PID 1 refused for a reason that
-/// may pass is tried again after the same time.
+/// How often the clock is read while a start waits: it may be set meanwhile. A start for which PID 1 was busy is tried
+/// again after the same time.
 pub(super) const START_STEP: Duration = Duration::from_secs(10);
 
 /// A start that waits for its moment, as its file has it.
