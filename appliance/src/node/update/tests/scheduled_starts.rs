@@ -88,6 +88,17 @@ fn admin() -> StartPlanner {
     }
 }
 
+/// Begins to stage a bundle, and then plans a start of the version that waits.
+async fn plan_beside(bench: &NodeUpdateBench, bundle: StagingRequest) {
+    let session = bench.updates.0.sessions.begin(bundle, None);
+    drop(session.expect("it begins"));
+    wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
+    let set = bench
+        .updates
+        .start_at(start(2).at, limited_order(), admin());
+    set.expect("it waits");
+}
+
 /// How often PID 1 was asked to start the version.
 fn starts(bench: &NodeUpdateBench) -> usize {
     let requests = bench.requests().into_iter();
@@ -212,13 +223,7 @@ async fn a_start_that_waits_for_something_else_leaves_the_bundles_of_others() {
         unasked: true,
         ..request(9)
     };
-    let session = bench.updates.0.sessions.begin(of_hub, None);
-    drop(session.expect("it begins"));
-    wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
-    let set = bench
-        .updates
-        .start_at(start(2).at, limited_order(), admin());
-    set.expect("it waits");
+    plan_beside(&bench, of_hub).await;
     wait_until(|| starts(&bench) >= 2).await;
     assert!(bench.updates.0.sessions.current().is_some());
     // With PID 1 busy it is given up.
@@ -243,13 +248,7 @@ async fn a_start_gives_up_the_bundle_of_a_client_that_may_not_start_versions() {
             dry_run,
             ..request(9)
         };
-        let session = bench.updates.0.sessions.begin(slow, None);
-        drop(session.expect("it begins"));
-        wait_until(|| bench.seen.lock().expect("no panic").is_staging).await;
-        let set = bench
-            .updates
-            .start_at(start(2).at, limited_order(), admin());
-        set.expect("it waits");
+        plan_beside(&bench, slow).await;
         if !(limited || unasked || dry_run) {
             // A caller that may start versions is not interrupted.
             wait_until(|| starts(&bench) >= 2).await;
