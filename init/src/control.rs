@@ -205,6 +205,14 @@ pub enum UpdateRequest {
     },
     /// Reads the newest records of what updates did.
     Log,
+    /// Adds to this log that a start, which a caller had planned, does not happen, because another program was staged: the
+    /// node alone knows of planned starts.
+    Unscheduled {
+        /// The version that was to start.
+        version: String,
+        /// When it was to start, who planned that, and what ended the plan.
+        reason: String,
+    },
 }
 
 /// The answer of PID 1 to an [`UpdateRequest`].
@@ -258,13 +266,13 @@ pub struct UpdatePlan {
 pub struct UpdateRecord {
     /// RFC 3339, UTC. `None` while the clock is not set.
     pub time: Option<String>,
-    /// `staged`, `refused`, `applied`, `confirmed`, `failed`, `rolled-back`.
+    /// `staged`, `refused`, `applied`, `confirmed`, `failed`, `rolled-back`, `unscheduled`.
     pub event: String,
     /// The version that it is about.
     pub version: String,
     /// Who asked, or `the machine`.
     pub by: String,
-    /// The reason of a refusal or a failure, else empty.
+    /// The reason of a refusal, of a failure, or why a planned start does not happen, else empty.
     pub reason: String,
     /// Of `staged`: the caller may not start versions, so the machine and hubs may replace this one.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -502,6 +502,8 @@ fn status_lines(answer: &Value) -> Vec<String> {
     if let Some(at) = answer["scheduled"].as_str() {
         lines.push(row("starts", at));
     }
+    let not_started = not_started_line(&answer["not_started"]);
+    lines.extend(not_started.map(|line| row("planned", &line)));
     let auto = &answer["auto"];
     let mode = text(&auto["mode"]);
     let next = match auto["at"].as_str() {
@@ -516,6 +518,13 @@ fn status_lines(answer: &Value) -> Vec<String> {
         lines.push(row("", error));
     }
     lines
+}
+
+/// What a status says of a planned start that does not happen.
+fn not_started_line(start: &Value) -> Option<String> {
+    let (version, at) = (start["version"].as_str()?, start["at"].as_str()?);
+    let reason = text(&start["reason"]);
+    Some(format!("no start of {version} at {at}: {reason}"))
 }
 
 /// What an administrator does where the machine does nothing by itself.

@@ -117,6 +117,8 @@ pub(super) struct MachineUpdate {
     request: Option<OpenRequest>,
     /// A request for the log that a thread answers. A second one has to wait: each reads the file and holds it in memory.
     log_request: Option<UpdateTicket>,
+    /// A report about a planned start that a thread adds to the log. A second one has to wait for the same reason.
+    report_request: Option<UpdateTicket>,
     staging: Option<StagingBundle>,
     bundles: VecDeque<QueuedBundle>,
     progress_at: u64,
@@ -171,6 +173,7 @@ impl MachineUpdate {
             memory: TrialMemory::default(),
             request: None,
             log_request: None,
+            report_request: None,
             staging: None,
             bundles: VecDeque::new(),
             progress_at: 0,
@@ -190,6 +193,7 @@ impl MachineUpdate {
             self_calls: std::mem::take(&mut self.self_calls),
             request: self.request.take(),
             log_request: self.log_request.take(),
+            report_request: self.report_request.take(),
             staging: self.staging.take(),
             bundles: std::mem::take(&mut self.bundles),
             progress_at: self.progress_at,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,14 +22,17 @@ pub(super) const STARTED: &str = "applied";
 pub(super) const STAGED: &str = "staged";
 /// The event of a refusal.
 pub(super) const REFUSED: &str = "refused";
+/// The event of a planned start that does not happen, because another program was staged.
+pub(super) const UNSCHEDULED: &str = "unscheduled";
 /// Most records of each event. Callers cause most events at will, so no event takes the room of another one.
-const SHARES: [(&str, usize); 6] = [
+const SHARES: [(&str, usize); 7] = [
     ("confirmed", 48),
     ("failed", 32),
     ("rolled-back", 32),
     (REFUSED, REFUSALS_MAX),
     (STAGED, 48),
-    (STARTED, 48),
+    (STARTED, 32),
+    (UNSCHEDULED, 16),
 ];
 /// Most records of refusals, each of which is long.
 const REFUSALS_MAX: usize = 32;
@@ -42,6 +46,10 @@ pub(super) const TEXT_BYTES_MAX: usize = 1 << 10;
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Most bytes of the file that are read: more than all records can have.
 const BYTES_MAX: u64 = 4 << 20;
+
+/// Held while a record is added: the node reports the end of a planned start beside other work, and of two that read the
+/// file at once, one would lose its record.
+static WRITING: Mutex<()> = Mutex::new(());
 
 /// The events that end a trial.
 pub(super) const ENDS: [&str; 3] = ["confirmed", "failed", "rolled-back"];
@@ -65,6 +73,7 @@ pub(super) fn append(folder: &Path, mut record: UpdateRecord, seq: u64) -> io::R
     if record.time.is_none() {
         record.time = clock::rfc3339_now();
     }
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut all = read_all(folder);
     // A damaged file may have any number, and the shares are kept one record at a time.
     all.drain(..all.len().saturating_sub(RECORDS_MAX));
@@ -214,7 +223,7 @@ mod tests {
     fn the_shares_together_are_the_log() {
         let shares: usize = SHARES.iter().map(|(_, share)| share).sum();
         assert_eq!(shares + OTHERS_MAX, RECORDS_MAX);
-        for event in ENDS.iter().chain(&[STAGED, STARTED, REFUSED]) {
+        for event in ENDS.iter().chain(&[STAGED, STARTED, REFUSED, UNSCHEDULED]) {
             assert!(share_of(event) < SHARES.len(), "{event}");
         }
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -234,6 +243,7 @@ mod tests {
             "rolled-back",
             "failed",
             "confirmed",
+            UNSCHEDULED,
             "new",
         ];
         for flood in events {

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::program::read_version;
+use super::progress::{StagingProgress, aborted};
 use super::refusal::{RefusalCode, UpdateRefusal};
 
 /// Name of the file in the folder of updates.
@@ -228,10 +229,29 @@ pub(super) fn digest_of(program: &[u8]) -> String {
 
 /// SHA-256 of a slot's file, in hex.
 pub(super) fn digest<D: BlockDevice>(file: &SlotFile<'_, D>) -> io::Result<String> {
+    digest_while(file, || true)
+}
+
+/// Like [`digest`], for a bundle that is being staged. It ends before the next piece once the bundle was given up: a part of
+/// PID 1 may be waiting for the media, and a whole program takes a thread in the background long.
+pub(super) fn digest_for_staging<D: BlockDevice>(
+    file: &SlotFile<'_, D>,
+    progress: &StagingProgress,
+) -> io::Result<String> {
+    digest_while(file, || !progress.is_given_up())
+}
+
+fn digest_while<D: BlockDevice>(
+    file: &SlotFile<'_, D>,
+    is_wanted: impl Fn() -> bool,
+) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];
     let mut at = 0;
     while at < file.len() {
+        if !is_wanted() {
+            return Err(aborted());
+        }
         let left = usize::try_from(file.len() - at).unwrap_or(usize::MAX);
         let piece = &mut buffer[..left.min(READ_BYTES)];
         file.read_at(piece, at)?;

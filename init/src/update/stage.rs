@@ -15,9 +15,10 @@ use super::anchor::UpdateAnchor;
 use super::delta;
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
-use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest};
+use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest_for_staging};
 use super::left_versions::LeftVersions;
 use super::partition_repair::{ForeignCount, own_paths, repair};
+use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
 use super::staged::{StagedBundle, StagedRelease};
@@ -221,7 +222,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     if !order.dry_run {
         check_wanted(&plan, chosen.release, order, at)?;
     }
-    let base = running_sha256(disk, at)?;
+    let base = running_sha256(disk, at, &progress)?;
     let wanted = (chosen.target, base.as_str());
     plan.delta_bytes = delta::delta_bytes(&bundle, &verified, wanted, order.bytes)?;
     if order.dry_run {
@@ -234,7 +235,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     if before.good() == at.running {
         StagedRelease::require_settled(at.folder, at.running, at.version)?;
     }
-    let lies_there = lies_there(disk, slot, &plan, at);
+    let lies_there = lies_there(disk, slot, &plan, at, &progress)?;
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, None, at.log)?;
@@ -417,18 +418,23 @@ fn lies_there<D: BlockDevice>(
     slot: BootSlot,
     plan: &UpdatePlan,
     at: &StageMachine<'_>,
-) -> bool {
+    progress: &StagingProgress,
+) -> Result<bool, UpdateRefusal> {
     let known = at.known.load();
     let is_known = known
         .of_slot(slot)
         .is_some_and(|known| known.sha256 == plan.sha256);
-    is_known
+    let lies_there = is_known
         && disk.volume().is_ok_and(|volume| {
             let file = SlotFile::open(&volume, &slot_path(slot));
             file.is_ok_and(|file| {
-                digest(&file).is_ok_and(|found| found == plan.sha256) && file.len() == plan.bytes
+                file.len() == plan.bytes
+                    && digest_for_staging(&file, progress).is_ok_and(|found| found == plan.sha256)
             })
-        })
+        });
+    // The answer means nothing if the hash was left off.
+    progress.require_wanted()?;
+    Ok(lies_there)
 }
 
 /// Stages a program that its slot has already, by the record alone. A record that says so already stays as it is. Returns
@@ -524,6 +530,7 @@ fn is_damaged(report: &FatReport, path: &str) -> bool {
 fn running_sha256<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     at: &StageMachine<'_>,
+    progress: &StagingProgress,
 ) -> Result<String, UpdateRefusal> {
     if let Some(known) = at.known.load().of_slot(at.running) {
         return Ok(known.sha256.clone());
@@ -531,7 +538,9 @@ fn running_sha256<D: BlockDevice>(
     let volume = disk.volume()?;
     // A slot that cannot be read is refused when its room is checked. No delta fits it.
     let file = SlotFile::open(&volume, &slot_path(at.running)).ok();
-    Ok(file.and_then(|file| digest(&file).ok()).unwrap_or_default())
+    let digest = file.and_then(|file| digest_for_staging(&file, progress).ok());
+    progress.require_wanted()?;
+    Ok(digest.unwrap_or_default())
 }
 
 /// Notes the program, without which it does not start, and the release for the time after the trial.

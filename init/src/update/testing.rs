@@ -263,6 +263,8 @@ struct DiskState {
     refuses_after: Option<usize>,
     /// After so many writes, the node gives this bundle up.
     given_up_after: Option<(usize, Arc<StagingProgress>)>,
+    /// Once one of these sectors is read, the node gives this bundle up; and how often they were read.
+    given_up_at: Option<(std::ops::Range<u64>, usize, Arc<StagingProgress>)>,
     /// Sectors in this range cannot be read.
     unreadable: Option<std::ops::Range<u64>>,
     /// Sectors in this range keep what they had, as those of a stick that is failing.
@@ -287,6 +289,8 @@ impl BlockDevice for ModelPart {
         if end > BlockDevice::len(self) {
             return Err(ErrorKind::UnexpectedEof.into());
         }
+        let sector = self.first + at / SECTOR_BYTES as u64;
+        self.state.borrow_mut().count_read(sector);
         let state = self.state.borrow();
         let mut done = 0;
         while done < buffer.len() {

@@ -253,6 +253,7 @@ impl LyingNode {
         let update = json!({
             "state": "staged", "version": ACTS, "slot": ACTS, "other_version": ACTS, "keys": ACTS, "floor": ACTS,
             "last": last, "plan": plan, "scheduled": ACTS, "gate": [ACTS],
+            "not_started": { "version": ACTS, "at": ACTS, "by": ACTS, "reason": ACTS },
             "session": { "offset": 1, "bytes": 2, "source": ACTS },
             "auto": { "mode": ACTS, "next": ACTS, "at": ACTS, "error": ACTS },
         });

@@ -223,6 +223,7 @@ fn a_log_and_a_status_read_well() {
         "floor": null, "session": { "offset": 3, "bytes": 9, "source": "upload" },
         "foreign_files": { "files": 2, "bytes": 1300 },
         "scheduled": "2027-01-31T02:00:00Z",
+        "not_started": { "version": "1.0.9", "at": "2027-01-30T02:00:00Z", "by": "ada", "reason": "eve has staged another one" },
         "auto": { "mode": "stage", "next": "look", "at": "2027-01-31T06:00:00Z", "error": null },
     });
     let expected = [
@@ -232,6 +233,7 @@ fn a_log_and_a_status_read_well() {
         "foreign    files of others on the boot partition: 2, of 1300 bytes",
         "sending    3 of 9 bytes, upload",
         "starts     2027-01-31T02:00:00Z",
+        "planned    no start of 1.0.9 at 2027-01-30T02:00:00Z: eve has staged another one",
         "by itself  stage; next: look at 2027-01-31T06:00:00Z",
     ];
     assert_eq!(status_lines(&status), expected);

@@ -63,7 +63,7 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
         "type": ["object", "null"], "additionalProperties": false,
         "properties": { "at": { "type": ["string", "null"], "format": "date-time",
             "description": "The moment, at most 30 days ahead, for update:apply. It is for the program that is staged now; \
-                            the node forgets it if another one is staged" },
+                            if another one is staged, nothing starts, and not_started in the status says so" },
             "sha256": { "type": ["string", "null"], "maxLength": SHA256_CHARS,
             "description": "Of the program that has to be staged, as its plan has it" } }
     }))

@@ -30,6 +30,9 @@ pub(super) struct AutoMemory {
     looked: Option<i64>,
     /// What the channel had.
     found: Option<UpdatePlan>,
+    /// SHA-256 of the program of which a delta was not staged: it would most likely end in the same way again, so the
+    /// whole program is taken for this one.
+    whole: Option<String>,
     /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
     own: Option<String>,
     /// Whether the version that waits is of a caller that may not start versions.
@@ -144,8 +147,7 @@ impl NodeUpdates {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
         self.auto().looked = self.now_s();
-        // A delta may be left of an earlier release.
-        let plan = self.stage_from_channel(true, true).await?;
+        let plan = self.stage_from_channel(None).await?;
         self.auto().found = Some(plan);
         Ok(())
     }
@@ -153,8 +155,10 @@ impl NodeUpdates {
     /// Stages what the channel has.
     async fn stage_found(&self) -> Result<(), CallError> {
         // If it fails, the next look decides whether it is tried again.
-        self.auto().found = None;
-        let plan = self.stage_from_channel(false, false).await?;
+        let Some(found) = self.auto().found.take() else {
+            return Ok(());
+        };
+        let plan = self.stage_from_channel(Some(&found)).await?;
         tracing::info!(version = plan.to, "update.auto staged");
         let mut auto = self.auto();
         auto.own = Some(plan.to.clone());
@@ -163,12 +167,14 @@ impl NodeUpdates {
         Ok(())
     }
 
-    /// The bundle of the channel, to its end: that with a delta if it is of use, unless `whole`.
+    /// The bundle of the channel, to its end. Without `found`, what the channel had at the last look, PID 1 only looks at
+    /// it, and at the whole one: a delta may be left of an earlier release. Otherwise it is that with a delta, unless one
+    /// of this program was not staged before.
     async fn stage_from_channel(
         &self,
-        dry_run: bool,
-        whole: bool,
+        found: Option<&UpdatePlan>,
     ) -> Result<UpdatePlan, CallError> {
+        let dry_run = found.is_none();
         let request = |whole| DownloadRequest {
             owner: BY.to_owned(),
             by: BY.to_owned(),
@@ -182,16 +188,21 @@ impl NodeUpdates {
             limited: false,
             take_over: false,
         };
+        let is_noted = |found: &UpdatePlan| self.auto().whole.as_ref() == Some(&found.sha256);
+        let whole = found.is_none_or(is_noted);
         let begun = self.fetch(request(whole)).await?;
         let is_delta = begun.is_delta;
-        match planned(self.0.sessions.outcome(begun.session).await) {
-            Err(error) if is_delta && is_about_delta(&error) => {
-                tracing::warn!("the channel's delta is of no use: {}", error.message);
-                let begun = self.fetch(request(true)).await?;
-                planned(self.0.sessions.outcome(begun.session).await)
-            }
-            planned => planned,
+        let ended = planned(self.0.sessions.outcome(begun.session).await);
+        let (Err(error), Some(found), true) = (&ended, found, is_delta) else {
+            return ended;
+        };
+        self.auto().whole = Some(found.sha256.clone());
+        if !is_about_delta(error) {
+            return ended;
         }
+        tracing::warn!("the channel's delta is of no use: {}", error.message);
+        let begun = self.fetch(request(true)).await?;
+        planned(self.0.sessions.outcome(begun.session).await)
     }
 
     /// Counts how a session ends.
@@ -212,7 +223,7 @@ impl NodeUpdates {
             match outcome {
                 StagingOutcome::Planned(plan) => {
                     tracing::info!(by, version = plan.to, "update.stage");
-                    updates.forget_start_of_others(&plan.sha256);
+                    updates.end_start_of_others();
                     if by != BY {
                         // Until PID 1 has said whose it is, it counts as that of an administrator.
                         let mut auto = updates.auto();

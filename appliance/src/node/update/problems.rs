@@ -43,15 +43,25 @@ impl NodeUpdates {
         available.into_iter().chain(self.not_started()).collect()
     }
 
-    /// A start that a caller planned, and that did not happen.
+    /// A start that a caller planned, and that did not happen, or will not.
     fn not_started(&self) -> Option<MachineDiagnostic> {
         let start = self.failed_start()?;
         let (version, at, failure) = (&start.version, start.at, &start.failure);
+        let (does, hint) = match start.replaced {
+            true => (
+                "does",
+                "'alknet update NODE' starts the version that is staged now, with --at at another moment; to have the \
+                 planned one, send its bundle again",
+            ),
+            false => (
+                "did",
+                "'alknet update NODE' starts it, with --at at another moment, and 'alknet rollback NODE' takes it back",
+            ),
+        };
         Some(MachineDiagnostic {
             code: UPDATE_NOT_STARTED.to_owned(),
-            text: format!("version {version} did not start at {at}, as planned: {failure}"),
-            hint: "'alknet update NODE' starts it, with --at at another moment, and 'alknet rollback NODE' takes it back"
-                .to_owned(),
+            text: format!("version {version} {does} not start at {at}, as planned: {failure}"),
+            hint: hint.to_owned(),
         })
     }
 

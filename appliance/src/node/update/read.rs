@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::download::planned;
+use super::scheduled_start::ScheduledStart;
 use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
 use super::stage::{DownloadOrigin, DownloadRequest, STAGE_TIMEOUT_MS};
 use super::{
@@ -60,6 +61,10 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
             "ended": { "type": ["object", "null"], "description": "How the last bundle that was sent ended" },
             "plan": waiting_plan_schema(),
             "scheduled": text,
+            "not_started": { "type": ["object", "null"],
+                "description": "The planned start that does not happen, with the version that it was for and the reason",
+                "properties": { "version": { "type": "string" }, "at": { "type": "string" },
+                                "by": { "type": "string" }, "reason": { "type": "string" } } },
             "auto": { "type": "object" },
         }
     }));
@@ -161,6 +166,8 @@ impl NodeUpdates {
         let staged = json!(self.0.sessions.staged());
         answer["plan"] = json!(waiting_plan(&answer, staged));
         answer["scheduled"] = json!(self.start_moment().map(|at| at.to_string()));
+        let not_started = self.failed_start();
+        answer["not_started"] = not_started.map_or(Value::Null, |start| not_started_shown(&start));
         answer["auto"] = self.auto_shown();
         answer
     }
@@ -278,6 +285,16 @@ fn ended_shown(ended: &EndedStaging) -> Value {
         }
     }
     shown
+}
+
+/// A planned start that does not happen.
+fn not_started_shown(start: &ScheduledStart) -> Value {
+    json!({
+        "version": start.version,
+        "at": start.at.to_string(),
+        "by": start.by,
+        "reason": start.failure,
+    })
 }
 
 /// No channel is configured.

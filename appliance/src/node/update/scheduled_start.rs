@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use alknet_call::{CallError, Ctx, ErrorCode};
 use alknet_core::{Identity, PeerKey, TokenHash};
+use alknet_init::control::UpdateRequest;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
 use super::act::StartOrder;
+use super::auto::BY;
 use super::refusal::{is_busy, may_pass, refused};
 use super::session::{SessionTurn, StagingRequest};
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
@@ -54,6 +56,10 @@ pub(super) struct ScheduledStart {
     /// Why the version did not start. Empty while the start waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
+    /// Whether the failure is that another program was staged. It stays until a version is started or taken back, or a
+    /// caller sets another moment: a caller that stages a third program must not hide it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) replaced: bool,
 }
 
 /// So many steps lie between two tries if PID 1 lacks something: a try makes it read the staged program.
@@ -165,6 +171,25 @@ impl ScheduledStartStore {
         }
     }
 
+    /// Ends the start that waits if it is for another program than this one, which is staged now. Returns it with the
+    /// reason.
+    fn replace(&self, staged: &str, failure: String) -> Option<ScheduledStart> {
+        let mut timer = self.lock();
+        let timer = timer
+            .as_mut()
+            .filter(|it| it.start.failure.is_empty() && it.start.sha256 != staged)?;
+        // The task may be the one that runs here: it has nothing more to wait for.
+        if let Some(task) = timer.task.take() {
+            task.abort();
+        }
+        timer.start.failure = failure;
+        timer.start.replaced = true;
+        if let Err(error) = self.write(&timer.start) {
+            tracing::warn!(%error, "the end of a planned start cannot be kept");
+        }
+        Some(timer.start.clone())
+    }
+
     /// What the file says. `None` if no start waited.
     pub(super) fn read(&self) -> io::Result<Option<ScheduledStart>> {
         match fs::read(&self.file) {
@@ -215,20 +240,56 @@ impl NodeUpdates {
         waits.map(|it| it.at)
     }
 
-    /// The start that did not happen, while its program is staged.
+    /// The start that did not happen, while its program is staged, or the one that was staged in its place.
     pub(super) fn failed_start(&self) -> Option<ScheduledStart> {
         let timer = self.0.scheduled.lock();
         let start = timer.as_ref().map(|it| it.start.clone());
         drop(timer);
-        start.filter(|it| !it.failure.is_empty() && !self.is_replaced(&it.sha256))
+        let start = start.filter(|it| !it.failure.is_empty())?;
+        let is_current = match start.replaced {
+            true => self.may_be_staged(),
+            false => !self.is_replaced(&start.sha256),
+        };
+        is_current.then_some(start)
     }
 
-    /// Forgets a moment that is for another program than this one, which is staged now.
-    pub(super) fn forget_start_of_others(&self, sha256: &str) {
-        let other = self.0.scheduled.forget_if(|it| it.sha256 != sha256);
-        if let Some(other) = other {
-            tracing::info!(at = %other.at, "the moment of a start is forgotten: another version is staged");
+    /// Ends a start that is for another program than the one that is staged now. The caller that planned it expects a
+    /// restart, so the problems, the status and the log of updates say why there is none.
+    pub(super) fn end_start_of_others(&self) {
+        let Some(staged) = self.staged_sha256() else {
+            return;
+        };
+        // A failure of another kind is about a program that could still be started.
+        self.0
+            .scheduled
+            .forget_if(|it| it.sha256 != staged && !it.failure.is_empty() && !it.replaced);
+        let version = self.staged_version();
+        // After a restart the node does not know who staged it.
+        let by = self.0.sessions.staged_by().map(|request| request.by);
+        let failure = match &by {
+            Some(by) => format!("{by} has staged another program, of version {version}"),
+            None => format!("another program was staged, of version {version}"),
+        };
+        if let Some(start) = self.0.scheduled.replace(&staged, failure) {
+            tracing::warn!(by = start.by, at = %start.at, failure = start.failure, "a planned start ended");
+            self.log_unscheduled(start, by.unwrap_or_else(|| BY.to_owned()));
         }
+    }
+
+    /// Has PID 1 add to the log of updates that a start does not happen.
+    fn log_unscheduled(&self, start: ScheduledStart, by: String) {
+        let (at, planner, failure) = (start.at, &start.by, &start.failure);
+        let request = UpdateRequest::Unscheduled {
+            reason: format!("it does not start at {at}, as {planner} had planned: {failure}"),
+            version: start.version.clone(),
+        };
+        let updates = self.clone();
+        // A task of its own, because the one of the start ends here.
+        tokio::spawn(async move {
+            if let Err(error) = updates.send_request(request, &by).await {
+                tracing::warn!(%error, "the end of a planned start is not in the log of updates");
+            }
+        });
     }
 
     /// Takes up the start that waited when the node ended. Must run inside a runtime if there is a PID 1.
@@ -275,6 +336,7 @@ impl NodeUpdates {
             token: planner.token,
             limited: order.limited,
             failure: String::new(),
+            replaced: false,
         };
         // A moment that a restart of the node would undo is not accepted.
         self.0.scheduled.write(&start).map_err(|error| {
@@ -351,6 +413,9 @@ impl NodeUpdates {
                         || "the node did not run then, or did not know the time".to_owned();
                     break Err(last.unwrap_or_else(missed));
                 }
+                StartTurn::Over if self.staged_sha256().is_some() => {
+                    return self.end_start_of_others();
+                }
                 StartTurn::Over => {
                     tracing::info!(at = %start.at, "the moment of a start is forgotten: its program is not staged");
                     self.0.scheduled.forget_if(|it| *it == start);
@@ -391,12 +456,15 @@ impl NodeUpdates {
     fn is_replaced(&self, sha256: &str) -> bool {
         match self.staged_sha256() {
             Some(staged) => staged != sha256,
-            None => {
-                let facts = self.0.facts.load();
-                let state = facts.update.state.as_str();
-                !matches!(state, "" | "absent" | "staged" | "unreadable")
-            }
+            None => !self.may_be_staged(),
         }
+    }
+
+    /// Whether a version is staged, as far as this node knows.
+    fn may_be_staged(&self) -> bool {
+        let facts = self.0.facts.load();
+        let state = facts.update.state.as_str();
+        self.staged_sha256().is_some() || matches!(state, "" | "absent" | "staged" | "unreadable")
     }
 
     /// Starts the version at its moment, by the rights that its caller has now.

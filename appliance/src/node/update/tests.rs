@@ -355,6 +355,7 @@ impl FakeInit {
                         },
                     );
                 }
+                UpdateRequest::Unscheduled { .. } => self.init.answered(n, UpdateAnswer::Done),
                 UpdateRequest::Confirm => {
                     let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
                     self.init.answered(n, UpdateAnswer::Refused { code, text });

@@ -43,14 +43,7 @@ impl InitMachine {
     ) {
         let life = self.life;
         let ticket = UpdateTicket { life, n, by };
-        let busy = match self.shutdown {
-            Some(_) => Some(UpdateRefusal::new(
-                RefusalCode::Busy,
-                "the machine goes down; ask again when it is up",
-            )),
-            None => self.update.busy(),
-        };
-        match (request, busy) {
+        match (request, self.busy()) {
             (
                 UpdateRequest::Stage {
                     bytes,
@@ -74,6 +67,9 @@ impl InitMachine {
                 self.queue_bundle(ticket, order, busy, now);
             }
             (UpdateRequest::Log, _) => self.read_log(ticket),
+            (UpdateRequest::Unscheduled { version, reason }, _) => {
+                self.log_unscheduled(ticket, version, reason);
+            }
             (_, Some(refusal)) => self.answer(&ticket, refused(&refusal)),
             (
                 UpdateRequest::Apply {
@@ -93,6 +89,17 @@ impl InitMachine {
         }
     }
 
+    /// Why no other request than one about the log is taken now.
+    fn busy(&self) -> Option<UpdateRefusal> {
+        match self.shutdown {
+            Some(_) => Some(UpdateRefusal::new(
+                RefusalCode::Busy,
+                "the machine goes down; ask again when it is up",
+            )),
+            None => self.update.busy(),
+        }
+    }
+
     /// Reads the log of updates, once at a time.
     fn read_log(&mut self, ticket: UpdateTicket) {
         if self.update.log_request.is_some() {
@@ -105,6 +112,23 @@ impl InitMachine {
         self.answer_by(ticket, move || {
             let records = system.records();
             Ok((UpdateAnswer::Log { records }, false))
+        });
+    }
+
+    /// Adds to the log of updates that a planned start does not happen, once at a time. This needs no boot slots, so it
+    /// does not wait for other requests: a caller could keep the record away by them.
+    fn log_unscheduled(&mut self, ticket: UpdateTicket, version: String, reason: String) {
+        if self.update.report_request.is_some() {
+            let text = "another planned start is being logged; send this one when it was answered";
+            let refusal = UpdateRefusal::new(RefusalCode::Busy, text);
+            return self.answer(&ticket, refused(&refusal));
+        }
+        self.update.report_request = Some(ticket.clone());
+        let system = self.update.system.clone();
+        let by = ticket.by.clone();
+        self.answer_by(ticket, move || {
+            system.log_unscheduled(&version, &by, &reason);
+            Ok((UpdateAnswer::Done, false))
         });
     }
 
@@ -313,6 +337,7 @@ impl InitMachine {
     ) {
         let is_done = answer == UpdateAnswer::Done;
         self.update.log_request.take_if(|open| open == ticket);
+        self.update.report_request.take_if(|open| open == ticket);
         self.answer(ticket, answer);
         let request = &mut self.update.request;
         let Some(request) = request.take_if(|open| open.ticket == *ticket) else {

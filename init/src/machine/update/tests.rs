@@ -289,6 +289,46 @@ async fn the_log_is_read_for_one_request_at_a_time() {
     }
 }
 
+/// A caller that keeps PID 1 busy must not keep the end of a planned start out of the log; and a node that an attacker has
+/// taken over reports such ends without end.
+#[tokio::test]
+async fn the_ends_of_planned_starts_are_logged_beside_other_requests_one_at_a_time() {
+    let mut machine = machine();
+    let (events, mut answers) = tokio::sync::mpsc::channel(100);
+    machine.events = events;
+    let data = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(data.path().join("update")).expect("a new folder");
+    assert!(machine.update.system.set_data(Some(data.path())));
+    machine.update.request = Some(OpenRequest {
+        ticket: ticket(1, 1000),
+        has_vault: false,
+    });
+    let request = |n: u64| UpdateRequest::Unscheduled {
+        version: "1.1.0".to_owned(),
+        reason: format!("plan {n}"),
+    };
+    for numbers in [0..50, 99..100] {
+        let first = numbers.start;
+        for n in numbers {
+            machine.update_request(n, request(n), "eve".to_owned(), 0);
+        }
+        let Some(MachineEvent::Update(event)) = answers.recv().await else {
+            panic!("another event than an answer");
+        };
+        let UpdateEvent::Answered { ticket, .. } = *event else {
+            panic!("another event than an answer");
+        };
+        assert_eq!(ticket.n, first, "the others were refused as busy");
+        machine.request_ended(&ticket, UpdateAnswer::Done, false, 0);
+    }
+    let records = machine.update.system.records().into_iter();
+    let logged: Vec<_> = records
+        .map(|it| [it.event, it.version, it.by, it.reason].join(" "))
+        .collect();
+    let expected = [0, 99].map(|n| format!("unscheduled 1.1.0 eve plan {n}"));
+    assert_eq!(logged, expected);
+}
+
 /// A node that learns the outcome only at the end of a bundle has to send a whole program for a dry run.
 #[test]
 fn the_outcome_of_a_bundle_is_sent_before_its_frames_end() {

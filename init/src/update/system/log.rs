@@ -66,6 +66,11 @@ impl UpdateSystem {
         })
     }
 
+    /// Logs that a start, which a caller had planned, does not happen.
+    pub(crate) fn log_unscheduled(&self, version: &str, by: &str, reason: &str) {
+        self.append(history::UNSCHEDULED, version, by, reason);
+    }
+
     /// The log of updates, the oldest record first.
     pub(crate) fn records(&self) -> Vec<UpdateRecord> {
         let folder = self.folder.as_deref();

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use alknet_boot_state::{BootSlot, SECTOR_BYTES};
 
 use super::{DiskState, ModelDisk};
 use crate::update::disk::slot_path;
+use crate::update::progress::StagingProgress;
 
 /// Where the boot partition begins on the disk, in sectors.
 const ESP_LBA: u64 = 2048;
@@ -22,6 +24,16 @@ impl DiskState {
             let is_kept = |number: &u64| !lost.iter().any(|range| range.contains(number));
             self.sectors.retain(|number, _| is_kept(number));
             self.loses_after = None;
+        }
+    }
+
+    /// Counts a read of the sectors at which the node gives its bundle up.
+    pub(super) fn count_read(&mut self, sector: u64) {
+        if let Some((sectors, reads, progress)) = &mut self.given_up_at
+            && sectors.contains(&sector)
+        {
+            *reads += 1;
+            progress.give_up();
         }
     }
 
@@ -47,6 +59,27 @@ impl ModelDisk {
     /// After so many writes, one at least, this folder lies where a note is written.
     pub(in crate::update) fn obstruct_after(&self, writes: usize, folder: &Path) {
         self.state.borrow_mut().obstructs_after = Some((writes, folder.to_owned()));
+    }
+
+    /// Once the file of a slot is read, the node gives this bundle up.
+    pub(in crate::update) fn give_up_at_read(
+        &self,
+        slot: BootSlot,
+        progress: &Arc<StagingProgress>,
+    ) {
+        let volume = self.volume();
+        let file = volume.open_file(&slot_path(slot)).expect("a program");
+        let first = file.extents().first().expect("it has bytes");
+        let last = file.extents().last().expect("it has bytes");
+        let sector = |at: u64| ESP_LBA + at / SECTOR_BYTES as u64;
+        let sectors = sector(first.at)..sector(last.at + last.bytes - 1) + 1;
+        self.state.borrow_mut().given_up_at = Some((sectors, 0, Arc::clone(progress)));
+    }
+
+    /// How often this file was read since.
+    pub(in crate::update) fn reads_since(&self) -> usize {
+        let state = self.state.borrow();
+        state.given_up_at.as_ref().map_or(0, |(_, reads, _)| *reads)
     }
 
     /// Whether a loss is still to come.

@@ -56,6 +56,24 @@ fn a_program_that_lies_in_the_slot_is_staged_without_a_write_to_the_boot_partiti
     assert!(bench.disk.power_on().1 == Some(release.content()));
 }
 
+/// A person at the console waits for the media, so PID 1 gives up the bundle whose thread has them. That thread has only
+/// begun to hash the program in the slot, behind a node that computes.
+#[test]
+fn a_program_in_the_slot_is_not_hashed_to_its_end_for_a_bundle_that_is_given_up() {
+    let bench = UpdateBench::new();
+    let release = TestRelease::new(NEW, 1);
+    bench.stage(&release).expect("staged");
+    let bundle = bench.publisher.bundle(&release);
+    let stream = framed(&bundle, 65_536);
+    let progress = Arc::default();
+    bench.disk.give_up_at_read(BootSlot::B, &progress);
+    let refused = bench.staged_with(&bench.disk, &*stream, &order(&bundle), progress);
+    let refused = refused.expect_err("it is given up");
+    assert_eq!(refused.code, RefusalCode::Aborted, "{}", refused.text);
+    assert_eq!(bench.disk.reads_since(), 1, "of pieces of the program");
+    assert_eq!(bench.disk.record().phase(), BootPhase::Staged);
+}
+
 /// What is noted of a slot is no proof of what the disk has there.
 #[test]
 fn a_slot_whose_file_was_changed_is_written_again() {

@@ -1,9 +1,11 @@
 //! Bundles that the node downloads.
 
+use alknet_test_support::deadline;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::node::update::schedule::LOOK_PERIOD_S;
 use crate::node::update::session::StagingOutcome;
 
 /// A server that sends a file in parts of so many bytes, each over a connection of its own that then breaks.
@@ -260,16 +262,22 @@ async fn channel_server(files: &'static [(&'static str, &'static [u8])]) -> Peer
 const DELTA: &[u8] = b"a bundle with a delta";
 const CHANNEL: &[(&str, &[u8])] = &[("bundle.tar", FILE), ("from-ab12.tar", DELTA)];
 
-/// A machine that runs this program, and has followed a channel by itself.
-async fn follower(running: Option<&str>, verdict: Verdict) -> NodeUpdateBench {
+/// A machine that runs this program, and is to follow a channel by itself.
+async fn new_follower(running: Option<&str>) -> NodeUpdateBench {
     let server = channel_server(CHANNEL).await;
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
     let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
     let downloader = &bench.updates.0.downloader;
     downloader.instead(format!("http://{server}/stable/"));
-    bench.judge(verdict);
     bench.set(|facts| facts.update.running_sha256 = running.map(str::to_owned));
+    bench
+}
+
+/// The same, and it has followed the channel: it has looked, and staged.
+async fn follower(running: Option<&str>, verdict: Verdict) -> NodeUpdateBench {
+    let bench = new_follower(running).await;
+    bench.judge(verdict);
     bench.updates.act().await;
     bench.updates.act().await;
     bench
@@ -280,6 +288,11 @@ async fn followed(running: Option<&str>, verdict: Verdict) -> Vec<&'static [u8]>
     let bench = follower(running, verdict).await;
     let auto = bench.updates.auto_shown();
     assert_eq!(auto["error"], Value::Null, "{auto}");
+    taken(&bench)
+}
+
+/// The bundles of the channel that PID 1 got.
+fn taken(bench: &NodeUpdateBench) -> Vec<&'static [u8]> {
     let known = |bundle: &Vec<u8>| {
         let content = CHANNEL.iter().map(|(_, content)| *content);
         content.into_iter().find(|content| content == bundle)
@@ -316,6 +329,47 @@ async fn a_machine_takes_no_whole_program_of_a_release_that_it_refuses() {
     let took: Vec<_> = bench.bundles().into_iter().map(|(it, _)| it).collect();
     assert_eq!(took, [FILE, DELTA]);
     assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
+}
+
+/// PID 1 does not finish a delta, which the machine then would try every six hours for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_takes_the_whole_program_of_a_release_whose_delta_was_not_staged() {
+    let is_refused = follower(Some("ab12"), Verdict::Refuses(DELTA, "failed")).await;
+    let is_given_up = new_follower(Some("ab12")).await;
+    is_given_up.updates.act().await;
+    is_given_up.judge(Verdict::AppliesUntilGivenUp);
+    let giving_up = async {
+        while is_given_up.bundles().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let why = "PID 1 did not stage it".to_owned();
+        is_given_up.updates.0.sessions.cancel(why).await
+    };
+    let both = async { tokio::join!(is_given_up.updates.act(), giving_up) };
+    let both = tokio::time::timeout(deadline(Duration::from_secs(60)), both).await;
+    let ((), is_cancelled) = both.expect("it ends");
+    assert!(is_cancelled);
+    for bench in [is_refused, is_given_up] {
+        assert_eq!(taken(&bench), [FILE, DELTA]);
+        assert_ne!(bench.updates.auto_shown()["error"], Value::Null);
+        let later = |looks: i64| {
+            let seconds = (looks * LOOK_PERIOD_S).unsigned_abs();
+            bench.clock.0.store(seconds, Ordering::Relaxed);
+        };
+        // Each time it looks, and stages.
+        later(1);
+        bench.judge(Verdict::Plans);
+        bench.updates.act().await;
+        bench.updates.act().await;
+        assert_eq!(taken(&bench)[2..], [FILE, FILE]);
+        // The next release is another one.
+        later(2);
+        bench.judge(Verdict::PlansOf("b2"));
+        bench.updates.act().await;
+        bench.updates.act().await;
+        assert_eq!(taken(&bench)[4..], [FILE, DELTA]);
+        assert_eq!(bench.updates.auto_shown()["error"], Value::Null);
+    }
 }
 
 /// Dashboards and hubs may read. Without a pause their checks would have the one session nearly all the time.

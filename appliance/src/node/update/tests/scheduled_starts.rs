@@ -44,6 +44,7 @@ fn start(seconds: i64) -> ScheduledStart {
         token: None,
         limited: false,
         failure: String::new(),
+        replaced: false,
     }
 }
 
@@ -432,13 +433,103 @@ async fn a_start_is_kept_with_what_its_caller_proved() {
     assert_eq!(stored(), (format!("key:{}", hash.key_id), None, Some(hash)));
 }
 
+/// The ends of planned starts that PID 1 was to log: the version, the reason and the caller.
+fn unscheduled(bench: &NodeUpdateBench) -> Vec<[String; 3]> {
+    let requests = bench.requests().into_iter();
+    let ends = requests.filter_map(|(request, by)| match request {
+        UpdateRequest::Unscheduled { version, reason } => Some([version, reason, by]),
+        _ => None,
+    });
+    ends.collect()
+}
+
+/// Stages the program with this SHA-256 for a caller.
+async fn stage_as(bench: &NodeUpdateBench, bundle: StagingRequest, sha256: &'static str) {
+    let ended = &bench.updates.0.attempts.staged;
+    let before = ended.load(Ordering::Relaxed);
+    bench.judge(Verdict::PlansOf(sha256));
+    let owner = bundle.owner.clone();
+    let session = bench.updates.0.sessions.begin(bundle, None);
+    let session = session.expect("it begins");
+    bench.updates.watch(&session);
+    let id = session.id.clone();
+    drop(session);
+    let piece = (0, Bytes::from_static(b"a bundle!"));
+    let written = bench.updates.0.sessions.write((&id, &owner), piece).await;
+    written.expect("it is staged");
+    staged(bench, sha256);
+    wait_until(|| ended.load(Ordering::Relaxed) > before).await;
+}
+
+/// An administrator has planned a start, and looks whether it still holds after another caller has staged a program.
 #[tokio::test]
-async fn a_start_is_forgotten_if_another_program_is_staged_after_a_restart() {
+async fn a_start_that_another_staging_ends_is_in_the_status_the_problems_and_the_log() {
+    for (who, limited, unasked) in [
+        ("ada", false, false),
+        ("eve", true, false),
+        ("hub", false, true),
+    ] {
+        let mut bench = bench();
+        let at = start(3600).at;
+        let node = UpdateCaller::new(&bench.updates);
+        let in_an_hour = json!({ "at": at.to_string() });
+        let set = node.call(ADMIN, "update/apply", in_an_hour.clone());
+        set.await.expect("it waits");
+        let bundle = StagingRequest {
+            owner: who.to_owned(),
+            by: who.to_owned(),
+            limited,
+            unasked,
+            ..request(9)
+        };
+        stage_as(&bench, bundle.clone(), "b2").await;
+        wait_until(|| !unscheduled(&bench).is_empty()).await;
+        let reason = format!("{who} has staged another program, of version 1.1.0");
+        let text = Some(format!(
+            "version 1.1.0 does not start at {at}, as planned: {reason}"
+        ));
+        assert_eq!(not_started(&bench), text);
+        let status = node.call(ADMIN, "update/status", Value::Null).await;
+        let status = status.expect("a status");
+        assert_eq!(status["scheduled"], Value::Null);
+        let shown =
+            json!({ "version": "1.1.0", "at": at.to_string(), "by": "admin", "reason": reason });
+        assert_eq!(status["not_started"], shown);
+        let logged = format!("it does not start at {at}, as admin had planned: {reason}");
+        let logged = ["1.1.0", logged.as_str(), who].map(str::to_owned);
+        assert_eq!(unscheduled(&bench), [logged.clone()]);
+        // One more program does not hide it, nor does a restart of the node.
+        stage_as(&bench, bundle, "c3").await;
+        let_tasks_run().await;
+        assert_eq!(not_started(&bench), text);
+        bench.restart();
+        let_tasks_run().await;
+        assert_eq!(not_started(&bench), text);
+        assert_eq!(unscheduled(&bench), [logged]);
+        assert_eq!(starts(&bench), 0);
+        // Another moment ends it.
+        let node = UpdateCaller::new(&bench.updates);
+        let set = node.call(ADMIN, "update/apply", in_an_hour).await;
+        set.expect("it waits");
+        assert_eq!(not_started(&bench), None);
+    }
+}
+
+/// The node ended between the staging and its note.
+#[tokio::test]
+async fn a_start_ends_with_a_reason_if_another_program_is_staged_after_a_restart() {
     let mut bench = bench();
     staged(&bench, "b2");
     restart_with(&mut bench, &start(-1));
-    wait_until(|| !file(&bench).exists()).await;
-    assert!(bench.requests().is_empty());
+    wait_until(|| !unscheduled(&bench).is_empty()).await;
+    assert_eq!(starts(&bench), 0);
+    let text = not_started(&bench).expect("a problem");
+    assert!(
+        text.ends_with("another program was staged, of version 1.1.0"),
+        "{text}"
+    );
+    // It is about a version that waits.
+    bench.set(|facts| facts.update.state = "good".to_owned());
     assert_eq!(not_started(&bench), None);
 }
 
