@@ -254,7 +254,7 @@ impl NodeUpdates {
     }
 
     /// Ends a start that is for another program than the one that is staged now. The caller that planned it expects a
-    /// restart, so the problems, the status and the log of updates say why there is none.
+    /// restart, so the problems, the status and the log of updates say why it does not come.
     pub(super) fn end_start_of_others(&self) {
         let Some(staged) = self.staged_sha256() else {
             return;
