@@ -13,8 +13,11 @@ pub(crate) mod vmdk;
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek64};
 use uuid::Uuid;
 
 use self::vhdx::VhdxIds;
@@ -48,7 +51,7 @@ impl VirtualDiskFormat {
 }
 
 /// Writes the disk in `raw`, of whole blocks of 512 bytes, to the empty file `output`. The identifiers in it are fixed:
-/// [`build`](crate::build) derives those of an image from its content.
+/// [`build`](crate::build) derives those of an image from its content. Holes of `raw` count as zeros and are not read.
 ///
 /// # Errors
 /// A file cannot be read or written.
@@ -57,7 +60,7 @@ impl VirtualDiskFormat {
 /// The disk does not have whole blocks.
 pub fn write_virtual_disk(format: VirtualDiskFormat, raw: File, output: &File) -> io::Result<()> {
     const ID: Uuid = Uuid::from_u128(1);
-    let disk = RawDisk::new(raw)?;
+    let disk = RawDisk::sparse(raw)?;
     let vmdk = |kind| vmdk::write(output, &disk, kind, "disk.vmdk", 1);
     match format {
         VirtualDiskFormat::Qcow2 => qcow2::write(output, &disk),
@@ -80,13 +83,27 @@ pub fn write_virtual_disk(format: VirtualDiskFormat, raw: File, output: &File) -
 pub(crate) struct RawDisk {
     file: File,
     bytes: u64,
+    /// Parts that are known to have zeros alone.
+    holes: Vec<Range<u64>>,
 }
 
 impl RawDisk {
     pub(crate) fn new(file: File) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
         assert_eq!(bytes % LBA_BYTES, 0, "a disk has whole blocks");
-        Ok(Self { file, bytes })
+        Ok(Self {
+            file,
+            bytes,
+            holes: Vec::new(),
+        })
+    }
+
+    /// Like `new`, and knows the holes of the file. A build does not use it: file systems have reported holes where
+    /// data had just been written.
+    pub(crate) fn sparse(file: File) -> io::Result<Self> {
+        let mut disk = Self::new(file)?;
+        disk.holes = holes(&disk.file, disk.bytes)?;
+        Ok(disk)
     }
 
     /// The disk as a file.
@@ -107,10 +124,15 @@ impl RawDisk {
     /// Reads one unit, with zeros behind the end of the disk. `None` if it has zeros alone.
     pub(crate) fn unit(&self, unit: u64, index: u64) -> io::Result<Option<Vec<u8>>> {
         let at = unit * index;
+        let present = unit.min(self.bytes.saturating_sub(at));
+        let is_in = |hole: &Range<u64>| hole.start <= at && at + present <= hole.end;
+        if self.holes.iter().any(is_in) {
+            return Ok(None);
+        }
         let mut content = vec![0; to_usize(unit)];
-        let present = to_usize(unit.min(self.bytes.saturating_sub(at)));
-        self.file.read_exact_at(&mut content[..present], at)?;
-        Ok(content.iter().any(|byte| *byte != 0).then_some(content))
+        self.file
+            .read_exact_at(&mut content[..to_usize(present)], at)?;
+        Ok((!is_zero(&content)).then_some(content))
     }
 
     /// Which units have another byte than zero.
@@ -119,6 +141,35 @@ impl RawDisk {
             .map(|index| Ok(self.unit(unit, index)?.is_some()))
             .collect()
     }
+}
+
+/// The parts of a file of so many bytes in which nothing was written.
+fn holes(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
+    let end = i64::try_from(bytes).map_err(io::Error::other)?;
+    let mut holes = Vec::new();
+    let mut at = 0;
+    while at < end {
+        let data = match lseek64(file, at, Whence::SeekData) {
+            // There are no data behind `at`.
+            Err(Errno::ENXIO) => end,
+            found => found?,
+        };
+        if data > at {
+            holes.push(at.cast_unsigned()..data.cast_unsigned());
+        }
+        at = match data < end {
+            true => lseek64(file, data, Whence::SeekHole)?,
+            false => end,
+        };
+    }
+    Ok(holes)
+}
+
+/// Whether the bytes are zeros alone. A comparison of blocks takes a fraction of the time of a look at each byte.
+fn is_zero(content: &[u8]) -> bool {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    let mut blocks = content.chunks(ZEROS.len());
+    blocks.all(|block| block == &ZEROS[..block.len()])
 }
 
 /// A number of bytes in memory.
@@ -149,6 +200,8 @@ impl HeaderBytes {
 mod tests {
     use std::io::Write;
 
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
     use super::*;
 
     #[test]
@@ -161,5 +214,43 @@ mod tests {
         assert_eq!(disk.used(1024).expect("readable"), [false, true]);
         let last = disk.unit(1024, 1).expect("readable").expect("not zeros");
         assert_eq!((last[511], last[512], last.len()), (7, 0, 1024));
+    }
+    #[test]
+    fn a_byte_other_than_zero_is_found_at_every_place() {
+        let mut content = vec![0; 4096 + 512];
+        assert!(is_zero(&content) && is_zero(&[]));
+        for at in [0, 4095, 4096, 4607] {
+            content[at] = 1;
+            assert!(!is_zero(&content), "{at}");
+            content[at] = 0;
+        }
+    }
+
+    /// A file in memory has holes on every computer.
+    #[test]
+    fn a_disk_whose_holes_are_known_is_the_same_disk() {
+        let file = memfd_create(c"disk", MFdFlags::MFD_CLOEXEC).expect("a file in memory");
+        let file = File::from(file);
+        let bytes = (3 << 20) + 1024;
+        file.set_len(bytes).expect("a sparse file");
+        let empty = RawDisk::sparse(file.try_clone().expect("a descriptor")).expect("readable");
+        assert_eq!(empty.holes.first(), Some(&(0..bytes)));
+        // Over the border of a unit, and the last byte.
+        for (content, at) in [(&[7; 5][..], (1 << 20) - 3), (&[9][..], bytes - 1)] {
+            file.write_all_at(content, at).expect("writable");
+        }
+        let sparse = RawDisk::sparse(file.try_clone().expect("a descriptor")).expect("readable");
+        let whole = RawDisk::new(file).expect("readable");
+        assert_eq!((sparse.holes.len(), whole.holes.len()), (2, 0));
+        for unit in [512, 64 << 10, 1 << 20] {
+            assert_eq!(
+                sparse.used(unit).expect("readable"),
+                whole.used(unit).expect("readable")
+            );
+            for index in 0..whole.units(unit) {
+                let units = [&sparse, &whole].map(|it| it.unit(unit, index).expect("readable"));
+                assert!(units[0] == units[1], "{unit} {index}");
+            }
+        }
     }
 }
