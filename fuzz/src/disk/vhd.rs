@@ -9,7 +9,7 @@ use super::{ContainedDisk, bytes_at, has_data, length_of, vec_at};
 const FOOTER_BYTES: u64 = 512;
 const CHECKSUM: std::ops::Range<usize> = 64..68;
 /// Bytes that are read at a time.
-const UNIT_BYTES: u64 = 1 << 20;
+const UNIT_BYTES: u64 = 64 << 10;
 
 pub(super) fn read(file: &File) -> ContainedDisk {
     let bytes = length_of(file) - FOOTER_BYTES;

@@ -24,6 +24,9 @@ use self::vhdx::VhdxIds;
 use self::vmdk::VmdkKind;
 use crate::disk::LBA_BYTES;
 
+/// What file systems give a file at a time.
+const PAGE_BYTES: usize = 4096;
+
 /// A container of a disk, for [`write_virtual_disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VirtualDiskFormat {
@@ -124,15 +127,33 @@ impl RawDisk {
     /// Reads one unit, with zeros behind the end of the disk. `None` if it has zeros alone.
     pub(crate) fn unit(&self, unit: u64, index: u64) -> io::Result<Option<Vec<u8>>> {
         let at = unit * index;
-        let present = unit.min(self.bytes.saturating_sub(at));
-        let is_in = |hole: &Range<u64>| hole.start <= at && at + present <= hole.end;
-        if self.holes.iter().any(is_in) {
+        let parts = self.data(at..self.bytes.min(at + unit));
+        if parts.is_empty() {
             return Ok(None);
         }
         let mut content = vec![0; to_usize(unit)];
-        self.file
-            .read_exact_at(&mut content[..to_usize(present)], at)?;
+        for part in parts {
+            let place = to_usize(part.start - at)..to_usize(part.end - at);
+            self.file.read_exact_at(&mut content[place], part.start)?;
+        }
         Ok((!is_zero(&content)).then_some(content))
+    }
+
+    /// The parts of a range that are in no hole.
+    fn data(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut parts = Vec::new();
+        let mut from = range.start;
+        for hole in &self.holes {
+            let end = hole.start.min(range.end);
+            if from < end {
+                parts.push(from..end);
+            }
+            from = from.max(hole.end);
+        }
+        if from < range.end {
+            parts.push(from..range.end);
+        }
+        parts
     }
 
     /// Which units have another byte than zero.
@@ -165,11 +186,21 @@ fn holes(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
     Ok(holes)
 }
 
-/// Whether the bytes are zeros alone. A comparison of blocks takes a fraction of the time of a look at each byte.
+/// Writes to a part of a new file. Pages of zeros stay holes.
+fn write_data(file: &File, content: &[u8], at: u64) -> io::Result<()> {
+    for (page, place) in content.chunks(PAGE_BYTES).zip((at..).step_by(PAGE_BYTES)) {
+        if !is_zero(page) {
+            file.write_all_at(page, place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the bytes are zeros alone. A comparison of pages takes a fraction of the time of a look at each byte.
 fn is_zero(content: &[u8]) -> bool {
-    static ZEROS: [u8; 4096] = [0; 4096];
-    let mut blocks = content.chunks(ZEROS.len());
-    blocks.all(|block| block == &ZEROS[..block.len()])
+    static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+    let mut pages = content.chunks(PAGE_BYTES);
+    pages.all(|page| page == &ZEROS[..page.len()])
 }
 
 /// A number of bytes in memory.
@@ -224,6 +255,21 @@ mod tests {
             assert!(!is_zero(&content), "{at}");
             content[at] = 0;
         }
+    }
+
+    #[test]
+    fn pages_of_zeros_are_not_written() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(20_000).expect("writable");
+        let mut content = vec![0; 3 * PAGE_BYTES + 10];
+        content[PAGE_BYTES] = 1;
+        content[3 * PAGE_BYTES + 9] = 2;
+        write_data(&file, &content, 1000).expect("writable");
+        let mut read = vec![9; 20_000];
+        file.read_exact_at(&mut read, 0).expect("readable");
+        let end = 1000 + content.len();
+        assert!(read[1000..end] == content);
+        assert!(is_zero(&read[..1000]) && is_zero(&read[end..]));
     }
 
     /// A file in memory has holes on every computer.
