@@ -2,8 +2,6 @@
 //! for the same build.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -14,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
+use crate::inputs::read_regular;
 
 /// The manifest's file name in the output folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -141,22 +140,10 @@ impl Manifest {
     /// may replace the file between two reads.
     ///
     /// # Errors
-    /// The file cannot be read or is longer than [`MANIFEST_BYTES_MAX`].
+    /// The file cannot be read, is no regular file, or is longer than [`MANIFEST_BYTES_MAX`].
     pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ImageError> {
-        let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|file| {
-            file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-            match bytes.len() as u64 > MANIFEST_BYTES_MAX {
-                true => Err(io::Error::from(io::ErrorKind::FileTooLarge)),
-                false => Ok(()),
-            }
-        });
-        read.map_err(|source| ImageError::InputUnreadable {
-            what: "image manifest",
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(bytes)
+        // Another person may have put a pipe or a device there.
+        read_regular("image manifest", path, MANIFEST_BYTES_MAX)
     }
 
     /// Parses the bytes of the manifest at `path`.
@@ -253,6 +240,9 @@ pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
 mod tests {
     use std::fs;
 
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     #[test]
@@ -347,10 +337,26 @@ mod tests {
         }
     }
 
+    /// The attack: another person puts one of these into the folder of an image, and the owner's command waits for a
+    /// writer of the pipe, or fills the memory.
     #[test]
-    fn a_manifest_without_an_end_is_not_read_to_it() {
-        let endless = Manifest::read_bytes(Path::new("/dev/zero")).expect_err("too long");
-        assert!(endless.to_string().contains("too large"), "{endless}");
+    fn a_pipe_a_device_or_a_long_file_in_the_place_of_a_manifest_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let [pipe, long] = ["pipe", "long"].map(|name| dir.path().join(name));
+        mkfifo(&pipe, Mode::S_IRWXU).expect("the folder is ours");
+        for path in [&*pipe, Path::new("/dev/zero"), dir.path()] {
+            let refused = Manifest::read_bytes(path).expect_err("no regular file");
+            let said = format!(
+                "{} is not a usable image manifest: it is no regular file; name another one",
+                path.display()
+            );
+            assert_eq!(refused.to_string(), said);
+        }
+        let file = fs::File::create(&long).expect("the folder is ours");
+        file.set_len(MANIFEST_BYTES_MAX + 1).expect("a sparse file");
+        let refused = Manifest::read_bytes(&long).expect_err("too long");
+        let said = "it is 4194305 bytes, beyond 4194304; name another file";
+        assert!(refused.to_string().ends_with(said), "{refused}");
     }
 
     #[test]

@@ -16,17 +16,17 @@ pub(super) fn read(file: &File) -> ContainedDisk {
     assert_eq!(number(file, 4), 3);
     let cluster = 1_u64 << number(file, 20);
     let bytes = offset(file, 24);
-    let (entries, first) = (u64::from(number(file, 36)), offset(file, 40));
+    let (tables, first) = (u64::from(number(file, 36)), offset(file, 40));
     let mut used = vec![0];
-    used.extend(clusters(first, entries * 8, cluster));
+    used.extend(clusters(first, tables * 8, cluster));
     let mut units = BTreeMap::new();
-    for index in 0..entries {
-        let Some(table) = entry(file, first + index * 8) else {
+    for (index, table) in (0..).zip(entries(file, first, tables)) {
+        let Some(table) = place(table) else {
             continue;
         };
         used.push(table / cluster);
-        for slot in 0..cluster / 8 {
-            if let Some(at) = entry(file, table + slot * 8) {
+        for (slot, entry) in (0..).zip(entries(file, table, cluster / 8)) {
+            if let Some(at) = place(entry) {
                 used.push(at / cluster);
                 let unit = index * (cluster / 8) + slot;
                 units.insert(unit, vec_at(file, at, cluster));
@@ -41,9 +41,17 @@ pub(super) fn read(file: &File) -> ContainedDisk {
     }
 }
 
+/// The entries of a table.
+fn entries(file: &File, at: u64, count: u64) -> Vec<u64> {
+    let table = vec_at(file, at, count * 8);
+    let entries = table.chunks_exact(8);
+    entries
+        .map(|entry| u64::from_be_bytes(entry.try_into().expect("eight bytes")))
+        .collect()
+}
+
 /// The place to which an entry points.
-fn entry(file: &File, at: u64) -> Option<u64> {
-    let entry = offset(file, at);
+fn place(entry: u64) -> Option<u64> {
     if entry == 0 {
         return None;
     }
@@ -61,8 +69,7 @@ fn require_counts(file: &File, cluster: u64, mut used: Vec<u64>) {
     assert_eq!(number(file, 96), 4, "counts of 16 bits");
     used.extend(clusters(table, tables * cluster, cluster));
     let mut counted = Vec::new();
-    for index in 0..tables * cluster / 8 {
-        let block = offset(file, table + index * 8);
+    for (index, block) in (0..).zip(entries(file, table, tables * cluster / 8)) {
         if block == 0 {
             continue;
         }

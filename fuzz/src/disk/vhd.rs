@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use super::{ContainedDisk, bytes_at, length_of, vec_at};
+use super::{ContainedDisk, bytes_at, has_data, length_of, vec_at};
 
 /// Bytes of the footer, and where it has its checksum.
 const FOOTER_BYTES: u64 = 512;
 const CHECKSUM: std::ops::Range<usize> = 64..68;
 /// Bytes that are read at a time.
-const UNIT_BYTES: u64 = 1 << 20;
+const UNIT_BYTES: u64 = 64 << 10;
 
 pub(super) fn read(file: &File) -> ContainedDisk {
     let bytes = length_of(file) - FOOTER_BYTES;
@@ -22,6 +22,7 @@ pub(super) fn read(file: &File) -> ContainedDisk {
     let sum: u32 = footer.iter().map(|byte| u32::from(*byte)).sum();
     assert_eq!(claimed, (!sum).to_be_bytes());
     let units = 0..bytes / UNIT_BYTES;
+    let units = units.filter(|unit| has_data(file, unit * UNIT_BYTES, UNIT_BYTES));
     let units = units.map(|unit| (unit, vec_at(file, unit * UNIT_BYTES, UNIT_BYTES)));
     ContainedDisk {
         bytes,

@@ -5,11 +5,13 @@ use std::fs::File;
 
 use crc::{CRC_32_ISCSI, Crc};
 
-use super::{ContainedDisk, SECTOR_BYTES, bytes_at, length_of, vec_at};
+use super::{ContainedDisk, SECTOR_BYTES, bytes_at, has_data, length_of, vec_at};
 
 /// Bytes of a header, of which the file has two, and of a table of regions.
 const HEADER_BYTES: u64 = 4096;
 const REGIONS_BYTES: u64 = 64 << 10;
+/// Bytes of a block that are read at a time.
+const PART_BYTES: u64 = 64 << 10;
 /// Identifiers, as they are in the file.
 const ALLOCATION: [u8; 16] = [
     0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0x00, 0x42, 0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08,
@@ -31,16 +33,18 @@ pub(super) fn read(file: &File) -> ContainedDisk {
         // Without a log there is nothing to replay.
         assert_eq!(header[48..64], [0; 16]);
     }
+    // One checksum is that of both copies.
+    let [one, two] = [3, 4].map(|copy| vec_at(file, copy * REGIONS_BYTES, REGIONS_BYTES));
+    assert!(one == two, "the copies differ");
     let regions = checked(file, 3 * REGIONS_BYTES, REGIONS_BYTES, b"regi");
-    let again = checked(file, 4 * REGIONS_BYTES, REGIONS_BYTES, b"regi");
-    assert!(regions == again, "the copies differ");
     let (table, table_bytes) = region(&regions, &ALLOCATION);
     let (metadata, _) = region(&regions, &METADATA);
-    let unit = u64::from(u32::from_le_bytes(item(file, metadata, &FILE_PARAMETERS)));
+    let block_bytes = u64::from(u32::from_le_bytes(item(file, metadata, &FILE_PARAMETERS)));
     let bytes = u64::from_le_bytes(item(file, metadata, &DISK_BYTES));
-    let per_bitmap = (1 << 23) * SECTOR_BYTES / unit;
+    let per_bitmap = (1 << 23) * SECTOR_BYTES / block_bytes;
+    let parts = block_bytes / PART_BYTES;
     let mut units = BTreeMap::new();
-    for block in 0..bytes.div_ceil(unit) {
+    for block in 0..bytes.div_ceil(block_bytes) {
         let slot = block + block / per_bitmap;
         assert!((slot + 1) * 8 <= table_bytes, "the table is too short");
         let entry = u64::from_le_bytes(bytes_at(file, table + slot * 8));
@@ -48,13 +52,22 @@ pub(super) fn read(file: &File) -> ContainedDisk {
             0 => assert_eq!(entry, 0),
             6 => {
                 let at = entry & !0xf_ffff;
-                assert!(at + unit <= length_of(file));
-                units.insert(block, vec_at(file, at, unit));
+                assert!(at + block_bytes <= length_of(file));
+                for part in 0..parts {
+                    let at = at + part * PART_BYTES;
+                    if has_data(file, at, PART_BYTES) {
+                        units.insert(block * parts + part, vec_at(file, at, PART_BYTES));
+                    }
+                }
             }
             state => panic!("state {state}"),
         }
     }
-    ContainedDisk { bytes, unit, units }
+    ContainedDisk {
+        bytes,
+        unit: PART_BYTES,
+        units,
+    }
 }
 
 /// A structure whose checksum holds.

@@ -76,26 +76,35 @@ fn require_descriptor(file: &File, sectors: u64) {
 
 fn grains(file: &File, header: &SparseHeader, directory: u64) -> BTreeMap<u64, Vec<u8>> {
     let mut units = BTreeMap::new();
-    let entry = |first: u64, index: u64| {
-        let at = first * SECTOR_BYTES + index * 4;
-        u64::from(u32::from_le_bytes(bytes_at(file, at)))
-    };
-    for grain in 0..header.sectors.div_ceil(header.grain) {
-        let table = entry(directory, grain / header.table);
+    let all = header.sectors.div_ceil(header.grain);
+    let tables = entries(file, directory, all.div_ceil(header.table));
+    for (index, table) in (0..).zip(tables) {
         if table == 0 {
             continue;
         }
-        let at = entry(table, grain % header.table);
-        if at == 0 {
-            continue;
+        for (slot, at) in (0..).zip(entries(file, table, header.table)) {
+            if at == 0 {
+                continue;
+            }
+            let grain = index * header.table + slot;
+            assert!(grain < all, "grain {grain} is behind the end");
+            let content = match header.flags & COMPRESSED {
+                0 => vec_at(file, at * SECTOR_BYTES, header.grain * SECTOR_BYTES),
+                _ => unpacked(file, at * SECTOR_BYTES, grain * header.grain),
+            };
+            units.insert(grain, content);
         }
-        let content = match header.flags & COMPRESSED {
-            0 => vec_at(file, at * SECTOR_BYTES, header.grain * SECTOR_BYTES),
-            _ => unpacked(file, at * SECTOR_BYTES, grain * header.grain),
-        };
-        units.insert(grain, content);
     }
     units
+}
+
+/// The sectors in a table, or in a directory, that begins with sector `first`.
+fn entries(file: &File, first: u64, count: u64) -> Vec<u64> {
+    let table = vec_at(file, first * SECTOR_BYTES, count * 4);
+    let entries = table.chunks_exact(4);
+    entries
+        .map(|entry| u32::from_le_bytes(entry.try_into().expect("four bytes")).into())
+        .collect()
 }
 
 /// The grain behind the marker at byte `at`, which says that it begins with this sector of the disk.

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use uuid::Uuid;
 
-use super::{HeaderBytes, RawDisk};
+use super::{HeaderBytes, RawDisk, write_data};
 
 /// Azure takes disks of whole MiB.
 const UNIT_BYTES: u64 = 1 << 20;
@@ -17,12 +17,12 @@ const CHECKSUM_AT: usize = 64;
 /// A fixed disk.
 const FIXED: u32 = 2;
 
-/// Writes the disk, and the footer behind it. Blocks of zeros stay holes of the file.
+/// Writes the disk, and the footer behind it. Pages of zeros stay holes of the file.
 pub(crate) fn write(file: &File, disk: &RawDisk, id: Uuid) -> io::Result<()> {
     let bytes = disk.bytes().next_multiple_of(UNIT_BYTES);
     for index in 0..disk.units(UNIT_BYTES) {
         if let Some(content) = disk.unit(UNIT_BYTES, index)? {
-            file.write_all_at(&content, index * UNIT_BYTES)?;
+            write_data(file, &content, index * UNIT_BYTES)?;
         }
     }
     file.write_all_at(&footer(bytes, id), bytes)

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use crc::{CRC_32_ISCSI, Crc};
 use uuid::{Uuid, uuid};
 
-use super::{HeaderBytes, RawDisk};
+use super::{HeaderBytes, RawDisk, write_data};
 
 /// Bytes of a payload block, the unit of allocation: the least that the format permits.
 const BLOCK_BYTES: u64 = 1 << 20;
@@ -57,8 +57,9 @@ pub(crate) fn write(file: &File, disk: &RawDisk, ids: VhdxIds) -> io::Result<()>
     }
     let entries = entries(disk.units(BLOCK_BYTES));
     let table_bytes = (entries * 8).next_multiple_of(MIB);
+    let regions = regions(table_bytes);
     for copy in [3, 4] {
-        file.write_all_at(&regions(table_bytes), copy * KIB_64)?;
+        file.write_all_at(&regions, copy * KIB_64)?;
     }
     let (table, items) = metadata(disk.bytes(), ids.disk);
     file.write_all_at(&table, METADATA_AT)?;
@@ -67,7 +68,7 @@ pub(crate) fn write(file: &File, disk: &RawDisk, ids: VhdxIds) -> io::Result<()>
     let mut next = TABLE_AT + table_bytes;
     for block in 0..disk.units(BLOCK_BYTES) {
         if let Some(content) = disk.unit(BLOCK_BYTES, block)? {
-            file.write_all_at(&content, next)?;
+            write_data(file, &content, next)?;
             let entry = next | PRESENT;
             let at = TABLE_AT + table_entry(block) * 8;
             file.write_all_at(&entry.to_le_bytes(), at)?;

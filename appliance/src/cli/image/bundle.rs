@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use alknet_durable::replace_all;
 use alknet_image::{ImageForm, Manifest, OutputRole};
 use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
 use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
@@ -15,7 +16,7 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::cosign::{missing_json, note_missing_of_bundles};
+use super::cosign::{missing_json, note_missing_of_bundles, of_replacement};
 use super::delta::{self, ProgramDelta};
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
@@ -100,12 +101,15 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
         signed.map_err(of_signing)
     })?;
     let bundle = bundle_of(&roots, &signed, &target, &program)?;
-    put(&args.out, &bundle)?;
+    let mut files = vec![(args.out.clone(), bundle)];
     for delta in &deltas {
         let bundle = bundle_of(&roots, &signed, &delta.target, &delta.bytes)?;
-        put(&delta.path(&args.out), &bundle)?;
+        files.push((delta.path(&args.out), bundle));
     }
-    report(args, (&version, &bundle), &deltas, &missing, json)
+    put_together(&files)?;
+    let bundle = files.first().map(|(_, bundle)| bundle.as_slice());
+    let of_program = (&version, bundle.unwrap_or_default());
+    report(args, of_program, &deltas, &missing, json)
 }
 
 /// Prints the files that were made.
@@ -163,6 +167,17 @@ pub(super) fn put(path: &Path, bundle: &[u8]) -> Result<(), CommandError> {
     let written = alknet_durable::replace(path, bundle, 0o644);
     written
         .map_err(|error| CommandError::local(format!("cannot write {}: {error}", path.display())))
+}
+
+/// Does the same for the bundles of a release, and replaces none before all of them are written: a set with bundles of
+/// two releases is no release.
+fn put_together(bundles: &[(PathBuf, Vec<u8>)]) -> Result<(), CommandError> {
+    let files = bundles.iter();
+    let files: Vec<_> = files
+        .map(|(path, bundle)| (path.as_path(), bundle.as_slice()))
+        .collect();
+    let remedy = "Remove the cause and run the command again: it writes all bundles";
+    replace_all(&files, 0o644).map_err(|error| of_replacement(&error, remedy))
 }
 
 pub(super) fn of_signing(error: SigningError) -> CommandError {
@@ -247,4 +262,44 @@ fn described(program: &[u8]) -> Result<ReleaseInfo, String> {
         sections: sections.collect(),
         authenticode: Some(HEXLOWER.encode(&authenticode(program).map_err(form)?)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// The attack: a folder has the name under which the command would write its last bundle.
+    #[test]
+    fn bundles_of_which_one_cannot_be_written_leave_all_files_as_they_were() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        let [program, delta] = ["1.bundle", "from-1"].map(at);
+        for path in [&program, &delta] {
+            fs::write(path, "old").expect("the folder is ours");
+        }
+        fs::create_dir(at(".from-1.new")).expect("the folder is ours");
+        let bundles = [&program, &delta].map(|path| (path.clone(), b"new".to_vec()));
+        let refused = put_together(&bundles).expect_err("a folder is in the way");
+        assert!(
+            refused.message.ends_with("none of the files was replaced"),
+            "{refused}"
+        );
+        let contents = || [&program, &delta].map(|path| fs::read(path).expect("it was written"));
+        assert_eq!(contents(), [b"old", b"old"]);
+        fs::remove_dir(at(".from-1.new")).expect("the folder is ours");
+        put_together(&bundles).expect("nothing is in the way");
+        assert_eq!(contents(), [b"new", b"new"]);
+        // A file cannot take the place of a folder. The names are in alphabetical order.
+        fs::remove_file(&delta).expect("the folder is ours");
+        fs::create_dir(&delta).expect("the folder is ours");
+        let half = put_together(&bundles).expect_err("a folder is in the way");
+        let name = program.display();
+        assert!(
+            half.message
+                .contains(&format!("were replaced before: {name}. Remove the cause")),
+            "{half}"
+        );
+    }
 }

@@ -23,6 +23,9 @@ use crate::cli::{CommandError, CommandExit, output};
 
 /// Most bytes of all bundles of one call. The command has them in memory, and the results beside them.
 const BUNDLES_BYTES_MAX: u64 = BUNDLE_BYTES_MAX;
+/// What to do when only some bundles were replaced: the next call refuses bundles of which only some have the new
+/// signatures.
+const IN_NEXT_CALL: &str = "Give all bundles as you got them in the next call";
 
 /// Arguments of `alknet image cosign`.
 #[derive(Debug, Args)]
@@ -98,7 +101,7 @@ impl ImageCosignArgs {
         let contents = [&signed.bundle].into_iter().chain(&signed.others);
         let files = outs.iter().map(PathBuf::as_path);
         let files: Vec<_> = files.zip(contents.map(Vec::as_slice)).collect();
-        replace_all(&files, 0o644).map_err(|error| of_replacement(&error))?;
+        replace_all(&files, 0o644).map_err(|error| of_replacement(&error, IN_NEXT_CALL))?;
         report_bundles(&outs, &signed, json)
     }
 
@@ -140,15 +143,15 @@ impl ImageCosignArgs {
     }
 }
 
-/// Says which bundles have the new signatures: the next call refuses bundles of which only some have them.
-fn of_replacement(error: &ReplaceAllError) -> CommandError {
+/// Says which bundles are the new ones, and what to do if these are not all.
+pub(super) fn of_replacement(error: &ReplaceAllError, remedy: &str) -> CommandError {
     if error.replaced.is_empty() {
         return CommandError::local(format!("{error}; none of the files was replaced"));
     }
     let replaced = error.replaced.iter().map(|path| path.display().to_string());
     let replaced = replaced.collect::<Vec<_>>().join(" ");
     CommandError::local(format!(
-        "{error}; these files were replaced before: {replaced}. Give all bundles as you got them in the next call"
+        "{error}; these files were replaced before: {replaced}. {remedy}"
     ))
 }
 
@@ -320,12 +323,13 @@ mod tests {
             replaced: Vec::new(),
             source: std::io::ErrorKind::StorageFull.into(),
         };
-        let none = of_replacement(&error).message;
+        let none = of_replacement(&error, IN_NEXT_CALL).message;
         assert!(none.contains("cannot write two.tar: "), "{none}");
         assert!(none.ends_with("none of the files was replaced"), "{none}");
         error.replaced.push("one.tar".into());
-        let one = of_replacement(&error).message;
-        assert!(one.contains("were replaced before: one.tar."), "{one}");
+        let one = of_replacement(&error, IN_NEXT_CALL).message;
+        let said = "were replaced before: one.tar. Give all bundles";
+        assert!(one.contains(said), "{one}");
     }
 
     #[test]

@@ -69,7 +69,11 @@ impl FileSigner<'_> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // The manifest of every release has the same name. Its version tells them apart.
         let manifest = match name == MANIFEST_FILE {
-            true => Manifest::read_file(path).ok(),
+            true => {
+                let bytes = Manifest::read_bytes(path).map_err(|error| of_image(&error))?;
+                // A file of another program may have this name, too.
+                Manifest::parse(&bytes, path).ok()
+            }
             false => None,
         };
         let trusted = file_comment(&name, manifest.as_ref().map(|it| it.version.as_str()));

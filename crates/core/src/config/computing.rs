@@ -61,7 +61,8 @@ pub struct ComputeSection {
     pub driver: Option<String>,
     /// Whether the processor may compute products and hashes whose caller did not ask for it.
     pub host_kernels: bool,
-    /// How long a request may take on the GPU before its worker is killed, in seconds.
+    /// How long a request may take on the GPU before its worker is killed, in seconds. More than 10 are of no use to
+    /// scripts: a call into a session has 10 s in all.
     #[schemars(range(min = 1, max = 600))]
     pub gpu_seconds: u32,
 }

@@ -8,6 +8,7 @@ use crate::support::{SessionLab, identity, soon, spec};
 use crate::tensors;
 
 const PAGE: &str = include_str!("../../../../../docs/sessions.md");
+const CONFIGURATION: &str = include_str!("../../../../../docs/configuration.md");
 
 /// The blocks of this kind.
 fn blocks(kind: &str) -> Vec<String> {
@@ -80,6 +81,21 @@ async fn the_page_s_tensors_are_there() {
         let mut spec = spec(source);
         spec.grants = SessionGrants::to(["compute/*", "tensor/*"]);
         assert_eq!(lab.run(spec).await.expect("a value").value, expected);
+    }
+}
+
+/// An administrator who makes this time longer does so for other callers than scripts.
+#[test]
+fn the_key_for_gpu_time_tells_the_limit_of_scripts() {
+    let mut rows = CONFIGURATION.lines();
+    let row = rows.find(|line| line.starts_with("| `compute.gpu_seconds` |"));
+    let row = row.expect("the page has every key");
+    let own = SessionLimits::default().gpu.as_secs();
+    for said in [
+        format!("A larger number than {own} is of no use to scripts"),
+        format!("has {own} s on the GPU in all"),
+    ] {
+        assert!(row.contains(&said), "{said}: {row}");
     }
 }
 
