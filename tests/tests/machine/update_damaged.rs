@@ -26,8 +26,9 @@ use serde_json::Value;
 use crate::power::{CampaignRng, Evidence, is_full};
 use crate::update::bundle::ReleaseKeys;
 use crate::update::disk::{SlotDiskImage, SlotNotes};
+use crate::update::good::GoodUpdate;
 use crate::update::program::{PROGRAM, kernel_alone, versioned};
-use crate::update::{SECOND, config, machine, serving};
+use crate::update::{SECOND, config, machine, update};
 use crate::update_bad::quick;
 use program::{ProgramDamage, random};
 use volume::VolumeDamage;
@@ -329,7 +330,7 @@ struct DamageOutcome {
     resets: usize,
 }
 
-/// The disk of a machine that served the first version, and the second version.
+/// The disk of a machine that served the first version and staged the second one, and the second version.
 struct DamageCampaign {
     bench: TestBench,
     kind: MachineKind,
@@ -342,13 +343,16 @@ struct DamageCampaign {
 impl DamageCampaign {
     fn begin(kind: MachineKind) -> Self {
         let bench = TestBench::new();
-        let config = config(&bench, &ReleaseKeys::one(7));
         let base = bench.raw();
-        let node = serving(&bench, machine(kind, VirtioDisk::file(&base), &config));
+        let good = GoodUpdate::new(&bench);
+        let config = good.config(&bench, "");
+        let node = good.serving(&bench, machine(kind, VirtioDisk::file(&base), &config));
+        // The machine notes both programs, as before each trial.
+        let staged = update(bench.admin(), &node, &good.bundle, &["--stage"]);
+        assert_eq!(staged.status, 0, "{staged:?}");
         let identity = node.identity().to_owned();
         node.end();
-        let first = SlotDiskImage::new(&base).program(BootSlot::A);
-        let second = versioned(&first.expect("the image has it"), SECOND);
+        let [_, second] = good.programs;
         Self {
             bench,
             kind,
