@@ -1,4 +1,5 @@
-//! The medium installs itself onto a disk, on an order in the configuration.
+//! The medium installs itself onto a disk, on an order in the configuration. One of its machines starts from the medium;
+//! the others have it in their drive and get its kernel from QEMU, because GRUB takes most of a start.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,7 +11,7 @@ use alknet_qemu::{MachineKind, Nic, VirtioDisk, Vm, VmBuilder};
 use alknet_sealed::limits::{DATA_AT, MEMO_AT};
 use alknet_test_support::limited;
 use alknet_tests::tools::RAW_DATA_AT;
-use alknet_tests::{BootVariant, MachineNode, READY, TestBench, binary};
+use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, READY, TestBench, binary};
 use serde_json::json;
 
 use super::configuration::{NO_VAULT, document};
@@ -43,7 +44,7 @@ fn the_medium_installs_itself_and_the_disk_serves() {
     let order = format!("[install]\ndisk = \"{SERIAL}\"\nthen = \"poweroff\"\n");
     let config = document(&bench, "installed") + NO_VAULT + &order;
 
-    let mut vm = started(from_medium(&disk).config(config.as_str()));
+    let mut vm = started(beside_medium(&disk).config(config.as_str()));
     said(&vm, "alknet: 64 of 272 MiB are written", INSTALLED_WITHIN);
     vm.cut_power().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(first_block(&disk), [0; 512], "no firmware starts from it");
@@ -78,7 +79,7 @@ fn the_medium_installs_itself_and_the_disk_serves() {
         (renamed, "vda has this image already"),
         (erase, "vda has a node's data"),
     ] {
-        let vm = started(from_medium(&disk).config(config.as_str()));
+        let vm = started(beside_medium(&disk).config(config.as_str()));
         let problem =
             format!("alknet: problem install-refused: the image was not installed: {why}");
         said(&vm, &problem, SAID_WITHIN);
@@ -98,6 +99,15 @@ fn from_medium(disk: &Path) -> VmBuilder {
     let medium = built(ImageForm::Iso, OutputRole::Disk);
     let disk = VirtioDisk::file(disk).serial(SERIAL);
     machine().cd(medium).disk(disk)
+}
+
+/// The same, with the kernel and the initial file system of the medium from QEMU.
+fn beside_medium(disk: &Path) -> VmBuilder {
+    let direct = |role| built(ImageForm::Direct, role);
+    from_medium(disk)
+        .kernel(direct(OutputRole::Kernel))
+        .initrd(direct(OutputRole::Initrd))
+        .append(BuiltImageFolder::get().command_line(ImageForm::Direct))
 }
 
 fn started(vm: VmBuilder) -> Vm {
