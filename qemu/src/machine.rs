@@ -203,7 +203,13 @@ impl MachineSpec {
         if let Some(path) = &self.cd {
             let drive = "if=none,id=cd,media=cdrom,format=raw,readonly=on,file=";
             args.pair("-drive", option(drive, path));
-            args.pair("-device", "ide-cd,drive=cd,bootindex=0");
+            // A machine with a kernel of its own boots from no drive, and QEMU gives the kernel this index.
+            let boots = if self.kernel.is_none() {
+                "ide-cd,drive=cd,bootindex=0"
+            } else {
+                "ide-cd,drive=cd"
+            };
+            args.pair("-device", boots);
         }
         if let Some(folder) = &layout.seed {
             self.seed(folder, &mut args);

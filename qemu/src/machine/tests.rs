@@ -213,6 +213,17 @@ fn firmware_boots_from_the_cd_before_it_looks_at_disks() {
 }
 
 #[test]
+fn a_machine_with_a_kernel_of_its_own_starts_from_no_drive() {
+    let mut machine = machine(MachineKind::Pc);
+    machine.disks = vec![VirtioDisk::file("/d")];
+    machine.cd = Some("/c".into());
+    machine.kernel = Some("/k".into());
+    let line = line(&machine);
+    assert!(line.contains("-device ide-cd,drive=cd "), "{line}");
+    assert!(!line.contains("bootindex"), "{line}");
+}
+
+#[test]
 fn a_disk_hangs_on_the_controller_and_has_the_format_that_it_was_given() {
     let mut machine = machine(MachineKind::Q35Uefi);
     for (controller, wanted) in [
