@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::interposer::{asking_for_the_slot, assert_refused, with};
 use crate::knock;
+use crate::power::is_full;
 use crate::secure_boot::{OwnedPrograms, by, enrolled};
 use crate::tpm::TPM_ALONE;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, write};
@@ -34,7 +35,8 @@ const BOOT_BEGIN: u64 = 34 * LBA_BYTES;
 const BOOT_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
 /// To the owner's new version and back without a person, and in between the attack of [`Rollback`]; then a version whose
-/// bundle is signed and whose program is not, and one that another owner signed, end in the first version.
+/// bundle is signed and whose program another owner signed ends in the first version. In `cargo xtask soak update-cuts`
+/// so does one whose program nobody signed, which `secure_boot.rs` shows of the good slot in each run.
 #[test]
 fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let bench = TestBench::new();
@@ -48,8 +50,8 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
         .by(&bench, &owner, "first")
         .install(&bench);
     let second = versioned(&first, SECOND);
-    let unsigned = write(bench.path(), "second", &second);
-    let owners = by(&bench, &owner, &unsigned, "second-of-owner");
+    let unsigned_second = write(bench.path(), "second", &second);
+    let owners = by(&bench, &owner, &unsigned_second, "second-of-owner");
     let owners = std::fs::read(owners).expect("it was signed");
     // Firmware refuses the other two before it starts a kernel.
     let foreign = kernel_alone(&first, SECOND, "", &[]);
@@ -105,7 +107,8 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     );
     assert_ne!(opened(&node), slot_of_second);
 
-    for (number, program) in [(2, &foreign), (3, &others)] {
+    let unsigned = is_full().then_some((2, &foreign));
+    for (number, program) in unsigned.into_iter().chain([(3, &others)]) {
         let mark = node.vm().console().mark();
         failed_update(bench.admin(), &mut node, &bundle(number, program));
         let said = node.vm().console().since(mark);
