@@ -9,6 +9,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::power::is_full;
 use crate::tpm::{PIN, TPM_ALONE, WITH_PIN, asked, measured, served, set_up, type_line};
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys};
 use crate::update::disk::SlotDiskImage;
@@ -25,8 +26,9 @@ const RESERVED_AT: u64 = 0x28;
 /// Longest wait from an order to restart until the TPM refused to open the vault. Emulated firmware alone takes long.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
 
-/// To the new version and back without a person: before each start the machine has a slot for the program that comes,
-/// and after each confirmation the one of the program before is gone. Then the machine predicts wrongly.
+/// To the new version without a person, and in `cargo xtask soak update-cuts` also back: before each start the machine has
+/// a slot for the program that comes, and after each confirmation the one of the program before is gone. Then the machine
+/// predicts wrongly. Each run has the way back under Secure Boot (`update_secured.rs`).
 #[test]
 fn update_of_a_sealed_machine_and_back_needs_no_person() {
     let keys = ReleaseKeys::one(7);
@@ -57,32 +59,40 @@ fn update_of_a_sealed_machine_and_back_needs_no_person() {
         "the slot of the first program is still there"
     );
 
-    let mark = node.vm().console().mark();
-    let back = roll_back(bench.admin(), &node);
-    assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
-    node.wait_ready(mark);
-    assert_eq!(node.identity(), identity);
-    stands(
-        &node,
-        &[("version", FIRST), ("slot", "a"), ("state", "good")],
-    );
-    assert_ne!(opened(&node), second);
-    returns_after_wrong_prediction(&mut node, &disk);
+    let mut trial = BootSlot::A;
+    if is_full() {
+        let mark = node.vm().console().mark();
+        let back = roll_back(bench.admin(), &node);
+        assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
+        node.wait_ready(mark);
+        assert_eq!(node.identity(), identity);
+        stands(
+            &node,
+            &[("version", FIRST), ("slot", "a"), ("state", "good")],
+        );
+        assert_ne!(opened(&node), second);
+        trial = BootSlot::B;
+    }
+    returns_after_wrong_prediction(&mut node, &disk, trial);
 }
 
-/// The second version is put on trial once more, and firmware measures another program than the one for which the
-/// machine sealed a slot: its first bytes, which nothing runs, change in between. The TPM opens nothing for it. The
+/// The version in slot `trial` is put on trial once more, and firmware measures another program than the one for which
+/// the machine sealed a slot: its first bytes, which nothing runs, change in between. The TPM opens nothing for it. The
 /// version before opens the vault by its own slot, without a person.
-fn returns_after_wrong_prediction(node: &mut MachineNode, disk: &SlotDiskImage) {
+fn returns_after_wrong_prediction(node: &mut MachineNode, disk: &SlotDiskImage, trial: BootSlot) {
+    let (good, failed) = match trial {
+        BootSlot::A => (SECOND, FIRST),
+        BootSlot::B => (FIRST, SECOND),
+    };
     let identity = node.identity().to_owned();
     let slot = opened(node);
     let mark = node.vm().console().mark();
     node.call("update/rollback", &json!({}));
     // The answer comes when the slot is sealed and the record is written. Firmware reads the program seconds later.
-    disk.flip(BootSlot::B, RESERVED_AT);
+    disk.flip(trial, RESERVED_AT);
     disk.leave_last_try();
-    let trial = "starting slot b on trial, tries left after this one: 0";
-    for line in [trial, "PCR 4 (the programs that were started)"] {
+    let starts = format!("starting slot {trial} on trial, tries left after this one: 0");
+    for line in [starts.as_str(), "PCR 4 (the programs that were started)"] {
         let said = node.vm().wait_for_after(mark, line, CLOSED_WITHIN);
         said.unwrap_or_else(|error| panic!("{error}"));
     }
@@ -93,11 +103,16 @@ fn returns_after_wrong_prediction(node: &mut MachineNode, disk: &SlotDiskImage) 
     pressed.unwrap_or_else(|error| panic!("{error}"));
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
+    let slot_of_good = trial.other();
     let status = stands(
         node,
-        &[("version", FIRST), ("slot", "a"), ("state", "failed")],
+        &[
+            ("version", good),
+            ("slot", slot_of_good.letter()),
+            ("state", "failed"),
+        ],
     );
-    assert_eq!(status["last"]["version"], SECOND, "{status:#}");
+    assert_eq!(status["last"]["version"], failed, "{status:#}");
     assert_eq!(opened(node), slot, "another slot opened the vault");
 }
 
