@@ -15,7 +15,7 @@ use alknet_tests::tools::tool_says;
 
 use crate::configuration::{NO_VAULT, document};
 use crate::knock;
-use crate::update::{machine, serving, stands};
+use crate::update::{machine, serving, stands, start_after_firmware};
 
 /// Longest wait from power-on until the machine says why it serves nothing.
 const CLOSED_WITHIN: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ fn of_two_disks_of_one_build_the_one_with_the_data_has_the_boot_slots() {
     let bench = TestBench::new();
     let config = document(&bench, "edge") + NO_VAULT;
     let own = || machine(MachineKind::Q35Uefi, VirtioDisk::file(bench.raw()), &config);
-    let node = serving(&bench, own());
+    let node = start_after_firmware(&bench, &config);
     stands(&node, &[("state", "idle"), ("slot", "a")]);
     let identity = node.identity().to_owned();
     node.end();
