@@ -219,7 +219,7 @@ fn a_machine_with_a_kernel_of_its_own_starts_from_no_drive() {
     machine.cd = Some("/c".into());
     machine.kernel = Some("/k".into());
     let line = line(&machine);
-    assert!(line.contains("-device ide-cd,drive=cd "), "{line}");
+    assert!(line.contains("-device ide-cd,drive=cd"), "{line}");
     assert!(!line.contains("bootindex"), "{line}");
 }
 
