@@ -36,7 +36,7 @@ const BOOT_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
 /// To the owner's new version and back without a person, and in between the attack of [`Rollback`]; then a version whose
 /// bundle is signed and whose program another owner signed ends in the first version. In `cargo xtask soak update-cuts`
-/// so does one whose program nobody signed, which `secure_boot.rs` shows of the good slot in each run.
+/// so does one whose program has no signature, which `secure_boot.rs` shows of the good slot in each run.
 #[test]
 fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let bench = TestBench::new();
