@@ -497,7 +497,7 @@ async fn a_start_that_another_staging_ends_is_in_the_status_the_problems_and_the
         assert_eq!(status["not_started"], shown);
         let logged = format!("it does not start at {at}, as admin had planned: {reason}");
         let logged = ["1.1.0", logged.as_str(), who].map(str::to_owned);
-        assert_eq!(unscheduled(&bench), [logged.clone()]);
+        assert_eq!(unscheduled(&bench), std::slice::from_ref(&logged));
         // One more program does not hide it, nor does a restart of the node.
         stage_as(&bench, bundle, "c3").await;
         let_tasks_run().await;
