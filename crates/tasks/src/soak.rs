@@ -56,6 +56,7 @@ const CAMPAIGNS: [(&str, CampaignKind); 10] = [
             "update_auto",
             "update_cuts",
             "update_damaged",
+            "update_refusals",
             "update_sealed",
             "update_secured",
             "update_that_hangs",
