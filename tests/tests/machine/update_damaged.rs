@@ -132,12 +132,12 @@ impl SlotDamage {
         )
     }
 
-    /// Whether the version may hang where no watchdog runs: from the start of the kernel until PID 1 arms its own, and by a
-    /// BIOS from power-on. It may if the damage is to what runs there, or to what the loader finds it by.
+    /// Whether the version may hang where no watchdog runs: from the start of the kernel until PID 1 arms its own, and by
+    /// a BIOS from power-on. It may if the damage is to what runs there, or to what the loader finds it by.
     fn may_hang(self, kind: MachineKind) -> bool {
         let Self::Program(damage) = self else {
-            // From some byte on the file has bytes of the good program that belong elsewhere. Firmware and GRUB start it
-            // all the same, and the kernel is a part of it.
+            // From some byte on the file has bytes of the good program that belong elsewhere. Firmware and GRUB start
+            // it all the same, and the kernel is a part of it.
             return self == Self::Volume(VolumeDamage::ChainCrossed);
         };
         match damage {
@@ -468,8 +468,8 @@ impl DamageCampaign {
         admin.call(&target, operation, &Value::Null, &[])
     }
 
-    /// Waits until the machine serves, with its identity. A machine that hangs is reset and counted, and only the damaged
-    /// version may hang.
+    /// Waits until the machine serves, with its identity. A machine that hangs is reset and counted, and only the
+    /// damaged version may hang.
     fn wait_serving(
         &self,
         vm: &Vm,
