@@ -19,7 +19,7 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// The names and kinds of the campaigns.
-const CAMPAIGNS: [(&str, CampaignKind); 10] = [
+const CAMPAIGNS: [(&str, CampaignKind); 11] = [
     ("counts", CampaignKind::Tests(&COUNTS)),
     // Most of the time is spent waiting, and no time is measured, so it may run beside other work.
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
@@ -44,6 +44,10 @@ const CAMPAIGNS: [(&str, CampaignKind); 10] = [
         ]),
     ),
     (
+        "media",
+        CampaignKind::Tests(&["the_medium_as_a_stick", "the_medium_installs_itself"]),
+    ),
+    (
         "network-boot",
         CampaignKind::Tests(&["starts_over_the_network"]),
     ),
@@ -56,6 +60,7 @@ const CAMPAIGNS: [(&str, CampaignKind); 10] = [
             "update_auto",
             "update_cuts",
             "update_damaged",
+            "update_refusals",
             "update_sealed",
             "update_secured",
             "update_that_hangs",
@@ -125,8 +130,8 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// Campaign: counts, crowds, flood, fuzz, hostile, network-boot, pipelines, power-cuts, times or update-cuts
-    /// [default: all]
+    /// Campaign: counts, crowds, flood, fuzz, hostile, media, network-boot, pipelines, power-cuts, times or
+    /// update-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]

@@ -306,7 +306,7 @@ fn the_medium_starts_as_a_stick_by_uefi() {
 }
 
 /// A stick to which the medium was written. Other tests start the same file.
-fn stick_with_medium() -> VirtioDisk {
+pub(super) fn stick_with_medium() -> VirtioDisk {
     let medium = VirtioDisk::snapshot(built(ImageForm::Iso, OutputRole::Disk));
     medium.on(DiskController::UsbStorage)
 }

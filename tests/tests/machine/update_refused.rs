@@ -1,18 +1,21 @@
 //! What a machine refuses. Each refusal names what is wrong, and leaves the record and both programs as they were.
+//! `cargo xtask soak update-cuts` has most of them once more on a machine that GRUB starts by a BIOS.
 
 use std::path::Path;
 
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
+use alknet_test_support::skip;
 use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
 
 use crate::configuration::{NO_VAULT, document};
+use crate::power::is_full;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
 use crate::update::disk::{FOREIGN, SlotDiskImage};
 use crate::update::{
-    FIRST, SECOND, config, is_refused, machine, roll_back, serving, stands, start_after_firmware,
-    update,
+    FIRST, ONLY_CAMPAIGN, SECOND, config, is_refused, machine, roll_back, serving, stands,
+    start_after_firmware, update,
 };
 
 /// Bytes that the boot partition has left: a small program fits, and one of an image does not.
@@ -25,15 +28,32 @@ const LONG: usize = 3 << 20;
 /// GRUB's line about a disk that does not take the record.
 const NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
 
-/// One machine, two of whose owner's three keys have to sign, and whose boot partition has a large foreign file.
 #[test]
 fn update_refusals_change_nothing() {
+    refusals_change_nothing(start_after_firmware);
+}
+
+/// GRUB starts the machine and has written the record before.
+#[test]
+fn update_refusals_change_nothing_by_a_bios() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    refusals_change_nothing(|bench, config| {
+        let disk = VirtioDisk::file(bench.raw());
+        serving(bench, machine(MachineKind::Q35, disk, config))
+    });
+}
+
+/// One machine, which `start` makes of a configuration. Two of its owner's three keys have to sign, and its boot
+/// partition has a large foreign file.
+fn refusals_change_nothing(start: impl FnOnce(&TestBench, &str) -> MachineNode) {
     let bench = TestBench::new();
     let folder = bench.path();
     let keys = ReleaseKeys::new(&[1, 2, 3], 2);
     let disk = SlotDiskImage::new(bench.raw());
     let filled = fill(&disk);
-    let node = start_after_firmware(&bench, &config(&bench, &keys));
+    let node = start(&bench, &config(&bench, &keys));
     // PID 1 looks at the disk beside the start of the node.
     let status = stands(&node, &[("state", "idle"), ("version", FIRST)]);
     let foreign = json!({ "files": 1, "bytes": filled });
