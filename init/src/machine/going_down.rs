@@ -53,6 +53,7 @@ impl InitMachine {
         self.asking.end_private();
         self.vault_changed();
         self.update.goes_down(by);
+        self.give_up_bundles();
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }
@@ -75,13 +76,20 @@ impl InitMachine {
         }
     }
 
+    /// Whether nothing is left for which a machine that goes down has to wait. A bundle that was given up still restores its
+    /// boot slot; if that hangs, the waits for other processes bound it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.alone && !self.update.is_changing_slot()
+    }
+
     pub(super) fn step_down(&mut self, now: u64) {
         let node_gone = self.node.is_none();
         let note = self.owed_note();
+        let is_idle = self.is_idle();
         let Some(shutdown) = &mut self.shutdown else {
             return;
         };
-        while let Some(step) = shutdown.step(now, node_gone, self.alone) {
+        while let Some(step) = shutdown.step(now, node_gone, is_idle) {
             match step {
                 ShutdownStep::Terminate => shutdown::signal_all(Signal::SIGTERM),
                 ShutdownStep::Kill => shutdown::signal_all(Signal::SIGKILL),

@@ -261,10 +261,14 @@ impl MachineUpdate {
         }
     }
 
+    /// Whether a thread may be changing the boot slot for a bundle.
+    pub(super) fn is_changing_slot(&self) -> bool {
+        self.staging.as_ref().is_some_and(|one| !one.is_answered)
+    }
+
     /// Why a new request has to wait, if another one is under way.
     fn busy(&self) -> Option<UpdateRefusal> {
-        let is_staging = self.staging.as_ref().is_some_and(|one| !one.is_answered);
-        let is_busy = is_staging || self.request.is_some();
+        let is_busy = self.is_changing_slot() || self.request.is_some();
         is_busy.then(|| {
             UpdateRefusal::new(
                 RefusalCode::Busy,

@@ -3,7 +3,7 @@
 //! go on trial: an attacker who had the disk may have put it there.
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -151,12 +151,14 @@ impl KnownStore {
 }
 
 /// Notes the program that runs, if nothing is known of its slot: a machine that was never updated has it from its image.
-/// Returns whether it was noted now.
+/// Returns whether it was noted now. It ends with the refusal of a bundle that was given up, before the next piece of the
+/// program, once `is_wanted` returns false.
 pub(super) fn note_running<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
     version: &str,
     store: &KnownStore,
+    is_wanted: impl Fn() -> bool,
 ) -> Result<bool, UpdateRefusal> {
     let mut known = store.load();
     if known.of_slot(running).is_some() {
@@ -175,7 +177,11 @@ pub(super) fn note_running<D: BlockDevice>(
     if found.to_string() != version {
         return Err(other(&format_args!("it says version {found}")));
     }
-    let sha256 = digest(&file).map_err(|error| other(&error))?;
+    let sha256 = digest_while(&file, is_wanted).map_err(|error| match error.kind() {
+        // The file was not read to its end, so nothing is known about it.
+        ErrorKind::ConnectionAborted => UpdateRefusal::given_up(),
+        _ => other(&error),
+    })?;
     known.put(running, KnownProgram::new(found, sha256));
     store.save(&known).map_err(|error| {
         let text = format_args!("the program that runs is not noted: {error}");

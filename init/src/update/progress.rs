@@ -21,7 +21,7 @@ pub(crate) struct StagingProgress {
 }
 
 impl StagingProgress {
-    /// Ends the staging: the node gave the bundle up, or ended.
+    /// Ends the staging: the node gave the bundle up or ended, a person waits for the media, or the machine goes down.
     pub(crate) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::Relaxed);
     }

@@ -203,7 +203,7 @@ impl UpdateRefusal {
         )
     }
 
-    /// The node gave the bundle up, or ended.
+    /// The bundle was given up by the node or by PID 1.
     pub(crate) fn given_up() -> Self {
         Self::new(
             RefusalCode::Aborted,

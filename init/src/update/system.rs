@@ -8,7 +8,7 @@ mod status;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use alknet_boot_state::{BootNote, BootNoteError, BootPhase, BootRecord, BootSlot, NoteText};
 use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
@@ -86,10 +86,10 @@ pub(crate) struct TrialRequest {
 }
 
 /// The opened disk. While it is open, no other part of PID 1 mounts volumes.
-struct SystemDisk<M = MutexGuard<'static, ()>> {
+struct SystemDisk {
     running: BootSlot,
     disk: SlotDisk<DirectDevice>,
-    _media: M,
+    _media: MutexGuard<'static, ()>,
 }
 
 impl UpdateSystem {
@@ -234,19 +234,23 @@ impl UpdateSystem {
         written.is_ok()
     }
 
-    /// Notes the program that runs, on a machine that was never updated.
-    pub(crate) fn note_running(&self) {
+    /// Notes the program that runs, on a machine that was never updated. This hashes a whole program, and ends before the
+    /// next piece once `is_wanted` returns false.
+    pub(crate) fn note_running(&self, is_wanted: impl Fn() -> bool) {
         if !self.has_folder() {
             return;
         }
         let noted = self.open().and_then(|mut on| {
-            known_programs::note_running(&mut on.disk, on.running, &self.version, &self.known)
+            let (disk, version) = (&mut on.disk, &self.version);
+            known_programs::note_running(disk, on.running, version, &self.known, is_wanted)
         });
         match noted {
             Ok(true) => self.log.info(format_args!(
                 "the program of version {} is noted as the one that runs",
                 self.version
             )),
+            // The next look at the slots notes it.
+            Err(refusal) if refusal.code == RefusalCode::Aborted => {}
             Err(refusal) if refusal.code != RefusalCode::NoSlots => self.log.warn(refusal),
             _ => {}
         }
@@ -260,10 +264,17 @@ impl UpdateSystem {
         anchor: &UpdateAnchor,
         is_time_known: bool,
     ) -> Result<StagedBundle, UpdateRefusal> {
-        self.note_running();
+        self.slots()?;
+        let progress = frames.progress();
+        // Everything below has the media, again and again.
+        let _bundle = media::register_bundle(Arc::clone(&progress));
+        progress.require_wanted()?;
+        self.note_running(|| !progress.is_given_up());
+        progress.require_wanted()?;
         // What the version that runs still owes would be lost.
         self.settle(anchor);
-        let mut on = self.open_with(|| media::for_staging(frames.progress()))?;
+        progress.require_wanted()?;
+        let mut on = self.open()?;
         let machine = StageMachine {
             running: on.running,
             version: &self.version,
@@ -523,7 +534,13 @@ impl UpdateSystem {
     }
 
     fn open(&self) -> Result<SystemDisk, UpdateRefusal> {
-        self.open_with(media::in_turn)
+        let (partitions, running) = self.slots()?;
+        let media = media::in_turn();
+        Ok(SystemDisk {
+            running,
+            disk: SlotDisk::open(partitions)?,
+            _media: media,
+        })
     }
 
     /// Like `open`, for what the machine does by itself: the log says what is undone without the disk.
@@ -537,20 +554,15 @@ impl UpdateSystem {
         opened.ok()
     }
 
-    /// Like `open`, with the media that `media` waits for.
-    fn open_with<M>(&self, media: impl FnOnce() -> M) -> Result<SystemDisk<M>, UpdateRefusal> {
-        let partitions = self.partitions.clone()?;
+    /// The disk with the boot slots, and the slot that runs.
+    fn slots(&self) -> Result<(&BootPartitions, BootSlot), UpdateRefusal> {
+        let partitions = self.partitions.as_ref().map_err(Clone::clone)?;
         let running = self.running.ok_or_else(|| {
             UpdateRefusal::no_slots(
                 "it was not started from a boot slot, but by a hypervisor, from a CD or over the network",
             )
         })?;
-        let media = media();
-        Ok(SystemDisk {
-            running,
-            disk: SlotDisk::open(&partitions)?,
-            _media: media,
-        })
+        Ok((partitions, running))
     }
 }
 

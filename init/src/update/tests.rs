@@ -5,6 +5,7 @@ mod cuts;
 mod damaged_program;
 mod deltas;
 mod first_formats;
+mod given_up;
 mod lost_note;
 mod lost_program;
 mod lying_hub;
@@ -79,11 +80,16 @@ impl UpdateBench {
     }
 
     fn note_running(&self) -> Result<bool, UpdateRefusal> {
+        self.note_running_while(|| true)
+    }
+
+    fn note_running_while(&self, is_wanted: impl Fn() -> bool) -> Result<bool, UpdateRefusal> {
         known_programs::note_running(
             &mut self.disk.open(),
             self.running,
             &self.version,
             &self.known,
+            is_wanted,
         )
     }
 

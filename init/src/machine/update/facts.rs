@@ -58,7 +58,7 @@ impl InitMachine {
             if kind == Some(StartKind::Good) {
                 system.settle(&anchor);
             }
-            system.note_running();
+            system.note_running(|| true);
             let status = Box::new(system.inspect());
             MachineEvent::Update(Box::new(UpdateEvent::Looked(status)))
         });

@@ -92,10 +92,7 @@ impl InitMachine {
     /// Why no other request than one about the log is taken now.
     fn busy(&self) -> Option<UpdateRefusal> {
         match self.shutdown {
-            Some(_) => Some(UpdateRefusal::new(
-                RefusalCode::Busy,
-                "the machine goes down; ask again when it is up",
-            )),
+            Some(_) => Some(going_down()),
             None => self.update.busy(),
         }
     }
@@ -210,6 +207,25 @@ impl InitMachine {
         waiting.is_refused = true;
         let ticket = waiting.ticket.clone();
         self.answer(&ticket, refused(&UpdateRefusal::given_up()));
+    }
+
+    /// The machine goes down: the bundle that a thread stages is given up, so that its boot slot is as before when the
+    /// machine ends, and those that wait are not staged.
+    pub(in crate::machine) fn give_up_bundles(&mut self) {
+        if let Some(staging) = &self.update.staging {
+            staging.progress.give_up();
+        }
+        let waiting = self.update.bundles.iter_mut();
+        let waiting = waiting.filter(|bundle| !bundle.is_refused);
+        let tickets: Vec<_> = waiting
+            .map(|bundle| {
+                bundle.is_refused = true;
+                bundle.ticket.clone()
+            })
+            .collect();
+        for ticket in tickets {
+            self.answer(&ticket, refused(&going_down()));
+        }
     }
 
     /// Reads the next bundle on a thread.
@@ -420,6 +436,14 @@ pub(super) fn read_to_end<R: Read>(
         early(outcome);
     }
     frames.drain()
+}
+
+/// The refusal of what a machine does not begin once it goes down.
+fn going_down() -> UpdateRefusal {
+    UpdateRefusal::new(
+        RefusalCode::Busy,
+        "the machine goes down; ask again when it is up",
+    )
 }
 
 /// The refusal of a start for which no administrator asks, after which a person has to do this.

@@ -215,6 +215,37 @@ fn a_bundle_ends_by_the_word_of_its_node_or_with_the_node() {
     assert!(is_given_up(&machine), "its control connection closed");
 }
 
+/// Without this the version that waited for its start before the bundle would be gone after the restart.
+#[test]
+fn a_machine_that_goes_down_gives_up_its_bundles_and_waits_for_the_boot_slot() {
+    let mut machine = machine();
+    let life = machine.life;
+    machine.alone = true;
+    assert!(machine.is_idle());
+    machine.update.staging = Some(StagingBundle {
+        ticket: ticket(life, 1),
+        announced: 9,
+        progress: Arc::default(),
+        is_answered: false,
+        dry_run: false,
+    });
+    machine.update.bundles = [QueuedBundle {
+        ticket: ticket(life, 2),
+        order: StageOrder::default(),
+        is_refused: false,
+    }]
+    .into();
+    machine.give_up_bundles();
+    let staging = machine.update.staging.as_ref().expect("a bundle");
+    assert!(staging.progress.is_given_up());
+    assert!(machine.update.bundles[0].is_refused, "it is only read");
+    assert!(!machine.is_idle(), "a thread restores the slot");
+    // A real step would restart this host.
+    let given_up = Err(UpdateRefusal::given_up());
+    machine.bundle_decided(&ticket(life, 1), given_up);
+    assert!(machine.is_idle(), "its frames change nothing");
+}
+
 /// A bundle may wait behind one whose frames are still read.
 #[test]
 fn a_waiting_bundle_is_given_up_and_only_read() {
