@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use super::auto::BY;
 use super::scheduled_start::ScheduledStartStore;
-use super::session::{StagingError, StagingPace, StagingRequest};
+use super::session::{StagingError, StagingRequest};
 use super::*;
 
 /// What PID 1 makes of the next bundle.
