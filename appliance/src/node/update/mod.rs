@@ -3,6 +3,7 @@
 mod act;
 mod auto;
 mod download;
+mod ended_start;
 mod init_client;
 mod pace;
 mod problems;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::init_client::ANSWER_TIMEOUT;
 use super::session::{
-    SESSION_IDLE, SESSION_RATE_BYTES_S_MIN, SESSION_RATE_GRACE, SESSION_TIME_MAX,
+    ABORT_TIMEOUT, SESSION_IDLE, SESSION_RATE_BYTES_S_MIN, SESSION_RATE_GRACE, SESSION_TIME_MAX,
 };
 
 /// How slow a bundle may come.
@@ -22,6 +22,8 @@ pub(super) struct StagingPace {
     pub(super) grace: Duration,
     /// How long PID 1 may take for a bundle that is complete.
     pub(super) answer: Duration,
+    /// How long PID 1 may take to notice that a bundle was given up.
+    pub(super) abort: Duration,
 }
 
 impl Default for StagingPace {
@@ -32,6 +34,7 @@ impl Default for StagingPace {
             rate: SESSION_RATE_BYTES_S_MIN,
             grace: SESSION_RATE_GRACE,
             answer: ANSWER_TIMEOUT,
+            abort: ABORT_TIMEOUT,
         }
     }
 }

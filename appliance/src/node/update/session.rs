@@ -30,7 +30,7 @@ pub(super) const SESSION_RATE_GRACE: Duration = Duration::from_secs(600);
 /// Pieces in a row that do not fit, after which a session is given up. A sender that lost an answer sends one.
 pub(super) const WRONG_PIECES_MAX: u32 = 64;
 /// How long PID 1 may take to notice that a bundle was given up.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a session is for.
 #[derive(Clone, Debug)]
@@ -362,7 +362,7 @@ impl StagingSessions {
         self.lock().staged.clone().map(|(_, request)| request)
     }
 
-    /// The staged version was taken back.
+    /// The staged version was taken back, or another one may have taken its place.
     pub(super) fn forget_staged(&self) {
         self.lock().staged = None;
     }
@@ -433,6 +433,7 @@ impl StagingSessions {
             n,
             frames,
             answer,
+            abort: self.pace.abort,
         })
     }
 
@@ -491,7 +492,21 @@ impl StagingSessions {
                 piece.taken.send(Ok(taken)).ok();
             }
         }
-        sending.finish(self.pace.answer).await
+        self.finish(sending).await
+    }
+
+    /// Ends a complete bundle.
+    async fn finish(
+        &self,
+        sending: BundleSending<'_>,
+    ) -> Result<StagingOutcome, UpdateClientError> {
+        let is_dry = sending.session.request.dry_run;
+        let (outcome, is_known) = sending.finish(self.pace.answer).await?;
+        if !is_known && !is_dry {
+            // PID 1 may stage it all the same. From now on its facts alone say what waits, as after a restart of the node.
+            self.forget_staged();
+        }
+        Ok(outcome)
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {
@@ -521,6 +536,8 @@ struct BundleSending<'a> {
     n: u64,
     frames: BundleFrames,
     answer: oneshot::Receiver<UpdateAnswer>,
+    /// As in [`StagingPace::abort`].
+    abort: Duration,
 }
 
 impl BundleSending<'_> {
@@ -546,18 +563,20 @@ impl BundleSending<'_> {
     async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateClientError> {
         self.frames.abort().await?;
         // Whatever PID 1 says of it, the bundle was not complete.
-        wait(self.answer, ABORT_TIMEOUT).await.ok();
+        wait(self.answer, self.abort).await.ok();
         Ok(StagingOutcome::GivenUp(why))
     }
 
-    /// Ends a complete bundle, and waits for what PID 1 makes of it.
-    async fn finish(self, longest: Duration) -> Result<StagingOutcome, UpdateClientError> {
+    /// Ends a complete bundle, and waits for what PID 1 makes of it. Returns also whether this is known: a bundle that is
+    /// given up while PID 1 does not answer may be staged later.
+    async fn finish(self, longest: Duration) -> Result<(StagingOutcome, bool), UpdateClientError> {
         let Self {
             init,
             session,
             n,
             mut frames,
             answer,
+            abort,
         } = self;
         let mut decided = pin!(async {
             frames.end().await?;
@@ -565,17 +584,17 @@ impl BundleSending<'_> {
         });
         let why = tokio::select! {
             biased;
-            answer = &mut decided => return answer.map(outcome_of),
+            answer = &mut decided => return answer.map(|answer| (outcome_of(answer), true)),
             () = session.given_up.notified() => session.why(),
             // PID 1 must not go on with a session that no caller can cancel.
             () = sleep(longest) => format!("PID 1 did not stage it within {} s", longest.as_secs()),
         };
         init.give_up(n).await?;
-        match timeout(ABORT_TIMEOUT, decided).await {
+        Ok(match timeout(abort, decided).await {
             // It was staged already.
-            Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => Ok(outcome_of(answer)),
-            _ => Ok(StagingOutcome::GivenUp(why)),
-        }
+            Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => (outcome_of(answer), true),
+            decided => (StagingOutcome::GivenUp(why), matches!(decided, Ok(Ok(_)))),
+        })
     }
 }
 
