@@ -205,8 +205,8 @@ pub enum UpdateRequest {
     },
     /// Reads the newest records of what updates did.
     Log,
-    /// Adds to this log that a start, which a caller had planned, does not happen, because another program was staged: the
-    /// node alone knows of planned starts.
+    /// Adds to this log that a start, which a caller had planned, does not happen, because its program is not staged any
+    /// more: the node alone knows of planned starts.
     Unscheduled {
         /// The version that was to start.
         version: String,

@@ -3,7 +3,9 @@
 mod act;
 mod auto;
 mod download;
+mod ended_start;
 mod init_client;
+mod pace;
 mod problems;
 mod read;
 mod refusal;
@@ -28,9 +30,10 @@ use super::identity_services::no_identity;
 use super::reload::Reloader;
 use auto::AutoMemory;
 use download::BundleDownloader;
+use pace::StagingPace;
 use read::LastCheck;
 use scheduled_start::{START_STEP, ScheduledStartStore};
-use session::{StagingPace, StagingSessions};
+use session::StagingSessions;
 
 pub(crate) use init_client::{UpdateClient, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED};

@@ -47,16 +47,22 @@ impl NodeUpdates {
     fn not_started(&self) -> Option<MachineDiagnostic> {
         let start = self.failed_start()?;
         let (version, at, failure) = (&start.version, start.at, &start.failure);
-        let (does, hint) = match start.replaced {
-            true => (
-                "does",
+        let does = match start.replaced {
+            true => "does",
+            false => "did",
+        };
+        let hint = match (self.staged_sha256().is_some(), start.replaced) {
+            (true, true) => {
                 "'alknet update NODE' starts the version that is staged now, with --at at another moment; to have the \
-                 planned one, send its bundle again",
-            ),
-            false => (
-                "did",
-                "'alknet update NODE' starts it, with --at at another moment, and 'alknet rollback NODE' takes it back",
-            ),
+                 planned one, send its bundle again"
+            }
+            (true, false) => {
+                "'alknet update NODE' starts it, with --at at another moment, and 'alknet rollback NODE' takes it back"
+            }
+            (false, _) => {
+                "no version is staged: 'alknet update NODE' sends a bundle again and starts it, with --at at another \
+                 moment"
+            }
         };
         Some(MachineDiagnostic {
             code: UPDATE_NOT_STARTED.to_owned(),

@@ -9,14 +9,12 @@ use std::time::Duration;
 
 use alknet_call::{CallError, Ctx, ErrorCode};
 use alknet_core::{Identity, PeerKey, TokenHash};
-use alknet_init::control::UpdateRequest;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
 use super::act::StartOrder;
-use super::auto::BY;
 use super::refusal::{is_busy, may_pass, refused};
 use super::session::{SessionTurn, StagingRequest};
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
@@ -56,8 +54,8 @@ pub(super) struct ScheduledStart {
     /// Why the version did not start. Empty while the start waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
-    /// Whether the failure is that another program was staged. It stays until a version is started or taken back, or a
-    /// caller sets another moment: a caller that stages a third program must not hide it.
+    /// Whether its program is not staged any more: another one is, or none. This stays until a version is started or taken
+    /// back, or a caller sets another moment: a caller that stages a third program must not hide it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) replaced: bool,
 }
@@ -69,7 +67,7 @@ const STEPS_OF_OTHERS: u32 = 6;
 pub(super) struct StartPlanner {
     pub(super) id: String,
     pub(super) key: Option<PeerKey>,
-    /// `None` if there is a key.
+    /// `None` if the caller showed a key alone.
     pub(super) token: Option<TokenHash>,
 }
 
@@ -79,9 +77,11 @@ impl StartPlanner {
     /// # Errors
     /// `FORBIDDEN` for a caller that cannot be known again at the moment.
     pub(super) fn from_ctx(ctx: &Ctx) -> Result<Self, CallError> {
-        let key = ctx.lasting_key();
-        let token = ctx.token().filter(|_| key.is_none());
-        let token = token.and_then(|token| token.hash().ok());
+        // A caller that showed the token of a peer need not have a key of this peer: its start must end with the token.
+        let (key, token) = match ctx.token() {
+            Some(token) => (None, token.hash().ok()),
+            None => (ctx.lasting_key(), None),
+        };
         if key.is_none() && token.is_none() {
             let text = "a moment for the start needs a caller with a key or a token, by which the node knows it again";
             return Err(CallError::new(ErrorCode::Forbidden, text));
@@ -115,7 +115,7 @@ struct StartFailure {
 /// A start with the task that waits for its moment. Dropping it ends the task.
 struct StartTimer {
     start: ScheduledStart,
-    /// `None` if the start has failed.
+    /// `None` once its program is not staged any more.
     task: Option<AbortHandle>,
 }
 
@@ -171,23 +171,41 @@ impl ScheduledStartStore {
         }
     }
 
-    /// Ends the start that waits if it is for another program than this one, which is staged now. Returns it with the
-    /// reason.
-    fn replace(&self, staged: &str, failure: String) -> Option<ScheduledStart> {
+    /// Notes that the program of the start is not staged any more, if the start is one of these and this is not noted
+    /// yet. Returns it with the reason, behind that of an earlier failure.
+    pub(super) fn end_if(
+        &self,
+        is_over: impl FnOnce(&ScheduledStart) -> bool,
+        why: String,
+    ) -> Option<ScheduledStart> {
         let mut timer = self.lock();
         let timer = timer
             .as_mut()
-            .filter(|it| it.start.failure.is_empty() && it.start.sha256 != staged)?;
+            .filter(|it| !it.start.replaced && is_over(&it.start))?;
         // The task may be the one that runs here: it has nothing more to wait for.
         if let Some(task) = timer.task.take() {
             task.abort();
         }
-        timer.start.failure = failure;
-        timer.start.replaced = true;
-        if let Err(error) = self.write(&timer.start) {
+        let start = &mut timer.start;
+        start.failure = match start.failure.is_empty() {
+            true => why,
+            false => format!("{}; and {why}", start.failure),
+        };
+        start.replaced = true;
+        if let Err(error) = self.write(start) {
             tracing::warn!(%error, "the end of a planned start cannot be kept");
         }
-        Some(timer.start.clone())
+        Some(start.clone())
+    }
+
+    /// The start that waits or has failed.
+    pub(super) fn current(&self) -> Option<ScheduledStart> {
+        self.lock().as_ref().map(|it| it.start.clone())
+    }
+
+    /// How often the clock is read.
+    pub(super) fn step(&self) -> Duration {
+        self.step
     }
 
     /// What the file says. `None` if no start waited.
@@ -234,62 +252,9 @@ impl NodeUpdates {
     /// The moment at which the staged version starts.
     pub(super) fn start_moment(&self) -> Option<Timestamp> {
         let staged = self.staged_sha256();
-        let timer = self.0.scheduled.lock();
-        let start = timer.as_ref().map(|it| &it.start);
+        let start = self.0.scheduled.current();
         let waits = start.filter(|it| it.failure.is_empty() && staged.as_ref() == Some(&it.sha256));
         waits.map(|it| it.at)
-    }
-
-    /// The start that did not happen, while its program is staged, or the one that was staged in its place.
-    pub(super) fn failed_start(&self) -> Option<ScheduledStart> {
-        let timer = self.0.scheduled.lock();
-        let start = timer.as_ref().map(|it| it.start.clone());
-        drop(timer);
-        let start = start.filter(|it| !it.failure.is_empty())?;
-        let is_current = match start.replaced {
-            true => self.may_be_staged(),
-            false => !self.is_replaced(&start.sha256),
-        };
-        is_current.then_some(start)
-    }
-
-    /// Ends a start that is for another program than the one that is staged now. The caller that planned it expects a
-    /// restart, so the problems, the status and the log of updates say why it does not come.
-    pub(super) fn end_start_of_others(&self) {
-        let Some(staged) = self.staged_sha256() else {
-            return;
-        };
-        // A failure of another kind is about a program that could still be started.
-        self.0
-            .scheduled
-            .forget_if(|it| it.sha256 != staged && !it.failure.is_empty() && !it.replaced);
-        let version = self.staged_version();
-        // After a restart the node does not know who staged it.
-        let by = self.0.sessions.staged_by().map(|request| request.by);
-        let failure = match &by {
-            Some(by) => format!("{by} has staged another program, of version {version}"),
-            None => format!("another program was staged, of version {version}"),
-        };
-        if let Some(start) = self.0.scheduled.replace(&staged, failure) {
-            tracing::warn!(by = start.by, at = %start.at, failure = start.failure, "a planned start ended");
-            self.log_unscheduled(start, by.unwrap_or_else(|| BY.to_owned()));
-        }
-    }
-
-    /// Has PID 1 add to the log of updates that a start does not happen.
-    fn log_unscheduled(&self, start: ScheduledStart, by: String) {
-        let (at, planner, failure) = (start.at, &start.by, &start.failure);
-        let request = UpdateRequest::Unscheduled {
-            reason: format!("it does not start at {at}, as {planner} had planned: {failure}"),
-            version: start.version.clone(),
-        };
-        let updates = self.clone();
-        // A task of its own, because the one of the start ends here.
-        tokio::spawn(async move {
-            if let Err(error) = updates.send_request(request, &by).await {
-                tracing::warn!(%error, "the end of a planned start is not in the log of updates");
-            }
-        });
     }
 
     /// Takes up the start that waited when the node ended. Must run inside a runtime if there is a PID 1.
@@ -312,15 +277,17 @@ impl NodeUpdates {
         planner: StartPlanner,
     ) -> Result<Value, CallError> {
         let sha256 = self.check_moment(at, order.sha256)?;
+        // What was staged a moment ago may have ended a start already.
+        self.end_start_of_others();
         let mut timer = self.0.scheduled.lock();
         // One start at a time: a later order takes the place of an earlier one. Of an administrator's only if it is one, too:
-        // an update that an administrator has planned must not wait for another month.
+        // an update that an administrator has planned must not wait for another month, also if the caller that wants to
+        // move it has staged another program before.
         let before = timer.as_ref().map(|it| &it.start);
-        let before = before.filter(|it| it.sha256 == sha256 && it.failure.is_empty());
-        if let Some(before) = before {
+        if let Some(before) = before.filter(|it| it.failure.is_empty() || it.replaced) {
             if order.limited && !before.limited {
                 let text = format!(
-                    "an administrator ({}) has set the start to {}: only an administrator changes it",
+                    "an administrator ({}) has set the start to {}: only an administrator sets another moment",
                     before.by, before.at
                 );
                 return Err(conflict("scheduled", &text));
@@ -371,19 +338,23 @@ impl NodeUpdates {
     }
 
     /// The version that is staged, for texts. Empty if it is not known.
-    fn staged_version(&self) -> String {
+    pub(super) fn staged_version(&self) -> String {
         let known = self.0.sessions.staged().map(|plan| plan.to);
         let other = || self.0.facts.load().update.other_version.clone();
         known.or_else(other).unwrap_or_default()
     }
 
-    /// The start with a task that waits for it, unless it has failed.
+    /// The start with the task that waits for its moment, or that looks what became of its program if it has failed.
     fn timer(&self, start: ScheduledStart) -> StartTimer {
-        let task = start.failure.is_empty().then(|| {
-            let (updates, start) = (self.clone(), start.clone());
-            tokio::spawn(updates.wait_and_start(start)).abort_handle()
-        });
-        StartTimer { start, task }
+        let (updates, of_task) = (self.clone(), start.clone());
+        let task = match start.failure.is_empty() {
+            true => tokio::spawn(updates.wait_and_start(of_task)),
+            false => tokio::spawn(updates.settle_failed_start(of_task)),
+        };
+        StartTimer {
+            start,
+            task: Some(task.abort_handle()),
+        }
     }
 
     async fn wait_and_start(self, start: ScheduledStart) {
@@ -413,14 +384,7 @@ impl NodeUpdates {
                         || "the node did not run then, or did not know the time".to_owned();
                     break Err(last.unwrap_or_else(missed));
                 }
-                StartTurn::Over if self.staged_sha256().is_some() => {
-                    return self.end_start_of_others();
-                }
-                StartTurn::Over => {
-                    tracing::info!(at = %start.at, "the moment of a start is forgotten: its program is not staged");
-                    self.0.scheduled.forget_if(|it| *it == start);
-                    return;
-                }
+                StartTurn::Over => return self.end_start(&start),
             }
             tokio::time::sleep(pause).await;
         };
@@ -437,8 +401,8 @@ impl NodeUpdates {
 
     /// What becomes of a start now.
     pub(super) fn start_turn(&self, start: &ScheduledStart) -> StartTurn {
-        // After a start PID 1 reads its slots beside the node's start: the version on trial may be this one.
-        if self.staged_sha256().is_none() && self.0.facts.load().update.state.is_empty() {
+        // The version on trial may be this one.
+        if !self.knows_slots() {
             return StartTurn::Waits;
         }
         if self.is_replaced(&start.sha256) {
@@ -458,6 +422,11 @@ impl NodeUpdates {
             Some(staged) => staged != sha256,
             None => !self.may_be_staged(),
         }
+    }
+
+    /// Whether PID 1 has said how the slots stand. After a start it reads them beside the node's start.
+    pub(super) fn knows_slots(&self) -> bool {
+        self.staged_sha256().is_some() || !self.0.facts.load().update.state.is_empty()
     }
 
     /// Whether a version is staged, as far as this node knows.

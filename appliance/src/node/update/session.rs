@@ -12,79 +12,25 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::init_client::{ANSWER_TIMEOUT, BundleFrames, UpdateClient, UpdateClientError, wait};
+use super::init_client::{BundleFrames, UpdateClient, UpdateClientError, wait};
+use super::pace::StagingPace;
 
 /// Longest bundle, in bytes. PID 1 has its own limits of what is in one.
 pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
 /// Most bytes of one piece.
 pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 /// How long a session waits for its next piece.
-const SESSION_IDLE: Duration = Duration::from_secs(600);
+pub(super) const SESSION_IDLE: Duration = Duration::from_secs(600);
 /// Longest time of a session, until its last piece: a bundle of today at the least rate.
 pub(super) const SESSION_TIME_MAX: Duration = Duration::from_secs(3 * 3600);
 /// Fewest bytes a second of a bundle, on average since its session began.
-const SESSION_RATE_BYTES_S_MIN: u64 = 4 << 10;
+pub(super) const SESSION_RATE_BYTES_S_MIN: u64 = 4 << 10;
 /// How far behind that a bundle may be: the connection broke, or its sender restarted.
-const SESSION_RATE_GRACE: Duration = Duration::from_secs(600);
+pub(super) const SESSION_RATE_GRACE: Duration = Duration::from_secs(600);
 /// Pieces in a row that do not fit, after which a session is given up. A sender that lost an answer sends one.
 pub(super) const WRONG_PIECES_MAX: u32 = 64;
 /// How long PID 1 may take to notice that a bundle was given up.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How slow a bundle may come.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StagingPace {
-    /// The longest pause between two pieces.
-    pub(super) idle: Duration,
-    /// The longest time of the whole.
-    pub(super) whole: Duration,
-    /// Fewest bytes a second.
-    pub(super) rate: u64,
-    /// How far behind the rate it may be.
-    pub(super) grace: Duration,
-    /// How long PID 1 may take for a bundle that is complete.
-    pub(super) answer: Duration,
-}
-
-impl Default for StagingPace {
-    fn default() -> Self {
-        Self {
-            idle: SESSION_IDLE,
-            whole: SESSION_TIME_MAX,
-            rate: SESSION_RATE_BYTES_S_MIN,
-            grace: SESSION_RATE_GRACE,
-            answer: ANSWER_TIMEOUT,
-        }
-    }
-}
-
-impl StagingPace {
-    /// When a session is given up unless another piece comes, and why. `piece` is when the last one came.
-    fn due(&self, (began, piece): (Instant, Instant), sent: u64) -> (Instant, String) {
-        let rate = self.rate.max(1);
-        let behind = began + self.grace + Duration::from_secs(sent / rate);
-        let seconds = |time: Duration| time.as_secs();
-        let all = [
-            (
-                piece + self.idle,
-                format!("no piece came for {} s", seconds(self.idle)),
-            ),
-            (
-                began + self.whole,
-                format!("it did not come within {} s", seconds(self.whole)),
-            ),
-            (
-                behind,
-                format!("it comes with less than {rate} bytes a second"),
-            ),
-        ];
-        let [first, more @ ..] = all;
-        more.into_iter().fold(
-            first,
-            |least, other| if other.0 < least.0 { other } else { least },
-        )
-    }
-}
+pub(super) const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a session is for.
 #[derive(Clone, Debug)]
@@ -416,7 +362,7 @@ impl StagingSessions {
         self.lock().staged.clone().map(|(_, request)| request)
     }
 
-    /// The staged version was taken back.
+    /// The staged version was taken back, or another one may have taken its place.
     pub(super) fn forget_staged(&self) {
         self.lock().staged = None;
     }
@@ -487,6 +433,7 @@ impl StagingSessions {
             n,
             frames,
             answer,
+            abort: self.pace.abort,
         })
     }
 
@@ -545,7 +492,21 @@ impl StagingSessions {
                 piece.taken.send(Ok(taken)).ok();
             }
         }
-        sending.finish(self.pace.answer).await
+        self.finish(sending).await
+    }
+
+    /// Ends a complete bundle.
+    async fn finish(
+        &self,
+        sending: BundleSending<'_>,
+    ) -> Result<StagingOutcome, UpdateClientError> {
+        let is_dry = sending.session.request.dry_run;
+        let (outcome, is_known) = sending.finish(self.pace.answer).await?;
+        if !is_known && !is_dry {
+            // PID 1 may stage it all the same. From now on its facts alone say what waits, as after a restart of the node.
+            self.forget_staged();
+        }
+        Ok(outcome)
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {
@@ -575,6 +536,8 @@ struct BundleSending<'a> {
     n: u64,
     frames: BundleFrames,
     answer: oneshot::Receiver<UpdateAnswer>,
+    /// As in [`StagingPace::abort`].
+    abort: Duration,
 }
 
 impl BundleSending<'_> {
@@ -600,18 +563,20 @@ impl BundleSending<'_> {
     async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateClientError> {
         self.frames.abort().await?;
         // Whatever PID 1 says of it, the bundle was not complete.
-        wait(self.answer, ABORT_TIMEOUT).await.ok();
+        wait(self.answer, self.abort).await.ok();
         Ok(StagingOutcome::GivenUp(why))
     }
 
-    /// Ends a complete bundle, and waits for what PID 1 makes of it.
-    async fn finish(self, longest: Duration) -> Result<StagingOutcome, UpdateClientError> {
+    /// Ends a complete bundle, and waits for what PID 1 makes of it. Returns also whether this is known: a bundle that is
+    /// given up while PID 1 does not answer may be staged later.
+    async fn finish(self, longest: Duration) -> Result<(StagingOutcome, bool), UpdateClientError> {
         let Self {
             init,
             session,
             n,
             mut frames,
             answer,
+            abort,
         } = self;
         let mut decided = pin!(async {
             frames.end().await?;
@@ -619,17 +584,17 @@ impl BundleSending<'_> {
         });
         let why = tokio::select! {
             biased;
-            answer = &mut decided => return answer.map(outcome_of),
+            answer = &mut decided => return answer.map(|answer| (outcome_of(answer), true)),
             () = session.given_up.notified() => session.why(),
             // PID 1 must not go on with a session that no caller can cancel.
             () = sleep(longest) => format!("PID 1 did not stage it within {} s", longest.as_secs()),
         };
         init.give_up(n).await?;
-        match timeout(ABORT_TIMEOUT, decided).await {
+        Ok(match timeout(abort, decided).await {
             // It was staged already.
-            Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => Ok(outcome_of(answer)),
-            _ => Ok(StagingOutcome::GivenUp(why)),
-        }
+            Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => (outcome_of(answer), true),
+            decided => (StagingOutcome::GivenUp(why), matches!(decided, Ok(Ok(_)))),
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 mod attacks;
 mod clients;
 mod downloads;
+mod ended_starts;
 mod operations;
 mod scheduled_starts;
 mod sessions;
@@ -26,7 +27,7 @@ use tokio::sync::mpsc;
 
 use super::auto::BY;
 use super::scheduled_start::ScheduledStartStore;
-use super::session::{StagingError, StagingPace, StagingRequest};
+use super::session::{StagingError, StagingRequest};
 use super::*;
 
 /// What PID 1 makes of the next bundle.
@@ -48,6 +49,8 @@ enum Verdict {
     StallsUntilGivenUp,
     /// It reads all of it, and answers with the plan once the node gives the bundle up: it was staged already.
     StagedBeforeGivenUp,
+    /// It reads all of it, and says nothing even when the node gives the bundle up.
+    Silent,
 }
 
 impl Verdict {
@@ -431,8 +434,13 @@ impl FakeInit {
             seen.is_staging = false;
             seen.bundles.push((bundle, is_whole));
         }
-        if let Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp = verdict {
+        if let Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp | Verdict::Silent =
+            verdict
+        {
             given_up(messages, n).await;
+        }
+        if let Verdict::Silent = verdict {
+            return Ok(());
         }
         let is_aborted = matches!(verdict, Verdict::AppliesUntilGivenUp);
         if !has_answered {

@@ -100,6 +100,10 @@ fn a_token_stands_for_its_peer_or_for_itself() {
         (found.id.as_str(), found.kind),
         ("edge", IdentityKind::Token)
     );
+    assert_eq!(
+        all.by_token_hash(&mine.hash().expect("a token")),
+        Some(found)
+    );
     let found = all.by_token(&program).expect("a token of a program");
     let name = program.hash().expect("a token").key_id;
     assert_eq!(found.id.as_str(), format!("key:{name}"));

@@ -15,13 +15,13 @@ use crate::node::update::act::StartOrder;
 use crate::node::update::scheduled_start::{LATE_S_MAX, ScheduledStart, StartPlanner, StartTurn};
 
 /// A node on which this program is staged.
-fn bench() -> NodeUpdateBench {
+pub(super) fn bench() -> NodeUpdateBench {
     let bench = NodeUpdateBench::new();
     staged(&bench, "a1");
     bench
 }
 
-fn staged(bench: &NodeUpdateBench, sha256: &str) {
+pub(super) fn staged(bench: &NodeUpdateBench, sha256: &str) {
     bench.set(|facts| {
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some("1.1.0".to_owned());
@@ -29,12 +29,12 @@ fn staged(bench: &NodeUpdateBench, sha256: &str) {
     });
 }
 
-fn file(bench: &NodeUpdateBench) -> PathBuf {
+pub(super) fn file(bench: &NodeUpdateBench) -> PathBuf {
     bench.dir.path().join("state/scheduled-start.json")
 }
 
 /// A start of an administrator, so many seconds from now.
-fn start(seconds: i64) -> ScheduledStart {
+pub(super) fn start(seconds: i64) -> ScheduledStart {
     ScheduledStart {
         at: Timestamp::now() + SignedDuration::from_secs(seconds),
         sha256: "a1".to_owned(),
@@ -49,7 +49,7 @@ fn start(seconds: i64) -> ScheduledStart {
 }
 
 /// Restarts the node with this start in its folder.
-fn restart_with(bench: &mut NodeUpdateBench, start: &ScheduledStart) {
+pub(super) fn restart_with(bench: &mut NodeUpdateBench, start: &ScheduledStart) {
     let text = serde_json::to_vec(start).expect("JSON");
     std::fs::create_dir_all(bench.dir.path().join("state")).expect("writable");
     std::fs::write(file(bench), text).expect("writable");
@@ -57,13 +57,13 @@ fn restart_with(bench: &mut NodeUpdateBench, start: &ScheduledStart) {
 }
 
 /// Lets the tasks of a node that has just restarted run: what follows would hold of a node that has done nothing.
-async fn let_tasks_run() {
+pub(super) async fn let_tasks_run() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
 }
 
-async fn wait_until(is_so: impl Fn() -> bool) {
+pub(super) async fn wait_until(is_so: impl Fn() -> bool) {
     let waiting = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -101,14 +101,14 @@ async fn plan_beside(bench: &NodeUpdateBench, bundle: StagingRequest) {
 }
 
 /// How often PID 1 was asked to start the version.
-fn starts(bench: &NodeUpdateBench) -> usize {
+pub(super) fn starts(bench: &NodeUpdateBench) -> usize {
     let requests = bench.requests().into_iter();
     let starts = requests.filter(|(it, _)| matches!(it, UpdateRequest::Apply { .. }));
     starts.count()
 }
 
 /// The text of the problem that a version did not start.
-fn not_started(bench: &NodeUpdateBench) -> Option<String> {
+pub(super) fn not_started(bench: &NodeUpdateBench) -> Option<String> {
     let problems = bench.updates.problems();
     let problem = problems
         .into_iter()
@@ -386,22 +386,42 @@ fn connected(bench: &NodeUpdateBench, key: PeerKey) -> CallConnection {
     CallClient::without_operations().attach(dialled, None)
 }
 
+/// The start in the file of the node.
+fn stored(bench: &NodeUpdateBench) -> ScheduledStart {
+    let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
+    kept.expect("readable").expect("it waits")
+}
+
+/// The peer ada, which may start versions, with two keys and these tokens.
+fn ada_with(tokens: &[TokenHash]) -> IdentityEntries {
+    let mut entries = admins_and("ada", &[2, 3], &[APPLY_SCOPE]);
+    entries.peers[0].token_hashes = tokens.to_vec();
+    entries
+}
+
+/// A call that shows this token.
+fn by_token(token: &AuthToken) -> CallOptions {
+    CallOptions {
+        auth_token: Some(token.expose().to_owned()),
+        ..CallOptions::default()
+    }
+}
+
 /// A client with several keys plans starts, and names other callers in its requests.
 #[tokio::test]
 async fn a_start_is_kept_with_what_its_caller_proved() {
     let bench = bench();
     let shown = PeerKey::Ed25519([3; 32]);
-    let token = AuthToken::generate().expect("randomness");
-    let hash = token.hash().expect("a token");
+    let [token, of_peer] = [(); 2].map(|()| AuthToken::generate().expect("randomness"));
+    let [hash, hash_of_peer] = [&token, &of_peer].map(|token| token.hash().expect("a token"));
     let entries = IdentityEntries {
         api_keys: with_token(hash).api_keys,
-        ..admins_and("ada", &[2, 3], &[APPLY_SCOPE])
+        ..ada_with(&[hash_of_peer])
     };
     bench.identities.identities.replace_config(entries);
     let node = connected(&bench, shown);
-    let stored = || {
-        let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
-        let kept = kept.expect("readable").expect("it waits");
+    let proved = || {
+        let kept = stored(&bench);
         (kept.by, kept.key, kept.token)
     };
     let at = start(3600).at.to_string();
@@ -422,115 +442,58 @@ async fn a_start_is_kept_with_what_its_caller_proved() {
     let set = node.call("update/apply", &input).await;
     set.expect("it waits");
     // Not its first key, nor that of the administrator.
-    assert_eq!(stored(), ("ada".to_owned(), Some(shown), None));
-    let options = CallOptions {
-        auth_token: Some(token.expose().to_owned()),
-        ..CallOptions::default()
-    };
-    let set = node.call_with("update/apply", &input, &options).await;
-    set.expect("it waits");
-    // The token alone asked, and not the peer whose connection carried it.
-    assert_eq!(stored(), (format!("key:{}", hash.key_id), None, Some(hash)));
-}
-
-/// The ends of planned starts that PID 1 was to log: the version, the reason and the caller.
-fn unscheduled(bench: &NodeUpdateBench) -> Vec<[String; 3]> {
-    let requests = bench.requests().into_iter();
-    let ends = requests.filter_map(|(request, by)| match request {
-        UpdateRequest::Unscheduled { version, reason } => Some([version, reason, by]),
-        _ => None,
-    });
-    ends.collect()
-}
-
-/// Stages the program with this SHA-256 for a caller.
-async fn stage_as(bench: &NodeUpdateBench, bundle: StagingRequest, sha256: &'static str) {
-    let ended = &bench.updates.0.attempts.staged;
-    let before = ended.load(Ordering::Relaxed);
-    bench.judge(Verdict::PlansOf(sha256));
-    let owner = bundle.owner.clone();
-    let session = bench.updates.0.sessions.begin(bundle, None);
-    let session = session.expect("it begins");
-    bench.updates.watch(&session);
-    let id = session.id.clone();
-    drop(session);
-    let piece = (0, Bytes::from_static(b"a bundle!"));
-    let written = bench.updates.0.sessions.write((&id, &owner), piece).await;
-    written.expect("it is staged");
-    staged(bench, sha256);
-    wait_until(|| ended.load(Ordering::Relaxed) > before).await;
-}
-
-/// An administrator has planned a start, and looks whether it still holds after another caller has staged a program.
-#[tokio::test]
-async fn a_start_that_another_staging_ends_is_in_the_status_the_problems_and_the_log() {
-    for (who, limited, unasked) in [
-        ("ada", false, false),
-        ("eve", true, false),
-        ("hub", false, true),
+    assert_eq!(proved(), ("ada".to_owned(), Some(shown), None));
+    // The token alone asked, and not the peer whose connection carried it, also if it is a token of this peer.
+    for (token, by, hash) in [
+        (&token, format!("key:{}", hash.key_id), hash),
+        (&of_peer, "ada".to_owned(), hash_of_peer),
     ] {
-        let mut bench = bench();
-        let at = start(3600).at;
-        let node = UpdateCaller::new(&bench.updates);
-        let in_an_hour = json!({ "at": at.to_string() });
-        let set = node.call(ADMIN, "update/apply", in_an_hour.clone());
-        set.await.expect("it waits");
-        let bundle = StagingRequest {
-            owner: who.to_owned(),
-            by: who.to_owned(),
-            limited,
-            unasked,
-            ..request(9)
-        };
-        stage_as(&bench, bundle.clone(), "b2").await;
-        wait_until(|| !unscheduled(&bench).is_empty()).await;
-        let reason = format!("{who} has staged another program, of version 1.1.0");
-        let text = Some(format!(
-            "version 1.1.0 does not start at {at}, as planned: {reason}"
-        ));
-        assert_eq!(not_started(&bench), text);
-        let status = node.call(ADMIN, "update/status", Value::Null).await;
-        let status = status.expect("a status");
-        assert_eq!(status["scheduled"], Value::Null);
-        let shown =
-            json!({ "version": "1.1.0", "at": at.to_string(), "by": "admin", "reason": reason });
-        assert_eq!(status["not_started"], shown);
-        let logged = format!("it does not start at {at}, as admin had planned: {reason}");
-        let logged = ["1.1.0", logged.as_str(), who].map(str::to_owned);
-        assert_eq!(unscheduled(&bench), std::slice::from_ref(&logged));
-        // One more program does not hide it, nor does a restart of the node.
-        stage_as(&bench, bundle, "c3").await;
-        let_tasks_run().await;
-        assert_eq!(not_started(&bench), text);
-        bench.restart();
-        let_tasks_run().await;
-        assert_eq!(not_started(&bench), text);
-        assert_eq!(unscheduled(&bench), [logged]);
-        assert_eq!(starts(&bench), 0);
-        // Another moment ends it.
-        let node = UpdateCaller::new(&bench.updates);
-        let set = node.call(ADMIN, "update/apply", in_an_hour).await;
+        let set = node
+            .call_with("update/apply", &input, &by_token(token))
+            .await;
         set.expect("it waits");
-        assert_eq!(not_started(&bench), None);
+        assert_eq!(proved(), (by, None, Some(hash)));
     }
 }
 
-/// The node ended between the staging and its note.
+/// A program with a token of the peer ada, whose key it does not have, planned a start. The token was removed before the
+/// moment, and the peer stayed.
 #[tokio::test]
-async fn a_start_ends_with_a_reason_if_another_program_is_staged_after_a_restart() {
+async fn a_start_that_a_token_of_a_peer_planned_ends_with_the_token() {
     let mut bench = bench();
-    staged(&bench, "b2");
-    restart_with(&mut bench, &start(-1));
-    wait_until(|| !unscheduled(&bench).is_empty()).await;
-    assert_eq!(starts(&bench), 0);
-    let text = not_started(&bench).expect("a problem");
+    let token = AuthToken::generate().expect("randomness");
+    let hash = token.hash().expect("a token");
+    bench
+        .identities
+        .identities
+        .replace_config(ada_with(&[hash]));
+    let node = connected(&bench, PeerKey::Ed25519([9; 32]));
+    let input = json!({ "at": start(3600).at.to_string() });
+    let set = node
+        .call_with("update/apply", &input, &by_token(&token))
+        .await;
+    set.expect("it waits");
+    let due = ScheduledStart {
+        at: start(-1).at,
+        ..stored(&bench)
+    };
+    bench.identities.identities.replace_config(ada_with(&[]));
+    restart_with(&mut bench, &due);
+    wait_until(|| not_started(&bench).is_some()).await;
+    assert!(bench.requests().is_empty());
+    // With the token the same start happens.
+    bench
+        .identities
+        .identities
+        .replace_config(ada_with(&[hash]));
+    restart_with(&mut bench, &due);
+    wait_until(|| !bench.requests().is_empty()).await;
+    let (request, by) = bench.requests().remove(0);
+    assert_eq!(by, "ada");
     assert!(
-        text.ends_with("another program was staged, of version 1.1.0"),
-        "{text}"
+        matches!(request, UpdateRequest::Apply { limited: true, .. }),
+        "{request:?}"
     );
-    // It is about a version that waits.
-    bench.set(|facts| facts.update.state = "good".to_owned());
-    assert_eq!(not_started(&bench), None);
 }
 
 /// The node starts before PID 1 has read its slots, and the clock may not be set yet.

@@ -1,0 +1,89 @@
+//! Planned starts that do not happen: what the problems, the status and the log of updates say of them.
+
+use alknet_init::control::UpdateRequest;
+
+use super::NodeUpdates;
+use super::auto::BY;
+use super::scheduled_start::ScheduledStart;
+
+impl NodeUpdates {
+    /// The start that did not happen, or will not, until a version is started or taken back.
+    pub(super) fn failed_start(&self) -> Option<ScheduledStart> {
+        let start = self.0.scheduled.current();
+        let failed = start.filter(|it| !it.failure.is_empty());
+        failed.filter(|_| !self.was_started())
+    }
+
+    /// Ends a start that is for another program than the one that is staged now, also one that has failed. The caller
+    /// that planned it expects a restart, so the problems, the status and the log of updates say why it does not come.
+    pub(super) fn end_start_of_others(&self) {
+        let Some(staged) = self.staged_sha256() else {
+            return;
+        };
+        let version = self.staged_version();
+        // After a restart the node does not know who staged it.
+        let by = self.0.sessions.staged_by().map(|request| request.by);
+        let why = match &by {
+            Some(by) => format!("{by} has staged another program, of version {version}"),
+            None => format!("another program was staged, of version {version}"),
+        };
+        let by = by.unwrap_or_else(|| BY.to_owned());
+        self.end_start_if(|it| it.sha256 != staged, why, by);
+    }
+
+    /// Ends this start, whose program is not the staged one.
+    pub(super) fn end_start(&self, start: &ScheduledStart) {
+        if self.was_started() {
+            tracing::info!(at = %start.at, "a planned start is forgotten: a version was started");
+            self.0.scheduled.forget_if(|it| it == start);
+        } else if self.staged_sha256().is_some() {
+            self.end_start_of_others();
+        } else {
+            // PID 1 empties the slot before it writes another program there, and the power may fail meanwhile.
+            let why = "its program is not staged any more".to_owned();
+            self.end_start_if(|it| it == start, why, BY.to_owned());
+        }
+    }
+
+    /// Makes up after a restart of the node for what an earlier node did not come to: it may have ended after a version was
+    /// started, or another one staged, and before it noted this about a start that had failed.
+    pub(super) async fn settle_failed_start(self, start: ScheduledStart) {
+        while !self.knows_slots() {
+            tokio::time::sleep(self.0.scheduled.step()).await;
+        }
+        match self.was_started() {
+            true => self.end_start(&start),
+            false => self.end_start_of_others(),
+        }
+    }
+
+    /// Whether the version that was staged last was started since.
+    fn was_started(&self) -> bool {
+        let facts = self.0.facts.load();
+        let state = facts.update.state.as_str();
+        self.staged_sha256().is_none() && matches!(state, "pending" | "trial" | "good" | "failed")
+    }
+
+    fn end_start_if(&self, is_over: impl FnOnce(&ScheduledStart) -> bool, why: String, by: String) {
+        if let Some(start) = self.0.scheduled.end_if(is_over, why) {
+            tracing::warn!(by = start.by, at = %start.at, failure = start.failure, "a planned start ended");
+            self.log_unscheduled(start, by);
+        }
+    }
+
+    /// Has PID 1 add to the log of updates that a start does not happen.
+    fn log_unscheduled(&self, start: ScheduledStart, by: String) {
+        let (at, planner, failure) = (start.at, &start.by, &start.failure);
+        let request = UpdateRequest::Unscheduled {
+            reason: format!("it does not start at {at}, as {planner} had planned: {failure}"),
+            version: start.version.clone(),
+        };
+        let updates = self.clone();
+        // A task of its own, because the one of the start ends here.
+        tokio::spawn(async move {
+            if let Err(error) = updates.send_request(request, &by).await {
+                tracing::warn!(%error, "the end of a planned start is not in the log of updates");
+            }
+        });
+    }
+}
