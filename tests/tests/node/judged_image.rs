@@ -137,21 +137,33 @@ fn qemu_img_finds_the_built_disk_in_each_container() {
     accepts_container(text(&disk), "vmdk");
 }
 
+/// What a program of `tests/clients` prints as JSON, with the packages in the folder of this variable.
+fn printed_by_python(program: &str, packages: &str, words: &[String]) -> Value {
+    let folders = [packages, "ALKNET_TEST_SCHEMATHESIS"].map(variable);
+    let said = Command::new("python3")
+        .arg(client(program))
+        .args(words)
+        .env("PYTHONPATH", folders.join(":"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("python3 is installed");
+    serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+}
+
+#[test]
+fn botocore_accepts_the_built_parameters_for_amazon() {
+    let parameters = built(ImageForm::Aws, OutputRole::Registration);
+    let found = printed_by_python("aws.py", "ALKNET_TEST_MOTO", &[parameters]);
+    assert_eq!(found, json!([]));
+}
+
 /// The tool also compares the sizes and the hashes of the files, and each disagreement is a finding.
 #[test]
 fn the_common_ovf_tool_reads_the_machine_of_the_built_archive() {
     let archive = built(ImageForm::Ova, OutputRole::Archive);
     let version = &BuiltImageFolder::get().manifest().version;
-    let folders = ["ALKNET_TEST_COT", "ALKNET_TEST_SCHEMATHESIS"].map(variable);
-    let said = Command::new("python3")
-        .arg(client("ovf.py"))
-        .args([archive, format!("alknet_{version}.vmdk")])
-        .env("PYTHONPATH", folders.join(":"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .expect("python3 is installed");
-    let found: Value =
-        serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let words = [archive, format!("alknet_{version}.vmdk")];
+    let found = printed_by_python("ovf.py", "ALKNET_TEST_COT", &words);
     let expected = json!({
         "findings": [],
         "product": "alknet",
