@@ -9,7 +9,10 @@ use alknet_embedded_exe::EmbeddedExe;
 use alknet_image::{DISK_BYTES, ImageForm, OutputRole, PackOptions, pack};
 use alknet_tests::tools::{client, tool, tool_says, variable};
 use alknet_tests::{BuiltImageFolder, TestBench, binary};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
+
+use crate::page_commands::blocks;
 
 /// A gibibyte, of which the disk for Google's cloud has a whole number.
 const GIB: u64 = 1 << 30;
@@ -222,8 +225,41 @@ fn sha256sum_and_the_tools_of_spdx_accept_the_built_files() {
     let check = format!("cd '{}' && sha256sum --strict -c ./*.sha256", text(folder));
     tool_says("sh", &["-c", &check]);
     let bill = accepted_bill(&BuiltImageFolder::get().file(ImageForm::Raw, OutputRole::Sbom));
-    let packages = bill["packages"].as_array().expect("a list").len();
-    assert!(packages > 300, "the parts of the image: {packages}");
+    let packages = bill["packages"].as_array().expect("a list");
+    assert!(packages.len() > 300, "{} parts", packages.len());
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        let hash = package["checksums"][0]["checksumValue"].as_str();
+        let hash = hash.unwrap_or_default();
+        // The commit stands for the hash of what is in the repository.
+        let bytes = if ["alknet-image", "alknet"].contains(&name) {
+            0
+        } else {
+            32
+        };
+        let decoded = HEXLOWER.decode(hash.as_bytes()).expect("hexadecimal");
+        assert_eq!(decoded.len(), bytes, "{name}: {hash:?}");
+    }
+    let sources = &BuiltImageFolder::get().manifest().sources;
+    let llvm = sources.iter().find(|source| source.name == "llvm");
+    let llvm = llvm.expect("the built image has llvmpipe");
+    assert!(llvm.sha256.is_some(), "{llvm:?}");
+}
+
+/// The C library is linked from the package of this computer, and each computer finds the same bytes there.
+#[test]
+fn sha256sum_finds_the_hash_of_the_c_library_by_the_command_of_the_page() {
+    let blocks = blocks(include_str!("../../../docs/image.md"));
+    let mut blocks = blocks.into_iter();
+    let command = blocks.find(|(_, code)| code.starts_with("dpkg-query -L libc6-dev"));
+    let (_, command) = command.expect("the page has it");
+    let said = tool_says("bash", &["-c", &command]);
+    let bill = BuiltImageFolder::get().file(ImageForm::Raw, OutputRole::Sbom);
+    let bill: Value = serde_json::from_slice(&fs::read(bill).expect("built")).expect("JSON");
+    let packages = bill["packages"].as_array().expect("a list");
+    let libc = packages.iter().find(|it| it["name"] == "GNU C Library");
+    let hash = &libc.expect("a part")["checksums"][0]["checksumValue"];
+    assert_eq!(said.split_whitespace().next(), hash.as_str(), "{said}");
 }
 
 #[test]
