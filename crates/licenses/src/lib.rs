@@ -86,7 +86,8 @@ pub struct SoftwareComponent {
     pub is_crate: bool,
     /// Its licence as an SPDX expression, or `NOASSERTION`.
     pub license: String,
-    /// SHA-256 of the archive that it comes from, in lower-case hexadecimal.
+    /// SHA-256 of the archive that it comes from, in lower-case hexadecimal. An image's SBOM has it for parts from the
+    /// machine that builds as well.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sha256: Option<String>,
     /// The address of that archive. That of a crate follows from its name and version.

@@ -1,5 +1,6 @@
 //! SHA-256 of files, and folder names from it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -25,6 +26,16 @@ pub(crate) fn of_file(path: &Path) -> io::Result<String> {
         }
         hasher.update(&chunk[..read]);
     }
+}
+
+/// One SHA-256 for several files below a folder: that of what `sha256sum` prints about them in this order.
+pub(crate) fn of_list(folder: &Path, names: &BTreeSet<String>) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    for name in names {
+        let sum = of_file(&folder.join(name))?;
+        hasher.update(format!("{sum}  {name}\n"));
+    }
+    Ok(HEXLOWER.encode(&hasher.finalize()))
 }
 
 /// A short name for a set of inputs. Their order and their bounds count.

@@ -5,6 +5,7 @@ mod build;
 pub mod cache;
 mod cached;
 pub mod context;
+mod debian;
 mod digest;
 pub mod driver;
 mod emulator;

@@ -492,6 +492,12 @@ pub(crate) fn rustc_version(cx: &XtaskContext) -> Result<String> {
     Ok(said.strip_prefix("rustc ").unwrap_or(said).to_owned())
 }
 
+/// The folder of the compiler's own libraries, from which programs for this machine are linked.
+pub(crate) fn rust_libraries(cx: &XtaskContext) -> Result<PathBuf> {
+    let said = rustc(cx, &["--print", "target-libdir"])?;
+    Ok(PathBuf::from(said.trim()))
+}
+
 /// The answer of the compiler that cargo starts in the mirror.
 fn rustc(cx: &XtaskContext, arguments: &[&str]) -> Result<String> {
     let program = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());

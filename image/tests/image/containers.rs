@@ -19,6 +19,11 @@ const COT_VARS: [&str; 2] = ["ALKNET_TEST_COT", "ALKNET_TEST_SCHEMATHESIS"];
 /// Prints what this tool reads in an archive, and what it finds wrong there.
 const COT_PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/ovf.py");
 
+/// The variables that name the folders with botocore in Python, and with a package that it needs.
+const BOTOCORE_VARS: [&str; 2] = ["ALKNET_TEST_MOTO", "ALKNET_TEST_SCHEMATHESIS"];
+/// Prints what Amazon's model of the call finds wrong in parameters.
+const BOTOCORE_PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/aws.py");
+
 struct BuiltDisks {
     source: InputFolder,
     out: TempDir,
@@ -231,19 +236,24 @@ fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
     bytes
 }
 
-/// What the Common OVF Tool says about an archive.
-fn read_by_cot(archive: &Path) -> Value {
-    let folders = COT_VARS.map(|name| {
+/// What a program in Python prints as JSON, with the packages in the folders that these variables name.
+fn printed_by_python(packages: [&str; 2], words: &[&str]) -> Value {
+    let folders = packages.map(|name| {
         env::var(name)
             .unwrap_or_else(|_| panic!("{name} is not set: start the tests by cargo xtask test"))
     });
     let said = Command::new("python3")
-        .args([COT_PROGRAM, text(archive), "alknet_0.1.0.vmdk"])
+        .args(words)
         .env("PYTHONPATH", folders.join(":"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .expect("python3 runs");
     serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+}
+
+/// What the Common OVF Tool says about an archive.
+fn read_by_cot(archive: &Path) -> Value {
+    printed_by_python(COT_VARS, &[COT_PROGRAM, text(archive), "alknet_0.1.0.vmdk"])
 }
 
 /// Each damage is found, so the tool compares what the test of the good archive relies on.
@@ -323,6 +333,33 @@ fn the_registration_for_amazon_is_json_with_the_firmware_of_the_disk() {
     assert_eq!(parameters["EnaSupport"], true);
     let disk = &parameters["BlockDeviceMappings"][0]["Ebs"];
     assert_eq!(disk["SnapshotId"], "SNAPSHOT");
+}
+
+/// What botocore finds wrong in parameters of `register-image`.
+fn read_by_botocore(parameters: &Path) -> Value {
+    printed_by_python(BOTOCORE_VARS, &[BOTOCORE_PROGRAM, text(parameters)])
+}
+
+/// Each damage is found, so the model has the names and values that the test of the good file relies on.
+#[test]
+fn botocore_accepts_the_registration_for_amazon_and_refuses_damaged_ones() {
+    let built = BuiltDisks::new(&[ImageForm::Aws]);
+    let file = built.path(ImageForm::Aws, OutputRole::Registration);
+    assert_eq!(read_by_botocore(&file), Value::Array(Vec::new()));
+    let good = fs::read(&file).expect("written");
+    let damaged = built.source.dir.path().join("damaged.json");
+    for (from, to, finding) in [
+        ("\"Name\"", "\"Nome\"", "Missing required parameter"),
+        ("\"SnapshotId\"", "\"SnapshotID\"", "Unknown parameter in"),
+        ("true", "1234", "Invalid type for parameter"),
+        ("\"uefi\"", "\"efis\"", "BootMode: efis is none of"),
+        ("\"gp3\"", "\"gp9\"", "VolumeType: gp9 is none of"),
+        ("\"v2.0\"", "\"v9.0\"", "Support: v9.0 is none of"),
+    ] {
+        fs::write(&damaged, replaced(&good, from, to)).expect("writable");
+        let found = read_by_botocore(&damaged).to_string();
+        assert!(found.contains(finding), "{from}: {found}");
+    }
 }
 
 /// Unpacks a layout as other programs read it, and returns the root of the container.

@@ -15,6 +15,12 @@ use crate::support::{self, InputFolder, LINUXKIT_VAR, output, run, text};
 const EXAMPLE: &str = include_str!("../../../docs/examples/linuxkit-service.yml");
 /// The container image, which is the package of the service.
 const SERVICE: &str = "alknet_0.1.0.oci.tar";
+/// Which rules are checked where LinuxKit is missing, and by which tests.
+const PACKAGE_CHECKS: &str = "the names, digests and files of the packages are checked by \
+                              the_packages_follow_the_rules_of_linuxkit";
+const SERVICE_CHECKS: &str = "the label and the files of the service are checked by \
+                              the_container_image_follows_the_rules_for_a_service, and the members of the example by \
+                              the_example_for_linuxkit_has_the_members_of_its_files";
 
 struct Packages {
     source: InputFolder,
@@ -133,7 +139,7 @@ fn linuxkit_builds_the_service_of_the_example() {
     let Some(linuxkit) = LinuxKit::find() else {
         skip!(
             "LinuxKit",
-            "no linuxkit on the search path or in {LINUXKIT_VAR}"
+            "no linuxkit on the search path or in {LINUXKIT_VAR}: {SERVICE_CHECKS}"
         );
     };
     let packages = Packages::new();
@@ -177,7 +183,7 @@ fn linuxkit_itself_imports_and_builds() {
     let Some(linuxkit) = LinuxKit::find() else {
         skip!(
             "LinuxKit",
-            "no linuxkit on the search path or in {LINUXKIT_VAR}"
+            "no linuxkit on the search path or in {LINUXKIT_VAR}: {PACKAGE_CHECKS}"
         );
     };
     let packages = Packages::new();

@@ -189,7 +189,11 @@ fn a_mistake_in_an_example_for_terraform_is_found() {
 #[test]
 fn terraform_itself_reads_the_examples() {
     let Some(terraform) = terraform() else {
-        skip!("Terraform", "no terraform on the search path");
+        skip!(
+            "Terraform",
+            "no terraform on the search path: syntax and references are checked by python-hcl2 in \
+             a_parser_reads_the_examples_for_terraform, and the layout by no test"
+        );
     };
     for file in terraform_files() {
         let mut format = Command::new(&terraform);

@@ -19,6 +19,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::cosign_verb::assert_replaced_together;
+use crate::image_page::cosign_as_on_the_page;
 
 /// Words of a vault that exists in tests only.
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
@@ -120,7 +121,7 @@ impl BuildMachine {
 }
 
 /// What a machine finds in a bundle: the version, and the program.
-fn installed(trust: UpdateTrust, bundle: &[u8]) -> (UpdateTrust, String, Vec<u8>) {
+pub(crate) fn installed(trust: UpdateTrust, bundle: &[u8]) -> (UpdateTrust, String, Vec<u8>) {
     let mut reader = BundleReader::open(bundle).expect("a bundle");
     let (trust, verified) = trust.refresh(UpdateClock::Known(NOW)).run(&mut reader);
     let verified = verified.unwrap_or_else(|error| panic!("{error}"));
@@ -476,8 +477,7 @@ fn cosign_with_delta(machine: &BuildMachine, file: &str) {
     assert!(twice.contains("give each bundle once"), "{twice}");
     assert_delta_needed(machine, file);
     assert_replaced_together(machine, file);
-    let signed = [&["cosign", "1.bundle", file][..], &own_root];
-    let signed = machine.run(&signed.concat(), "").json();
+    let signed = cosign_as_on_the_page(&machine.file("")).json();
     assert_eq!(signed["missing"].as_array().map(Vec::len), Some(0));
     assert_eq!(signed["others"][0]["file"], file, "{signed:#}");
     let targets = signed["targets"].as_array().expect("a list");

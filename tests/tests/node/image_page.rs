@@ -1,13 +1,18 @@
-//! The commands of docs/image.md that take an image from a server, write a disk by other programs, or sign with a vault:
-//! files stand for the disks, and standard input for the terminal. The commands of docs/tpm.md sign for firmware.
+//! The commands of docs/image.md that take an image from a server, write a disk by other programs, or sign with a vault
+//! or with several keys: files stand for the disks, and standard input for the terminal. The commands of docs/tpm.md sign
+//! for firmware.
 
 use std::fs;
+use std::path::Path;
 
-use alknet_image::{PackOptions, pack};
-use alknet_tests::FileServer;
+use alknet_image::{ImageForm, OutputRole, PackOptions, pack};
+use alknet_test_support::limited;
+use alknet_tests::{BuiltImageFolder, CliOutput, FileServer, binary, run_with_input};
+use alknet_update::{TrustAnchor, UpdateTrust};
 use serde_json::Value;
 
-use crate::image_verbs::{ImageUser, WORDS};
+use crate::bundle_verbs::{installed, text};
+use crate::image_verbs::{BLOCK_MAX, ImageUser, WORDS};
 use crate::page_commands::blocks;
 
 const PAGE: &str = include_str!("../../../docs/image.md");
@@ -19,6 +24,19 @@ for program in BOOT/BOOTX64.EFI ALKNET/A.EFI; do
     if sbverify --cert CERTIFICATE checked.efi >sbverify.log; then echo $program; fi
 done 2>sbverify.err
 ";
+
+/// Files of private keys, and their text in PEM: the keys of tests 1 and 2 in section 7.1 of RFC 8032, whose public keys
+/// the page names.
+const SIGNERS: [(&str, &str); 2] = [
+    (
+        "ada.pem",
+        "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g",
+    ),
+    (
+        "ben.pem",
+        "MC4CAQAwBQYDK2VwBCIEIEzNCJso/5banbbDRuwRTg9bijGfNaumJNqM9u1PuKb7",
+    ),
+];
 
 /// The block with this text in one of its commands.
 fn block(command: &str) -> String {
@@ -134,6 +152,94 @@ fn the_page_of_images_signs_with_a_vault_and_with_its_words() {
         // The next command has to write it again.
         fs::remove_file(&signature).expect("the command wrote it");
     }
+}
+
+/// The computer of a person who keeps one key.
+fn signer((name, body): (&str, &str)) -> ImageUser {
+    let user = ImageUser::new();
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+    fs::write(user.file(name), pem).expect("the folder is ours");
+    user
+}
+
+/// Runs a block whose last command is for the other computer. That one gets the file, and gives it back signed.
+fn sign_by_two([first, second]: &[ImageUser; 2], code: &str, file: &str) {
+    let hand_over = |from: &ImageUser, to: &ImageUser| {
+        fs::copy(from.file(file), to.file(file)).expect("the command wrote it");
+    };
+    let commands = code.rsplit_once("\nalknet image cosign ");
+    let (begin, complete) = commands.unwrap_or_else(|| panic!("no other computer in\n{code}"));
+    first.shell(begin);
+    hand_over(first, second);
+    second.shell(&format!("alknet image cosign {complete}"));
+    hand_over(second, first);
+}
+
+/// The folder of the built image in the place of the page's.
+fn of_built_image(code: String) -> String {
+    let folder = format!("image bundle {} ", text(BuiltImageFolder::get().folder()));
+    replaced(code, &[("image bundle out ", &folder)])
+}
+
+/// A machine with the root document takes the program of the built image from these bundles, one after the other.
+fn assert_installed(user: &ImageUser, bundles: &[&str]) {
+    let built = BuiltImageFolder::get();
+    let expected = fs::read(built.file(ImageForm::Uki, OutputRole::Uki)).expect("it was built");
+    let root = fs::read(user.file("1.root.json")).expect("it was made");
+    let mut trust = UpdateTrust::new(TrustAnchor::root(&root).expect("a root"));
+    for name in bundles {
+        let bundle = fs::read(user.file(name)).expect("it was made");
+        let (seen, version, program) = installed(trust, &bundle);
+        assert_eq!(version, built.manifest().version, "{name}");
+        assert!(program == expected, "{name} has another program");
+        trust = seen;
+    }
+}
+
+#[test]
+fn two_people_of_the_page_of_images_sign_a_root_and_a_release() {
+    let people = SIGNERS.map(signer);
+    let root = block("alknet image root --key ada.pem");
+    sign_by_two(&people, &root, "1.root.json");
+    let bundle = of_built_image(block("alknet image bundle out --key ada.pem"));
+    sign_by_two(&people, &bundle, "bundle.tar");
+    assert_installed(&people[0], &["bundle.tar"]);
+}
+
+/// Runs the command of the page that signs the bundles of a release together, for a bundle with another name.
+pub(crate) fn cosign_as_on_the_page(folder: &Path) -> CliOutput {
+    let program = format!("'{}' image", binary().display());
+    let code = replaced(
+        block("alknet image cosign bundle.tar from-"),
+        &[
+            ("bundle.tar", "1.bundle"),
+            ("ben.pem", "ben.pem --json"),
+            ("alknet image", &program),
+        ],
+    );
+    let mut shell = limited(BLOCK_MAX, "bash");
+    shell.args(["-euc", &code]).current_dir(folder);
+    run_with_input(shell, "")
+}
+
+#[test]
+fn the_page_of_images_renews_a_timestamp_by_its_key_alone() {
+    let user = signer(SIGNERS[0]);
+    user.shell("openssl genpkey -algorithm ed25519 -out timestamp.pem");
+    let words = ["root", "--key", "timestamp.pem", "--expires", "2032-01-31"];
+    let root = user.run(&[&words[..], &["--out", "x", "--json"]].concat());
+    let root = root.json();
+    let key = root["keys"][0].as_str().expect("a key");
+    let release = format!(
+        "alknet image root --key ada.pem --timestamp-key {key} --expires 2032-01-31 --out 1.root.json
+        alknet image bundle out --key ada.pem --key timestamp.pem --root 1.root.json --number 1 \
+            --expires 2032-01-31 --timestamp-expires 2031-01-31 --out bundle.tar"
+    );
+    user.shell(&of_built_image(release));
+    let said = user.shell(&block("alknet image renew bundle.tar"));
+    let renewed = "release 1 has timestamp 2, valid until 2027-05-31T00:00:00Z";
+    assert!(said.contains(renewed), "{said}");
+    assert_installed(&user, &["bundle.tar", "renewed.tar"]);
 }
 
 #[test]

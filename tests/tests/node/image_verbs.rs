@@ -29,7 +29,7 @@ const MACHINES: [&str; 2] = ["Boot them", "Release it"];
 /// The beginning of the block that `tests/tests/node/image_build.rs` runs.
 pub(crate) const BUILDS: &str = "alknet image build ";
 /// Limit for one block of the page.
-const BLOCK_MAX: Duration = Duration::from_secs(120);
+pub(crate) const BLOCK_MAX: Duration = Duration::from_secs(120);
 /// Words of a vault that exists in tests only.
 pub(crate) const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
 /// Exit codes of docs/command-line.md.

@@ -9,7 +9,10 @@ use alknet_embedded_exe::EmbeddedExe;
 use alknet_image::{DISK_BYTES, ImageForm, OutputRole, PackOptions, pack};
 use alknet_tests::tools::{client, tool, tool_says, variable};
 use alknet_tests::{BuiltImageFolder, TestBench, binary};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
+
+use crate::page_commands::blocks;
 
 /// A gibibyte, of which the disk for Google's cloud has a whole number.
 const GIB: u64 = 1 << 30;
@@ -137,21 +140,33 @@ fn qemu_img_finds_the_built_disk_in_each_container() {
     accepts_container(text(&disk), "vmdk");
 }
 
+/// What a program of `tests/clients` prints as JSON, with the packages in the folder of this variable.
+fn printed_by_python(program: &str, packages: &str, words: &[String]) -> Value {
+    let folders = [packages, "ALKNET_TEST_SCHEMATHESIS"].map(variable);
+    let said = Command::new("python3")
+        .arg(client(program))
+        .args(words)
+        .env("PYTHONPATH", folders.join(":"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("python3 is installed");
+    serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+}
+
+#[test]
+fn botocore_accepts_the_built_parameters_for_amazon() {
+    let parameters = built(ImageForm::Aws, OutputRole::Registration);
+    let found = printed_by_python("aws.py", "ALKNET_TEST_MOTO", &[parameters]);
+    assert_eq!(found, json!([]));
+}
+
 /// The tool also compares the sizes and the hashes of the files, and each disagreement is a finding.
 #[test]
 fn the_common_ovf_tool_reads_the_machine_of_the_built_archive() {
     let archive = built(ImageForm::Ova, OutputRole::Archive);
     let version = &BuiltImageFolder::get().manifest().version;
-    let folders = ["ALKNET_TEST_COT", "ALKNET_TEST_SCHEMATHESIS"].map(variable);
-    let said = Command::new("python3")
-        .arg(client("ovf.py"))
-        .args([archive, format!("alknet_{version}.vmdk")])
-        .env("PYTHONPATH", folders.join(":"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .expect("python3 is installed");
-    let found: Value =
-        serde_json::from_slice(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let words = [archive, format!("alknet_{version}.vmdk")];
+    let found = printed_by_python("ovf.py", "ALKNET_TEST_COT", &words);
     let expected = json!({
         "findings": [],
         "product": "alknet",
@@ -210,8 +225,41 @@ fn sha256sum_and_the_tools_of_spdx_accept_the_built_files() {
     let check = format!("cd '{}' && sha256sum --strict -c ./*.sha256", text(folder));
     tool_says("sh", &["-c", &check]);
     let bill = accepted_bill(&BuiltImageFolder::get().file(ImageForm::Raw, OutputRole::Sbom));
-    let packages = bill["packages"].as_array().expect("a list").len();
-    assert!(packages > 300, "the parts of the image: {packages}");
+    let packages = bill["packages"].as_array().expect("a list");
+    assert!(packages.len() > 300, "{} parts", packages.len());
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        let hash = package["checksums"][0]["checksumValue"].as_str();
+        let hash = hash.unwrap_or_default();
+        // The commit stands for the hash of what is in the repository.
+        let bytes = if ["alknet-image", "alknet"].contains(&name) {
+            0
+        } else {
+            32
+        };
+        let decoded = HEXLOWER.decode(hash.as_bytes()).expect("hexadecimal");
+        assert_eq!(decoded.len(), bytes, "{name}: {hash:?}");
+    }
+    let sources = &BuiltImageFolder::get().manifest().sources;
+    let llvm = sources.iter().find(|source| source.name == "llvm");
+    let llvm = llvm.expect("the built image has llvmpipe");
+    assert!(llvm.sha256.is_some(), "{llvm:?}");
+}
+
+/// The C library is linked from the package of this computer, and each computer finds the same bytes there.
+#[test]
+fn sha256sum_finds_the_hash_of_the_c_library_by_the_command_of_the_page() {
+    let blocks = blocks(include_str!("../../../docs/image.md"));
+    let mut blocks = blocks.into_iter();
+    let command = blocks.find(|(_, code)| code.starts_with("dpkg-query -L libc6-dev"));
+    let (_, command) = command.expect("the page has it");
+    let said = tool_says("bash", &["-c", &command]);
+    let bill = BuiltImageFolder::get().file(ImageForm::Raw, OutputRole::Sbom);
+    let bill: Value = serde_json::from_slice(&fs::read(bill).expect("built")).expect("JSON");
+    let packages = bill["packages"].as_array().expect("a list");
+    let libc = packages.iter().find(|it| it["name"] == "GNU C Library");
+    let hash = &libc.expect("a part")["checksums"][0]["checksumValue"];
+    assert_eq!(said.split_whitespace().next(), hash.as_str(), "{said}");
 }
 
 #[test]

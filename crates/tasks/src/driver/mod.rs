@@ -22,7 +22,7 @@ use self::recipe::{DriverRecipe, DriverRecipes, LlvmRecipe};
 use crate::context::XtaskContext;
 use crate::digest;
 use crate::failure::{Result, TaskError};
-use crate::{kernel, sources, steps, third_party};
+use crate::{debian, kernel, sources, steps, third_party};
 
 /// The code that builds a driver, which is a part of its name.
 const STEPS: [&str; 4] = [
@@ -40,6 +40,9 @@ const LINKED: &str = "compute/driver/linked-drivers";
 
 /// The file beside an archive with the version of its LLVM.
 const LLVM_NOTE: &str = "llvm";
+
+/// The file beside an archive with the hash of LLVM's archives. It is empty if LLVM came from no Debian package.
+const LLVM_HASH: &str = "llvm-sha256";
 
 /// The choice of drivers, for the commands that build an image.
 #[derive(Clone, Debug, clap::Args)]
@@ -116,7 +119,10 @@ fn ensure_one(
     // does not need.
     if let Some(sealed) = find(cx, recipes, recipe, &patches, &known)? {
         note_llvm(&recipes.llvm, recipe, &sealed)?;
-        return Ok(sealed);
+        // A driver from an older cache lacks the hash, and LLVM has to be installed to compute it.
+        if !recipe.llvm || sealed.folder.join(LLVM_HASH).exists() {
+            return Ok(sealed);
+        }
     }
     cx.install_compilers()?;
     let tools = installed_tools(&recipes.llvm, recipe)?;
@@ -255,19 +261,23 @@ fn noted_llvms(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Vec<St
     notes.into_iter().rev().collect()
 }
 
-/// Writes the installed LLVM's version beside a driver, unless a note is there. The driver was made
-/// with that LLVM.
+/// Writes the installed LLVM's version and hash beside a driver, unless the notes are there. The driver
+/// was made with that LLVM.
 fn note_llvm(llvm: &LlvmRecipe, recipe: &DriverRecipe, sealed: &SealedDriver) -> Result<()> {
-    let note = sealed.folder.join(LLVM_NOTE);
-    if !recipe.llvm || note.exists() {
+    let [version, hash] = [LLVM_NOTE, LLVM_HASH].map(|name| sealed.folder.join(name));
+    if !recipe.llvm || (version.exists() && hash.exists()) {
         return Ok(());
     }
-    match installed_llvm(llvm)? {
-        Some(installed) => {
-            fs::write(&note, installed).map_err(TaskError::io(format!("write {}", note.display())))
+    let Some(installed) = installed_llvm(llvm)? else {
+        return Ok(());
+    };
+    let sum = debian::archives_sha256(&llvm_package(&llvm.version))?;
+    for (note, text) in [(version, installed), (hash, sum.unwrap_or_default())] {
+        if !note.exists() {
+            fs::write(&note, text).map_err(TaskError::io(format!("write {}", note.display())))?;
         }
-        None => Ok(()),
     }
+    Ok(())
 }
 
 /// A line about the installed LLVM: the recipe demands its version, and the package's version is
@@ -319,6 +329,12 @@ fn first_line(command: &mut Command) -> Result<String> {
 /// The note in a driver's folder about its LLVM: version and version of the package.
 pub(crate) fn llvm_of(folder: &Path) -> Option<String> {
     fs::read_to_string(folder.join(LLVM_NOTE)).ok()
+}
+
+/// The hash of LLVM's archives that is noted in a driver's folder.
+pub(crate) fn llvm_sha256_of(folder: &Path) -> Option<String> {
+    let noted = fs::read_to_string(folder.join(LLVM_HASH)).ok()?;
+    (!noted.is_empty()).then_some(noted)
 }
 
 /// Makes the next build in the mirror link these drivers. The caller holds the lock.
@@ -393,7 +409,16 @@ mod tests {
         fs::write(sealed.folder.join(LLVM_NOTE), line).expect("writable");
         let tools = known(&recipes.llvm);
         let found = find(&cx, &recipes, &recipe, &[], &tools).expect("a look");
-        assert_eq!(found.map(|found| found.folder), Some(sealed.folder));
+        let found = found.map(|found| found.folder);
+        assert_eq!(found.as_ref(), Some(&sealed.folder));
+
+        // What an older command kept has no hash, and a system without Debian's packages keeps none.
+        assert_eq!(llvm_sha256_of(&sealed.folder), None);
+        for (noted, expected) in [("", None), ("ab", Some("ab"))] {
+            fs::write(sealed.folder.join(LLVM_HASH), noted).expect("writable");
+            assert_eq!(llvm_sha256_of(&sealed.folder).as_deref(), expected);
+        }
+        assert_eq!(known(&recipes.llvm), tools, "the hash decides no name");
 
         recipes.llvm.version = "1.2.3".to_owned();
         assert_eq!(known(&recipes.llvm), [""; 0]);
