@@ -41,7 +41,9 @@ pub(crate) enum ImageVerb {
         after_help = "Examples:\n  alknet image build --kernel bzImage --form oci --out out\n  \
 alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out\n  \
 alknet image build --kernel bzImage --stub linuxx64.efi.stub --loader alknet-loader.efi \\\n      \
---grub grub --grub-version 2.06-13+deb12u2 --form raw --packed --out out"
+--grub grub --grub-version 2.06-13+deb12u2 --form raw --packed --out out\n  \
+alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out \\\n      \
+--efi-key owner.key --efi-cert owner.pem"
     )]
     Build(build::ImageBuildArgs),
     /// Make and sign an update bundle of an image's EFI program.
