@@ -168,6 +168,9 @@ fn too_long(path: &Path, most: u64) -> CommandError {
 }
 
 fn of_image(error: &ImageError) -> CommandError {
+    if matches!(error, ImageError::OtherContent { .. }) {
+        return CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error);
+    }
     match error.exit_code() {
         2 => CommandError::usage(error),
         _ => CommandError::local(error),
