@@ -70,7 +70,7 @@ pub use disk::{
     ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{
-    DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion, NEW_DISK_PARTS,
+    DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion, NEW_DISK_PARTS,
     boot_state_difference,
 };
 pub use disk_table::{

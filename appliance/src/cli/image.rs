@@ -18,7 +18,7 @@ use std::io::Read;
 use std::path::Path;
 
 use alknet_image::{ImageError, RegularFileError, read_regular};
-use alknet_image_write::{FlashError, VerifyError};
+use alknet_image_write::{FlashError, SignedProgramsError, VerifyError};
 use clap::Subcommand;
 
 use super::{CommandError, CommandExit};
@@ -93,7 +93,8 @@ alknet image sign alknet.efi --efi-key owner.key --efi-cert owner.pem --out sign
     /// Check a file or a written disk against the manifest of its build, and against signatures.
     #[command(
         after_help = "Examples:\n  alknet image verify alknet_0.1.0.raw.zst --manifest manifest.json --key minisign.pub\n  \
-alknet image verify /dev/sdb --manifest manifest.json\n  alknet image verify manifest.json --key minisign.pub"
+alknet image verify /dev/sdb --manifest manifest.json\n  alknet image verify manifest.json --key minisign.pub\n  \
+alknet image verify out --efi-cert owner.pem"
     )]
     Verify(verify::ImageVerifyArgs),
     /// Write an image to a disk of this computer, read it back and compare. Everything on the disk is lost.
@@ -213,6 +214,16 @@ fn of_verify(error: &VerifyError) -> CommandError {
         }
         VerifyError::NotListed { .. } | VerifyError::NoDisk => CommandError::usage(error),
         _ => CommandError::local(error),
+    }
+}
+
+fn of_signed_programs(error: &SignedProgramsError) -> CommandError {
+    match error {
+        SignedProgramsError::Folder(error) => of_image(error),
+        SignedProgramsError::Missing { .. } | SignedProgramsError::NotSigned { .. } => {
+            CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
+        }
+        _ => CommandError::usage(error),
     }
 }
 
