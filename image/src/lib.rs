@@ -70,8 +70,8 @@ pub use disk::{
     ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{
-    DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion, NEW_DISK_PARTS,
-    boot_state_difference,
+    DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion,
+    NEW_DISK_PARTS, boot_state_difference,
 };
 pub use disk_table::{
     disk_bytes_by_head, has_image_identity, head_has_layout, identity_difference, table_difference,

@@ -109,12 +109,12 @@ impl<'a> SignatureParts<'a> {
     fn parse(signature: &'a [u8]) -> Option<Self> {
         let mut rest = signature;
         let mut outer = take(&mut rest, SEQUENCE)?;
-        let mut data = named(&mut outer, SIGNED_DATA)?;
+        let mut data = explicit_content(&mut outer, SIGNED_DATA)?;
         let mut data = take(&mut data, SEQUENCE)?;
         take(&mut data, INTEGER)?;
         take(&mut data, SET)?;
         let mut inner = take(&mut data, SEQUENCE)?;
-        let mut inner = named(&mut inner, INDIRECT_DATA)?;
+        let mut inner = explicit_content(&mut inner, INDIRECT_DATA)?;
         let content = take(&mut inner, SEQUENCE)?;
         let mut described = content;
         take(&mut described, SEQUENCE)?;
@@ -149,7 +149,7 @@ fn take<'a>(rest: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
 }
 
 /// The content behind this name, in its `[0]`.
-fn named<'a>(rest: &mut &'a [u8], name: &[u64]) -> Option<&'a [u8]> {
+fn explicit_content<'a>(rest: &mut &'a [u8], name: &[u64]) -> Option<&'a [u8]> {
     let found = der::next(rest)?.whole;
     if found != object(name) {
         return None;

@@ -1,5 +1,5 @@
-//! Signatures of EFI programs, made and checked: firmware with Secure Boot checks them (Microsoft's Authenticode for PE files, version
-//! 1.0; PKCS #7, RFC 2315).
+//! Signatures of EFI programs, made and checked. Firmware with Secure Boot checks them, too (Microsoft's Authenticode for
+//! PE files, version 1.0; PKCS #7, RFC 2315).
 //!
 //! The signature has no time, so with an RSA key the same program always has the same bytes.
 

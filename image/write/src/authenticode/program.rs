@@ -25,8 +25,8 @@ const PKCS_SIGNED_DATA: u16 = 0x0002;
 /// Place of the kind in the head of an entry.
 const KIND_AT: usize = 6;
 
-/// Places of the headers that a signature depends on.
-struct HeaderPlaces {
+/// Offsets of the headers that a signature depends on.
+struct HeaderOffsets {
     coff: usize,
     optional: usize,
     /// The entry of the directory that says where the certificates are.
@@ -43,8 +43,8 @@ pub(super) struct EfiProgram {
     sections: Vec<(usize, usize)>,
 }
 
-impl HeaderPlaces {
-    fn of(program: &[u8]) -> Result<Self, AuthenticodeError> {
+impl HeaderOffsets {
+    fn parse(program: &[u8]) -> Result<Self, AuthenticodeError> {
         let cut = || AuthenticodeError::Program("it is cut short");
         let header = number(program, HEADER_POINTER_AT, 4).ok_or_else(cut)?;
         let is_pe = program.starts_with(b"MZ")
@@ -77,11 +77,11 @@ impl HeaderPlaces {
 impl EfiProgram {
     pub(super) fn parse(program: &[u8]) -> Result<Self, AuthenticodeError> {
         let cut = || AuthenticodeError::Program("it is cut short");
-        let HeaderPlaces {
+        let HeaderOffsets {
             coff: header,
             optional,
             directory: directory_at,
-        } = HeaderPlaces::of(program)?;
+        } = HeaderOffsets::parse(program)?;
         if number(program, directory_at, 4).ok_or_else(cut)? != 0 {
             return Err(AuthenticodeError::Signed);
         }
@@ -114,7 +114,7 @@ impl EfiProgram {
     /// Takes the signatures off a signed program.
     pub(super) fn split(program: &[u8]) -> Result<(Self, Vec<Vec<u8>>), AuthenticodeError> {
         let cut = || AuthenticodeError::Program("it is cut short");
-        let directory = HeaderPlaces::of(program)?.directory;
+        let directory = HeaderOffsets::parse(program)?.directory;
         let start = number(program, directory, 4).ok_or_else(cut)?;
         let bytes = number(program, directory + 4, 4).ok_or_else(cut)?;
         if start == 0 {
