@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
+use crate::command_line::cmdline;
 use crate::disk::{self, DISK_BYTES, DiskContent, UKI_BYTES_MAX};
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
@@ -22,22 +23,6 @@ use crate::{
     container_images, cpio, erofs, examples, iso, kernel, linuxkit, lz4, network_boot, sbom, tree,
     uki, zstandard,
 };
-
-/// The erofs form's addition to the command line: the drive is the first virtio disk.
-const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
-
-/// The additions of the forms that can be sealed to the command line. They stand before the
-/// caller's options, which win.
-///
-/// `lockdown`: not even root reads the kernel's memory or changes it. `init_on_free`: the kernel
-/// overwrites memory that a process or the kernel frees, so that a node that was ended leaves no
-/// key behind. For that the kernel clears all of the memory once while it starts, which takes about
-/// 170 million instructions for each GiB, so the forms for quick machines do without.
-const SEALABLE: &str = "lockdown=confidentiality init_on_free=1";
-
-/// Kernel messages also go to the screen of a machine that has one. It stands before the caller's consoles, the last of
-/// which is `/dev/console`; PID 1 draws on the screen besides.
-const SCREEN: &str = "console=tty0";
 
 /// Google's import takes disks of whole GiB.
 const GCE_DISK_BYTES: u64 = 1 << 30;
@@ -67,13 +52,48 @@ pub fn build(
     out_dir: &Path,
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Manifest, ImageError> {
+    build_forms(inputs, forms, out_dir, None, progress)
+}
+
+/// Like [`build`], with the loader and the unified kernel image signed for Secure Boot in every form.
+///
+/// `sign` returns an EFI program with its signature, or says why it cannot be signed. It is called once for each
+/// program, because all forms and the manifest must have the same bytes, and some keys sign with a random number.
+///
+/// # Errors
+/// Those of [`build`]. `sign` refuses a program, or none of the forms has one.
+pub fn build_signed(
+    inputs: &ImageInputs,
+    forms: &[ImageForm],
+    out_dir: &Path,
+    sign: &dyn Fn(&[u8]) -> Result<Vec<u8>, String>,
+    progress: &mut dyn FnMut(BuildProgress),
+) -> Result<Manifest, ImageError> {
+    if !forms.iter().any(|form| form.holds_efi_program()) {
+        let names: Vec<_> = forms.iter().map(|form| form.name()).collect();
+        return Err(ImageError::Argument {
+            what: "list of forms",
+            value: names.join(" "),
+            why: "none of them has an EFI program to sign; add one, such as uki or raw, or leave the key out",
+        });
+    }
+    build_forms(inputs, forms, out_dir, Some(sign), progress)
+}
+
+fn build_forms(
+    inputs: &ImageInputs,
+    forms: &[ImageForm],
+    out_dir: &Path,
+    sign: Option<&dyn Fn(&[u8]) -> Result<Vec<u8>, String>>,
+    progress: &mut dyn FnMut(BuildProgress),
+) -> Result<Manifest, ImageError> {
     // The forms are built in one order and each once, whatever the request: the manifest must not
     // depend on that.
     let forms: Vec<ImageForm> = ImageForm::ALL
         .into_iter()
         .filter(|form| forms.contains(form))
         .collect();
-    let mut job = ImageBuild::new(inputs, &forms, out_dir, progress)?;
+    let mut job = ImageBuild::new(inputs, &forms, out_dir, sign, progress)?;
     let mut out = OutDir::open(out_dir)?;
     for (done, form) in forms.iter().enumerate() {
         job.done = done;
@@ -89,6 +109,8 @@ struct ImageBuild<'a> {
     /// Where the outputs go, and files without a name meanwhile.
     folder: &'a Path,
     loaded: InputContents,
+    /// Signs the unified kernel image. The loader in `loaded` is signed already.
+    sign: Option<&'a dyn Fn(&[u8]) -> Result<Vec<u8>, String>>,
     ids: BuildIds,
     uki: Option<Rc<[u8]>>,
     initrd: Option<Rc<[u8]>>,
@@ -104,6 +126,7 @@ impl<'a> ImageBuild<'a> {
         inputs: &'a ImageInputs,
         forms: &[ImageForm],
         folder: &'a Path,
+        sign: Option<&'a dyn Fn(&[u8]) -> Result<Vec<u8>, String>>,
         progress: &'a mut dyn FnMut(BuildProgress),
     ) -> Result<Self, ImageError> {
         progress(BuildProgress {
@@ -111,13 +134,17 @@ impl<'a> ImageBuild<'a> {
             done: 0,
             total: forms.len(),
         });
-        let loaded = InputContents::read(inputs, forms)?;
+        let mut loaded = InputContents::read(inputs, forms)?;
+        if let Some(sign) = sign {
+            loaded.sign_loader(inputs.loader.as_deref(), sign)?;
+        }
         let ids = BuildIds::new(&inputs.version, &inputs.git);
         let total = forms.len();
         Ok(Self {
             inputs,
             folder,
             loaded,
+            sign,
             ids,
             uki: None,
             initrd: None,
@@ -511,9 +538,12 @@ impl<'a> ImageBuild<'a> {
             &initrd,
         );
         let stub = self.loaded.stub(form)?;
-        let made: Rc<[u8]> = uki::unified(&stub.bytes, &cmdline, sections)
-            .map_err(|why| invalid("EFI stub", &stub.path, why))?
-            .into();
+        let unusable = |why| invalid("EFI stub", &stub.path, why);
+        let unsigned = uki::unified(&stub.bytes, &cmdline, sections).map_err(unusable)?;
+        let made: Rc<[u8]> = match self.sign {
+            Some(sign) => sign(&unsigned).map_err(unusable)?.into(),
+            None => unsigned.into(),
+        };
         check_size(form, made.len())?;
         self.uki = Some(Rc::clone(&made));
         Ok(made)
@@ -556,15 +586,6 @@ impl<'a> ImageBuild<'a> {
     }
 }
 
-fn cmdline(form: ImageForm, base: &str) -> String {
-    let words = match form {
-        ImageForm::Erofs => ["", base, EROFS_ROOT],
-        form if form.holds_efi_program() => [SEALABLE, SCREEN, base],
-        _ => ["", base, ""],
-    };
-    words.join(" ").trim().to_owned()
-}
-
 fn writable(path: &Path) -> Result<File, ImageError> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(true);
@@ -586,7 +607,6 @@ fn check_size(form: ImageForm, bytes: usize) -> Result<(), ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::CMDLINE_BYTES_MAX;
 
     #[test]
     fn the_largest_efi_program_fits_three_times() {
@@ -594,27 +614,5 @@ mod tests {
         let error =
             check_size(ImageForm::Uki, UKI_BYTES_MAX as usize + 1).expect_err("one byte too many");
         assert_eq!(error.exit_code(), 5);
-    }
-
-    #[test]
-    fn only_erofs_names_a_root_and_the_longest_line_still_fits_the_kernel() {
-        for form in ImageForm::ALL {
-            let line = cmdline(form, &"a".repeat(CMDLINE_BYTES_MAX));
-            assert_eq!(line.contains(" root=/dev/vda "), form == ImageForm::Erofs);
-            assert!(line.len() < 2048, "{form}");
-        }
-        assert_eq!(cmdline(ImageForm::Erofs, ""), EROFS_ROOT);
-        assert_eq!(cmdline(ImageForm::Direct, "quiet"), "quiet");
-    }
-
-    #[test]
-    fn only_what_can_be_signed_is_locked_down() {
-        for form in ImageForm::ALL {
-            let line = cmdline(form, "quiet");
-            let sealable = form.holds_efi_program();
-            assert_eq!(line.contains("lockdown="), sealable, "{form}");
-            assert_eq!(line.contains("init_on_free=1"), sealable, "{form}");
-            assert!(line.contains("quiet"), "{form}");
-        }
     }
 }

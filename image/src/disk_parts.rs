@@ -26,6 +26,11 @@ use crate::out::at;
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
 
+/// The loader, and the programs of the boot slots. Firmware does not care about the case of letters.
+const STARTED: [&str; 3] = [LOADER_PATH, "EFI/ALKNET/A.EFI", "EFI/ALKNET/B.EFI"];
+/// The program that firmware starts on a disk without a boot entry.
+pub const LOADER_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
+
 /// Parts of [`DISK_PARTS_LEFT_OUT`] that only a machine changes: where none was started from a disk, the loader has to
 /// find slot a alone. [`boot_state_difference`] compares the first two of them.
 pub const NEW_DISK_PARTS: [&str; 3] = ["boot state", "boot note", "second boot slot"];
@@ -131,6 +136,24 @@ impl ManifestDisk {
         });
         let files = files.collect::<io::Result<_>>()?;
         Ok(Self { regions, files })
+    }
+
+    /// The EFI programs that a machine starts from a disk, or from its image: the loader and those of the boot slots. Each
+    /// has its path from the root of the partition. A slot, or even the loader, may be missing.
+    ///
+    /// # Errors
+    /// The errors of [`ManifestDisk::read`].
+    pub fn programs(disk: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
+        let partition = FilePartition::new(disk, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
+        let volume = FatVolume::open(partition)?;
+        let is_started = |path: &str| STARTED.iter().any(|it| it.eq_ignore_ascii_case(path));
+        let files = volume.unambiguous_files()?.into_iter();
+        let programs = files.filter(|file| is_started(&file.path)).map(|file| {
+            let mut content = Vec::new();
+            io::copy(&mut volume.open_file(&file.path)?, &mut content)?;
+            Ok((file.path, content))
+        });
+        programs.collect()
     }
 
     /// The parts of the disk among `outputs`, if there is one.

@@ -88,6 +88,20 @@ pub enum ImageError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file of a finished folder has other bytes than the folder's manifest says.
+    #[error(
+        "{} is not the file of the manifest: its SHA-256 is {actual}, and the manifest says {expected}; put the file of \
+         the build back, or build the image again",
+        path.display()
+    )]
+    OtherContent {
+        /// The file.
+        path: PathBuf,
+        /// Its SHA-256.
+        actual: String,
+        /// The SHA-256 of the manifest.
+        expected: String,
+    },
     /// A manifest does not have the shape that this library writes.
     #[error("{} is not an image manifest: {source}; build the image again", path.display())]
     Manifest {
@@ -105,7 +119,10 @@ impl ImageError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Argument { .. } | Self::InputNeeded { .. } => 2,
-            Self::InputUnreadable { .. } | Self::InputInvalid { .. } | Self::Manifest { .. } => 3,
+            Self::InputUnreadable { .. }
+            | Self::InputInvalid { .. }
+            | Self::OtherContent { .. }
+            | Self::Manifest { .. } => 3,
             Self::ToolMissing { .. } => 4,
             Self::TooLarge { .. } => 5,
             Self::ToolFailed { .. } | Self::Output { .. } => 1,

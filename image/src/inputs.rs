@@ -230,6 +230,19 @@ impl InputContents {
         })
     }
 
+    /// Replaces the loader of `path`, if a form needs it, by the one that `sign` returns. The manifest keeps the hash of
+    /// the input.
+    pub(crate) fn sign_loader(
+        &mut self,
+        path: Option<&Path>,
+        sign: &dyn Fn(&[u8]) -> Result<Vec<u8>, String>,
+    ) -> Result<(), ImageError> {
+        if let (Some(loader), Some(path)) = (&mut self.loader, path) {
+            *loader = sign(loader).map_err(|why| invalid("loader", path, why))?;
+        }
+        Ok(())
+    }
+
     /// The stub, which `form` needs.
     pub(crate) fn stub(&self, form: ImageForm) -> Result<&EfiStub, ImageError> {
         self.stub.as_ref().ok_or_else(|| stub_needed(form))

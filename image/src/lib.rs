@@ -26,6 +26,7 @@
 //! ```
 
 mod assemble;
+mod command_line;
 mod container_images;
 mod cpio;
 mod disk;
@@ -63,14 +64,14 @@ mod uki;
 mod virtual_disk;
 mod zstandard;
 
-pub use assemble::{BuildProgress, build};
+pub use assemble::{BuildProgress, build, build_signed};
 pub use disk::{
     BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES,
     ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use disk_parts::{
-    DISK_PARTS_LEFT_OUT, ManifestDisk, ManifestEspFile, ManifestRegion, NEW_DISK_PARTS,
-    boot_state_difference,
+    DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion,
+    NEW_DISK_PARTS, boot_state_difference,
 };
 pub use disk_table::{
     disk_bytes_by_head, has_image_identity, head_has_layout, identity_difference, table_difference,

@@ -143,7 +143,8 @@ impl Drop for PartialFile {
     }
 }
 
-fn hash(path: &Path) -> io::Result<(u64, String)> {
+/// Size and SHA-256 of a file.
+pub(crate) fn hash(path: &Path) -> io::Result<(u64, String)> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];

@@ -18,7 +18,7 @@ use std::io::Read;
 use std::path::Path;
 
 use alknet_image::{ImageError, RegularFileError, read_regular};
-use alknet_image_write::{FlashError, VerifyError};
+use alknet_image_write::{FlashError, SignedProgramsError, VerifyError};
 use clap::Subcommand;
 
 use super::{CommandError, CommandExit};
@@ -41,7 +41,9 @@ pub(crate) enum ImageVerb {
         after_help = "Examples:\n  alknet image build --kernel bzImage --form oci --out out\n  \
 alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out\n  \
 alknet image build --kernel bzImage --stub linuxx64.efi.stub --loader alknet-loader.efi \\\n      \
---grub grub --grub-version 2.06-13+deb12u2 --form raw --packed --out out"
+--grub grub --grub-version 2.06-13+deb12u2 --form raw --packed --out out\n  \
+alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out out \\\n      \
+--efi-key owner.key --efi-cert owner.pem"
     )]
     Build(build::ImageBuildArgs),
     /// Make and sign an update bundle of an image's EFI program.
@@ -91,7 +93,8 @@ alknet image sign alknet.efi --efi-key owner.key --efi-cert owner.pem --out sign
     /// Check a file or a written disk against the manifest of its build, and against signatures.
     #[command(
         after_help = "Examples:\n  alknet image verify alknet_0.1.0.raw.zst --manifest manifest.json --key minisign.pub\n  \
-alknet image verify /dev/sdb --manifest manifest.json\n  alknet image verify manifest.json --key minisign.pub"
+alknet image verify /dev/sdb --manifest manifest.json\n  alknet image verify manifest.json --key minisign.pub\n  \
+alknet image verify out --efi-cert owner.pem"
     )]
     Verify(verify::ImageVerifyArgs),
     /// Write an image to a disk of this computer, read it back and compare. Everything on the disk is lost.
@@ -166,6 +169,9 @@ fn too_long(path: &Path, most: u64) -> CommandError {
 }
 
 fn of_image(error: &ImageError) -> CommandError {
+    if matches!(error, ImageError::OtherContent { .. }) {
+        return CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error);
+    }
     match error.exit_code() {
         2 => CommandError::usage(error),
         _ => CommandError::local(error),
@@ -208,6 +214,16 @@ fn of_verify(error: &VerifyError) -> CommandError {
         }
         VerifyError::NotListed { .. } | VerifyError::NoDisk => CommandError::usage(error),
         _ => CommandError::local(error),
+    }
+}
+
+fn of_signed_programs(error: &SignedProgramsError) -> CommandError {
+    match error {
+        SignedProgramsError::Folder(error) => of_image(error),
+        SignedProgramsError::Missing { .. } | SignedProgramsError::NotSigned { .. } => {
+            CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
+        }
+        _ => CommandError::usage(error),
     }
 }
 

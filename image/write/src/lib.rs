@@ -2,7 +2,8 @@
 //!
 //! [`DiskTarget`] finds out what a path is, and refuses a disk that the computer uses. [`flash`] writes to it, and reads
 //! back what the disk has. [`minisign`] makes and checks signatures in the form of the program minisign, and
-//! [`authenticode`] signs EFI programs. Nothing here asks a person or uses a network.
+//! [`authenticode`] signs EFI programs
+//! and checks their signatures. Nothing here asks a person or uses a network.
 //!
 //! ```no_run
 //! use alknet_image_write::{DiskTarget, FlashOptions, ImageSource, SystemFolders, flash};
@@ -22,6 +23,7 @@ mod facts;
 mod flash;
 pub mod minisign;
 mod read_back;
+mod signed_programs;
 mod source;
 mod sys;
 mod target;
@@ -30,6 +32,7 @@ mod verify;
 pub use error::FlashError;
 pub use facts::{DiskFacts, SystemFolders};
 pub use flash::{FlashOptions, FlashReport, FlashStep, PlacedFile, flash};
+pub use signed_programs::{SignedPrograms, SignedProgramsError, verify_programs};
 pub use source::ImageSource;
 pub use target::DiskTarget;
 pub use verify::{

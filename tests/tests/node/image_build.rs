@@ -39,24 +39,21 @@ fn user_with_inputs() -> ImageUser {
     user
 }
 
-/// The command of the page with more words.
-fn command_of_page(more: &str) -> String {
-    let mut found = blocks(PAGE)
-        .into_iter()
-        .filter(|(info, code)| *info == "sh" && code.starts_with(BUILDS));
-    let (_, code) = found.next().expect("the page has the command");
-    assert_eq!(found.next(), None);
-    format!("{} {more}", code.trim_end())
+/// The blocks of the page that build: one packs the disk, and the other one signs for Secure Boot.
+fn blocks_of_page() -> [String; 2] {
+    let blocks = blocks(PAGE).into_iter();
+    let building = blocks.filter(|(info, code)| *info == "sh" && code.starts_with(BUILDS));
+    let found: Vec<_> = building.map(|(_, code)| code).collect();
+    found.try_into().expect("the page has two blocks")
 }
 
 #[test]
 fn the_command_of_the_page_builds_the_shipped_disk_and_program() {
     let user = user_with_inputs();
     let shipped = BuiltImageFolder::get().manifest();
-    user.shell(&command_of_page(&format!(
-        "--form uki --commit {}",
-        shipped.git
-    )));
+    let [packed, _] = blocks_of_page();
+    let more = format!("--form uki --commit {}", shipped.git);
+    user.shell(&format!("{} {more}", packed.trim_end()));
     let folder = user.file("out");
     let made = Manifest::read(&folder).expect("it was built");
     for (form, role) in [
@@ -96,6 +93,46 @@ fn the_command_of_the_page_builds_the_shipped_disk_and_program() {
         disk.expect("it was built").sha256.as_str()
     );
     assert_eq!(entry["release_date"], "2027-01-31");
+}
+
+#[test]
+fn the_command_of_the_page_builds_forms_with_signed_programs() {
+    let user = user_with_inputs();
+    user.shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=owner -keyout owner.key -out owner.pem",
+    );
+    let [_, signed] = blocks_of_page();
+    let said = user.shell(&signed);
+    let made = Manifest::read(&user.file("signed")).expect("it was built");
+    let version = &made.version;
+    assert!(
+        said.contains(&format!("checked   alknet_{version}.efi")),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("left out  alknet_{version}.qcow2")),
+        "{said}"
+    );
+    for program in ["BOOT/BOOTX64.EFI", "ALKNET/A.EFI"] {
+        let checked = format!("checked   alknet_{version}.raw: EFI/{program}");
+        assert!(said.contains(&checked), "{said}");
+        // The foreign judge, and the same program in the other form.
+        user.shell(&format!(
+            "test -e other.raw || qemu-img convert -O raw signed/alknet_{version}.qcow2 other.raw
+            mcopy -o -i other.raw@@1M ::/EFI/{program} other.efi
+            mcopy -o -i signed/alknet_{version}.raw@@1M ::/EFI/{program} own.efi
+            cmp own.efi other.efi
+            sbverify --cert owner.pem other.efi"
+        ));
+    }
+    user.shell(&format!(
+        "cmp own.efi signed/alknet_{version}.efi
+        cd signed && sha256sum --quiet --strict -c ./*.sha256"
+    ));
+    let shipped = BuiltImageFolder::get().manifest();
+    for input in &made.inputs {
+        assert!(shipped.inputs.contains(input), "{input:?}");
+    }
 }
 
 /// The package of this name in a bill of materials.

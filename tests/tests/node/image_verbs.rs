@@ -150,7 +150,7 @@ fn the_commands_of_the_page_of_images_work() {
             said.push(user.shell(&code));
         }
     }
-    let [summed, written, checked, signed, efi, licences] = &said[..] else {
+    let [summed, written, checked, signed, _, efi, licences] = &said[..] else {
         panic!("{} blocks: {said:?}", said.len());
     };
     assert_eq!(*summed, format!("alknet_{version}.raw: OK\n"));
@@ -168,6 +168,10 @@ fn the_commands_of_the_page_of_images_work() {
     assert!(signed.contains("out/manifest.json.minisig"), "{signed}");
     assert!(signed.contains("the signature holds"), "{signed}");
     assert!(efi.contains("Signature verification OK"), "{efi}");
+    for program in ["ALKNET/A.EFI", "BOOT/BOOTX64.EFI"] {
+        let checked = format!("checked   alknet_{version}.raw: EFI/{program}");
+        assert!(efi.contains(&checked), "{efi}");
+    }
     assert!(licences.contains("GPL-2.0"), "{licences}");
 }
 
@@ -364,6 +368,65 @@ fn a_seed_with_an_order_to_install_costs_the_disk_nothing() {
         assert!(refused.errors.contains("[install]"), "{refused:?}");
         assert!(!user.file("disk").exists(), "{seed}: nothing is written");
     }
+}
+
+#[test]
+fn a_key_for_secure_boot_needs_its_certificate_and_a_program() {
+    let user = ImageUser::new();
+    let build = ["build", "--kernel", "bzImage", "--out", "out", "--json"];
+    for (more, text) in [
+        (
+            &["--form", "uki", "--efi-key", "owner.key"][..],
+            "--efi-cert",
+        ),
+        (&["--form", "uki", "--efi-cert", "owner.pem"], "--efi-key"),
+        (
+            &[
+                "--form",
+                "uki",
+                "--efi-key",
+                "owner.key",
+                "--efi-cert",
+                "owner.pem",
+            ],
+            "owner.key",
+        ),
+    ] {
+        let refused = user.run(&[&build[..], more].concat());
+        assert_eq!(refused.status, USAGE, "{refused:?}");
+        assert!(refused.errors.contains(text), "{refused:?}");
+    }
+    user.shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=owner -keyout owner.key -out owner.pem",
+    );
+    let keys = [
+        "--form",
+        "oci",
+        "--efi-key",
+        "owner.key",
+        "--efi-cert",
+        "owner.pem",
+    ];
+    let refused = user.run(&[&build[..], &keys].concat());
+    assert_eq!(error(&refused), (USAGE, "USAGE".to_owned()));
+    assert!(
+        refused.errors.contains("EFI program to sign"),
+        "{refused:?}"
+    );
+    assert!(!user.file("out").exists());
+}
+
+#[test]
+fn a_folder_with_a_changed_file_is_not_signed() {
+    let user = ImageUser::new();
+    let version = user.release();
+    user.shell("printf x | dd of=out/$(cd out && ls *.raw) bs=1 seek=1000 conv=notrunc");
+    let sign = user.command(&["sign", "out", "--mnemonic-stdin", "--json"]);
+    let refused = run_with_input(sign, WORDS);
+    assert_eq!(error(&refused), (FAILED, "IMAGE_DIFFERS".to_owned()));
+    let name = format!("alknet_{version}.raw");
+    assert!(refused.errors.contains(&name), "{refused:?}");
+    assert!(!user.file("out").join(format!("{name}.minisig")).exists());
 }
 
 #[test]

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use alknet_image::{
     BUILD_TIME_VARIABLE, BuildProgress, BuildProvenance, CMDLINE, GrubFiles, ImageForm,
-    ImageInputs, InputFacts, Manifest, PackOptions, build, named_build_time, pack,
+    ImageInputs, InputFacts, Manifest, PackOptions, build, build_signed, named_build_time, pack,
 };
+use alknet_image_write::authenticode::sign as sign_program;
 use alknet_licenses::LicenseInventory;
 use clap::Args;
 
 use super::of_image;
-use super::sign::sign_built;
+use super::sign::{efi_signer, sign_built};
 use crate::cli::{CommandError, CommandExit, output};
 
 /// This program, also if another file has its name by now.
@@ -70,6 +71,13 @@ pub(crate) struct ImageBuildArgs {
     /// Also pack the disk of the form raw: compressed, with its map, and a list for Raspberry Pi Imager.
     #[arg(long)]
     packed: bool,
+    /// Sign the loader and the EFI program of each form for Secure Boot, by this key in PEM: RSA of 2,048 bits or more, or
+    /// ECDSA on P-256.
+    #[arg(long, value_name = "FILE", requires = "efi_cert")]
+    efi_key: Option<PathBuf>,
+    /// The certificate of that key, in PEM.
+    #[arg(long, value_name = "FILE", requires = "efi_key")]
+    efi_cert: Option<PathBuf>,
     #[command(flatten)]
     release: ReleaseArgs,
     /// Sign the files by this secret key of minisign, as 'alknet image sign' does.
@@ -93,30 +101,8 @@ struct ReleaseArgs {
 
 /// Runs it.
 pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let grub = args.grub.as_deref().zip(args.grub_version.clone());
-    let inputs = ImageInputs {
-        kernel: args.kernel.clone(),
-        vmlinux: args.vmlinux.clone(),
-        kernel_config: None,
-        binary: args.binary.clone().unwrap_or_else(|| THIS_PROGRAM.into()),
-        stub: args.stub.clone(),
-        grub: grub.map(|(folder, version)| GrubFiles::in_folder(folder, version)),
-        loader: args.loader.clone(),
-        update_root: args.update_root.clone(),
-        cmdline: format!("{CMDLINE} {}", args.append).trim().to_owned(),
-        version: args.image_version.clone(),
-        git: args.commit.clone(),
-        provenance: provenance(args.shipped.as_deref())?,
-    };
     let is_shown = !json && stderr().is_terminal();
-    let mut progress = |step: BuildProgress| {
-        if is_shown {
-            let (at, total) = (step.done + 1, step.total);
-            output::note(&format!("{} ({at} of {total})", step.doing));
-        }
-    };
-    let built = build(&inputs, &args.forms, &args.out, &mut progress);
-    let mut manifest = built.map_err(|error| of_image(&error))?;
+    let mut manifest = built(args, is_shown)?;
     if args.packed {
         let options = PackOptions {
             url: args.release.url.clone(),
@@ -136,6 +122,47 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
     }
     show(&manifest, json)?;
     Ok(CommandExit::Ok)
+}
+
+/// Builds the forms, with signed EFI programs if there is a key for them.
+fn built(args: &ImageBuildArgs, is_shown: bool) -> Result<Manifest, CommandError> {
+    let keys = args.efi_key.as_deref().zip(args.efi_cert.as_deref());
+    let signer = keys.map(|(key, certificate)| efi_signer(key, certificate));
+    let signer = signer.transpose()?;
+    let inputs = inputs(args)?;
+    let mut progress = |step: BuildProgress| {
+        if is_shown {
+            let (at, total) = (step.done + 1, step.total);
+            output::note(&format!("{} ({at} of {total})", step.doing));
+        }
+    };
+    let built = match &signer {
+        Some(signer) => {
+            let sign =
+                |program: &[u8]| sign_program(program, signer).map_err(|error| error.to_string());
+            build_signed(&inputs, &args.forms, &args.out, &sign, &mut progress)
+        }
+        None => build(&inputs, &args.forms, &args.out, &mut progress),
+    };
+    built.map_err(|error| of_image(&error))
+}
+
+fn inputs(args: &ImageBuildArgs) -> Result<ImageInputs, CommandError> {
+    let grub = args.grub.as_deref().zip(args.grub_version.clone());
+    Ok(ImageInputs {
+        kernel: args.kernel.clone(),
+        vmlinux: args.vmlinux.clone(),
+        kernel_config: None,
+        binary: args.binary.clone().unwrap_or_else(|| THIS_PROGRAM.into()),
+        stub: args.stub.clone(),
+        grub: grub.map(|(folder, version)| GrubFiles::in_folder(folder, version)),
+        loader: args.loader.clone(),
+        update_root: args.update_root.clone(),
+        cmdline: format!("{CMDLINE} {}", args.append).trim().to_owned(),
+        version: args.image_version.clone(),
+        git: args.commit.clone(),
+        provenance: provenance(args.shipped.as_deref())?,
+    })
 }
 
 /// What is known about the inputs: what the shipped image says, and what this program says about itself.

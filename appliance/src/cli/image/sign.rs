@@ -205,6 +205,13 @@ fn secret_key(
     key.open(Some(password.expose().as_bytes())).map_err(failed)
 }
 
+/// Reads the key that signs EFI programs, and its certificate.
+pub(super) fn efi_signer(key: &Path, certificate: &Path) -> Result<EfiSigner, CommandError> {
+    let pem = Zeroizing::new(read_own_text(key, TEXT_BYTES_MAX)?);
+    let signer = EfiSigner::from_pem(&pem, &read_own_text(certificate, TEXT_BYTES_MAX)?);
+    signer.map_err(CommandError::usage)
+}
+
 /// Signs an EFI program.
 fn efi(
     program: &Path,
@@ -213,9 +220,7 @@ fn efi(
     out: &Path,
     json: bool,
 ) -> Result<CommandExit, CommandError> {
-    let pem = Zeroizing::new(read_own_text(key, TEXT_BYTES_MAX)?);
-    let signer = EfiSigner::from_pem(&pem, &read_own_text(certificate, TEXT_BYTES_MAX)?);
-    let signer = signer.map_err(CommandError::usage)?;
+    let signer = efi_signer(key, certificate)?;
     let bytes = read_bounded(program, PROGRAM_BYTES_MAX)?;
     let signed = sign_program(&bytes, &signer)
         .map_err(|error| CommandError::usage(format!("{}: {error}", program.display())))?;

@@ -6,26 +6,31 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{Manifest, SIGNATURE_ENDING};
+use alknet_image_write::authenticode::EfiCertificate;
 use alknet_image_write::minisign::{MinisignKey, MinisignSignature, TEXT_BYTES_MAX, comment_names};
-use alknet_image_write::{ImageCheck, verify_disk, verify_file};
+use alknet_image_write::{ImageCheck, SignedPrograms, verify_disk, verify_file, verify_programs};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{IMAGE_DIFFERS, of_image, of_verify, read_own_text, read_text};
+use super::{IMAGE_DIFFERS, of_image, of_signed_programs, of_verify, read_own_text, read_text};
 use crate::cli::{CommandError, CommandExit, output};
 
 /// Arguments of `alknet image verify`.
 #[derive(Debug, Args)]
 pub(crate) struct ImageVerifyArgs {
-    /// The file or the disk.
+    /// The file or the disk. With --efi-cert alone, it may be the folder of an image.
     what: PathBuf,
     /// The manifest of the build. With --key its signature is checked, which lies beside it.
-    #[arg(long, value_name = "FILE", required_unless_present = "key")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["key", "efi_cert"])]
     manifest: Option<PathBuf>,
     /// The public key: a file of minisign, or its line that begins with RW. Without --manifest the signature of the file
     /// itself is checked, which lies beside it.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+    /// A certificate for Secure Boot, in PEM: each EFI program must have a signature by its key. This works for a disk, a
+    /// file of the form raw or uki, and the folder of one.
+    #[arg(long, value_name = "FILE")]
+    efi_cert: Option<PathBuf>,
     /// The file is a written disk, or a copy of one.
     #[arg(long, requires = "manifest")]
     disk: bool,
@@ -35,6 +40,14 @@ pub(crate) struct ImageVerifyArgs {
 struct ManifestCheck {
     version: String,
     check: ImageCheck,
+}
+
+/// What the command found, all of it as it should be.
+struct VerifyFindings<'a> {
+    /// The signed comment of minisign.
+    comment: Option<&'a str>,
+    check: Option<&'a ManifestCheck>,
+    programs: Option<&'a SignedPrograms>,
 }
 
 /// Runs it.
@@ -64,8 +77,23 @@ pub(super) fn run(args: &ImageVerifyArgs, json: bool) -> Result<CommandExit, Com
         }
         None => None,
     };
-    show(args, comment.as_deref(), check.as_ref(), json)?;
+    let programs = match &args.efi_cert {
+        Some(certificate) => Some(check_programs(&args.what, certificate)?),
+        None => None,
+    };
+    let found = VerifyFindings {
+        comment: comment.as_deref(),
+        check: check.as_ref(),
+        programs: programs.as_ref(),
+    };
+    show(args, &found, json)?;
     Ok(CommandExit::Ok)
+}
+
+fn check_programs(what: &Path, certificate: &Path) -> Result<SignedPrograms, CommandError> {
+    let text = read_own_text(certificate, TEXT_BYTES_MAX)?;
+    let certificate = EfiCertificate::from_pem(&text).map_err(CommandError::usage)?;
+    verify_programs(what, &certificate).map_err(|error| of_signed_programs(&error))
 }
 
 fn check(args: &ImageVerifyArgs, manifest: Manifest) -> Result<ManifestCheck, CommandError> {
@@ -131,54 +159,80 @@ fn check_signature(
 
 fn show(
     args: &ImageVerifyArgs,
-    comment: Option<&str>,
-    check: Option<&ManifestCheck>,
+    found: &VerifyFindings<'_>,
     json: bool,
 ) -> Result<(), CommandError> {
-    let name = args.what.display();
     if json {
-        let checked = check.map(|ManifestCheck { version, check }| {
-            let parts = check.checked.iter();
-            let parts = parts.map(|part| json!({ "name": part.name, "bytes": part.bytes }));
-            let left_out = check.left_out.iter();
-            let left_out = left_out.map(|(part, why)| json!({ "name": part, "why": why }));
-            json!({
-                "version": version,
-                "checked": parts.collect::<Vec<_>>(),
-                "left_out": left_out.collect::<Vec<_>>(),
-                "others": check.others,
-            })
-        });
-        let is_signed = comment.is_some();
-        return output::json_line(&json!({
-            "file": args.what,
-            "signature": is_signed,
-            "trusted_comment": comment,
-            "manifest": checked,
-        }));
+        return output::json_line(&as_json(args, found));
     }
-    if let Some(ManifestCheck { version, check }) = check {
-        let version = output::one_line(version);
-        output::line(&format!(
-            "{name} is what the manifest of version {version} says:"
-        ))?;
-        for part in &check.checked {
-            output::line(&format!("  checked   {}", part.name))?;
+    if let Some(check) = found.check {
+        show_check(args, check)?;
+    }
+    if let Some(programs) = found.programs {
+        output::line("signed by the key of the certificate:")?;
+        for program in &programs.checked {
+            output::line(&format!("  checked   {}", output::one_line(program)))?;
         }
-        for (part, why) in &check.left_out {
-            output::line(&format!("  left out  {part}: {why}"))?;
-        }
-        for file in &check.others {
-            output::line(&format!("  other     {file} on the EFI system partition"))?;
+        for file in &programs.left_out {
+            let file = output::one_line(file);
+            output::line(&format!(
+                "  left out  {file}: the command does not read its EFI programs"
+            ))?;
         }
     }
-    match comment {
+    match found.comment {
         Some(comment) => output::line(&format!("the signature holds: {comment}")),
         None => {
-            output::note(
-                "alknet: no signature was checked; give --key to check that of the manifest",
-            );
+            if found.check.is_some() {
+                output::note(
+                    "alknet: no signature was checked; give --key to check that of the manifest",
+                );
+            }
             Ok(())
         }
     }
+}
+
+fn as_json(args: &ImageVerifyArgs, found: &VerifyFindings<'_>) -> Value {
+    let manifest = found.check.map(|ManifestCheck { version, check }| {
+        let parts = check.checked.iter();
+        let parts = parts.map(|part| json!({ "name": part.name, "bytes": part.bytes }));
+        let left_out = check.left_out.iter();
+        let left_out = left_out.map(|(part, why)| json!({ "name": part, "why": why }));
+        json!({
+            "version": version,
+            "checked": parts.collect::<Vec<_>>(),
+            "left_out": left_out.collect::<Vec<_>>(),
+            "others": check.others,
+        })
+    });
+    let programs = found
+        .programs
+        .map(|programs| json!({ "checked": programs.checked, "left_out": programs.left_out }));
+    json!({
+        "file": args.what,
+        "signature": found.comment.is_some(),
+        "trusted_comment": found.comment,
+        "manifest": manifest,
+        "efi_programs": programs,
+    })
+}
+
+fn show_check(args: &ImageVerifyArgs, checked: &ManifestCheck) -> Result<(), CommandError> {
+    let ManifestCheck { version, check } = checked;
+    let name = args.what.display();
+    let version = output::one_line(version);
+    output::line(&format!(
+        "{name} is what the manifest of version {version} says:"
+    ))?;
+    for part in &check.checked {
+        output::line(&format!("  checked   {}", part.name))?;
+    }
+    for (part, why) in &check.left_out {
+        output::line(&format!("  left out  {part}: {why}"))?;
+    }
+    for file in &check.others {
+        output::line(&format!("  other     {file} on the EFI system partition"))?;
+    }
+    Ok(())
 }

@@ -1,14 +1,16 @@
-//! Signatures of EFI programs, which firmware with Secure Boot checks (Microsoft's Authenticode for PE files, version
-//! 1.0; PKCS #7, RFC 2315).
+//! Signatures of EFI programs, made and checked. Firmware with Secure Boot checks them, too (Microsoft's Authenticode for
+//! PE files, version 1.0; PKCS #7, RFC 2315).
 //!
 //! The signature has no time, so with an RSA key the same program always has the same bytes.
 
+mod certificate;
 mod der;
 mod program;
 mod signer;
 
 use thiserror::Error;
 
+pub use certificate::EfiCertificate;
 pub use signer::EfiSigner;
 
 use der::{
@@ -31,7 +33,7 @@ const SHA_256: &[u64] = &[2, 16, 840, 1, 101, 3, 4, 2, 1];
 /// The text that Authenticode demands in the place of a file's name.
 const NO_FILE: &str = "<<<Obsolete>>>";
 
-/// Why an EFI program was not signed.
+/// Why an EFI program was not signed, or its signature does not hold.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AuthenticodeError {
@@ -41,6 +43,12 @@ pub enum AuthenticodeError {
     /// The program is signed already.
     #[error("it has a signature already; 'sbattach --remove' takes it away")]
     Signed,
+    /// The program is not signed.
+    #[error("it has no signature")]
+    Unsigned,
+    /// Another key signed the program, or the program has changed since.
+    #[error("none of its signatures is by the key of this certificate and of these bytes")]
+    OtherSignature,
     /// The certificate has another form.
     #[error("the certificate cannot be used: {0}")]
     Certificate(&'static str),

@@ -22,6 +22,16 @@ const ALIGNMENT: usize = 8;
 const ENTRY_HEAD_BYTES: usize = 8;
 const REVISION: u16 = 0x0200;
 const PKCS_SIGNED_DATA: u16 = 0x0002;
+/// Place of the kind in the head of an entry.
+const KIND_AT: usize = 6;
+
+/// Offsets of the headers that a signature depends on.
+struct HeaderOffsets {
+    coff: usize,
+    optional: usize,
+    /// The entry of the directory that says where the certificates are.
+    directory: usize,
+}
 
 /// An EFI program without a signature, padded for one.
 pub(super) struct EfiProgram {
@@ -33,8 +43,8 @@ pub(super) struct EfiProgram {
     sections: Vec<(usize, usize)>,
 }
 
-impl EfiProgram {
-    pub(super) fn parse(program: &[u8]) -> Result<Self, AuthenticodeError> {
+impl HeaderOffsets {
+    fn parse(program: &[u8]) -> Result<Self, AuthenticodeError> {
         let cut = || AuthenticodeError::Program("it is cut short");
         let header = number(program, HEADER_POINTER_AT, 4).ok_or_else(cut)?;
         let is_pe = program.starts_with(b"MZ")
@@ -56,7 +66,22 @@ impl EfiProgram {
         if count <= CERTIFICATES {
             return Err(AuthenticodeError::Program("it has no room for a signature"));
         }
-        let directory_at = directories + CERTIFICATES * 8;
+        Ok(Self {
+            coff: header,
+            optional,
+            directory: directories + CERTIFICATES * 8,
+        })
+    }
+}
+
+impl EfiProgram {
+    pub(super) fn parse(program: &[u8]) -> Result<Self, AuthenticodeError> {
+        let cut = || AuthenticodeError::Program("it is cut short");
+        let HeaderOffsets {
+            coff: header,
+            optional,
+            directory: directory_at,
+        } = HeaderOffsets::parse(program)?;
         if number(program, directory_at, 4).ok_or_else(cut)? != 0 {
             return Err(AuthenticodeError::Signed);
         }
@@ -84,6 +109,27 @@ impl EfiProgram {
             headers_bytes,
             sections,
         })
+    }
+
+    /// Takes the signatures off a signed program.
+    pub(super) fn split(program: &[u8]) -> Result<(Self, Vec<Vec<u8>>), AuthenticodeError> {
+        let cut = || AuthenticodeError::Program("it is cut short");
+        let directory = HeaderOffsets::parse(program)?.directory;
+        let start = number(program, directory, 4).ok_or_else(cut)?;
+        let bytes = number(program, directory + 4, 4).ok_or_else(cut)?;
+        if start == 0 {
+            return Err(AuthenticodeError::Unsigned);
+        }
+        let is_last = start.checked_add(bytes) == Some(program.len());
+        // No hash would cover bytes behind the table.
+        if !is_last || start % ALIGNMENT != 0 || start < directory + 8 {
+            return Err(AuthenticodeError::Program(
+                "its signatures are not at its end",
+            ));
+        }
+        let mut unsigned = program[..start].to_vec();
+        unsigned[directory..directory + 8].fill(0);
+        Ok((Self::parse(&unsigned)?, signatures_of(&program[start..])))
     }
 
     /// The digest of everything but the checksum, the directory of certificates and the certificates.
@@ -119,6 +165,22 @@ impl EfiProgram {
         out[self.checksum_at..self.checksum_at + 4].fill(0);
         out
     }
+}
+
+/// The signatures in a table of certificates.
+fn signatures_of(mut table: &[u8]) -> Vec<Vec<u8>> {
+    let mut signatures = Vec::new();
+    while let (Some(length), Some(kind)) = (number(table, 0, 4), number(table, KIND_AT, 2)) {
+        let Some(signature) = table.get(ENTRY_HEAD_BYTES..length) else {
+            break;
+        };
+        if kind == usize::from(PKCS_SIGNED_DATA) {
+            signatures.push(signature.to_vec());
+        }
+        let next = length.next_multiple_of(ALIGNMENT);
+        table = table.get(next..).unwrap_or_default();
+    }
+    signatures
 }
 
 /// The raw data of the sections, in the order of their places. They follow each other without a gap: what firmware
@@ -207,6 +269,23 @@ mod tests {
     }
 
     #[test]
+    fn signatures_come_off_only_the_end() {
+        let plain = EfiProgram::parse(&program()).expect("a program");
+        let (hash, signed) = (plain.hash(), plain.with_signature(b"signature"));
+        let (unsigned, signatures) = EfiProgram::split(&signed).expect("signed");
+        assert_eq!(unsigned.hash(), hash);
+        // The padding of the entry is no part of the signature.
+        assert_eq!(signatures, [b"signature"]);
+        let refusal = |program: &[u8]| {
+            let refused = EfiProgram::split(program).err();
+            refused.expect("it is refused").to_string()
+        };
+        assert!(refusal(&program()).contains("no signature"));
+        let longer = [&signed[..], &[0; 8]].concat();
+        assert!(refusal(&longer).contains("not at its end"));
+    }
+
+    #[test]
     fn what_is_no_program_or_signed_is_refused() {
         let signed = EfiProgram::parse(&program())
             .expect("a program")
@@ -232,7 +311,10 @@ mod tests {
             changed[at..at + bytes.len()].copy_from_slice(&bytes);
             if let Ok(program) = EfiProgram::parse(&changed) {
                 program.hash();
-                program.with_signature(b"signature");
+                let mut signed = program.with_signature(b"signature");
+                let _ = EfiProgram::split(&signed);
+                signed[at..at + bytes.len()].copy_from_slice(&bytes);
+                let _ = EfiProgram::split(&signed);
             }
         }
     }

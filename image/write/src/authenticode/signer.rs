@@ -11,7 +11,7 @@ use super::AuthenticodeError;
 use super::der::{self, CONTEXT_0, NULL, SEQUENCE, algorithm};
 
 /// `1.2.840.113549.1.1.1`: RSA.
-const RSA: &[u64] = &[1, 2, 840, 113_549, 1, 1, 1];
+pub(super) const RSA: &[u64] = &[1, 2, 840, 113_549, 1, 1, 1];
 /// `1.2.840.10045.4.3.2`: ECDSA with SHA-256.
 const ECDSA_SHA_256: &[u64] = &[1, 2, 840, 10_045, 4, 3, 2];
 
@@ -35,10 +35,7 @@ impl EfiSigner {
     /// One of them has another form, or they do not belong together.
     pub fn from_pem(key: &str, certificate: &str) -> Result<Self, AuthenticodeError> {
         let key = EfiKey::from_pem(key)?;
-        let certificate = pem(certificate, &["CERTIFICATE"]).ok_or(
-            AuthenticodeError::Certificate("it is no certificate in PEM"),
-        )?;
-        let certificate = certificate.1.to_vec();
+        let certificate = certificate_der(certificate)?;
         let (issuer, serial) = issuer_and_serial(&certificate).ok_or(
             AuthenticodeError::Certificate("it is no certificate of X.509"),
         )?;
@@ -133,6 +130,13 @@ impl EfiKey {
             Self::Ecdsa(key) => key.public_key().as_ref(),
         }
     }
+}
+
+/// The bytes of a certificate in PEM.
+pub(super) fn certificate_der(text: &str) -> Result<Vec<u8>, AuthenticodeError> {
+    let why = AuthenticodeError::Certificate("it is no certificate in PEM");
+    let (_, bytes) = pem(text, &["CERTIFICATE"]).ok_or(why)?;
+    Ok(bytes.to_vec())
 }
 
 /// The first block with one of these labels: the label, and the bytes.

@@ -1,13 +1,22 @@
 //! EFI programs, signed by us and checked by sbverify.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageForm, OutputRole};
-use alknet_image_write::authenticode::{AuthenticodeError, EfiSigner, sign};
+use alknet_image::{
+    EspVolume, ImageError, ImageForm, ImageInputs, Manifest, OutputRole, build_signed,
+};
+use alknet_image_write::authenticode::{AuthenticodeError, EfiCertificate, EfiSigner, sign};
+use alknet_image_write::{SignedProgramsError, verify_programs};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 
 use crate::released::ReleaseFolder;
-use crate::support::{output, run, text};
+use crate::support::{InputFolder, output, run, text};
+
+/// The program and the loader on a new disk.
+const ON_DISK: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/BOOT/BOOTX64.EFI"];
 
 /// An owner's key and certificate, made by OpenSSL.
 struct EfiOwner {
@@ -57,6 +66,34 @@ impl EfiOwner {
         let signer = EfiSigner::from_pem(&self.read("key.pem"), &self.read("cert.pem"));
         signer.expect("OpenSSL made them")
     }
+
+    fn certificate(&self) -> EfiCertificate {
+        EfiCertificate::from_pem(&self.read("cert.pem")).expect("OpenSSL made it")
+    }
+
+    /// Builds forms that this owner signs.
+    fn build(
+        &self,
+        inputs: &ImageInputs,
+        forms: &[ImageForm],
+        out: &Path,
+    ) -> Result<Manifest, ImageError> {
+        let signer = self.signer();
+        let sign = |program: &[u8]| sign(program, &signer).map_err(|error| error.to_string());
+        build_signed(inputs, forms, out, &sign, &mut |_| {})
+    }
+}
+
+/// A file on the EFI system partition of a disk.
+fn on_disk(disk: &Path, path: &str) -> Vec<u8> {
+    let disk = File::open(disk).expect("it was written");
+    let volume = EspVolume::open(&disk).expect("ours");
+    let files = volume.files().expect("readable");
+    let file = files.iter().find(|file| file.path == path);
+    let file = file.unwrap_or_else(|| panic!("no {path}: {files:?}"));
+    let mut content = Vec::new();
+    volume.copy(file, &mut content).expect("readable");
+    content
 }
 
 fn program() -> Vec<u8> {
@@ -175,4 +212,198 @@ fn what_does_not_belong_together_is_refused() {
     let small = EfiOwner::new(&["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"]);
     let said = refusal(&small.read("key.pem"), &small.read("cert.pem"));
     assert!(said.contains("P-256"), "{said}");
+}
+
+#[test]
+fn every_form_of_a_signed_build_has_the_same_signed_programs() {
+    let other = EfiOwner::rsa();
+    // An ECDSA key signs with a random number, so a program that is signed twice differs.
+    for owner in [EfiOwner::rsa(), EfiOwner::ecdsa()] {
+        let out = owner.path("out");
+        let forms = [ImageForm::Uki, ImageForm::Raw, ImageForm::Qcow2];
+        let manifest = owner.build(&InputFolder::new().inputs, &forms, &out);
+        let manifest = manifest.expect("the forms build");
+        let file = |form, role| manifest.path(&out, form, role).expect("it was built");
+        let raw = file(ImageForm::Raw, OutputRole::Disk);
+        let qcow2 = file(ImageForm::Qcow2, OutputRole::Disk);
+        let converted = owner.path("converted.raw");
+        let options = ["convert", "-O", "raw", text(&qcow2), text(&converted)];
+        run("qemu-img", &options);
+        let disk = manifest.disk.as_ref().expect("the manifest has the parts");
+        for path in ON_DISK {
+            let content = on_disk(&raw, path);
+            assert!(content == on_disk(&converted, path), "{path} differs");
+            let entry = disk.files.iter().find(|file| file.path == path);
+            let sha256 = HEXLOWER.encode(&Sha256::digest(&content));
+            assert_eq!(entry.map(|file| &file.sha256), Some(&sha256), "{path}");
+            let program = owner.path("program.efi");
+            fs::write(&program, content).expect("writable");
+            assert!(accepts(&owner.path("cert.pem"), &program), "{path}");
+            assert!(!accepts(&other.path("cert.pem"), &program), "{path}");
+        }
+        let uki = fs::read(file(ImageForm::Uki, OutputRole::Uki)).expect("readable");
+        assert!(uki == on_disk(&raw, ON_DISK[0]), "another program");
+        let entry = manifest
+            .outputs
+            .iter()
+            .find(|it| it.role == OutputRole::Uki);
+        let sha256 = HEXLOWER.encode(&Sha256::digest(&uki));
+        assert_eq!(entry.map(|it| &it.sha256), Some(&sha256));
+        let checked = verify_programs(&out, &owner.certificate()).expect("all are signed");
+        assert_eq!(checked.checked.len(), 3, "{checked:?}");
+        assert_eq!(checked.left_out, ["alknet_0.1.0.qcow2"]);
+        let refused = verify_programs(&out, &other.certificate()).expect_err("another owner");
+        assert!(
+            matches!(refused, SignedProgramsError::NotSigned { .. }),
+            "{refused}"
+        );
+        let refused = verify_programs(&qcow2, &owner.certificate()).expect_err("no raw disk");
+        assert!(
+            matches!(refused, SignedProgramsError::Unreadable { .. }),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn a_signed_build_with_an_rsa_key_is_the_same_again() {
+    let owner = EfiOwner::rsa();
+    let [one, two] = ["one", "two"].map(|name| {
+        let manifest = owner.build(
+            &InputFolder::new().inputs,
+            &[ImageForm::Uki, ImageForm::Raw],
+            &owner.path(name),
+        );
+        manifest.expect("the forms build")
+    });
+    assert_eq!(one, two);
+}
+
+#[test]
+fn what_cannot_be_signed_is_named_before_anything_is_written() {
+    let owner = EfiOwner::rsa();
+    let folder = InputFolder::new();
+    let out = owner.path("out");
+    let refused = |forms: &[ImageForm]| {
+        let refused = owner.build(&folder.inputs, forms, &out);
+        assert!(!out.exists());
+        refused.expect_err("it must be refused")
+    };
+    let error = refused(&[ImageForm::Direct, ImageForm::Oci]);
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("direct oci"), "{error}");
+    // The loader of an image that its owner signed.
+    let path = folder.inputs.loader.as_ref().expect("there is one");
+    let loader = fs::read(path).expect("readable");
+    let signed = sign(&loader, &owner.signer()).expect("a program");
+    fs::write(path, signed).expect("writable");
+    let error = refused(&[ImageForm::Raw]);
+    assert_eq!(error.exit_code(), 3);
+    let said = error.to_string();
+    assert!(
+        said.contains("loader.efi") && said.contains("signature already"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_certificate_verifies_what_sbsign_signed_and_no_changed_program() {
+    let (owner, other) = (EfiOwner::rsa(), EfiOwner::ecdsa());
+    let (plain, theirs) = (owner.path("plain.efi"), owner.path("theirs.efi"));
+    fs::write(&plain, program()).expect("writable");
+    let (key, certificate) = (owner.path("key.pem"), owner.path("cert.pem"));
+    let options = ["--key", text(&key), "--cert", text(&certificate)];
+    let files = ["--output", text(&theirs), text(&plain)];
+    run("sbsign", &[&options[..], &files].concat());
+    let theirs = fs::read(theirs).expect("written");
+    let ours = sign(&program(), &owner.signer()).expect("a program");
+    let of_other = sign(&program(), &other.signer()).expect("a program");
+    let (certificate, of_ecdsa) = (owner.certificate(), other.certificate());
+    certificate.verify(&theirs).expect("sbsign signed it");
+    certificate.verify(&ours).expect("we signed it");
+    of_ecdsa.verify(&of_other).expect("we signed it");
+    let says = |certificate: &EfiCertificate, program: &[u8]| {
+        let refused = certificate.verify(program).expect_err("it must be refused");
+        refused.to_string()
+    };
+    let another = "none of its signatures";
+    assert!(says(&of_ecdsa, &ours).contains(another));
+    assert!(says(&certificate, &of_other).contains(another));
+    assert!(says(&certificate, &program()).contains("no signature"));
+    // Within the program, in the digest of the program, and at the end of the signature, which padding of at most seven
+    // bytes follows.
+    let start = program().len().next_multiple_of(8);
+    for at in [ours.len() / 2, start + 0x98, ours.len() - 16] {
+        let mut changed = ours.clone();
+        changed[at] ^= 1;
+        assert!(certificate.verify(&changed).is_err(), "{at:#x}");
+    }
+    // The signature of this program behind another one of the same length.
+    let mut moved = program();
+    moved[start / 2] ^= 1;
+    let mut moved = sign(&moved, &other.signer()).expect("a program");
+    moved.truncate(start);
+    moved.extend(&ours[start..]);
+    let directory = directory_of(&moved);
+    moved[directory..directory + 8].copy_from_slice(&ours[directory..directory + 8]);
+    assert!(says(&certificate, &moved).contains(another));
+}
+
+/// Where the entry of a program's header is that says where its signatures are.
+fn directory_of(program: &[u8]) -> usize {
+    let header = u32::from_le_bytes(program[0x3c..0x40].try_into().expect("four bytes"));
+    header as usize + 24 + 112 + 32
+}
+
+#[test]
+fn each_program_of_a_disk_must_be_signed() {
+    let (owner, other) = (EfiOwner::rsa(), EfiOwner::rsa());
+    let out = owner.path("out");
+    let folder = InputFolder::new();
+    let manifest = owner.build(&folder.inputs, &[ImageForm::Raw], &out);
+    let manifest = manifest.expect("the form builds");
+    let raw = manifest.path(&out, ImageForm::Raw, OutputRole::Disk);
+    let raw = raw.expect("it was built");
+    let verify = || verify_programs(&raw, &owner.certificate());
+    assert_eq!(verify().expect("both are signed").checked.len(), 2);
+    let volume = format!("{}@@1M", text(&raw));
+    let put = |program: &[u8], path: &str| {
+        let file = owner.path("put.efi");
+        fs::write(&file, program).expect("writable");
+        let to = format!("::/{path}");
+        run("mcopy", &["-o", "-i", &volume, text(&file), &to]);
+    };
+    let loader = on_disk(&raw, ON_DISK[1]);
+    // The second boot slot, as an update leaves it.
+    let unsigned = program();
+    let foreign = sign(&unsigned, &other.signer()).expect("a program");
+    let own = sign(&unsigned, &owner.signer()).expect("a program");
+    for (program, path) in [
+        (&unsigned, "EFI/ALKNET/B.EFI"),
+        (&foreign, "EFI/ALKNET/B.EFI"),
+        (&foreign, "EFI/BOOT/BOOTX64.EFI"),
+    ] {
+        put(program, path);
+        let refused = verify().expect_err("it must be refused");
+        assert!(refused.to_string().contains(path), "{refused}");
+        let restored = if path == ON_DISK[1] { &loader } else { &own };
+        put(restored, path);
+        let names = verify().expect("all are signed").checked;
+        assert!(names.iter().any(|name| name.ends_with(path)), "{names:?}");
+    }
+    let remove = |path: &str| run("mdel", &["-i", &volume, &format!("::/{path}")]);
+    remove(ON_DISK[1]);
+    let refused = verify().expect_err("no loader");
+    assert!(
+        matches!(refused, SignedProgramsError::Missing { .. }),
+        "{refused}"
+    );
+    // A disk without the partition.
+    let disk = File::options().write(true).open(&raw).expect("ours");
+    disk.write_all_at(&[0; 512], 1 << 20).expect("writable");
+    let refused = verify().expect_err("no partition");
+    assert!(
+        matches!(refused, SignedProgramsError::Unreadable { .. }),
+        "{refused}"
+    );
 }

@@ -160,6 +160,42 @@ fn every_file_of_a_folder_gets_a_signature_and_the_manifest_the_last_one() {
 }
 
 #[test]
+fn a_folder_with_a_changed_file_is_not_signed() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    InputFolder::new().build(&[ImageForm::Direct], dir.path());
+    let names = || {
+        let entries = fs::read_dir(dir.path()).expect("readable");
+        let names = entries.map(|entry| entry.expect("readable").file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let manifest = fs::read(dir.path().join("manifest.json")).expect("written");
+    let refused = || {
+        let mut sign = |path: &Path| -> Result<String, ImageError> {
+            panic!("{} is signed", path.display());
+        };
+        sign_folder(dir.path(), &mut sign).expect_err("a file differs")
+    };
+    // Behind the kernels in the manifest, and at its old length.
+    let initrd = dir.path().join("initrd.cpio.lz4");
+    let built = fs::read(&initrd).expect("written");
+    let mut changed = built.clone();
+    changed[built.len() / 2] ^= 1;
+    fs::write(&initrd, changed).expect("writable");
+    let error = refused();
+    assert!(matches!(error, ImageError::OtherContent { .. }), "{error}");
+    assert!(error.to_string().contains("initrd.cpio.lz4"), "{error}");
+    assert_eq!(names(), before);
+    fs::remove_file(&initrd).expect("it is there");
+    let error = refused();
+    assert!(error.to_string().contains("initrd.cpio.lz4"), "{error}");
+    let after = fs::read(dir.path().join("manifest.json")).expect("it stays");
+    assert_eq!(after, manifest);
+}
+
+#[test]
 fn a_folder_whose_files_cannot_be_signed_keeps_its_manifest() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     InputFolder::new().build(&[ImageForm::Direct], dir.path());
