@@ -1,12 +1,11 @@
 //! Signatures beside the files of a folder.
 
-use std::fs;
 use std::path::Path;
 
 use crate::error::ImageError;
 use crate::form::OutputRole;
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
-use crate::out::{OutDir, at};
+use crate::out::{OutDir, put};
 
 /// What a signature's file name adds to that of its file.
 pub const SIGNATURE_ENDING: &str = ".minisig";
@@ -42,7 +41,6 @@ pub fn sign_folder<E: From<ImageError>>(
     }
     let manifest = out.finish(manifest)?;
     let signature = sign(&dir.join(MANIFEST_FILE))?;
-    let path = dir.join(MANIFEST_SIGNATURE_FILE);
-    fs::write(&path, signature).map_err(at(&path))?;
+    put(dir, MANIFEST_SIGNATURE_FILE, signature.as_bytes())?;
     Ok(manifest)
 }
