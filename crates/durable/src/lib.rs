@@ -22,8 +22,8 @@ const PRIVATE: u32 = 0o600;
 /// How often another call may come first.
 const TRIES: usize = 1000;
 
-/// Longest wait of a call for the locks of other calls, each of which holds its lock while it writes and syncs one file.
-/// A slow disk may need seconds for that. Another user can take a lock, too, and keep it.
+/// Longest wait of a call for the locks of other calls, each of which holds its lock while it writes and syncs one
+/// file. A slow disk may need seconds for that. Another user can take a lock, too, and keep it.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Pause before a lock is tried again. flock(2) has no wait with a limit.
