@@ -249,7 +249,7 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 }
 
 /// Opens a disk, or a copy of one. A pipe or another device is not opened: another person may have put it there.
-fn open_disk(path: &Path) -> io::Result<File> {
+pub(crate) fn open_disk(path: &Path) -> io::Result<File> {
     match fs::metadata(path)?.file_type().is_block_device() {
         true => File::open(path),
         false => Ok(open_regular(path)?),
