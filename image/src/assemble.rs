@@ -293,7 +293,7 @@ impl<'a> ImageBuild<'a> {
         let version = self.version_line();
         let tree = tree::root(self.root_files(&version));
         let uuid = self.ids.uuid("erofs");
-        out.with(ImageForm::Erofs, OutputRole::Root, "root.erofs", |path| {
+        out.by_tool(ImageForm::Erofs, OutputRole::Root, "root.erofs", |path| {
             erofs::write(&tree, uuid, path)
         })
     }
@@ -314,10 +314,8 @@ impl<'a> ImageBuild<'a> {
         self.say("writing the disk");
         let content = self.disk_content(ImageForm::Raw, &uki)?;
         let name = format!("alknet_{}.raw", self.inputs.version);
-        out.with(ImageForm::Raw, OutputRole::Disk, &name, |path| {
-            let file = writable(path)?;
-            let written = disk::write(file, DISK_BYTES, &content, &self.ids);
-            written.map(drop).map_err(at(path))
+        out.with(ImageForm::Raw, OutputRole::Disk, &name, |file| {
+            disk::write(file.try_clone()?, DISK_BYTES, &content, &self.ids).map(drop)
         })
     }
 
@@ -336,7 +334,7 @@ impl<'a> ImageBuild<'a> {
             version: &self.inputs.version,
         };
         let name = format!("alknet_{}.iso", self.inputs.version);
-        out.with(ImageForm::Iso, OutputRole::Disk, &name, |path| {
+        out.by_tool(ImageForm::Iso, OutputRole::Disk, &name, |path| {
             iso::write(&medium, path)
         })
     }
@@ -372,10 +370,7 @@ impl<'a> ImageBuild<'a> {
         let disk = self.disk(form)?;
         self.say("writing the disk");
         let name = format!("alknet_{}.{extension}", self.inputs.version);
-        out.with(form, OutputRole::Disk, &name, |path| {
-            let file = writable(path)?;
-            write(&file, &disk).map_err(at(path))
-        })
+        out.with(form, OutputRole::Disk, &name, |file| write(file, &disk))
     }
 
     fn vmdk(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
@@ -432,8 +427,8 @@ impl<'a> ImageBuild<'a> {
         let disk = self.disk_of(ImageForm::Gce, GCE_DISK_BYTES)?;
         self.say("compressing the disk");
         let name = format!("alknet_{}-gce.tar.gz", self.inputs.version);
-        out.with(ImageForm::Gce, OutputRole::Archive, &name, |path| {
-            gce::write(&writable(path)?, &disk).map_err(at(path))
+        out.with(ImageForm::Gce, OutputRole::Archive, &name, |file| {
+            gce::write(file, &disk)
         })
     }
 
@@ -584,12 +579,6 @@ impl<'a> ImageBuild<'a> {
             total: self.total,
         });
     }
-}
-
-fn writable(path: &Path) -> Result<File, ImageError> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(true);
-    options.open(path).map_err(at(path))
 }
 
 fn check_size(form: ImageForm, bytes: usize) -> Result<(), ImageError> {

@@ -22,6 +22,7 @@ use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::manifest::{ManifestOutput, hex_sha256};
 use crate::out::at;
+use crate::regular_file::open_regular;
 
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
@@ -167,7 +168,9 @@ impl ManifestDisk {
             return Ok(None);
         };
         let path = dir.join(&output.file);
-        let read = File::open(&path).and_then(|disk| Self::read(&disk));
+        // Another person may have put a pipe or a device there.
+        let disk = open_regular(&path).map_err(io::Error::from);
+        let read = disk.and_then(|disk| Self::read(&disk));
         read.map(Some).map_err(at(&path))
     }
 }

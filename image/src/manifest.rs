@@ -18,6 +18,9 @@ use crate::inputs::read_regular;
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Maximum length of a manifest in bytes.
 pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// What is wrong with the name of an output.
+pub(crate) const NO_FILE_NAME: &str =
+    "is no name of a file in its folder; such a name has no '/' and no control character";
 /// Most characters of a manifest's text that an error shows.
 const SHOWN_CHARS_MAX: usize = 40;
 
@@ -166,10 +169,7 @@ impl Manifest {
         })?;
         let mut outputs = parsed.outputs.iter();
         match outputs.find(|output| !is_file_name(&output.file)) {
-            Some(output) => Err(invalid(format!(
-                "{:?} is no name of a file in its folder",
-                output.file
-            ))),
+            Some(output) => Err(invalid(format!("{:?} {NO_FILE_NAME}", output.file))),
             None => Ok(parsed),
         }
     }
@@ -226,9 +226,10 @@ fn unknown_name(bytes: &[u8]) -> Option<String> {
     ))
 }
 
-/// Whether a name stays in a folder that it is joined to.
-fn is_file_name(name: &str) -> bool {
-    Path::new(name).file_name() == Some(OsStr::new(name)) && !name.contains('\0')
+/// Whether a name stays in a folder that it is joined to, and is one line in a file of checksums.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    let is_one_line = !name.contains(char::is_control);
+    Path::new(name).file_name() == Some(OsStr::new(name)) && is_one_line
 }
 
 /// SHA-256 in lower-case hexadecimal.
@@ -284,14 +285,21 @@ mod tests {
             "a/..",
             "./a",
             "a\0",
+            "a\u{7f}",
+            "a\u{85}",
+            // With a link at `NAME.sha256` this was a line in a file of the owner.
+            "a\nssh-ed25519 AAAA eve",
         ] {
             let refused = put(name).expect_err(name);
             assert!(
                 matches!(refused, ImageError::InputInvalid { .. }),
                 "{refused}"
             );
+            let said = format!("{name:?} {NO_FILE_NAME}");
+            assert!(refused.to_string().ends_with(&said), "{refused}");
         }
         assert!(put("alknet_0.1.0.raw").is_ok());
+        assert!(put("Bär \\ 2.raw").is_ok());
     }
 
     /// The command of an earlier version checks and signs images of a later one.

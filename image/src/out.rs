@@ -1,7 +1,8 @@
 //! The output folder: files appear whole or not at all, each beside its checksum.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -10,7 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
-use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput, NO_FILE_NAME, is_file_name};
+use crate::regular_file::open_regular;
 use crate::start::StartMethod;
 use crate::travel::MANIFEST_SIGNATURE_FILE;
 
@@ -75,27 +77,58 @@ impl<'a> OutDir<'a> {
             self.outputs.push(output);
             return Ok(());
         }
-        self.with(form, role, name, |path| {
-            fs::write(path, bytes).map_err(at(path))
-        })
+        self.with(form, role, name, |mut file| file.write_all(bytes))
     }
 
-    /// Lets `write` make the file under a temporary name, then renames, hashes and records it.
+    /// Lets `write` fill a new file, which gets its name when it is whole, and records it.
     pub(crate) fn with(
         &mut self,
         form: ImageForm,
         role: OutputRole,
         name: &str,
-        write: impl FnOnce(&Path) -> Result<(), ImageError>,
+        write: impl FnOnce(&File) -> io::Result<()>,
     ) -> Result<(), ImageError> {
-        let part = PartialFile(self.dir.join(format!(".{name}.part")));
-        write(&part.0)?;
-        let (bytes, sha256) = hash(&part.0).map_err(at(&part.0))?;
-        let path = self.dir.join(name);
-        fs::rename(&part.0, &path).map_err(at(&path))?;
-        let sums = self.dir.join(format!("{name}.sha256"));
+        let part = PartialFile::of(self.dir, name)?;
+        let file = part.create().map_err(at(&part.0))?;
+        write(&file).map_err(at(&part.0))?;
+        self.add(form, role, name, &part, &file)
+    }
+
+    /// Does the same by a program, for which `run` gets a path in a folder of this user alone: another user who can
+    /// write to the output folder could put a link at a path there, through which the program would write.
+    pub(crate) fn by_tool(
+        &mut self,
+        form: ImageForm,
+        role: OutputRole,
+        name: &str,
+        run: impl FnOnce(&Path) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let mut folder = tempfile::Builder::new();
+        // Whatever the umask is.
+        let folder = folder.permissions(Permissions::from_mode(0o700));
+        // It is in the output folder and not in /tmp, which may be small or another file system.
+        let folder = folder.prefix(".tool-").tempdir_in(self.dir);
+        let folder = folder.map_err(at(self.dir))?;
+        let part = PartialFile(folder.path().join(name));
+        run(&part.0)?;
+        let file = open_regular(&part.0).map_err(|error| at(&part.0)(error.into()))?;
+        self.add(form, role, name, &part, &file)
+    }
+
+    /// Hashes a file that is whole, gives it its name, and records it.
+    fn add(
+        &mut self,
+        form: ImageForm,
+        role: OutputRole,
+        name: &str,
+        part: &PartialFile,
+        file: &File,
+    ) -> Result<(), ImageError> {
+        let (bytes, sha256) = hash(file).map_err(at(&part.0))?;
+        part.rename(&self.dir.join(name))?;
         // The format of sha256sum(1), which can check the file with it.
-        fs::write(&sums, format!("{sha256}  {name}\n")).map_err(at(&sums))?;
+        let sums = format!("{sha256}  {name}\n");
+        put(self.dir, &format!("{name}.sha256"), sums.as_bytes())?;
         self.outputs.push(ManifestOutput {
             form,
             role,
@@ -119,10 +152,7 @@ impl<'a> OutDir<'a> {
             }
             _ => {}
         }
-        let part = PartialFile(self.dir.join(format!(".{MANIFEST_FILE}.part")));
-        fs::write(&part.0, manifest.to_json()).map_err(at(&part.0))?;
-        let path = self.dir.join(MANIFEST_FILE);
-        fs::rename(&part.0, &path).map_err(at(&path))?;
+        put(self.dir, MANIFEST_FILE, &manifest.to_json())?;
         Ok(manifest)
     }
 }
@@ -133,8 +163,46 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     move |source| ImageError::Output { path, source }
 }
 
+/// Puts a file with this content into the place of another one, or of a link.
+pub(crate) fn put(dir: &Path, name: &str, content: &[u8]) -> Result<(), ImageError> {
+    let part = PartialFile::of(dir, name)?;
+    let mut file = part.create().map_err(at(&part.0))?;
+    file.write_all(content).map_err(at(&part.0))?;
+    part.rename(&dir.join(name))
+}
+
 /// A file under its temporary name, which is removed after an error.
 struct PartialFile(PathBuf);
+
+impl PartialFile {
+    fn of(dir: &Path, name: &str) -> Result<Self, ImageError> {
+        match is_file_name(name) {
+            true => Ok(Self(dir.join(format!(".{name}.part")))),
+            false => Err(ImageError::Argument {
+                what: "file name",
+                value: name.to_owned(),
+                why: NO_FILE_NAME,
+            }),
+        }
+    }
+
+    /// Creates it. Another person who can write to the folder may have put a link at its path, to a file of this user.
+    fn create(&self) -> io::Result<File> {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = File::options();
+        // `create_new` follows no link that came there since (open(2), O_EXCL).
+        let options = options.read(true).write(true).create_new(true);
+        options.open(&self.0)
+    }
+
+    /// Gives it its name. A link of this name is replaced.
+    fn rename(&self, path: &Path) -> Result<(), ImageError> {
+        fs::rename(&self.0, path).map_err(at(path))
+    }
+}
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
@@ -143,9 +211,9 @@ impl Drop for PartialFile {
     }
 }
 
-/// Size and SHA-256 of a file.
-pub(crate) fn hash(path: &Path) -> io::Result<(u64, String)> {
-    let mut file = File::open(path)?;
+/// Size and hash of what was written, and not of what another person has put at its path.
+pub(crate) fn hash(mut file: &File) -> io::Result<(u64, String)> {
+    file.seek(SeekFrom::Start(0))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];
     let mut bytes = 0;
@@ -161,6 +229,8 @@ pub(crate) fn hash(path: &Path) -> io::Result<(u64, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -168,14 +238,62 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::write(dir.path().join(MANIFEST_FILE), "old").expect("writable");
         let mut out = OutDir::open(dir.path()).expect("opens");
-        let failed = out.with(ImageForm::Uki, OutputRole::Uki, "x", |path| {
+        let failed = out.by_tool(ImageForm::Uki, OutputRole::Uki, "x", |path| {
             fs::write(path, "half").map_err(at(path))?;
             Err(ImageError::ToolMissing {
                 tool: "t",
                 package: "p",
             })
         });
-        assert_eq!(failed.expect_err("the writer's error").exit_code(), 4);
+        assert_eq!(failed.expect_err("the tool's error").exit_code(), 4);
+        let failed = out.with(ImageForm::Uki, OutputRole::Uki, "x", |mut file| {
+            file.write_all(b"half")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert_eq!(failed.expect_err("the writer's error").exit_code(), 1);
+        assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
+    }
+
+    /// The attack: another person who can write to the folder has put links there, which lead to a file of the owner.
+    #[test]
+    fn links_are_replaced_and_never_written_through() {
+        let [dir, home] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let keys = home.path().join("authorized_keys");
+        fs::write(&keys, "owner").expect("writable");
+        let mut out = OutDir::open(dir.path()).expect("opens");
+        for name in [
+            "x",
+            "x.sha256",
+            ".x.part",
+            ".x.sha256.part",
+            "y",
+            "y.sha256",
+        ] {
+            symlink(&keys, dir.path().join(name)).expect("writable");
+        }
+        out.bytes(ImageForm::Uki, OutputRole::Uki, "x", b"new")
+            .expect("writable");
+        let run = |path: &Path| fs::write(path, "tool").map_err(at(path));
+        out.by_tool(ImageForm::Uki, OutputRole::Uki, "y", run)
+            .expect("writable");
+        let content = |path: &Path| fs::read_to_string(path).expect("readable");
+        assert_eq!(content(&keys), "owner");
+        for (name, expected) in [("x", "new"), ("y", "tool")] {
+            let [path, sums] =
+                [name.to_owned(), format!("{name}.sha256")].map(|it| dir.path().join(it));
+            assert!([&path, &sums].iter().all(|it| !it.is_symlink()), "{name}");
+            assert_eq!(content(&path), expected);
+            let recorded = &out.output(name).expect("it is recorded").sha256;
+            assert_eq!(content(&sums), format!("{recorded}  {name}\n"));
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_line_break_is_not_written() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut out = OutDir::open(dir.path()).expect("opens");
+        let refused = out.bytes(ImageForm::Uki, OutputRole::Uki, "a\nb", b"new");
+        assert_eq!(refused.expect_err("two lines").exit_code(), 2);
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
     }
 

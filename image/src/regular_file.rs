@@ -1,7 +1,8 @@
 //! Reads regular files of folders in which another user may have put a pipe, a device or an endless file.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -25,6 +26,15 @@ pub enum RegularFileError {
         /// The limit.
         bytes_max: u64,
     },
+}
+
+impl From<RegularFileError> for io::Error {
+    fn from(error: RegularFileError) -> Self {
+        match error {
+            RegularFileError::Unreadable(source) => source,
+            error => Self::other(error),
+        }
+    }
 }
 
 /// The content of a regular file of at most `bytes_max` bytes. A link to one is followed. Nothing else is opened: an
@@ -62,26 +72,56 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, RegularFileE
     Ok(content)
 }
 
-fn open_regular(path: &Path) -> Result<File, RegularFileError> {
-    let regular = |found: io::Result<fs::Metadata>| match found {
-        Ok(found) if found.is_file() => Ok(()),
-        Ok(_) => Err(RegularFileError::NotRegular),
-        Err(error) => Err(RegularFileError::Unreadable(error)),
+/// Opens a regular file to read it. A link to one is followed. Nothing else is opened, whatever another process puts in
+/// its place meanwhile: an open of a watchdog starts it, and an open of a pipe waits for another process.
+///
+/// ```
+/// use alknet_image::{RegularFileError, open_regular};
+///
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("alknet_0.1.0.raw");
+/// std::fs::write(&file, "disk")?;
+/// assert_eq!(open_regular(&file)?.metadata()?.len(), 4);
+/// let refused = open_regular("/dev/zero".as_ref());
+/// assert!(matches!(refused, Err(RegularFileError::NotRegular)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// It is no regular file, or cannot be opened, for example because `/proc` is not mounted.
+pub fn open_regular(path: &Path) -> Result<File, RegularFileError> {
+    open_after(path, || ())
+}
+
+/// `looked` is called between the look at the kind of the file and the open, where a test changes the folder.
+fn open_after(path: &Path, looked: impl FnOnce()) -> Result<File, RegularFileError> {
+    let open = |path: &Path, flags| {
+        // The standard library adds O_CLOEXEC.
+        let mut options = File::options();
+        options.read(true).custom_flags(flags).open(path)
     };
-    regular(fs::metadata(path))?;
-    // Another process may put a pipe or a terminal there before the open, which then waits for no writer, and does not
-    // make the terminal that of this process. The standard library adds O_CLOEXEC.
-    let mut options = File::options();
-    options
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).map_err(RegularFileError::Unreadable)?;
-    regular(file.metadata())?;
-    Ok(file)
+    // open(2), O_PATH: the descriptor stays with this file, and the file itself is not opened.
+    let found = open(path, libc::O_PATH).map_err(RegularFileError::Unreadable)?;
+    let about = found.metadata().map_err(RegularFileError::Unreadable)?;
+    if !about.is_file() {
+        return Err(RegularFileError::NotRegular);
+    }
+    looked();
+    // proc(5): this name leads to the file of the descriptor, and not to what has its path now. Without /proc the
+    // function refuses the file, because an open by the path could reach a device. O_NONBLOCK: the open does not wait
+    // for the end of a lease (fcntl(2), F_SETLEASE) of the file's owner.
+    let name = format!("/proc/self/fd/{}", found.as_raw_fd());
+    open(name.as_ref(), libc::O_NONBLOCK).map_err(|error| {
+        RegularFileError::Unreadable(match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other("it takes /proc, which is not mounted"),
+            _ => error,
+        })
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use nix::errno::Errno;
@@ -113,6 +153,32 @@ mod tests {
         options.read(true).custom_flags(libc::O_NONBLOCK);
         options.open(&pipe).expect("it waits for no writer");
         assert!(opened.read_events().is_ok_and(|events| !events.is_empty()));
+    }
+
+    /// The attack: the link leads to a regular file while the command looks, and to a watchdog when it opens.
+    #[test]
+    fn what_takes_the_place_of_a_regular_file_after_the_look_is_not_opened() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [file, pipe, link] = ["file", "pipe", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, "12345").expect("the folder is ours");
+        mkfifo(&pipe, Mode::S_IRWXU).expect("the folder is ours");
+        symlink(&file, &link).expect("the folder is ours");
+        let opened = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        opened
+            .add_watch(&pipe, AddWatchFlags::IN_OPEN)
+            .expect("it is there");
+        let swap = || {
+            fs::remove_file(&link).expect("it is there");
+            symlink(&pipe, &link).expect("the folder is ours");
+        };
+        let mut file = open_after(&link, swap).expect("it was a regular file");
+        let events = opened.read_events().map(|events| events.len());
+        assert_eq!(events, Err(Errno::EAGAIN), "the pipe was opened");
+        let mut content = String::new();
+        file.read_to_string(&mut content).expect("readable");
+        assert_eq!(content, "12345");
+        let refused = open_regular(&link).expect_err("it is a pipe now");
+        assert!(matches!(refused, RegularFileError::NotRegular), "{refused}");
     }
 
     #[test]

@@ -7,10 +7,12 @@
 mod set;
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use set::{ReplaceAllError, replace_all};
 
@@ -19,6 +21,13 @@ const PRIVATE: u32 = 0o600;
 
 /// How often another call may come first.
 const TRIES: usize = 1000;
+
+/// Longest wait of a call for the locks of other calls, each of which holds its lock while it writes and syncs one
+/// file. A slow disk may need seconds for that. Another user can take a lock, too, and keep it.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Pause before a lock is tried again. flock(2) has no wait with a limit.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Puts a file with this content and exactly these permission bits at `path`; the folder has to be
 /// there. When this returns, it is on the disk.
@@ -41,13 +50,18 @@ const TRIES: usize = 1000;
 /// ```
 ///
 /// # Errors
-/// The errors of the disk. The file is the one before then, with nothing beside it; only where the new name
-/// could not be synced it is the new one, and a power cut may bring the old one back, or on FAT an empty
-/// one.
+/// The errors of the disk, and [`ResourceBusy`](io::ErrorKind::ResourceBusy) if another program keeps `.NAME.new`
+/// locked for half a minute. The file is the one before then, with nothing of this call beside it; only where the new
+/// name could not be synced it is the new one, and a power cut may bring the old one back, or on FAT an empty one.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    replace_within(path, content, mode, LOCK_WAIT_MAX)
+}
+
+/// Does that with another limit for the wait for locks.
+fn replace_within(path: &Path, content: &[u8], mode: u32, wait: Duration) -> io::Result<()> {
     let new = beside(path)?;
     // Locked until the end.
-    let mut file = begin(&new, mode)?;
+    let mut file = begin(&new, mode, wait)?;
     let put = fill(&mut file, content, mode).and_then(|()| fs::rename(&new, path));
     if put.is_err() {
         // What is in it may be secret, and room may be what is missing. The next call would do it too.
@@ -118,7 +132,9 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A file of our own at `new`, which no other call removes or moves before it is closed.
-fn begin(new: &Path, mode: u32) -> io::Result<File> {
+fn begin(new: &Path, mode: u32, wait: Duration) -> io::Result<File> {
+    // One for all tries: another user may put one locked file there after the other.
+    let deadline = Instant::now() + wait;
     for _ in 0..TRIES {
         let made = OpenOptions::new()
             .write(true)
@@ -127,13 +143,13 @@ fn begin(new: &Path, mode: u32) -> io::Result<File> {
             .open(new);
         match made {
             Ok(file) => {
-                file.lock()?;
+                lock_new(&file, new, deadline)?;
                 // Until it was locked, another call may have taken it for what a power cut left.
                 if is_at(&file, new)? {
                     return Ok(file);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => clear(new)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => clear(new, deadline)?,
             Err(error) => return Err(error),
         }
     }
@@ -141,29 +157,68 @@ fn begin(new: &Path, mode: u32) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
 }
 
+/// Locks the file that this call has made at `new`, or removes it.
+fn lock_new(file: &File, new: &Path, deadline: Instant) -> io::Result<()> {
+    let locked = lock(file, new, deadline);
+    // No other call removes it while a lock is held, and another user may hold one.
+    if locked.is_err() && is_at(file, new)? {
+        fs::remove_file(new).or_else(unless_absent)?;
+    }
+    locked
+}
+
+/// Locks the file at `new`, or gives up at the deadline.
+fn lock(file: &File, new: &Path, deadline: Instant) -> io::Result<()> {
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                let text = format!("another program keeps {} locked: end it", new.display());
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+        }
+    }
+}
+
 /// Removes what a power cut left at `new`, or returns when the call whose it is has ended.
-fn clear(new: &Path) -> io::Result<()> {
+fn clear(new: &Path, deadline: Instant) -> io::Result<()> {
     let found = match fs::symlink_metadata(new) {
         Ok(found) => found,
         Err(error) => return unless_absent(error),
     };
-    // No call made a link, which opening would follow, or a pipe, which it would wait for.
-    let opened = found
-        .is_file()
-        .then(|| OpenOptions::new().write(true).open(new));
+    // No call made anything else than a file.
+    let opened = found.is_file().then(|| open_left(new));
     let held = match opened.transpose() {
         Ok(held) => held,
         // No call of ours can be writing it.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        Err(error) if is_of_no_call(&error) => None,
         Err(error) => return unless_absent(error),
     };
     if let Some(file) = &held {
-        file.lock()?;
+        lock(file, new, deadline)?;
         if !is_at(file, new)? {
             return Ok(());
         }
     }
     fs::remove_file(new).or_else(unless_absent)
+}
+
+/// Opens what a power cut left. A link or a pipe can come there after the look: the open follows no link, and waits for
+/// no reader of a pipe.
+fn open_left(new: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true);
+    let options = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(new)
+}
+
+/// Whether the error of an open says that no call of this library made the file: it is another user's, a link (ELOOP),
+/// or a pipe that no process reads (ENXIO).
+fn is_of_no_call(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+        || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO))
 }
 
 /// Whether this file is still called so.

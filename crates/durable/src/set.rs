@@ -8,8 +8,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::{begin, beside, fill, folder_of, is_at, sync_folder};
+use crate::{LOCK_WAIT_MAX, begin, beside, fill, folder_of, is_at, sync_folder};
 
 /// The error of [`replace_all`].
 #[derive(Debug)]
@@ -60,12 +61,21 @@ impl ReplaceAllError {
 /// ```
 ///
 /// # Errors
-/// The errors of the disk, or two of the paths lead to one file. `replaced` names the files that were replaced all the
-/// same.
+/// Those of [`replace`](crate::replace), or two of the paths lead to one file. `replaced` names the files that were
+/// replaced all the same.
 pub fn replace_all(files: &[(&Path, &[u8])], mode: u32) -> Result<(), ReplaceAllError> {
+    replace_all_within(files, mode, LOCK_WAIT_MAX)
+}
+
+/// Does that with another limit for the wait for the locks of each file.
+pub(crate) fn replace_all_within(
+    files: &[(&Path, &[u8])],
+    mode: u32,
+    wait: Duration,
+) -> Result<(), ReplaceAllError> {
     let mut pending = PendingFiles::default();
     for (path, content) in in_order(files)? {
-        let written = pending.write(path, content, mode);
+        let written = pending.write(path, content, mode, wait);
         written.map_err(|source| ReplaceAllError::before_all(path, source))?;
     }
     pending.rename_all()
@@ -110,7 +120,7 @@ impl PendingFile {
 struct PendingFiles(VecDeque<PendingFile>);
 
 impl PendingFiles {
-    fn write(&mut self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    fn write(&mut self, path: &Path, content: &[u8], mode: u32, wait: Duration) -> io::Result<()> {
         let new = beside(path)?;
         for other in &self.0 {
             // This call would wait for its own lock.
@@ -119,7 +129,7 @@ impl PendingFiles {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
         }
-        let mut file = begin(&new, mode)?;
+        let mut file = begin(&new, mode, wait)?;
         let written = fill(&mut file, content, mode);
         let path = path.to_owned();
         self.0.push_back(PendingFile { path, new, file });

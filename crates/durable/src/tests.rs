@@ -3,6 +3,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
+use super::set::replace_all_within;
 use super::*;
 
 fn folder() -> TempDir {
@@ -229,4 +230,67 @@ fn calls_that_name_the_same_files_in_another_order_do_not_wait_for_each_other() 
         }
     });
     assert_eq!(names(folder.path()), ["one", "two"]);
+}
+
+/// The attack: another user who can write to the folder puts a file beside the one that is replaced, and keeps its
+/// lock.
+#[test]
+fn a_lock_that_another_program_keeps_ends_the_call_with_an_error() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let [one, two] = ["one", "two"].map(at);
+    for path in [&one, &two] {
+        write(path, b"old", 0o600);
+    }
+    write(&at(".two.new"), b"locked", 0o600);
+    let holder = File::open(at(".two.new")).expect("the file is ours");
+    holder.lock().expect("the only lock");
+    let wait = Duration::from_millis(1);
+    let refused = replace_within(&two, b"new", 0o600, wait).expect_err("it is locked");
+    let files: [(&Path, &[u8]); 2] = [(&one, b"new"), (&two, b"new")];
+    let of_all = replace_all_within(&files, 0o600, wait).expect_err("it is locked");
+    assert_eq!((&of_all.path, of_all.replaced.len()), (&two, 0), "{of_all}");
+    for error in [refused, of_all.source] {
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
+        let name = at(".two.new").display().to_string();
+        assert!(error.to_string().contains(&name), "{error}");
+    }
+    // The new file of the other one is gone.
+    assert_eq!(names(folder.path()), [".two.new", "one", "two"]);
+    assert_eq!([&one, &two].map(|path| content(path)), [b"old", b"old"]);
+    drop(holder);
+    replace_all_within(&files, 0o600, wait).expect("the lock has ended");
+    assert_eq!([&one, &two].map(|path| content(path)), [b"new", b"new"]);
+    assert_eq!(names(folder.path()), ["one", "two"]);
+}
+
+/// The attack: the same, by the new file of the call itself, which its lock follows.
+#[test]
+fn a_new_file_that_another_program_locks_first_is_removed() {
+    let folder = folder();
+    let new = folder.path().join(".file.new");
+    write(&new, b"", 0o600);
+    let [ours, other] = [(); 2].map(|()| File::open(&new).expect("the file is ours"));
+    other.lock().expect("the only lock");
+    let refused = lock_new(&ours, &new, Instant::now()).expect_err("it is locked");
+    assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy, "{refused}");
+    assert!(names(folder.path()).is_empty());
+}
+
+/// What takes the place of a file after the look at it is neither followed nor waited for.
+#[test]
+fn a_link_or_a_pipe_counts_as_of_no_call() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    write(&at("other"), b"other", 0o600);
+    symlink(at("other"), at("link")).expect("the folder is ours");
+    let made = std::process::Command::new("mkfifo")
+        .arg(at("pipe"))
+        .status();
+    assert!(made.is_ok_and(|status| status.success()));
+    for name in ["link", "pipe"] {
+        let error = open_left(&at(name)).expect_err(name);
+        assert!(is_of_no_call(&error), "{name}: {error}");
+    }
+    open_left(&at("other")).expect("the file is ours");
 }

@@ -16,6 +16,7 @@ use crate::form::{ImageForm, OutputRole};
 use crate::inputs::invalid;
 use crate::manifest::{Manifest, ManifestOutput};
 use crate::out::{OutDir, at};
+use crate::regular_file::open_regular;
 use rpi_imager::DownloadFacts;
 
 /// The disk is mostly the EFI program, which is compressed already: higher levels take longer and save nothing.
@@ -59,7 +60,8 @@ pub fn pack(
         });
     };
     let path = dir.join(&disk.file);
-    let raw = File::open(&path).map_err(at(&path))?;
+    // Another person may have put a pipe or a device there.
+    let raw = open_regular(&path).map_err(|error| at(&path)(error.into()))?;
     let bytes = raw.metadata().map_err(at(&path))?.len();
     if bytes != disk.bytes {
         let why = format!("the manifest says {} bytes, and it has {bytes}", disk.bytes);
@@ -69,8 +71,8 @@ pub fn pack(
     let mut out = OutDir::add_to(dir, &manifest, kept);
     progress("compressing the disk");
     let packed = format!("{}.zst", disk.file);
-    out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |path| {
-        compress(&raw, bytes, path).map_err(at(path))
+    out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |file| {
+        compress(&raw, bytes, file)
     })?;
     progress("mapping the disk");
     let map = bmap::text(&raw, bytes).map_err(at(&path))?;
@@ -112,8 +114,8 @@ fn check_date(options: &PackOptions) -> Result<(), ImageError> {
 }
 
 /// One frame with its size and a checksum. One thread makes it, because the bytes of several depend on their number.
-fn compress(raw: &File, bytes: u64, path: &Path) -> io::Result<()> {
-    let mut encoder = zstd::Encoder::new(File::create(path)?, LEVEL)?;
+fn compress(raw: &File, bytes: u64, packed: &File) -> io::Result<()> {
+    let mut encoder = zstd::Encoder::new(packed, LEVEL)?;
     encoder.set_pledged_src_size(Some(bytes))?;
     encoder.include_contentsize(true)?;
     encoder.include_checksum(true)?;

@@ -1,13 +1,14 @@
 //! Signatures beside the files of a folder.
 
 use std::collections::HashSet;
-use std::fs;
+use std::io;
 use std::path::Path;
 
 use crate::error::ImageError;
 use crate::form::OutputRole;
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
-use crate::out::{OutDir, at, hash};
+use crate::out::{OutDir, hash, put};
+use crate::regular_file::open_regular;
 
 /// What a signature's file name adds to that of its file.
 pub const SIGNATURE_ENDING: &str = ".minisig";
@@ -47,8 +48,7 @@ pub fn sign_folder<E: From<ImageError>>(
     }
     let manifest = out.finish(manifest)?;
     let signature = sign(&dir.join(MANIFEST_FILE))?;
-    let path = dir.join(MANIFEST_SIGNATURE_FILE);
-    fs::write(&path, signature).map_err(at(&path))?;
+    put(dir, MANIFEST_SIGNATURE_FILE, signature.as_bytes())?;
     Ok(manifest)
 }
 
@@ -64,7 +64,8 @@ fn compare<'m>(
             continue;
         }
         let path = dir.join(&output.file);
-        let (_, actual) = match hash(&path) {
+        let opened = open_regular(&path).map_err(io::Error::from);
+        let (_, actual) = match opened.and_then(|file| hash(&file)) {
             Ok(hashed) => hashed,
             Err(source) => {
                 return Err(ImageError::InputUnreadable {

@@ -151,7 +151,7 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
 
 /// The programs of a file: itself under `name`, or those of its disk under their paths.
 fn read(path: &Path, name: &str) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut file = File::open(path)?;
+    let mut file = crate::verify::open_disk(path)?;
     let mut mark = [0; PROGRAM_MARK.len()];
     file.read_exact(&mut mark)?;
     if mark != PROGRAM_MARK {

@@ -1,14 +1,15 @@
 //! Checks a file, or a disk that was written, against the manifest of its build.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
     BACKUP_LBAS, DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES,
     Manifest, ManifestDisk, ManifestOutput, NEW_DISK_PARTS, OutputRole, boot_state_difference,
-    has_image_identity, identity_difference, table_difference,
+    has_image_identity, identity_difference, open_regular, table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -154,7 +155,8 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
         actual,
         expected,
     };
-    let mut file = File::open(path).map_err(unreadable)?;
+    // Another person may have put a pipe or a device there.
+    let mut file = open_regular(path).map_err(|error| unreadable(error.into()))?;
     let bytes = file.metadata().map_err(unreadable)?.len();
     if bytes != listed.bytes {
         let say = |bytes| format!("{bytes} bytes");
@@ -192,7 +194,7 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     let (Some(image), Some(expected)) = (image, &manifest.disk) else {
         return Err(VerifyError::NoDisk);
     };
-    let mut disk = File::open(path).map_err(unreadable)?;
+    let mut disk = open_disk(path).map_err(unreadable)?;
     let present = disk.seek(SeekFrom::End(0)).map_err(unreadable)?;
     if present < image.bytes {
         return Err(VerifyError::TooShort {
@@ -243,6 +245,14 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
             path: path.to_owned(),
             files,
         }),
+    }
+}
+
+/// Opens a disk, or a copy of one. A pipe or another device is not opened: another person may have put it there.
+pub(crate) fn open_disk(path: &Path) -> io::Result<File> {
+    match fs::metadata(path)?.file_type().is_block_device() {
+        true => File::open(path),
+        false => Ok(open_regular(path)?),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,12 +13,8 @@ use alknet_tests::tools::{tool, tool_says};
 use alknet_tests::{
     BuiltImageFolder, CliOutput, FileServer, TestBench, binary, eventually, run_with_input,
 };
-use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
 use crate::page_commands::blocks;
 
@@ -490,65 +486,6 @@ fn a_signature_holds_for_no_file_of_another_name() {
     let refused = user.run(&["verify", "out/newer.json", "--key", key, "--json"]);
     assert_eq!(error(&refused), (FAILED, "IMAGE_DIFFERS".to_owned()));
     assert!(refused.errors.contains("newer.json"), "{refused:?}");
-}
-
-/// A person who can write to the folder has another manifest ready for the second read of its name.
-#[test]
-fn a_manifest_is_read_once_for_its_signature_and_its_content() {
-    let user = ImageUser::new();
-    fs::create_dir(user.file("out")).expect("the folder is ours");
-    let manifest = user.file("out/manifest.json");
-    let of_disk = |disk: &[u8]| {
-        let built = fs::read(BuiltImageFolder::get().folder().join(MANIFEST_FILE));
-        let mut manifest: Value =
-            serde_json::from_slice(&built.expect("it was built")).expect("JSON");
-        let sha256 = data_encoding::HEXLOWER.encode(&Sha256::digest(disk));
-        manifest["outputs"] = json!([{
-            "form": "raw", "role": "disk", "file": "disk.raw", "bytes": disk.len(), "sha256": sha256
-        }]);
-        manifest.to_string()
-    };
-    let (good, evil) = (&b"the disk"[..], &b"evil one"[..]);
-    let [signed, other] = [good, evil].map(of_disk);
-    fs::write(&manifest, &signed).expect("the folder is ours");
-    let sign = user.command(&["sign", "out/manifest.json", "--mnemonic-stdin", "--json"]);
-    let said = run_with_input(sign, WORDS).json();
-    let key = said["public_key"].as_str().expect("a key");
-    let words = [
-        "verify",
-        "disk.raw",
-        "--manifest",
-        "out/manifest.json",
-        "--key",
-        key,
-    ];
-    fs::write(user.file("disk.raw"), good).expect("the folder is ours");
-    assert_eq!(user.run(&words).status, 0, "the disk of the manifest");
-    fs::write(user.file("disk.raw"), evil).expect("the folder is ours");
-    fs::remove_file(&manifest).expect("the folder is ours");
-    mkfifo(&manifest, Mode::S_IRWXU).expect("the folder is ours");
-    let mut verify = user.command(&words);
-    let mut verify = verify
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("it starts");
-    let mut writer = eventually("the program opens the manifest", || {
-        let mut options = File::options();
-        let open = options.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
-        // Without a reader the kernel refuses it.
-        open.open(&manifest).ok()
-    });
-    writer
-        .write_all(signed.as_bytes())
-        .expect("the pipe has room");
-    // The program reads on until the pipe is closed. A second open finds this file.
-    let evil = user.file("evil.json");
-    fs::write(&evil, other).expect("the folder is ours");
-    fs::rename(&evil, &manifest).expect("the folder is ours");
-    drop(writer);
-    let ended = verify.wait().expect("our child");
-    assert_eq!(ended.code(), Some(FAILED), "the disk of another manifest");
 }
 
 #[test]

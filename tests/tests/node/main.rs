@@ -17,6 +17,7 @@ mod hoarders;
 mod hostile;
 mod hostile_errors;
 mod hostile_events;
+mod hostile_image_folder;
 mod hostile_memory;
 mod hostile_peers;
 mod hostile_scripts;

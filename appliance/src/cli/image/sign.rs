@@ -1,10 +1,11 @@
 //! `alknet image sign`: signatures as minisign makes them, and those of EFI programs.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageError, MANIFEST_FILE, Manifest, SIGNATURE_ENDING, sign_folder};
+use alknet_image::{
+    ImageError, MANIFEST_FILE, Manifest, SIGNATURE_ENDING, open_regular, sign_folder,
+};
 use alknet_image_write::authenticode::{EfiSigner, sign as sign_program};
 use alknet_image_write::minisign::{
     EncryptedKey, MinisignError, MinisignKey, MinisignSecretKey, TEXT_BYTES_MAX, file_comment,
@@ -21,6 +22,8 @@ use crate::cli::{CommandError, CommandExit, output};
 
 /// Longest EFI program that is signed, in bytes: far beyond a third of the EFI system partition.
 const PROGRAM_BYTES_MAX: u64 = 1 << 30;
+/// Permission bits of a signature and of a signed program: every user may check them.
+const SIGNED_MODE: u32 = 0o644;
 
 /// Arguments of `alknet image sign`.
 #[derive(Debug, Args)]
@@ -77,7 +80,9 @@ impl FileSigner<'_> {
             false => None,
         };
         let trusted = file_comment(&name, manifest.as_ref().map(|it| it.version.as_str()));
-        let signed = File::open(path).and_then(|mut file| match self {
+        // Another person may have put a pipe or a device there.
+        let file = open_regular(path).map_err(io::Error::from);
+        let signed = file.and_then(|mut file| match self {
             Self::Minisign(key) => key.sign(&mut file, &trusted),
             Self::Vault(public, signer) => {
                 let sign = |message: &[u8]| signer.sign(message).map_err(io::Error::other);
@@ -121,7 +126,8 @@ fn signed(what: &Path, signer: &FileSigner<'_>, json: bool) -> Result<CommandExi
     } else {
         let path = signature_path(what);
         let text = signer.sign(what)?;
-        fs::write(&path, text).map_err(|error| {
+        // It replaces a link that another person has put there.
+        alknet_durable::replace(&path, text.as_bytes(), SIGNED_MODE).map_err(|error| {
             CommandError::local(format!("cannot write {}: {error}", path.display()))
         })?;
         files.push(path);
@@ -224,7 +230,7 @@ fn efi(
     let bytes = read_bounded(program, PROGRAM_BYTES_MAX)?;
     let signed = sign_program(&bytes, &signer)
         .map_err(|error| CommandError::usage(format!("{}: {error}", program.display())))?;
-    fs::write(out, signed)
+    alknet_durable::replace(out, &signed, SIGNED_MODE)
         .map_err(|error| CommandError::local(format!("cannot write {}: {error}", out.display())))?;
     match json {
         true => output::json_line(&json!({ "files": [out] }))?,

@@ -1,18 +1,21 @@
 //! `alknet image verify`: whether a file or a disk is what its build says.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{Manifest, SIGNATURE_ENDING};
+use alknet_image::{Manifest, SIGNATURE_ENDING, open_regular};
 use alknet_image_write::authenticode::EfiCertificate;
 use alknet_image_write::minisign::{MinisignKey, MinisignSignature, TEXT_BYTES_MAX, comment_names};
 use alknet_image_write::{ImageCheck, SignedPrograms, verify_disk, verify_file, verify_programs};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{IMAGE_DIFFERS, of_image, of_signed_programs, of_verify, read_own_text, read_text};
+use super::{
+    IMAGE_DIFFERS, of_image, of_regular_file, of_signed_programs, of_verify, read_own_text,
+    read_text,
+};
 use crate::cli::{CommandError, CommandExit, output};
 
 /// Arguments of `alknet image verify`.
@@ -123,8 +126,7 @@ fn public_key(text: &str) -> Result<MinisignKey, CommandError> {
 
 /// Checks the signature beside a file, and returns its trusted comment.
 fn check_file_signature(path: &Path, key: &MinisignKey) -> Result<String, CommandError> {
-    let mut file = File::open(path)
-        .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", path.display())))?;
+    let mut file = open_regular(path).map_err(|error| of_regular_file(path, &error))?;
     check_signature(path, &mut file, key)
 }
 

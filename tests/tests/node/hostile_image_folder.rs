@@ -1,0 +1,207 @@
+//! `alknet image` in a folder in which another person can make files, links and pipes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_image::{MANIFEST_FILE, PackOptions, pack};
+use alknet_test_support::limited;
+use alknet_tests::{BuiltImageFolder, CliOutput, binary, run_with_input};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::image_verbs::{ImageUser, WORDS};
+
+/// Limit for a command that has nothing to wait for.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
+/// Content of a file of the signer to which the links lead.
+const OWN_KEYS: &str = "ssh-ed25519 AAAA owner\n";
+
+/// `alknet image` with these words, the recovery words as its input, and a limit: it might wait for a pipe.
+fn run(user: &ImageUser, words: &[&str]) -> CliOutput {
+    let mut command = limited(COMMAND_MAX, binary());
+    command
+        .arg("image")
+        .args(words)
+        .current_dir(user.bench.path());
+    run_with_input(command, WORDS)
+}
+
+/// The manifest of an image of one disk with this content.
+fn manifest_of(name: &str, disk: &[u8]) -> Value {
+    let built = fs::read(BuiltImageFolder::get().folder().join(MANIFEST_FILE));
+    let mut manifest: Value = serde_json::from_slice(&built.expect("it was built")).expect("JSON");
+    let sha256 = data_encoding::HEXLOWER.encode(&Sha256::digest(disk));
+    manifest["outputs"] = json!([{
+        "form": "raw", "role": "disk", "file": name, "bytes": disk.len(), "sha256": sha256
+    }]);
+    manifest
+}
+
+/// Puts links to a file at a name and at every name under which a command may write it first.
+fn link_all(folder: &Path, name: &str, target: &Path) {
+    for link in [
+        name.to_owned(),
+        format!(".{name}.part"),
+        format!(".{name}.new"),
+    ] {
+        let link = folder.join(link);
+        // The manifest itself is what the command reads.
+        if !link.ends_with(MANIFEST_FILE) {
+            symlink(target, link).expect("the folder is ours");
+        }
+    }
+}
+
+/// The attack: the links lead to the signer's list of keys that may log in.
+#[test]
+fn a_link_in_the_folder_of_an_image_leads_no_signature_elsewhere() {
+    let user = ImageUser::new();
+    let version = user.release();
+    let out = user.file("out");
+    let keys = user.file("authorized_keys");
+    fs::write(&keys, OWN_KEYS).expect("the folder is ours");
+    let disk = format!("alknet_{version}.raw");
+    let packed = [".zst", ".bmap"].map(|ending| format!("{disk}{ending}"));
+    let files = [&*disk, &packed[0], &packed[1], "rpi-imager.json"];
+    let mut written = Vec::new();
+    for file in files {
+        let signature = format!("{file}.minisig");
+        written.extend([format!("{signature}.sha256"), signature]);
+        // The disk is there before.
+        if file != disk {
+            written.extend([file.to_owned(), format!("{file}.sha256")]);
+        }
+    }
+    written.extend([MANIFEST_FILE, "manifest.json.minisig"].map(str::to_owned));
+    for name in &written {
+        link_all(&out, name, &keys);
+    }
+    let made = pack(&out, &PackOptions::default(), &mut |_| {});
+    made.unwrap_or_else(|error| panic!("{error}"));
+    run(&user, &["sign", "out", "--mnemonic-stdin", "--json"]).json();
+    for name in &written {
+        let found = fs::symlink_metadata(out.join(name)).expect("it was written");
+        assert!(found.is_file(), "{name} is a link");
+    }
+
+    // A single file, and an EFI program.
+    fs::write(user.file("file"), "what is signed").expect("the folder is ours");
+    for name in ["file.minisig", "signed.efi"] {
+        link_all(user.bench.path(), name, &keys);
+    }
+    run(&user, &["sign", "file", "--mnemonic-stdin", "--json"]).json();
+    user.shell(&format!(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=owner -keyout owner.key -out owner.pem
+mcopy -o -i out/{disk}@@1M ::/EFI/BOOT/BOOTX64.EFI unsigned.efi
+alknet image sign unsigned.efi --efi-key owner.key --efi-cert owner.pem --out signed.efi"
+    ));
+    for name in ["file.minisig", "signed.efi"] {
+        assert!(!user.file(name).is_symlink(), "{name} is a link");
+    }
+    let left = fs::read_to_string(&keys).expect("it stays");
+    assert_eq!(left, OWN_KEYS, "a command wrote through a link");
+}
+
+/// The attack: the name of the output is a line for the file to which the link leads.
+#[test]
+fn no_file_of_an_image_is_named_by_two_lines() {
+    let user = ImageUser::new();
+    let out = user.file("out");
+    fs::create_dir(&out).expect("the folder is ours");
+    let keys = user.file("authorized_keys");
+    fs::write(&keys, OWN_KEYS).expect("the folder is ours");
+    let name = "a\nssh-ed25519 AAAA eve";
+    fs::write(out.join(name), "disk").expect("the folder is ours");
+    symlink(&keys, out.join(format!("{name}.minisig.sha256"))).expect("the folder is ours");
+    let manifest = manifest_of(name, b"disk").to_string();
+    fs::write(out.join(MANIFEST_FILE), manifest).expect("the folder is ours");
+    let refused = run(&user, &["sign", "out", "--mnemonic-stdin", "--json"]);
+    assert_ne!(refused.status, 0, "{refused:?}");
+    assert!(
+        refused.errors.contains("no control character"),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(&keys).expect("it stays"), OWN_KEYS);
+    assert!(!out.join(format!("{name}.minisig")).exists());
+}
+
+/// The attack: a pipe that no process writes to is in the place of an output.
+#[test]
+fn a_pipe_in_the_place_of_a_file_of_an_image_keeps_no_command_waiting() {
+    let user = ImageUser::new();
+    let disk = b"the disk";
+    fs::create_dir(user.file("out")).expect("the folder is ours");
+    let path = user.file("out/disk.raw");
+    fs::write(&path, disk).expect("the folder is ours");
+    let manifest = manifest_of("disk.raw", disk).to_string();
+    fs::write(user.file("out/manifest.json"), manifest).expect("the folder is ours");
+    let signed = run(
+        &user,
+        &["sign", "out/disk.raw", "--mnemonic-stdin", "--json"],
+    )
+    .json();
+    let key = signed["public_key"].as_str().expect("a key");
+    fs::remove_file(&path).expect("it is ours");
+    mkfifo(&path, Mode::S_IRWXU).expect("the folder is ours");
+    let manifest = ["--manifest", "out/manifest.json"];
+    for (words, more) in [
+        (&["sign", "out", "--mnemonic-stdin"][..], &[][..]),
+        (&["sign", "out/disk.raw", "--mnemonic-stdin"], &[]),
+        (&["verify", "out/disk.raw", "--key", key], &[]),
+        (&["verify", "out/disk.raw"], &manifest),
+        (&["verify", "out/disk.raw", "--disk"], &manifest),
+    ] {
+        let refused = run(&user, &[words, more, &["--json"]].concat());
+        assert!([1, 2].contains(&refused.status), "{words:?}: {refused:?}");
+        assert!(
+            refused.errors.contains("no regular file"),
+            "{words:?}: {refused:?}"
+        );
+    }
+    let refused = pack(&user.file("out"), &PackOptions::default(), &mut |_| {});
+    let refused = refused.expect_err("a pipe").to_string();
+    assert!(refused.contains("no regular file"), "{refused}");
+}
+
+/// A person who can write to the folder could have another manifest ready for a second read of its name. The kernel
+/// reports each open, so the test does not have to hit the moment between two.
+#[test]
+fn a_manifest_is_read_once_for_its_signature_and_its_content() {
+    let user = ImageUser::new();
+    fs::create_dir(user.file("out")).expect("the folder is ours");
+    let manifest = user.file("out/manifest.json");
+    let (good, evil) = (&b"the disk"[..], &b"evil one"[..]);
+    fs::write(&manifest, manifest_of("disk.raw", good).to_string()).expect("the folder is ours");
+    let said = run(
+        &user,
+        &["sign", "out/manifest.json", "--mnemonic-stdin", "--json"],
+    )
+    .json();
+    let key = said["public_key"].as_str().expect("a key");
+    let words = [
+        "verify",
+        "disk.raw",
+        "--manifest",
+        "out/manifest.json",
+        "--key",
+        key,
+    ];
+    for (disk, status) in [(good, 0), (evil, 1)] {
+        fs::write(user.file("disk.raw"), disk).expect("the folder is ours");
+        let opens = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        // Without the reports of a close, the kernel would report two opens as one.
+        let flags = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE_NOWRITE;
+        opens.add_watch(&manifest, flags).expect("it is there");
+        let ended = run(&user, &words);
+        assert_eq!(ended.status, status, "{ended:?}");
+        let events = opens.read_events().expect("the command opens it");
+        let is_open = |mask: AddWatchFlags| mask.contains(AddWatchFlags::IN_OPEN);
+        let count = events.iter().filter(|event| is_open(event.mask)).count();
+        assert_eq!(count, 1, "{events:?}");
+    }
+}
