@@ -55,10 +55,13 @@ pub fn build(
     build_forms(inputs, forms, out_dir, None, progress)
 }
 
+/// What signs an EFI program for Secure Boot: returns it with its signature, or says why it cannot be signed.
+pub type SignEfiProgram<'a> = dyn Fn(&[u8]) -> Result<Vec<u8>, String> + 'a;
+
 /// Like [`build`], with the loader and the unified kernel image signed for Secure Boot in every form.
 ///
-/// `sign` returns an EFI program with its signature, or says why it cannot be signed. It is called once for each
-/// program, because all forms and the manifest must have the same bytes, and some keys sign with a random number.
+/// `sign` is called once for each program, because all forms and the manifest must have the same bytes, and some keys
+/// sign with a random number.
 ///
 /// # Errors
 /// Those of [`build`]. `sign` refuses a program, or none of the forms has one.
@@ -66,7 +69,7 @@ pub fn build_signed(
     inputs: &ImageInputs,
     forms: &[ImageForm],
     out_dir: &Path,
-    sign: &dyn Fn(&[u8]) -> Result<Vec<u8>, String>,
+    sign: &SignEfiProgram<'_>,
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Manifest, ImageError> {
     if !forms.iter().any(|form| form.holds_efi_program()) {
@@ -84,7 +87,7 @@ fn build_forms(
     inputs: &ImageInputs,
     forms: &[ImageForm],
     out_dir: &Path,
-    sign: Option<&dyn Fn(&[u8]) -> Result<Vec<u8>, String>>,
+    sign: Option<&SignEfiProgram<'_>>,
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Manifest, ImageError> {
     // The forms are built in one order and each once, whatever the request: the manifest must not
@@ -110,7 +113,7 @@ struct ImageBuild<'a> {
     folder: &'a Path,
     loaded: InputContents,
     /// Signs the unified kernel image. The loader in `loaded` is signed already.
-    sign: Option<&'a dyn Fn(&[u8]) -> Result<Vec<u8>, String>>,
+    sign: Option<&'a SignEfiProgram<'a>>,
     ids: BuildIds,
     uki: Option<Rc<[u8]>>,
     initrd: Option<Rc<[u8]>>,
@@ -126,7 +129,7 @@ impl<'a> ImageBuild<'a> {
         inputs: &'a ImageInputs,
         forms: &[ImageForm],
         folder: &'a Path,
-        sign: Option<&'a dyn Fn(&[u8]) -> Result<Vec<u8>, String>>,
+        sign: Option<&'a SignEfiProgram<'a>>,
         progress: &'a mut dyn FnMut(BuildProgress),
     ) -> Result<Self, ImageError> {
         progress(BuildProgress {

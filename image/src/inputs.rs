@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::assemble::SignEfiProgram;
 use crate::elf::StaticElf;
 use crate::error::ImageError;
 use crate::form::ImageForm;
@@ -235,7 +236,7 @@ impl InputContents {
     pub(crate) fn sign_loader(
         &mut self,
         path: Option<&Path>,
-        sign: &dyn Fn(&[u8]) -> Result<Vec<u8>, String>,
+        sign: &SignEfiProgram<'_>,
     ) -> Result<(), ImageError> {
         if let (Some(loader), Some(path)) = (&mut self.loader, path) {
             *loader = sign(loader).map_err(|why| invalid("loader", path, why))?;

@@ -64,7 +64,7 @@ mod uki;
 mod virtual_disk;
 mod zstandard;
 
-pub use assemble::{BuildProgress, build, build_signed};
+pub use assemble::{BuildProgress, SignEfiProgram, build, build_signed};
 pub use disk::{
     BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES,
     ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,

@@ -1,6 +1,5 @@
 //! Whether the EFI programs of an image or of a written disk are signed for Secure Boot.
 
-use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 

@@ -218,7 +218,7 @@ async fn a_client_that_replaced_the_program_of_an_administrator_sets_no_moment()
     let node = UpdateCaller::new(&bench.updates);
     upload(&node, ADMIN, b"good").await.expect("staged");
     staged(&bench, "a1");
-    let after = |hours| json!({ "at": start(hours * 3600).at.to_string() });
+    let after = |hours: i64| json!({ "at": start(hours * 3600).at.to_string() });
     let set = node.call(ADMIN, "update/apply", after(1)).await;
     set.expect("it waits");
     let eve = ("eve", SCOPES);
