@@ -88,7 +88,7 @@ impl<'a> OutDir<'a> {
         name: &str,
         write: impl FnOnce(&File) -> io::Result<()>,
     ) -> Result<(), ImageError> {
-        let part = PartialFile::of(self.dir, name)?;
+        let part = PartialFile::new(self.dir, name)?;
         let file = part.create().map_err(at(&part.0))?;
         write(&file).map_err(at(&part.0))?;
         self.add(form, role, name, &part, &file)
@@ -165,7 +165,7 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
 
 /// Puts a file with this content into the place of another one, or of a link.
 pub(crate) fn put(dir: &Path, name: &str, content: &[u8]) -> Result<(), ImageError> {
-    let part = PartialFile::of(dir, name)?;
+    let part = PartialFile::new(dir, name)?;
     let mut file = part.create().map_err(at(&part.0))?;
     file.write_all(content).map_err(at(&part.0))?;
     part.rename(&dir.join(name))
@@ -175,7 +175,7 @@ pub(crate) fn put(dir: &Path, name: &str, content: &[u8]) -> Result<(), ImageErr
 struct PartialFile(PathBuf);
 
 impl PartialFile {
-    fn of(dir: &Path, name: &str) -> Result<Self, ImageError> {
+    fn new(dir: &Path, name: &str) -> Result<Self, ImageError> {
         match is_file_name(name) {
             true => Ok(Self(dir.join(format!(".{name}.part")))),
             false => Err(ImageError::Argument {

@@ -23,7 +23,7 @@ def unknown_values(shape, value, path):
         for index, entry in enumerate(value):
             yield from unknown_values(shape.member, entry, f"{path}[{index}]")
     elif getattr(shape, "enum", None) and value not in shape.enum:
-        yield f"{path}: {value} is none of {', '.join(shape.enum)}"
+        yield f"{path}: {value} is not one of {', '.join(shape.enum)}"
 
 
 def findings(parameters):

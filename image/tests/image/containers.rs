@@ -352,9 +352,9 @@ fn botocore_accepts_the_registration_for_amazon_and_refuses_damaged_ones() {
         ("\"Name\"", "\"Nome\"", "Missing required parameter"),
         ("\"SnapshotId\"", "\"SnapshotID\"", "Unknown parameter in"),
         ("true", "1234", "Invalid type for parameter"),
-        ("\"uefi\"", "\"efis\"", "BootMode: efis is none of"),
-        ("\"gp3\"", "\"gp9\"", "VolumeType: gp9 is none of"),
-        ("\"v2.0\"", "\"v9.0\"", "Support: v9.0 is none of"),
+        ("\"uefi\"", "\"efis\"", "BootMode: efis is not one of"),
+        ("\"gp3\"", "\"gp9\"", "VolumeType: gp9 is not one of"),
+        ("\"v2.0\"", "\"v9.0\"", "Support: v9.0 is not one of"),
     ] {
         fs::write(&damaged, replaced(&good, from, to)).expect("writable");
         let found = read_by_botocore(&damaged).to_string();

@@ -21,6 +21,8 @@ use sha2::{Digest, Sha256};
 use crate::cosign_verb::assert_replaced_together;
 use crate::image_page::cosign_as_on_the_page;
 
+const PAGE: &str = include_str!("../../../docs/image.md");
+
 /// Words of a vault that exists in tests only.
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about\n";
 /// Exit code of docs/command-line.md.
@@ -477,7 +479,7 @@ fn cosign_with_delta(machine: &BuildMachine, file: &str) {
     assert!(twice.contains("give each bundle once"), "{twice}");
     assert_delta_needed(machine, file);
     assert_replaced_together(machine, file);
-    let signed = cosign_as_on_the_page(&machine.file("")).json();
+    let signed = cosign_as_on_the_page(PAGE, &machine.file("")).json();
     assert_eq!(signed["missing"].as_array().map(Vec::len), Some(0));
     assert_eq!(signed["others"][0]["file"], file, "{signed:#}");
     let targets = signed["targets"].as_array().expect("a list");

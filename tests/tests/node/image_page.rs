@@ -38,9 +38,13 @@ const SIGNERS: [(&str, &str); 2] = [
     ),
 ];
 
-/// The block with this text in one of its commands.
+/// The block of the page with this text in one of its commands.
 fn block(command: &str) -> String {
-    let found = blocks(PAGE)
+    block_of(PAGE, command)
+}
+
+fn block_of(page: &str, command: &str) -> String {
+    let found = blocks(page)
         .into_iter()
         .find(|(info, code)| *info == "bash" && code.contains(command));
     let (_, code) = found.unwrap_or_else(|| panic!("the page has no {command}"));
@@ -207,10 +211,10 @@ fn two_people_of_the_page_of_images_sign_a_root_and_a_release() {
 }
 
 /// Runs the command of the page that signs the bundles of a release together, for a bundle with another name.
-pub(crate) fn cosign_as_on_the_page(folder: &Path) -> CliOutput {
+pub(crate) fn cosign_as_on_the_page(page: &str, folder: &Path) -> CliOutput {
     let program = format!("'{}' image", binary().display());
     let code = replaced(
-        block("alknet image cosign bundle.tar from-"),
+        block_of(page, "alknet image cosign bundle.tar from-"),
         &[
             ("bundle.tar", "1.bundle"),
             ("ben.pem", "ben.pem --json"),
