@@ -43,7 +43,7 @@ fn block(command: &str) -> String {
     block_of(PAGE, command)
 }
 
-fn block_of(page: &str, command: &str) -> String {
+fn block_of(page: &'static str, command: &str) -> String {
     let found = blocks(page)
         .into_iter()
         .find(|(info, code)| *info == "bash" && code.contains(command));
@@ -211,7 +211,7 @@ fn two_people_of_the_page_of_images_sign_a_root_and_a_release() {
 }
 
 /// Runs the command of the page that signs the bundles of a release together, for a bundle with another name.
-pub(crate) fn cosign_as_on_the_page(page: &str, folder: &Path) -> CliOutput {
+pub(crate) fn cosign_as_on_the_page(page: &'static str, folder: &Path) -> CliOutput {
     let program = format!("'{}' image", binary().display());
     let code = replaced(
         block_of(page, "alknet image cosign bundle.tar from-"),
