@@ -187,8 +187,9 @@ fn what_does_not_end_is_ended_while_others_are_answered() {
         skip!("Vulkan adapter", "{why}");
     }
     let mut settings = patient();
-    // Ends what is endless, and is enough for a quick shader.
-    settings.gpu_time = deadline(Duration::from_millis(300));
+    // Ends what is endless, and is enough for a quick shader, also while other tests use the processors: it is time by
+    // the clock.
+    settings.gpu_time = deadline(Duration::from_secs(1));
     let node = GpuTestNode::start(settings, |_| {});
     let (hostile, other) = (node.person("endless"), node.person("bystander"));
     assert!(ENDLESS.contains("loop") && works(&other));

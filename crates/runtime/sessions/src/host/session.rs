@@ -302,6 +302,12 @@ impl WeakSession {
             }
             outcome = call => outcome,
         };
+        // The actor may see that the worker is gone, and not why.
+        if let Err(error) = &outcome
+            && let Some(reason) = SessionEndReason::from_code(of_call(error).code)
+        {
+            self.shared.close(reason);
+        }
         // Messages that the script sent before the end are handled first.
         if let Some(id) = guard.id.take() {
             let (heard, everything) = oneshot::channel();

@@ -1,5 +1,6 @@
 //! Every limit of a session, and the code that it ends with.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -28,10 +29,12 @@ async fn limited(
     let ended = code(ran);
     // After a limit nothing of it is used again.
     if let Some(reason) = reason(ended) {
+        let state = || session.info().state;
         until("it is closed", || {
-            session.info().state == SessionState::Closed(reason)
+            matches!(state(), SessionState::Closed(_))
         })
         .await;
+        assert_eq!(state(), SessionState::Closed(reason));
         let again = soon(session.run(&request.env(), main())).await;
         assert!(again.is_err());
     }
@@ -148,6 +151,50 @@ async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
             "{name}"
         );
     }
+}
+
+/// The worker of a call that does not stop is killed at its limit. The session has ended by the limit, and not because a
+/// worker was lost, even if its caller looks at the answer much later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_by_its_limit_although_its_caller_is_late() {
+    let lab = SessionLab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "const a = Array.from({ length: 600000 }, (_, i) => String((i * 7919) % 600011));
+        export const sort = () => { for (;;) a.sort(); };";
+    let mut slow = spec(source);
+    slow.limits.runtime.fuel_ticks = 10_000_000;
+    slow.limits.runtime.cpu = Duration::from_secs(100);
+    slow.limits.runtime.heap_bytes = 512 << 20;
+    // The strings are made within it.
+    slow.limits.wall = deadline(Duration::from_secs(1));
+    let session = lab.open(&request, slow).await;
+    let pid = session.info().pid;
+    let run = session.run(&env, export("sort", json!(null)));
+    let mut run = std::pin::pin!(run);
+    let begun = async {
+        until("it runs", || {
+            matches!(session.info().state, SessionState::Running { .. })
+        })
+        .await;
+    };
+    tokio::select! {
+        biased;
+        ended = &mut run => panic!("{ended:?}"),
+        () = begun => {}
+    }
+    let folder = format!("/proc/{pid}");
+    until("its worker is gone", || !Path::new(&folder).exists()).await;
+    // Time in which the session could have taken the loss of its worker for its end.
+    tokio::time::sleep(deadline(Duration::from_millis(100))).await;
+    let failure = soon(run).await.expect_err("it has no end");
+    assert_eq!(failure.code, RuntimeCode::Timeout, "{failure}");
+    let state = || session.info().state;
+    until("it is closed", || {
+        matches!(state(), SessionState::Closed(_))
+    })
+    .await;
+    assert_eq!(state(), SessionState::Closed(SessionEndReason::Timeout));
 }
 
 #[tokio::test(flavor = "multi_thread")]

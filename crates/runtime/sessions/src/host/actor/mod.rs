@@ -126,6 +126,8 @@ pub(super) struct SessionActor {
     log: LogBudget,
     heard: usize,
     heard_bytes: usize,
+    /// The worker is gone, and the calls that ran in it are still to end.
+    is_worker_lost: bool,
 }
 
 /// Whether the session continues.
@@ -167,6 +169,7 @@ impl SessionActor {
             log: LogBudget::new(),
             heard: 0,
             heard_bytes: 0,
+            is_worker_lost: false,
         }
     }
 
@@ -183,9 +186,9 @@ impl SessionActor {
                     Some(reply) => self.pass_on(reply),
                     None => CONTINUE,
                 },
-                frame = self.worker.next() => match frame {
+                frame = self.worker.next(), if !self.is_worker_lost => match frame {
                     Some((message, fds)) => self.hear(message, fds),
-                    None => ControlFlow::Break(SessionEndReason::WorkerLost),
+                    None => self.lose_worker(),
                 },
             };
             if let ControlFlow::Break(reason) = next {
@@ -195,6 +198,20 @@ impl SessionActor {
         // The calls of a session that has ended must not go on.
         self.outgoing.give_up_all();
         self.sessions.forget(&self.shared, reason);
+    }
+
+    /// The worker has ended. If it was killed because a call had reached a limit, that call says so, and the limit is why
+    /// the session ends: the actor may see the end of the worker before it.
+    fn lose_worker(&mut self) -> Next {
+        self.is_worker_lost = true;
+        self.after_loss()
+    }
+
+    fn after_loss(&self) -> Next {
+        match self.is_worker_lost && self.running.is_empty() {
+            true => ControlFlow::Break(SessionEndReason::WorkerLost),
+            false => CONTINUE,
+        }
     }
 
     fn take(&mut self, command: SessionCommand) -> Next {
@@ -220,6 +237,7 @@ impl SessionActor {
                     // The caller may have given up.
                     let _ = heard.send(());
                 }
+                return self.after_loss();
             }
             SessionCommand::Record(record) => {
                 if let Some(record) = &record {
