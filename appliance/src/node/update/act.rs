@@ -136,10 +136,10 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
             updates.check_init()?;
             let limited = is_limited(&ctx);
             let request = UpdateRequest::Rollback { limited };
-            updates.send_request(request, &caller(&ctx)).await?;
-            // A version that is taken back must not start at the moment that was set for it. Only now: a rollback that
-            // PID 1 refused takes no moment away.
-            updates.0.scheduled.forget_if(|_| true);
+            let by = caller(&ctx);
+            updates.send_request(request, &by).await?;
+            // Only now: a rollback that PID 1 refused takes no moment away.
+            updates.take_back_start(by, limited);
             updates.0.sessions.forget_staged();
             Ok::<_, CallError>(json!({ "accepted": true }))
         }

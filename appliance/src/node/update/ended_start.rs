@@ -7,7 +7,7 @@ use super::auto::BY;
 use super::scheduled_start::ScheduledStart;
 
 impl NodeUpdates {
-    /// The start that did not happen, or will not, until a version is started or taken back.
+    /// The start that did not happen, or will not, until a version is started, or the start is forgotten as taken back.
     pub(super) fn failed_start(&self) -> Option<ScheduledStart> {
         let start = self.0.scheduled.current();
         let failed = start.filter(|it| !it.failure.is_empty());
@@ -43,6 +43,20 @@ impl NodeUpdates {
             let why = "its program is not staged any more".to_owned();
             self.end_start_if(|it| it == start, why, BY.to_owned());
         }
+    }
+
+    /// Takes the planned start back after a rollback: a version that was taken back must not start at the moment that was
+    /// set for it. The start of an administrator is not forgotten for a caller that is none (`limited`), also if it has
+    /// failed or ended before: it ends with a reason. Otherwise this caller could stage any other program afterwards, set
+    /// a moment of its own, and so hide that the administrator's start does not happen.
+    pub(super) fn take_back_start(&self, by: String, limited: bool) {
+        if limited {
+            // What was staged a moment ago may have ended the start already, and that is the reason then.
+            self.end_start_of_others();
+            let why = format!("{by} has taken it back");
+            self.end_start_if(|it| !it.limited, why, by);
+        }
+        self.0.scheduled.forget_if(|it| it.limited || !limited);
     }
 
     /// Makes up after a restart of the node for what an earlier node did not come to: it may have ended after a version was

@@ -54,8 +54,9 @@ pub(super) struct ScheduledStart {
     /// Why the version did not start. Empty while the start waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
-    /// Whether its program is not staged any more: another one is, or none. This stays until a version is started or taken
-    /// back, or a caller sets another moment: a caller that stages a third program must not hide it.
+    /// Whether its program is not staged any more: another one is, or none. This stays until a version is started, or a
+    /// caller takes the start back or sets another moment, for which it has to be an administrator if this is a start of
+    /// one: a caller that stages a third program must not hide it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) replaced: bool,
 }

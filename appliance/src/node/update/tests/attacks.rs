@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
 use super::operations::{ADMIN, UpdateCaller};
+use super::scheduled_starts::not_started;
 use super::*;
 use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome, WRONG_PIECES_MAX};
 
@@ -509,6 +510,9 @@ async fn a_rollback_that_pid_1_refuses_takes_no_moment_away() {
     let done = node.call(eve, "update/rollback", Value::Null).await;
     assert!(done.is_ok(), "{done:?}");
     assert_eq!(scheduled(&node).await, Value::Null);
+    // Eve's rollback ends it, and the administrator learns of this.
+    let text = not_started(&bench).expect("a problem");
+    assert!(text.ends_with("eve has taken it back"), "{text}");
 }
 
 /// Eve may start versions, and moves the start that an administrator has set for tonight by 29 days.

@@ -238,6 +238,66 @@ async fn a_client_that_replaced_the_program_of_an_administrator_sets_no_moment()
     assert_eq!(not_started(&bench), None);
 }
 
+/// Eve may stage and start versions. By a rollback she takes the version of an administrator's start back, or the one by
+/// which she has ended this start, and wants to set a moment 29 days ahead for another program.
+#[tokio::test]
+async fn a_client_that_takes_a_version_back_hides_no_start_of_an_administrator() {
+    const EVE: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, APPLY_SCOPE]);
+    let after = |hours: i64| json!({ "at": start(hours * 3600).at.to_string() });
+    for (failure, replaces, reason) in [
+        ("", true, "eve has staged another program, of version 1.1.0"),
+        ("", false, "eve has taken it back"),
+        ("too late", false, "too late; and eve has taken it back"),
+    ] {
+        let mut bench = bench();
+        let entries = admins_and(EVE.0, &[2], EVE.1);
+        bench.identities.identities.replace_config(entries);
+        bench.judge(Verdict::PlansOf("b2"));
+        let planned = ScheduledStart {
+            failure: failure.to_owned(),
+            ..start(3600)
+        };
+        restart_with(&mut bench, &planned);
+        let node = UpdateCaller::new(&bench.updates);
+        if replaces {
+            upload(&node, EVE, b"evil").await.expect("staged");
+            staged(&bench, "b2");
+        }
+        let back = node.call(EVE, "update/rollback", Value::Null).await;
+        back.expect("taken back");
+        bench.set(|facts| facts.update.other_sha256 = None);
+        set_state(&bench, "idle");
+        let at = planned.at;
+        let text = format!("version 1.1.0 does not start at {at}, as planned: {reason}");
+        assert_eq!(not_started(&bench), Some(text.clone()));
+        wait_until(|| !unscheduled(&bench).is_empty()).await;
+        let logged = format!("it does not start at {at}, as admin had planned: {reason}");
+        let logged = ["1.1.0", logged.as_str(), "eve"].map(str::to_owned);
+        assert_eq!(unscheduled(&bench), [logged]);
+        bench.restart();
+        let_tasks_run().await;
+        let node = UpdateCaller::new(&bench.updates);
+        upload(&node, EVE, b"evil").await.expect("staged");
+        staged(&bench, "b2");
+        let moved = node.call(EVE, "update/apply", after(29 * 24)).await;
+        let refused = moved.expect_err("the administrator had set another one");
+        assert_eq!(refused.details.expect("details")["code"], "scheduled");
+        let status = node.call(ADMIN, "update/status", Value::Null).await;
+        assert_eq!(status.expect("a status")["not_started"]["reason"], reason);
+        assert_eq!(not_started(&bench), Some(text));
+        // An administrator who takes it back knows of it, and Eve may plan and take back a start of her own.
+        for who in [ADMIN, EVE] {
+            let back = node.call(who, "update/rollback", Value::Null).await;
+            back.expect("taken back");
+            assert_eq!(not_started(&bench), None);
+            assert!(!file(&bench).exists());
+            let set = node.call(EVE, "update/apply", after(2)).await;
+            set.expect("no start of an administrator is planned");
+        }
+        assert_eq!(starts(&bench), 0);
+    }
+}
+
 /// A client's bundle is cancelled while PID 1 does not answer, and PID 1 stages it all the same.
 #[tokio::test]
 async fn what_pid_1_stages_after_its_bundle_was_given_up_is_what_waits() {
