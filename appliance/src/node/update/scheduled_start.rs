@@ -282,10 +282,10 @@ impl NodeUpdates {
         self.end_start_of_others();
         let mut timer = self.0.scheduled.lock();
         // One start at a time: a later order takes the place of an earlier one. Of an administrator's only if it is one, too:
-        // an update that an administrator has planned must not wait for another month, also if the caller that wants to
-        // move it has staged another program before.
+        // an update that an administrator has planned must not wait for another month. A start that has failed or was
+        // replaced counts as well: the problem that says so ends with another moment.
         let before = timer.as_ref().map(|it| &it.start);
-        if let Some(before) = before.filter(|it| it.failure.is_empty() || it.replaced) {
+        if let Some(before) = before {
             if order.limited && !before.limited {
                 let text = format!(
                     "an administrator ({}) has set the start to {}: only an administrator sets another moment",

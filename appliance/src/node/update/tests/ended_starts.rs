@@ -263,6 +263,10 @@ async fn a_client_that_takes_a_version_back_hides_no_start_of_an_administrator()
             upload(&node, EVE, b"evil").await.expect("staged");
             staged(&bench, "b2");
         }
+        // Not over one that waits, has failed or was replaced.
+        let moved = node.call(EVE, "update/apply", after(29 * 24)).await;
+        let refused = moved.expect_err("the administrator had set another one");
+        assert_eq!(refused.details.expect("details")["code"], "scheduled");
         let back = node.call(EVE, "update/rollback", Value::Null).await;
         back.expect("taken back");
         bench.set(|facts| facts.update.other_sha256 = None);
