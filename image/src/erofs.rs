@@ -31,8 +31,7 @@ pub(crate) fn write(tree: &[TreeEntry<'_>], uuid: Uuid, output: &Path) -> Result
         source,
     };
     let staging = tempfile::Builder::new()
-        // The folder is beside the output and not in /tmp, which may be small or another file
-        // system.
+        // The folder is beside the output, where no other user can change it.
         .prefix(".root-")
         .tempdir_in(dir)
         .map_err(at)?;

@@ -63,8 +63,8 @@ pub(crate) struct IsoMedium<'a> {
 pub(crate) fn write(medium: &IsoMedium<'_>, output: &Path) -> Result<(), ImageError> {
     let dir = output.parent().unwrap_or_else(|| Path::new("."));
     let staging = tempfile::Builder::new()
-        // The folder is beside the output and not in /tmp, which may be small or another file
-        // system.
+        // The folder is beside the output, where no other user can change it, and in whose file
+        // system the medium can be renamed.
         .prefix(".iso-")
         .tempdir_in(dir)
         .map_err(at(dir))?;

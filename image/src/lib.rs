@@ -90,7 +90,7 @@ pub use manifest::{
 };
 pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::{BUILD_TIME_VARIABLE, BuildProvenance, named_build_time};
-pub use regular_file::{RegularFileError, open_regular, read_regular};
+pub use regular_file::{RegularFileError, open_regular, open_regular_or_disk, read_regular};
 pub use start::StartMethod;
 pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
 pub use tree::UPDATE_ROOT_FILE;

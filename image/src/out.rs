@@ -1,18 +1,21 @@
 //! The output folder: files appear whole or not at all, each beside its checksum.
 
+use std::env;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use crate::disk_parts::ManifestDisk;
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput, NO_FILE_NAME, is_file_name};
-use crate::regular_file::open_regular;
 use crate::start::StartMethod;
 use crate::travel::MANIFEST_SIGNATURE_FILE;
 
@@ -91,40 +94,7 @@ impl<'a> OutDir<'a> {
         let part = PartialFile::new(self.dir, name)?;
         let file = part.create().map_err(at(&part.0))?;
         write(&file).map_err(at(&part.0))?;
-        self.add(form, role, name, &part, &file)
-    }
-
-    /// Does the same by a program, for which `run` gets a path in a folder of this user alone: another user who can
-    /// write to the output folder could put a link at a path there, through which the program would write.
-    pub(crate) fn by_tool(
-        &mut self,
-        form: ImageForm,
-        role: OutputRole,
-        name: &str,
-        run: impl FnOnce(&Path) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
-        let mut folder = tempfile::Builder::new();
-        // Whatever the umask is.
-        let folder = folder.permissions(Permissions::from_mode(0o700));
-        // It is in the output folder and not in /tmp, which may be small or another file system.
-        let folder = folder.prefix(".tool-").tempdir_in(self.dir);
-        let folder = folder.map_err(at(self.dir))?;
-        let part = PartialFile(folder.path().join(name));
-        run(&part.0)?;
-        let file = open_regular(&part.0).map_err(|error| at(&part.0)(error.into()))?;
-        self.add(form, role, name, &part, &file)
-    }
-
-    /// Hashes a file that is whole, gives it its name, and records it.
-    fn add(
-        &mut self,
-        form: ImageForm,
-        role: OutputRole,
-        name: &str,
-        part: &PartialFile,
-        file: &File,
-    ) -> Result<(), ImageError> {
-        let (bytes, sha256) = hash(file).map_err(at(&part.0))?;
+        let (bytes, sha256) = hash(&file).map_err(at(&part.0))?;
         part.rename(&self.dir.join(name))?;
         // The format of sha256sum(1), which can check the file with it.
         let sums = format!("{sha256}  {name}\n");
@@ -138,6 +108,24 @@ impl<'a> OutDir<'a> {
             start: StartMethod::names(form, role),
         });
         Ok(())
+    }
+
+    /// Does the same by a program, for which `run` gets a path in a folder of this user alone, and copies what the
+    /// program wrote.
+    pub(crate) fn by_tool(
+        &mut self,
+        form: ImageForm,
+        role: OutputRole,
+        name: &str,
+        run: impl FnOnce(&Path) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let folder = ToolFolder::new().map_err(at(&env::temp_dir()))?;
+        let path = folder.dir.path().join(name);
+        run(&path)?;
+        let made = folder.open(name).map_err(at(&path))?;
+        self.with(form, role, name, |mut file| {
+            io::copy(&mut &made, &mut file).map(drop)
+        })
     }
 
     /// Writes the manifest, which shows that everything that it names is complete.
@@ -154,6 +142,39 @@ impl<'a> OutDir<'a> {
         }
         put(self.dir, MANIFEST_FILE, &manifest.to_json())?;
         Ok(manifest)
+    }
+}
+
+/// A folder for a program that writes a file by its path. It is below the system's temporary folder, whose sticky bit
+/// keeps other users from renaming it. A user who can write to the output folder could rename a folder there, and put
+/// another one with a link in its place, through which the program would write.
+struct ToolFolder {
+    dir: TempDir,
+    opened: File,
+}
+
+impl ToolFolder {
+    fn new() -> io::Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        // Whatever the umask is.
+        let builder = builder.permissions(Permissions::from_mode(0o700));
+        let dir = builder.prefix("alknet-image-").tempdir()?;
+        let mut options = File::options();
+        options.read(true);
+        options.custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
+        let opened = options.open(dir.path())?;
+        Ok(Self { dir, opened })
+    }
+
+    /// Opens a file of the folder that was made, whatever has its path now, and no file to which a link leads.
+    fn open(&self, name: &str) -> io::Result<File> {
+        // O_NONBLOCK: the open waits for no writer of a pipe.
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = File::from(openat(&self.opened, name, flags, Mode::empty())?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("it is no regular file")),
+        }
     }
 }
 
@@ -286,6 +307,50 @@ mod tests {
             let recorded = &out.output(name).expect("it is recorded").sha256;
             assert_eq!(content(&sums), format!("{recorded}  {name}\n"));
         }
+    }
+
+    /// The attack: another person who can write to the output folder changes every folder there while the program runs.
+    #[test]
+    fn a_program_writes_to_no_folder_that_another_person_can_rename() {
+        let [dir, home] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let keys = home.path().join("authorized_keys");
+        fs::write(&keys, "owner").expect("writable");
+        let mut out = OutDir::open(dir.path()).expect("opens");
+        let attacked = |path: &Path| {
+            for entry in fs::read_dir(dir.path()).expect("readable") {
+                let folder = entry.expect("an entry").path();
+                fs::rename(&folder, home.path().join("away")).expect("writable");
+                fs::create_dir(&folder).expect("writable");
+                symlink(&keys, folder.join("x")).expect("writable");
+            }
+            fs::write(path, "tool").map_err(at(path))
+        };
+        out.by_tool(ImageForm::Uki, OutputRole::Uki, "x", attacked)
+            .expect("writable");
+        let content = |path: &Path| fs::read_to_string(path).expect("readable");
+        assert_eq!(content(&keys), "owner");
+        assert_eq!(content(&dir.path().join("x")), "tool");
+    }
+
+    /// The same where the temporary folder lets others rename: then the command takes no file of theirs.
+    #[test]
+    fn only_what_is_in_the_folder_of_the_program_is_taken() {
+        let [dir, home] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let keys = home.path().join("authorized_keys");
+        fs::write(&keys, "owner").expect("writable");
+        let mut out = OutDir::open(dir.path()).expect("opens");
+        let linked = |path: &Path| symlink(&keys, path).map_err(at(path));
+        let refused = out.by_tool(ImageForm::Uki, OutputRole::Uki, "x", linked);
+        assert_eq!(refused.expect_err("a link").exit_code(), 1);
+        let replaced = |path: &Path| {
+            let folder = path.parent().expect("the folder of the program");
+            fs::rename(folder, home.path().join("away")).expect("writable");
+            fs::create_dir(folder).expect("writable");
+            fs::write(path, "attacker").map_err(at(path))
+        };
+        let refused = out.by_tool(ImageForm::Uki, OutputRole::Uki, "x", replaced);
+        assert_eq!(refused.expect_err("another folder").exit_code(), 1);
+        assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Reads regular files of folders in which another user may have put a pipe, a device or an endless file.
+//! Reads regular files, and disks, of folders in which another user may have put a pipe, a device or an endless file.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use thiserror::Error;
@@ -90,11 +90,36 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, RegularFileE
 /// # Errors
 /// It is no regular file, or cannot be opened, for example because `/proc` is not mounted.
 pub fn open_regular(path: &Path) -> Result<File, RegularFileError> {
-    open_after(path, || ())
+    open_after(path, |kind| kind.is_file(), || ())
 }
 
-/// `looked` is called between the look at the kind of the file and the open, where a test changes the folder.
-fn open_after(path: &Path, looked: impl FnOnce()) -> Result<File, RegularFileError> {
+/// Does the same for a regular file or a block device: a disk, or a copy of one.
+///
+/// ```
+/// use alknet_image::{RegularFileError, open_regular_or_disk};
+///
+/// let folder = tempfile::tempdir()?;
+/// let copy = folder.path().join("copy.raw");
+/// std::fs::write(&copy, "disk")?;
+/// assert_eq!(open_regular_or_disk(&copy)?.metadata()?.len(), 4);
+/// let refused = open_regular_or_disk("/dev/zero".as_ref());
+/// assert!(matches!(refused, Err(RegularFileError::NotRegular)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// It is neither, or cannot be opened, for example because `/proc` is not mounted.
+pub fn open_regular_or_disk(path: &Path) -> Result<File, RegularFileError> {
+    open_after(path, |kind| kind.is_file() || kind.is_block_device(), || ())
+}
+
+/// Opens a file of a kind that `is_permitted`. `looked` is called between the look at the kind and the open, where a
+/// test changes the folder.
+fn open_after(
+    path: &Path,
+    is_permitted: impl FnOnce(FileType) -> bool,
+    looked: impl FnOnce(),
+) -> Result<File, RegularFileError> {
     let open = |path: &Path, flags| {
         // The standard library adds O_CLOEXEC.
         let mut options = File::options();
@@ -103,15 +128,21 @@ fn open_after(path: &Path, looked: impl FnOnce()) -> Result<File, RegularFileErr
     // open(2), O_PATH: the descriptor stays with this file, and the file itself is not opened.
     let found = open(path, libc::O_PATH).map_err(RegularFileError::Unreadable)?;
     let about = found.metadata().map_err(RegularFileError::Unreadable)?;
-    if !about.is_file() {
+    let kind = about.file_type();
+    if !is_permitted(kind) {
         return Err(RegularFileError::NotRegular);
     }
     looked();
+    // O_NONBLOCK: the open does not wait for the end of a lease (fcntl(2), F_SETLEASE) of the file's owner. A disk has
+    // no lease, and with the flag the kernel would not look whether a drive has a medium.
+    let flags = match kind.is_block_device() {
+        true => 0,
+        false => libc::O_NONBLOCK,
+    };
     // proc(5): this name leads to the file of the descriptor, and not to what has its path now. Without /proc the
-    // function refuses the file, because an open by the path could reach a device. O_NONBLOCK: the open does not wait
-    // for the end of a lease (fcntl(2), F_SETLEASE) of the file's owner.
+    // function refuses the file, because an open by the path could reach a device.
     let name = format!("/proc/self/fd/{}", found.as_raw_fd());
-    open(name.as_ref(), libc::O_NONBLOCK).map_err(|error| {
+    open(name.as_ref(), flags).map_err(|error| {
         RegularFileError::Unreadable(match error.kind() {
             io::ErrorKind::NotFound => io::Error::other("it takes /proc, which is not mounted"),
             _ => error,
@@ -122,7 +153,7 @@ fn open_after(path: &Path, looked: impl FnOnce()) -> Result<File, RegularFileErr
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use nix::errno::Errno;
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -171,13 +202,44 @@ mod tests {
             fs::remove_file(&link).expect("it is there");
             symlink(&pipe, &link).expect("the folder is ours");
         };
-        let mut file = open_after(&link, swap).expect("it was a regular file");
+        let opened_before = open_after(&link, |kind| kind.is_file(), swap);
+        let mut file = opened_before.expect("it was a regular file");
         let events = opened.read_events().map(|events| events.len());
         assert_eq!(events, Err(Errno::EAGAIN), "the pipe was opened");
         let mut content = String::new();
         file.read_to_string(&mut content).expect("readable");
         assert_eq!(content, "12345");
         let refused = open_regular(&link).expect_err("it is a pipe now");
+        assert!(matches!(refused, RegularFileError::NotRegular), "{refused}");
+    }
+
+    /// The same for the second kind of `open_regular_or_disk`. A test has no disk, so a pipe is the kind that is
+    /// permitted.
+    #[test]
+    fn what_takes_the_place_of_another_permitted_kind_after_the_look_is_not_opened() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [first, second, link] =
+            ["first", "second", "link"].map(|name| folder.path().join(name));
+        for pipe in [&first, &second] {
+            mkfifo(pipe, Mode::S_IRWXU).expect("the folder is ours");
+        }
+        symlink(&first, &link).expect("the folder is ours");
+        let opened = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        opened
+            .add_watch(&second, AddWatchFlags::IN_OPEN)
+            .expect("it is there");
+        let swap = || {
+            fs::remove_file(&link).expect("it is there");
+            symlink(&second, &link).expect("the folder is ours");
+        };
+        let pipe = open_after(&link, |kind| kind.is_fifo(), swap).expect("it is permitted");
+        let events = opened.read_events().map(|events| events.len());
+        assert_eq!(events, Err(Errno::EAGAIN), "the second pipe was opened");
+        let number = |about: fs::Metadata| about.ino();
+        let found = pipe.metadata().map(number).expect("it is open");
+        let expected = fs::metadata(&first).map(number).expect("it is there");
+        assert_eq!(found, expected);
+        let refused = open_regular_or_disk(&link).expect_err("it is a pipe");
         assert!(matches!(refused, RegularFileError::NotRegular), "{refused}");
     }
 

@@ -6,6 +6,7 @@ mod cosign;
 mod delta;
 mod download;
 mod interrupt;
+mod named_output;
 mod release;
 mod renew;
 mod root;

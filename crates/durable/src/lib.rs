@@ -51,8 +51,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// The errors of the disk, and [`ResourceBusy`](io::ErrorKind::ResourceBusy) if another program keeps `.NAME.new`
-/// locked for half a minute. The file is the one before then, with nothing of this call beside it; only where the new
-/// name could not be synced it is the new one, and a power cut may bring the old one back, or on FAT an empty one.
+/// locked for half a minute. The file is the one before then. Nothing of this call is beside it, except after
+/// `ResourceBusy` perhaps an empty `.NAME.new`, which the next call removes. Only where the new name could not be synced
+/// the file is the new one, and a power cut may bring the old one back, or on FAT an empty one.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     replace_within(path, content, mode, LOCK_WAIT_MAX)
 }
@@ -61,7 +62,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 fn replace_within(path: &Path, content: &[u8], mode: u32, wait: Duration) -> io::Result<()> {
     let new = beside(path)?;
     // Locked until the end.
-    let mut file = begin(&new, mode, wait)?;
+    let mut file = begin(&new, wait)?;
     let put = fill(&mut file, content, mode).and_then(|()| fs::rename(&new, path));
     if put.is_err() {
         // What is in it may be secret, and room may be what is missing. The next call would do it too.
@@ -132,18 +133,22 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A file of our own at `new`, which no other call removes or moves before it is closed.
-fn begin(new: &Path, mode: u32, wait: Duration) -> io::Result<File> {
+fn begin(new: &Path, wait: Duration) -> io::Result<File> {
     // One for all tries: another user may put one locked file there after the other.
     let deadline = Instant::now() + wait;
     for _ in 0..TRIES {
+        // Another user may lock a file that this user can open, and keep the lock (flock(2)). So the file gets the
+        // permission bits of the caller only after this call has locked it.
         let made = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(mode)
+            .mode(PRIVATE)
             .open(new);
         match made {
             Ok(file) => {
-                lock_new(&file, new, deadline)?;
+                // After an error the file stays. Who holds its lock may be a call that takes it for what a power cut
+                // left: then another new file can have this name by now, and a removal by the name would hit that one.
+                lock(&file, new, deadline)?;
                 // Until it was locked, another call may have taken it for what a power cut left.
                 if is_at(&file, new)? {
                     return Ok(file);
@@ -155,16 +160,6 @@ fn begin(new: &Path, mode: u32, wait: Duration) -> io::Result<File> {
     }
     let text = "others write this file all the time";
     Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
-}
-
-/// Locks the file that this call has made at `new`, or removes it.
-fn lock_new(file: &File, new: &Path, deadline: Instant) -> io::Result<()> {
-    let locked = lock(file, new, deadline);
-    // No other call removes it while a lock is held, and another user may hold one.
-    if locked.is_err() && is_at(file, new)? {
-        fs::remove_file(new).or_else(unless_absent)?;
-    }
-    locked
 }
 
 /// Locks the file at `new`, or gives up at the deadline.
@@ -239,7 +234,7 @@ fn unless_absent(error: io::Error) -> io::Result<()> {
 }
 
 fn fill(file: &mut File, content: &[u8], mode: u32) -> io::Result<()> {
-    // The umask may have taken some of it.
+    // The file was made for its owner alone.
     if file.metadata()?.mode() & 0o777 != mode {
         file.set_permissions(Permissions::from_mode(mode))?;
     }

@@ -129,7 +129,7 @@ impl PendingFiles {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
         }
-        let mut file = begin(&new, mode, wait)?;
+        let mut file = begin(&new, wait)?;
         let written = fill(&mut file, content, mode);
         let path = path.to_owned();
         self.0.push_back(PendingFile { path, new, file });

@@ -264,17 +264,36 @@ fn a_lock_that_another_program_keeps_ends_the_call_with_an_error() {
     assert_eq!(names(folder.path()), ["one", "two"]);
 }
 
-/// The attack: the same, by the new file of the call itself, which its lock follows.
+/// The attack: the same, by the new file of the call itself. A file with the permission bits of the caller could be
+/// opened, and so locked, by every user before the call locks it.
 #[test]
-fn a_new_file_that_another_program_locks_first_is_removed() {
+fn a_new_file_is_locked_before_another_user_can_open_it() {
     let folder = folder();
     let new = folder.path().join(".file.new");
+    let mut file = begin(&new, LOCK_WAIT_MAX).expect("the folder is ours");
+    assert_eq!(mode(&new), PRIVATE);
+    let other = File::open(&new).expect("the file is ours");
+    assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
+    fill(&mut file, b"new", 0o644).expect("the file is ours");
+    assert_eq!((content(&new), mode(&new)), (b"new".to_vec(), 0o644));
+}
+
+/// A call that removed the file at this name after it gave up could remove the new file of another call, which has taken
+/// the first file for what a power cut left.
+#[test]
+fn a_call_that_gives_up_removes_no_file_and_the_next_one_does() {
+    let folder = folder();
+    let [path, new] = ["file", ".file.new"].map(|name| folder.path().join(name));
     write(&new, b"", 0o600);
     let [ours, other] = [(); 2].map(|()| File::open(&new).expect("the file is ours"));
     other.lock().expect("the only lock");
-    let refused = lock_new(&ours, &new, Instant::now()).expect_err("it is locked");
+    let refused = lock(&ours, &new, Instant::now()).expect_err("it is locked");
     assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy, "{refused}");
-    assert!(names(folder.path()).is_empty());
+    assert_eq!(names(folder.path()), [".file.new"]);
+    drop(other);
+    replace(&path, b"new", 0o600).expect("the lock has ended");
+    assert_eq!(names(folder.path()), ["file"]);
+    assert_eq!(content(&path), b"new");
 }
 
 /// What takes the place of a file after the look at it is neither followed nor waited for.

@@ -3,7 +3,9 @@
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole};
+use alknet_image::{
+    ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole, open_regular_or_disk,
+};
 use thiserror::Error;
 
 use crate::authenticode::{AuthenticodeError, EfiCertificate};
@@ -150,7 +152,8 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
 
 /// The programs of a file: itself under `name`, or those of its disk under their paths.
 fn read(path: &Path, name: &str) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut file = crate::verify::open_disk(path)?;
+    // Another person may have put a pipe or another device there.
+    let mut file = open_regular_or_disk(path)?;
     let mut mark = [0; PROGRAM_MARK.len()];
     file.read_exact(&mut mark)?;
     if mark != PROGRAM_MARK {

@@ -1,15 +1,14 @@
 //! Checks a file, or a disk that was written, against the manifest of its build.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
     BACKUP_LBAS, DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES,
     Manifest, ManifestDisk, ManifestOutput, NEW_DISK_PARTS, OutputRole, boot_state_difference,
-    has_image_identity, identity_difference, open_regular, table_difference,
+    has_image_identity, identity_difference, open_regular, open_regular_or_disk, table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -194,7 +193,9 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     let (Some(image), Some(expected)) = (image, &manifest.disk) else {
         return Err(VerifyError::NoDisk);
     };
-    let mut disk = open_disk(path).map_err(unreadable)?;
+    // Another person may have put a pipe or another device there.
+    let disk = open_regular_or_disk(path).map_err(|error| unreadable(error.into()));
+    let mut disk = disk?;
     let present = disk.seek(SeekFrom::End(0)).map_err(unreadable)?;
     if present < image.bytes {
         return Err(VerifyError::TooShort {
@@ -245,14 +246,6 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
             path: path.to_owned(),
             files,
         }),
-    }
-}
-
-/// Opens a disk, or a copy of one. A pipe or another device is not opened: another person may have put it there.
-pub(crate) fn open_disk(path: &Path) -> io::Result<File> {
-    match fs::metadata(path)?.file_type().is_block_device() {
-        true => File::open(path),
-        false => Ok(open_regular(path)?),
     }
 }
 

@@ -125,6 +125,28 @@ fn error(output: &CliOutput) -> (i32, String) {
     (output.status, output.code())
 }
 
+/// The command renamed its new file over what `--out` names, also over a pipe.
+#[test]
+fn what_a_command_makes_can_go_into_a_pipe() {
+    let user = ImageUser::new();
+    user.shell(
+        r#"chmod go-w .
+openssl genpkey -algorithm ed25519 -out ada.pem
+root() { alknet image root --key ada.pem --expires 2032-01-31 --out "$1"; }
+root 1.root.json
+mkfifo pipe
+cat pipe > piped & root pipe
+wait $!
+test -p pipe
+cmp 1.root.json piped
+root >(cat > substituted)
+wait $!
+cmp 1.root.json substituted
+root /dev/fd/1 > streamed
+head -c "$(stat -c %s 1.root.json)" streamed | cmp - 1.root.json"#,
+    );
+}
+
 #[test]
 fn the_commands_of_the_page_of_images_work() {
     let user = ImageUser::new();

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use alknet_durable::replace_all;
 use alknet_image::{ImageForm, Manifest, OutputRole};
 use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
 use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
@@ -16,8 +15,9 @@ use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::cosign::{missing_json, note_missing_of_bundles, of_replacement};
+use super::cosign::{missing_json, note_missing_of_bundles};
 use super::delta::{self, ProgramDelta};
+use super::named_output::put_all;
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
 use super::{of_image, read_bounded, read_own_text};
@@ -162,22 +162,15 @@ fn bundle_of(
     Ok(bundle)
 }
 
-/// Writes a file that is never there with a part of its bytes.
-pub(super) fn put(path: &Path, bundle: &[u8]) -> Result<(), CommandError> {
-    let written = alknet_durable::replace(path, bundle, 0o644);
-    written
-        .map_err(|error| CommandError::local(format!("cannot write {}: {error}", path.display())))
-}
-
-/// Does the same for the bundles of a release, and replaces none before all of them are written: a set with bundles of
-/// two releases is no release.
+/// Writes the bundles of a release, and replaces none before all of them are written: a set with bundles of two releases
+/// is no release.
 fn put_together(bundles: &[(PathBuf, Vec<u8>)]) -> Result<(), CommandError> {
     let files = bundles.iter();
     let files: Vec<_> = files
         .map(|(path, bundle)| (path.as_path(), bundle.as_slice()))
         .collect();
     let remedy = "Remove the cause and run the command again: it writes all bundles";
-    replace_all(&files, 0o644).map_err(|error| of_replacement(&error, remedy))
+    put_all(&files, remedy)
 }
 
 pub(super) fn of_signing(error: SigningError) -> CommandError {
@@ -291,15 +284,14 @@ mod tests {
         fs::remove_dir(at(".from-1.new")).expect("the folder is ours");
         put_together(&bundles).expect("nothing is in the way");
         assert_eq!(contents(), [b"new", b"new"]);
-        // A file cannot take the place of a folder. The names are in alphabetical order.
         fs::remove_file(&delta).expect("the folder is ours");
         fs::create_dir(&delta).expect("the folder is ours");
-        let half = put_together(&bundles).expect_err("a folder is in the way");
-        let name = program.display();
-        assert!(
-            half.message
-                .contains(&format!("were replaced before: {name}. Remove the cause")),
-            "{half}"
-        );
+        let refused = put_together(&[
+            (program.clone(), b"newer".to_vec()),
+            (delta, b"newer".to_vec()),
+        ]);
+        let refused = refused.expect_err("a folder is in the way");
+        assert!(refused.message.contains("no regular file"), "{refused}");
+        assert_eq!(fs::read(&program).expect("it was written"), b"new");
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use alknet_durable::{ReplaceAllError, replace_all};
 use alknet_image::{RegularFileError, read_regular};
 use alknet_update::limits::ROOT_BYTES_MAX;
 use alknet_update::{
@@ -14,7 +13,8 @@ use clap::Args;
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
-use super::bundle::{of_signing, put};
+use super::bundle::of_signing;
+use super::named_output::{put, put_all};
 use super::release::ReleaseKeyArgs;
 use super::renew::BUNDLE_BYTES_MAX;
 use super::root::root_version;
@@ -101,7 +101,7 @@ impl ImageCosignArgs {
         let contents = [&signed.bundle].into_iter().chain(&signed.others);
         let files = outs.iter().map(PathBuf::as_path);
         let files: Vec<_> = files.zip(contents.map(Vec::as_slice)).collect();
-        replace_all(&files, 0o644).map_err(|error| of_replacement(&error, IN_NEXT_CALL))?;
+        put_all(&files, IN_NEXT_CALL)?;
         report_bundles(&outs, &signed, json)
     }
 
@@ -141,18 +141,6 @@ impl ImageCosignArgs {
             error => of_signing(error),
         }
     }
-}
-
-/// Says which bundles are the new ones, and what to do if these are not all.
-pub(super) fn of_replacement(error: &ReplaceAllError, remedy: &str) -> CommandError {
-    if error.replaced.is_empty() {
-        return CommandError::local(format!("{error}; none of the files was replaced"));
-    }
-    let replaced = error.replaced.iter().map(|path| path.display().to_string());
-    let replaced = replaced.collect::<Vec<_>>().join(" ");
-    CommandError::local(format!(
-        "{error}; these files were replaced before: {replaced}. {remedy}"
-    ))
 }
 
 /// Reads bundles that have at most `left` bytes together.
@@ -315,22 +303,6 @@ mod tests {
     use std::fs;
 
     use super::*;
-
-    #[test]
-    fn an_error_between_two_files_names_those_that_were_replaced() {
-        let mut error = ReplaceAllError {
-            path: "two.tar".into(),
-            replaced: Vec::new(),
-            source: std::io::ErrorKind::StorageFull.into(),
-        };
-        let none = of_replacement(&error, IN_NEXT_CALL).message;
-        assert!(none.contains("cannot write two.tar: "), "{none}");
-        assert!(none.ends_with("none of the files was replaced"), "{none}");
-        error.replaced.push("one.tar".into());
-        let one = of_replacement(&error, IN_NEXT_CALL).message;
-        let said = "were replaced before: one.tar. Give all bundles";
-        assert!(one.contains(said), "{one}");
-    }
 
     #[test]
     fn bundles_count_together() {

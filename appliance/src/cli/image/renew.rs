@@ -10,7 +10,8 @@ use alknet_update::{
 use clap::Args;
 use serde_json::json;
 
-use super::bundle::{of_signing, put};
+use super::bundle::of_signing;
+use super::named_output::put;
 use super::read_bounded;
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use crate::cli::{CommandError, CommandExit, output};

@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::cosign::{missing_json, note_missing};
+use super::named_output::put;
 use super::read_bounded;
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use crate::cli::{CommandError, CommandExit, output};
@@ -62,8 +63,7 @@ pub(super) fn run(args: &ImageRootArgs, json: bool) -> Result<CommandExit, Comma
     });
     let (document, missing, plan) = made?;
     let out = args.out.display();
-    alknet_durable::replace(&args.out, &document, 0o644)
-        .map_err(|error| CommandError::local(format!("cannot write {out}: {error}")))?;
+    put(&args.out, &document)?;
     let keys = &plan.roles[&TufRole::Targets];
     let names: Vec<String> = keys.keys().map(|key| key.to_string()).collect();
     if json {

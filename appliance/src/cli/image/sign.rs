@@ -16,13 +16,14 @@ use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::named_output::put;
 use super::{of_image, read_bounded, read_own_text};
 use crate::cli::vault::of_local;
 use crate::cli::{CommandError, CommandExit, output};
 
 /// Longest EFI program that is signed, in bytes: far beyond a third of the EFI system partition.
 const PROGRAM_BYTES_MAX: u64 = 1 << 30;
-/// Permission bits of a signature and of a signed program: every user may check them.
+/// Permission bits of a signature: every user may check it.
 const SIGNED_MODE: u32 = 0o644;
 
 /// Arguments of `alknet image sign`.
@@ -230,8 +231,7 @@ fn efi(
     let bytes = read_bounded(program, PROGRAM_BYTES_MAX)?;
     let signed = sign_program(&bytes, &signer)
         .map_err(|error| CommandError::usage(format!("{}: {error}", program.display())))?;
-    alknet_durable::replace(out, &signed, SIGNED_MODE)
-        .map_err(|error| CommandError::local(format!("cannot write {}: {error}", out.display())))?;
+    put(out, &signed)?;
     match json {
         true => output::json_line(&json!({ "files": [out] }))?,
         false => output::line(&out.display().to_string())?,
