@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use alknet_boot_state::{
     BootRecord, BootSlot, BootSlots, NOTE_BYTES, NOTE_OFFSET, NoteArea, RECORD_BYTES,
@@ -18,11 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{BIOS_FIRST_LBA, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
-use crate::error::ImageError;
-use crate::form::{ImageForm, OutputRole};
-use crate::manifest::{ManifestOutput, hex_sha256};
-use crate::out::at;
-use crate::regular_file::open_regular;
+use crate::manifest::hex_sha256;
 
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
@@ -155,23 +150,6 @@ impl ManifestDisk {
             Ok((file.path, content))
         });
         programs.collect()
-    }
-
-    /// The parts of the disk among `outputs`, if there is one.
-    pub(crate) fn among(
-        dir: &Path,
-        outputs: &[ManifestOutput],
-    ) -> Result<Option<Self>, ImageError> {
-        let is_raw =
-            |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
-        let Some(output) = outputs.iter().find(is_raw) else {
-            return Ok(None);
-        };
-        let path = dir.join(&output.file);
-        // Another person may have put a pipe or a device there.
-        let disk = open_regular(&path).map_err(io::Error::from);
-        let read = disk.and_then(|disk| Self::read(&disk));
-        read.map(Some).map_err(at(&path))
     }
 }
 

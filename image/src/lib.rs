@@ -92,6 +92,9 @@ pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::{BUILD_TIME_VARIABLE, BuildProvenance, named_build_time};
 pub use regular_file::{RegularFileError, open_regular, read_regular};
 pub use start::StartMethod;
-pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
+pub use travel::{
+    FileToSign, MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, pack_outputs,
+    sign_folder, sign_outputs,
+};
 pub use tree::UPDATE_ROOT_FILE;
 pub use virtual_disk::{VirtualDiskFormat, write_virtual_disk};

@@ -23,6 +23,8 @@ const READ_BYTES: usize = 1 << 20;
 pub(crate) struct OutDir<'a> {
     dir: &'a Path,
     outputs: Vec<ManifestOutput>,
+    /// The parts of the disk of the form `raw`, if it is among the outputs.
+    disk: Option<ManifestDisk>,
 }
 
 impl<'a> OutDir<'a> {
@@ -36,12 +38,14 @@ impl<'a> OutDir<'a> {
             _ => Ok(Self {
                 dir,
                 outputs: Vec::new(),
+                disk: None,
             }),
         }
     }
 
-    /// Adds files to a finished folder. Its manifest, of which the outputs that `is_kept` are carried over, stays until
-    /// [`finish`](Self::finish) replaces it.
+    /// Adds files to a finished folder. Its manifest stays until [`finish`](Self::finish) replaces it. The outputs that
+    /// `is_kept` are carried over, and so is what it says of the disk: another person may have put another disk at the
+    /// path by now.
     pub(crate) fn add_to(
         dir: &'a Path,
         manifest: &Manifest,
@@ -51,6 +55,7 @@ impl<'a> OutDir<'a> {
         Self {
             dir,
             outputs: outputs.collect(),
+            disk: manifest.disk.clone(),
         }
     }
 
@@ -125,6 +130,9 @@ impl<'a> OutDir<'a> {
         file: &File,
     ) -> Result<(), ImageError> {
         let (bytes, sha256) = hash(file).map_err(at(&part.0))?;
+        if (form, role) == (ImageForm::Raw, OutputRole::Disk) {
+            self.disk = Some(ManifestDisk::read(file).map_err(at(&part.0))?);
+        }
         part.rename(&self.dir.join(name))?;
         // The format of sha256sum(1), which can check the file with it.
         let sums = format!("{sha256}  {name}\n");
@@ -143,7 +151,7 @@ impl<'a> OutDir<'a> {
     /// Writes the manifest, which shows that everything that it names is complete.
     pub(crate) fn finish(self, mut manifest: Manifest) -> Result<Manifest, ImageError> {
         manifest.outputs = self.outputs;
-        manifest.disk = ManifestDisk::among(self.dir, &manifest.outputs)?;
+        manifest.disk = self.disk;
         // The signature of an earlier manifest does not hold for this one.
         let signature = self.dir.join(MANIFEST_SIGNATURE_FILE);
         match fs::remove_file(&signature) {

@@ -9,7 +9,9 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-pub use signatures::{MANIFEST_SIGNATURE_FILE, SIGNATURE_ENDING, sign_folder};
+pub use signatures::{
+    FileToSign, MANIFEST_SIGNATURE_FILE, SIGNATURE_ENDING, sign_folder, sign_outputs,
+};
 
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
@@ -49,8 +51,21 @@ pub fn pack(
     options: &PackOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Manifest, ImageError> {
+    pack_outputs(dir, Manifest::read(dir)?, options, progress)
+}
+
+/// Does the same with a manifest that the caller has made or read: another person who can write to the folder may have
+/// put another one there.
+///
+/// # Errors
+/// The errors of [`pack`], but for those of reading a manifest.
+pub fn pack_outputs(
+    dir: &Path,
+    manifest: Manifest,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Manifest, ImageError> {
     check_date(options)?;
-    let manifest = Manifest::read(dir)?;
     let is_raw = |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
     let Some(disk) = manifest.outputs.iter().find(is_raw).cloned() else {
         return Err(ImageError::Argument {
