@@ -349,6 +349,37 @@ fn a_certificate_verifies_what_sbsign_signed_and_no_changed_program() {
     assert!(says(&certificate, &moved).contains(another));
 }
 
+/// Firmware reads fields of a signature that no key signs. sbverify checks it by OpenSSL, as firmware does.
+#[test]
+fn a_signature_with_a_changed_byte_that_sbverify_refuses_does_not_hold() {
+    let folder = InputFolder::new();
+    let loader = folder.inputs.loader.clone().expect("there is one");
+    let program = fs::read(&loader).expect("readable");
+    let start = program.len().next_multiple_of(8);
+    for owner in [EfiOwner::rsa(), EfiOwner::ecdsa()] {
+        let (key, pem) = (owner.path("key.pem"), owner.path("cert.pem"));
+        let (theirs, tried) = (owner.path("theirs.efi"), owner.path("tried.efi"));
+        let options = ["--key", text(&key), "--cert", text(&pem)];
+        let files = ["--output", text(&theirs), text(&loader)];
+        run("sbsign", &[&options[..], &files].concat());
+        let theirs = fs::read(theirs).expect("written");
+        let ours = sign(&program, &owner.signer()).expect("a program");
+        let certificate = owner.certificate();
+        for signed in [theirs, ours] {
+            certificate.verify(&signed).expect("it is signed");
+            for (at, bit) in (start..signed.len()).flat_map(|at| [(at, 1), (at, 0x80)]) {
+                let mut changed = signed.clone();
+                changed[at] ^= bit;
+                // This asks sbverify only where it matters: each call takes a process.
+                if certificate.verify(&changed).is_ok() {
+                    fs::write(&tried, &changed).expect("writable");
+                    assert!(accepts(&pem, &tried), "byte {at:#x}, bit {bit:#x}");
+                }
+            }
+        }
+    }
+}
+
 /// Where the entry of a program's header is that says where its signatures are.
 fn directory_of(program: &[u8]) -> usize {
     let header = u32::from_le_bytes(program[0x3c..0x40].try_into().expect("four bytes"));
