@@ -2,13 +2,10 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
-
+use super::HashedFile;
 use crate::error::ImageError;
 use crate::form::OutputRole;
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
@@ -102,32 +99,15 @@ fn signature<E: From<ImageError>>(
     sign: SignFile<'_, E>,
 ) -> Result<String, E> {
     let path = dir.join(&output.file);
-    let mut content = HashedFile {
-        file: open_regular(&path).map_err(|error| unreadable(path.clone(), error.into()))?,
-        hasher: Sha256::new(),
-    };
+    let opened = open_regular(&path).map_err(|error| unreadable(path.clone(), error.into()))?;
+    let mut content = HashedFile::new(&opened);
     let signature = sign(FileToSign {
         path: &path,
         version: None,
         content: &mut content,
     })?;
-    let actual = HEXLOWER.encode(&content.hasher.finalize());
-    check_content(path, output, actual)?;
+    check_content(path, output, content.sha256())?;
     Ok(signature)
-}
-
-/// A file whose content is hashed while it is read.
-struct HashedFile {
-    file: File,
-    hasher: Sha256,
-}
-
-impl Read for HashedFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
-        Ok(read)
-    }
 }
 
 /// Compares files with their entries in the manifest.
@@ -161,7 +141,11 @@ fn unreadable(path: PathBuf, source: io::Error) -> ImageError {
 }
 
 /// Compares the hash of a file with its entry in the manifest.
-fn check_content(path: PathBuf, output: &ManifestOutput, actual: String) -> Result<(), ImageError> {
+pub(super) fn check_content(
+    path: PathBuf,
+    output: &ManifestOutput,
+    actual: String,
+) -> Result<(), ImageError> {
     match actual == output.sha256 {
         true => Ok(()),
         false => Err(ImageError::OtherContent {
