@@ -4,9 +4,8 @@
 //! that was started. These hashes do.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use alknet_boot_state::{
     BootRecord, BootSlot, BootSlots, NOTE_BYTES, NOTE_OFFSET, NoteArea, RECORD_BYTES,
@@ -18,19 +17,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{BIOS_FIRST_LBA, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
-use crate::error::ImageError;
-use crate::form::{ImageForm, OutputRole};
-use crate::manifest::{ManifestOutput, hex_sha256};
-use crate::out::at;
-use crate::regular_file::open_regular;
+use crate::manifest::hex_sha256;
 
 /// Bytes of a BIOS's code in the first block. The identifier and the table of the disk follow.
 const BOOT_CODE_BYTES: u64 = 440;
 
-/// The loader, and the programs of the boot slots. Firmware does not care about the case of letters.
-const STARTED: [&str; 3] = [LOADER_PATH, "EFI/ALKNET/A.EFI", "EFI/ALKNET/B.EFI"];
-/// The program that firmware starts on a disk without a boot entry.
+/// The program that firmware starts on a disk without a boot entry. Firmware does not care about the case of letters.
 pub const LOADER_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
+/// The programs of the boot slots, which the loader starts.
+pub const SLOT_PATHS: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/ALKNET/B.EFI"];
+/// What an EFI program begins with.
+const PROGRAM_MARK: &[u8] = b"MZ";
 
 /// Parts of [`DISK_PARTS_LEFT_OUT`] that only a machine changes: where none was started from a disk, the loader has to
 /// find slot a alone. [`boot_state_difference`] compares the first two of them.
@@ -139,39 +136,29 @@ impl ManifestDisk {
         Ok(Self { regions, files })
     }
 
-    /// The EFI programs that a machine starts from a disk, or from its image: the loader and those of the boot slots. Each
-    /// has its path from the root of the partition. A slot, or even the loader, may be missing.
+    /// The EFI programs on the EFI system partition of a disk, or of its image: the loader, those of the boot slots, and
+    /// each other file that begins as a program does, because firmware may start it by another boot entry or on another
+    /// processor. Each has its path from the root of the partition. A slot, or even the loader, may be missing.
     ///
     /// # Errors
     /// The errors of [`ManifestDisk::read`].
     pub fn programs(disk: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
         let partition = FilePartition::new(disk, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
         let volume = FatVolume::open(partition)?;
-        let is_started = |path: &str| STARTED.iter().any(|it| it.eq_ignore_ascii_case(path));
-        let files = volume.unambiguous_files()?.into_iter();
-        let programs = files.filter(|file| is_started(&file.path)).map(|file| {
+        let mut programs = Vec::new();
+        for file in volume.unambiguous_files()? {
+            let mut started = SLOT_PATHS.iter().chain([&LOADER_PATH]);
+            let is_started = started.any(|it| it.eq_ignore_ascii_case(&file.path));
             let mut content = Vec::new();
-            io::copy(&mut volume.open_file(&file.path)?, &mut content)?;
-            Ok((file.path, content))
-        });
-        programs.collect()
-    }
-
-    /// The parts of the disk among `outputs`, if there is one.
-    pub(crate) fn among(
-        dir: &Path,
-        outputs: &[ManifestOutput],
-    ) -> Result<Option<Self>, ImageError> {
-        let is_raw =
-            |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
-        let Some(output) = outputs.iter().find(is_raw) else {
-            return Ok(None);
-        };
-        let path = dir.join(&output.file);
-        // Another person may have put a pipe or a device there.
-        let disk = open_regular(&path).map_err(io::Error::from);
-        let read = disk.and_then(|disk| Self::read(&disk));
-        read.map(Some).map_err(at(&path))
+            let mut reader = volume.open_file(&file.path)?;
+            let mark_bytes = PROGRAM_MARK.len() as u64;
+            reader.by_ref().take(mark_bytes).read_to_end(&mut content)?;
+            if is_started || content == PROGRAM_MARK {
+                reader.read_to_end(&mut content)?;
+                programs.push((file.path, content));
+            }
+        }
+        Ok(programs)
     }
 }
 

@@ -71,7 +71,7 @@ pub use disk::{
 };
 pub use disk_parts::{
     DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion,
-    NEW_DISK_PARTS, boot_state_difference,
+    NEW_DISK_PARTS, SLOT_PATHS, boot_state_difference,
 };
 pub use disk_table::{
     disk_bytes_by_head, has_image_identity, head_has_layout, identity_difference, table_difference,
@@ -92,6 +92,9 @@ pub use program_parts::{ProgramParts, ProgramPartsError};
 pub use provenance::{BUILD_TIME_VARIABLE, BuildProvenance, named_build_time};
 pub use regular_file::{RegularFileError, open_regular, open_regular_or_disk, read_regular};
 pub use start::StartMethod;
-pub use travel::{MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, sign_folder};
+pub use travel::{
+    FileToSign, MANIFEST_SIGNATURE_FILE, PackOptions, SIGNATURE_ENDING, pack, pack_outputs,
+    sign_folder, sign_outputs,
+};
 pub use tree::UPDATE_ROOT_FILE;
 pub use virtual_disk::{VirtualDiskFormat, write_virtual_disk};

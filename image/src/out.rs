@@ -26,6 +26,8 @@ const READ_BYTES: usize = 1 << 20;
 pub(crate) struct OutDir<'a> {
     dir: &'a Path,
     outputs: Vec<ManifestOutput>,
+    /// The parts of the disk of the form `raw`, if it is among the outputs.
+    disk: Option<ManifestDisk>,
 }
 
 impl<'a> OutDir<'a> {
@@ -39,12 +41,14 @@ impl<'a> OutDir<'a> {
             _ => Ok(Self {
                 dir,
                 outputs: Vec::new(),
+                disk: None,
             }),
         }
     }
 
-    /// Adds files to a finished folder. Its manifest, of which the outputs that `is_kept` are carried over, stays until
-    /// [`finish`](Self::finish) replaces it.
+    /// Adds files to a finished folder. Its manifest stays until [`finish`](Self::finish) replaces it. The outputs that
+    /// `is_kept` are carried over, and so is what it says of the disk: another person may have put another disk at the
+    /// path by now.
     pub(crate) fn add_to(
         dir: &'a Path,
         manifest: &Manifest,
@@ -54,6 +58,7 @@ impl<'a> OutDir<'a> {
         Self {
             dir,
             outputs: outputs.collect(),
+            disk: manifest.disk.clone(),
         }
     }
 
@@ -95,6 +100,9 @@ impl<'a> OutDir<'a> {
         let file = part.create().map_err(at(&part.0))?;
         write(&file).map_err(at(&part.0))?;
         let (bytes, sha256) = hash(&file).map_err(at(&part.0))?;
+        if (form, role) == (ImageForm::Raw, OutputRole::Disk) {
+            self.disk = Some(ManifestDisk::read(&file).map_err(at(&part.0))?);
+        }
         part.rename(&self.dir.join(name))?;
         // The format of sha256sum(1), which can check the file with it.
         let sums = format!("{sha256}  {name}\n");
@@ -131,7 +139,7 @@ impl<'a> OutDir<'a> {
     /// Writes the manifest, which shows that everything that it names is complete.
     pub(crate) fn finish(self, mut manifest: Manifest) -> Result<Manifest, ImageError> {
         manifest.outputs = self.outputs;
-        manifest.disk = ManifestDisk::among(self.dir, &manifest.outputs)?;
+        manifest.disk = self.disk;
         // The signature of an earlier manifest does not hold for this one.
         let signature = self.dir.join(MANIFEST_SIGNATURE_FILE);
         match fs::remove_file(&signature) {

@@ -221,7 +221,9 @@ fn of_verify(error: &VerifyError) -> CommandError {
 fn of_signed_programs(error: &SignedProgramsError) -> CommandError {
     match error {
         SignedProgramsError::Folder(error) => of_image(error),
-        SignedProgramsError::Missing { .. } | SignedProgramsError::NotSigned { .. } => {
+        SignedProgramsError::Missing { .. }
+        | SignedProgramsError::NotSigned { .. }
+        | SignedProgramsError::OtherLayout { .. } => {
             CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
         }
         _ => CommandError::usage(error),

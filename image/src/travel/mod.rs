@@ -6,10 +6,15 @@ mod rpi_imager;
 mod signatures;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
-pub use signatures::{MANIFEST_SIGNATURE_FILE, SIGNATURE_ENDING, sign_folder};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+pub use signatures::{
+    FileToSign, MANIFEST_SIGNATURE_FILE, SIGNATURE_ENDING, sign_folder, sign_outputs,
+};
 
 use crate::error::ImageError;
 use crate::form::{ImageForm, OutputRole};
@@ -18,6 +23,7 @@ use crate::manifest::{Manifest, ManifestOutput};
 use crate::out::{OutDir, at};
 use crate::regular_file::open_regular;
 use rpi_imager::DownloadFacts;
+use signatures::check_content;
 
 /// The disk is mostly the EFI program, which is compressed already: higher levels take longer and save nothing.
 const LEVEL: i32 = 6;
@@ -43,14 +49,28 @@ pub struct PackOptions {
 /// Pi Imager (`rpi-imager.json`). They are the same for the same disk and the same options.
 ///
 /// # Errors
-/// The folder has no manifest or no such disk, or cannot be written. The folder's manifest is as before then.
+/// The folder has no manifest or no such disk, the disk differs from the manifest, or the folder cannot be written. The
+/// folder's manifest is as before then.
 pub fn pack(
     dir: &Path,
     options: &PackOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Manifest, ImageError> {
+    pack_outputs(dir, Manifest::read(dir)?, options, progress)
+}
+
+/// Does the same with a manifest that the caller has made or read: another person who can write to the folder may have
+/// put another one there.
+///
+/// # Errors
+/// The errors of [`pack`], but for those of reading a manifest.
+pub fn pack_outputs(
+    dir: &Path,
+    manifest: Manifest,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Manifest, ImageError> {
     check_date(options)?;
-    let manifest = Manifest::read(dir)?;
     let is_raw = |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
     let Some(disk) = manifest.outputs.iter().find(is_raw).cloned() else {
         return Err(ImageError::Argument {
@@ -71,9 +91,19 @@ pub fn pack(
     let mut out = OutDir::add_to(dir, &manifest, kept);
     progress("compressing the disk");
     let packed = format!("{}.zst", disk.file);
-    out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |file| {
-        compress(&raw, bytes, file)
-    })?;
+    let mut sha256 = None;
+    let written = out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |file| {
+        let actual = sha256.insert(compress(&raw, bytes, file)?);
+        match *actual == disk.sha256 {
+            true => Ok(()),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    });
+    // Another person may have put another disk there since the build.
+    if let Some(actual) = sha256 {
+        check_content(path.clone(), &disk, actual)?;
+    }
+    written?;
     progress("mapping the disk");
     let map = bmap::text(&raw, bytes).map_err(at(&path))?;
     let name = format!("{}.bmap", disk.file);
@@ -113,15 +143,44 @@ fn check_date(options: &PackOptions) -> Result<(), ImageError> {
     }
 }
 
+/// A file whose content is hashed while it is read.
+struct HashedFile<'a> {
+    file: &'a File,
+    hasher: Sha256,
+}
+
+impl<'a> HashedFile<'a> {
+    fn new(file: &'a File) -> Self {
+        Self {
+            file,
+            hasher: Sha256::new(),
+        }
+    }
+
+    /// SHA-256 of what was read, in lower-case hexadecimal.
+    fn sha256(self) -> String {
+        HEXLOWER.encode(&self.hasher.finalize())
+    }
+}
+
+impl Read for HashedFile<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
 /// One frame with its size and a checksum. One thread makes it, because the bytes of several depend on their number.
-fn compress(raw: &File, bytes: u64, packed: &File) -> io::Result<()> {
+/// Returns SHA-256 of the disk.
+fn compress(mut raw: &File, bytes: u64, packed: &File) -> io::Result<String> {
     let mut encoder = zstd::Encoder::new(packed, LEVEL)?;
     encoder.set_pledged_src_size(Some(bytes))?;
     encoder.include_contentsize(true)?;
     encoder.include_checksum(true)?;
-    let mut raw = io::BufReader::with_capacity(1 << 20, raw);
     io::Seek::seek(&mut raw, io::SeekFrom::Start(0))?;
+    let mut raw = io::BufReader::with_capacity(1 << 20, HashedFile::new(raw));
     io::copy(&mut raw, &mut encoder)?;
     encoder.finish()?;
-    Ok(())
+    Ok(raw.into_inner().sha256())
 }

@@ -1,10 +1,12 @@
 //! Whether the EFI programs of an image or of a written disk are signed for Secure Boot.
 
-use std::io::{self, Read, Seek};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole, open_regular_or_disk,
+    DISK_BYTES, ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole, SLOT_PATHS,
+    open_regular_or_disk, table_difference,
 };
 use thiserror::Error;
 
@@ -51,15 +53,25 @@ pub enum SignedProgramsError {
         /// The program.
         what: &'static str,
     },
-    /// A program is not signed by the key of the certificate.
-    #[error("{program} of {}: {source}", path.display())]
+    /// Programs are not signed by the key of the certificate.
+    #[error("{}: {}", path.display(), unsigned_list(programs))]
     NotSigned {
         /// The file or disk.
         path: PathBuf,
-        /// The program.
-        program: String,
-        /// What its signature lacks.
-        source: AuthenticodeError,
+        /// Each program, and what its signature lacks.
+        programs: Vec<(String, AuthenticodeError)>,
+    },
+    /// Firmware may start programs from another place of the disk.
+    #[error(
+        "{} has another layout than a disk of this project, so firmware may start programs from another partition: \
+         {part}; 'alknet image write' writes an image with the right one",
+        path.display()
+    )]
+    OtherLayout {
+        /// The disk.
+        path: PathBuf,
+        /// What differs.
+        part: String,
     },
 }
 
@@ -73,11 +85,20 @@ pub struct SignedPrograms {
     pub left_out: Vec<String>,
 }
 
-/// Checks that every EFI program of a folder, a file or a disk has a signature by the key of a certificate: of a disk the
-/// loader and the programs of the boot slots that are there.
+fn unsigned_list(programs: &[(String, AuthenticodeError)]) -> String {
+    let texts: Vec<_> = programs
+        .iter()
+        .map(|(place, error)| format!("{place}: {error}"))
+        .collect();
+    texts.join("; ")
+}
+
+/// Checks that every EFI program of a folder, a file or a disk has a signature by the key of a certificate: of a disk each
+/// file of the EFI system partition that begins as a program does. The partition table of a disk has to be the one of this
+/// project, so that firmware finds no other partition.
 ///
 /// # Errors
-/// A program is not signed so, or none can be read.
+/// A program is not signed so, none can be read, or the disk has another layout.
 pub fn verify_programs(
     path: &Path,
     certificate: &EfiCertificate,
@@ -115,52 +136,76 @@ pub fn verify_programs(
 fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, SignedProgramsError> {
     let name = path.file_name().unwrap_or(path.as_os_str());
     let name = name.to_string_lossy().into_owned();
-    let programs = read(path, &name).map_err(|source| SignedProgramsError::Unreadable {
+    let unreadable = |source| SignedProgramsError::Unreadable {
         path: path.to_owned(),
         source,
-    })?;
+    };
+    let mut file = open_regular_or_disk(path).map_err(|error| unreadable(error.into()))?;
+    if let Some(program) = whole(&mut file).map_err(unreadable)? {
+        check(path, vec![(name.clone(), program)], certificate)?;
+        return Ok(vec![name]);
+    }
+    let programs = ManifestDisk::programs(&file).map_err(unreadable)?;
+    let disk_bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
+    // Without a manifest the size of an image is the one that this version builds.
+    let difference = table_difference(&file, DISK_BYTES, disk_bytes).map_err(unreadable)?;
+    if let Some(part) = difference {
+        return Err(SignedProgramsError::OtherLayout {
+            path: path.to_owned(),
+            part,
+        });
+    }
     let missing = |what| SignedProgramsError::Missing {
         path: path.to_owned(),
         what,
     };
-    let is_loader = |place: &str| place.eq_ignore_ascii_case(LOADER_PATH);
-    // A file that is a program itself has its own name here.
-    let is_whole = |place: &str| place == name;
-    let places = || programs.iter().map(|(place, _)| place.as_str());
-    if !places().any(|place| is_loader(place) || is_whole(place)) {
+    let has = |wanted: &str| {
+        let mut places = programs.iter().map(|(place, _)| place);
+        places.any(|place| place.eq_ignore_ascii_case(wanted))
+    };
+    if !has(LOADER_PATH) {
         return Err(missing("loader (EFI/BOOT/BOOTX64.EFI)"));
     }
-    if places().all(is_loader) {
+    if !SLOT_PATHS.into_iter().any(has) {
         return Err(missing(
             "program of a boot slot (EFI/ALKNET/A.EFI or B.EFI)",
         ));
     }
-    for (place, program) in &programs {
-        let signed = certificate.verify(program);
-        signed.map_err(|source| SignedProgramsError::NotSigned {
-            path: path.to_owned(),
-            program: place.clone(),
-            source,
-        })?;
-    }
-    let shown = |place: &str| match is_whole(place) {
-        true => name.clone(),
-        false => format!("{name}: {place}"),
-    };
-    Ok(places().map(shown).collect())
+    let shown = programs.iter().map(|(place, _)| format!("{name}: {place}"));
+    let shown = shown.collect();
+    check(path, programs, certificate)?;
+    Ok(shown)
 }
 
-/// The programs of a file: itself under `name`, or those of its disk under their paths.
-fn read(path: &Path, name: &str) -> io::Result<Vec<(String, Vec<u8>)>> {
-    // Another person may have put a pipe or another device there.
-    let mut file = open_regular_or_disk(path)?;
+/// The file as a whole, if it is a program.
+fn whole(file: &mut File) -> io::Result<Option<Vec<u8>>> {
     let mut mark = [0; PROGRAM_MARK.len()];
     file.read_exact(&mut mark)?;
     if mark != PROGRAM_MARK {
-        return ManifestDisk::programs(&file);
+        return Ok(None);
     }
     file.rewind()?;
     let mut program = Vec::new();
     file.take(PROGRAM_BYTES_MAX).read_to_end(&mut program)?;
-    Ok(vec![(name.to_owned(), program)])
+    Ok(Some(program))
+}
+
+/// Checks programs, and names all that are not signed.
+fn check(
+    path: &Path,
+    programs: Vec<(String, Vec<u8>)>,
+    certificate: &EfiCertificate,
+) -> Result<(), SignedProgramsError> {
+    let unsigned = programs.into_iter().filter_map(|(place, program)| {
+        let error = certificate.verify(&program).err()?;
+        Some((place, error))
+    });
+    let unsigned: Vec<_> = unsigned.collect();
+    match unsigned.is_empty() {
+        true => Ok(()),
+        false => Err(SignedProgramsError::NotSigned {
+            path: path.to_owned(),
+            programs: unsigned,
+        }),
+    }
 }

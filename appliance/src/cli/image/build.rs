@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use alknet_image::{
     BUILD_TIME_VARIABLE, BuildProgress, BuildProvenance, CMDLINE, GrubFiles, ImageForm,
-    ImageInputs, InputFacts, Manifest, PackOptions, build, build_signed, named_build_time, pack,
+    ImageInputs, InputFacts, Manifest, PackOptions, build, build_signed, named_build_time,
+    pack_outputs,
 };
 use alknet_image_write::authenticode::sign as sign_program;
 use alknet_licenses::LicenseInventory;
@@ -113,12 +114,12 @@ pub(super) fn run(args: &ImageBuildArgs, json: bool) -> Result<CommandExit, Comm
                 output::note(doing);
             }
         };
-        let packed = pack(&args.out, &options, &mut progress);
+        let packed = pack_outputs(&args.out, manifest, &options, &mut progress);
         manifest = packed.map_err(|error| of_image(&error))?;
     }
     // This comes last: packing makes further files, which are signed as well.
     if let Some(key) = &args.key {
-        manifest = sign_built(&args.out, key, args.passphrase_stdin)?;
+        manifest = sign_built(&args.out, manifest, key, args.passphrase_stdin)?;
     }
     show(&manifest, json)?;
     Ok(CommandExit::Ok)

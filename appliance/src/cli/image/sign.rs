@@ -1,10 +1,12 @@
 //! `alknet image sign`: signatures as minisign makes them, and those of EFI programs.
 
-use std::io;
+use std::ffi::OsStr;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    ImageError, MANIFEST_FILE, Manifest, SIGNATURE_ENDING, open_regular, sign_folder,
+    FileToSign, ImageError, MANIFEST_FILE, Manifest, SIGNATURE_ENDING, open_regular, sign_folder,
+    sign_outputs,
 };
 use alknet_image_write::authenticode::{EfiSigner, sign as sign_program};
 use alknet_image_write::minisign::{
@@ -68,32 +70,49 @@ impl FileSigner<'_> {
         }
     }
 
-    /// The content of the signature of a file.
-    fn sign(&self, path: &Path) -> Result<String, CommandError> {
+    /// The content of the signature of a file of a folder.
+    fn sign(&self, file: FileToSign<'_>) -> Result<String, CommandError> {
+        self.sign_content(file.path, file.version, file.content)
+    }
+
+    /// The content of the signature of a file alone.
+    fn sign_file(&self, path: &Path) -> Result<String, CommandError> {
+        if path.file_name() != Some(OsStr::new(MANIFEST_FILE)) {
+            // Another person may have put a pipe or a device there.
+            let file = open_regular(path).map_err(io::Error::from);
+            let mut file = file.map_err(|error| unsigned(path, &error))?;
+            return self.sign_content(path, None, &mut file);
+        }
+        // The version in the signature is that of the signed bytes, so they are read once.
+        let bytes = Manifest::read_bytes(path).map_err(|error| of_image(&error))?;
+        // A file of another program may have this name, too.
+        let manifest = Manifest::parse(&bytes, path).ok();
+        let version = manifest.as_ref().map(|it| it.version.as_str());
+        self.sign_content(path, version, &mut &bytes[..])
+    }
+
+    /// The manifest of every release has the same name. Its version tells them apart.
+    fn sign_content(
+        &self,
+        path: &Path,
+        version: Option<&str>,
+        content: &mut dyn Read,
+    ) -> Result<String, CommandError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // The manifest of every release has the same name. Its version tells them apart.
-        let manifest = match name == MANIFEST_FILE {
-            true => {
-                let bytes = Manifest::read_bytes(path).map_err(|error| of_image(&error))?;
-                // A file of another program may have this name, too.
-                Manifest::parse(&bytes, path).ok()
-            }
-            false => None,
-        };
-        let trusted = file_comment(&name, manifest.as_ref().map(|it| it.version.as_str()));
-        // Another person may have put a pipe or a device there.
-        let file = open_regular(path).map_err(io::Error::from);
-        let signed = file.and_then(|mut file| match self {
-            Self::Minisign(key) => key.sign(&mut file, &trusted),
+        let trusted = file_comment(&name, version);
+        let signed = match self {
+            Self::Minisign(key) => key.sign(content, &trusted),
             Self::Vault(public, signer) => {
                 let sign = |message: &[u8]| signer.sign(message).map_err(io::Error::other);
-                public.sign_with(&mut file, &trusted, &sign)
+                public.sign_with(content, &trusted, &sign)
             }
-        });
-        signed.map_err(|error| {
-            CommandError::local(format!("cannot sign {}: {error}", path.display()))
-        })
+        };
+        signed.map_err(|error| unsigned(path, &error))
     }
+}
+
+fn unsigned(path: &Path, error: &io::Error) -> CommandError {
+    CommandError::local(format!("cannot sign {}: {error}", path.display()))
 }
 
 /// Runs it.
@@ -118,15 +137,14 @@ pub(super) fn run(args: &ImageSignArgs, json: bool) -> Result<CommandExit, Comma
 fn signed(what: &Path, signer: &FileSigner<'_>, json: bool) -> Result<CommandExit, CommandError> {
     let mut files = Vec::new();
     if what.is_dir() {
-        let mut sign = |path: &Path| {
-            let signature = signer.sign(path)?;
-            files.push(signature_path(path));
-            Ok::<_, SignFolderError>(signature)
+        let mut sign = |file: FileToSign<'_>| {
+            files.push(signature_path(file.path));
+            Ok::<_, SignFolderError>(signer.sign(file)?)
         };
         sign_folder(what, &mut sign).map_err(|error| error.0)?;
     } else {
         let path = signature_path(what);
-        let text = signer.sign(what)?;
+        let text = signer.sign_file(what)?;
         // It replaces a link that another person has put there.
         alknet_durable::replace(&path, text.as_bytes(), SIGNED_MODE).map_err(|error| {
             CommandError::local(format!("cannot write {}: {error}", path.display()))
@@ -173,13 +191,14 @@ impl From<ImageError> for SignFolderError {
 /// Signs every file of a folder that was built, by a secret key of minisign. Returns the manifest with the signatures.
 pub(super) fn sign_built(
     folder: &Path,
+    built: Manifest,
     key: &Path,
     reads_stdin: bool,
 ) -> Result<Manifest, CommandError> {
     let key = secret_key(key, reads_stdin, &mut TerminalPrompt::new())?;
     let signer = FileSigner::Minisign(key);
-    let mut sign = |path: &Path| Ok::<_, SignFolderError>(signer.sign(path)?);
-    sign_folder(folder, &mut sign).map_err(|error| error.0)
+    let mut sign = |file: FileToSign<'_>| Ok::<_, SignFolderError>(signer.sign(file)?);
+    sign_outputs(folder, built, &mut sign).map_err(|error| error.0)
 }
 
 /// Opens a secret key of minisign. Its password comes from the terminal or from standard input.

@@ -6,9 +6,11 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };
 
-use super::der::{self, CONTEXT_0, INTEGER, OCTET_STRING, SEQUENCE, SET, element, object};
+use super::der::{
+    self, CONTEXT_0, NULL, OCTET_STRING, SEQUENCE, SET, algorithm, element, integer, object,
+};
 use super::program::EfiProgram;
-use super::signer::{RSA, certificate_der};
+use super::signer::{ECDSA_SHA_256, RSA, certificate_der, issuer_and_serial};
 use super::{
     AuthenticodeError, CONTENT_TYPE, INDIRECT_DATA, MESSAGE_DIGEST, SHA_256, SIGNED_DATA, sha256,
 };
@@ -16,7 +18,11 @@ use super::{
 /// `1.2.840.10045.2.1` and `1.2.840.10045.3.1.7`: a key on a curve, and the curve P-256.
 const EC_KEY: &[u64] = &[1, 2, 840, 10_045, 2, 1];
 const P_256: &[u64] = &[1, 2, 840, 10_045, 3, 1, 7];
+/// `1.2.840.113549.1.1.11`: RSA with SHA-256, which some programs write in the place of RSA.
+const RSA_SHA_256: &[u64] = &[1, 2, 840, 113_549, 1, 1, 11];
 const BIT_STRING: u8 = 0x03;
+/// `[1]`: attributes that are not signed, such as the time of another signer.
+const CONTEXT_1: u8 = CONTEXT_0 + 1;
 /// Sequences of a certificate before its key: algorithm, issuer, validity and subject (RFC 5280 section 4.1).
 const SEQUENCES_BEFORE_KEY: usize = 4;
 
@@ -24,6 +30,11 @@ const SEQUENCES_BEFORE_KEY: usize = 4;
 pub struct EfiCertificate {
     algorithm: &'static dyn VerificationAlgorithm,
     key: Vec<u8>,
+    der: Vec<u8>,
+    /// As a signature names its certificate.
+    issuer_and_serial: Vec<u8>,
+    /// The algorithms that a signature by the key may name.
+    signature_algorithms: Vec<Vec<u8>>,
 }
 
 /// The parts of a signature that its check needs.
@@ -32,7 +43,10 @@ struct SignatureParts<'a> {
     content: &'a [u8],
     /// SHA-256 of the program, according to `content`.
     hash: &'a [u8],
+    certificates: &'a [u8],
+    issuer_and_serial: &'a [u8],
     attributes: &'a [u8],
+    algorithm: &'a [u8],
     signature: &'a [u8],
 }
 
@@ -49,6 +63,9 @@ impl EfiCertificate {
 
     fn parse(certificate: &[u8]) -> Option<Self> {
         let mut rest = certificate;
+        let whole = der::next(&mut rest)?.whole;
+        let (issuer, serial) = issuer_and_serial(whole)?;
+        let mut rest = whole;
         let mut certificate = take(&mut rest, SEQUENCE)?;
         let mut body = take(&mut certificate, SEQUENCE)?;
         let mut sequences =
@@ -56,19 +73,29 @@ impl EfiCertificate {
         let mut key = sequences.nth(SEQUENCES_BEFORE_KEY)?.content;
         let mut kind = take(&mut key, SEQUENCE)?;
         let name = der::next(&mut kind)?.whole;
-        let algorithm: &'static dyn VerificationAlgorithm = if name == object(RSA) {
-            &RSA_PKCS1_2048_8192_SHA256
-        } else if name == object(EC_KEY) && kind == object(P_256) {
-            &ECDSA_P256_SHA256_ASN1
-        } else {
-            return None;
-        };
+        let (verification, algorithms): (&'static dyn VerificationAlgorithm, _) =
+            if name == object(RSA) {
+                let algorithms = [RSA, RSA_SHA_256].map(|it| algorithm(it, NULL)).to_vec();
+                (&RSA_PKCS1_2048_8192_SHA256, algorithms)
+            } else if name == object(EC_KEY) && kind == object(P_256) {
+                // Without a parameter (RFC 5758 section 3.2).
+                (&ECDSA_P256_SHA256_ASN1, vec![algorithm(ECDSA_SHA_256, &[])])
+            } else {
+                return None;
+            };
         // The first byte is the number of bits that the last one lacks.
         let key = take(&mut key, BIT_STRING)?.strip_prefix(&[0])?.to_vec();
-        Some(Self { algorithm, key })
+        Some(Self {
+            algorithm: verification,
+            key,
+            der: whole.to_vec(),
+            issuer_and_serial: element(SEQUENCE, &[issuer, serial]),
+            signature_algorithms: algorithms,
+        })
     }
 
-    /// Checks that one of the program's signatures is by the key of this certificate, and of these bytes.
+    /// Checks that one of the program's signatures is by the key of this certificate, and of these bytes. Firmware reads
+    /// more of a signature than its key signs, and refuses it if that does not fit; so does this function.
     ///
     /// # Errors
     /// The program has no such signature, or is no EFI program.
@@ -77,12 +104,31 @@ impl EfiCertificate {
         let hash = program.hash();
         let holds = |signature: &Vec<u8>| {
             let parts = SignatureParts::parse(signature);
-            parts.is_some_and(|parts| parts.hash == hash && self.signed(&parts))
+            parts.is_some_and(|parts| {
+                parts.hash == hash && self.is_named(&parts) && self.signed(&parts)
+            })
         };
         match signatures.iter().any(holds) {
             true => Ok(()),
             false => Err(AuthenticodeError::OtherSignature),
         }
+    }
+
+    /// Whether the signature names this certificate and an algorithm of its key, and has the certificate with it. No key
+    /// signs these fields, and firmware finds the certificate by them.
+    fn is_named(&self, parts: &SignatureParts<'_>) -> bool {
+        let mut rest = parts.certificates;
+        let certificates: Option<Vec<_>> =
+            iter::from_fn(|| (!rest.is_empty()).then(|| der::next(&mut rest))).collect();
+        let is_with_it = certificates.is_some_and(|all| {
+            all.iter().all(|it| it.tag == SEQUENCE) && all.iter().any(|it| it.whole == self.der)
+        });
+        is_with_it
+            && parts.issuer_and_serial == self.issuer_and_serial
+            && self
+                .signature_algorithms
+                .iter()
+                .any(|it| it == parts.algorithm)
     }
 
     /// Whether this key signed the attributes, and these are about the content.
@@ -105,41 +151,69 @@ impl std::fmt::Debug for EfiCertificate {
 }
 
 impl<'a> SignatureParts<'a> {
-    /// The parts of signed data of PKCS #7. Authenticode has one signer in it.
+    /// The parts of signed data of PKCS #7 (RFC 2315 section 9.1). Authenticode has version 1, SHA-256 alone, and one
+    /// signer in it.
     fn parse(signature: &'a [u8]) -> Option<Self> {
         let mut rest = signature;
         let mut outer = take(&mut rest, SEQUENCE)?;
-        let mut data = explicit_content(&mut outer, SIGNED_DATA)?;
-        let mut data = take(&mut data, SEQUENCE)?;
-        take(&mut data, INTEGER)?;
-        take(&mut data, SET)?;
+        let mut explicit = explicit_content(&mut outer, SIGNED_DATA)?;
+        let mut data = take(&mut explicit, SEQUENCE)?;
+        take_one_of(&mut data, &[integer(1)])?;
+        let mut digests = take(&mut data, SET)?;
+        take_one_of(&mut digests, &digest_names())?;
         let mut inner = take(&mut data, SEQUENCE)?;
-        let mut inner = explicit_content(&mut inner, INDIRECT_DATA)?;
-        let content = take(&mut inner, SEQUENCE)?;
-        let mut described = content;
-        take(&mut described, SEQUENCE)?;
-        let mut digest = take(&mut described, SEQUENCE)?;
-        let mut algorithm = take(&mut digest, SEQUENCE)?;
-        if der::next(&mut algorithm)?.whole != object(SHA_256) {
-            return None;
-        }
-        let hash = take(&mut digest, OCTET_STRING)?;
-        // Certificates come before the signers.
-        let mut signers = iter::from_fn(|| der::next(&mut data)).find(|part| part.tag == SET)?;
-        let mut signer = take(&mut signers.content, SEQUENCE)?;
-        take(&mut signer, INTEGER)?;
-        // The issuer with the serial number, and the algorithm of the digest.
-        take(&mut signer, SEQUENCE)?;
-        take(&mut signer, SEQUENCE)?;
-        let attributes = take(&mut signer, CONTEXT_0)?;
-        take(&mut signer, SEQUENCE)?;
-        Some(Self {
+        let mut explicit_inner = explicit_content(&mut inner, INDIRECT_DATA)?;
+        let content = take(&mut explicit_inner, SEQUENCE)?;
+        let certificates = take(&mut data, CONTEXT_0)?;
+        let mut signers = take(&mut data, SET)?;
+        let mut signer = take(&mut signers, SEQUENCE)?;
+        take_one_of(&mut signer, &[integer(1)])?;
+        let issuer_and_serial = der::next(&mut signer)?.whole;
+        take_one_of(&mut signer, &digest_names())?;
+        let parts = Self {
             content,
-            hash,
-            attributes,
+            hash: program_hash(content)?,
+            certificates,
+            issuer_and_serial,
+            attributes: take(&mut signer, CONTEXT_0)?,
+            algorithm: der::next(&mut signer)?.whole,
             signature: take(&mut signer, OCTET_STRING)?,
-        })
+        };
+        if !signer.is_empty() {
+            take(&mut signer, CONTEXT_1)?;
+        }
+        // Behind the signature itself may be the padding of its entry.
+        let ends = [
+            outer,
+            explicit,
+            data,
+            digests,
+            inner,
+            explicit_inner,
+            signers,
+            signer,
+        ];
+        ends.iter().all(|end| end.is_empty()).then_some(parts)
     }
+}
+
+/// SHA-256 of a program, according to what is signed.
+fn program_hash(mut content: &[u8]) -> Option<&[u8]> {
+    take(&mut content, SEQUENCE)?;
+    let mut digest = take(&mut content, SEQUENCE)?;
+    take_one_of(&mut digest, &digest_names())?;
+    take(&mut digest, OCTET_STRING)
+}
+
+/// The names of SHA-256: programs write it with a parameter and without one (RFC 5754 section 2).
+fn digest_names() -> [Vec<u8>; 2] {
+    [algorithm(SHA_256, NULL), algorithm(SHA_256, &[])]
+}
+
+/// Takes the next element, which must be one of these.
+fn take_one_of(rest: &mut &[u8], allowed: &[Vec<u8>]) -> Option<()> {
+    let part = der::next(rest)?.whole;
+    allowed.iter().any(|it| it == part).then_some(())
 }
 
 /// The content of the next element, which must have this tag.

@@ -7,7 +7,7 @@ pub(super) const OCTET_STRING: u8 = 0x04;
 pub(super) const CONTEXT_0: u8 = 0xa0;
 /// `[0]`, in the place of the tag of a string.
 pub(super) const IA5_IN_CONTEXT_0: u8 = 0x80;
-pub(super) const INTEGER: u8 = 0x02;
+const INTEGER: u8 = 0x02;
 const OBJECT: u8 = 0x06;
 /// The parameter of algorithms without one.
 pub(super) const NULL: &[u8] = &[0x05, 0x00];

@@ -46,8 +46,10 @@ pub enum AuthenticodeError {
     /// The program is not signed.
     #[error("it has no signature")]
     Unsigned,
-    /// Another key signed the program, or the program has changed since.
-    #[error("none of its signatures is by the key of this certificate and of these bytes")]
+    /// Another key signed the program, the program has changed since, or the signature is not one that firmware accepts.
+    #[error(
+        "none of its signatures is by the key of this certificate and of these bytes, in the form that firmware accepts"
+    )]
     OtherSignature,
     /// The certificate has another form.
     #[error("the certificate cannot be used: {0}")]

@@ -22,7 +22,8 @@ const ALIGNMENT: usize = 8;
 const ENTRY_HEAD_BYTES: usize = 8;
 const REVISION: u16 = 0x0200;
 const PKCS_SIGNED_DATA: u16 = 0x0002;
-/// Place of the kind in the head of an entry.
+/// Places of the revision and of the kind in the head of an entry.
+const REVISION_AT: usize = 4;
 const KIND_AT: usize = 6;
 
 /// Offsets of the headers that a signature depends on.
@@ -170,11 +171,16 @@ impl EfiProgram {
 /// The signatures in a table of certificates.
 fn signatures_of(mut table: &[u8]) -> Vec<Vec<u8>> {
     let mut signatures = Vec::new();
-    while let (Some(length), Some(kind)) = (number(table, 0, 4), number(table, KIND_AT, 2)) {
+    while let (Some(length), Some(revision), Some(kind)) = (
+        number(table, 0, 4),
+        number(table, REVISION_AT, 2),
+        number(table, KIND_AT, 2),
+    ) {
         let Some(signature) = table.get(ENTRY_HEAD_BYTES..length) else {
             break;
         };
-        if kind == usize::from(PKCS_SIGNED_DATA) {
+        // Firmware does not read an entry of another revision.
+        if (revision, kind) == (usize::from(REVISION), usize::from(PKCS_SIGNED_DATA)) {
             signatures.push(signature.to_vec());
         }
         let next = length.next_multiple_of(ALIGNMENT);

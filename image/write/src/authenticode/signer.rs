@@ -13,7 +13,7 @@ use super::der::{self, CONTEXT_0, NULL, SEQUENCE, algorithm};
 /// `1.2.840.113549.1.1.1`: RSA.
 pub(super) const RSA: &[u64] = &[1, 2, 840, 113_549, 1, 1, 1];
 /// `1.2.840.10045.4.3.2`: ECDSA with SHA-256.
-const ECDSA_SHA_256: &[u64] = &[1, 2, 840, 10_045, 4, 3, 2];
+pub(super) const ECDSA_SHA_256: &[u64] = &[1, 2, 840, 10_045, 4, 3, 2];
 
 enum EfiKey {
     Rsa(Box<RsaKeyPair>),
@@ -153,7 +153,7 @@ fn pem<'k>(text: &str, labels: &[&'k str]) -> Option<(&'k str, Zeroizing<Vec<u8>
 }
 
 /// Issuer and serial number of a certificate (RFC 5280 section 4.1), with their tags.
-fn issuer_and_serial(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+pub(super) fn issuer_and_serial(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut rest = certificate;
     let mut certificate = der::next(&mut rest)?.content;
     let mut body = der::next(&mut certificate)?.content;

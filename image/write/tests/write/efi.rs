@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::released::ReleaseFolder;
 use crate::support::{InputFolder, output, run, text};
+use crate::tampered::crc32;
 
 /// The program and the loader on a new disk.
 const ON_DISK: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/BOOT/BOOTX64.EFI"];
@@ -349,6 +350,79 @@ fn a_certificate_verifies_what_sbsign_signed_and_no_changed_program() {
     assert!(says(&certificate, &moved).contains(another));
 }
 
+/// Firmware reads fields of a signature that no key signs. sbverify checks it by OpenSSL, as firmware does.
+#[test]
+fn a_signature_with_a_changed_byte_that_sbverify_refuses_does_not_hold() {
+    let folder = InputFolder::new();
+    let loader = folder.inputs.loader.clone().expect("there is one");
+    let program = fs::read(&loader).expect("readable");
+    let start = program.len().next_multiple_of(8);
+    for owner in [EfiOwner::rsa(), EfiOwner::ecdsa()] {
+        let (key, pem) = (owner.path("key.pem"), owner.path("cert.pem"));
+        let (theirs, tried) = (owner.path("theirs.efi"), owner.path("tried.efi"));
+        let options = ["--key", text(&key), "--cert", text(&pem)];
+        let files = ["--output", text(&theirs), text(&loader)];
+        run("sbsign", &[&options[..], &files].concat());
+        let theirs = fs::read(theirs).expect("written");
+        let ours = sign(&program, &owner.signer()).expect("a program");
+        let certificate = owner.certificate();
+        for signed in [theirs, ours] {
+            certificate.verify(&signed).expect("it is signed");
+            for (at, bit) in (start..signed.len()).flat_map(|at| [(at, 1), (at, 0x80)]) {
+                let mut changed = signed.clone();
+                changed[at] ^= bit;
+                // This asks sbverify only where it matters: each call takes a process.
+                if certificate.verify(&changed).is_ok() {
+                    fs::write(&tried, &changed).expect("writable");
+                    assert!(accepts(&pem, &tried), "byte {at:#x}, bit {bit:#x}");
+                }
+            }
+        }
+    }
+}
+
+/// The attack: another partition has the type by which firmware looks for programs.
+#[test]
+fn a_disk_with_another_partition_table_does_not_count_as_signed() {
+    let owner = EfiOwner::rsa();
+    let out = owner.path("out");
+    let manifest = owner.build(&InputFolder::new().inputs, &[ImageForm::Raw], &out);
+    let raw = manifest
+        .expect("the form builds")
+        .path(&out, ImageForm::Raw, OutputRole::Disk);
+    let raw = raw.expect("it was built");
+    let verify = || verify_programs(&raw, &owner.certificate());
+    verify().expect("both are signed");
+    let disk = File::options().read(true).write(true).open(&raw);
+    let disk = disk.expect("ours");
+    let last = disk.metadata().expect("ours").len() / 512 - 1;
+    // Both copies, with their checksums.
+    for (header_at, entries_at) in [(1, 2), (last, last - 32)] {
+        let (mut header, mut entries) = ([0; 92], [0; 128 * 128]);
+        disk.read_exact_at(&mut entries, entries_at * 512)
+            .expect("readable");
+        // The first block of the second partition.
+        entries[128 + 32] ^= 8;
+        disk.write_all_at(&entries, entries_at * 512)
+            .expect("writable");
+        disk.read_exact_at(&mut header, header_at * 512)
+            .expect("readable");
+        header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
+        header[16..20].fill(0);
+        let sum = crc32(&header);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        disk.write_all_at(&header, header_at * 512)
+            .expect("writable");
+    }
+    let refused = verify().expect_err("another table");
+    match &refused {
+        SignedProgramsError::OtherLayout { part, .. } => {
+            assert_eq!(part, "place of partition 2");
+        }
+        refused => panic!("{refused}"),
+    }
+}
+
 /// Where the entry of a program's header is that says where its signatures are.
 fn directory_of(program: &[u8]) -> usize {
     let header = u32::from_le_bytes(program[0x3c..0x40].try_into().expect("four bytes"));
@@ -392,6 +466,18 @@ fn each_program_of_a_disk_must_be_signed() {
         assert!(names.iter().any(|name| name.ends_with(path)), "{names:?}");
     }
     let remove = |path: &str| run("mdel", &["-i", &volume, &format!("::/{path}")]);
+    // Programs that this project has not, for another processor and by another boot entry.
+    let others = ["EFI/BOOT/BOOTIA32.EFI", "EFI/ALKNET/OTHER.BIN"];
+    put(&unsigned, others[0]);
+    put(&foreign, others[1]);
+    put(b"text", "TEXT.TXT");
+    let refused = verify().expect_err("two are not signed").to_string();
+    for path in others {
+        assert!(refused.contains(path), "{refused}");
+        remove(path);
+    }
+    assert!(!refused.contains("TEXT.TXT"), "{refused}");
+    verify().expect("all are signed");
     remove(ON_DISK[1]);
     let refused = verify().expect_err("no loader");
     assert!(

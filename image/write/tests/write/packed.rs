@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use alknet_image::{ImageForm, Manifest, OutputRole, PackOptions, pack};
+use alknet_image::{ImageError, ImageForm, Manifest, OutputRole, PackOptions, pack};
 use serde_json::Value;
 
 use crate::released::{ReleaseFolder, options};
@@ -156,4 +156,22 @@ fn a_folder_without_a_disk_and_a_wrong_date_are_refused() {
     }
     let after = fs::read(dir.path().join("manifest.json")).expect("it stays");
     assert_eq!(before, after);
+}
+
+/// The attack: another person who can write to the folder exchanges the disk between the build and the packing.
+#[test]
+fn a_disk_that_is_not_the_one_of_the_manifest_is_not_packed() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let built = InputFolder::new().build(&[ImageForm::Raw], dir.path());
+    let raw = built.path(dir.path(), ImageForm::Raw, OutputRole::Disk);
+    let raw = raw.expect("it was built");
+    let file = fs::File::options().write(true).open(&raw).expect("ours");
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", (1 << 20) + 100).expect("writable");
+    let refused = pack(dir.path(), &options(), &mut |_| {}).expect_err("another disk");
+    match &refused {
+        ImageError::OtherContent { path, .. } => assert_eq!(path, &raw),
+        refused => panic!("{refused}"),
+    }
+    assert!(!raw.with_extension("raw.zst").exists());
+    assert_eq!(Manifest::read(dir.path()).expect("it stays"), built);
 }

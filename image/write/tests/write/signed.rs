@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    ImageError, ImageForm, MANIFEST_SIGNATURE_FILE, Manifest, OutputRole, sign_folder,
+    FileToSign, ImageError, ImageForm, MANIFEST_FILE, MANIFEST_SIGNATURE_FILE, Manifest,
+    OutputRole, sign_folder,
 };
 use alknet_image_write::minisign::{
     EncryptedKey, MinisignError, MinisignKey, MinisignSecretKey, MinisignSignature,
@@ -128,9 +129,8 @@ fn every_file_of_a_folder_gets_a_signature_and_the_manifest_the_last_one() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     // Two forms that share their kernels.
     InputFolder::new().build(&[ImageForm::Direct, ImageForm::Erofs], dir.path());
-    let mut sign = |path: &Path| -> Result<String, ImageError> {
-        let mut file = File::open(path).expect("ours");
-        Ok(key.sign(&mut file, "x").expect("readable"))
+    let mut sign = |file: FileToSign<'_>| -> Result<String, ImageError> {
+        Ok(key.sign(file.content, "x").expect("readable"))
     };
     let manifest = sign_folder(dir.path(), &mut sign).expect("signed");
     // A second time nothing is signed twice.
@@ -173,8 +173,8 @@ fn a_folder_with_a_changed_file_is_not_signed() {
     let before = names();
     let manifest = fs::read(dir.path().join("manifest.json")).expect("written");
     let refused = || {
-        let mut sign = |path: &Path| -> Result<String, ImageError> {
-            panic!("{} is signed", path.display());
+        let mut sign = |file: FileToSign<'_>| -> Result<String, ImageError> {
+            panic!("{} is signed", file.path.display());
         };
         sign_folder(dir.path(), &mut sign).expect_err("a file differs")
     };
@@ -200,13 +200,78 @@ fn a_folder_whose_files_cannot_be_signed_keeps_its_manifest() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     InputFolder::new().build(&[ImageForm::Direct], dir.path());
     let before = fs::read(dir.path().join("manifest.json")).expect("written");
-    let failed = sign_folder(dir.path(), &mut |_: &Path| -> Result<String, ImageError> {
+    let mut sign = |_: FileToSign<'_>| -> Result<String, ImageError> {
         Err(ImageError::ToolMissing {
             tool: "key",
             package: "keys",
         })
-    });
+    };
+    let failed = sign_folder(dir.path(), &mut sign);
     assert_eq!(failed.expect_err("no signature").exit_code(), 4);
     let after = fs::read(dir.path().join("manifest.json")).expect("it stays");
     assert_eq!(before, after);
+}
+
+/// The attack: another person who can write to the folder exchanges a file after the owner's command has compared it.
+#[test]
+fn a_file_that_is_exchanged_after_the_comparison_is_not_signed() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let built = InputFolder::new().build(&[ImageForm::Direct], dir.path());
+    let next = dir.path().join("initrd.cpio.lz4");
+    let manifest_file = dir.path().join(MANIFEST_FILE);
+    let before = fs::read(&manifest_file).expect("written");
+    let key = MinisignSecretKey::from_seed(&[7; 32]);
+    let mut signed = 0;
+    let mut sign = |file: FileToSign<'_>| -> Result<String, ImageError> {
+        if signed == 0 {
+            assert_ne!(file.path, next, "it is the first file");
+            fs::write(&next, "of another person").expect("writable");
+        }
+        signed += 1;
+        Ok(key.sign(file.content, "x").expect("readable"))
+    };
+    let error = sign_folder(dir.path(), &mut sign).expect_err("a file differs");
+    match &error {
+        ImageError::OtherContent { path, .. } => assert_eq!(path, &next),
+        error => panic!("{error}"),
+    }
+    // The command signed others before it.
+    assert!(signature_of(&dir.path().join(&built.outputs[0].file)).exists());
+    assert!(!signature_of(&next).exists());
+    assert!(!dir.path().join(MANIFEST_SIGNATURE_FILE).exists());
+    assert_eq!(fs::read(&manifest_file).expect("it stays"), before);
+}
+
+/// The attack: another person exchanges the disk once it is signed, and the manifest before it is signed.
+#[test]
+fn an_exchanged_manifest_is_not_signed_and_an_exchanged_disk_changes_no_manifest() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let built = InputFolder::new().build(&[ImageForm::Raw], dir.path());
+    let raw = built.path(dir.path(), ImageForm::Raw, OutputRole::Disk);
+    let raw = raw.expect("it was built");
+    let key = MinisignSecretKey::from_seed(&[7; 32]);
+    let (mut is_disk_exchanged, mut written) = (false, Vec::new());
+    let mut sign = |file: FileToSign<'_>| -> Result<String, ImageError> {
+        if file.path == dir.path().join(MANIFEST_FILE) {
+            assert_eq!(file.version, Some(&*built.version));
+            written = fs::read(file.path).expect("written");
+            fs::write(file.path, "of another person").expect("writable");
+        }
+        let signature = key.sign(file.content, "x").expect("readable");
+        if file.path == raw {
+            fs::write(&raw, "of another person").expect("writable");
+            is_disk_exchanged = true;
+        }
+        Ok(signature)
+    };
+    let manifest = sign_folder(dir.path(), &mut sign).expect("signed");
+    assert!(is_disk_exchanged && built.disk.is_some());
+    assert_eq!(manifest.disk, built.disk);
+    let own = Manifest::parse(&written, Path::new(MANIFEST_FILE)).expect("ours");
+    assert_eq!(own, manifest);
+    let signature: MinisignSignature = read(&dir.path().join(MANIFEST_SIGNATURE_FILE));
+    let public = key.public();
+    assert_eq!(signature.verify(&public, &mut &written[..]), Ok(()));
+    let refused = signature.verify(&public, &mut &b"of another person"[..]);
+    assert_eq!(refused, Err(MinisignError::OtherContent));
 }
