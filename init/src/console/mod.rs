@@ -65,6 +65,7 @@ struct ConsoleSnapshot {
     facts: MachineFacts,
     node: Option<NodeStatus>,
     question: Option<ConsoleQuestion>,
+    is_ending: bool,
 }
 
 #[derive(Debug)]
@@ -121,6 +122,12 @@ impl InitConsole {
         self.latest.send_modify(|latest| latest.question = question);
     }
 
+    /// The machine goes down. From now on the terminal drops the keys of answers at once: what was typed a moment before
+    /// would stay in the memory of a machine that is switched off.
+    pub fn end(&self) {
+        self.latest.send_modify(|latest| latest.is_ending = true);
+    }
+
     /// Adds a record to the log that the key `l` shows.
     pub fn log(&self, record: LogRecord) {
         // A full queue means that the terminal lags: see `EVENTS_MAX`.
@@ -161,6 +168,7 @@ async fn run(
     let started = Instant::now();
     let mut last_key = started;
     let mut answered = None;
+    let mut is_ending = false;
     loop {
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // A new picture is made after the last one was written: a slow terminal skips some, and
@@ -173,7 +181,7 @@ async fn run(
         let now = Instant::now();
         let forget_in = forget_in(&driver, &mut answered, last_key, now);
         // Keys that always wait would keep the timer branch below from its turn.
-        if is_overdue(answered, now) {
+        if is_overdue(answered, now) || (is_ending && driver.has_typed()) {
             tty.forget_keys();
             driver.keys_forgotten();
             continue;
@@ -186,6 +194,7 @@ async fn run(
                     return;
                 }
                 let latest = updates.borrow_and_update().clone();
+                is_ending = latest.is_ending;
                 driver.update(latest.facts, latest.node);
                 driver.ask(latest.question);
             }

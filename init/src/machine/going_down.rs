@@ -56,6 +56,7 @@ impl InitMachine {
         self.give_up_bundles();
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
+            console.end();
         }
         self.end_wait_for_mark();
         self.vault.forget_master_key();
