@@ -1,6 +1,5 @@
 //! The output folder: files appear whole or not at all, each beside its checksum.
 
-use std::env;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -127,7 +126,7 @@ impl<'a> OutDir<'a> {
         name: &str,
         run: impl FnOnce(&Path) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
-        let folder = ToolFolder::new().map_err(at(&env::temp_dir()))?;
+        let folder = ToolFolder::new().map_err(at(Path::new("the temporary folder")))?;
         let path = folder.dir.path().join(name);
         run(&path)?;
         let made = folder.open(name).map_err(at(&path))?;

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -182,6 +183,16 @@ pub(crate) fn shown(json: bool) -> EscapingWriter<StdoutLock<'static>> {
 /// Standard output for bytes as they are: those of a file, a secret, or what the program itself says.
 pub(crate) fn bytes() -> StdoutLock<'static> {
     io::stdout().lock()
+}
+
+/// The output stream of this process that has this name. It may be a regular file, which an open of the name would
+/// write from the beginning, or a socket, which cannot be opened.
+pub(crate) fn stream_of_name(path: &Path) -> Option<Box<dyn Write>> {
+    match path.to_str()? {
+        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Some(Box::new(io::stdout())),
+        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => Some(Box::new(io::stderr())),
+        _ => None,
+    }
 }
 
 /// Shows text of which nothing acts. What comes may break off within a character.

@@ -9,7 +9,7 @@ use std::path::Path;
 use alknet_durable::{ReplaceAllError, replace, replace_all};
 use nix::fcntl::OFlag;
 
-use crate::cli::CommandError;
+use crate::cli::{CommandError, output};
 
 /// Permission bits of a new file: every user may read it.
 const MODE: u32 = 0o644;
@@ -56,7 +56,7 @@ fn of_replacement(error: &ReplaceAllError, remedy: &str) -> CommandError {
 }
 
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    if let Some(mut stream) = own_stream(path) {
+    if let Some(mut stream) = output::stream_of_name(path) {
         stream.write_all(content)?;
         return stream.flush();
     }
@@ -68,7 +68,7 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 
 fn refuse_unreplaceable(path: &Path) -> io::Result<()> {
     let is_replaceable = match fs::metadata(path) {
-        Ok(about) => about.is_file() && own_stream(path).is_none(),
+        Ok(about) => about.is_file() && output::stream_of_name(path).is_none(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Err(error) => return Err(error),
     };
@@ -80,24 +80,14 @@ fn refuse_unreplaceable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The output stream of this process that has this name. It may be a regular file, which an open of the name would
-/// write from the beginning, or a socket, which cannot be opened.
-fn own_stream(path: &Path) -> Option<Box<dyn Write>> {
-    match path.to_str()? {
-        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Some(Box::new(io::stdout())),
-        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => Some(Box::new(io::stderr())),
-        _ => None,
-    }
-}
-
 /// Opens a pipe or a character device. `None` if a file can be replaced there, or made.
 fn open_stream(path: &Path) -> io::Result<Option<File>> {
-    let Some((found, named)) = look(path, OFlag::O_NOFOLLOW)? else {
+    let Some((found, named)) = find_kind(path, OFlag::O_NOFOLLOW)? else {
         return Ok(None);
     };
     let is_link = named.is_symlink();
     let (found, kind) = match is_link {
-        true => match look(path, OFlag::empty())? {
+        true => match find_kind(path, OFlag::empty())? {
             Some((target, about)) => (target, about.file_type()),
             None => return Ok(None),
         },
@@ -127,7 +117,7 @@ fn open_stream(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// The descriptor and the attributes of a file that is not opened itself (open(2), `O_PATH`). `None` if it is absent.
-fn look(path: &Path, flags: OFlag) -> io::Result<Option<(File, Metadata)>> {
+fn find_kind(path: &Path, flags: OFlag) -> io::Result<Option<(File, Metadata)>> {
     let mut options = File::options();
     let options = options
         .read(true)

@@ -46,7 +46,7 @@ impl NodeUpdates {
     }
 
     /// Takes the planned start back after a rollback: a version that was taken back must not start at the moment that was
-    /// set for it. The start of an administrator is not forgotten for a caller that is none (`limited`), also if it has
+    /// set for it. The start of an administrator is not forgotten for another caller (`limited`), also if it has
     /// failed or ended before: it ends with a reason. Otherwise this caller could stage any other program afterwards, set
     /// a moment of its own, and so hide that the administrator's start does not happen.
     pub(super) fn take_back_start(&self, by: String, limited: bool) {
