@@ -122,6 +122,17 @@ async fn a_refused_answer_has_the_peak_that_it_reached() {
     }
 }
 
+/// A session that ends by its time alone.
+fn until_killed(source: &str) -> SessionSpec {
+    let mut slow = spec(source);
+    slow.limits.runtime.fuel_ticks = 10_000_000;
+    slow.limits.runtime.cpu = Duration::from_secs(100);
+    slow.limits.runtime.heap_bytes = 512 << 20;
+    // The strings are made within it.
+    slow.limits.wall = deadline(Duration::from_secs(1));
+    slow
+}
+
 /// Loops inside the engine that no flag stops: killed from outside, with the limit's code.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
@@ -132,13 +143,7 @@ async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
         export const sort = () => { for (;;) a.sort(); };
         export const big = () => { let n = 3n ** 300000n; for (;;) n = n * n; };";
     for name in ["sort", "big"] {
-        let mut slow = spec(source);
-        slow.limits.runtime.fuel_ticks = 10_000_000;
-        slow.limits.runtime.cpu = Duration::from_secs(100);
-        slow.limits.runtime.heap_bytes = 512 << 20;
-        // The strings are made within it.
-        slow.limits.wall = deadline(Duration::from_secs(1));
-        let session = lab.open(&request, slow).await;
+        let session = lab.open(&request, until_killed(source)).await;
         let ended = soon(session.run(&env, export(name, json!(null)))).await;
         let failure = ended.expect_err("it has no end");
         assert!(
@@ -162,13 +167,7 @@ async fn a_session_ends_by_its_limit_although_its_caller_is_late() {
     let env = request.env();
     let source = "const a = Array.from({ length: 600000 }, (_, i) => String((i * 7919) % 600011));
         export const sort = () => { for (;;) a.sort(); };";
-    let mut slow = spec(source);
-    slow.limits.runtime.fuel_ticks = 10_000_000;
-    slow.limits.runtime.cpu = Duration::from_secs(100);
-    slow.limits.runtime.heap_bytes = 512 << 20;
-    // The strings are made within it.
-    slow.limits.wall = deadline(Duration::from_secs(1));
-    let session = lab.open(&request, slow).await;
+    let session = lab.open(&request, until_killed(source)).await;
     let pid = session.info().pid;
     let run = session.run(&env, export("sort", json!(null)));
     let mut run = std::pin::pin!(run);
