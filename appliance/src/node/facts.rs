@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use alknet_core::config::{ConfigSource, DynamicConfig};
 use alknet_init::control::{DataState, LinkFacts, MachineDiagnostic, MachineFacts};
@@ -25,6 +27,8 @@ pub(crate) struct NodeDescription {
     role: &'static str,
     /// When the uptime began, in milliseconds since the kernel's start.
     began_ms: u64,
+    /// Processors that the node could use when it started.
+    processors: usize,
     /// Addresses that the port is bound to.
     bound: OnceLock<Vec<SocketAddr>>,
     alpns: OnceLock<Vec<String>>,
@@ -44,6 +48,7 @@ impl NodeDescription {
             identity,
             role,
             began_ms,
+            processors: thread::available_parallelism().map_or(1, NonZero::get),
             bound: OnceLock::new(),
             alpns: OnceLock::new(),
             iroh: OnceLock::new(),
@@ -125,6 +130,7 @@ pub(crate) fn info(
         "version": alknet_init::image_version(),
         "kernel": kernel_release(),
         "arch": std::env::consts::ARCH,
+        "processors": description.processors,
         "time": log::now(),
         "clock": facts.clock,
         "uptime_ms": description.uptime_ms(),
@@ -177,6 +183,8 @@ pub(crate) fn info_schema() -> Value {
         "properties": {
             "name": text, "identity": text, "role": { "enum": ["appliance", "host"] },
             "version": text, "kernel": text, "arch": text, "clock": text,
+            "processors": { "type": "integer", "minimum": 1,
+                "description": "Processors that the node could use when it started" },
             "time": { "type": ["string", "null"], "description": "RFC 3339; null while the clock is not sane" },
             "uptime_ms": { "type": "integer", "minimum": 0,
                 "description": "How long the machine has run; on a host, the node" },

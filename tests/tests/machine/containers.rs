@@ -127,6 +127,7 @@ fn a_machine_of_kubevirt_starts_from_kernel_and_initramfs() {
         .nic(Nic::user());
     let info = serving(&bench, machine).info();
     assert_eq!(info["name"], "in-a-pod", "{info:#}");
+    assert_eq!(info["processors"], 8, "{info:#}");
     assert_eq!(info["data"]["device"], "/dev/sda", "{info:#}");
     assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
     assert_eq!(info["problems"], json!([]), "{info:#}");

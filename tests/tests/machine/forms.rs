@@ -30,7 +30,7 @@ use alknet_qemu::{
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_test_support::limited;
 use alknet_tests::tools::{RAW_DATA_AT, tool_says};
-use alknet_tests::{BootVariant, BuiltImageFolder, MachineNode, TestBench, binary};
+use alknet_tests::{BootVariant, BuiltImageFolder, CliRunner, MachineNode, TestBench, binary};
 use alknet_vault::slots::{
     FileCopyStorage, FirstBootPermissions, NewSlot, NewVault, OpenAlkv, VaultCopies,
 };
@@ -38,6 +38,7 @@ use alknet_vault::{Entropy, WordCount};
 use serde_json::{Value, json};
 
 use super::configuration::{NO_VAULT, document};
+use super::update::damage::disk_check;
 
 /// The pages whose commands make an image of one's own, and the page about rescue systems.
 const CLOUD: &str = include_str!("../../../docs/deploy-cloud.md");
@@ -67,7 +68,8 @@ fn a_vhd_starts_on_virtio_scsi() {
     let bench = TestBench::new();
     let disk = opened(ImageForm::Vhd, DiskFormat::Vhd);
     let vm = uefi(disk.on(DiskController::VirtioScsi), NicModel::E1000e);
-    keeps_nothing(&bench, vm.cpus(2));
+    let info = keeps_nothing(&bench, vm.cpus(2));
+    assert_eq!(info["processors"], 2, "{info:#}");
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn a_vhdx_starts_on_usb_with_little_memory() {
 }
 
 /// VMware and VirtualBox unpack the archive, check its hashes and convert the disk. The description names the
-/// controller and the card.
+/// controller and the card. The disk is a SATA disk, and the machine asks it for its health.
 #[test]
 fn an_ova_is_imported_and_grows() {
     let bench = TestBench::new();
@@ -92,7 +94,28 @@ fn an_ova_is_imported_and_grows() {
     assert!(description.contains(">AHCI<") && description.contains(">E1000<"));
     let disk = imported(&bench, &disk, DiskFormat::Qcow2);
     let vm = uefi(disk.on(DiskController::Ahci), NicModel::E1000);
-    keeps_data(&bench, vm, "/dev/sda3", GROWN_BYTES);
+    let (node, info) = keeps_data(&bench, vm, "/dev/sda3", GROWN_BYTES);
+    assert_eq!(info["processors"], 1, "{info:#}");
+    reports_sata_health(bench.admin(), &node);
+}
+
+/// The machine's one disk is a SATA disk of QEMU, whose SMART status is good. Its attributes are constants of QEMU: one
+/// hour, 31 °C, and none of wear or of errors.
+fn reports_sata_health(admin: &CliRunner, node: &MachineNode) {
+    let found = disk_check(admin, node).json();
+    let count = found["disks"].as_array().map(Vec::len);
+    assert_eq!(count, Some(1), "{found:#}");
+    for (member, value) in [
+        ("name", json!("sda")),
+        ("kind", json!("sata")),
+        ("health", json!("ok")),
+        ("power_on_hours", json!(1)),
+        ("temperature_c", json!(31)),
+        ("wear_percent", Value::Null),
+        ("media_errors", Value::Null),
+    ] {
+        assert_eq!(found["disks"][0][member], value, "{member}: {found:#}");
+    }
 }
 
 /// Amazon makes a volume from the imported snapshot, as large as the owner asks for.
@@ -102,7 +125,8 @@ fn a_snapshot_of_amazon_becomes_a_volume_and_grows() {
     let disk = built(ImageForm::Aws, OutputRole::Disk);
     let disk = imported(&bench, &disk, DiskFormat::Raw);
     let vm = uefi(disk.on(DiskController::Nvme), NicModel::Igb);
-    keeps_data(&bench, vm.cpus(2), "/dev/nvme0n1p3", GROWN_BYTES);
+    let (_, info) = keeps_data(&bench, vm.cpus(2), "/dev/nvme0n1p3", GROWN_BYTES);
+    assert_eq!(info["processors"], 2, "{info:#}");
 }
 
 /// The commands that a person types in a rescue system, with a file in the place of the drive. An attacker, who had the
@@ -261,15 +285,20 @@ fn keeps_nothing(bench: &TestBench, vm: VmBuilder) -> Value {
     info
 }
 
-/// A node answers that has its data on this partition, which takes the rest of a disk of so many bytes. Returns its
-/// answer.
-pub(super) fn keeps_data(bench: &TestBench, vm: VmBuilder, device: &str, disk_bytes: u64) -> Value {
+/// A node answers that has its data on this partition, which takes the rest of a disk of so many bytes. Returns it with
+/// its answer.
+pub(super) fn keeps_data(
+    bench: &TestBench,
+    vm: VmBuilder,
+    device: &str,
+    disk_bytes: u64,
+) -> (MachineNode, Value) {
     let config = document(bench, "grown") + NO_VAULT;
     let node = serving(bench, vm.config(config));
     let info = node.info();
     assert_eq!(info["name"], "grown", "{info:#}");
     has_data(&info, device, disk_bytes);
-    info
+    (node, info)
 }
 
 pub(super) fn has_data(info: &Value, device: &str, disk_bytes: u64) {

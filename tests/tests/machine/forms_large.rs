@@ -16,7 +16,7 @@ fn an_image_of_google_starts_on_virtio_scsi_with_much_memory() {
     let disk = unpacked(&bench, &archive).join("disk.raw");
     let disk = VirtioDisk::file(disk).on(DiskController::VirtioScsi);
     let vm = uefi(disk, NicModel::Virtio).memory_mib(4096);
-    let info = keeps_data(&bench, vm, "/dev/sda3", DISK_BYTES);
+    let (_, info) = keeps_data(&bench, vm, "/dev/sda3", DISK_BYTES);
     let total = info["memory"]["total_bytes"].as_u64();
     assert!(total.is_some_and(|total| total > 3 << 30), "{info:#}");
 }

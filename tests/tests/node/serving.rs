@@ -116,6 +116,7 @@ fn knows_itself(admin: &CliRunner, target: &str) {
         let identity = info["identity"].as_str().expect("an identity");
         assert!(target.starts_with(identity), "{carriage}: {info}");
         assert!(info["uptime_ms"].as_u64() > Some(0), "{info}");
+        assert!(info["processors"].as_u64() > Some(0), "{info}");
         let memory = &info["memory"];
         assert!(memory["node_resident_bytes"].as_u64() > Some(0), "{info}");
         assert!(memory["total_bytes"].as_u64() > memory["node_resident_bytes"].as_u64());

@@ -58,23 +58,31 @@ fn a_machine_without_user_data_has_none_at_every_service() {
         let service = MetadataService::from_key(cloud.key()).expect("a service");
         let found = fetched(service, &model).unwrap_or_else(|error| panic!("{service}: {error}"));
         assert_eq!(found, None, "{service}");
+        // A service also answers a request for a wrong path with a status that means no user data.
+        assert_eq!(model.requests(), documented_requests(cloud), "{service}");
+        assert_eq!(model.refusals(), Vec::<String>::new(), "{service}");
     }
 }
 
 #[test]
 fn every_request_is_the_one_that_the_vendor_documents() {
-    for (cloud, expected) in [
-        (
-            ServedCloud::Ec2,
-            &["PUT /latest/api/token", "GET /latest/user-data"][..],
-        ),
-        (ServedCloud::Hetzner, &["GET /hetzner/v1/userdata"]),
-        (ServedCloud::OpenStack, &["GET /openstack/latest/user_data"]),
-    ] {
+    for cloud in ServedCloud::ALL {
         let model = ModelService::serving(cloud, DOCUMENT);
         let service = MetadataService::from_key(cloud.key()).expect("a service");
         fetched(service, &model).expect("a document");
-        assert_eq!(model.requests(), expected);
+        assert_eq!(model.requests(), documented_requests(cloud), "{service}");
+    }
+}
+
+/// Method and path of each request, in order, as the vendor's page has them. The models compare the queries.
+const fn documented_requests(cloud: ServedCloud) -> &'static [&'static str] {
+    match cloud {
+        ServedCloud::Azure => &["GET /metadata/instance/compute/userData"],
+        ServedCloud::DigitalOcean => &["GET /metadata/v1/user-data"],
+        ServedCloud::Ec2 => &["PUT /latest/api/token", "GET /latest/user-data"],
+        ServedCloud::Gce => &["GET /computeMetadata/v1/instance/attributes/user-data"],
+        ServedCloud::Hetzner => &["GET /hetzner/v1/userdata"],
+        ServedCloud::OpenStack => &["GET /openstack/latest/user_data"],
     }
 }
 

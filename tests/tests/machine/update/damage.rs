@@ -104,7 +104,7 @@ fn says_both(admin: &CliRunner, node: &MachineNode, mark: ConsoleMark) {
 }
 
 /// `alknet disk check NODE`
-fn disk_check(admin: &CliRunner, node: &MachineNode) -> CliOutput {
+pub(crate) fn disk_check(admin: &CliRunner, node: &MachineNode) -> CliOutput {
     let mut command = admin.command(&["disk", "check", &node.target()]);
     command.args(["--timeout", CHECK_WITHIN]);
     admin.run(command)

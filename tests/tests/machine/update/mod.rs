@@ -8,7 +8,7 @@
 
 pub(crate) mod administrator;
 pub(crate) mod bundle;
-mod damage;
+pub(crate) mod damage;
 pub(crate) mod disk;
 pub(crate) mod good;
 pub(crate) mod hub;
