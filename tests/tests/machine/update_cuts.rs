@@ -9,18 +9,21 @@
 //! partition as well. It also cuts an update under a BIOS, each write of it and at random moments, and one of a machine
 //! whose vault the TPM opens, at random moments. Of the random cuts the first ones start a machine, and then the first one
 //! of each kind that has not started one, up to a maximum. The kind is the phase of the record, the slot that the loader
-//! chooses and what the repair has to do. `ALKNET_SEED` repeats a campaign.
+//! chooses and what the repair has to do. The summary names the kinds that started no machine. `ALKNET_SEED` repeats a
+//! campaign.
 
 mod chip;
 mod data;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
+use std::time::Duration;
 
-use alknet_boot_state::BootSlot;
+use alknet_boot_state::{BootPhase, BootSlot};
 use alknet_fat::RepairReport;
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, ImageForm, LBA_BYTES, OutputRole};
 use alknet_qemu::{DiskRecorder, DiskRecording, MachineKind, VirtioDisk, WrittenPart};
@@ -35,8 +38,8 @@ use crate::update::administrator::UpdateByPage;
 use crate::update::disk::{SlotDiskImage, SlotNotes, slot_path};
 use crate::update::good::{GoodUpdate, KEPT};
 use crate::update::{
-    FIRST, LIMIT, ONLY_CAMPAIGN, SECOND, config, has_token, machine, opening_slot, serving, status,
-    update,
+    FIRST, LIMIT, ONLY_CAMPAIGN, SECOND, config, has_token, machine, opening_slot, serving, stands,
+    status, update,
 };
 use chip::ChipRecorder;
 
@@ -59,6 +62,8 @@ const JUDGED_OF_FULL: usize = 2;
 const JUDGED_OF_A_KIND: usize = 2;
 /// Of so many writes to the boot partition the short form cuts one, and the full one each.
 const CUT_OF: usize = 4;
+/// A version on trial is confirmed after so long: the minute of its gate, of an emulated machine beside others.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(600);
 /// Where the last byte that a loader reads ends.
 const LOADERS_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
@@ -144,6 +149,28 @@ struct CutKind {
     repair: RepairKind,
 }
 
+impl fmt::Display for CutKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            phase,
+            slot,
+            repair,
+        } = self;
+        write!(f, "{phase} with slot {slot}")?;
+        let steps = [
+            (repair.dropped_names, "names dropped"),
+            (repair.dropped_files, "files dropped"),
+            (repair.cut_chains, "chains cut"),
+            (repair.freed_clusters, "clusters freed"),
+            (repair.copied_entries, "entries copied"),
+            (repair.wrote_info, "counters written"),
+            (repair.was_dirty, "mark removed"),
+        ];
+        let mut done = steps.into_iter().filter(|(is_done, _)| *is_done);
+        done.try_for_each(|(_, step)| write!(f, ", {step}"))
+    }
+}
+
 /// Which kinds of cuts there were, and which of them started a machine.
 #[derive(Debug)]
 struct BootedCuts {
@@ -177,6 +204,21 @@ impl BootedCuts {
         let left = kinds.filter(|(_, has_booted)| !**has_booted);
         left.map(|(kind, _)| *kind).collect()
     }
+
+    /// For the summary of a campaign: how many of all kinds of these cuts started a machine, and the others.
+    fn figure(&self, cuts: &str) -> String {
+        let left: Vec<_> = self.left().iter().map(ToString::to_string).collect();
+        let all = self.has_booted.len();
+        let names = match left.is_empty() {
+            true => "no kind".to_owned(),
+            false => left.join("; "),
+        };
+        format!(
+            "{cuts}: {} started a machine, of {} of {all} kinds; without a start: {names}",
+            self.boots,
+            all - left.len()
+        )
+    }
 }
 
 #[test]
@@ -198,6 +240,10 @@ fn update_cuts_of_each_kind_start_a_machine_up_to_the_maximum() {
         .collect();
     assert_eq!(taken, [true, true, false, true, false, false]);
     assert_eq!((booted.boots, booted.left()), (3, vec![kind("trial")]));
+    assert_eq!(
+        booted.figure("6 cuts"),
+        "6 cuts: 3 started a machine, of 2 of 3 kinds; without a start: trial with slot a"
+    );
 }
 
 #[test]
@@ -291,6 +337,9 @@ impl UpdateRecording {
         updating.good.is_on(&SlotDiskImage::new(path));
         updating.looks();
         updating.goes_back();
+        if is_full() {
+            updating.ends_trial();
+        }
         let config = updating.config.clone();
         let identity = updating.node.identity().to_owned();
         let programs = updating.good.programs.clone();
@@ -414,13 +463,23 @@ impl UpdateRecording {
             }
         }
         eprintln!("{:?}: repairs: {repairs:?}; {all_judged} judged", self.kind);
-        let (boots, kinds, left) = (booted.boots, booted.has_booted.len(), booted.left());
-        eprintln!("{boots} cuts of {kinds} kinds started a machine, none of these kinds: {left:?}");
+        println!("figure {}", booted.figure(&self.cuts_named(counts.cuts)));
+        let has_reached_end = booted.left().is_empty() || booted.boots >= counts.boots_max;
+        assert!(has_reached_end, "{booted:?}");
         eprintln!(
             "the loader chose slot a {} times and slot b {} times",
             chosen[0], chosen[1]
         );
         assert!(chosen.iter().all(|count| *count > 0), "{chosen:?}");
+    }
+
+    /// So many cuts of this recording, for a summary.
+    fn cuts_named(&self, cuts: usize) -> String {
+        let sealed = match &self.chip {
+            Some(_) => "sealed ",
+            None => "",
+        };
+        format!("{cuts} cuts on a {sealed}{:?}", self.kind)
     }
 
     /// Cuts each write to what a loader reads, before it, within it and after it. The writes before it are all there, in
@@ -509,7 +568,7 @@ impl UpdateRecording {
         if let Some(chip) = &self.chip {
             vm = chip.attach_after_cut(vm, moment);
         }
-        let node = serving(&self.bench, vm);
+        let mut node = serving(&self.bench, vm);
         assert_eq!(node.identity(), self.identity, "{when}");
         has_token(&node, KEPT);
         if self.chip.is_some() {
@@ -528,12 +587,40 @@ impl UpdateRecording {
         assert!(states.contains(&state), "{when}: {status:#}");
         assert_eq!(status["version"], version, "{when}: {status:#}");
         assert_eq!(status["slot"], slot.letter(), "{when}: {status:#}");
-        // A version on trial leaves the partition as it is.
-        if state != "trial" {
-            eventually("the start repairs the boot partition", || {
-                self.judge(disk).status.success().then_some(())
-            });
+        if state == "trial" {
+            self.confirms(&mut node, disk, when);
         }
+        eventually("the start repairs the boot partition", || {
+            self.judge(disk).status.success().then_some(())
+        });
+    }
+
+    /// Waits until the machine confirms the version that is on trial after a cut. A start on trial leaves the boot
+    /// partition as it is, and the next one repairs it: the campaign always makes that one, and each run of the tests if
+    /// the partition needs it.
+    fn confirms(&self, node: &mut MachineNode, disk: &SlotDiskImage, when: &str) {
+        let what = format!("{when}: the version on trial is confirmed");
+        alknet_test_support::eventually(&what, CONFIRMED_WITHIN, || {
+            // The record costs the machine no handshake.
+            let phase = disk.record().ok()?.phase();
+            let may = [BootPhase::Trial, BootPhase::Good].contains(&phase);
+            assert!(may, "{when}: {phase:?}: {}", node.vm().report());
+            (phase == BootPhase::Good).then_some(())
+        });
+        if !is_full() && self.judge(disk).status.success() {
+            return;
+        }
+        let mark = node.vm().console().mark();
+        let pressed = node.vm().reset_button();
+        pressed.unwrap_or_else(|error| panic!("{error}"));
+        node.wait_ready(mark);
+        assert_eq!(node.identity(), self.identity, "{when}");
+        has_token(node, KEPT);
+        if self.chip.is_some() {
+            opened_by_tpm(node, when);
+        }
+        let good = [("version", SECOND), ("slot", "b"), ("state", "good")];
+        stands(node, &good);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alknet_boot_state::BootSlot;
+use alknet_boot_state::{BootPhase, BootSlot};
 use alknet_call::{CallError, CallOptions, ErrorCode};
 use alknet_tests::{MachineNode, READY, TestBench};
 use data_encoding::BASE64;
@@ -144,6 +144,26 @@ fn update_of_a_machine_with_a_pin_says_that_a_person_must_come() {
     assert_eq!(details["code"], "needs-person", "{details}");
     // It is staged, and the machine goes on.
     stands(&node, &[("version", FIRST), ("state", "staged")]);
+    takes_back(&bench, &node);
+}
+
+/// A rollback of a version that was to start with the next restart, and then of the staged one. A machine that restarts
+/// takes no request about updates, so the test puts the version on trial itself, as a loader leaves it that could not
+/// count the try.
+fn takes_back(bench: &TestBench, node: &MachineNode) {
+    let disk = SlotDiskImage::new(bench.raw());
+    let phase = || disk.record().expect("a record").phase();
+    disk.arm();
+    assert_eq!(phase(), BootPhase::Pending);
+    node.call("update/rollback", &json!({}));
+    assert_eq!(phase(), BootPhase::Staged);
+    let back = roll_back(bench.admin(), node);
+    assert_eq!(back.json()["outcome"], "taken-back", "{back:?}");
+    assert_eq!(phase(), BootPhase::Idle);
+    stands(
+        node,
+        &[("version", FIRST), ("slot", "a"), ("state", "idle")],
+    );
 }
 
 /// A hub may offer a version and start it. This one starts it whatever its plan says, and gets this error.

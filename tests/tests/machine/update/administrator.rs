@@ -14,7 +14,7 @@ use super::bundle::{ReleaseDraft, ReleaseKeys};
 use super::good::{GoodUpdate, KEPT, NUMBER, PAGE};
 use super::hub::MachineHub;
 use super::page::{UpdatePageReader, first_lines};
-use super::{FIRST, SECOND, has_token, is_refused, stands, status, update};
+use super::{FIRST, SECOND, has_token, is_refused, make_token, roll_back, stands, status, update};
 
 /// How the first lines of the page's blocks begin: an update, bundles of a server, what became of an update, the way back,
 /// and a hub's workers.
@@ -25,6 +25,9 @@ const GOES_BACK: &str = "alknet rollback edge-1";
 pub(super) const WORKERS: &str = "alknet update --workers attic bundle.tar";
 /// What the page says of `--from` and of `--stage`, in one command.
 const STAGES_FROM_HUB: &str = "alknet update edge-1 --from attic --stage";
+
+/// The note of a token that a version on trial makes.
+const OF_TRIAL: &str = "of the trial";
 
 /// The update of a machine, whose new version a delta makes from the first one. A hub has the bundle, too, and a server
 /// has a later one.
@@ -168,6 +171,40 @@ impl<'a> UpdateByPage<'a> {
         });
         assert_eq!(node.info()["identity"], identity);
         has_token(node, KEPT);
+    }
+
+    /// After [`goes_back`](Self::goes_back) the new version is on trial once more and makes a token, and the administrator
+    /// ends the trial by `alknet rollback`. The first version has what it and the other one acknowledged.
+    pub(crate) fn ends_trial(&mut self) {
+        let node = &mut self.node;
+        let (mark, identity) = (node.vm().console().mark(), node.identity().to_owned());
+        node.call("update/rollback", &json!({}));
+        node.wait_ready(mark);
+        assert_eq!(node.identity(), identity);
+        let trial = [("version", SECOND), ("slot", "b"), ("state", "trial")];
+        stands(node, &trial);
+        make_token(node, OF_TRIAL);
+
+        let mark = node.vm().console().mark();
+        let back = roll_back(self.bench.admin(), node);
+        assert_eq!(back.status, 0, "{back:?}\n{}", node.vm().report());
+        assert_eq!(back.json()["outcome"], "returned", "{back:?}");
+        node.wait_ready(mark);
+        assert_eq!(node.identity(), identity);
+        let status = stands(
+            node,
+            &[
+                ("version", FIRST),
+                ("slot", "a"),
+                ("other_version", SECOND),
+                ("state", "failed"),
+            ],
+        );
+        // The gate has neither confirmed the version before nor given it up.
+        assert_eq!(status["last"]["outcome"], "rolled-back", "{status:#}");
+        for note in [KEPT, OF_TRIAL] {
+            has_token(node, note);
+        }
     }
 }
 

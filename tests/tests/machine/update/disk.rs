@@ -161,6 +161,14 @@ impl SlotDiskImage {
         written.expect("the disk is ours");
     }
 
+    /// Puts the staged version on trial from the next start on, as a machine does before it restarts.
+    pub(crate) fn arm(&self) {
+        let record = self.record().expect("a version is staged");
+        let armed = record.arm().expect("a version is staged").encode();
+        let written = self.file().write_all_at(&armed, RECORD_OFFSET);
+        written.expect("the disk is ours");
+    }
+
     /// Leaves the version on trial its last try.
     pub(crate) fn leave_last_try(&self) {
         let record = self.record().expect("a version is on trial");

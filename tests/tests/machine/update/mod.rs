@@ -42,6 +42,9 @@ pub(crate) const LIMIT: &str = "30m";
 pub(crate) const ONLY_CAMPAIGN: &str =
     "it starts machines for minutes: `cargo xtask soak update-cuts` runs it";
 
+/// The operation by which a node lists its tokens.
+pub(crate) const TOKENS: &str = "token/list";
+
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -151,7 +154,12 @@ pub(crate) fn make_token(node: &MachineNode, note: &str) {
 /// Checks that the node has a token with this note.
 #[track_caller]
 pub(crate) fn has_token(node: &MachineNode, note: &str) {
-    let tokens = node.call("token/list", &Value::Null);
+    lists_token(&node.call(TOKENS, &Value::Null), note);
+}
+
+/// The same of an answer to [`TOKENS`].
+#[track_caller]
+pub(crate) fn lists_token(tokens: &Value, note: &str) {
     let note = format!("\"{note}\"");
     assert!(tokens.to_string().contains(&note), "{note} in {tokens:#}");
 }
