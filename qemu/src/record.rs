@@ -24,6 +24,7 @@ const RECORDED_BYTES_MAX: usize = 1 << 30;
 #[derive(Debug)]
 pub struct DiskRecorder {
     base: PathBuf,
+    image: PathBuf,
     socket: PathBuf,
     live: Arc<LiveDisk>,
     _scratch: ScratchDir,
@@ -48,6 +49,7 @@ impl DiskRecorder {
             .map_err(Error::io("starting the disk's thread"))?;
         Ok(Self {
             base: base.to_owned(),
+            image: file,
             socket,
             live,
             _scratch: scratch,
@@ -57,6 +59,17 @@ impl DiskRecorder {
     /// Unix socket of the NBD server.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The file with what the disk has now.
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Refuses each write that touches these bytes of the disk, as a disk with bad sectors does. The next call replaces the
+    /// range, and an empty one refuses no write.
+    pub fn refuse_writes(&self, places: std::ops::Range<u64>) {
+        *self.live.refused() = places;
     }
 
     /// Makes the disk hang, without answers, until [`release`](Self::release).
@@ -437,6 +450,8 @@ struct LiveDisk {
     file: File,
     size: u64,
     log: Mutex<DiskLog>,
+    /// Bytes of the disk that take no writes.
+    refused: Mutex<std::ops::Range<u64>>,
     held: Mutex<bool>,
     released: Condvar,
 }
@@ -457,6 +472,7 @@ impl LiveDisk {
                 file,
                 size,
                 log: Mutex::default(),
+                refused: Mutex::default(),
                 held: Mutex::default(),
                 released: Condvar::new(),
             })
@@ -466,6 +482,18 @@ impl LiveDisk {
 
     fn log(&self) -> MutexGuard<'_, DiskLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, std::ops::Range<u64>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn require_writable(&self, offset: u64, length: u64) -> io::Result<()> {
+        let refused = self.refused();
+        match offset < refused.end && refused.start < offset.saturating_add(length) {
+            true => Err(io::Error::other("these bytes take no writes")),
+            false => Ok(()),
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, bool> {
@@ -509,6 +537,7 @@ impl NbdBackend for LiveDisk {
 
     fn write(&self, offset: u64, data: Vec<u8>, fua: bool) -> io::Result<()> {
         let bytes = data.len();
+        self.require_writable(offset, bytes as u64)?;
         self.note(
             DiskEvent::Write {
                 offset,
@@ -520,6 +549,7 @@ impl NbdBackend for LiveDisk {
     }
 
     fn zero(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
+        self.require_writable(offset, length)?;
         self.note(
             DiskEvent::Zero {
                 offset,

@@ -267,8 +267,10 @@ fn fill(disk: &ModelDisk) {
 
 #[test]
 fn a_bundle_that_is_not_to_be_trusted_is_refused() {
-    let release = TestRelease::new(NEW, 5);
-    let bench = UpdateBench::new();
+    let release = TestRelease::new("1.2.0", 5);
+    let bench = UpdateBench::updated();
+    let path = bench.folder.path().join("trust.json");
+    fs::remove_file(&path).expect("saved with the version that runs");
     let bundle = bench.publisher.bundle(&release);
     let stage =
         |bench: &UpdateBench, bundle: &[u8]| bench.stage_bundle(bundle, &order(bundle)).map(drop);
@@ -276,12 +278,12 @@ fn a_bundle_that_is_not_to_be_trusted_is_refused() {
     bench.refuses(RefusalCode::Signature, |bench| {
         stage(bench, &foreign.bundle(&release))
     });
-    let mut two = UpdateBench::new();
+    let mut two = UpdateBench::updated();
     two.anchor = two
         .anchor
         .with_owner(&[two.publisher.key(), foreign.key()], 2);
     two.refuses(RefusalCode::Threshold, |bench| stage(bench, &bundle));
-    let mut none = UpdateBench::new();
+    let mut none = UpdateBench::updated();
     none.anchor = none.anchor.with_owner(&[], 1);
     none.refuses(RefusalCode::NoKeys, |bench| stage(bench, &bundle));
     let expired = TestRelease {
@@ -292,7 +294,6 @@ fn a_bundle_that_is_not_to_be_trusted_is_refused() {
         bench.stage(&expired).map(drop)
     });
     bench.refuses(RefusalCode::TrustDamaged, |bench| {
-        let path = bench.folder.path().join("trust.json");
         let known = fs::read(&path).expect("saved, also after a refusal");
         fs::write(&path, "{").expect("writable");
         let refused = bench.stage(&release).map(drop);
@@ -305,7 +306,7 @@ fn a_bundle_that_is_not_to_be_trusted_is_refused() {
         ..order(&bundle)
     };
     bench.stage_bundle(&bundle, &dry).expect("a plan");
-    let replayed = TestRelease::new("1.2.0", 4);
+    let replayed = TestRelease::new("1.3.0", 4);
     bench.refuses(RefusalCode::Rollback, |bench| {
         bench.stage(&replayed).map(drop)
     });
@@ -314,17 +315,17 @@ fn a_bundle_that_is_not_to_be_trusted_is_refused() {
 
 #[test]
 fn a_version_that_this_machine_may_not_run_is_refused() {
-    let bench = UpdateBench::new();
+    let bench = UpdateBench::updated();
     let other = TestRelease {
         arch: "pdp11".to_owned(),
-        ..TestRelease::new(NEW, 1)
+        ..TestRelease::new("1.2.0", 2)
     };
     bench.refuses(RefusalCode::OtherMachine, |bench| {
         bench.stage(&other).map(drop)
     });
     let needy = TestRelease {
         needs: vec!["loader-2".to_owned()],
-        ..TestRelease::new(NEW, 2)
+        ..TestRelease::new("1.2.0", 3)
     };
     let bundle = bench.publisher.bundle(&needy);
     for dry_run in [true, false] {
@@ -336,7 +337,7 @@ fn a_version_that_this_machine_may_not_run_is_refused() {
             bench.stage_bundle(&bundle, &order).map(drop)
         });
     }
-    let old = TestRelease::new("0.9.0", 3);
+    let old = TestRelease::new("0.9.0", 4);
     bench.refuses(RefusalCode::Downgrade, |bench| bench.stage(&old).map(drop));
     let bundle = bench.publisher.bundle(&old);
     let named = |name: &str| StageOrder {
@@ -356,7 +357,7 @@ fn a_version_that_this_machine_may_not_run_is_refused() {
     });
     // What was staged before the floor rose does not start either.
     bench.refuses(RefusalCode::BelowFloor, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules(), None).map(drop)
     });
 }
 
@@ -421,44 +422,44 @@ fn a_bundle_that_does_not_arrive_as_it_was_signed_is_refused() {
 
 #[test]
 fn a_program_that_is_not_what_its_release_says_is_refused() {
-    let bench = UpdateBench::new();
+    let bench = UpdateBench::updated();
     let mismatched = TestRelease {
-        osrel: "1.2.0".to_owned(),
-        ..TestRelease::new(NEW, 1)
+        osrel: "1.3.0".to_owned(),
+        ..TestRelease::new("1.2.0", 2)
     };
     let short = TestRelease {
-        program: Some(program(NEW, 4096, 1)[..9000].to_vec()),
-        ..TestRelease::new(NEW, 2)
+        program: Some(program("1.2.0", 4096, 1)[..9000].to_vec()),
+        ..TestRelease::new("1.2.0", 3)
     };
     let junk = TestRelease {
         program: Some(vec![b'x'; 2_000_000]),
-        ..TestRelease::new(NEW, 3)
+        ..TestRelease::new("1.2.0", 4)
     };
     for release in [mismatched, short, junk] {
         bench.refuses(RefusalCode::Malformed, |bench| {
             bench.stage(&release).map(drop)
         });
     }
-    bench.stage(&TestRelease::new(NEW, 4)).expect("a good one");
+    bench.stage(&TestRelease::new("1.2.0", 5)).expect("good");
     bench.refuses(RefusalCode::Unpredictable, |bench| {
-        measured::programs(&mut bench.disk.open(), BootSlot::B, None, &bench.known).map(drop)
+        measured::programs(&mut bench.disk.open(), BootSlot::A, None, &bench.known).map(drop)
     });
 }
 
 #[test]
 fn a_disk_that_cannot_be_used_is_refused() {
-    let release = TestRelease::new(NEW, 1);
-    let bench = UpdateBench::new();
+    let release = TestRelease::new("1.2.0", 2);
+    let bench = UpdateBench::updated();
     bench.disk.refuse_after(0);
     bench.refuses(RefusalCode::Disk, |bench| bench.stage(&release).map(drop));
 
-    let bench = UpdateBench::new();
+    let bench = UpdateBench::updated();
     bench.disk.put_record(&[b'x'; 1024]);
     bench.refuses(RefusalCode::StateLost, |bench| {
         bench.stage(&release).map(drop)
     });
 
-    let bench = UpdateBench::new();
+    let bench = UpdateBench::updated();
     fill(&bench.disk);
     bench.refuses(RefusalCode::Full, |bench| bench.stage(&release).map(drop));
 }

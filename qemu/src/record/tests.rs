@@ -190,6 +190,32 @@ fn a_disk_that_is_held_answers_nothing_until_it_is_released() {
 }
 
 #[test]
+fn a_write_that_touches_refused_bytes_changes_and_records_nothing() {
+    let bench = RecordBench::new();
+    let recorder = DiskRecorder::serve(&bench.dir.path().join("base")).expect("the base is there");
+    recorder.refuse_writes(4096..8192);
+    let write = |offset, length| recorder.live.write(offset, vec![1; length], false);
+    for (offset, length, is_taken) in [
+        (0, 4096, true),
+        (3584, 1024, false),
+        (4096, 512, false),
+        (7680, 1024, false),
+        (8192, 512, true),
+    ] {
+        let written = write(offset, length);
+        assert_eq!(written.is_ok(), is_taken, "{length} bytes at {offset}");
+    }
+    let zeroed = recorder.live.zero(0, DISK_BYTES, false);
+    zeroed.expect_err("it touches the refused bytes");
+    assert_eq!(recorder.recording().len(), 2);
+    let image = || fs::read(recorder.image()).expect("it is served");
+    assert!(image()[4096..8192].iter().all(|byte| *byte == 0));
+    recorder.refuse_writes(0..0);
+    write(4096, 512).expect("no byte is refused any more");
+    assert_eq!(image()[4096], 1);
+}
+
+#[test]
 fn a_dropped_recorder_frees_its_thread_and_files() {
     let bench = RecordBench::new();
     let recorder = DiskRecorder::serve(&bench.dir.path().join("base")).expect("the base is there");

@@ -3,16 +3,17 @@
 
 use std::path::Path;
 
-use alknet_boot_state::BootSlot;
-use alknet_qemu::{DiskController, MachineKind, VirtioDisk};
+use alknet_boot_state::{BootSlot, RECORD_BYTES, RECORD_OFFSET};
+use alknet_qemu::{DiskController, DiskRecorder, MachineKind, VirtioDisk};
 use alknet_test_support::skip;
 use alknet_tests::{MachineNode, TestBench};
 use serde_json::{Value, json};
 
 use crate::configuration::{NO_VAULT, document};
 use crate::power::is_full;
-use crate::update::bundle::{ReleaseDraft, ReleaseKeys, long_metadata, write};
+use crate::update::bundle::{ReleaseDraft, ReleaseKeys, TimestampSignatures, long_metadata, write};
 use crate::update::disk::{FOREIGN, SlotDiskImage};
+use crate::update::program::versioned;
 use crate::update::{
     FIRST, ONLY_CAMPAIGN, SECOND, config, is_refused, machine, roll_back, serving, stands,
     start_after_firmware, update,
@@ -25,6 +26,8 @@ const SMALL: usize = 2 << 20;
 const LARGE: usize = 40 << 20;
 /// Bytes of metadata that no machine reads.
 const LONG: usize = 3 << 20;
+/// The version that the machines had before the one that runs.
+const BEFORE: &str = "0.0.7";
 /// GRUB's line about a disk that does not take the record.
 const NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
 
@@ -46,16 +49,22 @@ fn update_refusals_change_nothing_by_a_bios() {
 }
 
 /// One machine, which `start` makes of a configuration. Two of its owner's three keys have to sign, and its boot
-/// partition has a large foreign file.
+/// partition has a large foreign file. Its record says that slot b has the version before.
 fn refusals_change_nothing(start: impl FnOnce(&TestBench, &str) -> MachineNode) {
     let bench = TestBench::new();
     let folder = bench.path();
     let keys = ReleaseKeys::new(&[1, 2, 3], 2);
     let disk = SlotDiskImage::new(bench.raw());
+    disk.put_version_before(&version_before(&disk));
     let filled = fill(&disk);
     let node = start(&bench, &config(&bench, &keys));
     // PID 1 looks at the disk beside the start of the node.
-    let status = stands(&node, &[("state", "idle"), ("version", FIRST)]);
+    let stays = [
+        ("state", "good"),
+        ("version", FIRST),
+        ("other_version", BEFORE),
+    ];
+    let status = stands(&node, &stays);
     let foreign = json!({ "files": 1, "bytes": filled });
     assert_eq!(status["foreign_files"], foreign, "{status:#}");
     let before = disk.contents();
@@ -75,6 +84,14 @@ fn refusals_change_nothing(start: impl FnOnce(&TestBench, &str) -> MachineNode) 
     refuses(&foreign, &[], "FORBIDDEN", "signature");
     let alone = ReleaseKeys::one(1).bundle(folder, &draft(10, SECOND), &small);
     refuses(&alone, &[], "FORBIDDEN", "threshold");
+
+    for signatures in [TimestampSignatures::Altered, TimestampSignatures::Missing] {
+        let draft = ReleaseDraft {
+            signatures,
+            ..draft(10, SECOND)
+        };
+        refuses_draft(&draft, "FORBIDDEN", "signature");
+    }
 
     // The age of documents, and the place of the version in the order.
     let mut expired = draft(10, SECOND);
@@ -145,16 +162,30 @@ fn refusals_change_nothing(start: impl FnOnce(&TestBench, &str) -> MachineNode) 
     is_refused(&wrong, "CONFLICT", "offset");
     let abort = json!({ "session": session["session"], "abort": true });
     node.call("update/write", &abort);
-    let status = stands(&node, &[("state", "idle"), ("version", FIRST)]);
+    let status = stands(&node, &stays);
     assert_eq!(status["session"], Value::Null, "{status:#}");
     let apply = node.try_call("update/apply", &json!({}), &[]);
     is_refused(&apply, "CONFLICT", "not-staged");
+    // The machine has neither verified nor run the program in slot b.
+    let back = node.try_call("update/rollback", &json!({}), &[]);
+    is_refused(&back, "FORBIDDEN", "unverified");
+    assert!(disk.contents() == before, "a caller changed something");
+    disk.vacate();
+    let before = disk.contents();
     let back = node.try_call("update/rollback", &json!({}), &[]);
     is_refused(&back, "CONFLICT", "no-previous");
     let said = roll_back(bench.admin(), &node);
     is_refused(&said, "CONFLICT", "no-previous");
-    assert!(disk.contents() == before, "a caller changed something");
+    assert!(disk.contents() == before, "a rollback changed something");
     assert_eq!(node.info()["problems"], json!([]));
+}
+
+/// The beginning of the program in slot a, as one of [`BEFORE`]: it says its version, and nothing starts it.
+fn version_before(disk: &SlotDiskImage) -> Vec<u8> {
+    let first = disk.program(BootSlot::A).expect("the image has it");
+    let mut program = versioned(&first, BEFORE);
+    program.truncate(SMALL);
+    program
 }
 
 /// Fills the boot partition but for [`ROOM_BYTES`]. Returns the bytes of the file.
@@ -172,31 +203,54 @@ fn fill(disk: &SlotDiskImage) -> u64 {
 fn update_without_keys_is_refused() {
     let bench = TestBench::new();
     let config = document(&bench, "edge") + NO_VAULT;
+    let disk = SlotDiskImage::new(bench.raw());
+    disk.put_version_before(&version_before(&disk));
     let node = start_after_firmware(&bench, &config);
-    refuses_small(&bench, &node, "FORBIDDEN", "no-keys");
+    refuses_small(&bench, &node, &disk, "FORBIDDEN", "no-keys");
 }
 
-/// The node keeps nothing, so it serves without writing to its disk. Its loader, here GRUB, cannot write either.
+/// The disk takes no write until the node serves, which keeps nothing and needs none. Its loader, here GRUB, cannot write
+/// either. Then the disk takes the record and half of the new program, and refuses the other half.
 #[test]
 fn update_on_a_disk_that_refuses_writes_is_refused() {
     let bench = TestBench::new();
     let keys = ReleaseKeys::one(7).config();
     let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys;
-    let disk = VirtioDisk::file(bench.raw()).read_only();
-    let disk = disk.on(DiskController::VirtioScsi);
-    let node = serving(&bench, machine(MachineKind::Q35, disk, &config));
+    let disk = SlotDiskImage::new(bench.raw());
+    disk.put_version_before(&version_before(&disk));
+    let recorder = DiskRecorder::serve(disk.path()).unwrap_or_else(|error| panic!("{error}"));
+    recorder.refuse_writes(0..u64::MAX);
+    let served = VirtioDisk::recorded(&recorder).on(DiskController::VirtioScsi);
+    let node = serving(&bench, machine(MachineKind::Q35, served, &config));
     let said = node.vm().console().text();
     assert!(said.contains(NOT_WRITTEN), "{said}");
-    refuses_small(&bench, &node, "CONFLICT", "disk");
+    assert_eq!(recorder.recording().bytes(), 0, "it refuses every write");
+
+    // The free room begins behind the program of slot b, and the new program goes there.
+    let disk = SlotDiskImage::new(recorder.image());
+    let free_at = disk.program_end(BootSlot::B);
+    let half_at = free_at + SMALL as u64 / 2;
+    recorder.refuse_writes(half_at..u64::MAX);
+    refuses_small(&bench, &node, &disk, "CONFLICT", "disk");
+    let recording = recorder.recording();
+    let is_written = |places| !recording.writes_in(places).is_empty();
+    assert!(is_written(free_at..half_at), "no half of the program");
+    let record = RECORD_OFFSET..RECORD_OFFSET + RECORD_BYTES as u64;
+    assert!(is_written(record), "the record never gave slot b up");
 }
 
-/// A machine refuses a bundle with a small program, and changes nothing.
-fn refuses_small(bench: &TestBench, node: &MachineNode, error: &str, code: &str) {
+/// A machine with this disk refuses a bundle with a small program, and keeps what it has in both slots.
+fn refuses_small(
+    bench: &TestBench,
+    node: &MachineNode,
+    disk: &SlotDiskImage,
+    error: &str,
+    code: &str,
+) {
     let draft = ReleaseDraft::new(1, SECOND);
     let bundle = ReleaseKeys::one(7).bundle(bench.path(), &draft, &vec![0x5a; SMALL]);
-    let disk = SlotDiskImage::new(bench.raw());
     let before = disk.contents();
     let output = update(bench.admin(), node, &bundle, &["--stage"]);
     is_refused(&output, error, code);
-    assert!(disk.contents() == before && disk.program(BootSlot::B).is_none());
+    assert!(disk.contents() == before, "{code} changed something");
 }

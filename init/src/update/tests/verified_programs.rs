@@ -179,6 +179,8 @@ fn a_disk_that_refuses_the_new_program_keeps_the_known_one() {
         }
         done.expect_err("the disk refused it");
         assert_eq!(bench.known.load(), known, "{writes} writes");
+        let kept = bench.disk.file(BootSlot::B);
+        assert!(kept == Some(before.content()), "{writes} writes");
     }
 }
 

@@ -9,12 +9,14 @@ use alknet_update::{
     SeedSigner, UnixSeconds, UpdateTarget, sign_release, sign_root, write_bundle,
 };
 use data_encoding::HEXLOWER;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// After every test, and before it.
 pub(super) const LATER: UnixSeconds = UnixSeconds(4_000_000_000);
 const EARLIER: UnixSeconds = UnixSeconds(1_000_000_000);
+/// The document of a release that a machine reads first.
+const TIMESTAMP: &str = "timestamp.json";
 
 /// The keys of an owner, of which so many have to sign.
 pub(crate) struct ReleaseKeys {
@@ -102,7 +104,12 @@ impl ReleaseKeys {
             targets: [&target].into_iter().chain(deltas).cloned().collect(),
         };
         let root = self.root();
-        let signed = sign_release(&root, &plan, &self.all()).expect("all keys are here");
+        let mut signed = sign_release(&root, &plan, &self.all()).expect("all keys are here");
+        for (name, document) in &mut signed.documents {
+            if name.as_str() == TIMESTAMP {
+                draft.signatures.put_into(document);
+            }
+        }
         let mut bundle = Vec::new();
         let files = std::slice::from_ref(file);
         let written = write_bundle(&mut bundle, &[root], &signed, files, |_| Ok(content));
@@ -139,6 +146,38 @@ pub(crate) struct ReleaseDraft {
     pub(crate) floor: Option<&'static str>,
     pub(crate) needs: &'static [&'static str],
     pub(crate) is_expired: bool,
+    pub(crate) signatures: TimestampSignatures,
+}
+
+/// The signatures of the document that a machine reads first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TimestampSignatures {
+    /// In each of them one hex digit is another one than that of the key's signature.
+    Altered,
+    /// The list has none.
+    Missing,
+    /// Each is what its key signed.
+    Valid,
+}
+
+impl TimestampSignatures {
+    fn put_into(self, document: &mut Vec<u8>) {
+        let mut changed: Value = serde_json::from_slice(document).expect("JSON");
+        let signatures = changed["signatures"].as_array_mut().expect("a list");
+        match self {
+            Self::Altered => {
+                for signature in signatures {
+                    let hex = signature["sig"].as_str().expect("hex digits");
+                    let first = if hex.starts_with('0') { "1" } else { "0" };
+                    let altered = format!("{first}{}", &hex[1..]);
+                    signature["sig"] = altered.into();
+                }
+            }
+            Self::Missing => signatures.clear(),
+            Self::Valid => return,
+        }
+        *document = changed.to_string().into_bytes();
+    }
 }
 
 impl ReleaseDraft {
@@ -153,6 +192,7 @@ impl ReleaseDraft {
             floor: None,
             needs: &[],
             is_expired: false,
+            signatures: TimestampSignatures::Valid,
         }
     }
 }

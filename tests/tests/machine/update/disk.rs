@@ -70,6 +70,11 @@ impl SlotDiskImage {
         BootRecord::parse(&self.record_bytes())
     }
 
+    fn write_record(&self, record: &BootRecord) {
+        let written = self.file().write_all_at(&record.encode(), RECORD_OFFSET);
+        written.expect("the disk is ours");
+    }
+
     /// The loader, which no update changes.
     pub(crate) fn loader(&self) -> Vec<u8> {
         let loader = self.volume().read_file(LOADER, LOADER_BYTES_MAX);
@@ -164,17 +169,42 @@ impl SlotDiskImage {
     /// Puts the staged version on trial from the next start on, as a machine does before it restarts.
     pub(crate) fn arm(&self) {
         let record = self.record().expect("a version is staged");
-        let armed = record.arm().expect("a version is staged").encode();
-        let written = self.file().write_all_at(&armed, RECORD_OFFSET);
-        written.expect("the disk is ours");
+        self.write_record(&record.arm().expect("a version is staged"));
+    }
+
+    /// Puts a program into slot b as the version before the one in slot a, which an update brought. A loader started slot
+    /// b last, so the one that starts slot a has to write the record.
+    pub(crate) fn put_version_before(&self, program: &[u8]) {
+        self.put(&slot_path(BootSlot::B), program);
+        let staged = BootRecord::new(BootSlot::B).stage();
+        let pending = staged.and_then(|it| it.arm()).expect("slot a is free");
+        let trial = loader_choice(Some(&pending), BootSlots::ALL).write;
+        let confirmed = trial.expect("a try is counted").confirm(BootSlot::A);
+        let confirmed = confirmed.expect("slot a runs");
+        let only_b = BootSlots::filter(|slot| slot == BootSlot::B);
+        let record = loader_choice(Some(&confirmed), only_b).write;
+        self.write_record(&record.expect("slot b starts"));
+    }
+
+    /// Makes the record say that slot b has no version. Its file stays.
+    pub(crate) fn vacate(&self) {
+        let record = self.record().expect("a record").vacate();
+        self.write_record(&record.expect("no version is on trial"));
+    }
+
+    /// Where a slot's program ends on the disk, in bytes.
+    pub(crate) fn program_end(&self, slot: BootSlot) -> u64 {
+        let volume = self.volume();
+        let opened = volume.open_file(&slot_path(slot));
+        let opened = opened.unwrap_or_else(|error| panic!("{error}"));
+        let last = opened.extents().last().expect("it has content");
+        ESP_FIRST_LBA * LBA_BYTES + last.at + last.bytes
     }
 
     /// Leaves the version on trial its last try.
     pub(crate) fn leave_last_try(&self) {
         let record = self.record().expect("a version is on trial");
-        let record = count_tries(record, 1).encode();
-        let written = self.file().write_all_at(&record, RECORD_OFFSET);
-        written.expect("the disk is ours");
+        self.write_record(&count_tries(record, 1));
     }
 
     /// The slot that a loader starts, by the record and the programs as they are. A loader looks only whether a file
@@ -200,8 +230,7 @@ impl SlotDiskImage {
     pub(crate) fn pass_loader(&self) -> Option<BootSlot> {
         let choice = self.choice();
         if let Some(next) = choice.write {
-            let written = self.file().write_all_at(&next.encode(), RECORD_OFFSET);
-            written.expect("the disk is ours");
+            self.write_record(&next);
         }
         choice.start
     }
