@@ -436,6 +436,8 @@ pub struct UpdateFacts {
     /// `idle`, `staged`, `pending`, `trial`, `good`, `failed`: the state of the slot that is not the good one. `absent`
     /// on a machine without boot slots, `unreadable` if the disk does not say.
     pub state: String,
+    /// Whether a slot may have changed since PID 1 read it for the state and for what it says of that slot.
+    pub outdated: bool,
     /// Why the state is `absent` or `unreadable`.
     pub detail: Option<String>,
     /// The version that runs.

@@ -266,6 +266,13 @@ impl MachineUpdate {
         self.staging.as_ref().is_some_and(|one| !one.is_answered)
     }
 
+    /// Whether a boot slot may have changed since the look that the facts are of: a thread may be changing it, or the next
+    /// look is not over. A bundle has the disk before that look, also the next one.
+    fn is_outdated(&self) -> bool {
+        let is_writing = self.staging.as_ref().is_some_and(|one| !one.dry_run);
+        is_writing || self.request.is_some() || self.owes_look || self.is_looking
+    }
+
     /// Why a new request has to wait, if another one is under way.
     fn busy(&self) -> Option<UpdateRefusal> {
         let is_busy = self.is_changing_slot() || self.request.is_some();
@@ -342,6 +349,8 @@ impl InitMachine {
             self.remove_slots();
             self.read_update_state();
         }
+        // Last, and in the same turn: the node learns that its request changes a slot before it gets the answer.
+        self.facts.update.outdated = self.update.is_outdated();
         self.keep_note(now);
     }
 

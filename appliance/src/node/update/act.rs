@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_init::control::{UpdateAnswer, UpdateRequest};
+use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
@@ -231,12 +231,21 @@ impl NodeUpdates {
         Err(refused("outside-window", &text))
     }
 
-    /// SHA-256 of the program that is staged.
+    /// SHA-256 of the program that is staged. Until PID 1 has read a slot that changed, the program of before counts.
     pub(super) fn staged_sha256(&self) -> Option<String> {
+        self.staged_sha256_if(|_| true)
+    }
+
+    /// The same, and nothing of facts that are outdated: by these no planned start ends.
+    pub(super) fn known_sha256(&self) -> Option<String> {
+        self.staged_sha256_if(|facts| !facts.outdated)
+    }
+
+    fn staged_sha256_if(&self, counts: impl FnOnce(&UpdateFacts) -> bool) -> Option<String> {
         let facts = self.0.facts.load();
         // PID 1 needs a moment to read its disk for the facts, so what this node staged itself counts first.
         let known = self.0.sessions.staged().map(|plan| plan.sha256);
-        let is_staged = facts.update.state == "staged";
+        let is_staged = facts.update.state == "staged" && counts(&facts.update);
         known.or_else(|| facts.update.other_sha256.clone().filter(|_| is_staged))
     }
 }

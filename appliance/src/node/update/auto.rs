@@ -97,7 +97,8 @@ impl NodeUpdates {
             found: auto.found.as_ref(),
             is_own: auto.own.is_some() && auto.own.as_deref() == other,
             is_replaceable: auto.is_replaceable,
-            is_busy: self.0.sessions.current().is_some(),
+            // By outdated facts the version of an administrator may be one that does not wait.
+            is_busy: self.0.sessions.current().is_some() || facts.update.outdated,
         })
     }
 

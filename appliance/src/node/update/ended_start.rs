@@ -17,7 +17,7 @@ impl NodeUpdates {
     /// Ends a start that is for another program than the one that is staged now, also one that has failed. The caller
     /// that planned it expects a restart, so the problems, the status and the log of updates say why it does not come.
     pub(super) fn end_start_of_others(&self) {
-        let Some(staged) = self.staged_sha256() else {
+        let Some(staged) = self.known_sha256() else {
             return;
         };
         let version = self.staged_version();
@@ -31,12 +31,15 @@ impl NodeUpdates {
         self.end_start_if(|it| it.sha256 != staged, why, by);
     }
 
-    /// Ends this start, whose program is not the staged one.
+    /// Ends this start, whose program is not the staged one. Leaves it if a bundle has begun since this was known.
     pub(super) fn end_start(&self, start: &ScheduledStart) {
+        if !self.knows_slots() {
+            return;
+        }
         if self.was_started() {
             tracing::info!(at = %start.at, "a planned start is forgotten: a version was started");
             self.0.scheduled.forget_if(|it| it == start);
-        } else if self.staged_sha256().is_some() {
+        } else if self.known_sha256().is_some() {
             self.end_start_of_others();
         } else {
             // PID 1 empties the slot before it writes another program there, and the power may fail meanwhile.
@@ -59,8 +62,8 @@ impl NodeUpdates {
         self.0.scheduled.forget_if(|it| it.limited || !limited);
     }
 
-    /// Makes up after a restart of the node for what an earlier node did not come to: it may have ended after a version was
-    /// started, or another one staged, and before it noted this about a start that had failed.
+    /// Makes up for what was not known of a start when it failed, or what an earlier node did not come to: it may have ended
+    /// after a version was started, or another one staged, and before it noted this.
     pub(super) async fn settle_failed_start(self, start: ScheduledStart) {
         while !self.knows_slots() {
             tokio::time::sleep(self.0.scheduled.step()).await;
@@ -71,11 +74,15 @@ impl NodeUpdates {
         }
     }
 
-    /// Whether the version that was staged last was started since.
+    /// Whether the version that was staged last was started since. Outdated facts do not say this: they may be from before
+    /// that version was staged.
     fn was_started(&self) -> bool {
         let facts = self.0.facts.load();
-        let state = facts.update.state.as_str();
-        self.staged_sha256().is_none() && matches!(state, "pending" | "trial" | "good" | "failed")
+        let is_state = matches!(
+            facts.update.state.as_str(),
+            "pending" | "trial" | "good" | "failed"
+        );
+        is_state && !facts.update.outdated && self.staged_sha256().is_none()
     }
 
     fn end_start_if(&self, is_over: impl FnOnce(&ScheduledStart) -> bool, why: String, by: String) {

@@ -52,7 +52,7 @@ pub(super) struct AutoView<'a> {
     pub(super) is_own: bool,
     /// Whether it was staged by a caller that may not start versions.
     pub(super) is_replaceable: bool,
-    /// Whether a bundle is being sent.
+    /// Whether a bundle is being sent, or PID 1 has not read the slots since.
     pub(super) is_busy: bool,
 }
 

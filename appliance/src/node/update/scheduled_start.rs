@@ -160,16 +160,15 @@ impl ScheduledStartStore {
     }
 
     /// Notes why a start did not happen, unless another one has taken its place. A restart of the node does not repeat
-    /// it then.
-    fn fail(&self, start: &ScheduledStart, failure: String) {
+    /// it then. Returns it with the reason.
+    fn fail(&self, start: &ScheduledStart, failure: String) -> Option<ScheduledStart> {
         let mut timer = self.lock();
-        let Some(timer) = timer.as_mut().filter(|it| it.start == *start) else {
-            return;
-        };
+        let timer = timer.as_mut().filter(|it| it.start == *start)?;
         timer.start.failure = failure;
         if let Err(error) = self.write(&timer.start) {
             tracing::warn!(%error, "the failure of a start cannot be kept");
         }
+        Some(timer.start.clone())
     }
 
     /// Notes that the program of the start is not staged any more, if the start is one of these and this is not noted
@@ -252,9 +251,13 @@ impl ScheduledStartStore {
 impl NodeUpdates {
     /// The moment at which the staged version starts.
     pub(super) fn start_moment(&self) -> Option<Timestamp> {
-        let staged = self.staged_sha256();
         let start = self.0.scheduled.current();
-        let waits = start.filter(|it| it.failure.is_empty() && staged.as_ref() == Some(&it.sha256));
+        let start = start.filter(|it| it.failure.is_empty());
+        let waits = start.filter(|it| match self.known_sha256() {
+            Some(staged) => staged == it.sha256,
+            // It stands until it is known that another program is staged, or none.
+            None => self.has_read_slots() && !self.knows_slots(),
+        });
         waits.map(|it| it.at)
     }
 
@@ -385,7 +388,8 @@ impl NodeUpdates {
                         || "the node did not run then, or did not know the time".to_owned();
                     break Err(last.unwrap_or_else(missed));
                 }
-                StartTurn::Over => return self.end_start(&start),
+                // If the start has ended, so does this task at its next pause. Otherwise a bundle has begun meanwhile.
+                StartTurn::Over => self.end_start(&start),
             }
             tokio::time::sleep(pause).await;
         };
@@ -395,15 +399,19 @@ impl NodeUpdates {
             }
             Err(failure) => {
                 tracing::warn!(by = start.by, at = %start.at, failure, "update.apply at its moment failed");
-                self.0.scheduled.fail(&start, failure);
+                let failed = self.0.scheduled.fail(&start, failure);
+                // PID 1 may have refused the start because another program is staged of which the facts say nothing yet.
+                if let Some(failed) = failed.filter(|_| !self.knows_slots()) {
+                    self.settle_failed_start(failed).await;
+                }
             }
         }
     }
 
     /// What becomes of a start now.
     pub(super) fn start_turn(&self, start: &ScheduledStart) -> StartTurn {
-        // The version on trial may be this one.
-        if !self.knows_slots() {
+        // The version on trial may be this one. Outdated facts do not let the moment pass: PID 1 compares the program.
+        if !self.has_read_slots() {
             return StartTurn::Waits;
         }
         if self.is_replaced(&start.sha256) {
@@ -419,22 +427,30 @@ impl NodeUpdates {
 
     /// Whether this program is known not to be the staged one.
     fn is_replaced(&self, sha256: &str) -> bool {
-        match self.staged_sha256() {
+        match self.known_sha256() {
             Some(staged) => staged != sha256,
             None => !self.may_be_staged(),
         }
     }
 
     /// Whether PID 1 has said how the slots stand. After a start it reads them beside the node's start.
-    pub(super) fn knows_slots(&self) -> bool {
+    fn has_read_slots(&self) -> bool {
         self.staged_sha256().is_some() || !self.0.facts.load().update.state.is_empty()
     }
 
-    /// Whether a version is staged, as far as this node knows.
+    /// Whether what is staged is known now. While a bundle is staged, and until PID 1 has read the slots again, its facts
+    /// say how they stood before, and that may be before what this node has staged and forgotten.
+    pub(super) fn knows_slots(&self) -> bool {
+        let facts = self.0.facts.load();
+        let update = &facts.update;
+        self.0.sessions.staged().is_some() || !(update.state.is_empty() || update.outdated)
+    }
+
+    /// Whether a version may be staged although none is known.
     fn may_be_staged(&self) -> bool {
         let facts = self.0.facts.load();
         let state = facts.update.state.as_str();
-        self.staged_sha256().is_some() || matches!(state, "" | "absent" | "staged" | "unreadable")
+        facts.update.outdated || matches!(state, "" | "absent" | "staged" | "unreadable")
     }
 
     /// Starts the version at its moment, by the rights that its caller has now.

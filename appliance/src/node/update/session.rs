@@ -504,6 +504,7 @@ impl StagingSessions {
         let (outcome, is_known) = sending.finish(self.pace.answer).await?;
         if !is_known && !is_dry {
             // PID 1 may stage it all the same. From now on its facts alone say what waits, as after a restart of the node.
+            // They are outdated since it has the bundle, until it has read the slots after the bundle's end.
             self.forget_staged();
         }
         Ok(outcome)

@@ -1,6 +1,7 @@
 //! `update/stage`, `update/write` and `update/offer`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::config::UpdateChannel;
@@ -27,6 +28,9 @@ pub(super) const STAGE_TIMEOUT_MS: u32 = 900_000;
 const VERSION_CHARS_MAX: usize = 64;
 /// The most characters of an address, as the downloader has it.
 const URL_CHARS_MAX: usize = 2048;
+/// How long an offer waits until PID 1 has read slots that have changed, and how often it looks.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOOK_STEP: Duration = Duration::from_millis(100);
 
 /// `update/stage`
 pub(super) fn stage(updates: NodeUpdates) -> Registration {
@@ -492,6 +496,18 @@ impl NodeUpdates {
         Ok((url, bundle))
     }
 
+    /// Waits until PID 1 has read the slots since they changed last: before, its facts may not show yet what an
+    /// administrator has staged. A session under way is refused as busy anyway.
+    async fn wait_for_slots(&self) -> Result<(), StagingError> {
+        let known = async {
+            while !self.knows_slots() && self.0.sessions.current().is_none() {
+                tokio::time::sleep(LOOK_STEP).await;
+            }
+        };
+        let known = tokio::time::timeout(LOOK_TIMEOUT, known).await;
+        known.map_err(|_| StagingError::Busy)
+    }
+
     /// Why a hub may not replace what is staged: it waits for the administrator who staged it. A version waits for no
     /// administrator if its caller may not start versions.
     async fn kept_from(&self, hub: &str) -> Option<String> {
@@ -563,6 +579,7 @@ impl NodeUpdates {
             ));
         }
         let owner = owner(ctx)?;
+        self.wait_for_slots().await?;
         if let Some(reason) = self.kept_from(&owner).await {
             return unwanted(reason);
         }

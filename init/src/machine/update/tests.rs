@@ -434,6 +434,49 @@ async fn the_keys_of_the_configuration_count_as_soon_as_it_is_in_force() {
     assert_eq!(machine.facts.update.keys, "owner");
 }
 
+/// Without this the node takes a state from before a version was staged for one after it, and forgets its planned start.
+#[tokio::test]
+async fn the_facts_are_outdated_from_the_beginning_of_a_change_until_the_look_after_it() {
+    let mut machine = machine();
+    let attended = |machine: &mut InitMachine| {
+        machine.attend_update(0);
+        machine.facts.update.outdated
+    };
+    let staging = |dry_run| {
+        Some(StagingBundle {
+            ticket: ticket(1, 7),
+            announced: 9,
+            progress: Arc::default(),
+            is_answered: true,
+            dry_run,
+        })
+    };
+    assert!(attended(&mut machine), "the first look is not over");
+    machine.looked(SlotStatus::default());
+    assert!(!attended(&mut machine));
+    machine.update.staging = staging(true);
+    assert!(!attended(&mut machine), "a dry run changes no slot");
+    machine.update.staging = staging(false);
+    assert!(attended(&mut machine));
+    machine.bundle_ended(&ticket(1, 7), FramesEnd::Ended, 0);
+    // The next bundle has the disk.
+    machine.update.staging = staging(true);
+    assert!(attended(&mut machine) && !machine.update.is_looking);
+    machine.update.staging = None;
+    assert!(attended(&mut machine) && machine.update.is_looking);
+    machine.looked(SlotStatus::default());
+    assert!(!attended(&mut machine));
+    machine.update.request = Some(OpenRequest {
+        ticket: ticket(1, 8),
+        has_vault: false,
+    });
+    assert!(attended(&mut machine));
+    machine.request_ended(&ticket(1, 8), UpdateAnswer::Done, false, 0);
+    assert!(attended(&mut machine));
+    machine.looked(SlotStatus::default());
+    assert!(!attended(&mut machine));
+}
+
 #[test]
 fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
     let mut machine = machine();

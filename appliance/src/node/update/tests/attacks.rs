@@ -115,9 +115,14 @@ async fn a_hub_sets_no_moment_and_replaces_no_version_of_an_administrator() {
     assert_eq!(kept.expect("an answer")["wanted"], false);
     // Also after the node restarted, when only the log says who staged it: the machine itself, or another one.
     bench.updates.0.sessions.forget_staged();
-    staged(&bench, "a1");
     bench.seen.lock().expect("no panic").stager = "admin".to_owned();
-    let kept = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    // The facts are from before, so the offer waits for the next ones.
+    bench.set(|facts| facts.update.outdated = true);
+    let look = async {
+        staged(&bench, "a1");
+        bench.set(|facts| facts.update.outdated = false);
+    };
+    let (kept, ()) = tokio::join!(node.call(HUB, "update/offer", offer("1.2.0")), look);
     assert_eq!(kept.expect("an answer")["wanted"], false);
     for by in ["the machine", "hub"] {
         bench.seen.lock().expect("no panic").stager = by.to_owned();

@@ -174,7 +174,12 @@ async fn a_machine_follows_its_channel_by_itself() {
     bench.set(|facts| {
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some("1.1.0".to_owned());
+        facts.update.outdated = true;
     });
+    let count = bench.requests().len();
+    bench.updates.act().await;
+    assert_eq!(bench.requests().len(), count, "another one may be staged");
+    bench.set(|facts| facts.update.outdated = false);
     bench.updates.act().await;
     assert_eq!(
         bench.requests().pop().expect("a start").0,

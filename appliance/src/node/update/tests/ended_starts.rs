@@ -6,7 +6,7 @@ use super::scheduled_starts::{
     bench, file, let_tasks_run, not_started, restart_with, staged, start, starts, wait_until,
 };
 use super::*;
-use crate::node::update::scheduled_start::{LATE_S_MAX, ScheduledStart};
+use crate::node::update::scheduled_start::{LATE_S_MAX, ScheduledStart, StartTurn};
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
 
@@ -302,21 +302,17 @@ async fn a_client_that_takes_a_version_back_hides_no_start_of_an_administrator()
     }
 }
 
-/// A client's bundle is cancelled while PID 1 does not answer, and PID 1 stages it all the same.
-#[tokio::test]
-async fn what_pid_1_stages_after_its_bundle_was_given_up_is_what_waits() {
+/// A node that does not wait long for a PID 1 that says nothing.
+fn bench_of_silent_init() -> NodeUpdateBench {
     let pace = StagingPace {
-        // PID 1 says nothing, however long the node waits.
         abort: Duration::from_millis(50),
         ..StagingPace::default()
     };
-    let bench = NodeUpdateBench::with("", pace, None);
-    let node = UpdateCaller::new(&bench.updates);
-    upload(&node, ADMIN, b"good").await.expect("staged");
-    staged(&bench, "a1");
-    let in_an_hour = json!({ "at": start(3600).at.to_string() });
-    let set = node.call(ADMIN, "update/apply", in_an_hour).await;
-    let set = set.expect("it waits")["scheduled"].clone();
+    NodeUpdateBench::with("", pace, None)
+}
+
+/// Sends a client's bundle to its end, and cancels it while PID 1 does not answer.
+async fn cancel_unanswered(bench: &NodeUpdateBench, node: &UpdateCaller) {
     bench.judge(Verdict::Silent);
     let begun = node.call(CLIENT, "update/stage", json!({ "bytes": 4 }));
     let id = begun.await.expect("it begins")["session"].clone();
@@ -330,6 +326,19 @@ async fn what_pid_1_stages_after_its_bundle_was_given_up_is_what_waits() {
     let (written, cancelled) = tokio::join!(sessions.write((id, "eve"), piece), cancel);
     assert!(written.is_err(), "{written:?}");
     assert_eq!(cancelled, Ok(json!({ "cancelled": true })));
+}
+
+/// A client's bundle is cancelled while PID 1 does not answer, and PID 1 stages it all the same.
+#[tokio::test]
+async fn what_pid_1_stages_after_its_bundle_was_given_up_is_what_waits() {
+    let bench = bench_of_silent_init();
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"good").await.expect("staged");
+    staged(&bench, "a1");
+    let in_an_hour = json!({ "at": start(3600).at.to_string() });
+    let set = node.call(ADMIN, "update/apply", in_an_hour).await;
+    let set = set.expect("it waits")["scheduled"].clone();
+    cancel_unanswered(&bench, &node).await;
     // Until PID 1 has said what waits now, the program of before counts.
     assert_eq!(scheduled(&node).await, set);
     staged(&bench, "b2");
@@ -342,4 +351,65 @@ async fn what_pid_1_stages_after_its_bundle_was_given_up_is_what_waits() {
         "{text}"
     );
     assert_eq!(starts(&bench), 0);
+}
+
+/// As above, on a machine that was updated before. PID 1 does not look at the slots while it has a bundle, so its facts are
+/// still those from before the administrator's bundle, also for a node that restarts.
+#[tokio::test]
+async fn facts_from_before_its_program_was_staged_end_no_start() {
+    for restarts in [false, true] {
+        let mut bench = bench_of_silent_init();
+        let entries = admins_and("eve", &[2], &[STAGE_SCOPE, APPLY_SCOPE]);
+        bench.identities.identities.replace_config(entries);
+        bench.set(|facts| facts.update.outdated = true);
+        set_state(&bench, "good");
+        let mut node = UpdateCaller::new(&bench.updates);
+        upload(&node, ADMIN, b"good").await.expect("staged");
+        let in_an_hour = json!({ "at": start(3600).at.to_string() });
+        let set = node.call(ADMIN, "update/apply", in_an_hour).await;
+        let set = set.expect("it waits")["scheduled"].clone();
+        cancel_unanswered(&bench, &node).await;
+        if restarts {
+            bench.restart();
+            node = UpdateCaller::new(&bench.updates);
+        }
+        let planned = bench.updates.0.scheduled.current().expect("a start");
+        assert_eq!(bench.updates.start_turn(&planned), StartTurn::Waits);
+        // Its task has looked several times.
+        tokio::time::sleep(STEP * 5).await;
+        assert!(file(&bench).exists(), "{restarts}");
+        assert_eq!(scheduled(&node).await, set);
+        assert_eq!(unscheduled(&bench), [[""; 3]; 0]);
+        staged(&bench, "b2");
+        wait_until(|| !unscheduled(&bench).is_empty()).await;
+        let text = not_started(&bench).expect("a problem");
+        assert!(
+            text.ends_with("another program was staged, of version 1.1.0"),
+            "{text}"
+        );
+        let eve: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, APPLY_SCOPE]);
+        let in_29_days = json!({ "at": start(29 * 24 * 3600).at.to_string() });
+        let moved = node.call(eve, "update/apply", in_29_days).await;
+        let refused = moved.expect_err("the administrator had set another one");
+        assert_eq!(refused.details.expect("details")["code"], "scheduled");
+        assert_eq!(starts(&bench), 0);
+    }
+}
+
+/// The moment of a start comes before PID 1 has looked at the slots again. A client could put this look off for hours.
+#[tokio::test]
+async fn a_start_whose_moment_comes_before_the_look_at_the_slots_is_judged_by_pid_1() {
+    let mut bench = bench();
+    bench.set(|facts| facts.update.outdated = true);
+    bench.seen.lock().expect("no panic").waits = Some("b2");
+    restart_with(&mut bench, &start(-1));
+    wait_until(|| not_started(&bench).is_some()).await;
+    assert_eq!(starts(&bench), 1);
+    let text = not_started(&bench).expect("a problem");
+    assert!(text.ends_with("another program waits"), "{text}");
+    staged(&bench, "b2");
+    wait_until(|| !unscheduled(&bench).is_empty()).await;
+    let text = not_started(&bench).expect("a problem");
+    let reason = "another program waits; and another program was staged, of version 1.1.0";
+    assert!(text.ends_with(reason), "{text}");
 }

@@ -21,8 +21,10 @@ pub(super) fn bench() -> NodeUpdateBench {
     bench
 }
 
+/// PID 1 has looked at the slots, and this program is staged.
 pub(super) fn staged(bench: &NodeUpdateBench, sha256: &str) {
     bench.set(|facts| {
+        facts.update.outdated = false;
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some("1.1.0".to_owned());
         facts.update.other_sha256 = Some(sha256.to_owned());
