@@ -17,6 +17,12 @@ pub enum FlashError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The system starts no thread, which hashes the image while it is written.
+    #[error("the system starts no thread to hash the image: {source}")]
+    Thread {
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The path is something else than a disk.
     #[error("{} is no disk; to write the image to a file, give --to-file", path.display())]
     NotDisk {

@@ -12,19 +12,16 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use alknet_image::{DATA_HEAD_END, EspVolume};
-use data_encoding::HEXLOWER;
 use nix::fcntl::{FallocateFlags, fallocate};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::content::{BLOCK_BYTES, BlockQueue, WrittenContent, has_only_zeros, start_hashing};
 use crate::error::FlashError;
-use crate::read_back::{DirectReader, READ_BYTES, forget, is_zero};
+use crate::read_back::{DirectReader, forget, is_zero};
 use crate::source::{HEAD_BYTES, ImageSource};
 use crate::sys;
 use crate::target::DiskTarget;
 
-/// Bytes that are written at once.
-const CHUNK_BYTES: usize = 1 << 20;
 /// Runs of zeros are found in units of so many bytes.
 const ZERO_UNIT: usize = 64 << 10;
 /// After so many bytes the disk is waited for. Otherwise they would fill the memory, and the progress would show what
@@ -108,19 +105,20 @@ pub fn flash(
     source.check_announced()?;
     wipe(target).map_err(target.failed("cannot be wiped"))?;
     let mut writer = ImageWriter::new(target);
-    let sha256 = writer.copy(source, tell)?;
+    let content = writer.copy(source, tell)?;
     let total = writer.at;
     let behind = behind(source, target, total);
     let failed = || target.failed("cannot be written");
     writer.clear(behind.clone()).map_err(failed())?;
     source.check_length(total)?;
-    if let Some(expected) = options.sha256.as_ref().filter(|it| **it != sha256) {
+    let expected = options.sha256.as_ref();
+    if let Some(expected) = expected.filter(|it| **it != content.sha256) {
         return Err(FlashError::OtherContent {
-            actual: sha256,
+            actual: content.sha256,
             expected: expected.clone(),
         });
     }
-    compare(source.head(), target, total, &sha256, tell)?;
+    compare(&content, target, total, tell)?;
     let zeros = is_zero(target.handle(), behind);
     if !zeros.map_err(target.failed("cannot be read back"))? {
         return Err(other_bytes(target, "the place of the vault"));
@@ -132,7 +130,7 @@ pub fn flash(
     Ok(FlashReport {
         bytes: total,
         skipped: writer.skipped,
-        sha256,
+        sha256: content.sha256,
         partitions_known: known,
     })
 }
@@ -208,39 +206,51 @@ impl<'t> ImageWriter<'t> {
         }
     }
 
-    /// Copies the source to its end, and returns the SHA-256 of the whole image.
+    /// Copies the source to its end, and returns what was written. A thread hashes each block while the disk takes it.
     fn copy(
         &mut self,
         source: &mut ImageSource,
         tell: &mut dyn FnMut(FlashStep),
-    ) -> Result<String, FlashError> {
-        let mut hasher = Sha256::new();
-        hasher.update(source.head());
-        let mut chunk = vec![0; CHUNK_BYTES];
+    ) -> Result<WrittenContent, FlashError> {
+        std::thread::scope(|scope| {
+            let started = start_hashing(scope, source.head());
+            let (queue, thread) = started.map_err(|source| FlashError::Thread { source })?;
+            let copied = self.copy_blocks(source, queue, tell);
+            let content = match thread.join() {
+                Ok(content) => content,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            copied.map(|()| content)
+        })
+    }
+
+    fn copy_blocks(
+        &mut self,
+        source: &mut ImageSource,
+        mut queue: BlockQueue,
+        tell: &mut dyn FnMut(FlashStep),
+    ) -> Result<(), FlashError> {
         loop {
-            let read = source.fill(&mut chunk)?;
-            if read == 0 {
+            let block = queue.fill(|block| source.fill(block))?;
+            if block.is_empty() {
                 break;
             }
-            let chunk = &chunk[..read];
-            hasher.update(chunk);
-            check_size(self.target, self.at + read as u64)?;
+            check_size(self.target, self.at + block.len() as u64)?;
             let failed = self.target.failed("cannot be written");
-            self.write(chunk).map_err(failed)?;
+            self.write(&block).map_err(failed)?;
             tell(FlashStep::Writing {
                 bytes: self.at,
                 total: source.bytes(),
             });
         }
         let failed = self.target.failed("cannot be written");
-        self.end().map_err(failed)?;
-        Ok(HEXLOWER.encode(&hasher.finalize()))
+        self.end().map_err(failed)
     }
 
     fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         for unit in chunk.chunks(ZERO_UNIT) {
             let next = self.at + unit.len() as u64;
-            if unit.iter().all(|byte| *byte == 0) {
+            if has_only_zeros(unit) {
                 if self.zeros.is_empty() {
                     self.zeros = self.at..self.at;
                 }
@@ -331,29 +341,28 @@ impl<'t> ImageWriter<'t> {
     }
 }
 
-/// Compares the disk behind the head with the hash of what was read.
+/// Compares the disk behind the head with what was written.
 fn compare(
-    head: &[u8],
+    content: &WrittenContent,
     target: &DiskTarget,
     total: u64,
-    sha256: &str,
     tell: &mut dyn FnMut(FlashStep),
 ) -> Result<(), FlashError> {
     let failed = || target.failed("cannot be read back");
     let mut reader = DirectReader::new(target.handle()).map_err(failed())?;
-    let mut hasher = Sha256::new();
-    hasher.update(head);
-    let mut at = head.len() as u64;
-    while at < total {
-        let wanted = (total - at).min(READ_BYTES as u64) as usize;
-        hasher.update(reader.read(at, wanted).map_err(failed())?);
-        at += wanted as u64;
-        tell(FlashStep::Reading { bytes: at, total });
+    let starts = (HEAD_BYTES as u64..total).step_by(BLOCK_BYTES);
+    for (index, at) in starts.enumerate() {
+        let wanted = (total - at).min(BLOCK_BYTES as u64) as usize;
+        let block = reader.read(at, wanted).map_err(failed())?;
+        if !content.has(index, block) {
+            return Err(other_bytes(target, "the image"));
+        }
+        tell(FlashStep::Reading {
+            bytes: at + wanted as u64,
+            total,
+        });
     }
-    match HEXLOWER.encode(&hasher.finalize()) == sha256 {
-        true => Ok(()),
-        false => Err(other_bytes(target, "the image")),
-    }
+    Ok(())
 }
 
 /// Places files on the EFI system partition, and reads them back.

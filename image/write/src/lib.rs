@@ -17,6 +17,7 @@
 //! ```
 
 pub mod authenticode;
+mod content;
 mod disk_use;
 mod error;
 mod facts;

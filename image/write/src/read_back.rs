@@ -9,10 +9,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 
+use crate::content::{BLOCK_BYTES, has_only_zeros};
+
 /// Alignment of addresses, places and lengths that every disk takes for O_DIRECT.
 const ALIGNMENT: usize = 4096;
-/// Bytes that are read at once.
-pub(crate) const READ_BYTES: usize = 1 << 20;
+/// Bytes that are read at once: a block of an image.
+pub(crate) const READ_BYTES: usize = BLOCK_BYTES;
 
 /// Reads past the kernel's cache, where the file system of a file lets it.
 pub(crate) struct DirectReader {
@@ -91,7 +93,7 @@ pub(crate) fn is_zero(disk: &File, range: Range<u64>) -> io::Result<bool> {
     let mut at = range.start;
     while at < range.end {
         let wanted = (range.end - at).min(READ_BYTES as u64) as usize;
-        if reader.read(at, wanted)?.iter().any(|byte| *byte != 0) {
+        if !has_only_zeros(reader.read(at, wanted)?) {
             return Ok(false);
         }
         at += wanted as u64;
