@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -20,6 +20,12 @@ use crate::travel::MANIFEST_SIGNATURE_FILE;
 
 /// Bytes read at once when a finished file is hashed.
 const READ_BYTES: usize = 1 << 20;
+/// Permission bits of a file that is being written.
+const PART_MODE: u32 = 0o600;
+/// Permission bits of a finished file, before the umask clears some of them.
+const MODE: u32 = 0o644;
+/// The umask where the kernel does not say it: Linux before 4.7, or `/proc` is not mounted.
+const UMASK_UNKNOWN: u32 = 0o077;
 
 #[derive(Debug)]
 pub(crate) struct OutDir<'a> {
@@ -102,7 +108,7 @@ impl<'a> OutDir<'a> {
         if (form, role) == (ImageForm::Raw, OutputRole::Disk) {
             self.disk = Some(ManifestDisk::read(&file).map_err(at(&part.0))?);
         }
-        part.rename(&self.dir.join(name))?;
+        part.finish(&file, &self.dir.join(name))?;
         // The format of sha256sum(1), which can check the file with it.
         let sums = format!("{sha256}  {name}\n");
         put(self.dir, &format!("{name}.sha256"), sums.as_bytes())?;
@@ -196,7 +202,7 @@ pub(crate) fn put(dir: &Path, name: &str, content: &[u8]) -> Result<(), ImageErr
     let part = PartialFile::new(dir, name)?;
     let mut file = part.create().map_err(at(&part.0))?;
     file.write_all(content).map_err(at(&part.0))?;
-    part.rename(&dir.join(name))
+    part.finish(&file, &dir.join(name))
 }
 
 /// A file under its temporary name, which is removed after an error.
@@ -214,7 +220,9 @@ impl PartialFile {
         }
     }
 
-    /// Creates it. Another person who can write to the folder may have put a link at its path, to a file of this user.
+    /// Creates it, for this user alone: the umask, or the default access control list of the folder (acl(5)), may let
+    /// the members of a group write to new files, and a member could change the file before it is hashed. Another person
+    /// who can write to the folder may have put a link at its path, to a file of this user.
     fn create(&self) -> io::Result<File> {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -223,11 +231,19 @@ impl PartialFile {
         let mut options = File::options();
         // `create_new` follows no link that came there since (open(2), O_EXCL).
         let options = options.read(true).write(true).create_new(true);
-        options.open(&self.0)
+        options.mode(PART_MODE).open(&self.0)
     }
 
-    /// Gives it its name. A link of this name is replaced.
-    fn rename(&self, path: &Path) -> Result<(), ImageError> {
+    /// Gives the file, of which everything was read by now, its permission bits and its name. A link of this name is
+    /// replaced.
+    fn finish(&self, file: &File, path: &Path) -> Result<(), ImageError> {
+        let mode = MODE & !umask();
+        let set = |about: fs::Metadata| match about.mode() & 0o777 == mode {
+            true => Ok(()),
+            // An access control list permits a group no more than the bits of the group do (acl(5)).
+            false => file.set_permissions(Permissions::from_mode(mode)),
+        };
+        file.metadata().and_then(set).map_err(at(&self.0))?;
         fs::rename(&self.0, path).map_err(at(path))
     }
 }
@@ -237,6 +253,15 @@ impl Drop for PartialFile {
         // After success it has another name, and there is nothing to remove.
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// The umask of this process. It is read from `/proc`, because umask(2) returns it only by setting another one, which
+/// other threads would use.
+fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let mask = mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok());
+    mask.unwrap_or(UMASK_UNKNOWN)
 }
 
 /// Size and hash of what was written, and not of what another person has put at its path.
@@ -314,6 +339,34 @@ mod tests {
             let recorded = &out.output(name).expect("it is recorded").sha256;
             assert_eq!(content(&sums), format!("{recorded}  {name}\n"));
         }
+    }
+
+    /// The attack: a member of a group whose members may write to new files of the folder opens the file while it is
+    /// written, and changes it before it is hashed, or when it has its name. The umask is that of the whole process.
+    #[test]
+    fn no_other_user_can_open_a_file_that_is_written_or_change_a_finished_one() {
+        let name =
+            "out::tests::no_other_user_can_open_a_file_that_is_written_or_change_a_finished_one";
+        alknet_test_support::alone(name, || {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let mut out = OutDir::open(dir.path()).expect("opens");
+            let mode = |about: fs::Metadata| about.mode() & 0o777;
+            for (mask, file, finished) in
+                [(0, "x", 0o644), (0o002, "y", 0o644), (0o077, "z", 0o600)]
+            {
+                nix::sys::stat::umask(Mode::from_bits_truncate(mask));
+                let part = dir.path().join(format!(".{file}.part"));
+                let written = out.with(ImageForm::Uki, OutputRole::Uki, file, |mut opened| {
+                    assert_eq!(mode(fs::symlink_metadata(&part)?), 0o600, "{file}");
+                    opened.write_all(b"new")
+                });
+                written.expect("writable");
+                for name in [file.to_owned(), format!("{file}.sha256")] {
+                    let about = fs::symlink_metadata(dir.path().join(&name));
+                    assert_eq!(mode(about.expect("it was written")), finished, "{name}");
+                }
+            }
+        });
     }
 
     /// The attack: another person who can write to the output folder changes every folder there while the program runs.

@@ -1,6 +1,6 @@
 //! Reads regular files, and disks, of folders in which another user may have put a pipe, a device or an endless file.
 
-use std::fs::{File, FileType};
+use std::fs::{self, File, FileType};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -127,8 +127,17 @@ fn open_after(
     };
     // open(2), O_PATH: the descriptor stays with this file, and the file itself is not opened.
     let found = open(path, libc::O_PATH).map_err(RegularFileError::Unreadable)?;
-    let about = found.metadata().map_err(RegularFileError::Unreadable)?;
-    let kind = about.file_type();
+    // proc(5): this name leads to the file of the descriptor, and not to what has its path now. Without /proc the
+    // function refuses the file, because an open by the path could reach a device.
+    let name = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let unreadable = |error: io::Error| {
+        RegularFileError::Unreadable(match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other("it takes /proc, which is not mounted"),
+            _ => error,
+        })
+    };
+    // Linux before 3.6 does not answer fstat(2) for such a descriptor.
+    let kind = fs::metadata(&name).map_err(unreadable)?.file_type();
     if !is_permitted(kind) {
         return Err(RegularFileError::NotRegular);
     }
@@ -139,20 +148,11 @@ fn open_after(
         true => 0,
         false => libc::O_NONBLOCK,
     };
-    // proc(5): this name leads to the file of the descriptor, and not to what has its path now. Without /proc the
-    // function refuses the file, because an open by the path could reach a device.
-    let name = format!("/proc/self/fd/{}", found.as_raw_fd());
-    open(name.as_ref(), flags).map_err(|error| {
-        RegularFileError::Unreadable(match error.kind() {
-            io::ErrorKind::NotFound => io::Error::other("it takes /proc, which is not mounted"),
-            _ => error,
-        })
-    })
+    open(name.as_ref(), flags).map_err(unreadable)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use nix::errno::Errno;

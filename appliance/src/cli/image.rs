@@ -7,6 +7,7 @@ mod delta;
 mod download;
 mod interrupt;
 mod named_output;
+mod named_stream;
 mod release;
 mod renew;
 mod root;

@@ -6,7 +6,8 @@ mod rpi_imager;
 mod signatures;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
@@ -27,6 +28,8 @@ use signatures::check_content;
 
 /// The disk is mostly the EFI program, which is compressed already: higher levels take longer and save nothing.
 const LEVEL: i32 = 6;
+/// Bytes of the disk that are copied at once, unless they are zeros alone.
+const COPY_BYTES: usize = 1 << 16;
 /// Roles of the files that [`pack`] writes.
 const PACKED: [OutputRole; 3] = [
     OutputRole::BlockMap,
@@ -87,25 +90,20 @@ pub fn pack_outputs(
         let why = format!("the manifest says {} bytes, and it has {bytes}", disk.bytes);
         return Err(invalid("disk", &path, why));
     }
+    // Another person may have put another disk there since the build, or may still have it open to change it. What is
+    // compared, compressed and mapped is one copy, which no other user can open.
+    let copy = tempfile::tempfile_in(dir).map_err(at(dir))?;
+    let actual = copy_hashed(&raw, bytes, &copy).map_err(at(&path))?;
+    check_content(path.clone(), &disk, actual)?;
     let kept = |it: &ManifestOutput| !PACKED.contains(&it.role) && it.role != OutputRole::Signature;
     let mut out = OutDir::add_to(dir, &manifest, kept);
     progress("compressing the disk");
     let packed = format!("{}.zst", disk.file);
-    let mut sha256 = None;
-    let written = out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |file| {
-        let actual = sha256.insert(compress(&raw, bytes, file)?);
-        match *actual == disk.sha256 {
-            true => Ok(()),
-            false => Err(io::ErrorKind::InvalidData.into()),
-        }
-    });
-    // Another person may have put another disk there since the build.
-    if let Some(actual) = sha256 {
-        check_content(path.clone(), &disk, actual)?;
-    }
-    written?;
+    out.with(ImageForm::Raw, OutputRole::PackedDisk, &packed, |file| {
+        compress(&copy, bytes, file)
+    })?;
     progress("mapping the disk");
-    let map = bmap::text(&raw, bytes).map_err(at(&path))?;
+    let map = bmap::text(&copy, bytes).map_err(at(&path))?;
     let name = format!("{}.bmap", disk.file);
     out.bytes(ImageForm::Raw, OutputRole::BlockMap, &name, map.as_bytes())?;
     let download = out.output(&packed).cloned();
@@ -171,16 +169,32 @@ impl Read for HashedFile<'_> {
     }
 }
 
+/// Copies the disk, without its blocks of zeros, into an empty file. Returns SHA-256 of the disk.
+fn copy_hashed(raw: &File, bytes: u64, copy: &File) -> io::Result<String> {
+    copy.set_len(bytes)?;
+    let mut disk = HashedFile::new(raw);
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        let wanted = (bytes - at).min(COPY_BYTES as u64) as usize;
+        let block = &mut buffer[..wanted];
+        disk.read_exact(block)?;
+        if block.iter().any(|byte| *byte != 0) {
+            copy.write_all_at(block, at)?;
+        }
+        at += wanted as u64;
+    }
+    Ok(disk.sha256())
+}
+
 /// One frame with its size and a checksum. One thread makes it, because the bytes of several depend on their number.
-/// Returns SHA-256 of the disk.
-fn compress(mut raw: &File, bytes: u64, packed: &File) -> io::Result<String> {
+fn compress(mut disk: &File, bytes: u64, packed: &File) -> io::Result<()> {
     let mut encoder = zstd::Encoder::new(packed, LEVEL)?;
     encoder.set_pledged_src_size(Some(bytes))?;
     encoder.include_contentsize(true)?;
     encoder.include_checksum(true)?;
-    io::Seek::seek(&mut raw, io::SeekFrom::Start(0))?;
-    let mut raw = io::BufReader::with_capacity(1 << 20, HashedFile::new(raw));
-    io::copy(&mut raw, &mut encoder)?;
-    encoder.finish()?;
-    Ok(raw.into_inner().sha256())
+    disk.seek(SeekFrom::Start(0))?;
+    let mut disk = io::BufReader::with_capacity(1 << 20, disk);
+    io::copy(&mut disk, &mut encoder)?;
+    encoder.finish().map(drop)
 }

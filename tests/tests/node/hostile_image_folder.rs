@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_image::{MANIFEST_FILE, PackOptions, pack};
+use alknet_image::{ImageForm, MANIFEST_FILE, OutputRole, PackOptions, pack};
 use alknet_test_support::limited;
 use alknet_tests::{BuiltImageFolder, CliOutput, binary, run_with_input};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -14,6 +14,7 @@ use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::bundle_verbs::{BuildMachine, EXPIRES, text};
 use super::image_verbs::{ImageUser, WORDS};
 
 /// Limit for a command that has nothing to wait for.
@@ -203,5 +204,59 @@ fn a_manifest_is_read_once_for_its_signature_and_its_content() {
         let is_open = |mask: AddWatchFlags| mask.contains(AddWatchFlags::IN_OPEN);
         let count = events.iter().filter(|event| is_open(event.mask)).count();
         assert_eq!(count, 1, "{events:?}");
+    }
+}
+
+/// The attack: another person has changed the program in the folder, and left the manifest.
+#[test]
+fn a_program_that_is_not_the_one_of_the_manifest_is_not_released() {
+    let machine = BuildMachine::new();
+    let root = [
+        "root",
+        "--key",
+        "ada.pem",
+        "--expires",
+        "2032-01-31",
+        "--out",
+        "1.root.json",
+    ];
+    machine.run(&root, "").json();
+    let built = BuiltImageFolder::get();
+    let program = built.file(ImageForm::Uki, OutputRole::Uki);
+    let copy = machine
+        .file("out")
+        .join(program.file_name().expect("a file"));
+    fs::create_dir(machine.file("out")).expect("the folder is ours");
+    let manifest = built.folder().join(MANIFEST_FILE);
+    fs::copy(manifest, machine.file("out").join(MANIFEST_FILE)).expect("it was built");
+    let mut content = fs::read(&program).expect("it was built");
+    fs::write(&copy, &content).expect("the folder is ours");
+    let bundle = |words: &[&str]| {
+        let options = ["--number", "1", "--key", "ada.pem", "--root", "1.root.json"];
+        let words = [
+            &["bundle"][..],
+            words,
+            &options,
+            &EXPIRES,
+            &["--out", "1.tar"],
+        ];
+        machine.run(&words.concat(), "")
+    };
+    let sha256 = |content: &[u8]| data_encoding::HEXLOWER.encode(&Sha256::digest(content));
+    let made = bundle(&["out"]).json();
+    assert_eq!(made["program_sha256"], sha256(&content), "{made:#}");
+    fs::remove_file(machine.file("1.tar")).expect("it was written");
+    // A byte of the last section.
+    *content.last_mut().expect("a program") ^= 1;
+    fs::write(&copy, &content).expect("the folder is ours");
+    for words in [&["out"][..], &[text(&program), "--from", "out"]] {
+        let refused = bundle(words);
+        assert_eq!(
+            (refused.status, &*refused.code()),
+            (1, "IMAGE_DIFFERS"),
+            "{words:?}: {refused:?}"
+        );
+        assert!(refused.errors.contains(&sha256(&content)), "{refused:?}");
+        assert!(!machine.file("1.tar").exists(), "{words:?}");
     }
 }

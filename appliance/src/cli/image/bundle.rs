@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageForm, Manifest, OutputRole};
+use alknet_image::{ImageError, ImageForm, Manifest, ManifestOutput, OutputRole};
 use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
 use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
 use alknet_update::{
@@ -69,8 +69,11 @@ pub(crate) struct ImageBundleArgs {
 pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, CommandError> {
     let roots = roots(&args.roots)?;
     let newest = roots.last().map(Vec::as_slice).unwrap_or_default();
-    let path = program_path(&args.what)?;
-    let program = read_bounded(&path, TARGET_BYTES_MAX)?;
+    let NamedProgram {
+        path,
+        content: program,
+        sha256,
+    } = NamedProgram::read(&args.what)?;
     let refused = |why: &dyn std::fmt::Display| {
         CommandError::usage(format!("{} cannot be released: {why}", path.display()))
     };
@@ -108,14 +111,14 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
     }
     put_together(&files)?;
     let bundle = files.first().map(|(_, bundle)| bundle.as_slice());
-    let of_program = (&version, bundle.unwrap_or_default());
+    let of_program = (&version, &*sha256, bundle.unwrap_or_default());
     report(args, of_program, &deltas, &missing, json)
 }
 
-/// Prints the files that were made.
+/// Prints the files that were made. The second argument is the version and the SHA-256 of the program, and its bundle.
 fn report(
     args: &ImageBundleArgs,
-    (version, bundle): (&ReleaseVersion, &[u8]),
+    (version, program_sha256, bundle): (&ReleaseVersion, &str, &[u8]),
     deltas: &[ProgramDelta],
     missing: &[MissingSignatures],
     json: bool,
@@ -130,6 +133,7 @@ fn report(
             "bytes": bundle.len(),
             "sha256": HEXLOWER.encode(&Sha256::digest(bundle)),
             "version": version,
+            "program_sha256": program_sha256,
             "number": args.number,
             "deltas": deltas.collect::<Vec<_>>(),
             "missing": missing_json(missing),
@@ -142,7 +146,7 @@ fn report(
         output::line(&file.display().to_string())?;
     }
     output::note(&format!(
-        "alknet: release {} with version {version}",
+        "alknet: release {} with version {version}, SHA-256 of the program {program_sha256}",
         args.number
     ));
     note_missing_of_bundles(missing, &files);
@@ -208,17 +212,48 @@ fn roots(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, CommandError> {
     }
 }
 
-/// The EFI program in the folder of an image, or the file itself.
-pub(super) fn program_path(what: &Path) -> Result<PathBuf, CommandError> {
-    if !what.is_dir() {
-        return Ok(what.to_owned());
+/// A program that the command line names: the file, or the folder of its image.
+pub(super) struct NamedProgram {
+    pub(super) path: PathBuf,
+    pub(super) content: Vec<u8>,
+    /// SHA-256 of the content in hex.
+    pub(super) sha256: String,
+}
+
+impl NamedProgram {
+    /// Reads the program once. That of a folder has to be the one of the manifest.
+    pub(super) fn read(what: &Path) -> Result<Self, CommandError> {
+        let output = what.is_dir().then(|| uki_of(what)).transpose()?;
+        let path = match &output {
+            Some(output) => what.join(&output.file),
+            None => what.to_owned(),
+        };
+        let content = read_bounded(&path, TARGET_BYTES_MAX)?;
+        let sha256 = HEXLOWER.encode(&Sha256::digest(&content));
+        match output {
+            // Another person may have put another program there since the build.
+            Some(output) if output.sha256 != sha256 => Err(of_image(&ImageError::OtherContent {
+                path,
+                actual: sha256,
+                expected: output.sha256,
+            })),
+            _ => Ok(Self {
+                path,
+                content,
+                sha256,
+            }),
+        }
     }
-    let manifest = Manifest::read(what).map_err(|error| of_image(&error))?;
-    let path = manifest.path(what, ImageForm::Uki, OutputRole::Uki);
-    path.ok_or_else(|| {
+}
+
+/// The EFI program of the form `uki` in the manifest of a folder.
+fn uki_of(folder: &Path) -> Result<ManifestOutput, CommandError> {
+    let manifest = Manifest::read(folder).map_err(|error| of_image(&error))?;
+    let is_uki = |it: &ManifestOutput| it.form == ImageForm::Uki && it.role == OutputRole::Uki;
+    manifest.outputs.into_iter().find(is_uki).ok_or_else(|| {
         let text = format!(
             "{} has no form uki: build it with --form uki",
-            what.display()
+            folder.display()
         );
         CommandError::usage(text)
     })

@@ -4,13 +4,9 @@ use std::path::{Path, PathBuf};
 
 use alknet_delta::{library_version, make_delta};
 use alknet_image::ProgramParts;
-use alknet_update::limits::TARGET_BYTES_MAX;
 use alknet_update::{DeltaInfo, UpdateTarget, delta_file_name};
-use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
 
-use super::bundle::program_path;
-use super::read_bounded;
+use super::bundle::NamedProgram;
 use crate::cli::CommandError;
 
 /// Digits of the base's SHA-256 in the name of a target, which is short.
@@ -68,12 +64,11 @@ struct DeltaOrigin {
 impl DeltaOrigin {
     /// Reads what `--from` names. It is another program than that of the bundle.
     fn read(what: &Path, program: &[u8]) -> Result<Self, CommandError> {
-        let path = program_path(what)?;
-        let old = read_bounded(&path, TARGET_BYTES_MAX)?;
+        let old = NamedProgram::read(what)?;
         let origin = Self {
-            path,
-            base: HEXLOWER.encode(&Sha256::digest(&old)),
-            program: old,
+            path: old.path,
+            program: old.content,
+            base: old.sha256,
         };
         if origin.program == program {
             return Err(origin.refused(&"it is the program of the bundle itself"));

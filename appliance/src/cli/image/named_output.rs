@@ -1,22 +1,16 @@
 //! Output files that a person names on the command line, such as `--out`.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use alknet_durable::{ReplaceAllError, replace, replace_all};
-use nix::fcntl::OFlag;
 
+use super::named_stream::open_stream;
 use crate::cli::{CommandError, output};
 
 /// Permission bits of a new file: every user may read it.
 const MODE: u32 = 0o644;
-/// The bits by which users other than the owner may write.
-const OTHERS_WRITE: u32 = 0o022;
-/// The bit of a folder in which users may rename and remove only their own files.
-const STICKY: u32 = 0o1000;
 
 /// Writes a file that is never there with a part of its bytes. A link to another file is replaced.
 ///
@@ -60,7 +54,7 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
         stream.write_all(content)?;
         return stream.flush();
     }
-    match open_stream(path)? {
+    match open_stream(path, File::options().write(true))? {
         Some(mut stream) => stream.write_all(content),
         None => replace(path, content, MODE),
     }
@@ -80,75 +74,9 @@ fn refuse_unreplaceable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a pipe or a character device. `None` if a file can be replaced there, or made.
-fn open_stream(path: &Path) -> io::Result<Option<File>> {
-    let Some((found, named)) = find_kind(path, OFlag::O_NOFOLLOW)? else {
-        return Ok(None);
-    };
-    let is_link = named.is_symlink();
-    let (found, kind) = match is_link {
-        true => match find_kind(path, OFlag::empty())? {
-            Some((target, about)) => (target, about.file_type()),
-            None => return Ok(None),
-        },
-        false => (found, named.file_type()),
-    };
-    if kind.is_file() {
-        return Ok(None);
-    }
-    if !kind.is_fifo() && !kind.is_char_device() {
-        return Err(io::Error::other(
-            "it is a folder, a socket or a disk; name another one",
-        ));
-    }
-    // An ordinary user can make pipes and links, and no devices.
-    if (is_link || kind.is_fifo()) && !is_safe(path, &named)? {
-        return Err(io::Error::other(
-            "it is a pipe or a link, and another user may have put it there; name one in a folder to which only you can \
-             write",
-        ));
-    }
-    // proc(5): this name leads to the file of the descriptor, and not to what has its path now. An open of a pipe waits
-    // for its reader. A terminal does not become that of this process.
-    let name = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let mut options = File::options();
-    let options = options.write(true).custom_flags(OFlag::O_NOCTTY.bits());
-    options.open(name).map(Some)
-}
-
-/// The descriptor and the attributes of a file that is not opened itself (open(2), `O_PATH`). `None` if it is absent.
-fn find_kind(path: &Path, flags: OFlag) -> io::Result<Option<(File, Metadata)>> {
-    let mut options = File::options();
-    let options = options
-        .read(true)
-        .custom_flags((OFlag::O_PATH | flags).bits());
-    match options.open(path) {
-        Ok(found) => {
-            let about = found.metadata()?;
-            Ok(Some((found, about)))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether only this user and root can have put this file at the path, and can put another one there.
-fn is_safe(path: &Path, named: &Metadata) -> io::Result<bool> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let folder = fs::metadata(folder)?;
-    let user = nix::unistd::geteuid().as_raw();
-    let is_own = |about: &Metadata| about.uid() == user || about.uid() == 0;
-    let is_sticky = folder.mode() & STICKY != 0;
-    let is_closed = folder.mode() & OTHERS_WRITE == 0 || is_sticky;
-    Ok(is_own(&folder) && is_closed && is_own(named))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
     use std::path::PathBuf;
 
     use nix::sys::stat::Mode;
@@ -229,6 +157,34 @@ mod tests {
                 "{refused}"
             );
             assert!(is_pipe(&pipe) && link.is_symlink(), "{}", path.display());
+        }
+    }
+
+    /// The attack: a link of the user's own leads into a folder to which others can write, where another user has put a
+    /// pipe without a reader, or a link to a watchdog.
+    #[test]
+    fn an_own_link_to_what_another_user_may_have_put_there_is_not_opened() {
+        let (shared, pipe, link) = folder_with_pipe();
+        set_mode(shared.path(), 0o777);
+        let own = own_folder();
+        // Without this reader a command that opens the pipe would wait for ever.
+        let mut options = File::options();
+        let opened = options.read(true).write(true).open(&pipe);
+        let _reader = opened.expect("a pipe");
+        let [first, second] = ["first", "second"].map(|name| own.path().join(name));
+        for target in [&pipe, &link] {
+            symlink(target, &first).expect("the folder is ours");
+            symlink("first", &second).expect("the folder is ours");
+            for path in [&first, &second] {
+                let refused = put(path, b"1").expect_err("others can write to the folder");
+                assert!(
+                    refused.message.contains("another user may have put it"),
+                    "{refused}"
+                );
+            }
+            for path in [&first, &second] {
+                fs::remove_file(path).expect("it stays");
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, stderr, stdin};
 use std::path::{Path, PathBuf};
 
 use alknet_core::config::{CONFIG_BYTES_MAX, NodeConfig};
+use alknet_image::{RegularFileError, open_regular_or_disk};
 use alknet_image_write::{
     DiskFacts, DiskTarget, FlashOptions, FlashReport, FlashStep, ImageSource, PlacedFile,
     SystemFolders, flash,
@@ -19,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::download::{ImageDownload, is_url};
 use super::interrupt::InterruptNotice;
+use super::named_stream::open_stream;
 use super::{DISK_REFUSED, of_flash, read_own};
 use crate::cli::machine::is_yes;
 use crate::cli::{CommandError, CommandExit, output};
@@ -147,12 +149,24 @@ fn open(source: &str) -> Result<ImageSource, CommandError> {
         (Box::new(download), bytes)
     } else {
         let failed = |error| unreadable(source, &error);
-        let file = File::open(source).map_err(failed)?;
+        let file = open_named(source.as_ref()).map_err(failed)?;
         let found = file.metadata().map_err(failed)?;
         let bytes = found.is_file().then_some(found.len());
         (Box::new(file), bytes)
     };
     ImageSource::new(from, bytes).map_err(|error| of_flash(&error))
+}
+
+/// Opens a file or a disk. Another person may have put a link to a watchdog or a pipe at its path, so a pipe or a
+/// character device is opened only where no other user can have put it.
+fn open_named(path: &Path) -> io::Result<File> {
+    match open_regular_or_disk(path) {
+        Err(error @ RegularFileError::NotRegular) => {
+            let stream = open_stream(path, File::options().read(true))?;
+            stream.ok_or_else(|| error.into())
+        }
+        opened => opened.map_err(io::Error::from),
+    }
 }
 
 /// The files of a seed: a document, or a folder with the names of the EFI system partition.
@@ -353,8 +367,15 @@ fn show(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
     use alknet_init::SEALED_BYTES_MIN;
+    use nix::errno::Errno;
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
 
@@ -379,6 +400,62 @@ mod tests {
         }
         let absent = check_exists("gone.raw").expect_err("no such file").message;
         assert!(absent.starts_with("cannot read gone.raw: "), "{absent}");
+    }
+
+    /// The attack: another person has put a pipe, or a link to a watchdog, at the path of the image. The kernel reports
+    /// each open of the pipe, so the test does not depend on what an open of it causes.
+    #[test]
+    fn what_another_user_may_have_put_at_the_path_of_an_image_is_not_opened() {
+        let [shared, own] = [0o777, 0o700].map(|mode| {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let mode = fs::Permissions::from_mode(mode);
+            fs::set_permissions(folder.path(), mode).expect("it is ours");
+            folder
+        });
+        let [pipe, link] = ["pipe", "link"].map(|name| shared.path().join(name));
+        let own_link = own.path().join("link");
+        mkfifo(&pipe, Mode::S_IRWXU).expect("the folder is ours");
+        for link in [&link, &own_link] {
+            symlink(&pipe, link).expect("the folder is ours");
+        }
+        let opened = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        opened
+            .add_watch(&pipe, AddWatchFlags::IN_OPEN)
+            .expect("it is there");
+        for path in [&pipe, &link, &own_link] {
+            let source = path.to_str().expect("temporary paths are UTF-8");
+            let refused = open(source).expect_err("another user may have put it there");
+            assert!(
+                refused.message.contains("another user may have put it"),
+                "{refused}"
+            );
+            let events = opened.read_events().map(|events| events.len());
+            assert_eq!(events, Err(Errno::EAGAIN), "{source}");
+        }
+        let refused = open_named(own.path()).expect_err("a folder").to_string();
+        assert!(refused.contains("it is a folder"), "{refused}");
+    }
+
+    #[test]
+    fn an_image_can_come_from_a_pipe_of_the_user_and_through_a_link() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mode = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(folder.path(), mode).expect("it is ours");
+        let [pipe, file, link] = ["pipe", "file", "link"].map(|name| folder.path().join(name));
+        mkfifo(&pipe, Mode::S_IRWXU).expect("the folder is ours");
+        fs::write(&file, "12345").expect("the folder is ours");
+        // With this writer no open waits.
+        let mut options = File::options();
+        let mut writer = options.read(true).write(true).open(&pipe).expect("a pipe");
+        writer.write_all(b"12345").expect("it has room");
+        for target in [&pipe, &file] {
+            symlink(target, &link).expect("the folder is ours");
+            let mut read = [0; 5];
+            let mut opened = open_named(&link).expect("it is ours");
+            opened.read_exact(&mut read).expect("readable");
+            assert_eq!(&read, b"12345", "{}", target.display());
+            fs::remove_file(&link).expect("it is there");
+        }
     }
 
     /// What is before the data partition, the smallest partition with a vault, and the copy of the partition table.

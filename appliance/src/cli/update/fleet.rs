@@ -63,8 +63,8 @@ pub(super) fn run(
             "with --json or without a terminal the command cannot ask: give --yes",
         ));
     }
-    let path = match source {
-        BundleSource::File { path, bytes } => Some((path, *bytes)),
+    let file = match source {
+        BundleSource::File(file) => Some(file),
         BundleSource::Channel(_) => None,
         BundleSource::Hub(_) | BundleSource::Url(_) => {
             let text = "a hub takes its bundle from this computer: give a file";
@@ -72,9 +72,8 @@ pub(super) fn run(
         }
     };
     dial::reached(route, &options.dial, async |hub| {
-        if let Some((path, bytes)) = path {
-            let pieces = BundlePieces::File { path, bytes };
-            send(hub, &pieces, json).await?;
+        if let Some(file) = file {
+            send(hub, &BundlePieces::File(file), json).await?;
         }
         let status = status(hub).await?;
         let version = text(&status["bundle"]["version"]).to_owned();

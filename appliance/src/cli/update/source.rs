@@ -1,9 +1,11 @@
 //! Where a bundle comes from.
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use alknet_image::open_regular;
 use data_encoding::BASE64;
 use serde_json::json;
 
@@ -20,14 +22,52 @@ pub(super) const PIECE_BYTES: usize = 256 << 10;
 pub(super) enum BundleSource {
     /// The node downloads that of its channel, or that of the channel with this name.
     Channel(Option<String>),
-    File {
-        path: PathBuf,
-        bytes: u64,
-    },
+    File(BundleFile),
     /// A hub that has one for its workers.
     Hub(NodeRoute),
     /// The node downloads it.
     Url(String),
+}
+
+/// A bundle on this computer, which is opened once: another person may put a pipe or another file at its path.
+pub(super) struct BundleFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl BundleFile {
+    fn open(path: &Path) -> Result<Self, CommandError> {
+        let refused = |why: &dyn std::fmt::Display| {
+            CommandError::usage(format!("cannot read {}: {why}", path.display()))
+        };
+        let file = open_regular(path).map_err(|error| refused(&error))?;
+        let bytes = file.metadata().map_err(|error| refused(&error))?.len();
+        match bytes {
+            0 => Err(refused(&"it is empty")),
+            bytes => Ok(Self {
+                path: path.to_owned(),
+                file,
+                bytes,
+            }),
+        }
+    }
+
+    /// The piece that begins at an offset. Empty behind the end.
+    fn piece(&self, offset: u64) -> io::Result<Vec<u8>> {
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut read = 0;
+        while read < piece.len() {
+            match self.file.read_at(&mut piece[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        piece.truncate(read);
+        Ok(piece)
+    }
 }
 
 /// Whether a word is the address of a bundle.
@@ -54,25 +94,14 @@ impl BundleSource {
                 "{url}: a node downloads over https only; download the file yourself, and give it as SOURCE"
             ))),
             (Some(url), None) if is_url(url) => Ok(Self::Url(url.to_owned())),
-            (Some(file), None) => {
-                let refused =
-                    |why: String| CommandError::usage(format!("cannot read {file}: {why}"));
-                let about = fs::metadata(file).map_err(|error| refused(error.to_string()))?;
-                match about.is_file() && about.len() > 0 {
-                    true => Ok(Self::File {
-                        path: file.into(),
-                        bytes: about.len(),
-                    }),
-                    false => Err(refused("it is no file, or an empty one".to_owned())),
-                }
-            }
+            (Some(file), None) => BundleFile::open(file.as_ref()).map(Self::File),
         }
     }
 }
 
 /// The bytes of a bundle that this command passes on.
 pub(super) enum BundlePieces<'s> {
-    File { path: &'s Path, bytes: u64 },
+    File(&'s BundleFile),
     Hub { hub: &'s NodeCaller, bytes: u64 },
 }
 
@@ -87,22 +116,21 @@ impl BundlePieces<'_> {
 
     pub(super) fn bytes(&self) -> u64 {
         match self {
-            Self::File { bytes, .. } | Self::Hub { bytes, .. } => *bytes,
+            Self::File(file) => file.bytes,
+            Self::Hub { bytes, .. } => *bytes,
         }
     }
 
     /// The piece that begins at an offset, in base64.
     pub(super) async fn at(&self, offset: u64) -> Result<String, CommandError> {
         match self {
-            Self::File { path, .. } => {
-                let piece = read(path, offset).map_err(|error| {
-                    CommandError::local(format!("cannot read {}: {error}", path.display()))
-                })?;
+            Self::File(file) => {
+                let path = file.path.display();
+                let piece = file
+                    .piece(offset)
+                    .map_err(|error| CommandError::local(format!("cannot read {path}: {error}")))?;
                 match piece.is_empty() {
-                    true => Err(CommandError::local(format!(
-                        "{} became shorter",
-                        path.display()
-                    ))),
+                    true => Err(CommandError::local(format!("{path} became shorter"))),
                     false => Ok(BASE64.encode(&piece)),
                 }
             }
@@ -126,10 +154,58 @@ impl BundlePieces<'_> {
     }
 }
 
-fn read(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut piece = Vec::with_capacity(PIECE_BYTES);
-    file.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
-    Ok(piece)
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use nix::errno::Errno;
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// The attack: another person has put a pipe, or a link to a watchdog, at the path of the bundle, or puts it there
+    /// while the command sends the bundle. The kernel reports each open of the pipe.
+    #[tokio::test]
+    async fn a_bundle_is_opened_once_and_what_is_no_regular_file_is_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [pipe, link, bundle] = ["pipe", "link", "bundle.tar"].map(|it| folder.path().join(it));
+        mkfifo(&pipe, Mode::S_IRWXU).expect("the folder is ours");
+        symlink(&pipe, &link).expect("the folder is ours");
+        let opened = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        opened
+            .add_watch(&pipe, AddWatchFlags::IN_OPEN)
+            .expect("it is there");
+        let open = |path: &Path| {
+            let word = path.to_str().expect("temporary paths are UTF-8");
+            BundleSource::open(Some(word), None, None)
+        };
+        for path in [&pipe, &link] {
+            let refused = open(path).err().expect("no regular file").message;
+            assert!(refused.contains("no regular file"), "{refused}");
+        }
+        fs::write(&bundle, "").expect("the folder is ours");
+        let refused = open(&bundle).err().expect("nothing is in it").message;
+        assert!(refused.ends_with("it is empty"), "{refused}");
+
+        let content = [vec![1; PIECE_BYTES], vec![2; 3]].concat();
+        fs::write(&bundle, &content).expect("the folder is ours");
+        let Ok(BundleSource::File(file)) = open(&bundle) else {
+            panic!("it is a regular file");
+        };
+        fs::rename(&pipe, &bundle).expect("the folder is ours");
+        let pieces = BundlePieces::File(&file);
+        assert_eq!(pieces.bytes(), content.len() as u64);
+        let mut sent = Vec::new();
+        for offset in [0, PIECE_BYTES as u64] {
+            let piece = pieces.at(offset).await.expect("it is open");
+            sent.extend(BASE64.decode(piece.as_bytes()).expect("base64"));
+        }
+        assert!(sent == content);
+        assert!(pieces.at(content.len() as u64).await.is_err());
+        let events = opened.read_events().map(|events| events.len());
+        assert_eq!(events, Err(Errno::EAGAIN), "the pipe was opened");
+    }
 }

@@ -48,13 +48,7 @@ pub(super) async fn staged(
             }
         }
         BundleSource::Url(url) => download(turn, json!({ "url": url }), &mut String::new()).await,
-        BundleSource::File { path, bytes } => {
-            let pieces = BundlePieces::File {
-                path,
-                bytes: *bytes,
-            };
-            upload(turn, &pieces).await
-        }
+        BundleSource::File(file) => upload(turn, &BundlePieces::File(file)).await,
         BundleSource::Hub(hub) => {
             turn.dialer
                 .reached(hub, async |hub| {

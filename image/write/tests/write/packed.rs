@@ -1,6 +1,7 @@
 //! Files for a disk that travels, read by the programs that they are for.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use alknet_image::{ImageError, ImageForm, Manifest, OutputRole, PackOptions, pack};
 use serde_json::Value;
@@ -53,7 +54,7 @@ fn bmaptool_refuses_a_disk_that_is_not_the_one_of_the_map() {
         &["--sparse=always", text(&release.raw()), text(&other)],
     );
     let file = fs::File::options().write(true).open(&other).expect("ours");
-    std::os::unix::fs::FileExt::write_all_at(&file, b"x", (1 << 20) + 100).expect("writable");
+    file.write_all_at(b"x", (1 << 20) + 100).expect("writable");
     let (map, out) = (release.file(OutputRole::BlockMap), dir.path().join("disk"));
     let refused = crate::support::output(
         "bmaptool",
@@ -166,7 +167,7 @@ fn a_disk_that_is_not_the_one_of_the_manifest_is_not_packed() {
     let raw = built.path(dir.path(), ImageForm::Raw, OutputRole::Disk);
     let raw = raw.expect("it was built");
     let file = fs::File::options().write(true).open(&raw).expect("ours");
-    std::os::unix::fs::FileExt::write_all_at(&file, b"x", (1 << 20) + 100).expect("writable");
+    file.write_all_at(b"x", (1 << 20) + 100).expect("writable");
     let refused = pack(dir.path(), &options(), &mut |_| {}).expect_err("another disk");
     match &refused {
         ImageError::OtherContent { path, .. } => assert_eq!(path, &raw),
@@ -174,4 +175,39 @@ fn a_disk_that_is_not_the_one_of_the_manifest_is_not_packed() {
     }
     assert!(!raw.with_extension("raw.zst").exists());
     assert_eq!(Manifest::read(dir.path()).expect("it stays"), built);
+}
+
+/// The attack: another person has put a copy of the disk at its path, and still has it open to write to it when the
+/// command has compared it.
+#[test]
+fn a_disk_that_is_changed_after_the_comparison_changes_no_map() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    InputFolder::new().build(&[ImageForm::Raw], dir.path());
+    let packed = pack(dir.path(), &options(), &mut |_| {}).expect("a disk is there");
+    let path = |role| {
+        let path = packed.path(dir.path(), ImageForm::Raw, role);
+        path.expect("it was packed")
+    };
+    let files = [OutputRole::PackedDisk, OutputRole::BlockMap].map(path);
+    let before = files.clone().map(|file| fs::read(file).expect("written"));
+    let mut opened = fs::File::options();
+    let opened = opened.read(true).write(true);
+    let disk = opened.open(path(OutputRole::Disk)).expect("ours");
+    let at = (1 << 20) + 100;
+    let mut right = [0];
+    disk.read_exact_at(&mut right, at).expect("readable");
+    for step in ["compressing the disk", "mapping the disk"] {
+        disk.write_all_at(&right, at).expect("writable");
+        let mut is_changed = false;
+        let again = pack(dir.path(), &options(), &mut |now| {
+            if now == step {
+                disk.write_all_at(b"x", at).expect("writable");
+                is_changed = true;
+            }
+        });
+        assert!(is_changed, "{step}");
+        assert_eq!(again.expect("it was the right disk"), packed, "{step}");
+        let after = files.clone().map(|file| fs::read(file).expect("written"));
+        assert!(after == before, "{step}");
+    }
 }
