@@ -20,7 +20,7 @@ use crate::tampered::crc32;
 const ON_DISK: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/BOOT/BOOTX64.EFI"];
 
 /// An owner's key and certificate, made by OpenSSL.
-struct EfiOwner {
+pub(crate) struct EfiOwner {
     dir: tempfile::TempDir,
 }
 
@@ -47,15 +47,15 @@ impl EfiOwner {
         owner
     }
 
-    fn rsa() -> Self {
+    pub(crate) fn rsa() -> Self {
         Self::new(&["-newkey", "rsa:2048"])
     }
 
-    fn ecdsa() -> Self {
+    pub(crate) fn ecdsa() -> Self {
         Self::new(&["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -63,17 +63,17 @@ impl EfiOwner {
         fs::read_to_string(self.path(name)).expect("text")
     }
 
-    fn signer(&self) -> EfiSigner {
+    pub(crate) fn signer(&self) -> EfiSigner {
         let signer = EfiSigner::from_pem(&self.read("key.pem"), &self.read("cert.pem"));
         signer.expect("OpenSSL made them")
     }
 
-    fn certificate(&self) -> EfiCertificate {
+    pub(crate) fn certificate(&self) -> EfiCertificate {
         EfiCertificate::from_pem(&self.read("cert.pem")).expect("OpenSSL made it")
     }
 
     /// Builds forms that this owner signs.
-    fn build(
+    pub(crate) fn build(
         &self,
         inputs: &ImageInputs,
         forms: &[ImageForm],
@@ -105,7 +105,7 @@ fn program() -> Vec<u8> {
     fs::read(path.expect("the form was built")).expect("readable")
 }
 
-fn accepts(certificate: &Path, program: &Path) -> bool {
+pub(crate) fn accepts(certificate: &Path, program: &Path) -> bool {
     let checked = output("sbverify", &["--cert", text(certificate), text(program)]);
     checked.status.success()
 }
@@ -424,7 +424,7 @@ fn a_disk_with_another_partition_table_does_not_count_as_signed() {
 }
 
 /// Where the entry of a program's header is that says where its signatures are.
-fn directory_of(program: &[u8]) -> usize {
+pub(crate) fn directory_of(program: &[u8]) -> usize {
     let header = u32::from_le_bytes(program[0x3c..0x40].try_into().expect("four bytes"));
     header as usize + 24 + 112 + 32
 }
