@@ -26,8 +26,11 @@ const BOOT_CODE_BYTES: u64 = 440;
 pub const LOADER_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
 /// The programs of the boot slots, which the loader starts.
 pub const SLOT_PATHS: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/ALKNET/B.EFI"];
-/// What an EFI program begins with.
-const PROGRAM_MARK: &[u8] = b"MZ";
+/// What a file begins with that firmware loads as a program: a DOS header, or, as EDK2 takes the header to be at the
+/// beginning of the file if there is no DOS header, a PE header or a TE header (a shortened one, for firmware).
+const PROGRAM_MARKS: [&[u8]; 3] = [b"MZ", b"PE\0\0", b"VZ"];
+/// Bytes from which [`begins_as_program`] can tell.
+pub const PROGRAM_MARK_BYTES: u64 = 4;
 
 /// Parts of [`DISK_PARTS_LEFT_OUT`] that only a machine changes: where none was started from a disk, the loader has to
 /// find slot a alone. [`boot_state_difference`] compares the first two of them.
@@ -151,15 +154,21 @@ impl ManifestDisk {
             let is_started = started.any(|it| it.eq_ignore_ascii_case(&file.path));
             let mut content = Vec::new();
             let mut reader = volume.open_file(&file.path)?;
-            let mark_bytes = PROGRAM_MARK.len() as u64;
-            reader.by_ref().take(mark_bytes).read_to_end(&mut content)?;
-            if is_started || content == PROGRAM_MARK {
+            let mut mark = reader.by_ref().take(PROGRAM_MARK_BYTES);
+            mark.read_to_end(&mut content)?;
+            if is_started || begins_as_program(&content) {
                 reader.read_to_end(&mut content)?;
                 programs.push((file.path, content));
             }
         }
         Ok(programs)
     }
+}
+
+/// Whether firmware may load a file with this beginning as a program, whatever its name is.
+#[must_use]
+pub fn begins_as_program(beginning: &[u8]) -> bool {
+    PROGRAM_MARKS.iter().any(|mark| beginning.starts_with(mark))
 }
 
 /// What the boot state of a disk has that the one of a new disk has not. `None` if loaders start slot a, no version is

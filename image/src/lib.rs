@@ -71,7 +71,7 @@ pub use disk::{
 };
 pub use disk_parts::{
     DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion,
-    NEW_DISK_PARTS, SLOT_PATHS, boot_state_difference,
+    NEW_DISK_PARTS, PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, boot_state_difference,
 };
 pub use disk_table::{
     disk_bytes_by_head, has_image_identity, head_has_layout, identity_difference, table_difference,

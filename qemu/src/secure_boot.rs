@@ -44,6 +44,12 @@ impl PlatformOwner {
         Ok(own)
     }
 
+    /// The file of the certificate, in PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &Path {
+        &self.certificate
+    }
+
     /// Signs an EFI program.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    DISK_BYTES, ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole, SLOT_PATHS,
-    open_regular_or_disk, table_difference,
+    DISK_BYTES, ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole,
+    PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, open_regular_or_disk, table_difference,
 };
 use thiserror::Error;
 
@@ -14,8 +14,6 @@ use crate::authenticode::{AuthenticodeError, EfiCertificate};
 
 /// Longest EFI program that is read, in bytes: far beyond a third of the EFI system partition.
 const PROGRAM_BYTES_MAX: u64 = 1 << 30;
-/// What an EFI program begins with, and no disk of this project does.
-const PROGRAM_MARK: &[u8] = b"MZ";
 
 /// Why EFI programs do not count as signed.
 #[derive(Debug, Error)]
@@ -36,7 +34,8 @@ pub enum SignedProgramsError {
     },
     /// The file cannot be read, or has no EFI system partition that every firmware reads in the same way.
     #[error(
-        "cannot read EFI programs from {}: {source}; give a disk, a file of the form raw or uki, or the folder of one",
+        "cannot read EFI programs from {}: {source}; give a disk, a file of the form raw, vhd or \
+         uki, or a folder with the form raw or uki",
         path.display()
     )]
     Unreadable {
@@ -94,8 +93,8 @@ fn unsigned_list(programs: &[(String, AuthenticodeError)]) -> String {
 }
 
 /// Checks that every EFI program of a folder, a file or a disk has a signature by the key of a certificate: of a disk each
-/// file of the EFI system partition that begins as a program does. The partition table of a disk has to be the one of this
-/// project, so that firmware finds no other partition.
+/// file of the EFI system partition that [begins as a program](begins_as_program). One without a DOS header does not count
+/// as signed. The partition table of a disk has to be the one of this project, so that firmware finds no other partition.
 ///
 /// # Errors
 /// A program is not signed so, none can be read, or the disk has another layout.
@@ -177,15 +176,14 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
     Ok(shown)
 }
 
-/// The file as a whole, if it is a program.
+/// The file as a whole, if it is a program. No disk of this project begins as one.
 fn whole(file: &mut File) -> io::Result<Option<Vec<u8>>> {
-    let mut mark = [0; PROGRAM_MARK.len()];
-    file.read_exact(&mut mark)?;
-    if mark != PROGRAM_MARK {
+    let mut program = Vec::new();
+    let mut mark = file.by_ref().take(PROGRAM_MARK_BYTES);
+    mark.read_to_end(&mut program)?;
+    if !begins_as_program(&program) {
         return Ok(None);
     }
-    file.rewind()?;
-    let mut program = Vec::new();
     file.take(PROGRAM_BYTES_MAX).read_to_end(&mut program)?;
     Ok(Some(program))
 }

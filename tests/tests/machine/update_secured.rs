@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use alknet_boot_state::BootSlot;
-use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
+use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, disk_bytes_by_head};
 use alknet_qemu::{PlatformOwner, Vm};
-use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
+use alknet_tests::{BootVariant, CliOutput, MachineBuilder, MachineNode, TestBench, binary};
 use serde_json::{Value, json};
 
 use crate::interposer::{asking_for_the_slot, assert_refused, with};
@@ -27,6 +28,12 @@ const NOT_PERMITTED: &str = "alknet-loader: slot b did not start: Secure Boot do
 /// Why the TPM does not open the vault for the older version, and why a machine does not take what opens an older one.
 const OTHER_IMAGE: &str = "PCR 11 (the image or its command line)";
 const OLDER_DISK: &str = "the disk is older than the last change that the TPM counted";
+/// The programs on the disk after an update.
+const PROGRAMS: [&str; 3] = [
+    "EFI/ALKNET/A.EFI",
+    "EFI/ALKNET/B.EFI",
+    "EFI/BOOT/BOOTX64.EFI",
+];
 /// Longest wait from power-on until the console says so. Emulated firmware alone takes long.
 const SAID_WITHIN: Duration = Duration::from_secs(60);
 /// Where the two boot partitions lie, one behind the other: the first one has the record and the boot note, the second
@@ -36,7 +43,8 @@ const BOOT_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
 /// To the owner's new version and back without a person, and in between the attack of [`Rollback`]; then a version whose
 /// bundle is signed and whose program another owner signed ends in the first version. In `cargo xtask soak update-cuts`
-/// so does one whose program has no signature, which `secure_boot.rs` shows of the good slot in each run.
+/// so does one whose program has no signature, which `secure_boot.rs` shows of the good slot in each run. `alknet image
+/// verify` finds the owner's programs in both slots after the update, and at the end the other owner's in the second one.
 #[test]
 fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let bench = TestBench::new();
@@ -91,6 +99,7 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let slot_of_second = opened(&node);
     assert_ne!(slot_of_first, slot_of_second);
     node.end();
+    all_are_signed(&bench, &owner);
     rollback.opens_nothing(&machine);
     let mut node = machine().boot();
     assert_eq!(node.identity(), identity);
@@ -119,6 +128,38 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
         );
         opened(&node);
     }
+    drop(node);
+    let refused = verified(&bench, &owner);
+    assert_eq!(refused.code(), "IMAGE_DIFFERS", "{refused:?}");
+    let named = PROGRAMS.map(|path| refused.errors.contains(path));
+    assert_eq!(named, [false, true, false], "{refused:?}");
+}
+
+/// The owner's certificate fits every program of a disk that was started, has grown and has a program in each slot.
+fn all_are_signed(bench: &TestBench, owner: &PlatformOwner) {
+    let disk = File::open(bench.raw()).expect("the disk is ours");
+    let mut head = [0; 2 * LBA_BYTES as usize];
+    disk.read_exact_at(&mut head, 0).expect("it is longer");
+    let bytes = disk.metadata().expect("the disk is ours").len();
+    let moved = disk_bytes_by_head(&head);
+    assert_eq!(moved, Some(bytes), "the place of the table's backup");
+    let found = verified(bench, owner).json();
+    let expected = PROGRAMS.map(|path| format!("raw.raw: {path}"));
+    assert_eq!(
+        found["efi_programs"]["checked"],
+        json!(expected),
+        "{found:#}"
+    );
+}
+
+/// What the command line says of the programs on the disk and this owner's certificate.
+fn verified(bench: &TestBench, owner: &PlatformOwner) -> CliOutput {
+    let mut verify = Command::new(binary());
+    verify
+        .args(["image", "verify", "--json", "--efi-cert"])
+        .args([owner.certificate(), &bench.raw()])
+        .stdin(Stdio::null());
+    bench.admin().run(verify)
 }
 
 /// The number of the one slot of the vault, which is the TPM's and opened it.

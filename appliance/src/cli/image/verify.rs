@@ -31,8 +31,8 @@ pub(crate) struct ImageVerifyArgs {
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
     /// A certificate for Secure Boot, in PEM: each EFI program must have a signature by its key. This works for a disk, a
-    /// file of the form raw or uki, and the folder of one. Of a disk the command checks the partition table, and each file
-    /// of the EFI system partition that begins with MZ.
+    /// file of the form raw, vhd or uki, and a folder with the form raw or uki. Of a disk the command checks the partition
+    /// table, and each file of the EFI system partition that firmware may load: those that begin with MZ, PE or VZ.
     #[arg(long, value_name = "FILE")]
     efi_cert: Option<PathBuf>,
     /// The file is a written disk, or a copy of one.

@@ -1,11 +1,13 @@
 //! The parts of a PE file that its signature covers.
 
+use alknet_image::begins_as_program;
 use sha2::{Digest, Sha256};
 
 use super::AuthenticodeError;
 
 /// Place of the offset of the PE header.
 const HEADER_POINTER_AT: usize = 0x3c;
+const DOS_MARK: &[u8] = b"MZ";
 const COFF_BYTES: usize = 24;
 const SECTION_BYTES: usize = 40;
 /// The optional header of a program with 64-bit addresses, and with 32-bit ones.
@@ -46,9 +48,16 @@ pub(super) struct EfiProgram {
 
 impl HeaderOffsets {
     fn parse(program: &[u8]) -> Result<Self, AuthenticodeError> {
+        let has_dos_header = program.starts_with(DOS_MARK);
+        // Firmware may load it all the same.
+        if begins_as_program(program) && !has_dos_header {
+            return Err(AuthenticodeError::Program(
+                "it begins with a PE or TE header, without a DOS header",
+            ));
+        }
         let cut = || AuthenticodeError::Program("it is cut short");
         let header = number(program, HEADER_POINTER_AT, 4).ok_or_else(cut)?;
-        let is_pe = program.starts_with(b"MZ")
+        let is_pe = has_dos_header
             && program
                 .get(header..)
                 .is_some_and(|rest| rest.starts_with(b"PE\0\0"));
@@ -300,6 +309,9 @@ mod tests {
         assert_eq!(signed.len() % ALIGNMENT, 0);
         assert!(refusal(&signed).contains("signature already"));
         assert!(refusal(b"MZ").contains("cut short"));
+        for alone in [&b"PE\0\0"[..], b"VZ"] {
+            assert!(refusal(alone).contains("without a DOS header"));
+        }
         assert!(refusal(&[0; 0x200]).contains("no PE header"));
         assert!(refusal(&program()[..0x700]).contains("cut short"));
         let mut gap = program();

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    EspVolume, ImageError, ImageForm, ImageInputs, Manifest, OutputRole, build_signed,
+    DATA_FIRST_LBA, ESP_FIRST_LBA, EspVolume, ImageError, ImageForm, ImageInputs, LBA_BYTES,
+    Manifest, ManifestDisk, MediumDisk, OutputRole, build_signed,
 };
 use alknet_image_write::authenticode::{AuthenticodeError, EfiCertificate, EfiSigner, sign};
 use alknet_image_write::{SignedProgramsError, verify_programs};
@@ -18,6 +19,16 @@ use crate::tampered::crc32;
 
 /// The program and the loader on a new disk.
 const ON_DISK: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/BOOT/BOOTX64.EFI"];
+/// Forms with EFI programs. The builder makes a disk of its own for `raw` and for `gce`, and a medium for `iso`. It writes
+/// the forms that are not here, `vmdk`, `ova`, `vhdx`, `aws` and `containerdisk`, from the same disk as `qcow2` and `vhd`.
+const SIGNED_FORMS: [ImageForm; 6] = [
+    ImageForm::Uki,
+    ImageForm::Raw,
+    ImageForm::Qcow2,
+    ImageForm::Iso,
+    ImageForm::Vhd,
+    ImageForm::Gce,
+];
 
 /// An owner's key and certificate, made by OpenSSL.
 pub(crate) struct EfiOwner {
@@ -82,6 +93,89 @@ impl EfiOwner {
         let signer = self.signer();
         let sign = |program: &[u8]| sign(program, &signer).map_err(|error| error.to_string());
         build_signed(inputs, forms, out, &sign, &mut |_| {})
+    }
+
+    /// The disk of a form, as a file with each block in its place. `None` if the form is no disk.
+    fn as_raw(&self, form: ImageForm, file: &Path) -> Option<PathBuf> {
+        match form {
+            // The footer of a fixed VHD is behind the blocks.
+            ImageForm::Raw | ImageForm::Vhd => Some(file.to_owned()),
+            ImageForm::Qcow2 => {
+                let converted = self.path("converted.raw");
+                let options = ["convert", "-O", "raw", text(file), text(&converted)];
+                run("qemu-img", &options);
+                Some(converted)
+            }
+            ImageForm::Gce => {
+                let folder = text(self.dir.path());
+                run("tar", &["-x", "-S", "-f", text(file), "-C", folder]);
+                Some(self.path("disk.raw"))
+            }
+            _ => None,
+        }
+    }
+
+    /// The program on the EFI system partition of a medium, and the parts of the disk that the medium installs.
+    fn of_medium(&self, medium: &Path) -> (Vec<u8>, ManifestDisk) {
+        let root = self.path("medium");
+        let from = ["-no_rc", "-osirrox", "on", "-indev", text(medium)];
+        run(
+            "xorriso",
+            &[&from[..], &["-extract", "/", text(&root)]].concat(),
+        );
+        let (partition, copy) = (root.join("boot/efi.img"), self.path("medium.efi"));
+        let program = format!("::/{}", ON_DISK[1]);
+        run("mcopy", &["-i", text(&partition), &program, text(&copy)]);
+        let disk = MediumDisk::open(&root).and_then(MediumDisk::parts);
+        let program = fs::read(&copy).expect("copied");
+        (program, disk.expect("the medium has a disk"))
+    }
+
+    /// Checks the programs of each disk of a build: they are those of the form `raw`, the manifest has their hashes, and
+    /// the command reads them or says that it does not.
+    fn assert_disks(&self, manifest: &Manifest, out: &Path) {
+        let raw = manifest.path(out, ImageForm::Raw, OutputRole::Disk);
+        let raw = raw.expect("it was built");
+        let expected = ON_DISK.map(|path| on_disk(&raw, path));
+        let disk = manifest.disk.as_ref().expect("the manifest has the parts");
+        for (path, content) in ON_DISK.iter().zip(&expected) {
+            let entry = disk.files.iter().find(|file| file.path == *path);
+            let sha256 = HEXLOWER.encode(&Sha256::digest(content));
+            assert_eq!(entry.map(|file| &file.sha256), Some(&sha256), "{path}");
+        }
+        let roles = [OutputRole::Disk, OutputRole::Archive];
+        for output in manifest
+            .outputs
+            .iter()
+            .filter(|it| roles.contains(&it.role))
+        {
+            let (form, file) = (output.form, out.join(&output.file));
+            match self.as_raw(form, &file) {
+                Some(disk) => {
+                    let found = ON_DISK.map(|path| on_disk(&disk, path));
+                    assert!(found == expected, "{form} has other programs");
+                }
+                None => {
+                    let (program, installed) = self.of_medium(&file);
+                    assert!(program == expected[0], "{form} has another program");
+                    assert_eq!(&installed, disk, "{form} installs another disk");
+                }
+            }
+            let checked = verify_programs(&file, &self.certificate());
+            match form {
+                ImageForm::Raw | ImageForm::Vhd => {
+                    let checked = checked.expect("both are signed").checked;
+                    assert_eq!(checked.len(), 2, "{form}: {checked:?}");
+                }
+                _ => {
+                    let refused = checked.expect_err("no raw disk");
+                    assert!(
+                        matches!(refused, SignedProgramsError::Unreadable { .. }),
+                        "{form}: {refused}"
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -216,29 +310,28 @@ fn what_does_not_belong_together_is_refused() {
 }
 
 #[test]
-fn every_form_of_a_signed_build_has_the_same_signed_programs() {
+fn uki_and_all_kinds_of_disks_of_a_signed_build_have_the_same_signed_programs() {
     let other = EfiOwner::rsa();
+    let others_of_ecdsa = [
+        "alknet_0.1.0-gce.tar.gz",
+        "alknet_0.1.0.iso",
+        "alknet_0.1.0.qcow2",
+        "alknet_0.1.0.vhd",
+    ];
     // An ECDSA key signs with a random number, so a program that is signed twice differs.
-    for owner in [EfiOwner::rsa(), EfiOwner::ecdsa()] {
+    for (owner, forms, left_out) in [
+        (EfiOwner::rsa(), &SIGNED_FORMS[..3], &others_of_ecdsa[2..3]),
+        (EfiOwner::ecdsa(), &SIGNED_FORMS[..], &others_of_ecdsa[..]),
+    ] {
         let out = owner.path("out");
-        let forms = [ImageForm::Uki, ImageForm::Raw, ImageForm::Qcow2];
-        let manifest = owner.build(&InputFolder::new().inputs, &forms, &out);
+        let manifest = owner.build(&InputFolder::new().inputs, forms, &out);
         let manifest = manifest.expect("the forms build");
+        owner.assert_disks(&manifest, &out);
         let file = |form, role| manifest.path(&out, form, role).expect("it was built");
         let raw = file(ImageForm::Raw, OutputRole::Disk);
-        let qcow2 = file(ImageForm::Qcow2, OutputRole::Disk);
-        let converted = owner.path("converted.raw");
-        let options = ["convert", "-O", "raw", text(&qcow2), text(&converted)];
-        run("qemu-img", &options);
-        let disk = manifest.disk.as_ref().expect("the manifest has the parts");
         for path in ON_DISK {
-            let content = on_disk(&raw, path);
-            assert!(content == on_disk(&converted, path), "{path} differs");
-            let entry = disk.files.iter().find(|file| file.path == path);
-            let sha256 = HEXLOWER.encode(&Sha256::digest(&content));
-            assert_eq!(entry.map(|file| &file.sha256), Some(&sha256), "{path}");
             let program = owner.path("program.efi");
-            fs::write(&program, content).expect("writable");
+            fs::write(&program, on_disk(&raw, path)).expect("writable");
             assert!(accepts(&owner.path("cert.pem"), &program), "{path}");
             assert!(!accepts(&other.path("cert.pem"), &program), "{path}");
         }
@@ -250,17 +343,13 @@ fn every_form_of_a_signed_build_has_the_same_signed_programs() {
             .find(|it| it.role == OutputRole::Uki);
         let sha256 = HEXLOWER.encode(&Sha256::digest(&uki));
         assert_eq!(entry.map(|it| &it.sha256), Some(&sha256));
-        let checked = verify_programs(&out, &owner.certificate()).expect("all are signed");
-        assert_eq!(checked.checked.len(), 3, "{checked:?}");
-        assert_eq!(checked.left_out, ["alknet_0.1.0.qcow2"]);
+        let mut found = verify_programs(&out, &owner.certificate()).expect("all are signed");
+        assert_eq!(found.checked.len(), 3, "{found:?}");
+        found.left_out.sort_unstable();
+        assert_eq!(found.left_out, left_out);
         let refused = verify_programs(&out, &other.certificate()).expect_err("another owner");
         assert!(
             matches!(refused, SignedProgramsError::NotSigned { .. }),
-            "{refused}"
-        );
-        let refused = verify_programs(&qcow2, &owner.certificate()).expect_err("no raw disk");
-        assert!(
-            matches!(refused, SignedProgramsError::Unreadable { .. }),
             "{refused}"
         );
     }
@@ -381,9 +470,10 @@ fn a_signature_with_a_changed_byte_that_sbverify_refuses_does_not_hold() {
     }
 }
 
-/// The attack: another partition has the type by which firmware looks for programs.
+/// The attacks: the data partition has a volume that firmware reads, and another partition has the type by which firmware
+/// looks for programs.
 #[test]
-fn a_disk_with_another_partition_table_does_not_count_as_signed() {
+fn a_disk_with_another_partition_table_or_volume_does_not_count_as_signed() {
     let owner = EfiOwner::rsa();
     let out = owner.path("out");
     let manifest = owner.build(&InputFolder::new().inputs, &[ImageForm::Raw], &out);
@@ -395,6 +485,23 @@ fn a_disk_with_another_partition_table_does_not_count_as_signed() {
     verify().expect("both are signed");
     let disk = File::options().read(true).write(true).open(&raw);
     let disk = disk.expect("ours");
+    let other_part = || match verify().expect_err("another layout") {
+        SignedProgramsError::OtherLayout { part, .. } => part,
+        refused => panic!("{refused}"),
+    };
+    // The boot sector of the EFI system partition, at the beginning of the data partition.
+    let mut sector = [0; 512];
+    disk.read_exact_at(&mut sector, ESP_FIRST_LBA * LBA_BYTES)
+        .expect("readable");
+    let put = |content: &[u8]| {
+        let put = disk.write_all_at(content, DATA_FIRST_LBA * LBA_BYTES);
+        put.expect("writable");
+    };
+    put(&sector);
+    let part = other_part();
+    assert!(part.starts_with("data partition: "), "{part}");
+    put(&[0; 512]);
+    verify().expect("the volume is gone");
     let last = disk.metadata().expect("ours").len() / 512 - 1;
     // Both copies, with their checksums.
     for (header_at, entries_at) in [(1, 2), (last, last - 32)] {
@@ -414,19 +521,17 @@ fn a_disk_with_another_partition_table_does_not_count_as_signed() {
         disk.write_all_at(&header, header_at * 512)
             .expect("writable");
     }
-    let refused = verify().expect_err("another table");
-    match &refused {
-        SignedProgramsError::OtherLayout { part, .. } => {
-            assert_eq!(part, "place of partition 2");
-        }
-        refused => panic!("{refused}"),
-    }
+    assert_eq!(other_part(), "place of partition 2");
+}
+
+/// Where the PE header of a program is.
+fn header_of(program: &[u8]) -> usize {
+    u32::from_le_bytes(program[0x3c..0x40].try_into().expect("four bytes")) as usize
 }
 
 /// Where the entry of a program's header is that says where its signatures are.
 pub(crate) fn directory_of(program: &[u8]) -> usize {
-    let header = u32::from_le_bytes(program[0x3c..0x40].try_into().expect("four bytes"));
-    header as usize + 24 + 112 + 32
+    header_of(program) + 24 + 112 + 32
 }
 
 #[test]
@@ -466,16 +571,31 @@ fn each_program_of_a_disk_must_be_signed() {
         assert!(names.iter().any(|name| name.ends_with(path)), "{names:?}");
     }
     let remove = |path: &str| run("mdel", &["-i", &volume, &format!("::/{path}")]);
-    // Programs that this project has not, for another processor and by another boot entry.
-    let others = ["EFI/BOOT/BOOTIA32.EFI", "EFI/ALKNET/OTHER.BIN"];
-    put(&unsigned, others[0]);
-    put(&foreign, others[1]);
+    // Programs that this project has not, for another processor and by another boot entry. EDK2 also loads a program that
+    // begins with its PE header, and its library reads one with a TE header.
+    let others = [
+        (&unsigned[..], "EFI/BOOT/BOOTIA32.EFI"),
+        (&foreign[..], "EFI/ALKNET/OTHER.BIN"),
+        (&own[header_of(&own)..], "EFI/BOOT/BOOTAA64.EFI"),
+        (&b"VZ\x64\x86\0\x0b"[..], "EFI/BOOT/SHORT.EFI"),
+    ];
+    for (program, path) in others {
+        put(program, path);
+        let alone = verify_programs(&owner.path("put.efi"), &owner.certificate());
+        let alone = alone.expect_err("it is not signed");
+        assert!(
+            matches!(alone, SignedProgramsError::NotSigned { .. }),
+            "{path}: {alone}"
+        );
+    }
     put(b"text", "TEXT.TXT");
-    let refused = verify().expect_err("two are not signed").to_string();
-    for path in others {
-        assert!(refused.contains(path), "{refused}");
+    let refused = verify().expect_err("four are not signed").to_string();
+    for (_, path) in others {
+        assert!(refused.contains(&format!("{path}: ")), "{refused}");
         remove(path);
     }
+    let without = refused.matches("without a DOS header").count();
+    assert_eq!(without, 2, "{refused}");
     assert!(!refused.contains("TEXT.TXT"), "{refused}");
     verify().expect("all are signed");
     remove(ON_DISK[1]);
