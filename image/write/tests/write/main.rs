@@ -2,6 +2,7 @@
 
 mod efi;
 mod efi_encodings;
+mod efi_folder;
 mod flashed;
 mod packed;
 mod released;
