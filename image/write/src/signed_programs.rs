@@ -1,12 +1,15 @@
 //! Whether the EFI programs of an image or of a written disk are signed for Secure Boot.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
     DISK_BYTES, ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole,
-    PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, open_regular_or_disk, table_difference,
+    PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, open_regular_or_disk, read_regular,
+    table_difference,
 };
 use thiserror::Error;
 
@@ -14,6 +17,8 @@ use crate::authenticode::{AuthenticodeError, EfiCertificate};
 
 /// Longest EFI program that is read, in bytes: far beyond a third of the EFI system partition.
 const PROGRAM_BYTES_MAX: u64 = 1 << 30;
+/// Longest file of a folder that may be a text, in bytes: far beyond a bill of materials.
+const TEXT_BYTES_MAX: u64 = 16 << 20;
 
 /// Why EFI programs do not count as signed.
 #[derive(Debug, Error)]
@@ -80,7 +85,7 @@ pub enum SignedProgramsError {
 pub struct SignedPrograms {
     /// A file's name, or the path on the EFI system partition behind the file's name.
     pub checked: Vec<String>,
-    /// Files of a folder that have EFI programs inside, which this library does not read.
+    /// What else a folder has, but for texts, whether its manifest names it or not: it may have EFI programs inside.
     pub left_out: Vec<String>,
 }
 
@@ -96,6 +101,9 @@ fn unsigned_list(programs: &[(String, AuthenticodeError)]) -> String {
 /// file of the EFI system partition that [begins as a program](begins_as_program). One without a DOS header does not count
 /// as signed. The partition table of a disk has to be the one of this project, so that firmware finds no other partition.
 ///
+/// Of a folder the files are checked that its manifest calls a disk of the form `raw`, or a program of the form `uki`.
+/// Another person may have changed the manifest, so each other file is named that is no text.
+///
 /// # Errors
 /// A program is not signed so, none can be read, or the disk has another layout.
 pub fn verify_programs(
@@ -107,28 +115,53 @@ pub fn verify_programs(
         programs.checked = file(path, certificate)?;
         return Ok(programs);
     }
-    for output in Manifest::read(path)?.outputs {
-        match (output.form, output.role) {
-            (ImageForm::Raw, OutputRole::Disk) | (ImageForm::Uki, OutputRole::Uki) => {
-                let checked = file(&path.join(&output.file), certificate)?;
-                programs.checked.extend(checked);
-            }
-            (
-                form,
-                OutputRole::Archive
-                | OutputRole::Disk
-                | OutputRole::OciImage
-                | OutputRole::PackedDisk,
-            ) if form.holds_efi_program() => programs.left_out.push(output.file),
-            _ => {}
+    let outputs = Manifest::read(path)?.outputs;
+    let mut seen = BTreeSet::new();
+    for output in &outputs {
+        let is_read = matches!(
+            (output.form, output.role),
+            (ImageForm::Raw, OutputRole::Disk) | (ImageForm::Uki, OutputRole::Uki)
+        );
+        if is_read && seen.insert(OsString::from(&output.file)) {
+            let checked = file(&path.join(&output.file), certificate)?;
+            programs.checked.extend(checked);
         }
     }
-    match programs.checked.is_empty() {
-        true => Err(SignedProgramsError::NoForm {
+    if programs.checked.is_empty() {
+        return Err(SignedProgramsError::NoForm {
             path: path.to_owned(),
-        }),
-        false => Ok(programs),
+        });
     }
+    let named = outputs.into_iter().map(|it| OsString::from(it.file));
+    let present = names(path).map_err(|source| SignedProgramsError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    for name in named.chain(present) {
+        if seen.insert(name.clone()) && !is_text(&path.join(&name)) {
+            let name = name.to_string_lossy().into_owned();
+            programs.left_out.push(name);
+        }
+    }
+    Ok(programs)
+}
+
+/// The names of what is in a folder, in their order.
+fn names(folder: &Path) -> io::Result<BTreeSet<OsString>> {
+    let entries = fs::read_dir(folder)?;
+    entries
+        .map(|entry| entry.map(|it| it.file_name()))
+        .collect()
+}
+
+/// Whether a file is a text. No program, disk or archive is one.
+fn is_text(path: &Path) -> bool {
+    let Ok(content) = read_regular(path, TEXT_BYTES_MAX) else {
+        return false;
+    };
+    let is_written = |it: char| !it.is_control() || it.is_whitespace();
+    let text = std::str::from_utf8(&content);
+    !begins_as_program(&content) && text.is_ok_and(|text| text.chars().all(is_written))
 }
 
 /// Checks the programs of a file, which is one itself or has a disk. Returns their names.
@@ -184,6 +217,13 @@ fn whole(file: &mut File) -> io::Result<Option<Vec<u8>>> {
     if !begins_as_program(&program) {
         return Ok(None);
     }
+    let bytes = file.seek(SeekFrom::End(0))?;
+    // Firmware hashes every byte of a program.
+    if bytes > PROGRAM_BYTES_MAX {
+        let why = format!("it is {bytes} bytes, and a program has at most {PROGRAM_BYTES_MAX}");
+        return Err(io::Error::other(why));
+    }
+    file.seek(SeekFrom::Start(program.len() as u64))?;
     file.take(PROGRAM_BYTES_MAX).read_to_end(&mut program)?;
     Ok(Some(program))
 }

@@ -179,7 +179,7 @@ fn show(
         for file in &programs.left_out {
             let file = output::one_line(file);
             output::line(&format!(
-                "  left out  {file}: the command does not read its EFI programs"
+                "  left out  {file}: no EFI program of it was checked"
             ))?;
         }
     }

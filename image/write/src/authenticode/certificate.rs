@@ -9,7 +9,7 @@ use aws_lc_rs::signature::{
 use super::der::{
     self, CONTEXT_0, NULL, OCTET_STRING, SEQUENCE, SET, algorithm, element, integer, object,
 };
-use super::program::EfiProgram;
+use super::program::{ALIGNMENT, EfiProgram};
 use super::signer::{ECDSA_SHA_256, RSA, certificate_der, issuer_and_serial};
 use super::{
     AuthenticodeError, CONTENT_TYPE, INDIRECT_DATA, MESSAGE_DIGEST, SHA_256, SIGNED_DATA, sha256,
@@ -23,6 +23,16 @@ const RSA_SHA_256: &[u64] = &[1, 2, 840, 113_549, 1, 1, 11];
 const BIT_STRING: u8 = 0x03;
 /// `[1]`: attributes that are not signed, such as the time of another signer.
 const CONTEXT_1: u8 = CONTEXT_0 + 1;
+/// Names of attributes that are not signed: `1.2.840.113549.1.9.6`, the signature of another signer, such as one who
+/// says the time; `1.3.6.1.4.1.311.3.3.1`, a time stamp (RFC 3161); and `1.3.6.1.4.1.311.2.4.1`, another signature.
+const UNSIGNED_ATTRIBUTES: [&[u64]; 3] = [
+    &[1, 2, 840, 113_549, 1, 9, 6],
+    &[1, 3, 6, 1, 4, 1, 311, 3, 3, 1],
+    &[1, 3, 6, 1, 4, 1, 311, 2, 4, 1],
+];
+/// Where firmware expects the name of the digest. This takes each length before it to have two bytes, so no signature
+/// may be longer than 64 KiB.
+const DIGEST_NAME_AT: usize = 30;
 /// Sequences of a certificate before its key: algorithm, issuer, validity and subject (RFC 5280 section 4.1).
 const SEQUENCES_BEFORE_KEY: usize = 4;
 
@@ -94,36 +104,32 @@ impl EfiCertificate {
         })
     }
 
-    /// Checks that one of the program's signatures is by the key of this certificate, and of these bytes. Firmware reads
-    /// more of a signature than its key signs, and refuses it if that does not fit; so does this function.
+    /// Checks that the program is signed by the key of this certificate, and has no other signature. Firmware reads more
+    /// of a signature than its key signs, and refuses it if that does not fit; so does this function.
     ///
     /// # Errors
-    /// The program has no such signature, or is no EFI program.
+    /// The program has no such signature or another one beside it, or is no EFI program.
     pub fn verify(&self, program: &[u8]) -> Result<(), AuthenticodeError> {
         let (program, signatures) = EfiProgram::split(program)?;
         let hash = program.hash();
-        let holds = |signature: &Vec<u8>| {
+        let holds = |signature: &[u8]| {
             let parts = SignatureParts::parse(signature);
             parts.is_some_and(|parts| {
                 parts.hash == hash && self.is_named(&parts) && self.signed(&parts)
             })
         };
-        match signatures.iter().any(holds) {
-            true => Ok(()),
-            false => Err(AuthenticodeError::OtherSignature),
+        match signatures.iter().filter(|it| holds(it)).count() {
+            0 => Err(AuthenticodeError::OtherSignature),
+            some if some < signatures.len() => Err(AuthenticodeError::ForeignSignature),
+            _ => Ok(()),
         }
     }
 
     /// Whether the signature names this certificate and an algorithm of its key, and has the certificate with it. No key
-    /// signs these fields, and firmware finds the certificate by them.
+    /// signs these fields, and firmware finds the certificate by them. Firmware reads all of another certificate, too,
+    /// and refuses the signature if it cannot, so there may be none.
     fn is_named(&self, parts: &SignatureParts<'_>) -> bool {
-        let mut rest = parts.certificates;
-        let certificates: Option<Vec<_>> =
-            iter::from_fn(|| (!rest.is_empty()).then(|| der::next(&mut rest))).collect();
-        let is_with_it = certificates.is_some_and(|all| {
-            all.iter().all(|it| it.tag == SEQUENCE) && all.iter().any(|it| it.whole == self.der)
-        });
-        is_with_it
+        parts.certificates == self.der
             && parts.issuer_and_serial == self.issuer_and_serial
             && self
                 .signature_algorithms
@@ -180,9 +186,12 @@ impl<'a> SignatureParts<'a> {
             signature: take(&mut signer, OCTET_STRING)?,
         };
         if !signer.is_empty() {
-            take(&mut signer, CONTEXT_1)?;
+            check_unsigned(take(&mut signer, CONTEXT_1)?)?;
         }
-        // Behind the signature itself may be the padding of its entry.
+        let name = signature.get(DIGEST_NAME_AT..)?;
+        let has_short_lengths = name.starts_with(&object(SHA_256));
+        // The length of the entry may be that of the signature with its padding.
+        let is_padding = rest.len() < ALIGNMENT && rest.iter().all(|byte| *byte == 0);
         let ends = [
             outer,
             explicit,
@@ -193,8 +202,27 @@ impl<'a> SignatureParts<'a> {
             signers,
             signer,
         ];
-        ends.iter().all(|end| end.is_empty()).then_some(parts)
+        let is_whole = ends.iter().all(|end| end.is_empty());
+        (is_whole && has_short_lengths && is_padding).then_some(parts)
     }
+}
+
+/// Checks that attributes which are not signed have a form that firmware reads: it parses them, but does not look into a
+/// value that is a sequence. Each value of the known attributes is one.
+fn check_unsigned(mut attributes: &[u8]) -> Option<()> {
+    let names = UNSIGNED_ATTRIBUTES.map(object);
+    while !attributes.is_empty() {
+        let mut attribute = take(&mut attributes, SEQUENCE)?;
+        take_one_of(&mut attribute, &names)?;
+        let mut values = take(&mut attribute, SET)?;
+        while !values.is_empty() {
+            take(&mut values, SEQUENCE)?;
+        }
+        if !attribute.is_empty() {
+            return None;
+        }
+    }
+    Some(())
 }
 
 /// SHA-256 of a program, according to what is signed.

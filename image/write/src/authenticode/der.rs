@@ -66,7 +66,7 @@ pub(super) struct DerElement<'a> {
     pub(super) content: &'a [u8],
 }
 
-/// Takes the next element off `rest`. `None` if there is no whole one.
+/// Takes the next element off `rest`. `None` if there is no whole one, or its length is not in the shortest form.
 pub(super) fn next<'a>(rest: &mut &'a [u8]) -> Option<DerElement<'a>> {
     let (tag, length) = (*rest.first()?, usize::from(*rest.get(1)?));
     let (length, head) = match length {
@@ -78,6 +78,10 @@ pub(super) fn next<'a>(rest: &mut &'a [u8]) -> Option<DerElement<'a>> {
             let number = digits
                 .iter()
                 .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+            // DER has the shortest form alone (X.690 section 10.1). Firmware reads some lengths at fixed places.
+            if number < 0x80 || digits.first() == Some(&0) {
+                return None;
+            }
             (number, 2 + bytes)
         }
         _ => return None,
@@ -107,6 +111,22 @@ mod tests {
             0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01,
         ];
         assert_eq!(object(&[1, 2, 840, 113_549, 1, 1, 1]), rsa);
+    }
+
+    #[test]
+    fn a_length_that_is_not_in_the_shortest_form_is_refused() {
+        for (content, longer) in [
+            (2_u8, &[0x81, 2][..]),
+            (2, &[0x82, 0, 2][..]),
+            (200, &[0x82, 0, 200][..]),
+            (200, &[0x83, 0, 0, 200][..]),
+        ] {
+            let content = vec![0; content.into()];
+            let shortest = element(SEQUENCE, std::slice::from_ref(&content));
+            assert!(next(&mut &shortest[..]).is_some());
+            let written = [&[SEQUENCE][..], longer, &content].concat();
+            assert!(next(&mut &written[..]).is_none(), "{longer:?}");
+        }
     }
 
     proptest! {

@@ -51,6 +51,13 @@ pub enum AuthenticodeError {
         "none of its signatures is by the key of this certificate and of these bytes, in the form that firmware accepts"
     )]
     OtherSignature,
+    /// A signature by the key has another one beside it, by which firmware may refuse the program: it looks each of them
+    /// up in its list of forbidden certificates (dbx), and one that it cannot read counts as forbidden.
+    #[error(
+        "beside the signature by the key of this certificate it has another one, for which firmware may refuse it; \
+         'sbattach --remove' takes one away"
+    )]
+    ForeignSignature,
     /// The certificate has another form.
     #[error("the certificate cannot be used: {0}")]
     Certificate(&'static str),

@@ -19,7 +19,7 @@ const HEADERS_SIZE_AT: usize = 60;
 /// The directory of certificates is the fifth.
 const CERTIFICATES: usize = 4;
 /// The table of certificates begins at a multiple of so many bytes.
-const ALIGNMENT: usize = 8;
+pub(super) const ALIGNMENT: usize = 8;
 /// The head of an entry: length, revision 2.0, and PKCS #7 signed data.
 const ENTRY_HEAD_BYTES: usize = 8;
 const REVISION: u16 = 0x0200;
@@ -139,7 +139,7 @@ impl EfiProgram {
         }
         let mut unsigned = program[..start].to_vec();
         unsigned[directory..directory + 8].fill(0);
-        Ok((Self::parse(&unsigned)?, signatures_of(&program[start..])))
+        Ok((Self::parse(&unsigned)?, signatures_of(&program[start..])?))
     }
 
     /// The digest of everything but the checksum, the directory of certificates and the certificates.
@@ -177,25 +177,26 @@ impl EfiProgram {
     }
 }
 
-/// The signatures in a table of certificates.
-fn signatures_of(mut table: &[u8]) -> Vec<Vec<u8>> {
+/// The signatures in a table of certificates. Firmware refuses the program if the entries, each with its padding, do not
+/// end where the table ends. It reads entries of some other kinds in ways of its own, and signing programs write none.
+fn signatures_of(mut table: &[u8]) -> Result<Vec<Vec<u8>>, AuthenticodeError> {
+    let uneven = || AuthenticodeError::Program("its signatures do not end with their table");
     let mut signatures = Vec::new();
-    while let (Some(length), Some(revision), Some(kind)) = (
-        number(table, 0, 4),
-        number(table, REVISION_AT, 2),
-        number(table, KIND_AT, 2),
-    ) {
-        let Some(signature) = table.get(ENTRY_HEAD_BYTES..length) else {
-            break;
-        };
-        // Firmware does not read an entry of another revision.
-        if (revision, kind) == (usize::from(REVISION), usize::from(PKCS_SIGNED_DATA)) {
-            signatures.push(signature.to_vec());
+    while !table.is_empty() {
+        let length = number(table, 0, 4).ok_or_else(uneven)?;
+        let revision = number(table, REVISION_AT, 2).ok_or_else(uneven)?;
+        let kind = number(table, KIND_AT, 2).ok_or_else(uneven)?;
+        let signature = table.get(ENTRY_HEAD_BYTES..length).ok_or_else(uneven)?;
+        if (revision, kind) != (usize::from(REVISION), usize::from(PKCS_SIGNED_DATA)) {
+            return Err(AuthenticodeError::Program(
+                "its table of signatures has an entry of another kind",
+            ));
         }
+        signatures.push(signature.to_vec());
         let next = length.next_multiple_of(ALIGNMENT);
-        table = table.get(next..).unwrap_or_default();
+        table = table.get(next..).ok_or_else(uneven)?;
     }
-    signatures
+    Ok(signatures)
 }
 
 /// The raw data of the sections, in the order of their places. They follow each other without a gap: what firmware

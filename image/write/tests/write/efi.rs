@@ -31,7 +31,7 @@ const SIGNED_FORMS: [ImageForm; 6] = [
 ];
 
 /// An owner's key and certificate, made by OpenSSL.
-struct EfiOwner {
+pub(crate) struct EfiOwner {
     dir: tempfile::TempDir,
 }
 
@@ -58,15 +58,15 @@ impl EfiOwner {
         owner
     }
 
-    fn rsa() -> Self {
+    pub(crate) fn rsa() -> Self {
         Self::new(&["-newkey", "rsa:2048"])
     }
 
-    fn ecdsa() -> Self {
+    pub(crate) fn ecdsa() -> Self {
         Self::new(&["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -74,17 +74,17 @@ impl EfiOwner {
         fs::read_to_string(self.path(name)).expect("text")
     }
 
-    fn signer(&self) -> EfiSigner {
+    pub(crate) fn signer(&self) -> EfiSigner {
         let signer = EfiSigner::from_pem(&self.read("key.pem"), &self.read("cert.pem"));
         signer.expect("OpenSSL made them")
     }
 
-    fn certificate(&self) -> EfiCertificate {
+    pub(crate) fn certificate(&self) -> EfiCertificate {
         EfiCertificate::from_pem(&self.read("cert.pem")).expect("OpenSSL made it")
     }
 
     /// Builds forms that this owner signs.
-    fn build(
+    pub(crate) fn build(
         &self,
         inputs: &ImageInputs,
         forms: &[ImageForm],
@@ -199,7 +199,7 @@ fn program() -> Vec<u8> {
     fs::read(path.expect("the form was built")).expect("readable")
 }
 
-fn accepts(certificate: &Path, program: &Path) -> bool {
+pub(crate) fn accepts(certificate: &Path, program: &Path) -> bool {
     let checked = output("sbverify", &["--cert", text(certificate), text(program)]);
     checked.status.success()
 }
@@ -530,7 +530,7 @@ fn header_of(program: &[u8]) -> usize {
 }
 
 /// Where the entry of a program's header is that says where its signatures are.
-fn directory_of(program: &[u8]) -> usize {
+pub(crate) fn directory_of(program: &[u8]) -> usize {
     header_of(program) + 24 + 112 + 32
 }
 

@@ -1,6 +1,8 @@
 //! Disks that are packed, written, checked and signed, with programs of other projects as the judges.
 
 mod efi;
+mod efi_encodings;
+mod efi_folder;
 mod flashed;
 mod packed;
 mod released;
