@@ -155,7 +155,7 @@ mod tests {
         let lengths = [BLOCK_BYTES; 9].into_iter().chain([700]);
         let contents: Vec<Vec<u8>> = lengths
             .enumerate()
-            .map(|(index, length)| vec![index as u8 % 3, 0].repeat(length / 2))
+            .map(|(index, length)| [index as u8 % 3, 0].repeat(length / 2))
             .collect();
         let written = std::thread::scope(|scope| {
             let (mut queue, thread) = start_hashing(scope, b"head").expect("a thread");

@@ -483,7 +483,7 @@ mod tests {
         assert_eq!(names(&document), ["alknet.toml"]);
         assert_eq!(names(dir.path()), ["alknet.toml", "alknet/seed.key"]);
         let words = dir.path().join("alknet/vault.words");
-        std::os::unix::fs::symlink("gone", &words).expect("creatable");
+        symlink("gone", &words).expect("creatable");
         let refused = seed(dir.path()).expect_err("words that cannot be read");
         assert!(refused.message.contains("vault.words"), "{refused}");
         fs::remove_file(&words).expect("the link");
