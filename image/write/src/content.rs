@@ -29,7 +29,7 @@ enum BlockContent {
 }
 
 impl BlockContent {
-    fn of(bytes: &[u8]) -> Self {
+    fn new(bytes: &[u8]) -> Self {
         match has_only_zeros(bytes) {
             true => Self::Zeros,
             false => Self::Sha256(Sha256::digest(bytes).into()),
@@ -75,7 +75,7 @@ impl BlockQueue {
         bytes.truncate(read);
         *slot = Arc::clone(&buffer);
         if read > 0 {
-            // It fails only if the thread ended, which whoever joins it sees.
+            // It fails only if the thread ended by a panic, which its handle returns.
             self.blocks.send(Arc::clone(&buffer)).ok();
         }
         Ok(buffer)
@@ -107,7 +107,7 @@ fn hash(mut whole: Sha256, handed: &Receiver<Arc<Vec<u8>>>) -> WrittenContent {
     let mut blocks = Vec::new();
     for block in handed {
         whole.update(&**block);
-        blocks.push(BlockContent::of(&block));
+        blocks.push(BlockContent::new(&block));
     }
     WrittenContent {
         blocks,

@@ -44,7 +44,7 @@ impl SignedProgram {
         self.with_table(&padded(entry(signature, 2)))
     }
 
-    /// The program with one element of its signature encoded anew from its tag and content.
+    /// The program with one element of its signature encoded again from its tag and content.
     fn with_changed(&self, path: &[usize], change: &dyn Fn(u8, &[u8]) -> Vec<u8>) -> Vec<u8> {
         self.with_signature(&changed(&self.signature, path, change))
     }
@@ -116,7 +116,7 @@ fn split(der: &[u8]) -> (u8, &[u8], &[u8]) {
     (der[0], content, behind)
 }
 
-/// The element with the one at `path` encoded anew, and all lengths around it.
+/// The element with the one at `path` encoded again, and all lengths around it.
 fn changed(der: &[u8], path: &[usize], change: &dyn Fn(u8, &[u8]) -> Vec<u8>) -> Vec<u8> {
     let (tag, content, _) = split(der);
     let Some((nth, path)) = path.split_first() else {
