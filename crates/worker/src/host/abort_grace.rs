@@ -1,10 +1,12 @@
 //! The time that a worker has to answer an abort. Times are microseconds of one clock.
 
-use crate::limits::{ABORT_LOOKS, ABORT_WAIT_MAX};
+use crate::limits::{ABORT_LOOKS, ABORT_SHARE, ABORT_WAIT_MAX};
 
 /// The grace after an abort. All sessions of a worker end with it, so time in which a busy machine kept the worker from
 /// running does not count: the host looks at the worker several times, and of the time between two looks in which it
-/// waited for a processor, only the processor time counts that it used.
+/// waited for a processor, only the processor time counts that it used. All of it counts as soon as the worker had its
+/// share of a processor since the abort: beside three programs on two processors a worker waits in half of all looks, and
+/// has time to obey.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AbortGrace {
     began: u64,
@@ -14,6 +16,9 @@ pub(super) struct AbortGrace {
     looked_at: u64,
     /// The clock of the process at the last look.
     used: u64,
+    /// The time between looks so far, and how much of it the worker ran.
+    watched: u64,
+    ran: u64,
     /// The part of the grace that has passed.
     passed: u64,
     /// The time of the next look.
@@ -29,6 +34,8 @@ impl AbortGrace {
             step: (grace / u64::from(ABORT_LOOKS)).max(1),
             looked_at: now,
             used,
+            watched: 0,
+            ran: 0,
             passed: 0,
             at: now,
         };
@@ -64,6 +71,11 @@ impl AbortGrace {
         let waits = ran < since / 2 && can_run();
         let counts = if waits { ran } else { since };
         self.passed = self.passed.saturating_add(counts);
+        self.watched = self.watched.saturating_add(since);
+        self.ran = self.ran.saturating_add(ran.min(since));
+        if self.ran.saturating_mul(ABORT_SHARE) >= self.watched {
+            self.passed = self.watched;
+        }
         (self.looked_at, self.used) = (now, used);
         self.set_next(now);
         self.passed >= self.grace
@@ -125,7 +137,18 @@ mod tests {
     #[test]
     fn a_worker_that_ignores_the_abort_uses_no_more_than_the_grace() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
-        assert_eq!(over(&mut grace, |now| now / 4, |_| true), 80 * MS);
+        assert_eq!(over(&mut grace, |now| now / 8, |_| true), 160 * MS);
+    }
+
+    /// Four programs that compute on two processors take turns, so each look finds one that ran or one that waited.
+    #[test]
+    fn a_worker_that_has_its_share_of_a_processor_has_no_longer_than_others() {
+        let turns = |now: u64| now / (10 * MS) * 5 * MS;
+        for first in [0, 5 * MS] {
+            let mut grace = AbortGrace::new(0, GRACE, 0);
+            let process = |now: u64| turns(now + first);
+            assert_eq!(over(&mut grace, process, |_| true), GRACE, "{first}");
+        }
     }
 
     #[test]
