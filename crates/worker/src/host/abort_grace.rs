@@ -65,8 +65,7 @@ impl AbortGrace {
         let Some(used) = process().filter(|_| now < self.began.saturating_add(most)) else {
             return true;
         };
-        // This thread waits for a processor as well. What it did not look at, it cannot count.
-        let since = now.saturating_sub(self.looked_at).min(self.step);
+        let since = now.saturating_sub(self.looked_at);
         let ran = used.saturating_sub(self.used);
         let waits = ran < since / 2 && can_run();
         let counts = if waits { ran } else { since };
@@ -75,6 +74,11 @@ impl AbortGrace {
         self.ran = self.ran.saturating_add(ran.min(since));
         if self.ran.saturating_mul(ABORT_SHARE) >= self.watched {
             self.passed = self.watched;
+        }
+        // This thread waits for a processor as well. After a long wait an answer may be there that it has not read, so it
+        // looks once more.
+        if since > self.step.saturating_mul(2) {
+            self.passed = self.passed.min(self.grace.saturating_sub(self.step));
         }
         (self.looked_at, self.used) = (now, used);
         self.set_next(now);
@@ -162,10 +166,21 @@ mod tests {
 
     /// The host waits for a processor as well, and has read no answer meanwhile.
     #[test]
-    fn time_in_which_the_host_did_not_look_does_not_count() {
+    fn a_look_that_comes_long_after_its_time_ends_no_grace() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
         assert!(!grace.is_over(500 * MS, || Some(500 * MS), || true));
-        assert_eq!(over(&mut grace, |now| now, |_| true), 515 * MS);
+        assert_eq!(over(&mut grace, |now| now, |_| true), 505 * MS);
+    }
+
+    /// Beside programs that compute, each look comes a few milliseconds late.
+    #[test]
+    fn looks_that_come_a_little_late_make_the_grace_no_longer() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        let looks = [8, 14, 19].map(|at| at * MS);
+        for now in looks {
+            assert!(!grace.is_over(now, || Some(now), || true), "{now}");
+        }
+        assert!(grace.is_over(23 * MS, || Some(23 * MS), || true));
     }
 
     #[test]
