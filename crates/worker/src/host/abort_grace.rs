@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_worker_that_ignores_the_abort_uses_no_more_than_the_grace() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
-        assert_eq!(over(&mut grace, |now| now / 8, |_| true), 160 * MS);
+        assert_eq!(over(&mut grace, |now| now / 16, |_| true), 320 * MS);
     }
 
     /// Four programs that compute on two processors take turns, so each look finds one that ran or one that waited.
