@@ -190,7 +190,7 @@ mod tests {
         );
         held(&report(answered, "s wall", 1.0)).expect("met");
         held(&report(answered, "CPU s", 1.1)).expect("listed");
-        let worse = held(&report(answered, "CPU s", 2.0)).expect_err("worse than it was");
+        let worse = held(&report(answered, "CPU s", 2.5)).expect_err("worse than it was");
         assert_eq!(worse.exit_code(), 1);
     }
 
