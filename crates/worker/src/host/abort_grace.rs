@@ -48,6 +48,11 @@ impl AbortGrace {
         self.at
     }
 
+    /// The time until the last look that does not count.
+    pub(super) const fn waited(&self) -> u64 {
+        self.watched.saturating_sub(self.passed)
+    }
+
     /// Looks at the worker, if that is due. `process` reads the clock of its process, and `can_run` whether one of its
     /// threads could run if it got a processor.
     pub(super) fn is_over(
@@ -136,12 +141,14 @@ mod tests {
     fn a_worker_that_waits_for_a_processor_is_killed_in_the_end() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
         assert_eq!(over(&mut grace, |_| 0, |_| true), 1000 * MS);
+        assert_eq!(grace.waited(), 995 * MS);
     }
 
     #[test]
     fn a_worker_that_ignores_the_abort_uses_no_more_than_the_grace() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
         assert_eq!(over(&mut grace, |now| now / 16, |_| true), 320 * MS);
+        assert_eq!(grace.waited(), 300 * MS);
     }
 
     /// Four programs that compute on two processors take turns, so each look finds one that ran or one that waited.
@@ -152,6 +159,7 @@ mod tests {
             let mut grace = AbortGrace::new(0, GRACE, 0);
             let process = |now: u64| turns(now + first);
             assert_eq!(over(&mut grace, process, |_| true), GRACE, "{first}");
+            assert_eq!(grace.waited(), 0, "{first}");
         }
     }
 

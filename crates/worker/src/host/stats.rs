@@ -36,9 +36,10 @@ pub struct WorkerStats {
 pub struct OverrunStats {
     /// Their number.
     pub count: u64,
-    /// Those that took more than [`DEATH_WITHIN`] after the limit, until their memory was free.
+    /// Those that took more than [`DEATH_WITHIN`] after the limit, until their memory was free, without the time in which
+    /// the worker waited for a processor before it was killed.
     pub late: u64,
-    /// The longest.
+    /// The longest, with that time.
     pub longest: Duration,
 }
 
@@ -62,8 +63,8 @@ impl StatsCounter {
         self.now.started += 1;
     }
 
-    /// Records that a worker ended this many microseconds after its limit.
-    pub(super) fn died(&mut self, after_us: u64) {
+    /// Records that a worker ended this many microseconds after its limit, in which it waited so long for a processor.
+    pub(super) fn died(&mut self, after_us: u64, waited_us: u64) {
         if self.deaths.len() == DEATHS_KEPT {
             self.deaths.pop_front();
         }
@@ -71,7 +72,8 @@ impl StatsCounter {
         let after = Duration::from_micros(after_us);
         let deaths = &mut self.now.deaths;
         deaths.count += 1;
-        deaths.late += u64::from(after > DEATH_WITHIN);
+        let counts = after.saturating_sub(Duration::from_micros(waited_us));
+        deaths.late += u64::from(counts > DEATH_WITHIN);
         deaths.longest = deaths.longest.max(after);
     }
 
@@ -99,10 +101,10 @@ mod tests {
         let mut counter = StatsCounter::default();
         assert_eq!(counter.snapshot().death, None);
         for _ in 0..DEATHS_KEPT {
-            counter.died(1_000_000);
+            counter.died(1_000_000, 0);
         }
         for us in 0..DEATHS_KEPT as u64 {
-            counter.died(us);
+            counter.died(us, 0);
         }
         let (middle, most) = counter.snapshot().death.expect("deaths");
         assert_eq!(middle, Duration::from_micros(512));
@@ -111,6 +113,17 @@ mod tests {
         let remembered = DEATHS_KEPT as u64;
         assert_eq!((all.count, all.late), (2 * remembered, remembered));
         assert_eq!(all.longest, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn time_in_which_a_worker_waited_for_a_processor_makes_no_death_late() {
+        let mut counter = StatsCounter::default();
+        counter.died(900_000, 850_000);
+        assert_eq!(counter.snapshot().deaths.late, 0);
+        counter.died(900_000, 849_999);
+        let all = counter.snapshot().deaths;
+        assert_eq!((all.count, all.late), (2, 1));
+        assert_eq!(all.longest, Duration::from_millis(900));
     }
 
     #[test]

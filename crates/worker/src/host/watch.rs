@@ -61,6 +61,13 @@ struct CpuBudget {
     at: u64,
 }
 
+/// A limit at which a worker did not stop. Times are microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LimitOverrun {
+    pub(super) reached_at: u64,
+    pub(super) waited: u64,
+}
+
 #[derive(Debug)]
 struct GpuBudget {
     budget: u64,
@@ -205,6 +212,14 @@ impl CallWatch {
             .and_then(GpuBudget::at)
             .unwrap_or(u64::MAX);
         self.wall.0.min(cpu).min(gpu).min(self.silent_at)
+    }
+
+    /// When the limit was reached that ended the call, and how long the worker then waited for a processor.
+    pub(super) fn overrun(&self) -> Option<LimitOverrun> {
+        self.ending.map(|ending| LimitOverrun {
+            reached_at: ending.reached_at,
+            waited: ending.grace.map_or(0, |grace| grace.waited()),
+        })
     }
 
     /// The limit that ended the call, and when it was reached.

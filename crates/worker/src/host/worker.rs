@@ -17,7 +17,7 @@ use super::handle::EncodedFrame;
 use super::idle_frames::IdleFrames;
 use super::spawn::SpawnedWorker;
 use super::unread::{DescriptorQuota, UnreadDescriptors};
-use super::watch::CallWatch;
+use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
@@ -58,8 +58,8 @@ pub(super) struct WorkerProcess {
     memory_max: u64,
     /// Bytes that it held at the last check.
     pub(super) held: u64,
-    /// The time of the limit for which it was killed.
-    pub(super) limit_at: Option<u64>,
+    /// The limit for which it was killed.
+    pub(super) overrun: Option<LimitOverrun>,
     process: LaunchedProcess,
     leaf: Option<WorkerCgroup>,
     socket: OwnedFd,
@@ -144,7 +144,7 @@ impl WorkerProcess {
             granted: 0,
             memory_max,
             held: 0,
-            limit_at: None,
+            overrun: None,
             process: born.process,
             leaf: born.leaf,
             socket: born.channel,

@@ -207,8 +207,8 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
 fn deaths(lab: &SessionLab, how: &str, permitted: Lateness) {
     let deaths = lab.sessions.workers().stats().deaths;
     let late = format!(
-        "{} workers did not stop at a limit; {} were gone later than {DEATH_WITHIN:?} after it, the last after \
-         {:.1} ms",
+        "{} workers did not stop at a limit; {} were gone later than {DEATH_WITHIN:?} after it, without waits for a \
+         processor, and with them the last after {:.1} ms",
         deaths.count,
         deaths.late,
         deaths.longest.as_secs_f64() * 1e3

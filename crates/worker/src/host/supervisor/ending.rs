@@ -20,7 +20,7 @@ impl WorkerSupervisor {
         if let Some(worker) = worker
             && let Some(running) = worker.calls.get(&id)
         {
-            worker.limit_at = running.watch.ended().map(|(_, at)| at);
+            worker.overrun = running.watch.overrun();
         }
         self.end(number, cause.into(), "");
     }
@@ -156,7 +156,7 @@ impl WorkerSupervisor {
         // The output is read before the end is judged, because its last lines are a part of the loss.
         worker.listen(scratch);
         let loss = worker.judge(exit);
-        let (role, pid, limit_at) = (worker.role, worker.pid(), worker.limit_at);
+        let (role, pid, overrun) = (worker.role, worker.pid(), worker.overrun);
         let by_us = matches!(worker.state, WorkerState::Dying(..));
         // Callers that wait for a worker that the host ended have their answer already.
         let starting = !worker.was_ready && !by_us;
@@ -189,8 +189,8 @@ impl WorkerSupervisor {
         {
             let mut stats = self.count();
             stats.ended(role, loss.reason);
-            if let Some(at) = limit_at {
-                stats.died(now.saturating_sub(at));
+            if let Some(overrun) = overrun {
+                stats.died(now.saturating_sub(overrun.reached_at), overrun.waited);
             }
         }
         if starting {
