@@ -22,7 +22,7 @@ pub const ABORT_GRACE: Duration = Duration::from_millis(20);
 /// Looks at the worker in this time, which decide what of it counts.
 pub const ABORT_LOOKS: u32 = 4;
 /// A worker that ran for one part in so many of the time since the abort did not wait for a processor.
-pub const ABORT_SHARE: u64 = 8;
+pub const ABORT_SHARE: u64 = 4;
 /// The host kills the worker in any case once this many times the grace has passed.
 pub const ABORT_WAIT_MAX: u32 = 50;
 /// Time between heartbeats of a running call.

@@ -195,7 +195,8 @@ fn writes(rescue: &RescueShell, write: &str, name: &str) {
         let why = "progress is shown after two seconds, which a real processor may not need";
         return skipped("emulated processor", why);
     }
-    for words in ["write: ", "read back: ", " %"] {
+    // Most of the image is zeros, which are read back in less than two seconds.
+    for words in ["write: ", " %"] {
         assert!(said.contains(words), "{words}: {said}");
     }
 }
