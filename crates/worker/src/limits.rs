@@ -19,7 +19,7 @@ pub const SEALED_BYTES_MAX: u64 = 1 << 30;
 /// count, as all its sessions end with it: beside ten programs on two processors, nine of ten workers that obeyed were
 /// killed.
 pub const ABORT_GRACE: Duration = Duration::from_millis(20);
-/// Looks at the worker in this time, which decide what of it counts.
+/// The host looks again after this part of it at a worker that waited for a processor.
 pub const ABORT_LOOKS: u32 = 4;
 /// A worker that ran for one part in so many of the time since the abort did not wait for a processor.
 pub const ABORT_SHARE: u64 = 4;

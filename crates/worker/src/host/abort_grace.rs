@@ -3,10 +3,10 @@
 use crate::limits::{ABORT_LOOKS, ABORT_SHARE, ABORT_WAIT_MAX};
 
 /// The grace after an abort. All sessions of a worker end with it, so time in which a busy machine kept the worker from
-/// running does not count: the host looks at the worker several times, and of the time between two looks in which it
-/// waited for a processor, only the processor time counts that it used. All of it counts as soon as the worker had its
-/// share of a processor since the abort: beside three programs on two processors a worker waits in half of all looks, and
-/// has time to obey.
+/// running does not count: when the grace is over, the host looks at the worker, and if it waited for a processor, again
+/// and again. Of the time between two looks in which it waited, only the processor time counts that it used. All of it
+/// counts as soon as the worker had its share of a processor since the abort: beside three programs on two processors a
+/// worker waits in half of all looks, and has time to obey.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AbortGrace {
     began: u64,
@@ -21,6 +21,8 @@ pub(super) struct AbortGrace {
     ran: u64,
     /// The part of the grace that has passed.
     passed: u64,
+    /// The time between looks in which the worker waited for a processor.
+    waited: u64,
     /// The time of the next look.
     at: u64,
 }
@@ -37,6 +39,7 @@ impl AbortGrace {
             watched: 0,
             ran: 0,
             passed: 0,
+            waited: 0,
             at: now,
         };
         begun.set_next(now);
@@ -48,9 +51,9 @@ impl AbortGrace {
         self.at
     }
 
-    /// The time until the last look that does not count.
+    /// The time until the last look in which the worker waited for a processor.
     pub(super) const fn waited(&self) -> u64 {
-        self.watched.saturating_sub(self.passed)
+        self.waited
     }
 
     /// Looks at the worker, if that is due. `process` reads the clock of its process, and `can_run` whether one of its
@@ -73,36 +76,27 @@ impl AbortGrace {
         let since = now.saturating_sub(self.looked_at);
         let ran = used.saturating_sub(self.used);
         let waits = ran < since / 2 && can_run();
-        let counts = if waits { ran } else { since };
-        self.passed = self.passed.saturating_add(counts);
+        let lost = if waits { since - ran } else { 0 };
+        self.waited = self.waited.saturating_add(lost);
+        self.passed = self.passed.saturating_add(since - lost);
         self.watched = self.watched.saturating_add(since);
         self.ran = self.ran.saturating_add(ran.min(since));
         if self.ran.saturating_mul(ABORT_SHARE) >= self.watched {
-            self.passed = self.watched;
-        }
-        // This thread waits for a processor as well. After a long wait an answer may be there that it has not read, so it
-        // looks once more.
-        if since > self.step.saturating_mul(2) {
-            self.passed = self.passed.min(self.grace.saturating_sub(self.step));
+            (self.passed, self.waited) = (self.watched, 0);
         }
         (self.looked_at, self.used) = (now, used);
         self.set_next(now);
         self.passed >= self.grace
     }
 
-    /// Sets the time of the next look. Looks at all calls come at the same times: then the worker's threads are read
-    /// once for all of them. A call whose worker did not wait so far is looked at when its grace ends.
+    /// Sets the time of the next look. A worker that did not wait so far is looked at when its grace ends. Further looks
+    /// at all calls come at the same times: then the worker's threads are read once for all of them.
     fn set_next(&mut self, now: u64) {
         let next = (now / self.step)
             .saturating_add(1)
             .saturating_mul(self.step);
-        let lost = now.saturating_sub(self.began).saturating_sub(self.passed);
         let end = now.saturating_add(self.grace.saturating_sub(self.passed));
-        self.at = if lost < self.step {
-            next.min(end)
-        } else {
-            next
-        };
+        self.at = if self.waited < self.step { end } else { next };
     }
 }
 
@@ -172,37 +166,37 @@ mod tests {
         assert_eq!(over(&mut grace, |_| 0, |now| now <= 300 * MS), 320 * MS);
     }
 
-    /// The host waits for a processor as well, and has read no answer meanwhile.
+    /// The host waits for a processor as well, and what it did not look at makes the grace no longer.
     #[test]
-    fn a_look_that_comes_long_after_its_time_ends_no_grace() {
-        let mut grace = AbortGrace::new(0, GRACE, 0);
-        assert!(!grace.is_over(500 * MS, || Some(500 * MS), || true));
-        assert_eq!(over(&mut grace, |now| now, |_| true), 505 * MS);
+    fn a_look_that_comes_late_ends_the_grace() {
+        for (used, can_run) in [(500 * MS, true), (0, false)] {
+            let mut grace = AbortGrace::new(0, GRACE, 0);
+            assert!(grace.is_over(500 * MS, || Some(used), || can_run));
+            assert_eq!(grace.waited(), 0);
+        }
     }
 
-    /// Beside programs that compute, each look comes a few milliseconds late.
     #[test]
-    fn looks_that_come_a_little_late_make_the_grace_no_longer() {
-        let mut grace = AbortGrace::new(0, GRACE, 0);
-        let looks = [8, 14, 19].map(|at| at * MS);
-        for now in looks {
-            assert!(!grace.is_over(now, || Some(now), || true), "{now}");
-        }
-        assert!(grace.is_over(23 * MS, || Some(23 * MS), || true));
+    fn a_worker_that_did_not_wait_is_looked_at_once() {
+        let mut grace = AbortGrace::new(3 * MS, GRACE, 0);
+        assert_eq!(grace.at(), 23 * MS);
+        assert!(grace.is_over(23 * MS, || Some(5 * MS), || true));
     }
 
     #[test]
     fn a_worker_that_is_gone_has_no_time() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
-        assert!(!grace.is_over(4 * MS, || None, || true));
-        assert!(grace.is_over(5 * MS, || None, || true));
+        assert!(!grace.is_over(19 * MS, || None, || true));
+        assert!(grace.is_over(20 * MS, || None, || true));
     }
 
     /// Reading what its threads do takes the longer the more there are.
     #[test]
     fn calls_that_were_aborted_one_after_the_other_are_looked_at_together() {
         let (mut first, mut second) = (AbortGrace::new(0, GRACE, 0), AbortGrace::new(MS, GRACE, 0));
-        for now in [5, 10, 15, 20, 25, 30] {
+        assert!(!first.is_over(20 * MS, || Some(0), || true));
+        assert!(!second.is_over(21 * MS, || Some(0), || true));
+        for now in [25, 30, 35] {
             assert_eq!((first.at(), second.at()), (now * MS, now * MS));
             for grace in [&mut first, &mut second] {
                 assert!(!grace.is_over(now * MS, || Some(0), || true));

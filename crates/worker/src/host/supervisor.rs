@@ -181,7 +181,7 @@ impl WorkerSupervisor {
             while let Ok(command) = self.commands.try_recv() {
                 self.command(command);
             }
-            self.keep_time();
+            self.keep_time(&mut scratch);
             if self.is_over() {
                 return;
             }
@@ -371,12 +371,12 @@ impl WorkerSupervisor {
     }
 
     /// Does everything that is due.
-    fn keep_time(&mut self) {
+    fn keep_time(&mut self, scratch: &mut [u8]) {
         let now = self.now();
         let numbers: Vec<u64> = self.workers.keys().copied().collect();
         for number in numbers {
             self.look_at_unread(number, now);
-            self.keep_time_of(number, now);
+            self.keep_time_of(number, now, scratch);
         }
         while let Some(worker) = self.pool.expired(now) {
             self.end(worker, WorkerEndReason::Idle, "");
@@ -387,7 +387,7 @@ impl WorkerSupervisor {
         }
     }
 
-    fn keep_time_of(&mut self, number: u64, now: u64) {
+    fn keep_time_of(&mut self, number: u64, now: u64, scratch: &mut [u8]) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
@@ -445,7 +445,7 @@ impl WorkerSupervisor {
                     self.flush(number);
                 }
                 if let Some((id, cause)) = killed {
-                    self.kill_for(number, id, cause);
+                    self.kill_for(number, id, cause, scratch);
                 } else {
                     self.check_memory(number, now);
                 }
