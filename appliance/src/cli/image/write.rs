@@ -289,17 +289,12 @@ fn not_confirmed() -> CommandError {
 /// A line for each part of the work.
 struct StepProgress {
     shown: bool,
-    line: Option<ByteProgress>,
-    is_reading: bool,
+    line: Option<(&'static str, ByteProgress)>,
 }
 
 impl StepProgress {
     const fn new(shown: bool) -> Self {
-        Self {
-            shown,
-            line: None,
-            is_reading: false,
-        }
+        Self { shown, line: None }
     }
 
     fn show(&mut self, step: FlashStep) {
@@ -312,15 +307,12 @@ impl StepProgress {
                 return;
             }
         };
-        let is_reading = matches!(step, FlashStep::Reading { .. });
-        if is_reading != self.is_reading {
-            self.is_reading = is_reading;
-            self.line = None;
-        }
+        // The line of the part before ends first.
+        self.line = self.line.take().filter(|(part, _)| *part == what);
         let shown = self.shown;
-        let line = self
+        let (_, line) = self
             .line
-            .get_or_insert_with(|| ByteProgress::new(what, None, shown));
+            .get_or_insert_with(|| (what, ByteProgress::new(what, None, shown)));
         line.set(bytes, total);
     }
 }
@@ -391,6 +383,21 @@ mod tests {
         ] {
             assert!(sha256(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn writing_and_reading_back_have_a_line_each() {
+        let mut progress = StepProgress::new(false);
+        let part = |progress: &StepProgress| progress.line.as_ref().map(|(what, _)| *what);
+        for bytes in [1, 2] {
+            let total = Some(2);
+            progress.show(FlashStep::Writing { bytes, total });
+            assert_eq!(part(&progress), Some("write"));
+        }
+        progress.show(FlashStep::Reading { bytes: 1, total: 2 });
+        assert_eq!(part(&progress), Some("read back"));
+        progress.show(FlashStep::Placed);
+        assert_eq!(part(&progress), None);
     }
 
     #[test]

@@ -15,13 +15,7 @@ pub const WORKER_LOSS_TARGET: &str = "alknet_worker::loss";
 
 impl WorkerSupervisor {
     /// Kills a worker whose call did not stop at its limit.
-    pub(super) fn kill_for(
-        &mut self,
-        number: u64,
-        id: u64,
-        cause: LimitCause,
-        scratch: &mut [u8],
-    ) {
+    pub(super) fn kill_for(&mut self, number: u64, id: u64, cause: LimitCause, scratch: &mut [u8]) {
         // This thread waits for a processor as well: the answer may have come since it last read.
         self.read(number, scratch);
         let worker = self.workers.get_mut(&number);
