@@ -5,6 +5,7 @@
 //! function, name it in [`TARGETS`], in `targets/` and in `Cargo.toml`, and give it a folder of seeds in `corpus/`.
 
 mod address;
+mod authenticode;
 mod boot;
 mod config;
 mod delta;
@@ -29,6 +30,7 @@ mod update;
 mod vault;
 
 pub use address::address;
+pub use authenticode::authenticode;
 pub use boot::boot;
 pub use config::config;
 pub use delta::delta;
@@ -65,6 +67,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "address",
         run: address,
+    },
+    FuzzTarget {
+        name: "authenticode",
+        run: authenticode,
     },
     FuzzTarget {
         name: "boot",

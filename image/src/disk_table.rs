@@ -42,8 +42,8 @@ const PROTECTIVE: [u8; 18] = [
     0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0,
 ];
 const PROTECTIVE_AT: usize = 440;
-/// Bytes of the data partition in which a volume for firmware would have its marks.
-const DATA_BEGIN_BYTES: usize = 64 << 10;
+/// Bytes of the disk and of the data partition in which a volume for firmware would have its marks.
+const BEGIN_BYTES: usize = 64 << 10;
 /// First byte of a volume of FAT, exFAT or NTFS, as EDK2 takes it for one.
 const JUMPS: [u8; 3] = [0xe9, 0xeb, 0x49];
 /// Where the descriptors of ISO 9660 and UDF begin, bytes of each, and their marks (ECMA-119 and ECMA-167).
@@ -86,10 +86,16 @@ pub fn table_difference(
     if blocks.disk.min(blocks.image) <= DATA_FIRST_LBA + BACKUP_LBAS {
         return Ok(Some("it is shorter than the layout".to_owned()));
     }
-    let mut first = vec![0; LBA_BYTES as usize];
-    disk.read_exact_at(&mut first, 0)?;
-    if !is_protective(&first) {
+    let mut begin = vec![0; BEGIN_BYTES];
+    disk.read_exact_at(&mut begin, 0)?;
+    if !is_protective(&begin[..LBA_BYTES as usize]) {
         return Ok(Some("the first block behind the boot code".to_owned()));
+    }
+    // In a CD drive a block has 2048 bytes, so firmware finds no partition table of ours there and looks for these.
+    if is_optical(&begin) {
+        return Ok(Some(
+            "first 64 KiB: a machine may start a program from them as from a CD".to_owned(),
+        ));
     }
     let primary = match TableCopy::read(disk, 1, 2)? {
         Ok(copy) => copy,
@@ -117,15 +123,19 @@ pub fn table_difference(
 /// Firmware starts programs from each volume that it can read, whatever the type of its partition, and looks for more
 /// partitions within one. Returns whether it could find either in the data partition, which is encrypted or ext4.
 fn data_difference(disk: &File) -> io::Result<Option<String>> {
-    let mut begin = vec![0; DATA_BEGIN_BYTES];
+    let mut begin = vec![0; BEGIN_BYTES];
     disk.read_exact_at(&mut begin, DATA_FIRST_LBA * LBA_BYTES)?;
     let is_volume = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
     let is_table = begin[512..].starts_with(&MAGIC[..8]);
+    let is_other = is_volume || is_table || is_optical(&begin);
+    Ok(is_other.then(|| "data partition: firmware may start a program from it".to_owned()))
+}
+
+/// Whether a disk or partition that begins so has a volume of ISO 9660 or UDF.
+fn is_optical(begin: &[u8]) -> bool {
     let descriptors = begin[OPTICAL_AT..].chunks_exact(OPTICAL_BYTES);
     let mut marks = descriptors.map(|descriptor| &descriptor[1..6]);
-    let is_optical = marks.any(|mark| OPTICAL_MARKS.iter().any(|it| mark == *it));
-    let is_other = is_volume || is_table || is_optical;
-    Ok(is_other.then(|| "data partition: firmware may start a program from it".to_owned()))
+    marks.any(|mark| OPTICAL_MARKS.iter().any(|it| mark == *it))
 }
 
 fn is_protective(first: &[u8]) -> bool {
@@ -378,6 +388,15 @@ mod tests {
             .expect("writable");
         let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
         assert_eq!(found, None);
+    }
+
+    #[test]
+    fn a_medium_that_is_also_the_disk_is_named() {
+        let disk = written();
+        disk.write_all_at(b"CD001", 32_769).expect("writable");
+        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+        let found = found.expect("it is not looked at");
+        assert!(found.contains("as from a CD"), "{found}");
     }
 
     #[test]

@@ -224,6 +224,7 @@ fn of_signed_programs(error: &SignedProgramsError) -> CommandError {
         SignedProgramsError::Folder(error) => of_image(error),
         SignedProgramsError::Missing { .. }
         | SignedProgramsError::NotSigned { .. }
+        | SignedProgramsError::OtherForm { .. }
         | SignedProgramsError::OtherLayout { .. } => {
             CommandError::new(CommandExit::Failed, IMAGE_DIFFERS, error)
         }

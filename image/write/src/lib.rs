@@ -23,6 +23,7 @@ mod error;
 mod facts;
 mod flash;
 pub mod minisign;
+mod other_form;
 mod read_back;
 mod signed_programs;
 mod source;

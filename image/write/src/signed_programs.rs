@@ -7,18 +7,21 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    DISK_BYTES, ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, OutputRole,
-    PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, open_regular_or_disk, read_regular,
-    table_difference,
+    DISK_BYTES, ImageError, ImageForm, LOADER_PATH, Manifest, ManifestDisk, ManifestOutput,
+    OutputRole, PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, open_regular_or_disk,
+    read_regular, table_difference,
 };
 use thiserror::Error;
 
 use crate::authenticode::{AuthenticodeError, EfiCertificate};
+use crate::other_form::form_beside_raw;
 
 /// Longest EFI program that is read, in bytes: far beyond a third of the EFI system partition.
 const PROGRAM_BYTES_MAX: u64 = 1 << 30;
 /// Longest file of a folder that may be a text, in bytes: far beyond a bill of materials.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
+/// What lines of the description of a VMDK container begin with. It is a text, and names the file with the disk.
+const DESCRIPTION_LINES: [&str; 3] = ["# Disk DescriptorFile", "version=", "createType"];
 
 /// Why EFI programs do not count as signed.
 #[derive(Debug, Error)]
@@ -77,6 +80,18 @@ pub enum SignedProgramsError {
         /// What differs.
         part: String,
     },
+    /// Other programs may find another disk in the file.
+    #[error(
+        "{} has the signed programs of a raw disk and is also {what}, so a virtual machine may start another disk from \
+         it; build the image again, or take its file from where it was built",
+        path.display()
+    )]
+    OtherForm {
+        /// The file or disk.
+        path: PathBuf,
+        /// The other form.
+        what: &'static str,
+    },
 }
 
 /// What was checked: the EFI programs, each with a signature that holds.
@@ -85,7 +100,8 @@ pub enum SignedProgramsError {
 pub struct SignedPrograms {
     /// A file's name, or the path on the EFI system partition behind the file's name.
     pub checked: Vec<String>,
-    /// What else a folder has, but for texts, whether its manifest names it or not: it may have EFI programs inside.
+    /// What else a folder has, whether its manifest names it or not: it may have EFI programs inside. Texts are left out
+    /// here, unless the manifest calls one a disk, or one describes a disk.
     pub left_out: Vec<String>,
 }
 
@@ -100,12 +116,14 @@ fn unsigned_list(programs: &[(String, AuthenticodeError)]) -> String {
 /// Checks that every EFI program of a folder, a file or a disk has a signature by the key of a certificate: of a disk each
 /// file of the EFI system partition that [begins as a program](begins_as_program). One without a DOS header does not count
 /// as signed. The partition table of a disk has to be the one of this project, so that firmware finds no other partition.
+/// A disk that is also a container of another form is refused, except for one with the footer of a fixed VHD.
 ///
 /// Of a folder the files are checked that its manifest calls a disk of the form `raw`, or a program of the form `uki`.
-/// Another person may have changed the manifest, so each other file is named that is no text.
+/// Another person may have changed the manifest, so each other file is named that is no text, and each one
+/// that the manifest calls a disk with an EFI program.
 ///
 /// # Errors
-/// A program is not signed so, none can be read, or the disk has another layout.
+/// A program is not signed so, none can be read, or the disk has another layout or another form as well.
 pub fn verify_programs(
     path: &Path,
     certificate: &EfiCertificate,
@@ -132,18 +150,30 @@ pub fn verify_programs(
             path: path.to_owned(),
         });
     }
+    let disks = outputs.iter().filter(|it| holds_disk(it));
+    let disks: BTreeSet<_> = disks.map(|it| OsString::from(&it.file)).collect();
     let named = outputs.into_iter().map(|it| OsString::from(it.file));
     let present = names(path).map_err(|source| SignedProgramsError::Unreadable {
         path: path.to_owned(),
         source,
     })?;
     for name in named.chain(present) {
-        if seen.insert(name.clone()) && !is_text(&path.join(&name)) {
+        let is_new = seen.insert(name.clone());
+        if is_new && (disks.contains(&name) || !is_text(&path.join(&name))) {
             let name = name.to_string_lossy().into_owned();
             programs.left_out.push(name);
         }
     }
     Ok(programs)
+}
+
+/// Whether a manifest calls an output a disk that has an EFI program inside, packed or not.
+fn holds_disk(output: &ManifestOutput) -> bool {
+    let has_disk = matches!(
+        output.role,
+        OutputRole::Archive | OutputRole::Disk | OutputRole::OciImage | OutputRole::PackedDisk
+    );
+    has_disk && output.form.holds_efi_program()
 }
 
 /// The names of what is in a folder, in their order.
@@ -154,14 +184,18 @@ fn names(folder: &Path) -> io::Result<BTreeSet<OsString>> {
         .collect()
 }
 
-/// Whether a file is a text. No program, disk or archive is one.
+/// Whether a file is a text that describes no disk. No program, disk or archive is one.
 fn is_text(path: &Path) -> bool {
     let Ok(content) = read_regular(path, TEXT_BYTES_MAX) else {
         return false;
     };
     let is_written = |it: char| !it.is_control() || it.is_whitespace();
-    let text = std::str::from_utf8(&content);
-    !begins_as_program(&content) && text.is_ok_and(|text| text.chars().all(is_written))
+    let Ok(text) = std::str::from_utf8(&content) else {
+        return false;
+    };
+    let describes = |line: &str| DESCRIPTION_LINES.iter().any(|it| line.starts_with(it));
+    let is_description = text.lines().any(|line| describes(line.trim_start()));
+    !begins_as_program(&content) && !is_description && text.chars().all(is_written)
 }
 
 /// Checks the programs of a file, which is one itself or has a disk. Returns their names.
@@ -185,6 +219,13 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
         return Err(SignedProgramsError::OtherLayout {
             path: path.to_owned(),
             part,
+        });
+    }
+    // The code for a BIOS and most of the data partition are not looked at, so they may have the tables of a container.
+    if let Some(what) = form_beside_raw(&file, disk_bytes).map_err(unreadable)? {
+        return Err(SignedProgramsError::OtherForm {
+            path: path.to_owned(),
+            what,
         });
     }
     let missing = |what| SignedProgramsError::Missing {

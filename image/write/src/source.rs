@@ -6,6 +6,7 @@ use alknet_image::{disk_bytes_by_head, head_has_layout};
 use zstd::zstd_safe;
 
 use crate::error::FlashError;
+use crate::other_form::form_by_head;
 
 /// The beginning of a disk that is kept back and written last: the partition table lies in it.
 pub(crate) const HEAD_BYTES: usize = 1 << 20;
@@ -14,20 +15,6 @@ const MAGIC_BYTES: usize = 18;
 const ZSTANDARD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The end of the first block of each disk with a partition table (UEFI 2.10 section 5.2.3).
 const TABLE_MARK: [u8; 2] = [0x55, 0xaa];
-
-/// Forms that are no raw disk, by their first bytes.
-const OTHER_FORMS: [(&[u8], &str); 10] = [
-    (b"QFI\xfb", "a qcow2 container"),
-    (b"KDMV", "a VMDK container"),
-    (b"vhdxfile", "a VHDX container"),
-    (b"conectix", "a VHD container"),
-    (b"\x1f\x8b", "compressed with gzip"),
-    (b"\xfd7zXZ", "compressed with xz"),
-    (b"BZh", "compressed with bzip2"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"MZ", "an EFI program"),
-    (b"\x7fELF", "a program or a kernel"),
-];
 
 /// An image, of which the beginning was read and checked.
 pub struct ImageSource {
@@ -58,10 +45,7 @@ impl ImageSource {
             false => Box::new(whole),
         };
         let head = filled(&mut rest, HEAD_BYTES).map_err(read)?;
-        let other = OTHER_FORMS
-            .iter()
-            .find(|(magic, _)| head.starts_with(magic));
-        if let Some((_, what)) = other {
+        if let Some(what) = form_by_head(&head) {
             return Err(FlashError::NotImage { what });
         }
         if head.len() < HEAD_BYTES {
@@ -212,12 +196,15 @@ mod tests {
     fn what_is_no_disk_is_refused_by_its_name() {
         let mut qcow2 = disk();
         qcow2[..4].copy_from_slice(b"QFI\xfb");
+        let mut vdi = disk();
+        vdi[0x40..0x44].copy_from_slice(b"\x7f\x10\xda\xbe");
         let mut plain = disk();
         plain[510] = 0;
         let packed = zstd::bulk::compress(&qcow2, 1).expect("compressible");
         for (bytes, expected) in [
             (qcow2, "a qcow2 container"),
             (packed, "a qcow2 container"),
+            (vdi, "a VDI container"),
             (b"\x1f\x8b\x08".to_vec(), "compressed with gzip"),
             (plain, "without a partition table"),
             (disk()[..HEAD_BYTES - 1].to_vec(), "shorter than 1 MiB"),

@@ -105,6 +105,38 @@ fn what_the_manifest_does_not_name_is_left_out_by_name() {
     assert_eq!(found.left_out, expected);
 }
 
+/// The attack: a disk is a text that names another file, which has its content. The manifest lists it, or does not.
+#[test]
+fn a_text_that_describes_a_disk_is_left_out_by_name() {
+    const DESCRIPTION: &str = "# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\n\
+                               RW 557056 FLAT \"/elsewhere/evil.img\" 0\n";
+    let folder = SignedFolder::new();
+    let path = folder.owner.path("out").join("x.vmdk");
+    let is_listed = |folder: &SignedFolder, why: &str| {
+        let found = folder.verify().expect("all are signed");
+        assert_eq!(found.checked.len(), 3, "{why}: {found:?}");
+        assert_eq!(found.left_out, ["x.vmdk"], "{why}");
+    };
+    // Programs that read a description skip blanks and other comments before it.
+    for text in [DESCRIPTION, &DESCRIPTION[2..], "#\n version=3\n"] {
+        fs::write(&path, text).expect("writable");
+        is_listed(&folder, text);
+    }
+    folder.change_outputs(|outputs| {
+        outputs.push(json!({
+            "form": "vmdk",
+            "role": "disk",
+            "file": "x.vmdk",
+            "bytes": DESCRIPTION.len(),
+            "sha256": "0".repeat(64),
+        }));
+    });
+    for text in [DESCRIPTION, "any other text\n"] {
+        fs::write(&path, text).expect("writable");
+        is_listed(&folder, text);
+    }
+}
+
 /// The attack: bytes behind the part of a program that the command reads, which firmware hashes and the command did not.
 #[test]
 fn a_program_that_is_not_read_to_its_end_is_refused_by_its_length() {

@@ -3,6 +3,7 @@
 mod efi;
 mod efi_encodings;
 mod efi_folder;
+mod efi_forms;
 mod flashed;
 mod packed;
 mod released;

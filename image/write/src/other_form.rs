@@ -1,0 +1,84 @@
+//! Whether a disk is also a file of another form, in which other programs find another disk.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Forms that are no raw disk, each by bytes of it and their place.
+const OTHER_FORMS: [(usize, &[u8], &str); 18] = [
+    (0, b"QFI\xfb", "a qcow2 container"),
+    (0, b"KDMV", "a VMDK container"),
+    (0, b"COWD", "a VMDK container"),
+    (0, b"#", "a script, or the description of a VMDK container"),
+    (0, b"vhdxfile", "a VHDX container"),
+    (0, VHD_MARK, "a VHD container"),
+    (0x40, b"\x7f\x10\xda\xbe", "a VDI container"),
+    (0, b"QED\0", "a QED container"),
+    (0, b"WithoutFreeSpace", "a Parallels container"),
+    (0, b"WithouFreSpacExt", "a Parallels container"),
+    (0, b"Bochs Virtual HD Image", "a container of Bochs"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"\x1f\x8b", "compressed with gzip"),
+    (0, b"\xfd7zXZ", "compressed with xz"),
+    (0, b"BZh", "compressed with bzip2"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"MZ", "an EFI program"),
+    (0, b"\x7fELF", "a program or a kernel"),
+];
+/// Bytes before the disk identity in the first block, which no partition table needs.
+const CODE_BYTES: usize = 440;
+/// What each description of a VMDK container has, which is a text and may have anything before it.
+const DESCRIPTION_MARK: &[u8] = b"createType";
+/// What the footer of a VHD container begins with. It has the last 512 bytes of the file, or the last 511.
+const VHD_MARK: &[u8] = b"conectix";
+const FOOTER_BYTES: u64 = 512;
+/// Places in a footer: where a further header is, how large the disk is, and its kind.
+const FURTHER_HEADER_AT: usize = 16;
+const DISK_BYTES_AT: usize = 48;
+const KIND_AT: usize = 60;
+/// The kind of a disk that has each block in its place.
+const FIXED: [u8; 4] = 2_u32.to_be_bytes();
+/// What the end of a disk image of macOS begins with.
+const DMG_MARK: &[u8] = b"koly";
+
+/// The form of a file that begins so, if no raw disk of this project does.
+pub(crate) fn form_by_head(head: &[u8]) -> Option<&'static str> {
+    let is_at = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
+    let mut others = OTHER_FORMS.iter();
+    if let Some((_, _, what)) = others.find(|(at, mark, _)| is_at(*at, mark)) {
+        return Some(*what);
+    }
+    let code = &head[..head.len().min(CODE_BYTES)];
+    let mut parts = code.windows(DESCRIPTION_MARK.len());
+    parts
+        .any(|part| part == DESCRIPTION_MARK)
+        .then_some("the description of a VMDK container")
+}
+
+/// The form that a disk of so many bytes has beside its own, by its beginning or by its end. The footer of a fixed VHD is
+/// permitted: it has each block in the place where a raw disk has it.
+pub(crate) fn form_beside_raw(disk: &File, bytes: u64) -> io::Result<Option<&'static str>> {
+    let mut head = [0; CODE_BYTES];
+    disk.read_exact_at(&mut head, 0)?;
+    if let Some(what) = form_by_head(&head) {
+        return Ok(Some(what));
+    }
+    let mut footer = [0; FOOTER_BYTES as usize];
+    let content_bytes = bytes.saturating_sub(FOOTER_BYTES);
+    disk.read_exact_at(&mut footer, content_bytes)?;
+    let is_fixed = footer[KIND_AT..].starts_with(&FIXED)
+        && footer[FURTHER_HEADER_AT..].starts_with(&u64::MAX.to_be_bytes())
+        && footer[DISK_BYTES_AT..].starts_with(&content_bytes.to_be_bytes());
+    let is_other_vhd = match footer.starts_with(VHD_MARK) {
+        true => !is_fixed,
+        // Old programs write a footer of 511 bytes.
+        false => footer[1..].starts_with(VHD_MARK),
+    };
+    Ok(if is_other_vhd {
+        Some("a VHD container that is not fixed or has another size")
+    } else if footer.starts_with(DMG_MARK) {
+        Some("a disk image of macOS")
+    } else {
+        None
+    })
+}
