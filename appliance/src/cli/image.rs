@@ -52,6 +52,8 @@ alknet image build --kernel bzImage --stub linuxx64.efi.stub --form uki --out ou
     #[command(
         after_help = "Examples:\n  alknet image bundle out --key release.pem --root 1.root.json --number 7 \\\n      \
 --expires 2028-01-31 --timestamp-expires 2027-03-31 --changes changes.txt --out alknet_0.2.0.bundle\n  \
+alknet image bundle out --key release.pem --manifest-key minisign.pub --root 1.root.json --number 7 \\\n      \
+--expires 2028-01-31 --timestamp-expires 2027-03-31 --out alknet_0.2.0.bundle\n  \
 alknet image bundle alknet_0.2.0.efi --dir vault --root 1.root.json --root 2.root.json --number 8 \\\n      \
 --expires 2028-01-31 --timestamp-expires 2027-03-31 --out alknet_0.2.0.bundle"
     )]

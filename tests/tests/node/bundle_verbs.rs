@@ -93,7 +93,7 @@ impl BuildMachine {
         shown
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.arg("image").args(words);
         command.current_dir(self.bench.path());

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_image::{ImageForm, MANIFEST_FILE, OutputRole, PackOptions, pack};
@@ -21,6 +21,9 @@ use super::image_verbs::{ImageUser, WORDS};
 const COMMAND_MAX: Duration = Duration::from_secs(60);
 /// Content of a file of the signer to which the links lead.
 const OWN_KEYS: &str = "ssh-ed25519 AAAA owner\n";
+/// Words of another vault.
+const OTHER_WORDS: &str =
+    "legal winner thank year wave sausage worth useful legal winner thank yellow\n";
 
 /// `alknet image` with these words, the recovery words as its input, and a limit: it might wait for a pipe.
 fn run(user: &ImageUser, words: &[&str]) -> CliOutput {
@@ -36,7 +39,7 @@ fn run(user: &ImageUser, words: &[&str]) -> CliOutput {
 fn manifest_of(name: &str, disk: &[u8]) -> Value {
     let built = fs::read(BuiltImageFolder::get().folder().join(MANIFEST_FILE));
     let mut manifest: Value = serde_json::from_slice(&built.expect("it was built")).expect("JSON");
-    let sha256 = data_encoding::HEXLOWER.encode(&Sha256::digest(disk));
+    let sha256 = hash_of(disk);
     manifest["outputs"] = json!([{
         "form": "raw", "role": "disk", "file": name, "bytes": disk.len(), "sha256": sha256
     }]);
@@ -194,69 +197,182 @@ fn a_manifest_is_read_once_for_its_signature_and_its_content() {
     ];
     for (disk, status) in [(good, 0), (evil, 1)] {
         fs::write(user.file("disk.raw"), disk).expect("the folder is ours");
-        let opens = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
-        // Without the reports of a close, the kernel would report two opens as one.
-        let flags = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE_NOWRITE;
-        opens.add_watch(&manifest, flags).expect("it is there");
-        let ended = run(&user, &words);
+        let ended = run_with_one_open(&manifest, || run(&user, &words));
         assert_eq!(ended.status, status, "{ended:?}");
-        let events = opens.read_events().expect("the command opens it");
-        let is_open = |mask: AddWatchFlags| mask.contains(AddWatchFlags::IN_OPEN);
-        let count = events.iter().filter(|event| is_open(event.mask)).count();
-        assert_eq!(count, 1, "{events:?}");
     }
+}
+
+/// Runs a command that has to open this file once.
+fn run_with_one_open(file: &Path, command: impl FnOnce() -> CliOutput) -> CliOutput {
+    let opens = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+    // Without the reports of a close, the kernel would report two opens as one.
+    let flags = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE_NOWRITE;
+    opens.add_watch(file, flags).expect("it is there");
+    let ended = command();
+    let events = opens.read_events().expect("the command opens it");
+    let is_open = |mask: AddWatchFlags| mask.contains(AddWatchFlags::IN_OPEN);
+    let count = events.iter().filter(|event| is_open(event.mask)).count();
+    assert_eq!(count, 1, "{events:?}: {ended:?}");
+    ended
+}
+
+/// A computer on which releases are made, with the program of the built image in the folder `out`.
+struct BundledFolder {
+    machine: BuildMachine,
+    /// The program in the folder.
+    program: PathBuf,
+}
+
+impl BundledFolder {
+    fn new() -> Self {
+        let machine = BuildMachine::new();
+        let root = ["root", "--key", "ada.pem", "--expires", "2032-01-31"];
+        let root = [&root[..], &["--out", "1.root.json"]].concat();
+        machine.run(&root, "").json();
+        let built = BuiltImageFolder::get();
+        let from = built.file(ImageForm::Uki, OutputRole::Uki);
+        let out = machine.file("out");
+        fs::create_dir(&out).expect("the folder is ours");
+        fs::copy(built.folder().join(MANIFEST_FILE), out.join(MANIFEST_FILE))
+            .expect("it was built");
+        let program = out.join(from.file_name().expect("a file"));
+        fs::copy(from, &program).expect("it was built");
+        Self { machine, program }
+    }
+
+    /// The words that make the file `1.tar`, signed by this key.
+    fn words<'a>(words: &[&'a str], key: &'a str) -> Vec<&'a str> {
+        let options = ["--number", "1", "--root", "1.root.json", "--out", "1.tar"];
+        [&["bundle"][..], words, &options, &EXPIRES, &["--key", key]].concat()
+    }
+
+    fn bundle(&self, words: &[&str]) -> CliOutput {
+        self.machine.run(&Self::words(words, "ada.pem"), "")
+    }
+
+    /// Makes a release, takes it away and returns what the command printed.
+    fn released(&self, words: &[&str]) -> Value {
+        let made = self.bundle(words).json();
+        fs::remove_file(self.machine.file("1.tar")).expect("it was written");
+        made
+    }
+
+    /// Returns the text of the error with which the command ends.
+    fn refused(&self, words: &[&str], status: i32, code: &str) -> String {
+        let refused = self.bundle(words);
+        let ended = (refused.status, &*refused.code());
+        assert_eq!(ended, (status, code), "{words:?}: {refused:?}");
+        assert!(!self.machine.file("1.tar").exists(), "{words:?}");
+        refused.errors
+    }
+
+    /// Puts another program into the folder, and returns its SHA-256.
+    fn exchange_program(&self) -> String {
+        let mut content = fs::read(&self.program).expect("it was copied");
+        // A byte of the last section.
+        *content.last_mut().expect("a program") ^= 1;
+        fs::write(&self.program, &content).expect("the folder is ours");
+        hash_of(&content)
+    }
+
+    /// Signs a file by the image key of these recovery words, and returns the public key.
+    fn sign(&self, file: &str, words: &str) -> String {
+        let signed = self.machine.run(&["sign", file, "--mnemonic-stdin"], words);
+        let signed = signed.json();
+        signed["public_key"].as_str().expect("a key").to_owned()
+    }
+}
+
+/// SHA-256 in hex.
+fn hash_of(content: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&Sha256::digest(content))
 }
 
 /// The attack: another person has changed the program in the folder, and left the manifest.
 #[test]
 fn a_program_that_is_not_the_one_of_the_manifest_is_not_released() {
-    let machine = BuildMachine::new();
-    let root = [
-        "root",
-        "--key",
-        "ada.pem",
-        "--expires",
-        "2032-01-31",
-        "--out",
-        "1.root.json",
-    ];
-    machine.run(&root, "").json();
-    let built = BuiltImageFolder::get();
-    let program = built.file(ImageForm::Uki, OutputRole::Uki);
-    let copy = machine
-        .file("out")
-        .join(program.file_name().expect("a file"));
-    fs::create_dir(machine.file("out")).expect("the folder is ours");
-    let manifest = built.folder().join(MANIFEST_FILE);
-    fs::copy(manifest, machine.file("out").join(MANIFEST_FILE)).expect("it was built");
-    let mut content = fs::read(&program).expect("it was built");
-    fs::write(&copy, &content).expect("the folder is ours");
-    let bundle = |words: &[&str]| {
-        let options = ["--number", "1", "--key", "ada.pem", "--root", "1.root.json"];
-        let words = [
-            &["bundle"][..],
-            words,
-            &options,
-            &EXPIRES,
-            &["--out", "1.tar"],
-        ];
-        machine.run(&words.concat(), "")
-    };
-    let sha256 = |content: &[u8]| data_encoding::HEXLOWER.encode(&Sha256::digest(content));
-    let made = bundle(&["out"]).json();
-    assert_eq!(made["program_sha256"], sha256(&content), "{made:#}");
-    fs::remove_file(machine.file("1.tar")).expect("it was written");
-    // A byte of the last section.
-    *content.last_mut().expect("a program") ^= 1;
-    fs::write(&copy, &content).expect("the folder is ours");
-    for words in [&["out"][..], &[text(&program), "--from", "out"]] {
-        let refused = bundle(words);
-        assert_eq!(
-            (refused.status, &*refused.code()),
-            (1, "IMAGE_DIFFERS"),
-            "{words:?}: {refused:?}"
-        );
-        assert!(refused.errors.contains(&sha256(&content)), "{refused:?}");
-        assert!(!machine.file("1.tar").exists(), "{words:?}");
+    let folder = BundledFolder::new();
+    let built = BuiltImageFolder::get().file(ImageForm::Uki, OutputRole::Uki);
+    let content = fs::read(&built).expect("it was built");
+    let made = folder.released(&["out"]);
+    assert_eq!(made["program_sha256"], hash_of(&content), "{made:#}");
+    let other = folder.exchange_program();
+    for words in [&["out"][..], &[text(&built), "--from", "out"]] {
+        let refused = folder.refused(words, 1, "IMAGE_DIFFERS");
+        assert!(refused.contains(&other), "{refused}");
     }
+}
+
+/// The attack: another person has changed the program in the folder, and what the manifest says of it.
+#[test]
+fn a_program_that_was_replaced_with_its_manifest_is_not_released_for_a_manifest_key() {
+    let folder = BundledFolder::new();
+    let manifest = folder.machine.file("out/manifest.json");
+    let signature = folder.machine.file("out/manifest.json.minisig");
+    fs::copy(&folder.program, folder.machine.file("own.efi")).expect("it was copied");
+    let key = folder.sign("out/manifest.json", WORDS);
+    assert_eq!(folder.sign("own.efi", WORDS), key);
+    // What the owner signed is released, and passes for the origin of a delta.
+    let signed = ["out", "--manifest-key", &key];
+    let origin = ["own.efi", "--from", "out", "--manifest-key", &key];
+    let own = run_with_one_open(&manifest, || folder.bundle(&signed)).json();
+    assert_eq!(own["signature"], true, "{own:#}");
+    let comment = own["trusted_comment"].as_str().expect("a comment");
+    assert!(comment.starts_with("file:manifest.json "), "{own:#}");
+    fs::remove_file(folder.machine.file("1.tar")).expect("it was written");
+    let same = folder.refused(&origin, 2, "USAGE");
+    assert!(same.contains("the program of the bundle itself"), "{same}");
+
+    let other = folder.exchange_program();
+    let content = fs::read(&manifest).expect("it was copied");
+    let mut listed: Value = serde_json::from_slice(&content).expect("JSON");
+    let outputs = listed["outputs"].as_array_mut().expect("a list");
+    let mut outputs = outputs.iter_mut();
+    let uki = outputs.find(|it| it["form"] == "uki" && it["role"] == "uki");
+    let uki = uki.expect("the form was built");
+    uki["sha256"] = other.as_str().into();
+    uki["bytes"] = fs::metadata(&folder.program).expect("a file").len().into();
+    fs::write(&manifest, listed.to_string()).expect("the folder is ours");
+    // Without a key the command cannot know.
+    let made = folder.released(&["out"]);
+    assert_eq!(made["program_sha256"], other, "{made:#}");
+    assert_eq!(made["signature"], false, "{made:#}");
+    let name = "out/manifest.json.minisig";
+    let assert_refused = |status: i32, code: &str, said: &str| {
+        for words in [&signed[..], &origin] {
+            let refused = folder.refused(words, status, code);
+            for part in [name, said, &*key, "--manifest-key"] {
+                assert!(refused.contains(part), "{words:?}: {part}: {refused}");
+            }
+        }
+    };
+    assert_refused(1, "IMAGE_DIFFERS", "is not the one that was signed");
+    // A signature by the attacker's own key, and none at all.
+    let attacker = folder.sign("out/manifest.json", OTHER_WORDS);
+    assert_ne!(attacker, key);
+    assert_refused(1, "IMAGE_DIFFERS", "did not make it");
+    fs::remove_file(&signature).expect("it was written");
+    assert_refused(2, "USAGE", "cannot read");
+    // A program without a folder needs a signature of its own.
+    let program = format!("{}.minisig", text(&folder.program));
+    let alone = [text(&folder.program), "--manifest-key", &key];
+    let refused = folder.refused(&alone, 2, "USAGE");
+    assert!(refused.contains(&program), "{refused}");
+}
+
+/// Ben's key is not in the root document, so the command ends where it would sign.
+#[test]
+fn a_person_reads_the_hash_of_a_program_before_it_is_signed() {
+    let folder = BundledFolder::new();
+    let content = fs::read(&folder.program).expect("it was copied");
+    let command = folder
+        .machine
+        .command(&BundledFolder::words(&["out"], "ben.pem"));
+    let ended = run_with_input(command, "");
+    assert_eq!((ended.status, &*ended.output), (2, ""), "{ended:?}");
+    let first = ended.errors.lines().next().unwrap_or_default();
+    assert!(first.ends_with(&hash_of(&content)), "{ended:?}");
+    let warning = "no signature was checked";
+    assert!(ended.errors.contains(warning), "{ended:?}");
+    assert!(!folder.machine.file("1.tar").exists());
 }

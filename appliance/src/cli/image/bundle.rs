@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageError, ImageForm, Manifest, ManifestOutput, OutputRole};
+use alknet_image::{ImageError, ImageForm, MANIFEST_FILE, Manifest, ManifestOutput, OutputRole};
+use alknet_image_write::minisign::MinisignKey;
 use alknet_tpm::predict::{PredictError, authenticode, measured_sections};
 use alknet_update::limits::{CHANGES_BYTES_MAX, ROOT_BYTES_MAX, TARGET_BYTES_MAX};
 use alknet_update::{
@@ -20,6 +21,7 @@ use super::delta::{self, ProgramDelta};
 use super::named_output::put_all;
 use super::release::{ExpiryTime, ReleaseKeyArgs};
 use super::root::root_version;
+use super::verify::{check_signature, public_key};
 use super::{of_image, read_bounded, read_own_text};
 use crate::cli::{CommandError, CommandExit, output};
 
@@ -31,6 +33,11 @@ pub(crate) struct ImageBundleArgs {
     what: PathBuf,
     #[command(flatten)]
     keys: ReleaseKeyArgs,
+    /// The public key that verifies what is released: a file of minisign, or its line that begins with RW. Each folder,
+    /// also those of --from, needs a signature of its manifest by this key; each EFI program needs one beside it. Without
+    /// this option you have to be the only user who can write to them.
+    #[arg(long, value_name = "KEY")]
+    manifest_key: Option<String>,
     /// The root document; repeated, every version of it from the first one on.
     #[arg(long = "root", value_name = "FILE", required = true)]
     roots: Vec<PathBuf>,
@@ -67,17 +74,16 @@ pub(crate) struct ImageBundleArgs {
 
 /// Runs it.
 pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let key = args.manifest_key.as_deref();
+    let key = key.map(public_key).transpose()?;
     let roots = roots(&args.roots)?;
     let newest = roots.last().map(Vec::as_slice).unwrap_or_default();
-    let NamedProgram {
-        path,
-        content: program,
-        sha256,
-    } = NamedProgram::read(&args.what)?;
+    let named = NamedProgram::read(&args.what, key.as_ref())?;
+    let (path, program) = (&named.path, &*named.content);
     let refused = |why: &dyn std::fmt::Display| {
         CommandError::usage(format!("{} cannot be released: {why}", path.display()))
     };
-    let mut release = described(&program).map_err(|why| refused(&why))?;
+    let mut release = described(program).map_err(|why| refused(&why))?;
     release.floor.clone_from(&args.floor);
     release.needs.clone_from(&args.needs);
     if let Some(changes) = &args.changes {
@@ -85,9 +91,12 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
     }
     let version = release.version.clone();
     let name = format!("alknet_{version}.efi");
-    let target = UpdateTarget::describe(&name, Some(release), &mut &*program);
+    let target = UpdateTarget::describe(&name, Some(release), &mut &*named.content);
     let target = target.map_err(|why| refused(&why))?;
-    let deltas = delta::deltas(&args.from, &name, &program)?;
+    let deltas = delta::deltas(&args.from, &name, program, key.as_ref())?;
+    if !json {
+        note_programs(&named, &version, &deltas);
+    }
     let of_deltas = deltas.iter().map(|delta| delta.target.clone());
     let plan = ReleasePlan {
         version: args.number,
@@ -103,7 +112,7 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
         };
         signed.map_err(of_signing)
     })?;
-    let bundle = bundle_of(&roots, &signed, &target, &program)?;
+    let bundle = bundle_of(&roots, &signed, &target, program)?;
     let mut files = vec![(args.out.clone(), bundle)];
     for delta in &deltas {
         let bundle = bundle_of(&roots, &signed, &delta.target, &delta.bytes)?;
@@ -111,14 +120,36 @@ pub(super) fn run(args: &ImageBundleArgs, json: bool) -> Result<CommandExit, Com
     }
     put_together(&files)?;
     let bundle = files.first().map(|(_, bundle)| bundle.as_slice());
-    let of_program = (&version, &*sha256, bundle.unwrap_or_default());
-    report(args, of_program, &deltas, &missing, json)
+    let released = (&version, bundle.unwrap_or_default());
+    report(args, &named, released, &deltas, &missing, json)
 }
 
-/// Prints the files that were made. The second argument is the version and the SHA-256 of the program, and its bundle.
+/// Prints what the keys are about to sign, before they are opened.
+fn note_programs(named: &NamedProgram, version: &ReleaseVersion, deltas: &[ProgramDelta]) {
+    let note = |text: String| output::note(&output::one_line(&text));
+    let path = named.path.display();
+    note(format!(
+        "alknet: to be signed: version {version} from {path}, SHA-256 of the program {}",
+        named.sha256
+    ));
+    for delta in deltas {
+        let base = &delta.base;
+        note(format!(
+            "alknet: to be signed: a delta from the program with SHA-256 {base}"
+        ));
+    }
+    note(match &named.comment {
+        Some(comment) => format!("alknet: the signature holds: {comment}"),
+        None => "alknet: no signature was checked; compare the SHA-256 with that of your build, or give --manifest-key"
+            .to_owned(),
+    });
+}
+
+/// Prints the files that were made. The third argument is the version of the program, and its bundle.
 fn report(
     args: &ImageBundleArgs,
-    (version, program_sha256, bundle): (&ReleaseVersion, &str, &[u8]),
+    named: &NamedProgram,
+    (version, bundle): (&ReleaseVersion, &[u8]),
     deltas: &[ProgramDelta],
     missing: &[MissingSignatures],
     json: bool,
@@ -133,7 +164,9 @@ fn report(
             "bytes": bundle.len(),
             "sha256": HEXLOWER.encode(&Sha256::digest(bundle)),
             "version": version,
-            "program_sha256": program_sha256,
+            "program_sha256": named.sha256,
+            "signature": named.comment.is_some(),
+            "trusted_comment": named.comment,
             "number": args.number,
             "deltas": deltas.collect::<Vec<_>>(),
             "missing": missing_json(missing),
@@ -146,7 +179,7 @@ fn report(
         output::line(&file.display().to_string())?;
     }
     output::note(&format!(
-        "alknet: release {} with version {version}, SHA-256 of the program {program_sha256}",
+        "alknet: release {} with version {version}",
         args.number
     ));
     note_missing_of_bundles(missing, &files);
@@ -218,45 +251,91 @@ pub(super) struct NamedProgram {
     pub(super) content: Vec<u8>,
     /// SHA-256 of the content in hex.
     pub(super) sha256: String,
+    /// The trusted comment of the signature that was checked. `None` without a key.
+    comment: Option<String>,
 }
 
 impl NamedProgram {
-    /// Reads the program once. That of a folder has to be the one of the manifest.
-    pub(super) fn read(what: &Path) -> Result<Self, CommandError> {
-        let output = what.is_dir().then(|| uki_of(what)).transpose()?;
-        let path = match &output {
-            Some(output) => what.join(&output.file),
-            None => what.to_owned(),
-        };
+    /// Reads the program once. That of a folder has to be the one of the manifest. With a key, the manifest or the file
+    /// has to have a signature by it.
+    pub(super) fn read(what: &Path, key: Option<&MinisignKey>) -> Result<Self, CommandError> {
+        if what.is_dir() {
+            return Self::read_folder(what, key);
+        }
+        let content = read_bounded(what, TARGET_BYTES_MAX)?;
+        let comment = verified_comment(what, &content, key)?;
+        Ok(Self {
+            path: what.to_owned(),
+            sha256: HEXLOWER.encode(&Sha256::digest(&content)),
+            content,
+            comment,
+        })
+    }
+
+    fn read_folder(folder: &Path, key: Option<&MinisignKey>) -> Result<Self, CommandError> {
+        let (output, comment) = read_uki_entry(folder, key)?;
+        let path = folder.join(&output.file);
         let content = read_bounded(&path, TARGET_BYTES_MAX)?;
         let sha256 = HEXLOWER.encode(&Sha256::digest(&content));
-        match output {
-            // Another person may have put another program there since the build.
-            Some(output) if output.sha256 != sha256 => Err(of_image(&ImageError::OtherContent {
+        // Another person may have put another program there since the build.
+        if output.sha256 != sha256 {
+            return Err(of_image(&ImageError::OtherContent {
                 path,
                 actual: sha256,
                 expected: output.sha256,
-            })),
-            _ => Ok(Self {
-                path,
-                content,
-                sha256,
-            }),
+            }));
         }
+        Ok(Self {
+            path,
+            content,
+            sha256,
+            comment,
+        })
     }
 }
 
-/// The EFI program of the form `uki` in the manifest of a folder.
-fn uki_of(folder: &Path) -> Result<ManifestOutput, CommandError> {
-    let manifest = Manifest::read(folder).map_err(|error| of_image(&error))?;
+/// Checks the signature beside a file with this content, and returns its trusted comment. Without a key it checks
+/// nothing.
+fn verified_comment(
+    path: &Path,
+    content: &[u8],
+    key: Option<&MinisignKey>,
+) -> Result<Option<String>, CommandError> {
+    let Some(key) = key else {
+        return Ok(None);
+    };
+    let mut unread = content;
+    let checked = check_signature(path, &mut unread, key);
+    checked.map(Some).map_err(|mut error| {
+        let path = path.display();
+        error.further.push(format!(
+            "No bundle was written: --manifest-key asks for a signature of {path} by the key {key}. If the file is as \
+             your build wrote it, make the signature by 'alknet image sign'; if another person can have changed it, \
+             build the image again"
+        ));
+        error
+    })
+}
+
+/// The EFI program of the form `uki` in the manifest of a folder, and the trusted comment of the manifest's signature.
+fn read_uki_entry(
+    folder: &Path,
+    key: Option<&MinisignKey>,
+) -> Result<(ManifestOutput, Option<String>), CommandError> {
+    let path = folder.join(MANIFEST_FILE);
+    // The signature holds for these bytes. A second read may find other ones, if another person can write to the folder.
+    let bytes = Manifest::read_bytes(&path).map_err(|error| of_image(&error))?;
+    let comment = verified_comment(&path, &bytes, key)?;
+    let manifest = Manifest::parse(&bytes, &path).map_err(|error| of_image(&error))?;
     let is_uki = |it: &ManifestOutput| it.form == ImageForm::Uki && it.role == OutputRole::Uki;
-    manifest.outputs.into_iter().find(is_uki).ok_or_else(|| {
+    let output = manifest.outputs.into_iter().find(is_uki).ok_or_else(|| {
         let text = format!(
             "{} has no form uki: build it with --form uki",
             folder.display()
         );
         CommandError::usage(text)
-    })
+    })?;
+    Ok((output, comment))
 }
 
 /// The description of a program, all of which is in the program.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use alknet_delta::{library_version, make_delta};
 use alknet_image::ProgramParts;
+use alknet_image_write::minisign::MinisignKey;
 use alknet_update::{DeltaInfo, UpdateTarget, delta_file_name};
 
 use super::bundle::NamedProgram;
@@ -27,11 +28,12 @@ impl ProgramDelta {
     }
 }
 
-/// Makes a delta from each of these programs to the one with this name.
+/// Makes a delta from each of these programs to the one with this name. With a key, each of them has to be signed by it.
 pub(super) fn deltas(
     from: &[PathBuf],
     name: &str,
     program: &[u8],
+    key: Option<&MinisignKey>,
 ) -> Result<Vec<ProgramDelta>, CommandError> {
     // A program that has no parts to unpack needs none for a bundle without deltas.
     if from.is_empty() {
@@ -42,14 +44,16 @@ pub(super) fn deltas(
     // Making a delta takes a minute, so all bases are looked at first.
     let mut bases: Vec<String> = Vec::new();
     for what in from {
-        let old = DeltaOrigin::read(what, program)?;
+        let old = DeltaOrigin::read(what, program, key)?;
         // The base is the name of the file, so one bundle would overwrite the other.
         if bases.contains(&old.base) {
             return Err(old.refused(&"another --from is the same program"));
         }
         bases.push(old.base);
     }
-    let origins = from.iter().map(|what| DeltaOrigin::read(what, program));
+    let origins = from
+        .iter()
+        .map(|what| DeltaOrigin::read(what, program, key));
     origins.map(|old| old?.delta(name, &new)).collect()
 }
 
@@ -63,8 +67,8 @@ struct DeltaOrigin {
 
 impl DeltaOrigin {
     /// Reads what `--from` names. It is another program than that of the bundle.
-    fn read(what: &Path, program: &[u8]) -> Result<Self, CommandError> {
-        let old = NamedProgram::read(what)?;
+    fn read(what: &Path, program: &[u8], key: Option<&MinisignKey>) -> Result<Self, CommandError> {
+        let old = NamedProgram::read(what, key)?;
         let origin = Self {
             path: old.path,
             program: old.content,

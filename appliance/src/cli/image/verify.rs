@@ -114,7 +114,7 @@ fn check(args: &ImageVerifyArgs, manifest: Manifest) -> Result<ManifestCheck, Co
 }
 
 /// A key that is written out, or a file with it.
-fn public_key(text: &str) -> Result<MinisignKey, CommandError> {
+pub(super) fn public_key(text: &str) -> Result<MinisignKey, CommandError> {
     if let Ok(key) = text.parse() {
         return Ok(key);
     }
@@ -131,8 +131,8 @@ fn check_file_signature(path: &Path, key: &MinisignKey) -> Result<String, Comman
     check_signature(path, &mut file, key)
 }
 
-/// Does the same for what was read from a file.
-fn check_signature(
+/// Does the same for the content that was read from the file at `path`.
+pub(super) fn check_signature(
     path: &Path,
     content: &mut dyn Read,
     key: &MinisignKey,
