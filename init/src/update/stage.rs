@@ -150,7 +150,9 @@ fn machine() -> UpdateMachine {
 }
 
 /// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots, the record and the notes are
-/// as they were, except where the disk lost the new program after it became the file of the slot: then the slot is empty.
+/// as they were, with two exceptions. Where the disk lost the new program after it became the file of the slot, the slot is
+/// empty. Where the disk began to refuse writes after it took the vacated record, that record stays: the slot has its
+/// earlier file, and counts as empty. Both end with the next bundle that is staged on a disk that takes writes.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,

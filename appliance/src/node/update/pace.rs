@@ -1,4 +1,4 @@
-//! How slow a bundle may come before the node gives it up.
+//! How slow a bundle may come before the node gives it up, and how long an offer waits.
 
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use super::init_client::ANSWER_TIMEOUT;
 use super::session::{
     ABORT_TIMEOUT, SESSION_IDLE, SESSION_RATE_BYTES_S_MIN, SESSION_RATE_GRACE, SESSION_TIME_MAX,
 };
+use super::stage::LOOK_TIMEOUT;
 
-/// How slow a bundle may come.
+/// How slow a bundle may come, and how long an offer waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StagingPace {
     /// The longest pause between two pieces.
@@ -24,6 +25,8 @@ pub(super) struct StagingPace {
     pub(super) answer: Duration,
     /// How long PID 1 may take to notice that a bundle was given up.
     pub(super) abort: Duration,
+    /// How long PID 1 may take to read slots that have changed, while an offer of a hub waits.
+    pub(super) slots: Duration,
 }
 
 impl Default for StagingPace {
@@ -35,6 +38,7 @@ impl Default for StagingPace {
             grace: SESSION_RATE_GRACE,
             answer: ANSWER_TIMEOUT,
             abort: ABORT_TIMEOUT,
+            slots: LOOK_TIMEOUT,
         }
     }
 }

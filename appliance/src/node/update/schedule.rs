@@ -173,7 +173,7 @@ fn has_failed(facts: &UpdateFacts, version: &str) -> bool {
 }
 
 /// Whether an administrator left the version, or it failed before another one was confirmed.
-fn is_left(facts: &UpdateFacts, version: &str) -> bool {
+pub(super) fn is_left(facts: &UpdateFacts, version: &str) -> bool {
     facts.left.iter().any(|left| left == version)
 }
 

@@ -210,7 +210,7 @@ impl SessionTable {
 #[derive(Clone)]
 pub(super) struct StagingSessions {
     init: UpdateClient,
-    pace: StagingPace,
+    pub(super) pace: StagingPace,
     table: Arc<Mutex<SessionTable>>,
 }
 
@@ -229,6 +229,23 @@ impl StagingSessions {
         request: StagingRequest,
         turn: Option<SessionTurn>,
     ) -> Result<Arc<StagingSession>, StagingError> {
+        self.begin_if(request, |table| turn.is_some() || !table.has_turn)
+    }
+
+    /// Begins a session if the one with this number is still the last: another one may have staged a version since.
+    pub(super) fn begin_after(
+        &self,
+        last: u64,
+        request: StagingRequest,
+    ) -> Result<Arc<StagingSession>, StagingError> {
+        self.begin_if(request, |table| table.last == last && !table.has_turn)
+    }
+
+    fn begin_if(
+        &self,
+        request: StagingRequest,
+        is_permitted: impl FnOnce(&SessionTable) -> bool,
+    ) -> Result<Arc<StagingSession>, StagingError> {
         self.init.check()?;
         if !(1..=BUNDLE_BYTES_MAX).contains(&request.bytes) {
             return Err(StagingError::Size(request.bytes));
@@ -236,7 +253,7 @@ impl StagingSessions {
         // One piece is written and one waits: with the one that a call holds, less than a megabyte.
         let (pieces, arriving) = mpsc::channel(1);
         let mut table = self.lock();
-        if table.current.is_some() || (table.has_turn && turn.is_none()) {
+        if table.current.is_some() || !is_permitted(&table) {
             return Err(StagingError::Busy);
         }
         table.last += 1;
@@ -345,6 +362,15 @@ impl StagingSessions {
     /// The session under way.
     pub(super) fn current(&self) -> Option<Arc<StagingSession>> {
         self.lock().current.clone()
+    }
+
+    /// The number of the last session. Refuses while that session is under way.
+    pub(super) fn require_idle(&self) -> Result<u64, StagingError> {
+        let table = self.lock();
+        match table.current.is_some() {
+            true => Err(StagingError::Busy),
+            false => Ok(table.last),
+        }
     }
 
     /// How the last session ended.

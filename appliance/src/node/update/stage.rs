@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::config::UpdateChannel;
+use alknet_init::control::UpdateFacts;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::auto::BY;
 use super::download::{OpenedBundle, shortened};
 use super::read::no_channel;
+use super::schedule::is_left;
 use super::session::{
     BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
 };
@@ -29,7 +31,7 @@ const VERSION_CHARS_MAX: usize = 64;
 /// The most characters of an address, as the downloader has it.
 const URL_CHARS_MAX: usize = 2048;
 /// How long an offer waits until PID 1 has read slots that have changed, and how often it looks.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_STEP: Duration = Duration::from_millis(100);
 
 /// `update/stage`
@@ -319,6 +321,26 @@ fn require_apply(ctx: &Ctx, take_over: bool, downgrades: bool) -> Result<(), Cal
     Err(CallError::new(ErrorCode::Forbidden, text))
 }
 
+/// Refuses an offer on a machine without boot slots.
+fn require_slots(facts: &UpdateFacts) -> Result<(), CallError> {
+    if !matches!(facts.state.as_str(), "absent" | "unreadable" | "") {
+        return Ok(());
+    }
+    let text = facts.detail.as_deref();
+    let text = text.unwrap_or("the machine has no boot slots");
+    let details = json!({ "code": "no-slots", "text": text });
+    Err(CallError::new(ErrorCode::Conflict, text).with_details(details))
+}
+
+/// Why the machine does not take this version from a hub, by what PID 1 says of its slots.
+fn version_refusal(facts: &UpdateFacts, version: &str) -> Option<String> {
+    if matches!(facts.state.as_str(), "pending" | "trial") {
+        return Some("another version is on trial".to_owned());
+    }
+    // PID 1 judges by the version of the bundle itself.
+    is_left(facts, version).then(|| format!("{version} failed there, or an administrator left it"))
+}
+
 /// The answer to a call that began a session.
 fn begun(session: &StagingSession) -> Value {
     json!({
@@ -497,15 +519,22 @@ impl NodeUpdates {
     }
 
     /// Waits until PID 1 has read the slots since they changed last: before, its facts may not show yet what an
-    /// administrator has staged. A session under way is refused as busy anyway.
-    async fn wait_for_slots(&self) -> Result<(), StagingError> {
+    /// administrator has staged. Returns the number of the last session. Refuses while a session is under way: it may stage
+    /// a version before the offer is decided.
+    async fn wait_for_slots(&self) -> Result<u64, StagingError> {
+        let sessions = &self.0.sessions;
         let known = async {
-            while !self.knows_slots() && self.0.sessions.current().is_none() {
+            loop {
+                // The number comes first: of a session that begins after this, the offer learns by the number.
+                let last = sessions.require_idle()?;
+                if self.knows_slots() {
+                    return Ok::<u64, StagingError>(last);
+                }
                 tokio::time::sleep(LOOK_STEP).await;
             }
         };
-        let known = tokio::time::timeout(LOOK_TIMEOUT, known).await;
-        known.map_err(|_| StagingError::Busy)
+        let known = tokio::time::timeout(sessions.pace.slots, known).await;
+        known.unwrap_or(Err(StagingError::Busy))
     }
 
     /// Why a hub may not replace what is staged: it waits for the administrator who staged it. A version waits for no
@@ -554,32 +583,21 @@ impl NodeUpdates {
         from_hub_itself(ctx)?;
         self.check_init()?;
         let input: OfferInput = input.parse()?;
+        let owner = owner(ctx)?;
         let facts = self.0.facts.load_full();
-        let facts = &facts.update;
+        require_slots(&facts.update)?;
         let unwanted = |reason: String| Ok(json!({ "wanted": false, "reason": reason }));
-        if matches!(facts.state.as_str(), "absent" | "unreadable" | "") {
-            let text = facts
-                .detail
-                .as_deref()
-                .unwrap_or("the machine has no boot slots");
-            return Err(CallError::new(ErrorCode::Conflict, text)
-                .with_details(json!({ "code": "no-slots", "text": text })));
-        }
-        if facts.version == input.version {
+        // The version that runs stays the same until the machine restarts, so it is known also while a session is under way.
+        if facts.update.version == input.version {
             return unwanted(format!("{} runs already", input.version));
         }
-        if matches!(facts.state.as_str(), "pending" | "trial") {
-            return unwanted("another version is on trial".to_owned());
+        let last = self.wait_for_slots().await?;
+        // Everything else may have changed meanwhile.
+        let facts = self.0.facts.load_full();
+        require_slots(&facts.update)?;
+        if let Some(reason) = version_refusal(&facts.update, &input.version) {
+            return unwanted(reason);
         }
-        // PID 1 judges by the version of the bundle itself.
-        if facts.left.contains(&input.version) {
-            let version = &input.version;
-            return unwanted(format!(
-                "{version} failed there, or an administrator left it"
-            ));
-        }
-        let owner = owner(ctx)?;
-        self.wait_for_slots().await?;
         if let Some(reason) = self.kept_from(&owner).await {
             return unwanted(reason);
         }
@@ -595,7 +613,9 @@ impl NodeUpdates {
             other_source: false,
             limited: false,
         };
-        let session = self.begin(request, None)?;
+        // A session that has begun since may have staged the version of an administrator.
+        let session = self.0.sessions.begin_after(last, request)?;
+        self.watch(&session);
         let mut answer = begun(&session);
         answer["wanted"] = true.into();
         Ok(answer)

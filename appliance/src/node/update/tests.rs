@@ -4,6 +4,7 @@ mod attacks;
 mod clients;
 mod downloads;
 mod ended_starts;
+mod offers;
 mod operations;
 mod scheduled_starts;
 mod sessions;
@@ -23,7 +24,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::auto::BY;
 use super::scheduled_start::ScheduledStartStore;
@@ -76,6 +77,8 @@ struct InitSeen {
     stager: String,
     /// Whether the log says that this caller may not start versions.
     stager_limited: bool,
+    /// Holds back the next answer about the log, which says how it stood at the question, until a test notifies this.
+    log_release: Option<Arc<Notify>>,
     /// The code with which PID 1 refuses a rollback.
     refuses_rollback: Option<&'static str>,
     /// The code with which PID 1 refuses a start.
@@ -84,6 +87,23 @@ struct InitSeen {
     is_staging: bool,
     /// SHA-256 of the program that waits, to which PID 1 compares that of a start. `None`: it starts any.
     waits: Option<&'static str>,
+}
+
+impl InitSeen {
+    /// What the log says of the version that was staged last.
+    fn log_answer(&self) -> UpdateAnswer {
+        let by = Some(self.stager.clone()).filter(|by| !by.is_empty());
+        let record = UpdateRecord {
+            event: "staged".to_owned(),
+            version: "1.1.0".to_owned(),
+            by: by.unwrap_or_else(|| BY.to_owned()),
+            limited: self.stager_limited,
+            ..UpdateRecord::default()
+        };
+        UpdateAnswer::Log {
+            records: vec![record],
+        }
+    }
 }
 
 /// How long the node of the tests waits between two tries of a start.
@@ -265,7 +285,8 @@ fn start_updates(
     updates
 }
 
-/// Refuses a start while a bundle is read, as PID 1 does beside its work, and passes on every other message.
+/// Refuses a start while a bundle is read, as PID 1 does beside its work, and passes on every other message. A question
+/// about the log waits here if a test holds back its answer.
 async fn refuse_while_staging(
     init: UpdateClient,
     seen: Arc<Mutex<InitSeen>>,
@@ -288,10 +309,33 @@ async fn refuse_while_staging(
         };
         if let Some((n, code)) = refused {
             init.answered(n, busy(code));
-        } else if work.send(message).await.is_err() {
+        } else if !answer_log_later(&init, &seen, &message) && work.send(message).await.is_err() {
             return;
         }
     }
+}
+
+/// Answers a question about the log once a test permits it. Returns whether this is such a question.
+fn answer_log_later(init: &UpdateClient, seen: &Mutex<InitSeen>, message: &InitMessage) -> bool {
+    let InitMessage::Update {
+        n,
+        request: UpdateRequest::Log,
+        by,
+    } = message
+    else {
+        return false;
+    };
+    let mut seen = seen.lock().expect("no panic");
+    let Some(release) = seen.log_release.clone() else {
+        return false;
+    };
+    seen.requests.push((UpdateRequest::Log, by.clone()));
+    let (init, n, answer) = (init.clone(), *n, seen.log_answer());
+    tokio::spawn(async move {
+        release.notified().await;
+        init.answered(n, answer);
+    });
+    true
 }
 
 fn request(bytes: usize) -> StagingRequest {
@@ -339,24 +383,8 @@ impl FakeInit {
                     self.read(n, verdict, &mut messages).await.expect("frames");
                 }
                 UpdateRequest::Log => {
-                    let (by, limited) = {
-                        let seen = self.seen.lock().expect("no panic");
-                        (seen.stager.clone(), seen.stager_limited)
-                    };
-                    let by = Some(by).filter(|by| !by.is_empty());
-                    let record = UpdateRecord {
-                        event: "staged".to_owned(),
-                        version: "1.1.0".to_owned(),
-                        by: by.unwrap_or_else(|| BY.to_owned()),
-                        limited,
-                        ..UpdateRecord::default()
-                    };
-                    self.init.answered(
-                        n,
-                        UpdateAnswer::Log {
-                            records: vec![record],
-                        },
-                    );
+                    let answer = self.seen.lock().expect("no panic").log_answer();
+                    self.init.answered(n, answer);
                 }
                 UpdateRequest::Unscheduled { .. } => self.init.answered(n, UpdateAnswer::Done),
                 UpdateRequest::Confirm => {

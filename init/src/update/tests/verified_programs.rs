@@ -163,14 +163,17 @@ fn a_refused_bundle_leaves_what_is_known_as_it_was() {
     plan_apply(&bench).expect("the version of before is whole");
 }
 
-/// Wherever the disk begins to refuse writes, what is known of a slot is what lies there.
+/// Wherever the disk begins to refuse writes, what is known of a slot is what lies there. The record is the earlier one, or
+/// that of a slot that is given up: the disk does not take the earlier one again.
 #[test]
 fn a_disk_that_refuses_the_new_program_keeps_the_known_one() {
     let (before, after) = (TestRelease::new("1.0.1", 1), TestRelease::new(NEW, 2));
-    let bench = UpdateBench::new();
-    bench.stage(&before).expect("staged");
-    let known = bench.known.load();
+    let mut records = [0; 2];
     for writes in 0.. {
+        let bench = UpdateBench::new();
+        bench.stage(&before).expect("staged");
+        let (known, earlier) = (bench.known.load(), bench.disk.record());
+        let vacated = earlier.vacate().expect("no version is on trial");
         bench.disk.refuse_after(writes);
         let done = bench.stage(&after);
         bench.disk.refuse_after(usize::MAX);
@@ -181,7 +184,13 @@ fn a_disk_that_refuses_the_new_program_keeps_the_known_one() {
         assert_eq!(bench.known.load(), known, "{writes} writes");
         let kept = bench.disk.file(BootSlot::B);
         assert!(kept == Some(before.content()), "{writes} writes");
+        let record = bench.disk.record();
+        let found = [earlier, vacated].iter().position(|it| *it == record);
+        let found = found.unwrap_or_else(|| panic!("{record:?} after {writes} writes"));
+        records[found] += 1;
+        bench.stage(&after).expect("the disk writes again");
     }
+    assert!(records[0] > 0 && records[1] > 0, "{records:?}");
 }
 
 /// A floor that cannot be read may forbid any version.
