@@ -77,12 +77,13 @@ impl AbortGrace {
         let ran = used.saturating_sub(self.used);
         let waits = ran < since / 2 && can_run();
         let lost = if waits { since - ran } else { 0 };
-        self.waited = self.waited.saturating_add(lost);
         self.passed = self.passed.saturating_add(since - lost);
         self.watched = self.watched.saturating_add(since);
         self.ran = self.ran.saturating_add(ran.min(since));
         if self.ran.saturating_mul(ABORT_SHARE) >= self.watched {
-            (self.passed, self.waited) = (self.watched, 0);
+            self.passed = self.watched;
+        } else {
+            self.waited = self.waited.saturating_add(lost);
         }
         (self.looked_at, self.used) = (now, used);
         self.set_next(now);
@@ -174,6 +175,14 @@ mod tests {
             assert!(grace.is_over(500 * MS, || Some(used), || can_run));
             assert_eq!(grace.waited(), 0);
         }
+    }
+
+    #[test]
+    fn a_wait_before_a_worker_has_its_share_is_a_wait() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        let process = |now: u64| now.saturating_sub(20 * MS);
+        assert_eq!(over(&mut grace, process, |_| true), 30 * MS);
+        assert_eq!(grace.waited(), 20 * MS);
     }
 
     #[test]
