@@ -25,6 +25,9 @@ pub const ABORT_LOOKS: u32 = 4;
 pub const ABORT_SHARE: u64 = 4;
 /// The host kills the worker in any case once this many times the grace has passed.
 pub const ABORT_WAIT_MAX: u32 = 50;
+/// Reads of a worker's channel, of [`READ_TURN_BYTES`] each, before the host kills the worker for a limit: its answer may
+/// wait behind other frames.
+pub const KILL_READS_MAX: u32 = 16;
 /// Time between heartbeats of a running call.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
 /// Longest time of a running call without a heartbeat of its worker.

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::source::ZSTANDARD;
+
 /// Forms that are no raw disk, each by bytes of it and their place.
-const OTHER_FORMS: [(usize, &[u8], &str); 18] = [
+const OTHER_FORMS: [(usize, &[u8], &str); 21] = [
     (0, b"QFI\xfb", "a qcow2 container"),
     (0, b"KDMV", "a VMDK container"),
     (0, b"COWD", "a VMDK container"),
@@ -17,7 +19,11 @@ const OTHER_FORMS: [(usize, &[u8], &str); 18] = [
     (0, b"WithoutFreeSpace", "a Parallels container"),
     (0, b"WithouFreSpacExt", "a Parallels container"),
     (0, b"Bochs Virtual HD Image", "a container of Bochs"),
+    (0, b"composite_disk\x1d", "a composite disk of crosvm"),
+    (0, b"\x3a\xff\x26\xed", "a sparse image of Android"),
     (257, b"ustar", "a tar archive"),
+    // `image write` unpacks this before it looks, so there it is packed twice.
+    (0, &ZSTANDARD, "packed with Zstandard"),
     (0, b"\x1f\x8b", "compressed with gzip"),
     (0, b"\xfd7zXZ", "compressed with xz"),
     (0, b"BZh", "compressed with bzip2"),
@@ -38,8 +44,9 @@ const DISK_BYTES_AT: usize = 48;
 const KIND_AT: usize = 60;
 /// The kind of a disk that has each block in its place.
 const FIXED: [u8; 4] = 2_u32.to_be_bytes();
-/// What the end of a disk image of macOS begins with.
+/// What the end of a disk image of macOS begins with. Programs search it in the last bytes.
 const DMG_MARK: &[u8] = b"koly";
+const DMG_END_BYTES: usize = 1024;
 
 /// The form of a file that begins so, if no raw disk of this project does.
 pub(crate) fn form_by_head(head: &[u8]) -> Option<&'static str> {
@@ -63,9 +70,10 @@ pub(crate) fn form_beside_raw(disk: &File, bytes: u64) -> io::Result<Option<&'st
     if let Some(what) = form_by_head(&head) {
         return Ok(Some(what));
     }
-    let mut footer = [0; FOOTER_BYTES as usize];
+    let mut end = [0; DMG_END_BYTES];
+    disk.read_exact_at(&mut end, bytes.saturating_sub(DMG_END_BYTES as u64))?;
     let content_bytes = bytes.saturating_sub(FOOTER_BYTES);
-    disk.read_exact_at(&mut footer, content_bytes)?;
+    let footer = &end[end.len() - FOOTER_BYTES as usize..];
     let is_fixed = footer[KIND_AT..].starts_with(&FIXED)
         && footer[FURTHER_HEADER_AT..].starts_with(&u64::MAX.to_be_bytes())
         && footer[DISK_BYTES_AT..].starts_with(&content_bytes.to_be_bytes());
@@ -76,7 +84,7 @@ pub(crate) fn form_beside_raw(disk: &File, bytes: u64) -> io::Result<Option<&'st
     };
     Ok(if is_other_vhd {
         Some("a VHD container that is not fixed or has another size")
-    } else if footer.starts_with(DMG_MARK) {
+    } else if end.windows(DMG_MARK.len()).any(|it| it == DMG_MARK) {
         Some("a disk image of macOS")
     } else {
         None

@@ -82,7 +82,7 @@ pub enum SignedProgramsError {
     },
     /// Other programs may find another disk in the file.
     #[error(
-        "{} has the signed programs of a raw disk and is also {what}, so a virtual machine may start another disk from \
+        "{} has the layout of a raw disk and is also {what}, so a virtual machine may start another disk from \
          it; build the image again, or take its file from where it was built",
         path.display()
     )]

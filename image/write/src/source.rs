@@ -12,7 +12,7 @@ use crate::other_form::form_by_head;
 pub(crate) const HEAD_BYTES: usize = 1 << 20;
 /// Bytes that are read to learn the form: the head of a frame has at most 18 (RFC 8878 section 3.1.1.1).
 const MAGIC_BYTES: usize = 18;
-const ZSTANDARD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+pub(crate) const ZSTANDARD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The end of the first block of each disk with a partition table (UEFI 2.10 section 5.2.3).
 const TABLE_MARK: [u8; 2] = [0x55, 0xaa];
 

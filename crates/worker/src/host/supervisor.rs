@@ -221,7 +221,9 @@ impl WorkerSupervisor {
 
     fn event(&mut self, worker: u64, kind: u64, scratch: &mut [u8]) {
         match kind {
-            SOCKET => self.read(worker, scratch),
+            SOCKET => {
+                self.read(worker, scratch);
+            }
             PROCESS => self.process_ended(worker, scratch),
             _ => self.listen(worker, scratch),
         }
@@ -422,7 +424,7 @@ impl WorkerSupervisor {
                 let pid = worker.pid();
                 // However many calls a worker has, /proc is read once: no worker may keep this thread busy.
                 let (used, wants) = (once(|| process_cpu_us(pid)), once(|| can_run(pid)));
-                let mut killed = None;
+                let mut killed = Vec::new();
                 let mut aborts = Vec::new();
                 for (id, running) in &mut worker.calls {
                     match running.watch.order(now, &used, &wants) {
@@ -432,10 +434,8 @@ impl WorkerSupervisor {
                             }
                             aborts.push(*id);
                         }
-                        Some(WatchOrder::Kill(cause)) if killed.is_none() => {
-                            killed = Some((*id, cause))
-                        }
-                        _ => {}
+                        Some(WatchOrder::Kill(cause)) => killed.push((*id, cause)),
+                        None => {}
                     }
                 }
                 for id in &aborts {
@@ -444,10 +444,10 @@ impl WorkerSupervisor {
                 if !aborts.is_empty() {
                     self.flush(number);
                 }
-                if let Some((id, cause)) = killed {
-                    self.kill_for(number, id, cause, scratch);
-                } else {
+                if killed.is_empty() {
                     self.check_memory(number, now);
+                } else {
+                    self.kill_for(number, &killed, scratch);
                 }
             }
             _ => {}

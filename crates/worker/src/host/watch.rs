@@ -575,6 +575,8 @@ mod tests {
         // A twentieth of a processor, of which it needs 20 ms.
         let killed = when_due(&mut watch, |now| now / 20, true);
         assert_eq!(killed, (400 * MS, WatchOrder::Kill(LimitCause::Aborted)));
+        let overrun = watch.overrun().expect("it was aborted");
+        assert_eq!((overrun.reached_at, overrun.waited), (0, 380 * MS));
     }
 
     #[test]

@@ -92,6 +92,12 @@ fn a_signed_disk_with_the_header_of_a_container_does_not_count_as_signed() {
         (0, b"conectix", "VHD"),
         (0x40, b"\x7f\x10\xda\xbe", "VDI"),
         (257, b"ustar\0", "tar"),
+        // An empty frame, and one that is skipped up to the other disk.
+        (
+            0,
+            b"\x28\xb5\x2f\xfd\x20\0\x01\0\0\x50\x2a\x4d\x18",
+            "Zstandard",
+        ),
     ] {
         let before = bytes_at(&disk, at, header.len());
         disk.write_all_at(header, at).expect("writable");
@@ -105,6 +111,23 @@ fn a_signed_disk_with_the_header_of_a_container_does_not_count_as_signed() {
             assert_eq!(checked, 2, "{form}");
         }
     }
+}
+
+/// The attack: a signed disk with the end of a disk image of macOS, which names its blocks. Programs search it.
+#[test]
+fn a_signed_disk_with_the_end_of_a_macos_image_does_not_count_as_signed() {
+    let signed = SignedDisk::new(ImageForm::Raw);
+    let disk = signed.open();
+    let bytes = disk.metadata().expect("ours").len();
+    for (at, longer) in [(bytes, 512), (bytes + 88, 600)] {
+        disk.set_len(bytes + longer).expect("writable");
+        disk.write_all_at(b"koly", at).expect("writable");
+        let found = signed.other_form(&signed.path);
+        assert!(found.contains("macOS"), "{at}: {found}");
+        disk.set_len(bytes).expect("writable");
+    }
+    let checked = signed.verify(&signed.path).expect("it has one form again");
+    assert_eq!(checked, 2);
 }
 
 /// The attack: a footer that names tables of a VHD in the data partition, or another size.

@@ -7,6 +7,7 @@ use super::incoming::WorkerViolation;
 use crate::frame::channel::ChannelRead;
 use crate::host::spawn::SpawnJob;
 use crate::host::worker::WorkerState;
+use crate::limits::KILL_READS_MAX;
 use crate::{Bytes32, LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 
 /// Target of what the log says of lost workers: code that has taken a worker over lets workers die as often as it
@@ -14,14 +15,22 @@ use crate::{Bytes32, LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 pub const WORKER_LOSS_TARGET: &str = "alknet_worker::loss";
 
 impl WorkerSupervisor {
-    /// Kills a worker whose call did not stop at its limit.
-    pub(super) fn kill_for(&mut self, number: u64, id: u64, cause: LimitCause, scratch: &mut [u8]) {
-        // This thread waits for a processor as well: the answer may have come since it last read.
-        self.read(number, scratch);
-        let worker = self.workers.get_mut(&number);
-        if let Some(worker) = worker
-            && let Some(running) = worker.calls.get(&id)
-        {
+    /// Kills a worker for the first of these calls that did not stop at its limit.
+    pub(super) fn kill_for(
+        &mut self,
+        number: u64,
+        calls: &[(u64, LimitCause)],
+        scratch: &mut [u8],
+    ) {
+        // This thread waits for a processor as well: the answers may have come since it last read, behind other frames.
+        let mut reads = 0..KILL_READS_MAX;
+        while reads.next().is_some() && self.read(number, scratch) {}
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        let mut calls = calls.iter();
+        let left = calls.find_map(|(id, cause)| Some((*cause, worker.calls.get(id)?)));
+        if let Some((cause, running)) = left {
             worker.overrun = running.watch.overrun();
             self.end(number, cause.into(), "");
         }
@@ -208,5 +217,167 @@ impl WorkerSupervisor {
                 "the last words of a worker make no sense"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::process::{Child, Command};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::host::handle::SupervisorCommand;
+    use crate::host::spawn::SpawnedWorker;
+    use crate::host::stats::StatsCounter;
+    use crate::host::watch::CallWatch;
+    use crate::host::worker::{RunningWorkerCall, WorkerProcess};
+    use crate::host::{CallLimits, WorkerAnswer, WorkersConfig};
+    use crate::limits::READ_TURN_BYTES;
+    use crate::sys::LaunchedProcess;
+    use crate::{
+        CallStats, CborBody, FrameBlob, FromWorkerMessage, WorkerLogLevel, WorkerReply, WorkerRole,
+        encode,
+    };
+
+    const WORKER: u64 = 1;
+
+    type Answer = oneshot::Receiver<Result<WorkerAnswer, WorkerCallError>>;
+
+    /// The host's thread, which the test runs, and a worker whose end of the channel the test has.
+    struct AbortedWorker {
+        supervisor: WorkerSupervisor,
+        channel: UnixStream,
+        process: Child,
+        _ends: (Sender<SupervisorCommand>, Receiver<SpawnJob>),
+    }
+
+    impl AbortedWorker {
+        fn new() -> Self {
+            let (host, own) = UnixStream::pair().expect("sockets");
+            let (output, _) = UnixStream::pair().expect("sockets");
+            let process = Command::new("sleep").arg("600").spawn().expect("it starts");
+            let pid = i32::try_from(process.id()).expect("a process id");
+            let known = Pid::from_raw(pid).expect("a process id");
+            let pidfd = pidfd_open(known, PidfdFlags::NONBLOCK).expect("it lives");
+            let born = SpawnedWorker {
+                process: LaunchedProcess { pid, pidfd },
+                channel: host.into(),
+                output: output.into(),
+                leaf: None,
+                gaps: Vec::new(),
+            };
+            let unread = Duration::from_secs(60);
+            let mut worker = WorkerProcess::new(born, WorkerRole::Js, false, 0, u64::MAX, unread);
+            worker.state = WorkerState::Ready;
+            worker.was_ready = true;
+            let (orders, commands) = channel();
+            let (jobs, done) = channel();
+            let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).expect("an event"));
+            let stats = Arc::new(Mutex::new(StatsCounter::default()));
+            let config = WorkersConfig::this_executable();
+            let supervisor = WorkerSupervisor::new(config, commands, wake, jobs, stats);
+            let mut supervisor = supervisor.expect("it is set up");
+            supervisor.workers.insert(WORKER, worker);
+            Self {
+                supervisor,
+                channel: own,
+                process,
+                _ends: (orders, done),
+            }
+        }
+
+        /// Begins a call that is aborted at once.
+        fn call(&mut self, id: u64) -> Answer {
+            let mut watch = CallWatch::new(0, CallLimits::default(), u64::MAX, 0, false);
+            watch.give_up(0);
+            watch.order(0, || Some(0), || true);
+            let (reply, answer) = oneshot::channel();
+            let running = RunningWorkerCall {
+                sid: 1,
+                watch,
+                operation: None,
+                reply,
+            };
+            let worker = self.supervisor.workers.get_mut(&WORKER);
+            worker.expect("it is there").calls.insert(id, running);
+            answer
+        }
+
+        /// The worker answers a call, after a line that the host does not want, which is longer than one read.
+        fn answers(&mut self, id: u64) {
+            let log = FromWorkerMessage::Log {
+                sid: 9,
+                level: WorkerLogLevel::Info,
+                text: "x".repeat(READ_TURN_BYTES),
+            };
+            let value = CborBody::encode(&()).expect("a value");
+            let result = FromWorkerMessage::Result {
+                sid: 1,
+                id,
+                reply: WorkerReply::Ok(FrameBlob::Inline(value)),
+                stats: CallStats::default(),
+            };
+            for message in [log, result] {
+                let frame = encode(&message, 0).expect("a frame");
+                self.channel.write_all(&frame).expect("the host reads");
+            }
+        }
+
+        /// Kills the worker if one of these calls has no answer. Returns whether it was killed.
+        fn is_killed(&mut self, ids: &[u64]) -> bool {
+            let calls: Vec<_> = ids.iter().map(|id| (*id, LimitCause::Aborted)).collect();
+            let mut scratch = vec![0; READ_TURN_BYTES];
+            self.supervisor.kill_for(WORKER, &calls, &mut scratch);
+            let worker = self.supervisor.workers.get(&WORKER).expect("it is there");
+            assert_eq!(
+                worker.overrun.is_some(),
+                matches!(worker.state, WorkerState::Dying(..))
+            );
+            worker.overrun.is_some()
+        }
+    }
+
+    impl Drop for AbortedWorker {
+        fn drop(&mut self) {
+            // The host may have killed it.
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    fn is_obeyed(answer: &mut Answer) -> bool {
+        matches!(
+            answer.try_recv(),
+            Ok(Err(WorkerCallError::Limit { killed: false, .. }))
+        )
+    }
+
+    /// The host's thread had no processor while the worker answered, in more bytes than the host reads at once.
+    #[test]
+    fn an_answer_that_waits_unread_keeps_its_worker() {
+        let mut worker = AbortedWorker::new();
+        let mut answer = worker.call(7);
+        worker.answers(7);
+        assert!(!worker.is_killed(&[7]));
+        assert!(is_obeyed(&mut answer));
+    }
+
+    /// The attack: the worker answers one of its calls at the last moment, for another one that computes on.
+    #[test]
+    fn an_answer_to_one_call_keeps_no_worker_for_another() {
+        let mut worker = AbortedWorker::new();
+        let (mut first, mut second) = (worker.call(7), worker.call(8));
+        worker.answers(7);
+        assert!(worker.is_killed(&[7, 8]));
+        assert!(is_obeyed(&mut first));
+        assert!(!is_obeyed(&mut second));
     }
 }

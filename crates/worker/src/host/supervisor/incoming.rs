@@ -21,33 +21,34 @@ use crate::{
 pub(super) struct WorkerViolation(pub(super) WorkerEndReason, pub(super) String);
 
 impl WorkerSupervisor {
-    /// Handles a worker's socket that is readable, writable or closed.
-    pub(super) fn read(&mut self, number: u64, scratch: &mut [u8]) {
+    /// Handles a worker's socket that is readable, writable or closed. Returns whether more may wait in it.
+    pub(super) fn read(&mut self, number: u64, scratch: &mut [u8]) -> bool {
         // The event may be that the socket is writable again.
         self.flush(number);
         let Some(worker) = self.workers.get_mut(&number) else {
-            return;
+            return false;
         };
         if !matches!(
             worker.state,
             WorkerState::Starting { .. } | WorkerState::Ready
         ) {
-            return;
+            return false;
         }
         let read = worker.read(scratch);
         if let Err(error) = &read {
             let why = error.to_string();
             self.end(number, WorkerEndReason::Protocol, &why);
-            return;
+            return false;
         }
         // Messages are taken before the end of the channel: what the worker sent until then still counts.
         if let Err(WorkerViolation(reason, why)) = self.take_messages(number) {
             self.end(number, reason, &why);
-            return;
+            return false;
         }
         if matches!(read, Ok(ChannelRead::End)) {
             self.leave(number);
         }
+        matches!(read, Ok(ChannelRead::Some(_)))
     }
 
     /// Takes all whole messages.
