@@ -19,10 +19,10 @@ pub const SEALED_BYTES_MAX: u64 = 1 << 30;
 /// count, as all its sessions end with it: beside ten programs on two processors, nine of ten workers that obeyed were
 /// killed.
 pub const ABORT_GRACE: Duration = Duration::from_millis(20);
-/// The host looks again after this part of it at a worker that waited for a processor.
+/// Looks in this time at a worker that has not read the abort, or that waited for a processor.
 pub const ABORT_LOOKS: u32 = 4;
-/// A worker that ran for one part in so many of the time since the abort did not wait for a processor.
-pub const ABORT_SHARE: u64 = 4;
+/// A worker that used one part in so many of the grace since it read the abort had time to obey.
+pub const ABORT_PART: u64 = 4;
 /// The host kills the worker in any case once this many times the grace has passed.
 pub const ABORT_WAIT_MAX: u32 = 50;
 /// Reads of a worker's channel, of [`READ_TURN_BYTES`] each, before the host kills the worker for a limit: its answer may

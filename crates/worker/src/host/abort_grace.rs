@@ -1,12 +1,11 @@
 //! The time that a worker has to answer an abort. Times are microseconds of one clock.
 
-use crate::limits::{ABORT_LOOKS, ABORT_SHARE, ABORT_WAIT_MAX};
+use crate::limits::{ABORT_LOOKS, ABORT_PART, ABORT_WAIT_MAX};
 
 /// The grace after an abort. All sessions of a worker end with it, so time in which a busy machine kept the worker from
-/// running does not count: when the grace is over, the host looks at the worker, and if it waited for a processor, again
-/// and again. Of the time between two looks in which it waited, only the processor time counts that it used. All of it
-/// counts as soon as the worker had its share of a processor since the abort: beside three programs on two processors a
-/// worker waits in half of all looks, and has time to obey.
+/// running does not count: the host looks at the worker again and again, and of the time between two looks in which it
+/// waited for a processor, only the processor time counts that it used. All of it counts as soon as the worker has used a
+/// part of the grace since it read the abort: one that obeys uses less, however long its threads wait for each other.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AbortGrace {
     began: u64,
@@ -16,9 +15,12 @@ pub(super) struct AbortGrace {
     looked_at: u64,
     /// The clock of the process at the last look.
     used: u64,
-    /// The time between looks so far, and how much of it the worker ran.
+    /// Whether the worker has read the abort.
+    has_read: bool,
+    /// The processor time that it used since the look after that.
+    used_since: Option<u64>,
+    /// The time between all looks.
     watched: u64,
-    ran: u64,
     /// The part of the grace that has passed.
     passed: u64,
     /// The time between looks in which the worker waited for a processor.
@@ -36,8 +38,9 @@ impl AbortGrace {
             step: (grace / u64::from(ABORT_LOOKS)).max(1),
             looked_at: now,
             used,
+            has_read: false,
+            used_since: None,
             watched: 0,
-            ran: 0,
             passed: 0,
             waited: 0,
             at: now,
@@ -49,6 +52,11 @@ impl AbortGrace {
     /// The time at which to call [`Self::is_over`] next.
     pub(super) const fn at(&self) -> u64 {
         self.at
+    }
+
+    /// Records that the worker has read the abort.
+    pub(super) const fn note_read(&mut self) {
+        self.has_read = true;
     }
 
     /// The time until the last look in which the worker waited for a processor.
@@ -79,25 +87,33 @@ impl AbortGrace {
         let lost = if waits { since - ran } else { 0 };
         self.passed = self.passed.saturating_add(since - lost);
         self.watched = self.watched.saturating_add(since);
-        self.ran = self.ran.saturating_add(ran.min(since));
-        if self.ran.saturating_mul(ABORT_SHARE) >= self.watched {
+        let used_since = self.used_since.map(|its| its.saturating_add(ran));
+        if used_since.is_some_and(|its| its.saturating_mul(ABORT_PART) >= self.grace) {
             self.passed = self.watched;
         } else {
             self.waited = self.waited.saturating_add(lost);
         }
+        self.used_since = used_since.or(self.has_read.then_some(0));
         (self.looked_at, self.used) = (now, used);
         self.set_next(now);
         self.passed >= self.grace
     }
 
-    /// Sets the time of the next look. A worker that did not wait so far is looked at when its grace ends. Further looks
-    /// at all calls come at the same times: then the worker's threads are read once for all of them.
+    /// Sets the time of the next look. A worker that has read the abort and did not wait so far is looked at when its
+    /// grace ends. Further looks at all calls come at the same times: then the worker's threads are read once for all of
+    /// them.
     fn set_next(&mut self, now: u64) {
         let next = (now / self.step)
             .saturating_add(1)
             .saturating_mul(self.step);
         let end = now.saturating_add(self.grace.saturating_sub(self.passed));
-        self.at = if self.waited < self.step { end } else { next };
+        self.at = if self.waited >= self.step {
+            next
+        } else if self.used_since.is_some() {
+            end
+        } else {
+            next.min(end)
+        };
     }
 }
 
@@ -108,8 +124,17 @@ mod tests {
     const MS: u64 = 1000;
     const GRACE: u64 = 20 * MS;
 
-    /// Looks at the worker whenever that is due, and returns when the grace was over.
+    /// Looks at the worker, which reads the abort at once, whenever that is due, and returns when the grace was over.
     fn over(
+        grace: &mut AbortGrace,
+        process: impl Fn(u64) -> u64,
+        can_run: impl Fn(u64) -> bool,
+    ) -> u64 {
+        grace.note_read();
+        over_unread(grace, process, can_run)
+    }
+
+    fn over_unread(
         grace: &mut AbortGrace,
         process: impl Fn(u64) -> u64,
         can_run: impl Fn(u64) -> bool,
@@ -142,27 +167,27 @@ mod tests {
     #[test]
     fn a_worker_that_ignores_the_abort_uses_no_more_than_the_grace() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
-        assert_eq!(over(&mut grace, |now| now / 16, |_| true), 320 * MS);
-        assert_eq!(grace.waited(), 300 * MS);
+        assert_eq!(over(&mut grace, |now| now / 16, |_| true), 85 * MS);
+        assert_eq!(grace.waited(), 75 * MS);
     }
 
     /// Four programs that compute on two processors take turns, so each look finds one that ran or one that waited.
     #[test]
-    fn a_worker_that_has_its_share_of_a_processor_has_no_longer_than_others() {
+    fn a_worker_that_takes_turns_has_no_longer_than_others() {
         let turns = |now: u64| now / (10 * MS) * 5 * MS;
         for first in [0, 5 * MS] {
             let mut grace = AbortGrace::new(0, GRACE, 0);
             let process = |now: u64| turns(now + first);
             assert_eq!(over(&mut grace, process, |_| true), GRACE, "{first}");
-            assert_eq!(grace.waited(), 0, "{first}");
+            assert!(grace.waited() <= 5 * MS, "{first}");
         }
     }
 
     #[test]
-    fn a_worker_that_has_a_processor_again_has_all_of_the_grace() {
+    fn a_worker_that_has_a_processor_again_has_a_part_of_the_grace_or_sleeps_for_all_of_it() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
         let process = |now: u64| now.saturating_sub(300 * MS);
-        assert_eq!(over(&mut grace, process, |_| true), 320 * MS);
+        assert_eq!(over(&mut grace, process, |_| true), 305 * MS);
         let mut grace = AbortGrace::new(0, GRACE, 0);
         assert_eq!(over(&mut grace, |_| 0, |now| now <= 300 * MS), 320 * MS);
     }
@@ -178,34 +203,69 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_before_a_worker_has_its_share_is_a_wait() {
+    fn a_wait_before_a_worker_computes_on_is_a_wait() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
         let process = |now: u64| now.saturating_sub(20 * MS);
-        assert_eq!(over(&mut grace, process, |_| true), 30 * MS);
+        assert_eq!(over(&mut grace, process, |_| true), 25 * MS);
         assert_eq!(grace.waited(), 20 * MS);
     }
 
+    /// The thread that computes had a turn first, and then all others had one before the thread that reads.
     #[test]
-    fn a_worker_that_did_not_wait_is_looked_at_once() {
+    fn processor_time_before_the_worker_read_the_abort_shortens_no_grace() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        let process = |now: u64| now.min(6 * MS) + now.saturating_sub(60 * MS);
+        while grace.at() <= 60 * MS {
+            let now = grace.at();
+            assert!(!grace.is_over(now, || Some(process(now)), || true), "{now}");
+        }
+        assert_eq!(over(&mut grace, process, |_| true), 70 * MS);
+    }
+
+    /// The threads of a worker that obeys wait for each other, and each uses a moment.
+    #[test]
+    fn a_worker_that_obeys_has_the_time_to_say_so() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        grace.note_read();
+        let process = |now: u64| now / (50 * MS) * MS;
+        while grace.at() <= 200 * MS {
+            let now = grace.at();
+            assert!(!grace.is_over(now, || Some(process(now)), || true), "{now}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_never_reads_the_abort_uses_no_more_than_the_grace() {
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        let half = |now: u64| now / 2;
+        assert_eq!(over_unread(&mut grace, half, |_| true), GRACE);
+        let mut grace = AbortGrace::new(0, GRACE, 0);
+        let third = |now: u64| now / 3;
+        assert_eq!(over_unread(&mut grace, third, |_| true), 60 * MS);
+    }
+
+    #[test]
+    fn a_worker_that_did_not_wait_is_looked_at_twice() {
         let mut grace = AbortGrace::new(3 * MS, GRACE, 0);
+        grace.note_read();
+        assert_eq!(grace.at(), 5 * MS);
+        assert!(!grace.is_over(5 * MS, || Some(2 * MS), || true));
         assert_eq!(grace.at(), 23 * MS);
-        assert!(grace.is_over(23 * MS, || Some(5 * MS), || true));
+        assert!(grace.is_over(23 * MS, || Some(8 * MS), || true));
     }
 
     #[test]
     fn a_worker_that_is_gone_has_no_time() {
         let mut grace = AbortGrace::new(0, GRACE, 0);
-        assert!(!grace.is_over(19 * MS, || None, || true));
-        assert!(grace.is_over(20 * MS, || None, || true));
+        assert!(!grace.is_over(4 * MS, || None, || true));
+        assert!(grace.is_over(5 * MS, || None, || true));
     }
 
     /// Reading what its threads do takes the longer the more there are.
     #[test]
     fn calls_that_were_aborted_one_after_the_other_are_looked_at_together() {
         let (mut first, mut second) = (AbortGrace::new(0, GRACE, 0), AbortGrace::new(MS, GRACE, 0));
-        assert!(!first.is_over(20 * MS, || Some(0), || true));
-        assert!(!second.is_over(21 * MS, || Some(0), || true));
-        for now in [25, 30, 35] {
+        for now in [5, 10, 15, 20, 25, 30] {
             assert_eq!((first.at(), second.at()), (now * MS, now * MS));
             for grace in [&mut first, &mut second] {
                 assert!(!grace.is_over(now * MS, || Some(0), || true));

@@ -421,6 +421,7 @@ impl WorkerSupervisor {
                 }
             }
             WorkerState::Ready => {
+                worker.note_read();
                 let pid = worker.pid();
                 // However many calls a worker has, /proc is read once: no worker may keep this thread busy.
                 let (used, wants) = (once(|| process_cpu_us(pid)), once(|| can_run(pid)));

@@ -214,6 +214,15 @@ impl CallWatch {
         self.wall.0.min(cpu).min(gpu).min(self.silent_at)
     }
 
+    /// Records that the worker has read everything that was sent to it, also the abort.
+    pub(super) const fn note_read(&mut self) {
+        if let Some(ending) = &mut self.ending
+            && let Some(grace) = &mut ending.grace
+        {
+            grace.note_read();
+        }
+    }
+
     /// When the limit was reached that ended the call, and how long the worker then waited for a processor.
     pub(super) fn overrun(&self) -> Option<LimitOverrun> {
         self.ending.map(|ending| LimitOverrun {

@@ -21,7 +21,7 @@ use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
-use crate::sys::{ABORTED_STATUS, LaunchedProcess, process_cpu_us};
+use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us};
 use crate::{
     Bytes32, ConfinementGap, Decoder, FromWorkerMessage, ToWorkerMessage, WorkerCallError,
     WorkerEndReason, WorkerFrameError, WorkerLoss, WorkerRole, encode,
@@ -281,6 +281,18 @@ impl WorkerProcess {
             self.ended = true;
         }
         Ok(read)
+    }
+
+    /// Records that the worker has read the aborts of its calls, if it has read everything that was sent to it.
+    pub(super) fn note_read(&mut self) {
+        let mut aborted = self.calls.values_mut().map(|running| &mut running.watch);
+        let mut aborted = aborted
+            .by_ref()
+            .filter(|watch| watch.ended().is_some())
+            .peekable();
+        if aborted.peek().is_some() && self.out.is_empty() && is_all_read(&self.socket) {
+            aborted.for_each(CallWatch::note_read);
+        }
     }
 
     pub(super) fn message(

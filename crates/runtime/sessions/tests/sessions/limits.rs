@@ -165,8 +165,10 @@ async fn a_session_ends_by_its_limit_although_its_caller_is_late() {
     let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
-    let source = "const a = Array.from({ length: 600000 }, (_, i) => String((i * 7919) % 600011));
-        export const sort = () => { for (;;) a.sort(); };";
+    // Each comparison reads a megabyte, so this call alone takes minutes. Between two calls the worker could obey.
+    let source = "const long = 'x'.repeat(1 << 20); const both = [long + 'a', long + 'b'];
+        const a = Array.from({ length: 600000 }, (_, i) => both[i % 2]);
+        export const sort = () => a.sort().length;";
     let session = lab.open(&request, until_killed(source)).await;
     let pid = session.info().pid;
     let run = session.run(&env, export("sort", json!(null)));
