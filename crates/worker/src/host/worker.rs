@@ -285,11 +285,8 @@ impl WorkerProcess {
 
     /// Records that the worker has read the aborts of its calls, if it has read everything that was sent to it.
     pub(super) fn note_read(&mut self) {
-        let mut aborted = self.calls.values_mut().map(|running| &mut running.watch);
-        let mut aborted = aborted
-            .by_ref()
-            .filter(|watch| watch.ended().is_some())
-            .peekable();
+        let watches = self.calls.values_mut().map(|running| &mut running.watch);
+        let mut aborted = watches.filter(|watch| watch.ended().is_some()).peekable();
         if aborted.peek().is_some() && self.out.is_empty() && is_all_read(&self.socket) {
             aborted.for_each(CallWatch::note_read);
         }
