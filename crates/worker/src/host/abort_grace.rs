@@ -93,7 +93,7 @@ impl AbortGrace {
         } else {
             self.waited = self.waited.saturating_add(lost);
         }
-        self.used_since = used_since.or(self.has_read.then_some(0));
+        self.used_since = used_since.or_else(|| self.has_read.then_some(0));
         (self.looked_at, self.used) = (now, used);
         self.set_next(now);
         self.passed >= self.grace
