@@ -25,8 +25,8 @@ pub const ABORT_LOOKS: u32 = 4;
 pub const ABORT_PART: u64 = 4;
 /// The host kills the worker in any case once this many times the grace has passed.
 pub const ABORT_WAIT_MAX: u32 = 50;
-/// Reads of a worker's channel, of [`READ_TURN_BYTES`] each, before the host kills the worker for a limit: its answer may
-/// wait behind other frames.
+/// Reads of workers' channels, of [`READ_TURN_BYTES`] each, before the host kills those that are due at once for a limit:
+/// their answers may wait behind other frames. Each worker has one read in any case.
 pub const KILL_READS_MAX: u32 = 16;
 /// Time between heartbeats of a running call.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(20);

@@ -99,17 +99,17 @@ impl AbortGrace {
         self.passed >= self.grace
     }
 
-    /// Sets the time of the next look. A worker that has read the abort and did not wait so far is looked at when its
-    /// grace ends. Further looks at all calls come at the same times: then the worker's threads are read once for all of
-    /// them.
+    /// Sets the time of the next look. Each call has one at the end of its grace. A worker that has read the abort and
+    /// did not wait so far is not looked at before. All other looks at all calls come at the same times: then the
+    /// worker's threads are read once for all of them.
     fn set_next(&mut self, now: u64) {
         let next = (now / self.step)
             .saturating_add(1)
             .saturating_mul(self.step);
-        let end = now.saturating_add(self.grace.saturating_sub(self.passed));
-        self.at = if self.waited >= self.step {
+        let end = self.began.saturating_add(self.grace);
+        self.at = if now >= end {
             next
-        } else if self.used_since.is_some() {
+        } else if self.used_since.is_some() && self.waited < self.step {
             end
         } else {
             next.min(end)
@@ -119,6 +119,8 @@ impl AbortGrace {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const MS: u64 = 1000;
@@ -264,12 +266,19 @@ mod tests {
     /// Reading what its threads do takes the longer the more there are.
     #[test]
     fn calls_that_were_aborted_one_after_the_other_are_looked_at_together() {
-        let (mut first, mut second) = (AbortGrace::new(0, GRACE, 0), AbortGrace::new(MS, GRACE, 0));
-        for now in [5, 10, 15, 20, 25, 30] {
-            assert_eq!((first.at(), second.at()), (now * MS, now * MS));
-            for grace in [&mut first, &mut second] {
-                assert!(!grace.is_over(now * MS, || Some(0), || true));
+        let mut graces = [0, MS, 2 * MS].map(|began| AbortGrace::new(began, GRACE, 0));
+        let mut looks = BTreeSet::new();
+        while let Some(now) = graces.iter().map(AbortGrace::at).min()
+            && now <= 100 * MS
+        {
+            looks.insert(now);
+            for grace in &mut graces {
+                assert!(!grace.is_over(now, || Some(0), || true));
             }
         }
+        let common = (1..=20).map(|step| step * 5 * MS);
+        // Each has one at the end of its grace besides.
+        let expected = common.chain([21 * MS, 22 * MS]).collect();
+        assert_eq!(looks, expected);
     }
 }

@@ -30,7 +30,7 @@ use super::stats::StatsCounter;
 use super::watch::{CallWatch, WatchOrder, once};
 use super::worker::{ReplyTo, RunningWorkerCall, WorkerProcess, WorkerState};
 use super::{CallLimits, WorkerLease, WorkersConfig};
-use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES, RELIEF_PAUSE};
+use crate::limits::{self, CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES, RELIEF_PAUSE};
 use crate::sys::{can_run, process_cpu_us};
 use crate::{
     Bytes32, FromWorkerMessage, Sandbox, ToWorkerMessage, WorkerCallError, WorkerEndReason,
@@ -376,9 +376,10 @@ impl WorkerSupervisor {
     fn keep_time(&mut self, scratch: &mut [u8]) {
         let now = self.now();
         let numbers: Vec<u64> = self.workers.keys().copied().collect();
+        let mut reads = limits::KILL_READS_MAX;
         for number in numbers {
             self.look_at_unread(number, now);
-            self.keep_time_of(number, now, scratch);
+            self.keep_time_of(number, now, &mut reads, scratch);
         }
         while let Some(worker) = self.pool.expired(now) {
             self.end(worker, WorkerEndReason::Idle, "");
@@ -389,7 +390,7 @@ impl WorkerSupervisor {
         }
     }
 
-    fn keep_time_of(&mut self, number: u64, now: u64, scratch: &mut [u8]) {
+    fn keep_time_of(&mut self, number: u64, now: u64, reads: &mut u32, scratch: &mut [u8]) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
@@ -448,7 +449,7 @@ impl WorkerSupervisor {
                 if killed.is_empty() {
                     self.check_memory(number, now);
                 } else {
-                    self.kill_for(number, &killed, scratch);
+                    self.kill_for(number, &killed, reads, scratch);
                 }
             }
             _ => {}

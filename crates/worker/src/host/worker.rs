@@ -58,7 +58,7 @@ pub(super) struct WorkerProcess {
     memory_max: u64,
     /// Bytes that it held at the last check.
     pub(super) held: u64,
-    /// The limit for which it was killed.
+    /// The first limit at which it did not stop, if it was killed after one.
     pub(super) overrun: Option<LimitOverrun>,
     process: LaunchedProcess,
     leaf: Option<WorkerCgroup>,
@@ -281,6 +281,12 @@ impl WorkerProcess {
             self.ended = true;
         }
         Ok(read)
+    }
+
+    /// The limit that was reached first of those at which its calls have not stopped.
+    pub(super) fn first_overrun(&self) -> Option<LimitOverrun> {
+        let overruns = self.calls.values().map(|running| running.watch.overrun());
+        overruns.flatten().min_by_key(|overrun| overrun.reached_at)
     }
 
     /// Records that the worker has read the aborts of its calls, if it has read everything that was sent to it.

@@ -7,7 +7,6 @@ use super::incoming::WorkerViolation;
 use crate::frame::channel::ChannelRead;
 use crate::host::spawn::SpawnJob;
 use crate::host::worker::WorkerState;
-use crate::limits::KILL_READS_MAX;
 use crate::{Bytes32, LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 
 /// Target of what the log says of lost workers: code that has taken a worker over lets workers die as often as it
@@ -15,25 +14,34 @@ use crate::{Bytes32, LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 pub const WORKER_LOSS_TARGET: &str = "alknet_worker::loss";
 
 impl WorkerSupervisor {
-    /// Kills a worker for the first of these calls that did not stop at its limit.
+    /// Kills a worker for the first of these calls that did not stop at its limit. `reads` are left for all workers that
+    /// are due at once, and each worker has one in any case.
     pub(super) fn kill_for(
         &mut self,
         number: u64,
         calls: &[(u64, LimitCause)],
+        reads: &mut u32,
         scratch: &mut [u8],
     ) {
         // This thread waits for a processor as well: the answers may have come since it last read, behind other frames.
-        let mut reads = 0..KILL_READS_MAX;
-        while reads.next().is_some() && self.read(number, scratch) {}
-        let Some(worker) = self.workers.get_mut(&number) else {
-            return;
-        };
-        let mut calls = calls.iter();
-        let left = calls.find_map(|(id, cause)| Some((*cause, worker.calls.get(id)?)));
-        if let Some((cause, running)) = left {
-            worker.overrun = running.watch.overrun();
+        let mut more = true;
+        while more {
+            if self.left_of(number, calls).is_none() {
+                return;
+            }
+            more = self.read(number, scratch) && *reads > 0;
+            *reads = reads.saturating_sub(1);
+        }
+        if let Some(cause) = self.left_of(number, calls) {
             self.end(number, cause.into(), "");
         }
+    }
+
+    /// The limit of the first of these calls that still runs.
+    fn left_of(&self, number: u64, calls: &[(u64, LimitCause)]) -> Option<LimitCause> {
+        let worker = self.workers.get(&number)?;
+        let left = calls.iter().find(|(id, _)| worker.calls.contains_key(id));
+        left.map(|(_, cause)| *cause)
     }
 
     /// Kills a worker, and answers its calls at once.
@@ -47,6 +55,12 @@ impl WorkerSupervisor {
         }
         // The kill comes first: once its callers have their answers, no code of it runs any more.
         worker.kill();
+        if !matches!(
+            reason,
+            WorkerEndReason::Relieved | WorkerEndReason::Shutdown
+        ) {
+            worker.overrun = worker.first_overrun();
+        }
         let starting = !worker.was_ready;
         worker.state = WorkerState::Dying(reason, detail.to_owned());
         let (role, pid) = (worker.role, worker.pid());
@@ -167,7 +181,9 @@ impl WorkerSupervisor {
         // The output is read before the end is judged, because its last lines are a part of the loss.
         worker.listen(scratch);
         let loss = worker.judge(exit);
-        let (role, pid, overrun) = (worker.role, worker.pid(), worker.overrun);
+        let (role, pid) = (worker.role, worker.pid());
+        // A worker that ends by itself did not stop at a limit either.
+        let overrun = worker.overrun.or_else(|| worker.first_overrun());
         let by_us = matches!(worker.state, WorkerState::Dying(..));
         // Callers that wait for a worker that the host ended have their answer already.
         let starting = !worker.was_ready && !by_us;
@@ -240,7 +256,7 @@ mod tests {
     use crate::host::watch::CallWatch;
     use crate::host::worker::{RunningWorkerCall, WorkerProcess};
     use crate::host::{CallLimits, WorkerAnswer, WorkersConfig};
-    use crate::limits::READ_TURN_BYTES;
+    use crate::limits::{KILL_READS_MAX, READ_TURN_BYTES};
     use crate::sys::LaunchedProcess;
     use crate::{
         CallStats, CborBody, FrameBlob, FromWorkerMessage, WorkerLogLevel, WorkerReply, WorkerRole,
@@ -256,6 +272,8 @@ mod tests {
         supervisor: WorkerSupervisor,
         channel: UnixStream,
         process: Child,
+        /// Reads that are left before kills.
+        reads: u32,
         _ends: (Sender<SupervisorCommand>, Receiver<SpawnJob>),
     }
 
@@ -290,15 +308,20 @@ mod tests {
                 supervisor,
                 channel: own,
                 process,
+                reads: KILL_READS_MAX,
                 _ends: (orders, done),
             }
         }
 
         /// Begins a call that is aborted at once.
         fn call(&mut self, id: u64) -> Answer {
+            self.call_aborted_at(id, 0)
+        }
+
+        fn call_aborted_at(&mut self, id: u64, at: u64) -> Answer {
             let mut watch = CallWatch::new(0, CallLimits::default(), u64::MAX, 0, false);
-            watch.give_up(0);
-            watch.order(0, || Some(0), || true);
+            watch.give_up(at);
+            watch.order(at, || Some(0), || true);
             let (reply, answer) = oneshot::channel();
             let running = RunningWorkerCall {
                 sid: 1,
@@ -335,7 +358,9 @@ mod tests {
         fn is_killed(&mut self, ids: &[u64]) -> bool {
             let calls: Vec<_> = ids.iter().map(|id| (*id, LimitCause::Aborted)).collect();
             let mut scratch = vec![0; READ_TURN_BYTES];
-            self.supervisor.kill_for(WORKER, &calls, &mut scratch);
+            let reads = &mut self.reads;
+            self.supervisor
+                .kill_for(WORKER, &calls, reads, &mut scratch);
             let worker = self.supervisor.workers.get(&WORKER).expect("it is there");
             assert_eq!(
                 worker.overrun.is_some(),
@@ -379,5 +404,53 @@ mod tests {
         assert!(worker.is_killed(&[7, 8]));
         assert!(is_obeyed(&mut first));
         assert!(!is_obeyed(&mut second));
+    }
+
+    /// The attack: bytes that are no frame end the worker by another reason than the limit at which it did not stop.
+    #[test]
+    fn a_worker_that_breaks_its_channel_after_a_limit_counts() {
+        let mut worker = AbortedWorker::new();
+        let mut answer = worker.call(7);
+        worker
+            .channel
+            .write_all(&[0xff; 64])
+            .expect("the host reads");
+        assert!(worker.is_killed(&[7]));
+        let state = &worker.supervisor.workers[&WORKER].state;
+        assert!(matches!(
+            state,
+            WorkerState::Dying(WorkerEndReason::Protocol, _)
+        ));
+        assert!(!is_obeyed(&mut answer));
+    }
+
+    /// The attack: a worker that computes on after one limit ends for another one that it reached later.
+    #[test]
+    fn the_limit_that_was_reached_first_counts() {
+        let mut worker = AbortedWorker::new();
+        let _later = worker.call_aborted_at(7, 980_000);
+        let _first = worker.call_aborted_at(8, 0);
+        assert!(worker.is_killed(&[7, 8]));
+        let overrun = worker.supervisor.workers[&WORKER].overrun;
+        assert_eq!(overrun.map(|overrun| overrun.reached_at), Some(0));
+    }
+
+    /// The attack: workers send so much that the host does nothing else before their kills.
+    #[test]
+    fn the_host_reads_only_until_the_answer_and_only_so_much_for_all_workers() {
+        let mut worker = AbortedWorker::new();
+        let mut answer = worker.call(7);
+        worker.answers(7);
+        worker.answers(8);
+        assert!(!worker.is_killed(&[7]));
+        assert_eq!(worker.reads, KILL_READS_MAX - 2);
+        assert!(is_obeyed(&mut answer));
+        // Others have used up the reads, so this worker has one, which does not reach its answer.
+        let mut worker = AbortedWorker::new();
+        worker.reads = 0;
+        let mut answer = worker.call(7);
+        worker.answers(7);
+        assert!(worker.is_killed(&[7]));
+        assert!(!is_obeyed(&mut answer));
     }
 }
