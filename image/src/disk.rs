@@ -134,18 +134,23 @@ fn partitions(bytes: u64, ids: &BuildIds) -> BTreeMap<u32, Partition> {
     ])
 }
 
+/// The volume of the EFI system partition, with this serial number.
+pub(crate) fn system_volume(id: u32) -> NewFatVolume {
+    NewFatVolume {
+        hidden_sectors: lba(ESP_FIRST_LBA),
+        sectors: lba(ESP_BYTES / LBA_BYTES),
+        cluster_sectors: CLUSTER_SECTORS,
+        id,
+        label: FAT_LABEL,
+    }
+}
+
 fn write_system_partition(
     file: &File,
     content: &DiskContent<'_>,
     ids: &BuildIds,
 ) -> io::Result<()> {
-    let volume = NewFatVolume {
-        hidden_sectors: lba(ESP_FIRST_LBA),
-        sectors: lba(ESP_BYTES / LBA_BYTES),
-        cluster_sectors: CLUSTER_SECTORS,
-        id: ids.fat_volume(),
-        label: FAT_LABEL,
-    };
+    let volume = system_volume(ids.fat_volume());
     let mut partition = FilePartition::new(file, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
     let program = FatNode::File(name(BootSlot::A.file_name()), content.uki);
     let slots = FatNode::Folder(name(SLOTS_FOLDER), vec![program]);

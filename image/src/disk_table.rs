@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use alknet_fat::FilePartition;
 use crc::{CRC_32_ISO_HDLC, Crc};
 
 use crate::disk::{
-    BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, ESP_FIRST_LBA, LBA_BYTES,
-    TYPE_BIOS, TYPE_DATA, TYPE_ESP,
+    BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, ESP_BYTES, ESP_FIRST_LBA,
+    LBA_BYTES, TYPE_BIOS, TYPE_DATA, TYPE_ESP, system_volume,
 };
 use crate::ids::BuildIds;
 
@@ -42,7 +43,7 @@ const PROTECTIVE: [u8; 18] = [
     0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0,
 ];
 const PROTECTIVE_AT: usize = 440;
-/// Bytes of the disk and of the data partition in which a volume for firmware would have its marks.
+/// Bytes of the disk and of each partition in which a volume for firmware would have its marks.
 const BEGIN_BYTES: usize = 64 << 10;
 /// First byte of a volume of FAT, exFAT or NTFS, as EDK2 takes it for one.
 const JUMPS: [u8; 3] = [0xe9, 0xeb, 0x49];
@@ -68,7 +69,9 @@ struct TableCopy {
 }
 
 /// Compares the partition table of a disk, and its backup, with the layout of an image. The identities of disk and
-/// partitions may be others, and the last partition may have grown. Returns what differs.
+/// partitions may be others, and the last partition may have grown. Compares also the beginning of each partition: none but
+/// the EFI system partition may have a volume that firmware reads, and no partition may have others within it. Returns
+/// what differs.
 ///
 /// The backup lies at the end of the disk, or of the image as long as no machine was started from the disk.
 ///
@@ -86,8 +89,7 @@ pub fn table_difference(
     if blocks.disk.min(blocks.image) <= DATA_FIRST_LBA + BACKUP_LBAS {
         return Ok(Some("it is shorter than the layout".to_owned()));
     }
-    let mut begin = vec![0; BEGIN_BYTES];
-    disk.read_exact_at(&mut begin, 0)?;
+    let begin = read_begin(disk, 0)?;
     if !is_protective(&begin[..LBA_BYTES as usize]) {
         return Ok(Some("the first block behind the boot code".to_owned()));
     }
@@ -116,19 +118,47 @@ pub fn table_difference(
     }
     match primary.difference(blocks, last) {
         Some(what) => Ok(Some(what)),
-        None => data_difference(disk),
+        None => volume_difference(disk),
     }
 }
 
 /// Firmware starts programs from each volume that it can read, whatever the type of its partition, and looks for more
-/// partitions within one. Returns whether it could find either in the data partition, which is encrypted or ext4.
-fn data_difference(disk: &File) -> io::Result<Option<String>> {
+/// partitions within one. Returns a place beside the files of the EFI system partition where it could find either.
+fn volume_difference(disk: &File) -> io::Result<Option<String>> {
+    // The first one is a tar archive, and the other one is encrypted or ext4.
+    for (name, first_lba) in [
+        ("partition 1 (alk-bios)", BIOS_FIRST_LBA),
+        ("data partition", DATA_FIRST_LBA),
+    ] {
+        let begin = read_begin(disk, first_lba)?;
+        let is_volume = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
+        let is_table = begin[512..].starts_with(&MAGIC[..8]);
+        if is_volume || is_table || is_optical(&begin) {
+            let text = format!("{name}: firmware may start a program from it");
+            return Ok(Some(text));
+        }
+    }
+    esp_difference(disk)
+}
+
+/// Firmware looks for a partition table within the EFI system partition before it takes it for a volume of FAT. Returns
+/// where it could find one.
+fn esp_difference(disk: &File) -> io::Result<Option<String>> {
+    let name = "EFI system partition";
+    let partition = FilePartition::new(disk, ESP_FIRST_LBA * LBA_BYTES, ESP_BYTES);
+    // Whatever its serial number is.
+    if let Some(what) = system_volume(0).head_difference(&partition)? {
+        return Ok(Some(format!("{name}: {what}")));
+    }
+    // Behind these sectors is the table of clusters, where clusters of no file may have any bytes.
+    let is_other = is_optical(&read_begin(disk, ESP_FIRST_LBA)?);
+    Ok(is_other.then(|| format!("{name}: a machine may start a program from it as from a CD")))
+}
+
+fn read_begin(disk: &File, first_lba: u64) -> io::Result<Vec<u8>> {
     let mut begin = vec![0; BEGIN_BYTES];
-    disk.read_exact_at(&mut begin, DATA_FIRST_LBA * LBA_BYTES)?;
-    let is_volume = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
-    let is_table = begin[512..].starts_with(&MAGIC[..8]);
-    let is_other = is_volume || is_table || is_optical(&begin);
-    Ok(is_other.then(|| "data partition: firmware may start a program from it".to_owned()))
+    disk.read_exact_at(&mut begin, first_lba * LBA_BYTES)?;
+    Ok(begin)
 }
 
 /// Whether a disk or partition that begins so has a volume of ISO 9660 or UDF.
@@ -346,6 +376,15 @@ mod tests {
     use super::*;
     use crate::disk::{self, DISK_BYTES};
 
+    /// Beginnings of what firmware may start a program from, each with its place in a partition.
+    const VOLUME_MARKS: [(u64, &[u8]); 5] = [
+        (0, b"\xeb\x58\x90"),
+        (510, b"\x55\xaa"),
+        (512, b"EFI PART"),
+        (32_769, b"CD001"),
+        (32_769 + 2048, b"NSR03"),
+    ];
+
     fn written() -> File {
         disk::tests::written(b"program", "a")
     }
@@ -365,15 +404,42 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_for_firmware_in_the_partition_of_the_bios_loader_is_named() {
+        for (at, bytes) in VOLUME_MARKS {
+            let disk = written();
+            let put = disk.write_all_at(bytes, BIOS_FIRST_LBA * LBA_BYTES + at);
+            put.expect("writable");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.unwrap_or_else(|| panic!("{bytes:?} is not looked at"));
+            let is_named = found.starts_with("partition 1 (alk-bios): ");
+            assert!(is_named, "{bytes:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_table_within_the_efi_system_partition_is_named() {
+        // The record of a partition, the header of a table over FSInfo, and the descriptor of a CD in the table of
+        // clusters, which begins 16 KiB into the partition.
+        for (at, bytes, expected) in [
+            (450, &b"\x0c"[..], "byte 450 of the boot sector (sector 0)"),
+            (512, b"EFI PART", "byte 0 of FSInfo (sector 1)"),
+            (32_769, b"CD001", "as from a CD"),
+            (32_769, b"BEA01", "as from a CD"),
+        ] {
+            let disk = written();
+            disk.write_all_at(bytes, ESP_FIRST_LBA * LBA_BYTES + at)
+                .expect("writable");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.unwrap_or_else(|| panic!("{bytes:?} is not looked at"));
+            let is_named = found.starts_with("EFI system partition: ") && found.contains(expected);
+            assert!(is_named, "{bytes:?}: {found}");
+        }
+    }
+
+    #[test]
     fn a_volume_for_firmware_in_the_data_partition_is_named() {
         let data = DATA_FIRST_LBA * LBA_BYTES;
-        for (at, bytes) in [
-            (0, &b"\xeb\x58\x90"[..]),
-            (510, b"\x55\xaa"),
-            (512, b"EFI PART"),
-            (32_769, b"CD001"),
-            (32_769 + 2048, b"NSR03"),
-        ] {
+        for (at, bytes) in VOLUME_MARKS {
             let disk = written();
             disk.write_all_at(bytes, data + at).expect("writable");
             let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");

@@ -100,6 +100,15 @@ reboot
 /// The rest of a disk's configuration, behind the function that chooses a boot slot.
 const START: &str = include_str!("start.cfg");
 
+/// What the code in the first sector of a disk begins with, as GRUB's `boot.img` has it: a jump, and zeros in the place
+/// where a volume of FAT has its fields.
+pub const BOOT_CODE_BEGIN: [u8; 90] = {
+    let mut begin = [0; 90];
+    begin[0] = 0xeb;
+    begin[1] = 0x63;
+    begin[2] = 0x90;
+    begin
+};
 /// Bytes of the first sector that are code. A number of the disk and the partition table follow.
 const BOOT_CODE_BYTES: usize = 440;
 /// The position of the core image's first sector in the first sector of the disk, as 64 bits.
@@ -136,7 +145,9 @@ pub(crate) struct GrubLoader {
 impl GrubLoader {
     /// Writes the places of the parts into them. The error says which part is unusable, and why.
     pub(crate) fn new(boot_sector: &[u8], core: &[u8]) -> Result<Self, (GrubPart, String)> {
-        check_boot_sector(boot_sector).map_err(|why| (GrubPart::BootSector, why))?;
+        check_boot_sector(boot_sector)
+            .and_then(|()| check_boot_code(boot_sector))
+            .map_err(|why| (GrubPart::BootSector, why))?;
         let core = located(core).map_err(|why| (GrubPart::Core, why))?;
         let mut boot_code = [0; BOOT_CODE_BYTES];
         boot_code.copy_from_slice(&boot_sector[..BOOT_CODE_BYTES]);
@@ -191,6 +202,18 @@ pub(crate) fn check_boot_sector(boot_sector: &[u8]) -> Result<(), String> {
         return Err("it does not end in 55 AA, as boot sectors do".into());
     }
     Ok(())
+}
+
+/// Refuses code for a disk that is not of GRUB's `boot.img`: `image verify` refuses a signed disk that begins with other
+/// code.
+fn check_boot_code(boot_sector: &[u8]) -> Result<(), String> {
+    match boot_sector.starts_with(&BOOT_CODE_BEGIN) {
+        true => Ok(()),
+        false => Err(
+            "it does not begin with EB 63 90 and zeros up to byte 90; take boot.img of grub-pc-bin"
+                .into(),
+        ),
+    }
 }
 
 /// Refuses what is too short for the core image of a CD.
@@ -325,6 +348,7 @@ pub(crate) mod tests {
 
     fn boot_sector() -> Vec<u8> {
         let mut sector = vec![0xcc; SECTOR];
+        put(&mut sector, 0, &BOOT_CODE_BEGIN);
         put(&mut sector, 510, &[0x55, 0xaa]);
         sector
     }
@@ -341,7 +365,8 @@ pub(crate) mod tests {
         let code = loader.boot_code();
         assert_eq!(code[CORE_LBA_AT..][..8], [35, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(code[DRIVE_CHECK_AT..][..2], [0x90, 0x90]);
-        let changed = |at: &usize| code[*at] != 0xcc;
+        let before = boot_sector();
+        let changed = |at: &usize| code[*at] != before[*at];
         let changed: Vec<_> = (0..BOOT_CODE_BYTES).filter(changed).collect();
         assert_eq!(changed.len(), 10, "{changed:?}");
 
@@ -418,6 +443,15 @@ pub(crate) mod tests {
             part == GrubPart::BootSector && why.contains("55 AA"),
             "{why}"
         );
+        for at in [0, BOOT_CODE_BEGIN.len() - 1] {
+            let mut other = boot_sector();
+            other[at] ^= 1;
+            let (part, why) = refused(&other, &core);
+            assert!(
+                part == GrubPart::BootSector && why.contains("EB 63 90"),
+                "{why}"
+            );
+        }
         let (part, why) = refused(&boot_sector(), &core[..SECTOR]);
         assert!(part == GrubPart::Core && why.contains("512"), "{why}");
         check_cd_core(&[0; CD_CORE_BYTES_MIN]).expect("long enough");

@@ -80,7 +80,7 @@ pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};
 pub use facts::InputFacts;
 pub use form::{ImageForm, OutputRole};
-pub use grub::{GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFormat};
+pub use grub::{BOOT_CODE_BEGIN, GRUB_FORMATS, GRUB_MODULES, GRUB_PREFIX, GrubFormat};
 pub use inputs::{CMDLINE, CMDLINE_BYTES_MAX, GrubFiles, ImageInputs};
 pub use install::{MEDIUM_LABEL, MediumDisk};
 pub use linuxkit::yml as linuxkit_yml;

@@ -12,17 +12,17 @@ use crate::name::ShortName;
 use crate::scan::FatInfo;
 use crate::table::CHAIN_END;
 
-const SECTOR_BYTES: u32 = 512;
+pub(crate) const SECTOR_BYTES: u32 = 512;
 /// Clusters that a sector of a table describes.
 const CLUSTERS_OF_SECTOR: u32 = SECTOR_BYTES / 4;
 /// Fewest clusters of a FAT32 volume. With fewer, some drivers read it as FAT16.
 const CLUSTERS_MIN: u32 = 65_525;
 /// Clusters that a volume has beyond those of its files and beyond the fewest that it may have.
 const SPARE_CLUSTERS: u32 = 64;
-const RESERVED_SECTORS: u32 = 32;
+pub(crate) const RESERVED_SECTORS: u32 = 32;
 const TABLES: u32 = 2;
-const INFO_SECTOR: u32 = 1;
-const BACKUP_SECTOR: u32 = 6;
+pub(crate) const INFO_SECTOR: u32 = 1;
+pub(crate) const BACKUP_SECTOR: u32 = 6;
 const MEDIA_DISK: u8 = 0xf8;
 const ROOT_CLUSTER: u32 = 2;
 /// 1980-01-01, the first day that FAT knows.
@@ -94,17 +94,12 @@ pub(crate) fn write(
         let written = device.write_at(bytes, at(sector));
         written.map_err(FatError::io("write the new volume"))
     };
-    let boot = boot_sector(volume, geometry);
-    let mut info = [0; SECTOR_BYTES as usize];
-    FatInfo {
+    let info = FatInfo {
         free: geometry.clusters - used,
         next: layout.table.len() as u32,
-    }
-    .put_into(&mut info);
-    // FAT32 File System Specification: the boot sector is repeated at sector 6, with its FSInfo.
-    for copy in [0, BACKUP_SECTOR] {
-        put_at(&boot, copy)?;
-        put_at(&info, copy + INFO_SECTOR)?;
+    };
+    for (sector, content) in head_sectors(volume, geometry, info) {
+        put_at(&content, sector)?;
     }
     let table: Vec<u8> = layout
         .table
@@ -150,7 +145,7 @@ pub(crate) struct NewGeometry {
 }
 
 impl NewGeometry {
-    fn for_volume(volume: &NewFatVolume) -> Result<Self, FatError> {
+    pub(crate) fn for_volume(volume: &NewFatVolume) -> Result<Self, FatError> {
         let geometry = Self::of_any_size(volume);
         if geometry.clusters < CLUSTERS_MIN {
             return Err(FatError::Unsupported("the volume is too small for FAT32"));
@@ -291,6 +286,24 @@ pub(crate) fn entry_bytes(
     put(&mut out, 26, &[low_0, low_1]);
     put(&mut out, 28, &bytes.to_le_bytes());
     out
+}
+
+/// The sectors before the tables that are not zeros, each with its number.
+pub(crate) fn head_sectors(
+    volume: &NewFatVolume,
+    geometry: &NewGeometry,
+    info: FatInfo,
+) -> [(u32, [u8; SECTOR_BYTES as usize]); 4] {
+    let boot = boot_sector(volume, geometry);
+    let mut content = [0; SECTOR_BYTES as usize];
+    info.put_into(&mut content);
+    // FAT32 File System Specification: the boot sector is repeated at sector 6, with its FSInfo.
+    [
+        (0, boot),
+        (INFO_SECTOR, content),
+        (BACKUP_SECTOR, boot),
+        (BACKUP_SECTOR + INFO_SECTOR, content),
+    ]
 }
 
 fn boot_sector(volume: &NewFatVolume, geometry: &NewGeometry) -> [u8; SECTOR_BYTES as usize] {

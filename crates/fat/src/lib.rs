@@ -59,6 +59,7 @@ mod error;
 mod file;
 mod folder;
 mod geometry;
+mod head;
 pub mod limits;
 mod name;
 #[cfg(test)]

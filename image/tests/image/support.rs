@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use alknet_image::{BuildProvenance, GrubFiles, ImageForm, ImageInputs, Manifest, build};
+use alknet_image::{
+    BOOT_CODE_BEGIN, BuildProvenance, GrubFiles, ImageForm, ImageInputs, Manifest, build,
+};
 use tempfile::TempDir;
 
 /// The variable that names systemd's EFI stub for the tests.
@@ -84,6 +86,7 @@ fn grub(write: &impl Fn(&str, &[u8]) -> PathBuf) -> GrubFiles {
             let why = format!("{GRUB_VAR} is not set; made-up files stand in");
             alknet_test_support::skipped("GRUB", why);
             let mut sector = noise(512);
+            sector[..BOOT_CODE_BEGIN.len()].copy_from_slice(&BOOT_CODE_BEGIN);
             sector[510..].copy_from_slice(&[0x55, 0xaa]);
             let core = noise(CORE_BYTES);
             [

@@ -70,7 +70,7 @@ pub enum SignedProgramsError {
     },
     /// Firmware may start programs from another place of the disk.
     #[error(
-        "{} has another layout than a disk of this project, so firmware may start programs from another partition: \
+        "{} has another layout than a disk of this project, so firmware may start programs from another place: \
          {part}; 'alknet image write' writes an image with the right one",
         path.display()
     )]
@@ -115,8 +115,9 @@ fn unsigned_list(programs: &[(String, AuthenticodeError)]) -> String {
 
 /// Checks that every EFI program of a folder, a file or a disk has a signature by the key of a certificate: of a disk each
 /// file of the EFI system partition that [begins as a program](begins_as_program). One without a DOS header does not count
-/// as signed. The partition table of a disk has to be the one of this project, so that firmware finds no other partition.
-/// A disk that is also a container of another form is refused, except for one with the footer of a fixed VHD.
+/// as signed. The partition table of a disk has to be the one of this project, and no partition may have other ones or
+/// another volume within it, so that firmware finds no other program. A disk that is also a file of another form is
+/// refused, except for one with the footer of a fixed VHD.
 ///
 /// Of a folder the files are checked that its manifest calls a disk of the form `raw`, or a program of the form `uki`.
 /// Another person may have changed the manifest, so each other file is named that is no text, and each one
@@ -221,7 +222,8 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
             part,
         });
     }
-    // The code for a BIOS and most of the data partition are not looked at, so they may have the tables of a container.
+    // Of the code for a BIOS, its partition and the data partition only the beginnings are looked at, so the rest may have
+    // the tables of a container.
     if let Some(what) = form_beside_raw(&file, disk_bytes).map_err(unreadable)? {
         return Err(SignedProgramsError::OtherForm {
             path: path.to_owned(),

@@ -4,12 +4,15 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{ImageForm, MANIFEST_FILE, OutputRole};
+use alknet_image::{
+    BACKUP_LBAS, BIOS_FIRST_LBA, ESP_FIRST_LBA, EspVolume, ImageForm, LBA_BYTES, MANIFEST_FILE,
+    OutputRole,
+};
 use alknet_image_write::{SignedProgramsError, verify_programs};
 use serde_json::{Value, json};
 
 use crate::efi::EfiOwner;
-use crate::support::InputFolder;
+use crate::support::{InputFolder, run, text};
 
 /// Bytes of a footer of a VHD, and places in it.
 const FOOTER_BYTES: u64 = 512;
@@ -68,6 +71,45 @@ impl SignedDisk {
             refused => panic!("{refused}"),
         }
     }
+
+    /// The place beside its signed programs from which firmware may start others, for which the command refuses it.
+    fn other_part(&self) -> String {
+        match self.verify(&self.path).expect_err("it has another layout") {
+            SignedProgramsError::OtherLayout { part, .. } => part,
+            refused => panic!("{refused}"),
+        }
+    }
+
+    /// Writes bytes to the disk, and returns those that were there.
+    fn exchange(&self, writes: &[(u64, Vec<u8>)]) -> Vec<(u64, Vec<u8>)> {
+        let disk = self.open();
+        let before = writes.iter().map(|(at, bytes)| {
+            let before = bytes_at(&disk, *at, bytes.len());
+            disk.write_all_at(bytes, *at).expect("writable");
+            (*at, before)
+        });
+        before.collect()
+    }
+
+    /// A small volume of FAT with an unsigned program in the place where firmware looks for one.
+    fn other_volume(&self) -> Vec<u8> {
+        let (volume, program) = (self.owner.path("other.img"), self.owner.path("other.efi"));
+        fs::write(&program, b"MZ another program").expect("writable");
+        run("mformat", &["-C", "-i", text(&volume), "-f", "720", "::"]);
+        run("mmd", &["-i", text(&volume), "::/EFI", "::/EFI/BOOT"]);
+        let to = "::/EFI/BOOT/BOOTX64.EFI";
+        run("mcopy", &["-i", text(&volume), text(&program), to]);
+        fs::read(&volume).expect("mtools wrote it")
+    }
+
+    /// Whether the volume that begins there has the unsigned program.
+    fn has_other_program(&self, at: u64) -> bool {
+        let copy = self.owner.path("copied.efi");
+        let volume = format!("{}@@{at}", text(&self.path));
+        let from = "::/EFI/BOOT/BOOTX64.EFI";
+        run("mcopy", &["-o", "-i", &volume, from, text(&copy)]);
+        fs::read(&copy).expect("copied") == b"MZ another program"
+    }
 }
 
 fn bytes_at(disk: &File, at: u64, count: usize) -> Vec<u8> {
@@ -98,6 +140,9 @@ fn a_signed_disk_with_the_header_of_a_container_does_not_count_as_signed() {
             b"\x28\xb5\x2f\xfd\x20\0\x01\0\0\x50\x2a\x4d\x18",
             "Zstandard",
         ),
+        // Such a frame at the beginning.
+        (0, b"\x50\x2a\x4d\x18\0\0\x10\0", "Zstandard"),
+        (0, b"\x5f\x2a\x4d\x18\0\0\x10\0", "Zstandard"),
     ] {
         let before = bytes_at(&disk, at, header.len());
         disk.write_all_at(header, at).expect("writable");
@@ -111,6 +156,149 @@ fn a_signed_disk_with_the_header_of_a_container_does_not_count_as_signed() {
             assert_eq!(checked, 2, "{form}");
         }
     }
+}
+
+/// The attack: the first bytes are those of a form that the command does not know, or of a volume of FAT that takes the
+/// whole disk.
+#[test]
+fn a_signed_disk_with_any_other_first_bytes_does_not_count_as_signed() {
+    const CODE_BYTES: usize = 440;
+
+    let signed = SignedDisk::new(ImageForm::Raw);
+    for (at, header) in [
+        (0, &b"LUKS\xba\xbe\0\x02"[..]),
+        (0, b"7z\xbc\xaf\x27\x1c"),
+        (0, b"\xeb\x58\x90"),
+        // Bytes of a sector, sectors of a cluster, reserved sectors and tables.
+        (11, b"\0\x02\x04\x20\0\x02"),
+        (89, b"x"),
+    ] {
+        let before = signed.exchange(&[(at, header.to_vec())]);
+        let found = signed.other_form(&signed.path);
+        assert!(found.contains("first bytes"), "{header:?}: {found}");
+        signed.exchange(&before);
+    }
+    // Without code for a BIOS, and with a beginning that is not erased to its end.
+    let erased = signed.exchange(&[(0, vec![0; CODE_BYTES])]);
+    let checked = signed.verify(&signed.path).expect("it has no other form");
+    assert_eq!(checked, 2);
+    for at in [0, CODE_BYTES - 1] {
+        let before = signed.exchange(&[(at as u64, vec![0xff])]);
+        let found = signed.other_form(&signed.path);
+        assert!(found.contains("first bytes"), "{at}: {found}");
+        signed.exchange(&before);
+    }
+    signed.exchange(&erased);
+    let checked = signed.verify(&signed.path).expect("it has one form again");
+    assert_eq!(checked, 2);
+}
+
+/// The attack: the end of a signed disk is that of a ZIP archive, whose comment is the backup of the partition table.
+#[test]
+fn a_signed_disk_with_the_end_of_a_zip_archive_does_not_count_as_signed() {
+    /// Bytes of the last record without a comment, and of an entry of the list before it without a name.
+    const RECORD_BYTES: usize = 22;
+    const ENTRY_BYTES: usize = 46;
+
+    let signed = SignedDisk::new(ImageForm::Raw);
+    let bytes = fs::metadata(&signed.path).expect("ours").len();
+    let table = BACKUP_LBAS * LBA_BYTES;
+    let record = |comment_bytes: u64, list_bytes: usize| {
+        let mut record = vec![0; RECORD_BYTES];
+        record[..4].copy_from_slice(b"PK\x05\x06");
+        let list_bytes = u32::try_from(list_bytes).expect("short");
+        record[12..16].copy_from_slice(&list_bytes.to_le_bytes());
+        let comment_bytes = u16::try_from(comment_bytes).expect("short");
+        record[20..].copy_from_slice(&comment_bytes.to_le_bytes());
+        record
+    };
+    let before = |mark: &[u8], length: usize, record: Vec<u8>| {
+        let mut entry = vec![0; length];
+        entry[..mark.len()].copy_from_slice(mark);
+        [entry, record].concat()
+    };
+    let list = |record| before(b"PK\x01\x02", ENTRY_BYTES, record);
+    let locator = |record| before(b"PK\x06\x07", 20, record);
+    let furthest = u64::from(u16::MAX);
+    for (what, end, behind) in [
+        ("the table", record(table, ENTRY_BYTES), table),
+        ("the longest comment", record(furthest, 0), furthest),
+        ("no comment", record(0, 0), 0),
+        ("a list of files", list(record(0, ENTRY_BYTES)), table),
+        ("a large archive", locator(record(0, 0xffff)), table),
+    ] {
+        let at = bytes - behind - end.len() as u64;
+        let before = signed.exchange(&[(at, end)]);
+        let found = signed.other_form(&signed.path);
+        assert!(found.contains("ZIP"), "{what}: {found}");
+        signed.exchange(&before);
+    }
+    // The mark alone, as the data of a machine may have it.
+    let mark = record(table - 1, ENTRY_BYTES);
+    signed.exchange(&[(bytes - table - RECORD_BYTES as u64, mark)]);
+    let checked = signed.verify(&signed.path).expect("it has one form");
+    assert_eq!(checked, 2);
+}
+
+/// The attack: firmware looks for a partition table within each partition before it takes it for a volume. A record in
+/// the boot sector of the EFI system partition leads it to another volume in clusters that no file has.
+#[test]
+fn a_table_within_the_efi_system_partition_does_not_count_as_signed() {
+    const ESP_AT: u64 = ESP_FIRST_LBA * LBA_BYTES;
+    /// Place of the first record of a partition in a boot sector.
+    const RECORD_AT: u64 = 446;
+
+    let signed = SignedDisk::new(ImageForm::Raw);
+    let volume = signed.other_volume();
+    let disk = signed.open();
+    let free = EspVolume::open(&disk).expect("ours").used_end();
+    let (first, sectors) = ((free - ESP_AT) / LBA_BYTES, volume.len() as u64 / LBA_BYTES);
+    let place = [first, sectors].map(|it| u32::try_from(it).expect("small").to_le_bytes());
+    let mut record = vec![0, 0, 2, 0, 0x0c, 0xff, 0xff, 0xff];
+    record.extend(place.concat());
+    disk.write_all_at(&volume, free).expect("writable");
+    assert!(signed.has_other_program(free));
+    let checked = signed.verify(&signed.path).expect("nothing leads there");
+    assert_eq!(checked, 2);
+    let at = |place: u64, bytes: &[u8]| (ESP_AT + place, bytes.to_vec());
+    for (writes, expected) in [
+        (
+            vec![at(RECORD_AT, &record)],
+            "of the boot sector (sector 0)",
+        ),
+        (vec![at(512, b"EFI PART")], "of FSInfo (sector 1)"),
+        (vec![at(2 * 512, b"x")], "of a reserved sector (sector 2)"),
+        (
+            vec![at(6 * 512 + RECORD_AT, &record)],
+            "of the copy of the boot sector (sector 6)",
+        ),
+    ] {
+        let before = signed.exchange(&writes);
+        let part = signed.other_part();
+        let is_named = part.starts_with("EFI system partition: ") && part.contains(expected);
+        assert!(is_named, "{part}");
+        signed.exchange(&before);
+        let checked = signed.verify(&signed.path).expect("nothing leads there");
+        assert_eq!(checked, 2, "{expected}");
+    }
+}
+
+/// The attack: another volume lies in the partition of the loader for a BIOS. Firmware starts programs from each volume,
+/// whatever the type of its partition.
+#[test]
+fn a_volume_in_the_partition_of_the_bios_loader_does_not_count_as_signed() {
+    const BIOS_AT: u64 = BIOS_FIRST_LBA * LBA_BYTES;
+
+    let signed = SignedDisk::new(ImageForm::Raw);
+    let volume = signed.other_volume();
+    assert!(BIOS_AT + volume.len() as u64 <= ESP_FIRST_LBA * LBA_BYTES);
+    let before = signed.exchange(&[(BIOS_AT, volume)]);
+    assert!(signed.has_other_program(BIOS_AT));
+    let part = signed.other_part();
+    assert!(part.starts_with("partition 1 (alk-bios): "), "{part}");
+    signed.exchange(&before);
+    let checked = signed.verify(&signed.path).expect("the volume is gone");
+    assert_eq!(checked, 2);
 }
 
 /// The attack: a signed disk with the end of a disk image of macOS, which names its blocks. Programs search it.

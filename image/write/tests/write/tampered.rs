@@ -368,6 +368,39 @@ fn a_volume_that_another_system_reads_otherwise_is_refused() {
     }
 }
 
+/// Firmware looks there for a partition table before it takes the partition for a volume, and in clusters that no file
+/// has as well.
+#[test]
+fn a_table_within_a_partition_is_refused() {
+    let release = ReleaseFolder::shared();
+    for (at, bytes, expected) in [
+        // The record of a partition, and the header of a table in the place of FSInfo.
+        (446 + 4, &b"\x0c"[..], "byte 450 of the boot sector"),
+        (512, b"EFI PART", "byte 0 of FSInfo"),
+        // Code, and more sectors before the table of clusters.
+        (90, b"\xfa", "byte 90 of the boot sector"),
+        (14, b"\x28", "byte 14 of the boot sector"),
+        (
+            6 * 512 + 446 + 4,
+            b"\x0c",
+            "byte 450 of the copy of the boot sector",
+        ),
+        (32_769, b"CD001", "as from a CD"),
+    ] {
+        let copy = DiskCopy::new(&release);
+        copy.write(ESP_AT + at, bytes);
+        let said = copy.refused(expected);
+        let is_named = said.contains("EFI system partition: ") && said.contains(expected);
+        assert!(is_named, "{at}: {said}");
+    }
+    // What systems and tools change.
+    let copy = DiskCopy::new(&release);
+    copy.write(ESP_AT + 65, &[3]);
+    copy.write(ESP_AT + 67, b"XXXXEFI        ");
+    copy.write(ESP_AT + 512 + 488, &[0xff; 8]);
+    copy.verify().expect("a disk in use");
+}
+
 #[test]
 fn files_that_a_loader_would_take_are_named() {
     let release = ReleaseFolder::shared();
