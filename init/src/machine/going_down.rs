@@ -48,6 +48,11 @@ impl InitMachine {
         // This comes before anything that could hang: from here on a thread ends the machine when
         // the bound is over.
         shutdown::guard(action, Arc::clone(&self.vault));
+        self.begin_shutdown(action, by, now);
+    }
+
+    /// Does what a machine does at once when it goes down, and begins its shutdown. The thread that bounds it runs by now.
+    pub(super) fn begin_shutdown(&mut self, action: PowerAction, by: &str, now: u64) {
         // Words would stay on a screen that keeps its picture through a restart.
         self.drop_command();
         self.asking.end_private();
@@ -77,31 +82,30 @@ impl InitMachine {
         }
     }
 
-    /// Whether nothing is left for which a machine that goes down has to wait. A bundle that was given up still restores its
-    /// boot slot; if that hangs, the waits for other processes bound it.
-    pub(super) fn is_idle(&self) -> bool {
-        self.alone && !self.update.is_changing_slot()
+    /// The step of the shutdown that is due. A bundle that was given up still restores its boot slot, so a machine without
+    /// other processes waits for that as well; if it hangs, the waits for other processes bound it.
+    pub(super) fn shutdown_step(&mut self, now: u64) -> Option<ShutdownStep> {
+        let node_gone = self.node.is_none();
+        let is_idle = self.alone && !self.update.is_changing_slot();
+        self.shutdown.as_mut()?.step(now, node_gone, is_idle)
     }
 
     pub(super) fn step_down(&mut self, now: u64) {
-        let node_gone = self.node.is_none();
-        let note = self.owed_note();
-        let is_idle = self.is_idle();
-        let Some(shutdown) = &mut self.shutdown else {
+        let Some(action) = self.shutdown.as_ref().map(Shutdown::action) else {
             return;
         };
-        while let Some(step) = shutdown.step(now, node_gone, is_idle) {
+        while let Some(step) = self.shutdown_step(now) {
             match step {
                 ShutdownStep::Terminate => shutdown::signal_all(Signal::SIGTERM),
                 ShutdownStep::Kill => shutdown::signal_all(Signal::SIGKILL),
                 ShutdownStep::Close => {
                     // Why the machine goes down. The thread that writes it may not have come to it.
-                    if let Some(note) = &note {
-                        self.update.system().write_note(note);
+                    if let Some(note) = self.owed_note() {
+                        self.update.system().write_note(&note);
                     }
                     // No process feeds the watchdog of a machine that is off, so PID 1 stops it. A
                     // machine that reboots stays guarded.
-                    if shutdown.action() == PowerAction::Poweroff
+                    if action == PowerAction::Poweroff
                         && let Some(watchdog) = self.watchdog.take()
                     {
                         watchdog.disarm();
@@ -109,7 +113,7 @@ impl InitMachine {
                     // Memory outlives a reset, and the memory of a virtual machine that is off may
                     // be a file.
                     self.vault.lock();
-                    shutdown::close(shutdown.action(), self.reset.as_ref().map(Reset::device));
+                    shutdown::close(action, self.reset.as_ref().map(Reset::device));
                 }
             }
         }

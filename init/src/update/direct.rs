@@ -56,6 +56,8 @@ impl DirectDevice {
 impl BlockDevice for DirectDevice {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.require(at, buffer.len())?;
+        #[cfg(test)]
+        watch::note(self.bytes, at);
         let mut page = self.buffer.borrow_mut();
         let mut done = 0;
         while done < buffer.len() {
@@ -116,6 +118,38 @@ impl PageBuffer {
     /// The first `length` bytes, of [`TRANSFER_BYTES`] at most.
     fn first(&mut self, length: usize) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + length]
+    }
+}
+
+/// Lets a test act at a certain read of a device.
+#[cfg(test)]
+pub(super) mod watch {
+    use std::cell::RefCell;
+
+    /// Gets the bytes of the device, and where the read begins.
+    type Watch = Box<dyn FnMut(u64, u64)>;
+
+    thread_local! {
+        static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+    }
+
+    /// Does `work`, and calls `each` before each read of a device on this thread.
+    pub(in crate::update) fn during<T>(
+        each: impl FnMut(u64, u64) + 'static,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        WATCH.set(Some(Box::new(each)));
+        let done = work();
+        WATCH.set(None);
+        done
+    }
+
+    pub(super) fn note(device_bytes: u64, at: u64) {
+        WATCH.with_borrow_mut(|watch| {
+            if let Some(watch) = watch {
+                watch(device_bytes, at);
+            }
+        });
     }
 }
 

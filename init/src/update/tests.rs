@@ -80,16 +80,12 @@ impl UpdateBench {
     }
 
     fn note_running(&self) -> Result<bool, UpdateRefusal> {
-        self.note_running_while(|| true)
-    }
-
-    fn note_running_while(&self, is_wanted: impl Fn() -> bool) -> Result<bool, UpdateRefusal> {
         known_programs::note_running(
             &mut self.disk.open(),
             self.running,
             &self.version,
             &self.known,
-            is_wanted,
+            || true,
         )
     }
 

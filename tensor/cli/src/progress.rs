@@ -28,31 +28,48 @@ impl ByteProgress {
     /// false, no line is ever shown.
     #[must_use]
     pub fn new(what: &'static str, total: Option<u64>, shown: bool) -> Self {
-        let bytes = Arc::new(AtomicU64::new(0));
-        let total = Arc::new(AtomicU64::new(total.unwrap_or(0)));
-        let (counted, all) = (Arc::clone(&bytes), Arc::clone(&total));
+        match shown {
+            true => Self::with_output(what, total, SILENCE, io::stderr()),
+            false => Self::unshown(total),
+        }
+    }
+
+    /// Like `new`, with the line on `out`, where it begins after `silence`.
+    #[must_use]
+    pub fn with_output(
+        what: &'static str,
+        total: Option<u64>,
+        silence: Duration,
+        mut out: impl Write + Send + 'static,
+    ) -> Self {
+        let mut progress = Self::unshown(total);
+        let (counted, all) = (Arc::clone(&progress.bytes), Arc::clone(&progress.total));
         let (end, ended) = channel::<()>();
         let tell = move || {
-            let mut wait = SILENCE;
+            let (mut wait, mut is_begun) = (silence, false);
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 let total = all.load(Ordering::Relaxed);
                 let text = line(what, counted.load(Ordering::Relaxed), total);
                 // A closed standard error is no reason to fail the command.
-                write!(io::stderr(), "\r{text}").ok();
-                wait = EVERY;
+                write!(out, "\r{text}").ok();
+                (wait, is_begun) = (EVERY, true);
             }
             // A line was shown and does not end yet.
-            if wait == EVERY {
-                writeln!(io::stderr()).ok();
+            if is_begun {
+                writeln!(out).ok();
             }
         };
         // If the thread cannot start, the command runs without progress.
-        let thread = shown.then(|| thread::Builder::new().spawn(tell));
-        let thread = thread.and_then(Result::ok);
+        let thread = thread::Builder::new().spawn(tell).ok();
+        progress.ended = thread.map(|thread| (end, thread));
+        progress
+    }
+
+    fn unshown(total: Option<u64>) -> Self {
         Self {
-            bytes,
-            total,
-            ended: thread.map(|thread| (end, thread)),
+            bytes: Arc::default(),
+            total: Arc::new(AtomicU64::new(total.unwrap_or(0))),
+            ended: None,
         }
     }
 

@@ -87,7 +87,8 @@ pub(super) fn run(args: &ImageWriteArgs, json: bool) -> Result<CommandExit, Comm
         sha256: args.sha256.clone(),
         files: &files,
     };
-    let mut progress = StepProgress::new(!json && stderr().is_terminal());
+    let shown = !json && stderr().is_terminal();
+    let mut progress = StepProgress::new(|what| ByteProgress::new(what, None, shown));
     let written = flash(&mut source, &target, &options, &mut |step| {
         if step == FlashStep::Finishing {
             notice.finishing();
@@ -287,14 +288,15 @@ fn not_confirmed() -> CommandError {
 }
 
 /// A line for each part of the work.
-struct StepProgress {
-    shown: bool,
+struct StepProgress<F> {
+    /// Begins the line of a part with this name.
+    begin: F,
     line: Option<(&'static str, ByteProgress)>,
 }
 
-impl StepProgress {
-    const fn new(shown: bool) -> Self {
-        Self { shown, line: None }
+impl<F: Fn(&'static str) -> ByteProgress> StepProgress<F> {
+    const fn new(begin: F) -> Self {
+        Self { begin, line: None }
     }
 
     fn show(&mut self, step: FlashStep) {
@@ -309,10 +311,7 @@ impl StepProgress {
         };
         // The line of the part before ends first.
         self.line = self.line.take().filter(|(part, _)| *part == what);
-        let shown = self.shown;
-        let (_, line) = self
-            .line
-            .get_or_insert_with(|| (what, ByteProgress::new(what, None, shown)));
+        let (_, line) = self.line.get_or_insert_with(|| (what, (self.begin)(what)));
         line.set(bytes, total);
     }
 }
@@ -361,9 +360,13 @@ fn show(
 mod tests {
     use std::io::Write;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES};
     use alknet_init::SEALED_BYTES_MIN;
+    use alknet_test_support::deadline;
     use nix::errno::Errno;
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
     use nix::sys::stat::Mode;
@@ -385,19 +388,60 @@ mod tests {
         }
     }
 
+    /// What a person would see, while a progress line still writes it.
+    #[derive(Clone, Default)]
+    struct SharedOutput(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for SharedOutput {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl SharedOutput {
+        fn text(&self) -> String {
+            let bytes = self.0.lock().expect("no panic").clone();
+            String::from_utf8(bytes).expect("text")
+        }
+
+        /// Waits until a line shows this.
+        fn require(&self, shown: &str) {
+            let limit = Instant::now() + deadline(Duration::from_secs(10));
+            while !self.text().contains(shown) {
+                assert!(Instant::now() < limit, "{shown} is not in {}", self.text());
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
     #[test]
     fn writing_and_reading_back_have_a_line_each() {
-        let mut progress = StepProgress::new(false);
-        let part = |progress: &StepProgress| progress.line.as_ref().map(|(what, _)| *what);
-        for bytes in [1, 2] {
-            let total = Some(2);
+        let out = SharedOutput::default();
+        let mut progress = StepProgress::new(|what| {
+            ByteProgress::with_output(what, None, Duration::ZERO, out.clone())
+        });
+        for (bytes, shown) in [
+            (1_000_000, "write: 1 MB,  25 %"),
+            (2_000_000, "write: 2 MB,  50 %"),
+        ] {
+            let total = Some(4_000_000);
             progress.show(FlashStep::Writing { bytes, total });
-            assert_eq!(part(&progress), Some("write"));
+            out.require(shown);
         }
-        progress.show(FlashStep::Reading { bytes: 1, total: 2 });
-        assert_eq!(part(&progress), Some("read back"));
+        let (bytes, total) = (3_000_000, 4_000_000);
+        progress.show(FlashStep::Reading { bytes, total });
+        out.require("read back: 3 MB,  75 %");
         progress.show(FlashStep::Placed);
-        assert_eq!(part(&progress), None);
+        let text = out.text();
+        let lines: Vec<_> = text.split('\n').collect();
+        let [write, read, ""] = lines[..] else {
+            panic!("each part has a line that ends: {text:?}");
+        };
+        assert!(write.starts_with("\rwrite: ") && read.starts_with("\rread back: "));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::control::{
 };
 use crate::data;
 use crate::machine::tests::machine;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Shutdown, ShutdownStep};
 use crate::update::{BundleFrameReader, GateVault, SlotStatus};
 use crate::vault::{UnlockPrompt, VaultWait};
 
@@ -221,7 +221,6 @@ fn a_machine_that_goes_down_gives_up_its_bundles_and_waits_for_the_boot_slot() {
     let mut machine = machine();
     let life = machine.life;
     machine.alone = true;
-    assert!(machine.is_idle());
     machine.update.staging = Some(StagingBundle {
         ticket: ticket(life, 1),
         announced: 9,
@@ -235,15 +234,18 @@ fn a_machine_that_goes_down_gives_up_its_bundles_and_waits_for_the_boot_slot() {
         is_refused: false,
     }]
     .into();
-    machine.give_up_bundles();
+    // The first half would restart this host at its bound, and to carry out a step would end its processes.
+    machine.begin_shutdown(PowerAction::Reboot, "an administrator", 0);
     let staging = machine.update.staging.as_ref().expect("a bundle");
     assert!(staging.progress.is_given_up());
     assert!(machine.update.bundles[0].is_refused, "it is only read");
-    assert!(!machine.is_idle(), "a thread restores the slot");
-    // A real step would restart this host.
+    let step = machine.shutdown_step(0);
+    assert_eq!(step, Some(ShutdownStep::Terminate), "no node is left");
+    assert_eq!(machine.shutdown_step(0), None, "a thread restores the slot");
     let given_up = Err(UpdateRefusal::given_up());
     machine.bundle_decided(&ticket(life, 1), given_up);
-    assert!(machine.is_idle(), "its frames change nothing");
+    let step = machine.shutdown_step(0);
+    assert_eq!(step, Some(ShutdownStep::Close), "its frames change nothing");
 }
 
 /// A bundle may wait behind one whose frames are still read.

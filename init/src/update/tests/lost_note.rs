@@ -19,14 +19,18 @@ use super::super::system::UpdateSystem;
 /// Bytes of the boot partition, which no start reads unless a trial failed.
 const ESP_BYTES: u64 = 1 << 20;
 
-/// A disk in files whose record has slot B on trial, with this note.
-fn on_trial(note: Option<&BootNote>) -> (tempfile::TempDir, BootPartitions) {
-    // On the disk of the build, because a file in memory may refuse `O_DIRECT`.
+/// A folder for a disk in files. It is on the disk of the build, because a file in memory may refuse `O_DIRECT`.
+pub(super) fn disk_folder() -> tempfile::TempDir {
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let build = build
         .canonicalize()
         .unwrap_or_else(|_| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
-    let folder = tempfile::tempdir_in(build).expect("a temporary folder");
+    tempfile::tempdir_in(build).expect("a temporary folder")
+}
+
+/// A disk in files whose record has slot B on trial, with this note.
+fn on_trial(note: Option<&BootNote>) -> (tempfile::TempDir, BootPartitions) {
+    let folder = disk_folder();
     let file = |name: &str, bytes: u64| {
         let path = folder.path().join(name);
         let file = std::fs::File::create(&path).expect("creatable");
