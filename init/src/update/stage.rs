@@ -154,8 +154,8 @@ fn machine() -> UpdateMachine {
 /// is empty. Where the disk began to refuse writes after it took the vacated record, that record stays: the slot counts as
 /// empty, and has its earlier file or, after the switch, the new one. Where the data disk does not take an earlier note
 /// again, the slot has its earlier file, and no version goes on trial from it: without the earlier release the vacated
-/// record stays, and without the earlier known programs the version that starts is refused as unverified. Each ends with
-/// the next bundle that is staged on disks that take writes.
+/// record stays, and without the earlier known programs a trial of the slot is refused as unverified. Each ends with the
+/// next bundle that is staged on disks that take writes.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,
