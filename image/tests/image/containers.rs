@@ -12,7 +12,7 @@ use alknet_image::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{InputFolder, run, text};
+use crate::support::{InputFolder, largest_blob, run, text};
 
 /// The variables that name the folders with the Common OVF Tool in Python, and with a package that it needs.
 const COT_VARS: [&str; 2] = ["ALKNET_TEST_COT", "ALKNET_TEST_SCHEMATHESIS"];
@@ -437,14 +437,6 @@ fn a_service_runs_the_binary_as_a_user_without_rights() {
     let listed = run(text(&root.join("alknet")), &["--list"]);
     assert!(listed.contains("a_service_runs_the_binary"));
     assert!(root.join("data").is_dir() && root.join("tmp").is_dir());
-}
-
-/// The largest file of a layout: the layer.
-fn largest_blob(layout: &Path) -> PathBuf {
-    let blobs = fs::read_dir(layout.join("blobs/sha256")).expect("a layout");
-    let blobs = blobs.map(|entry| entry.expect("readable").path());
-    let size = |path: &PathBuf| fs::metadata(path).map_or(0, |about| about.len());
-    blobs.max_by_key(size).expect("a layer")
 }
 
 #[test]

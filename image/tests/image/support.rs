@@ -183,3 +183,11 @@ pub(crate) fn output(program: &str, args: &[&str]) -> Output {
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }
+
+/// The largest file of an OCI layout: the layer.
+pub(crate) fn largest_blob(layout: &Path) -> PathBuf {
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).expect("a layout");
+    let blobs = blobs.map(|entry| entry.expect("readable").path());
+    let size = |path: &PathBuf| fs::metadata(path).map_or(0, |about| about.len());
+    blobs.max_by_key(size).expect("a layer")
+}

@@ -150,9 +150,12 @@ fn machine() -> UpdateMachine {
 }
 
 /// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots, the record and the notes are
-/// as they were, with two exceptions. Where the disk lost the new program after it became the file of the slot, the slot is
-/// empty. Where the disk began to refuse writes after it took the vacated record, that record stays: the slot has its
-/// earlier file, and counts as empty. Both end with the next bundle that is staged on a disk that takes writes.
+/// as they were, with three exceptions. Where the disk lost the new program after it became the file of the slot, the slot
+/// is empty. Where the disk began to refuse writes after it took the vacated record, that record stays: the slot counts as
+/// empty, and has its earlier file or, after the switch, the new one. Where the data disk does not take an earlier note
+/// again, the slot has its earlier file, and no version goes on trial from it: without the earlier release the vacated
+/// record stays, and without the earlier known programs a trial of the slot is refused as unverified. Each ends with the
+/// next bundle that is staged on disks that take writes.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,

@@ -13,22 +13,15 @@ use alknet_image_write::{SignedProgramsError, verify_programs};
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
+use crate::disk_forms::as_raw;
 use crate::released::ReleaseFolder;
 use crate::support::{InputFolder, output, run, text};
 use crate::tampered::crc32;
 
 /// The program and the loader on a new disk.
 const ON_DISK: [&str; 2] = ["EFI/ALKNET/A.EFI", "EFI/BOOT/BOOTX64.EFI"];
-/// Forms with EFI programs. The builder makes a disk of its own for `raw` and for `gce`, and a medium for `iso`. It writes
-/// the forms that are not here, `vmdk`, `ova`, `vhdx`, `aws` and `containerdisk`, from the same disk as `qcow2` and `vhd`.
-const SIGNED_FORMS: [ImageForm; 6] = [
-    ImageForm::Uki,
-    ImageForm::Raw,
-    ImageForm::Qcow2,
-    ImageForm::Iso,
-    ImageForm::Vhd,
-    ImageForm::Gce,
-];
+/// The program, and the disk as it is and in a form that has to be unpacked.
+const SOME_FORMS: [ImageForm; 3] = [ImageForm::Uki, ImageForm::Raw, ImageForm::Qcow2];
 
 /// An owner's key and certificate, made by OpenSSL.
 pub(crate) struct EfiOwner {
@@ -95,26 +88,6 @@ impl EfiOwner {
         build_signed(inputs, forms, out, &sign, &mut |_| {})
     }
 
-    /// The disk of a form, as a file with each block in its place. `None` if the form is no disk.
-    fn as_raw(&self, form: ImageForm, file: &Path) -> Option<PathBuf> {
-        match form {
-            // The footer of a fixed VHD is behind the blocks.
-            ImageForm::Raw | ImageForm::Vhd => Some(file.to_owned()),
-            ImageForm::Qcow2 => {
-                let converted = self.path("converted.raw");
-                let options = ["convert", "-O", "raw", text(file), text(&converted)];
-                run("qemu-img", &options);
-                Some(converted)
-            }
-            ImageForm::Gce => {
-                let folder = text(self.dir.path());
-                run("tar", &["-x", "-S", "-f", text(file), "-C", folder]);
-                Some(self.path("disk.raw"))
-            }
-            _ => None,
-        }
-    }
-
     /// The program on the EFI system partition of a medium, and the parts of the disk that the medium installs.
     fn of_medium(&self, medium: &Path) -> (Vec<u8>, ManifestDisk) {
         let root = self.path("medium");
@@ -143,14 +116,14 @@ impl EfiOwner {
             let sha256 = HEXLOWER.encode(&Sha256::digest(content));
             assert_eq!(entry.map(|file| &file.sha256), Some(&sha256), "{path}");
         }
-        let roles = [OutputRole::Disk, OutputRole::Archive];
+        let roles = [OutputRole::Disk, OutputRole::Archive, OutputRole::OciImage];
         for output in manifest
             .outputs
             .iter()
             .filter(|it| roles.contains(&it.role))
         {
             let (form, file) = (output.form, out.join(&output.file));
-            match self.as_raw(form, &file) {
+            match as_raw(form, &file, self.dir.path()) {
                 Some(disk) => {
                     let found = ON_DISK.map(|path| on_disk(&disk, path));
                     assert!(found == expected, "{form} has other programs");
@@ -312,16 +285,23 @@ fn what_does_not_belong_together_is_refused() {
 #[test]
 fn uki_and_all_kinds_of_disks_of_a_signed_build_have_the_same_signed_programs() {
     let other = EfiOwner::rsa();
-    let others_of_ecdsa = [
+    let mut all_forms = ImageForm::ALL.to_vec();
+    all_forms.retain(|form| form.holds_efi_program());
+    let others_of_all = [
+        "alknet_0.1.0-aws.vmdk",
+        "alknet_0.1.0-containerdisk.oci.tar",
         "alknet_0.1.0-gce.tar.gz",
         "alknet_0.1.0.iso",
+        "alknet_0.1.0.ova",
         "alknet_0.1.0.qcow2",
         "alknet_0.1.0.vhd",
+        "alknet_0.1.0.vhdx",
+        "alknet_0.1.0.vmdk",
     ];
     // An ECDSA key signs with a random number, so a program that is signed twice differs.
     for (owner, forms, left_out) in [
-        (EfiOwner::rsa(), &SIGNED_FORMS[..3], &others_of_ecdsa[2..3]),
-        (EfiOwner::ecdsa(), &SIGNED_FORMS[..], &others_of_ecdsa[..]),
+        (EfiOwner::rsa(), &SOME_FORMS[..], &others_of_all[5..6]),
+        (EfiOwner::ecdsa(), &all_forms[..], &others_of_all[..]),
     ] {
         let out = owner.path("out");
         let manifest = owner.build(&InputFolder::new().inputs, forms, &out);

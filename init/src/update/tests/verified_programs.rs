@@ -164,11 +164,11 @@ fn a_refused_bundle_leaves_what_is_known_as_it_was() {
 }
 
 /// Wherever the disk begins to refuse writes, what is known of a slot is what lies there. The record is the earlier one, or
-/// that of a slot that is given up: the disk does not take the earlier one again.
+/// that of a slot that is given up: the disk takes neither the earlier one again nor, after the switch, the next one.
 #[test]
 fn a_disk_that_refuses_the_new_program_keeps_the_known_one() {
     let (before, after) = (TestRelease::new("1.0.1", 1), TestRelease::new(NEW, 2));
-    let mut records = [0; 2];
+    let (mut records, mut switched) = ([0; 2], 0);
     for writes in 0.. {
         let bench = UpdateBench::new();
         bench.stage(&before).expect("staged");
@@ -177,20 +177,27 @@ fn a_disk_that_refuses_the_new_program_keeps_the_known_one() {
         bench.disk.refuse_after(writes);
         let done = bench.stage(&after);
         bench.disk.refuse_after(usize::MAX);
-        if bench.disk.file(BootSlot::B) == Some(after.content()) {
+        let (kept, record) = (bench.disk.file(BootSlot::B), bench.disk.record());
+        if done.is_ok() {
+            assert!(kept == Some(after.content()), "{writes} writes");
             break;
         }
-        done.expect_err("the disk refused it");
-        assert_eq!(bench.known.load(), known, "{writes} writes");
-        let kept = bench.disk.file(BootSlot::B);
-        assert!(kept == Some(before.content()), "{writes} writes");
-        let record = bench.disk.record();
-        let found = [earlier, vacated].iter().position(|it| *it == record);
-        let found = found.unwrap_or_else(|| panic!("{record:?} after {writes} writes"));
-        records[found] += 1;
+        if kept == Some(after.content()) {
+            assert_ne!(bench.known.load(), known, "{writes} writes");
+            assert_eq!(record, vacated, "{writes} writes");
+            switched += 1;
+        } else {
+            assert_eq!(bench.known.load(), known, "{writes} writes");
+            assert!(kept == Some(before.content()), "{writes} writes");
+            let found = [earlier, vacated].iter().position(|it| *it == record);
+            let found = found.unwrap_or_else(|| panic!("{record:?} after {writes} writes"));
+            records[found] += 1;
+        }
         bench.stage(&after).expect("the disk writes again");
     }
-    assert!(records[0] > 0 && records[1] > 0, "{records:?}");
+    let [as_before, given_up] = records;
+    let all_occur = as_before > 0 && given_up > 0 && switched > 0;
+    assert!(all_occur, "{records:?}, {switched} after the switch");
 }
 
 /// A floor that cannot be read may forbid any version.
