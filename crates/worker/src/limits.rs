@@ -28,6 +28,9 @@ pub const ABORT_WAIT_MAX: u32 = 50;
 /// Reads of workers' channels, of [`READ_TURN_BYTES`] each, before the host kills those that are due at once for a limit:
 /// their answers may wait behind other frames. Each worker has one read in any case.
 pub const KILL_READS_MAX: u32 = 16;
+/// Bytes of private memory of a killed worker that the host frees itself, so that other processes do not keep the worker
+/// from doing so. Larger memory would keep the host's thread from all other workers for too long.
+pub const KILLED_RELEASE_MAX: u64 = 64 << 20;
 /// Time between heartbeats of a running call.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
 /// Longest time of a running call without a heartbeat of its worker.

@@ -70,7 +70,7 @@ pub enum SignedProgramsError {
     },
     /// Firmware may start programs from another place of the disk.
     #[error(
-        "{} has another layout than a disk of this project, so firmware may start programs from another place: \
+        "{} has another layout than a disk of this project, so firmware may start other programs: \
          {part}; 'alknet image write' writes an image with the right one",
         path.display()
     )]

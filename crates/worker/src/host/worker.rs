@@ -19,9 +19,9 @@ use super::spawn::SpawnedWorker;
 use super::unread::{DescriptorQuota, UnreadDescriptors};
 use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
-use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
+use crate::limits::{KILLED_RELEASE_MAX, LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
-use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us};
+use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us, release_killed};
 use crate::{
     Bytes32, ConfinementGap, Decoder, FromWorkerMessage, ToWorkerMessage, WorkerCallError,
     WorkerEndReason, WorkerFrameError, WorkerLoss, WorkerRole, encode,
@@ -330,12 +330,21 @@ impl WorkerProcess {
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// Kills the worker: none of its instructions runs after this.
+    /// Kills the worker: none of its instructions runs after this. Most of its private memory is free then, if that is
+    /// no more than [`KILLED_RELEASE_MAX`].
     pub(super) fn kill(&self) {
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
         if let Some(leaf) = &self.leaf {
             leaf.kill();
+        }
+        // Read after the kill: the worker can take no more now.
+        if self
+            .private_bytes()
+            .is_some_and(|bytes| bytes <= KILLED_RELEASE_MAX)
+        {
+            // Otherwise the process frees it at its end.
+            release_killed(&self.process.pidfd);
         }
     }
 
