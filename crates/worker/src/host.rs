@@ -2,7 +2,8 @@
 //!
 //! `watch`, `pool` and `quarantine` decide: they get times and events and return orders, without a clock or a
 //! process. `supervisor` is the thread that carries the orders out and waits only for events. `spawn` is a second
-//! thread for slow work (starting and cleaning up), and no worker outlives it.
+//! thread for slow work (starting and cleaning up), and no worker outlives it. `release` is a third one, which frees the
+//! memory of killed workers.
 
 mod abort_grace;
 mod cgroup;
@@ -11,6 +12,7 @@ mod handle;
 mod idle_frames;
 mod pool;
 mod quarantine;
+mod release;
 mod request;
 mod spawn;
 mod stats;

@@ -28,9 +28,11 @@ pub const ABORT_WAIT_MAX: u32 = 50;
 /// Reads of workers' channels, of [`READ_TURN_BYTES`] each, before the host kills those that are due at once for a limit:
 /// their answers may wait behind other frames. Each worker has one read in any case.
 pub const KILL_READS_MAX: u32 = 16;
-/// Bytes of private memory of a killed worker that the host frees itself, so that other processes do not keep the worker
-/// from doing so. Larger memory would keep the host's thread from all other workers for too long.
-pub const KILLED_RELEASE_MAX: u64 = 64 << 20;
+/// Bytes of page tables up to which the host frees the memory of a killed worker, so that other processes do not keep the
+/// worker from doing so: they map 512 MiB. The size of the tables bounds the time, whatever the pages are of.
+pub const KILLED_TABLES_MAX: u64 = 1 << 20;
+/// Killed workers that wait for the thread that frees their memory.
+pub const RELEASES_MAX: usize = 64;
 /// Time between heartbeats of a running call.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
 /// Longest time of a running call without a heartbeat of its worker.

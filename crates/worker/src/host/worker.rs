@@ -19,7 +19,7 @@ use super::spawn::SpawnedWorker;
 use super::unread::{DescriptorQuota, UnreadDescriptors};
 use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
-use crate::limits::{KILLED_RELEASE_MAX, LAST_WORDS_BYTES, READ_TURN_BYTES};
+use crate::limits::{ABORT_GRACE, LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
 use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us, release_killed};
 use crate::{
@@ -283,10 +283,12 @@ impl WorkerProcess {
         Ok(read)
     }
 
-    /// The limit that was reached first of those at which its calls have not stopped.
-    pub(super) fn first_overrun(&self) -> Option<LimitOverrun> {
+    /// The limit that was reached first of those at which its calls have not stopped in their time.
+    pub(super) fn first_overrun(&self, now: u64) -> Option<LimitOverrun> {
+        let grace = u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX);
         let overruns = self.calls.values().map(|running| running.watch.overrun());
-        overruns.flatten().min_by_key(|overrun| overrun.reached_at)
+        let first = overruns.flatten().min_by_key(|overrun| overrun.reached_at);
+        first.filter(|overrun| now.saturating_sub(overrun.reached_at) >= grace)
     }
 
     /// Records that the worker has read the aborts of its calls, if it has read everything that was sent to it.
@@ -330,21 +332,12 @@ impl WorkerProcess {
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// Kills the worker: none of its instructions runs after this. Most of its private memory is free then, if that is
-    /// no more than [`KILLED_RELEASE_MAX`].
+    /// Kills the worker: none of its instructions runs after this.
     pub(super) fn kill(&self) {
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
         if let Some(leaf) = &self.leaf {
             leaf.kill();
-        }
-        // Read after the kill: the worker can take no more now.
-        if self
-            .private_bytes()
-            .is_some_and(|bytes| bytes <= KILLED_RELEASE_MAX)
-        {
-            // Otherwise the process frees it at its end.
-            release_killed(&self.process.pidfd);
         }
     }
 

@@ -46,6 +46,7 @@ impl WorkerSupervisor {
 
     /// Kills a worker, and answers its calls at once.
     pub(super) fn end(&mut self, number: u64, reason: WorkerEndReason, detail: &str) {
+        let now = self.now();
         let owner = self.pool.tenant_of_worker(number).unwrap_or_default();
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -55,11 +56,12 @@ impl WorkerSupervisor {
         }
         // The kill comes first: once its callers have their answers, no code of it runs any more.
         worker.kill();
+        self.releaser.release(worker);
         if !matches!(
             reason,
             WorkerEndReason::Relieved | WorkerEndReason::Shutdown
         ) {
-            worker.overrun = worker.first_overrun();
+            worker.overrun = worker.first_overrun(now);
         }
         let starting = !worker.was_ready;
         worker.state = WorkerState::Dying(reason, detail.to_owned());
@@ -183,7 +185,7 @@ impl WorkerSupervisor {
         let loss = worker.judge(exit);
         let (role, pid) = (worker.role, worker.pid());
         // A worker that ends by itself did not stop at a limit either.
-        let overrun = worker.overrun.or_else(|| worker.first_overrun());
+        let overrun = worker.overrun.or_else(|| worker.first_overrun(now));
         let by_us = matches!(worker.state, WorkerState::Dying(..));
         // Callers that wait for a worker that the host ended have their answer already.
         let starting = !worker.was_ready && !by_us;
@@ -264,6 +266,8 @@ mod tests {
     };
 
     const WORKER: u64 = 1;
+    /// How long ago the host began, and with it the time of its calls.
+    const RUNS_FOR: Duration = Duration::from_secs(2);
 
     type Answer = oneshot::Receiver<Result<WorkerAnswer, WorkerCallError>>;
 
@@ -303,6 +307,7 @@ mod tests {
             let config = WorkersConfig::this_executable();
             let supervisor = WorkerSupervisor::new(config, commands, wake, jobs, stats);
             let mut supervisor = supervisor.expect("it is set up");
+            supervisor.began -= RUNS_FOR;
             supervisor.workers.insert(WORKER, worker);
             Self {
                 supervisor,
@@ -422,6 +427,16 @@ mod tests {
             WorkerState::Dying(WorkerEndReason::Protocol, _)
         ));
         assert!(!is_obeyed(&mut answer));
+    }
+
+    /// The attack: ends within the time after an abort make later ones look rare.
+    #[test]
+    fn a_worker_that_ends_in_its_time_after_an_abort_does_not_count() {
+        let mut worker = AbortedWorker::new();
+        let _answer = worker.call_aborted_at(7, worker.supervisor.now());
+        let reason = WorkerEndReason::Protocol;
+        worker.supervisor.end(WORKER, reason, "");
+        assert!(worker.supervisor.workers[&WORKER].overrun.is_none());
     }
 
     /// The attack: a worker that computes on after one limit ends for another one that it reached later.
