@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_boot_state::BootSlot;
@@ -126,6 +126,22 @@ impl KnownStore {
                 Ok(())
             }
         }
+    }
+
+    /// Like [`save`](Self::save), together with the file at `path`, which the node may read as well. Both new files are on
+    /// the disk before the first one replaces anything, so a full disk leaves both as they were.
+    pub(super) fn save_with(
+        &self,
+        known: &KnownPrograms,
+        (path, content): (&Path, &[u8]),
+    ) -> io::Result<()> {
+        let Some(own) = &self.path else {
+            alknet_durable::replace(path, content, MODE)?;
+            return self.save(known);
+        };
+        let bytes = serde_json::to_vec(known).map_err(io::Error::other)?;
+        let files = [(own.as_path(), bytes.as_slice()), (path, content)];
+        alknet_durable::replace_all(&files, MODE).map_err(|error| error.source)
     }
 
     /// Notes what a TPM measures of the program in a slot, if the program with this hash is the known one. A note that is

@@ -67,7 +67,7 @@ pub(super) struct StageMachine<'a> {
     pub(super) log: &'a InitLog,
 }
 
-/// What a refusal brings back while the other slot still has its earlier file.
+/// What a refusal brings back as long as the other slot has the file that it had.
 #[derive(Debug, Default)]
 pub(super) struct StageUndo {
     before: Option<StateBefore>,
@@ -152,10 +152,12 @@ fn machine() -> UpdateMachine {
 /// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots, the record and the notes are
 /// as they were, with three exceptions. Where the disk lost the new program after it became the file of the slot, the slot
 /// is empty. Where the disk began to refuse writes after it took the vacated record, that record stays: the slot counts as
-/// empty, and has its earlier file or, after the switch, the new one. Where the data disk does not take an earlier note
-/// again, the slot has its earlier file, and no version goes on trial from it: without the earlier release the vacated
-/// record stays, and without the earlier known programs a trial of the slot is refused as unverified. Each ends with the
-/// next bundle that is staged on disks that take writes.
+/// empty, and has its earlier file or, after the switch, the new one. Where staging failed after a new note replaced the
+/// earlier one, and the data disk does not take the earlier one again, the slot has its earlier file, and no version goes on
+/// trial from it: without the earlier release the vacated record stays, and without the earlier known programs a trial of
+/// the slot is refused as unverified. A data disk that is full before the notes is no such case: it refuses both. Neither is
+/// a program that its slot has already: its new notes fit the file, and stay if the earlier ones cannot be restored. Each
+/// exception ends with the next bundle that is staged on disks that take writes.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,
@@ -245,18 +247,16 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     check_capacity(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, None, at.log)?;
     progress.require_wanted()?;
+    let keep = || keep_release(slot, &plan, chosen.release, at);
     if lies_there && is_whole {
-        let was_staged = stage_again(disk, &record, || {
-            keep_release(slot, &plan, chosen.release, at)
-        })?;
+        undo.before = Some(StateBefore::load(before, at));
+        let was_staged = stage_again(disk, &record, keep)?;
         return Ok(StagedBundle { plan, was_staged });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
     undo.before = Some(StateBefore::load(before, at));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
-    // Before the file becomes the new one, because the data disk may be full.
-    let keep = || keep_release(slot, &plan, chosen.release, at);
     let from = (&mut bundle, &verified, source);
     let target = SlotTarget {
         slot,
@@ -548,7 +548,8 @@ fn running_sha256<D: BlockDevice>(
     Ok(digest.unwrap_or_default())
 }
 
-/// Notes the program, without which it does not start, and the release for the time after the trial.
+/// Notes the program, without which it does not start, and the release for the time after the trial. That is before the
+/// file becomes the new one, because the data disk may be full.
 fn keep_release(
     slot: BootSlot,
     plan: &UpdatePlan,
@@ -558,9 +559,8 @@ fn keep_release(
     let program = KnownProgram::new(release.version.clone(), plan.sha256.clone());
     let mut known = at.known.load();
     known.put(slot, program);
-    at.known.save(&known).map_err(not_noted)?;
     let Some(folder) = at.folder else {
-        return Ok(());
+        return at.known.save(&known).map_err(not_noted);
     };
     let staged = StagedRelease::new(
         slot,
@@ -569,7 +569,10 @@ fn keep_release(
         plan.sha256.clone(),
         release.floor.clone(),
     );
-    staged.save(folder).map_err(not_noted)
+    let (path, content) = staged.file(folder).map_err(not_noted)?;
+    // A restore of one note needs free space as well. So a disk that has none has to refuse before either is replaced.
+    let noted = at.known.save_with(&known, (&path, &content));
+    noted.map_err(not_noted)
 }
 
 fn not_noted(error: io::Error) -> UpdateRefusal {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use alknet_boot_state::BootSlot;
 use alknet_update::ReleaseVersion;
@@ -63,8 +63,14 @@ impl StagedRelease {
     }
 
     pub(super) fn save(&self, folder: &Path) -> io::Result<()> {
+        let (path, bytes) = self.file(folder)?;
+        alknet_durable::replace(&path, &bytes, MODE)
+    }
+
+    /// The path of its file in this folder, and the content.
+    pub(super) fn file(&self, folder: &Path) -> io::Result<(PathBuf, Vec<u8>)> {
         let bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
-        alknet_durable::replace(&folder.join(FILE), &bytes, MODE)
+        Ok((folder.join(FILE), bytes))
     }
 
     /// The release that was staged last. `None` also if the file is damaged: then the machine confirms the version

@@ -1,4 +1,9 @@
-//! A disk that loses the new program, and senders that give a bundle up: the other slot keeps the file that it had.
+//! A disk that loses the new program, disks that refuse writes, and senders that give a bundle up: the other slot keeps the
+//! file that it had.
+
+use std::os::unix::fs::MetadataExt;
+
+use alknet_tpm::predict::MeasuredImage;
 
 use super::*;
 
@@ -246,4 +251,59 @@ fn notes_that_cannot_be_restored_leave_a_slot_that_starts_nothing() {
     for note in [staged, programs] {
         note.check();
     }
+}
+
+/// A data disk that is full has no room to restore a note either, so it has to refuse before a note is replaced.
+#[test]
+fn a_data_disk_that_refuses_one_new_note_keeps_both_earlier_ones() {
+    let names = ["staged.json", "programs.json"];
+    for refused in names {
+        let bench = UpdateBench::new();
+        bench.stage(&TestRelease::new("1.0.1", 1)).expect("staged");
+        let before = notes(&bench);
+        let paths = names.map(|name| bench.folder.path().join(name));
+        // As long as they are open, no other file gets their inode numbers.
+        let earlier = paths
+            .each_ref()
+            .map(|path| fs::File::open(path).expect("it is noted"));
+        let obstacle = bench.folder.path().join(format!(".{refused}.new"));
+        fs::create_dir(&obstacle).expect("a new folder");
+        bench.refuses(RefusalCode::Disk, |bench| {
+            let staged = bench.stage(&newer()).map(drop);
+            let refusal = staged.as_ref().expect_err(refused);
+            assert!(refusal.text.contains("free space"), "{}", refusal.text);
+            staged
+        });
+        assert!(notes(&bench) == before, "{refused}: the notes are others");
+        for (path, earlier) in paths.iter().zip(&earlier) {
+            let about = [fs::metadata(path), earlier.metadata()];
+            let [found, wanted] = about.map(|about| about.expect("a file").ino());
+            assert_eq!(found, wanted, "{refused}: {} is new", path.display());
+        }
+        assert_eq!(RefusedNote::refusal_of_start(&bench), None, "{refused}");
+        fs::remove_dir(&obstacle).expect("it is ours");
+        bench.stage(&newer()).expect("nothing is in its way");
+    }
+}
+
+/// The slot has the program already, so staging it needs only the notes and the record, and the disk refuses the record.
+#[test]
+fn a_disk_that_refuses_the_record_of_a_program_in_its_slot_leaves_the_notes_as_they_were() {
+    let bench = UpdateBench::new();
+    let plan = bench.stage(&newer()).expect("staged");
+    apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).expect("staged");
+    // So that both notes differ from those that staging writes.
+    let image = MeasuredImage::from_digests([[1; 32]; 3]);
+    bench.known.note_measured(BootSlot::B, &plan.sha256, &image);
+    StagedRelease::remove(bench.folder.path()).expect("it was staged");
+    let before = notes(&bench);
+    bench.disk.refuse_after(0);
+    bench.refuses(RefusalCode::Disk, |bench| bench.stage(&newer()).map(drop));
+    // The refusal was that of the record.
+    assert!(says(&bench, "the boot state record is not as before"));
+    assert!(notes(&bench) == before, "the notes are others");
+    bench.disk.refuse_after(usize::MAX);
+    bench.stage(&newer()).expect("the disk takes writes again");
+    assert_eq!(bench.disk.record().phase(), BootPhase::Staged);
+    assert!(notes(&bench) != before, "nothing was noted");
 }
