@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use alknet_boot_state::grub_archive;
 use alknet_fat::FilePartition;
 use crc::{CRC_32_ISO_HDLC, Crc};
 
@@ -26,8 +27,9 @@ const ENTRY_BYTES: usize = 128;
 const ENTRY_ID_AT: usize = 16;
 /// Blocks of all entries.
 const ENTRIES_LBAS: u64 = (ENTRIES * ENTRY_BYTES) as u64 / LBA_BYTES;
-/// Places of a header's fields.
+/// Places of a header's fields. Behind the checksum and behind the header, the block is reserved and has zeros.
 const SUM_AT: usize = 16;
+const RESERVED_AT: usize = 20;
 const OWN_LBA_AT: usize = 24;
 const OTHER_LBA_AT: usize = 32;
 const FIRST_USABLE_AT: usize = 40;
@@ -43,6 +45,8 @@ const PROTECTIVE: [u8; 18] = [
     0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0,
 ];
 const PROTECTIVE_AT: usize = 440;
+/// The number of blocks in that record.
+const COUNT_AT: usize = PROTECTIVE_AT + PROTECTIVE.len();
 /// Bytes of the disk and of each partition in which a volume for firmware would have its marks.
 const BEGIN_BYTES: usize = 64 << 10;
 /// First byte of a volume of FAT, exFAT or NTFS, as EDK2 takes it for one.
@@ -51,6 +55,12 @@ const JUMPS: [u8; 3] = [0xe9, 0xeb, 0x49];
 const OPTICAL_AT: usize = 32 << 10;
 const OPTICAL_BYTES: usize = 2048;
 const OPTICAL_MARKS: [&[u8; 5]; 4] = [b"CD001", b"BEA01", b"NSR02", b"NSR03"];
+/// Where HFS and its successors have their marks, and where ext4 and its predecessors have theirs. Firmware of some
+/// machines reads these.
+const HFS_AT: usize = 1024;
+const HFS_MARKS: [&[u8; 2]; 3] = [b"BD", b"H+", b"HX"];
+const EXT_AT: usize = 1080;
+const EXT_MARK: &[u8; 2] = b"\x53\xef";
 /// Where the other three records of that table are.
 const OTHER_RECORDS: std::ops::Range<usize> = 462..510;
 
@@ -90,7 +100,7 @@ pub fn table_difference(
         return Ok(Some("it is shorter than the layout".to_owned()));
     }
     let begin = read_begin(disk, 0)?;
-    if !is_protective(&begin[..LBA_BYTES as usize]) {
+    if !is_protective(&begin[..LBA_BYTES as usize], blocks) {
         return Ok(Some("the first block behind the boot code".to_owned()));
     }
     // In a CD drive a block has 2048 bytes, so firmware finds no partition table of ours there and looks for these.
@@ -138,7 +148,28 @@ fn volume_difference(disk: &File) -> io::Result<Option<String>> {
             return Ok(Some(text));
         }
     }
+    if let Some(what) = bios_difference(&read_begin(disk, BIOS_FIRST_LBA)?) {
+        return Ok(Some(format!("partition 1 (alk-bios): {what}")));
+    }
     esp_difference(disk)
+}
+
+/// What differs in the partition of the loader for a BIOS, which is erased or begins with the archive of the build. Nothing
+/// changes the header of that archive.
+fn bios_difference(begin: &[u8]) -> Option<&'static str> {
+    let [(_, header), ..] = grub_archive();
+    let first = &begin[..LBA_BYTES as usize];
+    let is_erased = first.iter().all(|byte| *byte == 0);
+    let is_hfs = HFS_MARKS
+        .iter()
+        .any(|mark| begin[HFS_AT..].starts_with(*mark));
+    if !is_erased && *first != header {
+        Some("its first block is neither erased nor the header of the archive with the loader")
+    } else if is_hfs || begin[EXT_AT..].starts_with(EXT_MARK) {
+        Some("firmware that reads HFS or ext4 may start a program from it")
+    } else {
+        None
+    }
 }
 
 /// Firmware looks for a partition table within the EFI system partition before it takes it for a volume of FAT. Returns
@@ -168,8 +199,14 @@ fn is_optical(begin: &[u8]) -> bool {
     marks.any(|mark| OPTICAL_MARKS.iter().any(|it| mark == *it))
 }
 
-fn is_protective(first: &[u8]) -> bool {
-    first[PROTECTIVE_AT..PROTECTIVE_AT + PROTECTIVE.len()] == PROTECTIVE
+/// Whether the first block has a protective table, whose record has all blocks of the image, or of the disk once a machine
+/// has grown the last partition.
+fn is_protective(first: &[u8], blocks: DiskBlocks) -> bool {
+    let count = u64::from(u32_at(first, COUNT_AT));
+    // A record has no more of a larger disk.
+    let of_disk = (blocks.disk - 1).min(u64::from(u32::MAX));
+    [blocks.image - 1, of_disk].contains(&count)
+        && first[PROTECTIVE_AT..COUNT_AT] == PROTECTIVE
         && first[OTHER_RECORDS].iter().all(|byte| *byte == 0)
         && first[OTHER_RECORDS.end..] == [0x55, 0xaa]
 }
@@ -193,6 +230,12 @@ impl TableCopy {
             && copy.number(OWN_LBA_AT) == at;
         if !is_sound {
             return Ok(Err("its checksum"));
+        }
+        let mut reserved = copy.header[RESERVED_AT..OWN_LBA_AT]
+            .iter()
+            .chain(&copy.header[HEADER_BYTES..]);
+        if reserved.any(|byte| *byte != 0) {
+            return Ok(Err("its reserved bytes, which are not zeros"));
         }
         let has_place = copy.number(ENTRIES_LBA_AT) == entries_at
             && copy.small(80) == ENTRIES as u32
@@ -265,9 +308,7 @@ impl TableCopy {
     }
 
     fn small(&self, at: usize) -> u32 {
-        let mut digits = [0; 4];
-        digits.copy_from_slice(&self.header[at..at + 4]);
-        u32::from_le_bytes(digits)
+        u32_at(&self.header, at)
     }
 }
 
@@ -290,6 +331,20 @@ pub fn disk_bytes_by_head(head: &[u8]) -> Option<u64> {
     u64_at(header, OTHER_LBA_AT)
         .checked_add(1)?
         .checked_mul(LBA_BYTES)
+}
+
+/// The first byte behind the data partition, which is the last one. Expects a table in which [`table_difference`] finds
+/// nothing.
+///
+/// # Errors
+/// The disk cannot be read, or the end of the partition is no place on a disk.
+pub fn data_partition_end(disk: &File) -> io::Result<u64> {
+    let mut entry = [0; ENTRY_BYTES];
+    disk.read_exact_at(&mut entry, 2 * LBA_BYTES + 2 * ENTRY_BYTES as u64)?;
+    let blocks = u64_at(&entry, 40).checked_add(1);
+    blocks
+        .and_then(|blocks| blocks.checked_mul(LBA_BYTES))
+        .ok_or_else(|| io::Error::other("the data partition ends behind every disk"))
 }
 
 /// Whether a disk has the identity that each disk of a build has (version 5, RFC 9562). The first start of a machine
@@ -365,6 +420,12 @@ pub fn head_has_layout(head: &[u8]) -> bool {
         })
 }
 
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut digits = [0; 4];
+    digits.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(digits)
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut digits = [0; 8];
     digits.copy_from_slice(&bytes[at..at + 8]);
@@ -414,6 +475,68 @@ mod tests {
             let is_named = found.starts_with("partition 1 (alk-bios): ");
             assert!(is_named, "{bytes:?}: {found}");
         }
+    }
+
+    /// The attack: a volume of HFS+ or ext4, or anything else in the place of the archive's header.
+    #[test]
+    fn the_partition_of_the_bios_loader_begins_with_the_archive_of_the_build_or_is_erased() {
+        let erased = [0; LBA_BYTES as usize];
+        let disk = written();
+        disk.write_all_at(&erased, BIOS_FIRST_LBA * LBA_BYTES)
+            .expect("writable");
+        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+        assert_eq!(found, None);
+        for (at, bytes, expected) in [
+            (0, &b"XFSB"[..], "first block"),
+            (32, b"NXSB", "first block"),
+            (500, b"x", "first block"),
+            (1024, b"H+\0\x04", "HFS or ext4"),
+            (1024, b"HX\0\x05", "HFS or ext4"),
+            (1024 + 56, b"\x53\xef", "HFS or ext4"),
+        ] {
+            let disk = written();
+            disk.write_all_at(bytes, BIOS_FIRST_LBA * LBA_BYTES + at)
+                .expect("writable");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.unwrap_or_else(|| panic!("{bytes:?} is not looked at"));
+            let is_named =
+                found.starts_with("partition 1 (alk-bios): ") && found.contains(expected);
+            assert!(is_named, "{bytes:?}: {found}");
+        }
+    }
+
+    /// The attack: bytes of either copy of the table that no checksum covers, or whose checksum is made again.
+    #[test]
+    fn bytes_that_are_reserved_in_a_header_are_named() {
+        let last = DISK_BYTES / LBA_BYTES - 1;
+        for (block, copy) in [
+            (1, "partition table: "),
+            (last, "backup of the partition table: "),
+        ] {
+            for at in [RESERVED_AT, RESERVED_AT + 3, HEADER_BYTES, 511] {
+                let disk = written();
+                let mut header = [0; LBA_BYTES as usize];
+                let place = block * LBA_BYTES;
+                disk.read_exact_at(&mut header, place).expect("readable");
+                header[at] = b'x';
+                header[SUM_AT..SUM_AT + 4].fill(0);
+                let sum = SUM.checksum(&header[..HEADER_BYTES]);
+                header[SUM_AT..SUM_AT + 4].copy_from_slice(&sum.to_le_bytes());
+                disk.write_all_at(&header, place).expect("writable");
+                let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+                let found = found.unwrap_or_else(|| panic!("byte {at} of {copy} is not read"));
+                assert!(
+                    found.starts_with(copy) && found.contains("reserved"),
+                    "{at}: {found}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_partition_ends_before_the_backup() {
+        let end = data_partition_end(&written()).expect("readable");
+        assert_eq!(end, DISK_BYTES - BACKUP_LBAS * LBA_BYTES);
     }
 
     #[test]
@@ -468,11 +591,26 @@ mod tests {
     #[test]
     fn other_records_in_the_first_block_are_named() {
         let disk = written();
-        // A machine writes the number of blocks there, and nothing else.
-        disk.write_all_at(&[1], 458).expect("writable");
-        let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
-        assert_eq!(found, None);
-        for at in [446, 450, 462, 511] {
+        let count = |count: u32| {
+            let written = disk.write_all_at(&count.to_le_bytes(), COUNT_AT as u64);
+            written.expect("writable");
+        };
+        // A machine writes the number of the disk's blocks there, and nothing else.
+        for (disk_bytes, blocks) in [
+            (DISK_BYTES + (1 << 20), DISK_BYTES / LBA_BYTES + 2047),
+            (4 << 40, u64::from(u32::MAX)),
+        ] {
+            let found = table_difference(&disk, DISK_BYTES, disk_bytes).expect("readable");
+            assert_eq!(found, None, "as on the image");
+            count(u32::try_from(blocks).expect("32 bits"));
+            let found = table_difference(&disk, DISK_BYTES, disk_bytes).expect("readable");
+            assert_eq!(found, None, "{blocks}");
+            let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");
+            let found = found.expect("a number of no disk");
+            assert!(found.contains("first block"), "{found}");
+            count(u32::try_from(DISK_BYTES / LBA_BYTES - 1).expect("32 bits"));
+        }
+        for at in [446, 450, 458, 462, 511] {
             let disk = written();
             disk.write_all_at(&[7], at).expect("writable");
             let found = table_difference(&disk, DISK_BYTES, DISK_BYTES).expect("readable");

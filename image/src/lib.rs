@@ -74,7 +74,8 @@ pub use disk_parts::{
     NEW_DISK_PARTS, PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, boot_state_difference,
 };
 pub use disk_table::{
-    disk_bytes_by_head, has_image_identity, head_has_layout, identity_difference, table_difference,
+    data_partition_end, disk_bytes_by_head, has_image_identity, head_has_layout,
+    identity_difference, table_difference,
 };
 pub use error::ImageError;
 pub use esp::{EspFile, EspVolume};

@@ -11,11 +11,15 @@ use crate::device::BlockDevice;
 use crate::error::FatError;
 use crate::scan::{FatInfo, INFO_UNKNOWN};
 
+/// Where `mlabel` of mtools puts another copy of the boot sector, with the new name.
+const LABEL_COPY_SECTOR: u32 = 12;
+
 /// What lies in a sector before the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HeadSector {
     Boot,
     BootCopy,
+    LabelCopy,
     Info,
     InfoCopy,
     Reserved,
@@ -29,6 +33,7 @@ impl HeadSector {
             INFO_SECTOR => Self::Info,
             BACKUP_SECTOR => Self::BootCopy,
             INFO_COPY => Self::InfoCopy,
+            LABEL_COPY_SECTOR => Self::LabelCopy,
             _ => Self::Reserved,
         }
     }
@@ -40,7 +45,7 @@ impl HeadSector {
             Self::BootCopy => "the copy of the boot sector",
             Self::Info => "FSInfo",
             Self::InfoCopy => "the copy of FSInfo",
-            Self::Reserved => "a reserved sector",
+            Self::LabelCopy | Self::Reserved => "a reserved sector",
         }
     }
 
@@ -48,7 +53,7 @@ impl HeadSector {
     const fn may_change(self, at: usize) -> bool {
         match self {
             // The marks of a volume in use, the serial number, and the name.
-            Self::Boot | Self::BootCopy => matches!(at, 65 | 67..=81),
+            Self::Boot | Self::BootCopy | Self::LabelCopy => matches!(at, 65 | 67..=81),
             // The number of free clusters, and the cluster from which the next free one is searched.
             Self::Info | Self::InfoCopy => matches!(at, 488..=495),
             Self::Reserved => false,
@@ -59,7 +64,7 @@ impl HeadSector {
 impl NewFatVolume {
     /// The first byte before the tables of the volume on `device` that [`create`](fn@crate::create) does not write there, as
     /// a text for a person. `None` if each byte is as written. Label, serial number, marks of a volume in use and the
-    /// numbers of FSInfo may be others.
+    /// numbers of FSInfo may be others, and sector 12 may be another copy of the boot sector.
     ///
     /// # Errors
     /// The device cannot be read, or the volume has too few sectors for FAT32.
@@ -74,7 +79,14 @@ impl NewFatVolume {
         read.map_err(FatError::io("read the sectors before the tables"))?;
         for (number, sector) in (0..).zip(found.chunks_exact(SECTOR_BYTES as usize)) {
             let kind = HeadSector::at(number);
-            let expected = written.iter().find(|(at, _)| *at == number);
+            if kind == HeadSector::LabelCopy && sector.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let wanted = match kind {
+                HeadSector::LabelCopy => 0,
+                _ => number,
+            };
+            let expected = written.iter().find(|(at, _)| *at == wanted);
             let expected = expected.map_or([0; SECTOR_BYTES as usize], |(_, content)| *content);
             let mut bytes = sector.iter().zip(&expected).enumerate();
             let differs = bytes.find(|(at, (is, was))| is != was && !kind.may_change(*at));
@@ -139,6 +151,30 @@ mod tests {
         assert_eq!(difference(&device), None);
     }
 
+    /// mlabel of mtools 4.0 writes it there.
+    #[test]
+    fn a_copy_of_the_boot_sector_that_mlabel_writes_is_permitted_and_nothing_else_there() {
+        const COPY_AT: usize = 12 * 512;
+
+        let mut device = written();
+        device[71..82].copy_from_slice(b"NEWNAME    ");
+        device.copy_within(..512, COPY_AT);
+        assert_eq!(difference(&device), None);
+        // The attack: the record of a partition in it, or the header of a partition table without it.
+        for at in [0, 66, 446, 511] {
+            let mut changed = device.clone();
+            changed[COPY_AT + at] ^= 1;
+            let found = difference(&changed).unwrap_or_else(|| panic!("{at} is not compared"));
+            let expected = format!("byte {at} of a reserved sector (sector 12) ");
+            assert!(found.starts_with(&expected), "{found}");
+        }
+        device[COPY_AT..COPY_AT + 512].fill(0);
+        assert_eq!(difference(&device), None);
+        device[COPY_AT + 1] = b'E';
+        let found = difference(&device).expect("it is compared");
+        assert!(found.contains("(sector 12)"), "{found}");
+    }
+
     #[test]
     fn each_other_byte_before_the_tables_is_named() {
         let device = written();
@@ -158,6 +194,8 @@ mod tests {
             (2, 0, "a reserved sector"),
             (6, 446, "the copy of the boot sector"),
             (7, 0, "the copy of FSInfo"),
+            (11, 0, "a reserved sector"),
+            (13, 0, "a reserved sector"),
             (31, 511, "a reserved sector"),
         ] {
             let mut changed = device.clone();

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use alknet_image::BOOT_CODE_BEGIN;
+use alknet_image::{BOOT_CODE_BEGIN, LBA_BYTES, data_partition_end};
 
 use crate::source::ZSTANDARD;
 
@@ -61,14 +61,16 @@ const DMG_END_BYTES: usize = 1024;
 /// Programs search it from the end of the file, whatever the file begins with.
 const ZIP_END_MARK: &[u8; 4] = b"PK\x05\x06";
 const ZIP_END_BYTES: usize = 22;
-const ZIP_COMMENT_BYTES_MAX: usize = u16::MAX as usize;
-/// Places in that record: bytes of the list of files, which ends with the record's beginning, and bytes of the comment.
-const ZIP_LIST_BYTES_AT: usize = 12;
+/// Bytes of the end of a file in which that record is searched. The longest comment takes 65,535 of them, and Info-ZIP
+/// searches 66,000.
+const ZIP_SEARCHED_BYTES: u64 = 66_000;
+/// Place of the number of the comment's bytes in that record.
 const ZIP_COMMENT_BYTES_AT: usize = 20;
-/// What the list of files begins with, and what a large archive has before that record.
-const ZIP_LIST_MARK: &[u8; 4] = b"PK\x01\x02";
-const ZIP64_LOCATOR_MARK: &[u8; 4] = b"PK\x06\x07";
-const ZIP64_LOCATOR_BYTES: u64 = 20;
+/// Place and bytes of the checksum in the first header of a tar archive. The form of the seventh Unix has no other mark.
+const TAR_SUM_AT: usize = 148;
+const TAR_SUM_BYTES: usize = 8;
+/// What the checksum counts in its own place: a space for each byte.
+const TAR_SUM_BLANKS: i64 = 8 * 0x20;
 
 /// The form of a file that begins so, if no raw disk of this project does.
 pub(crate) fn form_by_head(head: &[u8]) -> Option<&'static str> {
@@ -96,16 +98,61 @@ fn begins_as_disk(code: &[u8]) -> bool {
     code.starts_with(&BOOT_CODE_BEGIN) || code.iter().all(|byte| *byte == 0)
 }
 
+/// Whether programs take a file that begins with this block for a tar archive by the checksum of the header. Some count
+/// bytes as numbers with a sign, some accept other bytes than digits before or behind the number, and some accept a binary
+/// number.
+fn has_tar_checksum(block: &[u8; LBA_BYTES as usize]) -> bool {
+    let (before, rest) = block.split_at(TAR_SUM_AT);
+    let (field, behind) = rest.split_at(TAR_SUM_BYTES);
+    let summed = || before.iter().chain(behind);
+    let unsigned: i64 = summed().map(|byte| i64::from(*byte)).sum();
+    let signed: i64 = summed()
+        .map(|byte| i64::from(i8::from_ne_bytes([*byte])))
+        .sum();
+    let is_sum = |number: i64| [unsigned, signed].contains(&(number - TAR_SUM_BLANKS));
+    // Each number that the digits are, wherever a program ends it.
+    let digits = field.iter().filter(|byte| matches!(**byte, b'0'..=b'7'));
+    let mut numbers = digits.scan(0_i64, |number, digit| {
+        *number = *number * 8 + i64::from(digit - b'0');
+        Some(*number)
+    });
+    let mut text = field.iter().take_while(|byte| **byte != 0);
+    let is_blank = text.all(|byte| *byte <= b' ');
+    numbers.any(is_sum) || (is_blank && is_sum(0)) || binary_number(field).is_some_and(is_sum)
+}
+
+/// The number of a field of a tar archive that begins with the bit for a binary one. The next bit is the sign.
+fn binary_number(field: &[u8]) -> Option<i64> {
+    const BINARY: u8 = 0x80;
+    const SIGN: u8 = 0x40;
+
+    let mut digits: [u8; TAR_SUM_BYTES] = field.try_into().ok()?;
+    if digits[0] & BINARY == 0 {
+        return None;
+    }
+    if digits[0] & SIGN == 0 {
+        digits[0] &= !BINARY;
+    }
+    Some(i64::from_be_bytes(digits))
+}
+
 /// The form that a disk of so many bytes has beside its own, by its beginning or by its end. The footer of a fixed VHD is
-/// permitted: it has each block in the place where a raw disk has it.
+/// permitted: it has each block in the place where a raw disk has it. Expects a disk with the partition table of this
+/// project.
 pub(crate) fn form_beside_raw(disk: &File, bytes: u64) -> io::Result<Option<&'static str>> {
-    let mut head = [0; CODE_BYTES];
+    let mut head = [0; LBA_BYTES as usize];
     disk.read_exact_at(&mut head, 0)?;
-    if let Some(what) = form_by_head(&head) {
+    let code = &head[..CODE_BYTES];
+    if let Some(what) = form_by_head(code) {
         return Ok(Some(what));
     }
-    if !begins_as_disk(&head) {
+    if !begins_as_disk(code) {
         return Ok(Some(UNKNOWN_FORM));
+    }
+    // A header of zeros leads nowhere, whatever the rest of the block adds up to.
+    let is_erased = code.iter().all(|byte| *byte == 0);
+    if !is_erased && has_tar_checksum(&head) {
+        return Ok(Some("a tar archive"));
     }
     if has_zip_end(disk, bytes)? {
         return Ok(Some("a ZIP archive"));
@@ -131,40 +178,27 @@ pub(crate) fn form_beside_raw(disk: &File, bytes: u64) -> io::Result<Option<&'st
     })
 }
 
-/// Whether programs that read ZIP archives find one at the end of a file of so many bytes. What a machine writes to its
-/// data has one of these marks somewhere, but not with another one, or the right length, in the right place.
+/// Whether programs that search the last record of a ZIP archive find one at the end of a file of so many bytes.
+///
+/// No data of a machine lies behind the last partition, so there the mark is refused, whatever the record says: programs
+/// differ in which of its numbers they believe. A machine may have an archive at the end of its data, so there only the
+/// record is refused that every program accepts: its comment reaches exactly to the end of the file. Some programs accept
+/// others there.
 fn has_zip_end(disk: &File, bytes: u64) -> io::Result<bool> {
-    let searched = bytes.min((ZIP_END_BYTES + ZIP_COMMENT_BYTES_MAX) as u64);
+    let data_end = data_partition_end(disk)?;
+    let searched = bytes.min(ZIP_SEARCHED_BYTES);
     let start = bytes - searched;
     let mut end = vec![0; searched as usize];
     disk.read_exact_at(&mut end, start)?;
-    for (at, record) in end.windows(ZIP_END_BYTES).enumerate() {
-        if !record.starts_with(ZIP_END_MARK) {
-            continue;
-        }
+    let mut records = end.windows(ZIP_END_BYTES).enumerate();
+    Ok(records.any(|(at, record)| {
         let comment = [
             record[ZIP_COMMENT_BYTES_AT],
             record[ZIP_COMMENT_BYTES_AT + 1],
         ];
-        if at + ZIP_END_BYTES + usize::from(u16::from_le_bytes(comment)) == end.len() {
-            return Ok(true);
-        }
-        // Some programs ignore what is behind the comment.
-        let mut list_bytes = [0; 4];
-        list_bytes.copy_from_slice(&record[ZIP_LIST_BYTES_AT..ZIP_LIST_BYTES_AT + 4]);
-        let list_bytes = u64::from(u32::from_le_bytes(list_bytes));
-        for (before, mark) in [
-            (list_bytes, ZIP_LIST_MARK),
-            (ZIP64_LOCATOR_BYTES, ZIP64_LOCATOR_MARK),
-        ] {
-            let mut found = [0; 4];
-            if let Some(place) = (start + at as u64).checked_sub(before) {
-                disk.read_exact_at(&mut found, place)?;
-            }
-            if found == *mark {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
+        let comment_at = at + ZIP_END_BYTES;
+        let is_behind_data = start + comment_at as u64 > data_end;
+        let is_whole = comment_at + usize::from(u16::from_le_bytes(comment)) == end.len();
+        record.starts_with(ZIP_END_MARK) && (is_behind_data || is_whole)
+    }))
 }

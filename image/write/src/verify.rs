@@ -14,6 +14,7 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::other_form::form_beside_raw;
 use crate::read_back::{DirectReader, READ_BYTES, forget, is_zero};
 
 /// What an administrator places on the EFI system partition, for the first boot.
@@ -118,6 +119,8 @@ pub struct ImageCheck {
     /// Files of the EFI system partition that the manifest does not have: those of a configuration, and the program in
     /// the second boot slot.
     pub others: Vec<String>,
+    /// Bytes behind the image that were not looked at, on a disk that no machine was started from.
+    pub bytes_behind: u64,
 }
 
 impl ImageCheck {
@@ -129,6 +132,7 @@ impl ImageCheck {
             }],
             left_out: Vec::new(),
             others: Vec::new(),
+            bytes_behind: 0,
         }
     }
 }
@@ -181,6 +185,9 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// first start gives. Every firmware must find the same files on the EFI system partition: those of the manifest, a
 /// configuration, and on a disk in use the program of the second boot slot.
 ///
+/// A file must not also be one of another form, from which a virtual machine may start another disk, except for the footer
+/// of a fixed VHD.
+///
 /// # Errors
 /// See [`VerifyError`].
 pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, VerifyError> {
@@ -214,9 +221,19 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
         Ok(false) => Err(differs(EARLIER_DATA.to_owned())),
         Err(error) => Err(unreadable(error)),
     };
+    let check_form = || match other_form(&disk, present) {
+        Ok(None) => Ok(()),
+        Ok(Some(what)) => Err(differs(what)),
+        Err(error) => Err(unreadable(error)),
+    };
+    let bytes_behind = present.saturating_sub(data_end.max(image.bytes));
     if hash_disk(&disk, image.bytes).map_err(unreadable)? == image.sha256 {
         check_zeros(image.bytes..data_end)?;
-        return Ok(ImageCheck::whole("the whole image", image.bytes));
+        check_form()?;
+        return Ok(ImageCheck {
+            bytes_behind,
+            ..ImageCheck::whole("the whole image", image.bytes)
+        });
     }
     // What the kernel remembers may be older than what the disk has.
     forget(&disk, 0, 0);
@@ -236,17 +253,30 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     if has_image_identity(&disk).map_err(unreadable)? {
         let part = compare_new(&disk, image.bytes, data_end, &mut check).map_err(unreadable)?;
         part.map_or(Ok(()), |part| Err(differs(part.to_owned())))?;
+        check.bytes_behind = bytes_behind;
     }
     let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;
     let foreign = check.others.iter().filter(is_foreign);
     let files: Vec<String> = foreign.cloned().collect();
-    match files.is_empty() {
-        true => Ok(check),
-        false => Err(VerifyError::OtherFiles {
+    if !files.is_empty() {
+        return Err(VerifyError::OtherFiles {
             path: path.to_owned(),
             files,
-        }),
+        });
     }
+    check_form()?;
+    Ok(check)
+}
+
+/// The form that a file has beside that of a raw disk, as a text for a person. Programs read a disk that is no file as it
+/// is.
+fn other_form(disk: &File, bytes: u64) -> io::Result<Option<String>> {
+    if !disk.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let form = form_beside_raw(disk, bytes)?;
+    let text = |what| format!("it is also {what}, so a virtual machine may start another disk");
+    Ok(form.map(text))
 }
 
 /// Compares what has to be on a disk from which no machine was started, beside the parts of the manifest. Returns the
@@ -314,6 +344,7 @@ fn compared(expected: &ManifestDisk, found: &ManifestDisk) -> Result<ImageCheck,
         checked,
         left_out: DISK_PARTS_LEFT_OUT.to_vec(),
         others: others.filter(is_other).collect(),
+        bytes_behind: 0,
     })
 }
 

@@ -207,6 +207,7 @@ fn as_json(args: &ImageVerifyArgs, found: &VerifyFindings<'_>) -> Value {
             "checked": parts.collect::<Vec<_>>(),
             "left_out": left_out.collect::<Vec<_>>(),
             "others": check.others,
+            "bytes_behind": check.bytes_behind,
         })
     });
     let programs = found
@@ -233,6 +234,10 @@ fn show_check(args: &ImageVerifyArgs, checked: &ManifestCheck) -> Result<(), Com
     }
     for (part, why) in &check.left_out {
         output::line(&format!("  left out  {part}: {why}"))?;
+    }
+    if check.bytes_behind > 0 {
+        let bytes = check.bytes_behind;
+        output::line(&format!("  left out  {bytes} bytes behind the image"))?;
     }
     for file in &check.others {
         output::line(&format!("  other     {file} on the EFI system partition"))?;

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
-    BACKUP_LBAS, BIOS_FIRST_LBA, ESP_FIRST_LBA, EspVolume, ImageForm, LBA_BYTES, MANIFEST_FILE,
-    OutputRole,
+    BACKUP_LBAS, BIOS_FIRST_LBA, DATA_FIRST_LBA, ESP_FIRST_LBA, EspVolume, ImageForm, LBA_BYTES,
+    MANIFEST_FILE, OutputRole,
 };
 use alknet_image_write::{SignedProgramsError, verify_programs};
 use serde_json::{Value, json};
@@ -193,49 +193,141 @@ fn a_signed_disk_with_any_other_first_bytes_does_not_count_as_signed() {
     assert_eq!(checked, 2);
 }
 
-/// The attack: the end of a signed disk is that of a ZIP archive, whose comment is the backup of the partition table.
+/// The attack: the code for a BIOS keeps its first bytes, and is the header of a tar archive of the seventh Unix, which has
+/// a checksum and no mark. Its first file leads over the disk to a second one, in the data partition.
 #[test]
-fn a_signed_disk_with_the_end_of_a_zip_archive_does_not_count_as_signed() {
-    /// Bytes of the last record without a comment, and of an entry of the list before it without a name.
-    const RECORD_BYTES: usize = 22;
-    const ENTRY_BYTES: usize = 46;
+fn a_signed_disk_with_the_checksum_of_a_tar_archive_does_not_count_as_signed() {
+    const FIELDS_AT: usize = 100;
+    const SUM_AT: usize = 148;
+    const HEADER_BYTES: usize = 512;
 
     let signed = SignedDisk::new(ImageForm::Raw);
-    let bytes = fs::metadata(&signed.path).expect("ours").len();
+    let second_at = DATA_FIRST_LBA * LBA_BYTES + (64 << 10);
+    let fields = |size: u64| {
+        let text = format!("0000644\x000000000\x000000000\0{size:011o}\x0000000000000\0");
+        let mut fields = text.into_bytes();
+        assert_eq!(fields.len(), SUM_AT - FIELDS_AT);
+        // The sum counts as spaces. Behind it is the kind of an ordinary file.
+        fields.extend(b"        \0");
+        fields
+    };
+    let unsigned = |header: &[u8]| header.iter().map(|byte| i64::from(*byte)).sum::<i64>();
+    let mut second = vec![0; HEADER_BYTES];
+    second[..9].copy_from_slice(b"other.raw");
+    let second_fields = fields(0);
+    second[FIELDS_AT..FIELDS_AT + second_fields.len()].copy_from_slice(&second_fields);
+    let sum = format!("{:06o}\0 ", unsigned(&second));
+    second[SUM_AT..SUM_AT + 8].copy_from_slice(sum.as_bytes());
+    let first = fields(second_at - HEADER_BYTES as u64);
+    let before = signed.exchange(&[(FIELDS_AT as u64, first), (second_at, second)]);
+    let header = bytes_at(&signed.open(), 0, HEADER_BYTES);
+    let sum = unsigned(&header);
+    let with_sign = header
+        .iter()
+        .map(|byte| i64::from(i8::from_ne_bytes([*byte])));
+    let with_sign: i64 = with_sign.sum();
+    let put = |field: &[u8]| signed.exchange(&[(SUM_AT as u64, field.to_vec())]);
+    put(format!("{sum:06o}\0 ").as_bytes());
+    let listed = run("tar", &["--list", "--file", text(&signed.path)]);
+    assert!(listed.contains("other.raw"), "{listed}");
+    let mut fields = vec![
+        format!("{sum:06o}\0 ").into_bytes(),
+        format!("{sum:>7o} ").into_bytes(),
+        format!("{sum:o}\0").into_bytes(),
+        format!("{sum:08o}").into_bytes(),
+        format!("{sum:o} x").into_bytes(),
+    ];
+    // A binary number, as Python reads it.
+    for sum in [sum, with_sign] {
+        let mut binary = sum.to_be_bytes();
+        binary[0] |= 0x80;
+        fields.push(binary.to_vec());
+    }
+    if with_sign >= 0 {
+        fields.push(format!("{with_sign:06o}\0 ").into_bytes());
+    }
+    for field in fields {
+        put(&field);
+        let found = signed.other_form(&signed.path);
+        assert!(found.contains("tar"), "{field:?}: {found}");
+    }
+    // Another sum, of which no program makes an archive.
+    put(format!("{:06o}\0 ", sum + 1).as_bytes());
+    assert_eq!(signed.verify(&signed.path).expect("it has one form"), 2);
+    signed.exchange(&before);
+    assert_eq!(signed.verify(&signed.path).expect("it has one form"), 2);
+}
+
+/// The attack: the end of a signed disk is that of a ZIP archive. Programs differ in which numbers of its last record they
+/// believe.
+#[test]
+fn a_signed_disk_with_the_end_of_a_zip_archive_does_not_count_as_signed() {
+    /// Bytes of the last record without a comment.
+    const RECORD_BYTES: u64 = 22;
+    /// Bytes of the end of a file that Info-ZIP searches.
+    const SEARCHED_BYTES: u64 = 66_000;
+
+    let signed = SignedDisk::new(ImageForm::Raw);
+    let disk = signed.open();
+    let bytes = disk.metadata().expect("ours").len();
     let table = BACKUP_LBAS * LBA_BYTES;
-    let record = |comment_bytes: u64, list_bytes: usize| {
-        let mut record = vec![0; RECORD_BYTES];
-        record[..4].copy_from_slice(b"PK\x05\x06");
-        let list_bytes = u32::try_from(list_bytes).expect("short");
-        record[12..16].copy_from_slice(&list_bytes.to_le_bytes());
+    let record = |comment_bytes: u64, list_bytes: u32, list_at: u32, counts: [u8; 2]| {
+        let mut record = b"PK\x05\x06\0\0\0\0".to_vec();
+        record.extend([counts[0], 0, counts[1], 0]);
+        record.extend(list_bytes.to_le_bytes());
+        record.extend(list_at.to_le_bytes());
         let comment_bytes = u16::try_from(comment_bytes).expect("short");
-        record[20..].copy_from_slice(&comment_bytes.to_le_bytes());
+        record.extend(comment_bytes.to_le_bytes());
         record
     };
-    let before = |mark: &[u8], length: usize, record: Vec<u8>| {
-        let mut entry = vec![0; length];
-        entry[..mark.len()].copy_from_slice(mark);
-        [entry, record].concat()
-    };
-    let list = |record| before(b"PK\x01\x02", ENTRY_BYTES, record);
-    let locator = |record| before(b"PK\x06\x07", 20, record);
     let furthest = u64::from(u16::MAX);
+    let data = u32::try_from(DATA_FIRST_LBA * LBA_BYTES).expect("32 bits");
+    // The record, and the bytes that the disk has behind it.
     for (what, end, behind) in [
-        ("the table", record(table, ENTRY_BYTES), table),
-        ("the longest comment", record(furthest, 0), furthest),
-        ("no comment", record(0, 0), 0),
-        ("a list of files", list(record(0, ENTRY_BYTES)), table),
-        ("a large archive", locator(record(0, 0xffff)), table),
+        ("the table", record(table, 46, data, [1, 1]), table),
+        (
+            "the longest comment",
+            record(furthest, 0, 0, [1, 1]),
+            furthest,
+        ),
     ] {
-        let at = bytes - behind - end.len() as u64;
-        let before = signed.exchange(&[(at, end)]);
+        let before = signed.exchange(&[(bytes - behind - RECORD_BYTES, end)]);
         let found = signed.other_form(&signed.path);
         assert!(found.contains("ZIP"), "{what}: {found}");
         signed.exchange(&before);
     }
-    // The mark alone, as the data of a machine may have it.
-    let mark = record(table - 1, ENTRY_BYTES);
-    signed.exchange(&[(bytes - table - RECORD_BYTES as u64, mark)]);
+    // Behind the backup of the table, where no data of a machine lies.
+    for (what, end, longer) in [
+        ("no comment", record(0, 0, 0, [0, 0]), 22),
+        ("another comment", record(7, 46, data, [1, 1]), 512),
+        (
+            "a place of the list, with another length",
+            record(7, 47, data, [1, 1]),
+            512,
+        ),
+        (
+            "a length of the list, without a place",
+            record(7, 46, 0, [1, 1]),
+            512,
+        ),
+        ("other numbers of files", record(7, 46, data, [1, 2]), 512),
+        (
+            "the furthest place",
+            record(7, 46, data, [1, 1]),
+            SEARCHED_BYTES,
+        ),
+    ] {
+        disk.set_len(bytes + longer).expect("writable");
+        disk.write_all_at(&end, bytes).expect("writable");
+        let found = signed.other_form(&signed.path);
+        assert!(found.contains("ZIP"), "{what}: {found}");
+        disk.set_len(bytes).expect("writable");
+    }
+    // An archive that a machine has stored, eight blocks before the backup of the table.
+    let entry = [&b"PK\x01\x02"[..], &[0; 42]].concat();
+    let archive = [entry, record(0, 46, 0, [1, 1])].concat();
+    let at = bytes - table - 8 * LBA_BYTES;
+    signed.exchange(&[(at, archive)]);
     let checked = signed.verify(&signed.path).expect("it has one form");
     assert_eq!(checked, 2);
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use alknet_image::EspVolume;
+use alknet_image::{DATA_HEAD_END, EspVolume};
 use alknet_image_write::{ImageCheck, VerifyError, verify_disk};
 
 use crate::released::ReleaseFolder;
@@ -399,6 +399,45 @@ fn a_table_within_a_partition_is_refused() {
     copy.write(ESP_AT + 67, b"XXXXEFI        ");
     copy.write(ESP_AT + 512 + 488, &[0xff; 8]);
     copy.verify().expect("a disk in use");
+}
+
+/// The attack: the exact image, zeros, and the footer of a dynamic VHD, whose tables name another disk.
+#[test]
+fn the_image_with_the_footer_of_a_dynamic_vhd_is_refused() {
+    const FOOTER_BYTES: u64 = 512;
+    const KIND_AT: u64 = 60;
+    const BEHIND_BYTES: u64 = 1 << 20;
+
+    let release = ReleaseFolder::shared();
+    for copy in [DiskCopy::unstarted(&release), DiskCopy::new(&release)] {
+        let bytes = DATA_HEAD_END + BEHIND_BYTES;
+        copy.disk.set_len(bytes).expect("sparse");
+        copy.verify().expect("nothing is there");
+        let footer = bytes - FOOTER_BYTES;
+        copy.write(footer, b"conectix");
+        copy.write(footer + KIND_AT, &3_u32.to_be_bytes());
+        let said = copy.refused("a dynamic VHD");
+        assert!(said.contains("also a VHD container"), "{said}");
+    }
+}
+
+#[test]
+fn bytes_behind_the_image_that_are_not_looked_at_are_counted() {
+    const BEHIND_BYTES: u64 = 1 << 20;
+
+    let release = ReleaseFolder::shared();
+    let copy = DiskCopy::unstarted(&release);
+    assert_eq!(copy.verify().expect("the image").bytes_behind, 0);
+    let bytes = DATA_HEAD_END + BEHIND_BYTES;
+    copy.disk.set_len(bytes).expect("sparse");
+    copy.write(bytes - BEHIND_BYTES, b"x");
+    let whole = copy.verify().expect("the image");
+    assert_eq!((whole.bytes_behind, whole.checked.len()), (BEHIND_BYTES, 1));
+    // With a configuration, the parts are compared one by one.
+    copy.add("alknet.toml");
+    let parts = copy.verify().expect("the parts of the image");
+    assert!(parts.checked.len() > 1, "{parts:?}");
+    assert_eq!(parts.bytes_behind, BEHIND_BYTES);
 }
 
 #[test]
