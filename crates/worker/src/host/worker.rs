@@ -21,7 +21,7 @@ use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{ABORT_GRACE, LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
-use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us, release_killed};
+use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us};
 use crate::{
     Bytes32, ConfinementGap, Decoder, FromWorkerMessage, ToWorkerMessage, WorkerCallError,
     WorkerEndReason, WorkerFrameError, WorkerLoss, WorkerRole, encode,

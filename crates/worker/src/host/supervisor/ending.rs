@@ -174,6 +174,7 @@ impl WorkerSupervisor {
                 Ok(ChannelRead::End | ChannelRead::Wait) | Err(_) => break,
             }
         }
+        let now = self.now();
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
@@ -214,7 +215,6 @@ impl WorkerSupervisor {
             // The spawner lives as long as this thread.
             let _ = self.jobs.send(SpawnJob::Remove(leaf));
         }
-        let now = self.now();
         {
             let mut stats = self.count();
             stats.ended(role, loss.reason);
