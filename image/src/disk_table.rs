@@ -135,23 +135,25 @@ pub fn table_difference(
 /// Firmware starts programs from each volume that it can read, whatever the type of its partition, and looks for more
 /// partitions within one. Returns a place beside the files of the EFI system partition where it could find either.
 fn volume_difference(disk: &File) -> io::Result<Option<String>> {
-    // The first one is a tar archive, and the other one is encrypted or ext4.
-    for (name, first_lba) in [
-        ("partition 1 (alk-bios)", BIOS_FIRST_LBA),
-        ("data partition", DATA_FIRST_LBA),
-    ] {
-        let begin = read_begin(disk, first_lba)?;
-        let is_volume = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
-        let is_table = begin[512..].starts_with(&MAGIC[..8]);
-        if is_volume || is_table || is_optical(&begin) {
-            let text = format!("{name}: firmware may start a program from it");
-            return Ok(Some(text));
-        }
+    // A tar archive, and a partition that is encrypted or ext4.
+    let loader = ("partition 1 (alk-bios)", read_begin(disk, BIOS_FIRST_LBA)?);
+    let data = ("data partition", read_begin(disk, DATA_FIRST_LBA)?);
+    if let Some((name, _)) = [&loader, &data].into_iter().find(|it| is_volume(&it.1)) {
+        let text = format!("{name}: firmware may start a program from it");
+        return Ok(Some(text));
     }
-    if let Some(what) = bios_difference(&read_begin(disk, BIOS_FIRST_LBA)?) {
-        return Ok(Some(format!("partition 1 (alk-bios): {what}")));
+    let (name, begin) = loader;
+    match bios_difference(&begin) {
+        Some(what) => Ok(Some(format!("{name}: {what}"))),
+        None => esp_difference(disk),
     }
-    esp_difference(disk)
+}
+
+/// Whether firmware takes a partition that begins so for a volume, or for a disk with partitions of its own.
+fn is_volume(begin: &[u8]) -> bool {
+    let is_fat = JUMPS.contains(&begin[0]) || begin[510..512] == [0x55, 0xaa];
+    let is_table = begin[512..].starts_with(&MAGIC[..8]);
+    is_fat || is_table || is_optical(begin)
 }
 
 /// What differs in the partition of the loader for a BIOS, which is erased or begins with the archive of the build. Nothing

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{
@@ -191,81 +190,124 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// # Errors
 /// See [`VerifyError`].
 pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, VerifyError> {
-    let unreadable = |source| VerifyError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
     let is_raw = |it: &&ManifestOutput| it.form == ImageForm::Raw && it.role == OutputRole::Disk;
     let image = manifest.outputs.iter().find(is_raw);
     let (Some(image), Some(expected)) = (image, &manifest.disk) else {
         return Err(VerifyError::NoDisk);
     };
-    // Another person may have put a pipe or another device there.
-    let disk = open_regular_or_disk(path).map_err(|error| unreadable(error.into()));
-    let mut disk = disk?;
-    let present = disk.seek(SeekFrom::End(0)).map_err(unreadable)?;
-    if present < image.bytes {
-        return Err(VerifyError::TooShort {
-            path: path.to_owned(),
-            needed: image.bytes,
-            present,
-        });
-    }
-    let differs = |part: String| VerifyError::OtherPart {
-        path: path.to_owned(),
-        part,
-    };
-    let data_end = DATA_HEAD_END.min(present);
-    let check_zeros = |range: Range<u64>| match is_zero(&disk, range) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(differs(EARLIER_DATA.to_owned())),
-        Err(error) => Err(unreadable(error)),
-    };
-    let check_form = || match other_form(&disk, present) {
-        Ok(None) => Ok(()),
-        Ok(Some(what)) => Err(differs(what)),
-        Err(error) => Err(unreadable(error)),
-    };
-    let bytes_behind = present.saturating_sub(data_end.max(image.bytes));
-    if hash_disk(&disk, image.bytes).map_err(unreadable)? == image.sha256 {
-        check_zeros(image.bytes..data_end)?;
-        check_form()?;
-        return Ok(ImageCheck {
+    let disk = CheckedDisk::open(path, image)?;
+    let data_end = DATA_HEAD_END.min(disk.bytes);
+    let bytes_behind = disk.bytes.saturating_sub(data_end.max(image.bytes));
+    let sha256 = disk.read(|file| hash_disk(file, image.bytes))?;
+    let check = if sha256 == image.sha256 {
+        let is_zero = disk.read(|file| is_zero(file, image.bytes..data_end))?;
+        disk.accept((!is_zero).then_some(EARLIER_DATA))?;
+        ImageCheck {
             bytes_behind,
             ..ImageCheck::whole("the whole image", image.bytes)
-        });
-    }
-    // What the kernel remembers may be older than what the disk has.
-    forget(&disk, 0, 0);
-    table_difference(&disk, image.bytes, present)
-        .map_err(unreadable)?
-        .map_or(Ok(()), |part| Err(differs(part)))?;
-    identity_difference(&disk, &manifest.version, &manifest.git)
-        .map_err(unreadable)?
-        .map_or(Ok(()), |part| Err(differs(part)))?;
-    let found = ManifestDisk::read(&disk).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-            differs(format!("EFI system partition: {error}"))
         }
-        _ => unreadable(error),
-    })?;
-    let mut check = compared(expected, &found).map_err(differs)?;
-    if has_image_identity(&disk).map_err(unreadable)? {
-        let part = compare_new(&disk, image.bytes, data_end, &mut check).map_err(unreadable)?;
-        part.map_or(Ok(()), |part| Err(differs(part.to_owned())))?;
-        check.bytes_behind = bytes_behind;
-    }
-    let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;
-    let foreign = check.others.iter().filter(is_foreign);
-    let files: Vec<String> = foreign.cloned().collect();
-    if !files.is_empty() {
-        return Err(VerifyError::OtherFiles {
-            path: path.to_owned(),
-            files,
-        });
-    }
-    check_form()?;
+    } else {
+        let mut check = disk.compare_parts(image, manifest, expected)?;
+        if disk.read(has_image_identity)? {
+            let part = disk.read(|file| compare_new(file, image.bytes, data_end, &mut check))?;
+            disk.accept(part)?;
+            check.bytes_behind = bytes_behind;
+        }
+        disk.accept_others(&check)?;
+        check
+    };
+    let form = disk.read(|file| other_form(file, disk.bytes))?;
+    disk.accept(form)?;
     Ok(check)
+}
+
+/// A disk, or a file with a copy of one, that is compared. Its errors name it.
+#[derive(Debug)]
+struct CheckedDisk<'a> {
+    path: &'a Path,
+    file: File,
+    bytes: u64,
+}
+
+impl<'a> CheckedDisk<'a> {
+    /// Opens a disk that has to hold `image`.
+    fn open(path: &'a Path, image: &ManifestOutput) -> Result<Self, VerifyError> {
+        let unreadable = |source| VerifyError::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        // Another person may have put a pipe or another device there.
+        let file = open_regular_or_disk(path).map_err(|error| unreadable(error.into()));
+        let mut file = file?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
+        if bytes < image.bytes {
+            return Err(VerifyError::TooShort {
+                path: path.to_owned(),
+                needed: image.bytes,
+                present: bytes,
+            });
+        }
+        Ok(Self { path, file, bytes })
+    }
+
+    /// Compares the parts that stay as they are on a disk in use.
+    fn compare_parts(
+        &self,
+        image: &ManifestOutput,
+        manifest: &Manifest,
+        expected: &ManifestDisk,
+    ) -> Result<ImageCheck, VerifyError> {
+        // What the kernel remembers may be older than what the disk has.
+        forget(&self.file, 0, 0);
+        let part = self.read(|file| table_difference(file, image.bytes, self.bytes))?;
+        self.accept(part)?;
+        let part = self.read(|file| identity_difference(file, &manifest.version, &manifest.git))?;
+        self.accept(part)?;
+        let found = ManifestDisk::read(&self.file).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                self.other_part(format!("EFI system partition: {error}"))
+            }
+            _ => self.unreadable(error),
+        })?;
+        compared(expected, &found).map_err(|part| self.other_part(part))
+    }
+
+    /// Refuses files that are neither of the image, nor a configuration, nor the program of the second boot slot.
+    fn accept_others(&self, check: &ImageCheck) -> Result<(), VerifyError> {
+        let is_foreign = |it: &&String| !is_configuration(it) && *it != SECOND_SLOT;
+        let foreign = check.others.iter().filter(is_foreign);
+        let files: Vec<String> = foreign.cloned().collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        Err(VerifyError::OtherFiles {
+            path: self.path.to_owned(),
+            files,
+        })
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> Result<T, VerifyError> {
+        read(&self.file).map_err(|error| self.unreadable(error))
+    }
+
+    /// Refuses the disk if a comparison found a part that differs.
+    fn accept(&self, different: Option<impl Into<String>>) -> Result<(), VerifyError> {
+        different.map_or(Ok(()), |part| Err(self.other_part(part.into())))
+    }
+
+    fn unreadable(&self, source: io::Error) -> VerifyError {
+        VerifyError::Unreadable {
+            path: self.path.to_owned(),
+            source,
+        }
+    }
+
+    fn other_part(&self, part: String) -> VerifyError {
+        VerifyError::OtherPart {
+            path: self.path.to_owned(),
+            part,
+        }
+    }
 }
 
 /// The form that a file has beside that of a raw disk, as a text for a person. Programs read a disk that is no file as it
