@@ -1,8 +1,8 @@
-//! Checks the pages listed in docs/README.md, the tests and files named in docs/testing.md, the
-//! pictures on pages, the omissions listed in docs/wasm.md, and the examples in the libraries'
-//! documentation.
+//! Checks the pages listed in docs/README.md, the links of all pages, the tests and files named in
+//! docs/testing.md, the pictures on pages, the omissions listed in docs/wasm.md, and the examples in
+//! the libraries' documentation.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 
 use alknet_tests::DOCS_PICTURES;
@@ -61,6 +61,116 @@ fn the_list_of_pages_links_to_what_exists() {
             "docs/{LIST}: {link}"
         );
     }
+}
+
+/// What a page links to within the repository: the file, which is empty for the page itself, and the
+/// heading, if the link names one.
+fn link_targets(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let targets = text.split("](").skip(1);
+    let targets = targets.filter_map(|rest| rest.split(')').next());
+    let is_path = |target: &&str| !target.contains("://") && !target.contains(char::is_whitespace);
+    targets
+        .filter(is_path)
+        .map(|target| match target.split_once('#') {
+            Some((file, heading)) => (file, Some(heading)),
+            None => (target, None),
+        })
+}
+
+/// The path of a linked file, from the root of the repository.
+fn linked_path(page: &str, file: &str) -> String {
+    let mut path: Vec<&str> = page.split('/').collect();
+    if !file.is_empty() {
+        path.pop();
+    }
+    for part in file.split('/').filter(|part| !part.is_empty()) {
+        match part {
+            ".." => {
+                path.pop();
+            }
+            part => path.push(part),
+        }
+    }
+    path.join("/")
+}
+
+/// The anchors of a page's headings, as GitHub makes them: in lower case, without punctuation, with
+/// `-` for each space. A heading that the page had before gets a number.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut anchors = BTreeSet::new();
+    for line in page.lines() {
+        is_code ^= line.trim_start().starts_with("```");
+        let text = line.trim_start_matches('#');
+        let level = line.len() - text.len();
+        let heading = text.strip_prefix(' ').filter(|_| (1..=6).contains(&level));
+        let Some(heading) = heading.filter(|_| !is_code) else {
+            continue;
+        };
+        let anchor = anchor(heading);
+        let count = counts.entry(anchor.clone()).or_default();
+        anchors.insert(match *count {
+            0 => anchor,
+            count => format!("{anchor}-{count}"),
+        });
+        *count += 1;
+    }
+    anchors
+}
+
+/// The anchor of a heading without a number.
+fn anchor(heading: &str) -> String {
+    let is_kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+    let heading = heading.trim().to_lowercase();
+    let text = heading.chars().filter(is_kept);
+    text.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_of_all_pages_lead_to_files_and_headings_that_exist() {
+    let pages = pages();
+    let anchors = pages
+        .iter()
+        .map(|(path, text)| (path.clone(), anchors(text)));
+    let anchors: BTreeMap<String, BTreeSet<String>> = anchors.collect();
+    let mut headings = 0;
+    let mut dead = Vec::new();
+    for (page, text) in &pages {
+        for (file, heading) in link_targets(text) {
+            let path = linked_path(page, file);
+            let exists = match heading {
+                Some(heading) => anchors.get(&path).is_some_and(|all| all.contains(heading)),
+                None => root().join(&path).exists(),
+            };
+            headings += usize::from(heading.is_some());
+            if !exists {
+                dead.push(format!("{page}: {file}#{}", heading.unwrap_or_default()));
+            }
+        }
+    }
+    assert!(headings > 500, "{headings} links to headings");
+    assert!(dead.is_empty(), "{dead:#?}");
+}
+
+#[test]
+fn a_link_has_a_file_a_heading_or_both() {
+    let page = "[a](b.md) [c](../d.md#e-f)\n[g](#h) [i](https://j.example/#k) call[0](l, m)";
+    let found: Vec<_> = link_targets(page).collect();
+    let expected = [("b.md", None), ("../d.md", Some("e-f")), ("", Some("h"))];
+    assert_eq!(found, expected);
+    let paths = found.iter().map(|(file, _)| linked_path("docs/n.md", file));
+    let paths: Vec<_> = paths.collect();
+    assert_eq!(paths, ["docs/b.md", "d.md", "docs/n.md"]);
+    assert_eq!(linked_path("README.md", "docs/b.md"), "docs/b.md");
+}
+
+#[test]
+fn anchors_are_those_that_github_makes() {
+    let page = "# A `word`: x_y, and — more\n## Same\n```sh\n# code\n```\n### Same\n#none\n####### none\n## same!";
+    let expected = ["a-word-x_y-and--more", "same", "same-1", "same-2"];
+    let expected = BTreeSet::from(expected.map(str::to_owned));
+    assert_eq!(anchors(page), expected);
 }
 
 /// Pages with a table of exit codes: of `alknet`, of `cargo xtask`, and of the program that builds

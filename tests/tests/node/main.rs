@@ -59,4 +59,5 @@ mod third_party;
 mod tokens;
 mod trusted_names;
 mod unread;
+mod uploads;
 mod vault;

@@ -1,6 +1,6 @@
 //! A node that answers the call protocol by hand, with answers that a real node cannot give:
 //! endless lists, codes of several lines, names as long as a frame, and a hub's claim about its
-//! peer's address.
+//! peer's address. `uploads.rs` has nodes that close the connection in the place of an answer.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
-    AlpnSpec, AuthContext, AuthNeed, BoxFuture, Connection, HandlerError, HandlerRegistry,
-    Identities, IdentityEntries, ProtocolHandler, RecvStream, SendStream, SystemClock,
+    AlpnSpec, AuthContext, AuthNeed, BoxFuture, CloseCode, Connection, HandlerError,
+    HandlerRegistry, Identities, IdentityEntries, ProtocolHandler, RecvStream, SendStream,
+    SystemClock,
 };
 use alknet_endpoint::{EndpointServer, ServerOptions};
 use alknet_tests::{CliOutput, CliRunner, binary, whole_seconds, wire};
@@ -27,7 +28,11 @@ use crate::lying_node::{ENTERS, NAMES, PATHS, TICKET, run};
 /// A second line that looks like one of a command's own.
 const FORGED: &str = "X\r\nhealth     ok\nalknet: all is well";
 
-/// The output or the error of an operation, by its name and its input. An error of null is no answer.
+/// In the place of an error: the node closes the connection without an answer.
+pub(crate) const CUT: Value = Value::Bool(false);
+
+/// The output or the error of an operation, by its name and its input. An error of null is no answer, and [`CUT`] ends
+/// the connection.
 type ScriptedAnswer = dyn Fn(&str, &Value) -> Result<Value, Value> + Send + Sync;
 
 /// `alknet/call`, where each request gets the test's answer.
@@ -41,6 +46,7 @@ struct ScriptedCalls {
 impl ScriptedCalls {
     async fn answer_stream(
         self: Arc<Self>,
+        connection: Connection,
         mut send: SendStream,
         mut recv: RecvStream,
     ) -> io::Result<()> {
@@ -59,6 +65,10 @@ impl ScriptedCalls {
                 Ok(output) => ("call.responded", json!({ "output": output })),
                 // The test wants no answer.
                 Err(Value::Null) => continue,
+                Err(error) if error == CUT => {
+                    connection.close(CloseCode::Internal, "cut");
+                    break Ok(());
+                }
                 Err(error) => ("call.error", error),
             };
             let answer = json!({ "type": kind, "id": event["id"], "payload": said });
@@ -85,7 +95,8 @@ impl ProtocolHandler for ScriptedCalls {
     ) -> BoxFuture<'static, Result<(), HandlerError>> {
         Box::pin(async move {
             while let Ok((send, recv)) = connection.accept_bi().await {
-                tokio::spawn(Arc::clone(&self).answer_stream(send, recv));
+                let calls = Arc::clone(&self);
+                tokio::spawn(calls.answer_stream(connection.clone(), send, recv));
             }
             // Over TCP there is one stream.
             connection.closed().await;
@@ -94,14 +105,14 @@ impl ProtocolHandler for ScriptedCalls {
     }
 }
 
-struct ScriptedNode {
+pub(crate) struct ScriptedNode {
     server: EndpointServer,
     key: NodeKey,
     calls: Arc<ScriptedCalls>,
 }
 
 impl ScriptedNode {
-    fn start(
+    pub(crate) fn start(
         answer: impl Fn(&str, &Value) -> Result<Value, Value> + Send + Sync + 'static,
     ) -> Self {
         let calls = Arc::new(ScriptedCalls {
@@ -126,19 +137,24 @@ impl ScriptedNode {
         Self { server, key, calls }
     }
 
-    fn target(&self) -> String {
+    pub(crate) fn target(&self) -> String {
         let (key, port) = (self.key.public(), self.server.port());
         format!("{key}@{}:{port}", Ipv4Addr::LOCALHOST)
     }
 
     /// How often an operation was called.
-    fn asked_for(&self, operation: &str) -> usize {
+    pub(crate) fn asked_for(&self, operation: &str) -> usize {
         let requests = self.calls.requests();
         requests.iter().filter(|name| *name == operation).count()
     }
 
+    /// The operations that were called, in their order.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.calls.requests().clone()
+    }
+
     /// Runs a command with this node's target for each argument `@`.
-    async fn run(&self, cli: &CliRunner, words: &[&str]) -> CliOutput {
+    pub(crate) async fn run(&self, cli: &CliRunner, words: &[&str]) -> CliOutput {
         let word = |word: &&str| match *word {
             "@" => self.target(),
             word => word.to_owned(),
@@ -147,7 +163,7 @@ impl ScriptedNode {
     }
 }
 
-fn not_found() -> Value {
+pub(crate) fn not_found() -> Value {
     json!({ "code": "NOT_FOUND", "message": "it is not there", "retryable": false })
 }
 

@@ -90,8 +90,7 @@ fn with_options(turn: &NodeTurn<'_>, mut input: Value) -> Value {
     input
 }
 
-/// Lets the node download, and waits for the end.
-/// Lets the node download a bundle, and notes in `source` the address that the node took.
+/// Lets the node download a bundle, waits for the end, and notes in `source` the address that the node took.
 async fn download(
     turn: &NodeTurn<'_>,
     input: Value,
@@ -125,7 +124,7 @@ fn ended(status: &Value, session: &str) -> Option<Result<Value, CommandError>> {
     if ended["session"] != session {
         // The node restarted, or another session began meanwhile.
         let is_running = status["session"]["session"] == session;
-        let gone = "the node forgot the download: it restarted, or another one began";
+        let gone = "the node forgot the bundle: it restarted, or another one began";
         return (!is_running)
             .then(|| Err(CommandError::new(CommandExit::Failed, "CONFLICT", gone)));
     }
@@ -164,14 +163,15 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
             tries = 0;
         }
         tries += 1;
-        match sent {
+        let error = match sent {
             Ok(UploadStep::Done(plan)) => return Ok(plan),
-            Ok(UploadStep::Lost(error)) if tries > TRIES_MAX => return Err(call_error(error)),
-            Ok(UploadStep::Lost(_)) => {}
+            Ok(UploadStep::Lost(error)) => call_error(error),
             // The node may be away for the dial as well. Before the upload began nothing is lost by an error.
-            Err(error)
-                if sending.session.is_some() && is_unreachable(&error) && tries <= TRIES_MAX => {}
+            Err(error) if sending.session.is_some() && is_unreachable(&error) => error,
             Err(error) => return Err(error),
+        };
+        if tries > TRIES_MAX {
+            return Err(sending.given_up(error, pieces.bytes(), tries));
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -222,6 +222,15 @@ struct UploadState {
 }
 
 impl UploadState {
+    /// The error of the last attempt, with how far the upload was. `error` alone would name a lost connection only.
+    fn given_up(&self, mut error: CommandError, bytes: u64, tries: u32) -> CommandError {
+        error.message = format!(
+            "the upload was given up at {} of {bytes} bytes, after {tries} attempts without a piece: {}",
+            self.offset, error.message
+        );
+        error
+    }
+
     /// Asks a node that was away how much it has. The plan, if it has all.
     async fn resume(&mut self, node: &NodeCaller) -> Result<Option<Value>, CommandError> {
         let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;

@@ -1,0 +1,284 @@
+//! `alknet update NODE FILE` over connections that break, and with several nodes of which the first one fails. The
+//! nodes are models, so that no machine is booted.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_tests::{CliRunner, TestBench};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use crate::scripted_node::{CUT, ScriptedNode, not_found};
+
+/// Bytes of a piece that the command sends.
+const PIECE_BYTES: usize = 256 << 10;
+/// How often the command takes an upload up again without a piece in between.
+const TRIES_MAX: usize = 5;
+/// The only session of a model.
+const SESSION: &str = "s1";
+/// Exit codes of docs/command-line.md.
+const FAILED: i32 = 1;
+const UNREACHABLE: i32 = 3;
+const DENIED: i32 = 4;
+
+/// Whether the node closes the connection in the place of the answer to its `n`th piece, counted from 0, and if so, how
+/// many halves of the piece it keeps.
+type UploadCut = fn(n: usize) -> Option<usize>;
+
+/// What a model node has of a bundle.
+struct ModelUpload {
+    cut: UploadCut,
+    /// An operation that the node refuses, and its error.
+    refusal: Option<(&'static str, Value)>,
+    /// Whether the node restarts with each cut, and so has no session afterwards.
+    restarts: bool,
+    bytes: usize,
+    received: Vec<u8>,
+    pieces: usize,
+}
+
+impl ModelUpload {
+    /// A node that answers everything.
+    fn whole() -> Self {
+        Self {
+            cut: |_| None,
+            refusal: None,
+            restarts: false,
+            bytes: 0,
+            received: Vec::new(),
+            pieces: 0,
+        }
+    }
+
+    fn answer(&mut self, operation: &str, input: &Value) -> Result<Value, Value> {
+        if let Some((refused, error)) = &self.refusal
+            && *refused == operation
+        {
+            return Err(error.clone());
+        }
+        match operation {
+            "update/stage" => {
+                self.bytes = input["bytes"].as_u64().unwrap_or_default() as usize;
+                Ok(json!({
+                    "session": SESSION, "bytes": self.bytes, "offset": 0, "piece_bytes_max": PIECE_BYTES,
+                }))
+            }
+            "update/write" => self.write(input),
+            "update/status" => Ok(self.status()),
+            _ => Err(not_found()),
+        }
+    }
+
+    fn write(&mut self, input: &Value) -> Result<Value, Value> {
+        let at = self.received.len();
+        // A node would name the right offset in its error. This one does not, so that the command has it from
+        // `update/status` only.
+        if input["session"] != SESSION || input["offset"] != at {
+            let text = format!("a piece for {} came at {at}", input["offset"]);
+            return Err(error("INTERNAL", &text));
+        }
+        let data = input["data"].as_str().unwrap_or_default();
+        let Ok(data) = BASE64.decode(data.as_bytes()) else {
+            return Err(error("INTERNAL", "the piece is no base64"));
+        };
+        let cut = (self.cut)(self.pieces);
+        self.pieces += 1;
+        let halves = cut.unwrap_or(2);
+        self.received.extend(&data[..data.len() * halves / 2]);
+        match cut {
+            Some(_) => Err(CUT),
+            None if self.is_complete() => Ok(json!({ "offset": self.bytes, "plan": plan() })),
+            None => Ok(json!({ "offset": self.received.len(), "plan": null })),
+        }
+    }
+
+    fn status(&self) -> Value {
+        match (self.restarts, self.is_complete()) {
+            (true, _) => json!({ "session": null, "ended": null }),
+            (false, true) => {
+                json!({ "session": null, "ended": { "session": SESSION, "plan": plan() } })
+            }
+            (false, false) => json!({
+                "session": {
+                    "session": SESSION, "source": "upload", "offset": self.received.len(), "bytes": self.bytes,
+                },
+                "ended": null,
+            }),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.received.len() >= self.bytes
+    }
+}
+
+/// The plan of a whole bundle.
+fn plan() -> Value {
+    json!({ "from": "1.0.0", "to": "1.1.0", "step": "upgrade", "sha256": "ab".repeat(32) })
+}
+
+fn error(code: &str, message: &str) -> Value {
+    json!({ "code": code, "message": message, "retryable": false })
+}
+
+/// A model node at an address.
+struct UploadNode {
+    node: ScriptedNode,
+    upload: Arc<Mutex<ModelUpload>>,
+}
+
+impl UploadNode {
+    fn start(upload: ModelUpload) -> Self {
+        let upload = Arc::new(Mutex::new(upload));
+        let answering = Arc::clone(&upload);
+        let node =
+            ScriptedNode::start(move |operation, input| lock(&answering).answer(operation, input));
+        Self { node, upload }
+    }
+
+    fn upload(&self) -> MutexGuard<'_, ModelUpload> {
+        lock(&self.upload)
+    }
+}
+
+fn lock(upload: &Mutex<ModelUpload>) -> MutexGuard<'_, ModelUpload> {
+    upload.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file in the folder whose pieces differ, and its content.
+fn bundle(folder: &Path, bytes: usize) -> (String, Vec<u8>) {
+    // No piece has a length that 251 divides.
+    let content: Vec<u8> = (0..bytes).map(|n| (n % 251) as u8).collect();
+    let file = folder.join("bundle.tar");
+    fs::write(&file, &content).expect("the folder is ours");
+    (file.display().to_string(), content)
+}
+
+/// The connection breaks at every second piece, of which the node has nothing, one half or all. This happens more often
+/// than the command takes up an upload without a piece in between. After the last piece only the status has the plan.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_after_each_broken_connection() {
+    const CUTS: usize = TRIES_MAX + 1;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    // Three connections bring 4.5 pieces, so that the sixth one ends with the last piece, which is shorter.
+    let (file, content) = bundle(folder.path(), 9 * PIECE_BYTES - 3);
+    let node = UploadNode::start(ModelUpload {
+        cut: |n| (n % 2 == 1).then_some(n / 2 % 3),
+        ..ModelUpload::whole()
+    });
+    let words = ["update", "@", &file, "--stage", "--json"];
+    let staged = node.node.run(&cli, &words).await.json();
+    assert_eq!(
+        (&staged["outcome"], &staged["plan"]),
+        (&json!("staged"), &plan())
+    );
+    let upload = node.upload();
+    assert!(upload.received == content, "other bytes arrived");
+    assert_eq!(upload.pieces, 2 * CUTS);
+    assert_eq!(node.node.asked_for("update/stage"), 1);
+    assert_eq!(node.node.asked_for("update/status"), CUTS);
+}
+
+/// The first piece arrives, and every later one breaks the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_given_up_after_attempts_without_a_piece() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, content) = bundle(folder.path(), 3 * PIECE_BYTES);
+    let node = UploadNode::start(ModelUpload {
+        cut: |n| (n > 0).then_some(0),
+        ..ModelUpload::whole()
+    });
+    let words = ["update", "@", &file, "--stage"];
+    let refused = node.node.run(&cli, &words).await;
+    assert_eq!(refused.status, UNREACHABLE, "{refused:?}");
+    assert_eq!(refused.errors.lines().count(), 1, "{refused:?}");
+    let given_up = format!(
+        "alknet: UNAVAILABLE: the upload was given up at {PIECE_BYTES} of {} bytes, after {} attempts without a piece: \
+         the ",
+        content.len(),
+        TRIES_MAX + 1
+    );
+    assert!(refused.errors.starts_with(&given_up), "{refused:?}");
+    assert!(refused.errors.trim_end().ends_with(" ended"), "{refused:?}");
+    assert!(refused.output.is_empty(), "{refused:?}");
+    assert_eq!(node.upload().pieces, TRIES_MAX + 2);
+    assert_eq!(node.node.asked_for("update/status"), TRIES_MAX);
+}
+
+/// The node has no session after its restart, so that nothing is sent to it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_ends_with_the_restart_of_its_node() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, _) = bundle(folder.path(), 3 * PIECE_BYTES);
+    let node = UploadNode::start(ModelUpload {
+        cut: |n| (n == 1).then_some(2),
+        restarts: true,
+        ..ModelUpload::whole()
+    });
+    let words = ["update", "@", &file, "--stage"];
+    let refused = node.node.run(&cli, &words).await;
+    assert_eq!(refused.status, FAILED, "{refused:?}");
+    let said = "alknet: CONFLICT: the node forgot the bundle: it restarted, or another one began\n";
+    assert_eq!(refused.errors, said);
+    assert_eq!(node.upload().pieces, 2);
+}
+
+/// The first node is a host, or refuses a piece or the start, and the second one gets no call. The last run, with two
+/// good nodes, shows that the second one would get the bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_several_nodes_stops_at_the_first_failure() {
+    let bench = TestBench::new();
+    let cli = bench.admin();
+    let (file, content) = bundle(bench.path(), PIECE_BYTES + 1);
+    let host = bench.host();
+    let second = UploadNode::start(ModelUpload::whole());
+    let refusing = |operation, code| {
+        UploadNode::start(ModelUpload {
+            refusal: Some((operation, error(code, "the model says no"))),
+            ..ModelUpload::whole()
+        })
+    };
+    let (of_piece, of_start) = (
+        refusing("update/write", "FORBIDDEN"),
+        refusing("update/apply", "CONFLICT"),
+    );
+    for (first, code, status, why) in [
+        (
+            host.target().to_owned(),
+            "UNAVAILABLE",
+            UNREACHABLE,
+            "ordinary host",
+        ),
+        (of_piece.node.target(), "FORBIDDEN", DENIED, "says no"),
+        (of_start.node.target(), "CONFLICT", FAILED, "says no"),
+    ] {
+        let words = ["update", &first, "@", &file, "--yes", "--json"];
+        let refused = second.node.run(cli, &words).await;
+        assert_eq!(refused.status, status, "{refused:?}");
+        assert_eq!(refused.code(), code, "{refused:?}");
+        let message = format!("{first}: ");
+        for text in [message.as_str(), why] {
+            assert!(refused.errors.contains(text), "{text}: {refused:?}");
+        }
+        let requests = second.node.requests();
+        assert!(requests.is_empty(), "{first}: {requests:?}");
+    }
+    assert!(
+        of_start.upload().received == content,
+        "it was to be started"
+    );
+
+    let first = UploadNode::start(ModelUpload::whole());
+    let target = first.node.target();
+    let words = ["update", &target, "@", &file, "--stage", "--json"];
+    let staged = second.node.run(cli, &words).await;
+    assert_eq!(staged.status, 0, "{staged:?}");
+    assert_eq!(staged.output.lines().count(), 2, "{staged:?}");
+    for node in [&first, &second] {
+        assert!(node.upload().received == content, "{staged:?}");
+    }
+}
