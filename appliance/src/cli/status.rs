@@ -124,11 +124,29 @@ pub(super) fn update_line(update: &Value) -> Option<String> {
     Some(match last["outcome"].as_str() {
         Some("failed") => {
             let reason = last["reason"].as_str().unwrap_or_default();
-            format!("{state}; the last update, to {version}, failed: {reason}")
+            let progress = trial_progress(last).map(|progress| format!(" {progress}"));
+            let progress = progress.unwrap_or_default();
+            format!("{state}; the last update, to {version}, failed{progress}: {reason}")
         }
         Some("rolled-back") => format!("{state}; {version} was rolled back"),
         _ => state,
     })
+}
+
+/// How far a version came that failed its trial: the last stage of its boot, and the codes of its problems. `None` if the
+/// node names neither. The texts are the node's, so the caller prints them by [`output`].
+pub(super) fn trial_progress(last: &Value) -> Option<String> {
+    let stage = last["stage"].as_str().filter(|stage| !stage.is_empty());
+    let stage = stage.map(|stage| format!("after the stage '{stage}'"));
+    let codes = last["problems"].as_array().into_iter().flatten();
+    let codes: Vec<_> = codes.filter_map(Value::as_str).collect();
+    let codes = match codes.as_slice() {
+        [] => None,
+        [code] => Some(format!("with the problem {code}")),
+        codes => Some(format!("with the problems {}", codes.join(", "))),
+    };
+    let parts: Vec<_> = stage.into_iter().chain(codes).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn list(value: &Value) -> String {
@@ -176,7 +194,24 @@ mod tests {
         let failed = json!({ "state": "failed", "slot": "a", "other_version": "1.1.0",
             "last": { "version": "1.1.0", "outcome": "failed", "reason": "it hung" } });
         let expected = "slot a; 1.1.0 failed; the last update, to 1.1.0, failed: it hung";
-        assert_eq!(line(failed).as_deref(), Some(expected));
+        assert_eq!(line(failed.clone()).as_deref(), Some(expected));
+        let failed_after = |stage: &str, codes: &[&str]| {
+            let mut failed = failed.clone();
+            failed["last"]["stage"] = stage.into();
+            failed["last"]["problems"] = json!(codes);
+            let shown = line(failed).expect("it has slots");
+            let (_, end) = shown.split_once("to 1.1.0, ").expect("the last update");
+            end.to_owned()
+        };
+        assert_eq!(failed_after("", &[]), "failed: it hung");
+        assert_eq!(
+            failed_after("data", &["vault-locked"]),
+            "failed after the stage 'data', with the problem vault-locked: it hung"
+        );
+        assert_eq!(
+            failed_after("", &["vault-locked", "memory-short"]),
+            "failed with the problems vault-locked, memory-short: it hung"
+        );
     }
 
     #[test]

@@ -198,18 +198,17 @@ impl BootNote {
         }
     }
 
-    /// The codes of the problems that the version had.
+    /// The codes of the problems that the version had. A part of the text that is not spelled like a code is left out:
+    /// another program may have written the note.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
         let codes = self.problems.as_str().split(',');
-        codes.filter(|code| !code.is_empty())
+        codes.filter(|code| is_code(code))
     }
 
     /// Adds the code of a problem, unless the note has it or is full. Returns whether the note changed.
     pub fn add_problem(&mut self, code: &str) -> bool {
-        let is_code = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let is_valid = !code.is_empty() && code.bytes().all(is_code);
         let has_capacity = self.problems.length + 1 + code.len() <= NOTE_CODES_BYTES_MAX;
-        if !is_valid || !has_capacity || self.problems().any(|known| known == code) {
+        if !is_code(code) || !has_capacity || self.problems().any(|known| known == code) {
             return false;
         }
         if !self.problems.is_empty() {
@@ -477,6 +476,12 @@ impl<'a> NoteValues<'a> {
             None => Ok(NoteText::EMPTY),
         }
     }
+}
+
+/// Whether a text is spelled like the code of a problem: lower-case letters, digits and hyphens.
+fn is_code(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.bytes().all(is_plain)
 }
 
 /// The first line without its line feed, and the rest.

@@ -144,7 +144,7 @@ fn reason_of(note: &BootNote) -> String {
         .filter(|(_, text)| !text.is_empty())
         .map(|(what, text)| format!("{what}{text}"))
         .collect();
-    // The code alone is in the list of problems, which neither the console nor the problem `update-failed` shows.
+    // Its code is among the problems as well, which the log of updates does not have.
     if ran_short(note) {
         found.push("its memory ran short".to_owned());
     }

@@ -74,7 +74,7 @@ fn panics_at_boot(loader: &LoaderUnderTest, start: impl FnOnce(&TestBench, &str)
         let trial = format!("{}{left}", loader.trial);
         assert!(said.contains(&trial), "{trial} in {said}");
     }
-    assert_failed(&bench, &node, "did not start", "start");
+    assert_failed(&bench, &node, &NEVER_STARTED);
     assert!(
         disk.program(BootSlot::A) == Some(first),
         "slot a was changed"
@@ -177,7 +177,7 @@ fn hangs_or_does_not_serve(loader: &LoaderUnderTest) {
             ("other_version", SECOND),
         ],
     );
-    assert_failed(&bench, &node, "did not start", "start");
+    assert_failed(&bench, &node, &NEVER_STARTED);
     node.end();
 
     let silent = changed(&first, SECOND, NO_PORT, &[]);
@@ -191,7 +191,7 @@ fn hangs_or_does_not_serve(loader: &LoaderUnderTest) {
     assert_eq!(record.phase(), BootPhase::Failed);
     let node = loader.serving(&bench, &config);
     assert_eq!(node.identity(), identity);
-    assert_failed(&bench, &node, "its node ended", "restart");
+    assert_failed(&bench, &node, &NODE_ENDED);
     let has_it = disk.has_program(BootSlot::A, &first);
     assert_eq!(has_it, Some(true), "slot a was changed");
 }
@@ -203,45 +203,90 @@ pub(crate) fn quick(builder: VmBuilder) -> VmBuilder {
         .fold(builder.accel(Accel::Tcg), |vm, word| vm.argument(*word))
 }
 
+/// What the first version says of the trial of the second one.
+struct TrialFailure {
+    /// A part of the reason.
+    why: &'static str,
+    cause: &'static str,
+    /// The last stage of the boot, and a problem. `None` if PID 1 did not run, so that there is neither.
+    progress: Option<(&'static str, &'static str)>,
+}
+
+/// The kernel finds no program, or the program is not PID 1 of this project.
+const NEVER_STARTED: TrialFailure = TrialFailure {
+    why: "did not start",
+    cause: "start",
+    progress: None,
+};
+/// PID 1 starts a node again and again, which never serves.
+const NODE_ENDED: TrialFailure = TrialFailure {
+    why: "its node ended",
+    cause: "restart",
+    progress: Some(("node-start", "node-failed")),
+};
+
 /// Checks that the first version runs with what it acknowledged before, and says why the second one failed: in its state,
 /// as a problem, in its metrics, and on its status page.
 #[track_caller]
-fn assert_failed(bench: &TestBench, node: &MachineNode, why: &str, cause: &str) {
+fn assert_failed(bench: &TestBench, node: &MachineNode, failure: &TrialFailure) {
     let status = stands(node, &[("version", FIRST), ("state", "failed")]);
     let last = &status["last"];
     assert_eq!(last["outcome"], "failed", "{status:#}");
     assert_eq!(last["version"], SECOND, "{status:#}");
     let reason = last["reason"].as_str().unwrap_or_default();
-    assert!(reason.contains(why), "{status:#}");
-    assert_eq!(last["cause"], cause, "{status:#}");
-    let stage = match last["stage"].as_str().unwrap_or_default() {
-        // The kernel did not get as far.
-        "" => "none",
-        stage => stage,
+    assert!(reason.contains(failure.why), "{status:#}");
+    assert_eq!(last["cause"], failure.cause, "{status:#}");
+    let codes = last["problems"].as_array().expect("a list").iter();
+    let codes: Vec<_> = codes.filter_map(Value::as_str).collect();
+    let reached = match failure.progress {
+        Some((stage, code)) => {
+            assert_eq!(last["stage"], stage, "{status:#}");
+            assert!(codes.contains(&code), "{status:#}");
+            format!("it reached the stage '{stage}', with the problem")
+        }
+        None => {
+            assert_eq!(last["stage"], "", "{status:#}");
+            assert!(codes.is_empty(), "{status:#}");
+            "it reached no stage of the boot: ".to_owned()
+        }
     };
-    assert_eq!(stage == "none", cause == "start", "{status:#}");
     let info = node.info();
     let problems = info["problems"].as_array().expect("a list").iter();
     let mut texts = problems
         .filter(|problem| problem["code"] == "update-failed")
         .filter_map(|problem| problem["text"].as_str());
-    assert!(
-        texts.any(|text| text.ends_with(reason)),
-        "{reason}: {info:#}"
-    );
+    let says_all = |text: &str| {
+        let has_codes = text.contains(&format!("{}: {reason}", codes.join(", ")));
+        text.contains(&reached) && text.ends_with(reason) && has_codes
+    };
+    assert!(texts.any(says_all), "{reached}, {reason}: {info:#}");
+    metrics_say(node, failure, &codes);
+    page_says(bench, node, failure);
+    has_token(node, KEPT);
+}
+
+/// The metrics have the cause, the stage and each of these codes.
+#[track_caller]
+fn metrics_say(node: &MachineNode, failure: &TrialFailure, codes: &[&str]) {
     let metrics = node.call("node/metrics", &Value::Null);
     let text = metrics["text"].as_str().unwrap_or_default();
+    let cause = failure.cause;
+    let stage = failure.progress.map_or("none", |(stage, _)| stage);
     let series = format!(
         "alknet_update_last_info{{outcome=\"failed\",cause=\"{cause}\",stage=\"{stage}\"}} 1\n"
     );
     assert!(text.contains(&series), "{series} in {text}");
-    page_says(bench, node, why);
-    has_token(node, KEPT);
+    for code in codes {
+        let series = format!("alknet_update_last_problem{{code=\"{code}\"}} 1\n");
+        assert!(text.contains(&series), "{series} in {text}");
+    }
+    let count = text.matches("\nalknet_update_last_problem{").count();
+    assert_eq!(count, codes.len(), "{text}");
 }
 
-/// The status page says why the second version failed.
+/// The status page says why the second version failed, and how far it came.
 #[track_caller]
-fn page_says(bench: &TestBench, node: &MachineNode, why: &str) {
+fn page_says(bench: &TestBench, node: &MachineNode, failure: &TrialFailure) {
     let admin = bench.admin();
     let opened = admin.run(admin.command(&["open", "--print", &node.target()]));
     let opened = opened.json();
@@ -254,5 +299,24 @@ fn page_says(bench: &TestBench, node: &MachineNode, why: &str) {
     let last = page.split_once(&format!("{SECOND} failed: "));
     let (_, reason) = last.unwrap_or_else(|| panic!("no reason in {page}"));
     let reason = reason.split('<').next().unwrap_or_default();
+    let why = failure.why;
     assert!(reason.contains(why), "{why} in {reason:?}");
+    for (name, value) in [
+        (
+            "Stage that the failed version reached",
+            failure.progress.map(|it| it.0),
+        ),
+        (
+            "Problems of the failed version",
+            failure.progress.map(|it| it.1),
+        ),
+    ] {
+        let shown = page.split_once(&format!("<dt>{name}</dt>"));
+        let shown = shown.and_then(|(_, after)| after.split("</dd>").next());
+        assert_eq!(shown.is_some(), value.is_some(), "{name}: {shown:?}");
+        let has_value = shown
+            .unwrap_or_default()
+            .contains(value.unwrap_or_default());
+        assert!(has_value, "{name} {value:?}: {shown:?}");
+    }
 }

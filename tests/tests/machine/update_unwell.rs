@@ -62,6 +62,23 @@ const AFTER_THE_GATE: Duration = Duration::from_secs(900);
 const NOT_CONFIRMED: &str = "it was not confirmed in time: it waited for";
 const VAULT: &str = "the vault, which was open before the update";
 const CONFIGURATION: &str = "the configuration, of which the version before took everything";
+/// What the version before says of each trial.
+const WITHOUT_MEDIUM: TrialEvidence = TrialEvidence {
+    stages: &["config", "network"],
+    code: "vault-locked",
+};
+const WITHOUT_DATA_DISK: TrialEvidence = TrialEvidence {
+    stages: &["config", "network"],
+    code: "data-missing",
+};
+const WITH_SALVAGED_CONFIG: TrialEvidence = TrialEvidence {
+    stages: &["ready", "network"],
+    code: "config-refused",
+};
+const WITHOUT_MEMORY: TrialEvidence = TrialEvidence {
+    stages: &["node-start", "ready", "network"],
+    code: "memory-short",
+};
 /// Notes of tokens that the versions made.
 const OF_FIRST: &str = "of the first version";
 const OF_SECOND: &str = "of the second version";
@@ -101,7 +118,7 @@ fn update_that_is_not_well_returns_by_uefi() {
 fn cannot_open_the_vault(loader: &'static LoaderUnderTest) {
     let unwell = UnwellUpdate::begin(loader);
     let blind = changed(&unwell.first, SECOND, NO_MEDIUM, &[]);
-    let why = unwell.returns_from(&blind);
+    let why = unwell.returns_from(&blind, &WITHOUT_MEDIUM);
     let vault = format!("{NOT_CONFIRMED} {VAULT}");
     assert!(why.starts_with(&vault), "{why}");
 }
@@ -110,7 +127,7 @@ fn cannot_open_the_vault(loader: &'static LoaderUnderTest) {
 fn does_not_find_its_data(loader: &'static LoaderUnderTest) {
     let unwell = UnwellUpdate::begin(loader);
     let lost = changed(&unwell.first, SECOND, NO_DATA_DISK, &[]);
-    let why = unwell.returns_from(&lost);
+    let why = unwell.returns_from(&lost, &WITHOUT_DATA_DISK);
     let vault = format!("{NOT_CONFIRMED} {VAULT}");
     assert!(why.starts_with(&vault), "{why}");
 }
@@ -119,7 +136,7 @@ fn does_not_find_its_data(loader: &'static LoaderUnderTest) {
 fn refuses_the_configuration(loader: &'static LoaderUnderTest) {
     let unwell = UnwellUpdate::begin(loader);
     let strict = renamed(&unwell.first, SECOND, KEY, OTHER_KEY);
-    let why = unwell.returns_from(&strict);
+    let why = unwell.returns_from(&strict, &WITH_SALVAGED_CONFIG);
     assert_eq!(why, format!("{NOT_CONFIRMED} {CONFIGURATION}"));
 }
 
@@ -135,7 +152,7 @@ fn update_that_fills_the_memory_returns_and_says_so() {
 fn fills_the_memory(loader: &'static LoaderUnderTest) {
     let unwell = UnwellUpdate::begin(loader);
     let fills = filling(&unwell.first, BEFORE_THE_GATE);
-    let why = unwell.returned(unwell.trial(&fills, identity));
+    let why = unwell.returned(unwell.trial(&fills, identity), &WITHOUT_MEMORY);
     // The kernel ends the node first. What that frees lasts for half a second, in which PID 1 may write the note again.
     assert!(why.ends_with("its memory ran short"), "{why}");
 }
@@ -168,6 +185,31 @@ fn filling(base: &[u8], after: Duration) -> Vec<u8> {
     let filler = filling_program(after);
     let words = format!("rdinit=/{FILLER}");
     changed(base, SECOND, &words, &[(FILLER, PROGRAM, &filler)])
+}
+
+/// How far a version came that failed its trial, as the version before says it on the console.
+struct TrialEvidence {
+    /// The last stage of the boot is one of these: no machine waits for its network, so that stage may come at any time.
+    stages: &'static [&'static str],
+    /// The code of a problem that the version had, maybe among others.
+    code: &'static str,
+}
+
+impl TrialEvidence {
+    /// Checks the problem `update-failed` in a line of the console. Returns the reason in it.
+    #[track_caller]
+    fn reason_in<'l>(&self, line: &'l str) -> &'l str {
+        let reached = line.split_once("; it reached the stage '");
+        let stage = reached.and_then(|(_, progress)| progress.split_once('\''));
+        let (stage, rest) = stage.unwrap_or_else(|| panic!("no stage in {line}"));
+        assert!(self.stages.contains(&stage), "{line}");
+        let (codes, reason) = rest
+            .split_once(": ")
+            .unwrap_or_else(|| panic!("no reason in {line}"));
+        let mut words = codes.split([',', ' ']);
+        assert!(words.any(|word| word == self.code), "{line}");
+        reason
+    }
 }
 
 /// The disks of a machine that served the first version, whose medium opens its vault, and that holds a token. They are
@@ -259,13 +301,14 @@ impl UnwellUpdate {
         (vm, mark)
     }
 
-    /// Runs the trial of a version that fails it, with a quick clock. Returns what the version before says about it.
-    fn returns_from(&self, program: &[u8]) -> String {
-        self.returned(self.trial(program, quick))
+    /// Runs the trial of a version that fails it, with a quick clock. Returns the reason that the version before gives.
+    fn returns_from(&self, program: &[u8], evidence: &TrialEvidence) -> String {
+        self.returned(self.trial(program, quick), evidence)
     }
 
-    /// Waits until a trial has failed. Returns what the version before says about it, which has lost nothing.
-    fn returned(&self, (vm, trial): (Vm, ConsoleMark)) -> String {
+    /// Waits until a trial has failed. Returns the reason that the version before gives, which has lost nothing and says
+    /// how far the other one came.
+    fn returned(&self, (vm, trial): (Vm, ConsoleMark), evidence: &TrialEvidence) -> String {
         let limit = vm.scale(DONE_WITHIN);
         let ended = vm.console().wait_any(trial, &[RESTARTS, DEADLOCKED], limit);
         assert!(matches!(ended, WaitResult::Said(_)), "{}", vm.report());
@@ -285,8 +328,7 @@ impl UnwellUpdate {
         assert_eq!(record.phase(), BootPhase::Failed);
         self.has_lost_nothing();
         self.has_first();
-        let (_, why) = line.split_once("': ").expect("the stage and the reason");
-        why.to_owned()
+        evidence.reason_in(&line).to_owned()
     }
 
     /// Runs the trial of a version that passes it, until its node ends.

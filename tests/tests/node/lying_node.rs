@@ -249,7 +249,7 @@ impl LyingNode {
         });
         let plan = json!({ "from": ACTS, "to": ACTS, "step": "same", "bytes": 1, "changes": ACTS, "floor": ACTS,
                            "needs_person": ACTS });
-        let last = json!({ "version": ACTS, "outcome": "failed", "reason": ACTS });
+        let last = json!({ "version": ACTS, "outcome": "failed", "stage": ACTS, "problems": [ACTS], "reason": ACTS });
         let update = json!({
             "state": "staged", "version": ACTS, "slot": ACTS, "other_version": ACTS, "keys": ACTS, "floor": ACTS,
             "last": last, "plan": plan, "scheduled": ACTS, "gate": [ACTS],

@@ -181,13 +181,18 @@ fn a_trial_is_confirmed_returned_or_not_decided() {
             "{state}: {undecided:?}"
         );
     }
-    let failed = json!({ "version": "1.1.0", "outcome": "failed", "stage": "data", "reason": "it is read-only" });
-    let TrialView::Returned(why) = view(&status("failed", "1.0.0", failed), "1.1.0") else {
-        panic!("it returned");
+    let mut failed = json!({ "version": "1.1.0", "outcome": "failed", "stage": "data", "reason": "it is read-only" });
+    let why = |failed: &Value| match view(&status("failed", "1.0.0", failed.clone()), "1.1.0") {
+        TrialView::Returned(why) => why,
+        other => panic!("it returned, and the view is {other:?}"),
     };
     let expected =
         "it runs 1.0.0 again, because 1.1.0 failed: after the stage 'data': it is read-only";
-    assert_eq!(why, expected);
+    assert_eq!(why(&failed), expected);
+    failed["problems"] = json!(["data-full", "vault-locked"]);
+    let expected = "it runs 1.0.0 again, because 1.1.0 failed: after the stage 'data', with the problems data-full, \
+                    vault-locked: it is read-only";
+    assert_eq!(why(&failed), expected);
 }
 
 #[test]

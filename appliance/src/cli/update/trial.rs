@@ -9,6 +9,7 @@ use super::STATUS;
 use crate::cli::call::call_error;
 use crate::cli::dial::CliDialer;
 use crate::cli::query::text;
+use crate::cli::status::trial_progress;
 use crate::cli::target::NodeRoute;
 use crate::cli::{CommandError, CommandExit, output};
 
@@ -44,11 +45,12 @@ pub(super) fn view(status: &Value, version: &str) -> TrialView {
         _ if running == version => TrialView::Confirmed,
         _ => {
             let last = &status["last"];
-            let (stage, reason) = (text(&last["stage"]), text(&last["reason"]));
-            let why = match (last["version"] == version, reason) {
+            let why = match (last["version"] == version, text(&last["reason"])) {
                 (false, _) | (true, "") => "it does not say why".to_owned(),
-                (true, reason) if stage.is_empty() => reason.to_owned(),
-                (true, reason) => format!("after the stage '{stage}': {reason}"),
+                (true, reason) => match trial_progress(last) {
+                    Some(progress) => format!("{progress}: {reason}"),
+                    None => reason.to_owned(),
+                },
             };
             TrialView::Returned(format!(
                 "it runs {running} again, because {version} failed: {why}"

@@ -6,6 +6,7 @@ mod download;
 mod ended_start;
 mod init_client;
 mod pace;
+mod problem_codes;
 mod problems;
 mod read;
 mod refusal;

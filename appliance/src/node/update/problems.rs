@@ -1,5 +1,6 @@
 //! What updates add to the problems and the metrics of a node.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use alknet_core::Metrics;
@@ -9,6 +10,7 @@ use alknet_init::control::{
 };
 
 use super::NodeUpdates;
+use super::problem_codes::PROBLEM_CODES;
 use super::schedule::AutoStep;
 
 /// Code of the problem that a version waits for an administrator.
@@ -141,6 +143,17 @@ fn collect_end(last: &UpdateOutcome, into: &mut Metrics) {
         &labels,
         1.0,
     );
+    let codes = last.problems.iter();
+    // A set, because the text format has each series once, and the note may have two codes that the list lacks.
+    let codes: BTreeSet<_> = codes.map(|code| listed(&PROBLEM_CODES, code)).collect();
+    for code in codes {
+        into.gauge(
+            "alknet_update_last_problem",
+            "A problem that the version of the last update had in its trial, as its boot note says: always 1.",
+            &[("code", code)],
+            1.0,
+        );
+    }
 }
 
 /// The value of a label for what has no value, and for a word that the list lacks: another version wrote it to the disk, or
@@ -161,14 +174,20 @@ fn listed(list: &[&'static str], word: &str) -> &'static str {
 mod tests {
     use super::*;
 
-    /// The series of the metric, with its labels.
-    fn series(last: &UpdateOutcome) -> String {
+    /// The series of how an update ended, with their labels and values.
+    fn all_series(last: &UpdateOutcome) -> Vec<String> {
         let mut metrics = Metrics::default();
         collect_end(last, &mut metrics);
         let text = metrics.to_text();
-        let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-        let line = lines.next().expect("one series").to_owned();
-        assert_eq!(lines.next(), None);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// The one series of the metric of the end itself.
+    fn series(last: &UpdateOutcome) -> String {
+        let mut found = all_series(last).into_iter();
+        let line = found.next().expect("one series");
+        assert!(found.all(|line| line.starts_with("alknet_update_last_problem{")));
         line
     }
 
@@ -208,5 +227,38 @@ mod tests {
             series(&strange),
             format!("alknet_update_last_info{labels} 1")
         );
+    }
+
+    #[test]
+    fn each_problem_of_the_last_trial_is_a_series_with_a_code_of_the_list() {
+        let series_of = |codes: &[&str]| {
+            let last = UpdateOutcome {
+                version: "1.1.0".to_owned(),
+                outcome: "failed".to_owned(),
+                problems: codes.iter().map(|code| (*code).to_owned()).collect(),
+                ..UpdateOutcome::default()
+            };
+            // The first series is that of the end itself.
+            let found = all_series(&last).into_iter().skip(1);
+            found.collect::<Vec<_>>()
+        };
+        let series = |code: &str| format!("alknet_update_last_problem{{code=\"{code}\"}} 1");
+        assert!(series_of(&[]).is_empty());
+        assert_eq!(
+            series_of(&["vault-locked", "memory-short", "vault-locked"]),
+            [series("memory-short"), series("vault-locked")]
+        );
+        // Codes of another version, and words of an attacker who had the disk, are one series.
+        let strange = [
+            "of-another-version",
+            "x\"} 7\nalknet_connections",
+            "data-full",
+        ];
+        assert_eq!(series_of(&strange), [series("data-full"), series(OTHER)]);
+        let many: Vec<_> = (0..1000).map(|number| format!("code-{number}")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert_eq!(series_of(&many), [series(OTHER)]);
+        let all = series_of(&PROBLEM_CODES);
+        assert_eq!(all.len(), PROBLEM_CODES.len());
     }
 }

@@ -181,6 +181,19 @@ fn a_problem_is_there_once_and_nothing_else_is_taken_for_one() {
     assert_eq!(area.read(), Ok(note));
 }
 
+/// The text of a note that another program wrote, with the right checksum.
+#[test]
+fn what_is_not_spelled_like_a_code_is_no_problem_of_a_note() {
+    let area = forged(|text| {
+        let codes = "problems=vault-locked,,Vault-locked,<b>,a b,\\\"} 1,data-full\n";
+        assert!(text.contains("problems=vault-locked\n"), "{text}");
+        text.replace("problems=vault-locked\n", codes)
+    });
+    let note = area.read().expect("the note is whole");
+    let codes: Vec<_> = note.problems().collect();
+    assert_eq!(codes, ["vault-locked", "data-full"]);
+}
+
 proptest! {
     #[test]
     fn a_note_reads_back_whatever_its_texts_are(

@@ -120,6 +120,8 @@ mod tests {
             "problems": [{ "code": HOSTILE, "text": HOSTILE, "hint": HOSTILE }],
             "memory": { "total_bytes": 100, "available_bytes": 5 },
             "listen": { "alpns": [HOSTILE] },
+            "update": { "state": "failed", "last": { "outcome": "failed", "version": HOSTILE,
+                "reason": HOSTILE, "stage": HOSTILE, "problems": [HOSTILE] } },
         });
         let peers = json!({ "peers": [{ "peer_id": HOSTILE, "display_name": HOSTILE,
             "scopes": [HOSTILE], "connections": [{ "addr": HOSTILE }] }] });

@@ -398,7 +398,15 @@ mod tests {
             sections::software(&mut section, &info, "NODE");
             let facts = section.facts.iter();
             let facts = facts.filter(|it| {
-                ["Boot slot", "Update", "The trial waits for", "Last update"].contains(&it.name)
+                [
+                    "Boot slot",
+                    "Update",
+                    "The trial waits for",
+                    "Last update",
+                    "Stage that the failed version reached",
+                    "Problems of the failed version",
+                ]
+                .contains(&it.name)
             });
             let facts: Vec<_> = facts.map(|it| it.value.clone()).collect();
             let commands: Vec<_> = section.how.iter().map(|it| it.command.clone()).collect();
@@ -406,13 +414,16 @@ mod tests {
         };
         let (facts, commands) = section(json!({
             "state": "trial", "slot": "b", "gate": ["the vault"],
-            "last": { "version": "1.1.0", "outcome": "failed", "reason": "it hung" },
+            "last": { "version": "1.1.0", "outcome": "failed", "reason": "it hung", "stage": "data",
+                "problems": ["vault-locked", "memory-short"] },
         }));
         let expected = [
             "b",
             "this version is on trial",
             "the vault",
             "1.1.0 failed: it hung",
+            "data",
+            "vault-locked, memory-short",
         ];
         assert_eq!(facts, expected);
         assert!(commands.contains(&"alknet update log NODE".to_owned()));

@@ -3,7 +3,7 @@
 use alknet_update::ReleaseVersion;
 
 use super::{InitMachine, MachineEvent, PROGRESS_EVERY_MS, UpdateEvent};
-use crate::control::{MachineDiagnostic, UpdateFacts};
+use crate::control::{MachineDiagnostic, UpdateFacts, UpdateOutcome};
 use crate::update::{SlotStatus, StartKind};
 
 impl InitMachine {
@@ -107,10 +107,6 @@ impl InitMachine {
             .as_ref()
             .filter(|last| facts.state == "failed" && last.outcome == "failed");
         let failed = failed.map(|last| {
-            let stage = match last.stage.as_str() {
-                "" => "no stage of the boot".to_owned(),
-                stage => format!("the stage '{stage}'"),
-            };
             // A version that left no note has no number.
             let version = match last.version.as_str() {
                 "" => "the version in the other boot slot".to_owned(),
@@ -119,8 +115,10 @@ impl InitMachine {
             problem(
                 "update-failed",
                 format!(
-                    "{version} failed its trial and the machine returned to {}; it reached {stage}: {}",
-                    facts.version, last.reason
+                    "{version} failed its trial and the machine returned to {}; it reached {}: {}",
+                    facts.version,
+                    progress_text(last),
+                    last.reason
                 ),
                 "update to another version; 'alknet update log' has the history",
             )
@@ -183,6 +181,20 @@ fn problem(code: &str, text: String, hint: &str) -> MachineDiagnostic {
     }
 }
 
+/// How far a version came that failed its trial: the last stage of its boot, and the codes of its problems.
+fn progress_text(last: &UpdateOutcome) -> String {
+    let stage = match last.stage.as_str() {
+        "" => "no stage of the boot".to_owned(),
+        stage => format!("the stage '{stage}'"),
+    };
+    // The codes stand before the reason, because the status page cuts a long text and the reason may be long.
+    match last.problems.as_slice() {
+        [] => stage,
+        [code] => format!("{stage}, with the problem {code}"),
+        codes => format!("{stage}, with the problems {}", codes.join(", ")),
+    }
+}
+
 /// Whether a version is older than the oldest one that may run.
 fn is_below(version: &str, floor: Option<&str>) -> bool {
     let parsed = |text: &str| text.parse::<ReleaseVersion>().ok();
@@ -190,4 +202,30 @@ fn is_below(version: &str, floor: Option<&str>) -> bool {
     parsed(version)
         .zip(floor)
         .is_some_and(|(version, floor)| version < floor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_trial_is_described_by_its_last_stage_and_each_code() {
+        let progress = |stage: &str, codes: &[&str]| {
+            progress_text(&UpdateOutcome {
+                stage: stage.to_owned(),
+                problems: codes.iter().map(|code| (*code).to_owned()).collect(),
+                ..UpdateOutcome::default()
+            })
+        };
+        assert_eq!(progress("", &[]), "no stage of the boot");
+        assert_eq!(progress("data", &[]), "the stage 'data'");
+        assert_eq!(
+            progress("data", &["vault-locked"]),
+            "the stage 'data', with the problem vault-locked"
+        );
+        assert_eq!(
+            progress("ready", &["config-refused", "config-salvaged"]),
+            "the stage 'ready', with the problems config-refused, config-salvaged"
+        );
+    }
 }

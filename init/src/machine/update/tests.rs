@@ -505,7 +505,11 @@ fn what_is_wrong_with_the_slots_is_a_problem_with_its_remedy() {
     machine.looked(look("failed", "a"));
     assert_eq!(codes(&machine), ["update-failed"]);
     let text = &machine.facts.problems.update[0].text;
-    assert!(text.contains("1.1.0") && text.contains("'data'") && text.contains("it stopped"));
+    let expected = "it reached the stage 'data', with the problem vault-locked: it stopped";
+    assert!(
+        text.contains("version 1.1.0 failed") && text.ends_with(expected),
+        "{text}"
+    );
     assert_eq!(machine.facts.update.last, Some(end.clone()));
     // The next version is staged, and the problem is over.
     machine.looked(look("staged", "a"));

@@ -441,6 +441,14 @@ fn updates(section: &mut PageSection, update: &Value, target: &str) {
         _ => String::new(),
     };
     section.fact("Last update", ended);
+    if last["outcome"] == "failed" {
+        let stage = text::member_text(&last["stage"]);
+        section.code("Stage that the failed version reached", stage);
+        section.code(
+            "Problems of the failed version",
+            text::list(&last["problems"]),
+        );
+    }
     if update["state"] == "staged" {
         section.how(
             "Start the version that waits",
