@@ -439,6 +439,25 @@ mod tests {
         assert!(worker.supervisor.workers[&WORKER].overrun.is_none());
     }
 
+    /// The attack: a worker dies while the host looks for memory. A thread that reads how much a process has may be the
+    /// last one that holds it, and then frees it.
+    #[test]
+    fn the_memory_of_dying_workers_is_not_read() {
+        /// No whole number of pages, so no process has as much.
+        const HELD: u64 = 1;
+        let mut worker = AbortedWorker::new();
+        for dies in [false, true] {
+            let known = worker.supervisor.workers.get_mut(&WORKER);
+            known.expect("it is there").held = HELD;
+            if dies {
+                worker.supervisor.end(WORKER, WorkerEndReason::Idle, "");
+            }
+            assert_eq!(worker.supervisor.relieve(0), 0);
+            let held = worker.supervisor.workers[&WORKER].held;
+            assert_eq!(held == HELD, dies, "{held}");
+        }
+    }
+
     /// The attack: a worker that computes on after one limit ends for another one that it reached later.
     #[test]
     fn the_limit_that_was_reached_first_counts() {
