@@ -19,7 +19,7 @@ use super::spawn::SpawnedWorker;
 use super::unread::{DescriptorQuota, UnreadDescriptors};
 use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
-use crate::limits::{ABORT_GRACE, LAST_WORDS_BYTES, READ_TURN_BYTES};
+use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
 use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, private_bytes, process_cpu_us};
 use crate::{
@@ -58,7 +58,7 @@ pub(super) struct WorkerProcess {
     memory_max: u64,
     /// Bytes that it held at the last check.
     pub(super) held: u64,
-    /// The first limit at which it did not stop, if it was killed after one.
+    /// The first limit at which it had not stopped when it was killed, also if it still had time to.
     pub(super) overrun: Option<LimitOverrun>,
     process: LaunchedProcess,
     leaf: Option<WorkerCgroup>,
@@ -276,12 +276,10 @@ impl WorkerProcess {
         Ok(read)
     }
 
-    /// The limit that was reached first of those at which its calls have not stopped in their time.
-    pub(super) fn first_overrun(&self, now: u64) -> Option<LimitOverrun> {
-        let grace = u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX);
+    /// The limit that was reached first of those at which its calls have not stopped so far.
+    pub(super) fn first_overrun(&self) -> Option<LimitOverrun> {
         let overruns = self.calls.values().map(|running| running.watch.overrun());
-        let first = overruns.flatten().min_by_key(|overrun| overrun.reached_at);
-        first.filter(|overrun| now.saturating_sub(overrun.reached_at) >= grace)
+        overruns.flatten().min_by_key(|overrun| overrun.reached_at)
     }
 
     /// Records that the worker has read the aborts of its calls, if it has read everything that was sent to it.
