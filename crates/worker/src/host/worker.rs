@@ -19,9 +19,9 @@ use super::spawn::SpawnedWorker;
 use super::unread::{DescriptorQuota, UnreadDescriptors};
 use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
-use crate::limits::{ABORT_GRACE, LAST_WORDS_BYTES, READ_TURN_BYTES};
+use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
-use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, process_cpu_us};
+use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, private_bytes, process_cpu_us};
 use crate::{
     Bytes32, ConfinementGap, Decoder, FromWorkerMessage, ToWorkerMessage, WorkerCallError,
     WorkerEndReason, WorkerFrameError, WorkerLoss, WorkerRole, encode,
@@ -58,7 +58,7 @@ pub(super) struct WorkerProcess {
     memory_max: u64,
     /// Bytes that it held at the last check.
     pub(super) held: u64,
-    /// The first limit at which it did not stop, if it was killed after one.
+    /// The first limit at which it had not stopped when it was killed, also if it still had time to.
     pub(super) overrun: Option<LimitOverrun>,
     process: LaunchedProcess,
     leaf: Option<WorkerCgroup>,
@@ -192,17 +192,10 @@ impl WorkerProcess {
         process_cpu_us(self.process.pid)
     }
 
-    /// Bytes of memory that belong to it alone. Only its cgroup counts mapped files and shared memory, which others
-    /// may have as well.
-    pub(super) fn private_bytes(&self) -> Option<u64> {
-        let path = format!("/proc/{}/statm", self.process.pid);
-        let text = std::fs::read_to_string(path).ok()?;
-        // proc_pid_statm(5): the size, then the resident pages, then how many of these are shared.
-        let mut pages = text.split(' ').skip(1).map(str::parse::<u64>);
-        let resident = pages.next()?.ok()?;
-        let shared = pages.next()?.ok()?;
-        let page = rustix::param::page_size() as u64;
-        Some(resident.saturating_sub(shared).saturating_mul(page))
+    /// Bytes of memory that belong to it alone; 0 once it has ended. Only its cgroup counts mapped files and shared memory,
+    /// which others may have as well.
+    pub(super) fn private_bytes(&self) -> u64 {
+        private_bytes(self.process.pid)
     }
 
     /// Queues a frame of the host itself. An abort goes before all frames that have not begun to be sent.
@@ -283,12 +276,10 @@ impl WorkerProcess {
         Ok(read)
     }
 
-    /// The limit that was reached first of those at which its calls have not stopped in their time.
-    pub(super) fn first_overrun(&self, now: u64) -> Option<LimitOverrun> {
-        let grace = u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX);
+    /// The limit that was reached first of those at which its calls have not stopped so far.
+    pub(super) fn first_overrun(&self) -> Option<LimitOverrun> {
         let overruns = self.calls.values().map(|running| running.watch.overrun());
-        let first = overruns.flatten().min_by_key(|overrun| overrun.reached_at);
-        first.filter(|overrun| now.saturating_sub(overrun.reached_at) >= grace)
+        overruns.flatten().min_by_key(|overrun| overrun.reached_at)
     }
 
     /// Records that the worker has read the aborts of its calls, if it has read everything that was sent to it.

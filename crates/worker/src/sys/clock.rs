@@ -14,7 +14,7 @@ pub(crate) fn process_cpu_us(pid: i32) -> Option<u64> {
 
 /// Threads of one process that are looked at. A worker has half as many; an attacker starts more, to keep the thread
 /// busy that looks.
-const THREADS_SEEN_MAX: usize = 128;
+pub(super) const THREADS_SEEN_MAX: usize = 128;
 
 /// Whether a thread of process `pid` runs, or waits for nothing but a processor. Looks at the first
 /// [`THREADS_SEEN_MAX`] threads only.

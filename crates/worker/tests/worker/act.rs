@@ -26,6 +26,8 @@ pub(crate) enum ProbeAct {
     Descriptors(u64),
     /// Returns its input.
     Echo(CborBody),
+    /// Ends the first thread of its process, a moment later, and answers.
+    EndFirstThread,
     /// Ends with this status.
     Exit(i32),
     /// Opens this many calls to the host at once.

@@ -134,6 +134,55 @@ fn memory_over_the_limit_ends_the_worker() {
     assert_eq!(loss.reason, WorkerEndReason::Memory, "{loss} {grown:?}");
 }
 
+/// Ends the first thread of the worker, whose own files in /proc show no memory from then on.
+fn end_first_thread(session: &WorkerSession) {
+    assert!(ask(session, &ProbeAct::EndFirstThread).is_ok());
+    let pid = session.pid();
+    until("the thread has ended", || {
+        stat(pid).is_some_and(|(state, _)| state == 'Z')
+    });
+}
+
+/// The attack: a worker ends its first thread, and fills memory by another one.
+#[test]
+fn memory_over_the_limit_ends_a_worker_without_its_first_thread() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.memory_bytes = 64 << 20;
+        role.min_idle = 0;
+    }
+    let workers = Workers::start(config).expect("a supervisor");
+    let session = open(&workers, WorkerRole::Js, "hostile");
+    end_first_thread(&session);
+    assert!(session_looks(&session), "that ends no worker");
+    let grown = session.call(
+        request(&ProbeAct::Allocate(100 << 20)),
+        limits(long()),
+        None,
+    );
+    let stays = session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
+    let (grown, loss) = (grown.wait(), lost(stays.wait()));
+    assert_eq!(loss.reason, WorkerEndReason::Memory, "{loss} {grown:?}");
+}
+
+/// The attack: where memory is short, another tenant's worker ends for the memory of a worker without its first thread.
+#[test]
+fn a_worker_without_its_first_thread_ends_before_smaller_ones_where_memory_is_short() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.min_idle = 0;
+    }
+    let workers = Workers::start(config).expect("a supervisor");
+    let hostile = open(&workers, WorkerRole::Js, "hostile");
+    end_first_thread(&hostile);
+    assert!(ask(&hostile, &ProbeAct::Allocate(56 << 20)).is_ok());
+    let other = open(&workers, WorkerRole::Js, "other");
+    assert!(ask(&other, &ProbeAct::Allocate(32 << 20)).is_ok());
+    assert_eq!(block_on(workers.relieve(16 << 20)), 1);
+    until("it is gone", || stat(hostile.pid()).is_none());
+    assert!(answers(&other));
+}
+
 /// A worker may hold the grants of its sessions, and all workers the machine's share for them.
 #[test]
 fn memory_follows_what_was_granted_and_what_there_is() {

@@ -46,7 +46,6 @@ impl WorkerSupervisor {
 
     /// Kills a worker, and answers its calls at once.
     pub(super) fn end(&mut self, number: u64, reason: WorkerEndReason, detail: &str) {
-        let now = self.now();
         let owner = self.pool.tenant_of_worker(number).unwrap_or_default();
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -61,7 +60,7 @@ impl WorkerSupervisor {
             reason,
             WorkerEndReason::Relieved | WorkerEndReason::Shutdown
         ) {
-            worker.overrun = worker.first_overrun(now);
+            worker.overrun = worker.first_overrun();
         }
         let starting = !worker.was_ready;
         worker.state = WorkerState::Dying(reason, detail.to_owned());
@@ -159,21 +158,7 @@ impl WorkerSupervisor {
 
     /// Handles the end of a process. Messages that it sent before still count.
     pub(super) fn process_ended(&mut self, number: u64, scratch: &mut [u8]) {
-        loop {
-            let Some(worker) = self.workers.get_mut(&number) else {
-                return;
-            };
-            if !matches!(
-                worker.state,
-                WorkerState::Starting { .. } | WorkerState::Ready
-            ) {
-                break;
-            }
-            match worker.read(scratch) {
-                Ok(ChannelRead::Some(_)) => self.read_rest(number),
-                Ok(ChannelRead::End | ChannelRead::Wait) | Err(_) => break,
-            }
-        }
+        self.read_rest(number, scratch);
         let now = self.now();
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -185,8 +170,11 @@ impl WorkerSupervisor {
         worker.listen(scratch);
         let loss = worker.judge(exit);
         let (role, pid) = (worker.role, worker.pid());
-        // A worker that ends by itself did not stop at a limit either.
-        let overrun = worker.overrun.or_else(|| worker.first_overrun(now));
+        // A worker that ends by itself did not stop at a limit either. The time counts until the process has ended: code that
+        // has taken a worker over could have it killed at once, and end it slowly.
+        let grace = u64::try_from(self.config.abort_grace.as_micros()).unwrap_or(u64::MAX);
+        let overrun = worker.overrun.or_else(|| worker.first_overrun());
+        let overrun = overrun.filter(|overrun| now.saturating_sub(overrun.reached_at) >= grace);
         let by_us = matches!(worker.state, WorkerState::Dying(..));
         // Callers that wait for a worker that the host ended have their answer already.
         let starting = !worker.was_ready && !by_us;
@@ -227,7 +215,20 @@ impl WorkerSupervisor {
         }
     }
 
-    fn read_rest(&mut self, number: u64) {
+    /// Reads what a worker has sent until its end, unless the host has ended it or it has left.
+    fn read_rest(&mut self, number: u64, scratch: &mut [u8]) {
+        while let Some(worker) = self.workers.get_mut(&number)
+            && matches!(
+                worker.state,
+                WorkerState::Starting { .. } | WorkerState::Ready
+            )
+            && let Ok(ChannelRead::Some(_)) = worker.read(scratch)
+        {
+            self.take_rest(number);
+        }
+    }
+
+    fn take_rest(&mut self, number: u64) {
         if let Err(WorkerViolation(_, why)) = self.take_messages(number) {
             tracing::debug!(
                 worker = number,
@@ -247,6 +248,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
+    use alknet_test_support::eventually;
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     use tokio::sync::oneshot;
@@ -268,6 +270,8 @@ mod tests {
     const WORKER: u64 = 1;
     /// How long ago the host began, and with it the time of its calls.
     const RUNS_FOR: Duration = Duration::from_secs(2);
+    /// Time after an abort that no process needs to end once it is killed, on any machine.
+    const LONG: Duration = Duration::from_secs(60);
 
     type Answer = oneshot::Receiver<Result<WorkerAnswer, WorkerCallError>>;
 
@@ -373,13 +377,32 @@ mod tests {
             );
             worker.overrun.is_some()
         }
+
+        /// The worker breaks its channel right after an abort, and its process ends this much later. Returns how many ends
+        /// count.
+        fn breaks_its_channel_and_ends(&mut self, later: Duration) -> u64 {
+            self.supervisor.config.abort_grace = LONG;
+            let _answer = self.call_aborted_at(7, self.supervisor.now());
+            let reason = WorkerEndReason::Protocol;
+            self.supervisor.end(WORKER, reason, "");
+            self.supervisor.began -= later;
+            let mut scratch = vec![0; READ_TURN_BYTES];
+            eventually("it is collected", LONG, || {
+                self.supervisor.process_ended(WORKER, &mut scratch);
+                self.supervisor.workers.is_empty()
+            });
+            self.supervisor.count().now.deaths.count
+        }
     }
 
     impl Drop for AbortedWorker {
         fn drop(&mut self) {
-            // The host may have killed it.
-            let _ = self.process.kill();
-            let _ = self.process.wait();
+            // Once the host has collected it, its number may be another process's.
+            if self.supervisor.workers.contains_key(&WORKER) {
+                // The host may have killed it.
+                let _ = self.process.kill();
+                let _ = self.process.wait();
+            }
         }
     }
 
@@ -433,10 +456,34 @@ mod tests {
     #[test]
     fn a_worker_that_ends_in_its_time_after_an_abort_does_not_count() {
         let mut worker = AbortedWorker::new();
-        let _answer = worker.call_aborted_at(7, worker.supervisor.now());
-        let reason = WorkerEndReason::Protocol;
-        worker.supervisor.end(WORKER, reason, "");
-        assert!(worker.supervisor.workers[&WORKER].overrun.is_none());
+        assert_eq!(worker.breaks_its_channel_and_ends(LONG / 10), 0);
+    }
+
+    /// The attack: bytes that are no frame have the worker killed within its time after an abort, and it has so much memory
+    /// that its process ends after that time.
+    #[test]
+    fn a_worker_that_is_killed_in_its_time_after_an_abort_and_ends_later_counts() {
+        let mut worker = AbortedWorker::new();
+        assert_eq!(worker.breaks_its_channel_and_ends(LONG), 1);
+    }
+
+    /// The attack: a worker dies while the host looks for memory. A thread that reads how much a process has may be the
+    /// last one that holds it, and then frees it.
+    #[test]
+    fn the_memory_of_dying_workers_is_not_read() {
+        /// No whole number of pages, so no process has as much.
+        const HELD: u64 = 1;
+        let mut worker = AbortedWorker::new();
+        for dies in [false, true] {
+            let known = worker.supervisor.workers.get_mut(&WORKER);
+            known.expect("it is there").held = HELD;
+            if dies {
+                worker.supervisor.end(WORKER, WorkerEndReason::Idle, "");
+            }
+            assert_eq!(worker.supervisor.relieve(0), 0);
+            let held = worker.supervisor.workers[&WORKER].held;
+            assert_eq!(held == HELD, dies, "{held}");
+        }
     }
 
     /// The attack: a worker that computes on after one limit ends for another one that it reached later.

@@ -19,9 +19,7 @@ impl WorkerSupervisor {
             return;
         }
         worker.memory_checked_at = now;
-        let Some(bytes) = worker.private_bytes() else {
-            return;
-        };
+        let bytes = worker.private_bytes();
         // The sum over all workers uses the value of each one's last check.
         worker.held = bytes;
         let most = worker.memory_max();
@@ -65,7 +63,11 @@ impl WorkerSupervisor {
     pub(super) fn relieve(&mut self, least: u64) -> usize {
         // Workers without a call are not checked otherwise, and hold what their sessions left.
         for worker in self.workers.values_mut() {
-            worker.held = worker.private_bytes().unwrap_or(0);
+            // A dying one does not count below. The thread that reads how much memory a process has may be the last one that
+            // holds it, and would then free all of it.
+            if !matches!(worker.state, WorkerState::Dying(..)) {
+                worker.held = worker.private_bytes();
+            }
         }
         let held = self.held();
         let Some(heaviest) = self.pool.heaviest(&held) else {

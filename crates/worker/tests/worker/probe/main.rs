@@ -245,6 +245,7 @@ fn perform(
             let _ = guest.send(&tell, tricks::hoarded());
         }),
         ProbeAct::Echo(body) => return Some(Ok(body)),
+        ProbeAct::EndFirstThread => assert_eq!(tricks::end_first_thread(), None, "it ends"),
         ProbeAct::Exit(status) => std::process::exit(status),
         ProbeAct::Flood(count) => (0..count).for_each(|id| send_call(guest, call, id, "flood")),
         ProbeAct::Garbage(bytes) => tricks::send_raw(&bytes),

@@ -179,18 +179,33 @@ extern "C" fn for_ever(_: libc::c_int) {
     }
 }
 
+extern "C" fn end_thread(_: libc::c_int) {
+    // SAFETY: it takes a number and ends this thread alone, which has nothing that other threads wait for.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+}
+
 /// Sends the control thread, which is the first one started, into a signal handler that never returns. Returns an
 /// error number if that did not work.
 pub(crate) fn halt_control_thread() -> Option<i32> {
-    // SAFETY: the handler touches nothing; the number of the thread is this process's own.
-    unsafe {
-        libc::signal(libc::SIGUSR1, for_ever as *const () as usize);
+    interrupt(1, libc::SIGUSR1, for_ever)
+}
+
+/// Ends the first thread of this process, which only waits, and no other one. Returns an error number if that did not
+/// work.
+pub(crate) fn end_first_thread() -> Option<i32> {
+    interrupt(0, libc::SIGUSR2, end_thread)
+}
+
+/// Sends a thread, by its place among those that were started, into a handler of this signal. Returns an error number if
+/// that did not work.
+fn interrupt(place: i32, signal: i32, handler: extern "C" fn(libc::c_int)) -> Option<i32> {
+    // SAFETY: the handlers touch nothing; the number of the thread is this process's own.
+    let outcome = unsafe {
+        libc::signal(signal, handler as *const () as usize);
         let pid = libc::getpid();
-        if libc::syscall(libc::SYS_tgkill, pid, pid + 1, libc::SIGUSR1) != 0 {
-            return Some(errno());
-        }
-    }
-    None
+        libc::syscall(libc::SYS_tgkill, pid, pid + place, signal)
+    };
+    (outcome != 0).then(errno)
 }
 
 /// Stops the heartbeats. Returns an error number if that did not work; else it does not return.
