@@ -33,10 +33,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// there. When this returns, it is on the disk.
 ///
 /// A power cut before that leaves the file of before or the new one, each whole, or on FAT an empty one,
-/// and perhaps a part of the new one beside it as `.NAME.new`, which only its owner can open. The next call for the same file removes
-/// that part and makes its own file: it never writes into one with other permission bits, or one that
-/// another process has open. Several calls for one file, of one process or of many, come after each
-/// other.
+/// and perhaps a part of the new one beside it as `.NAME.new`, which only its owner can open. The next
+/// call for the same file removes that part and makes its own file: it never writes into one with other
+/// permission bits, or one that another process has open. Several calls for one file, of one process or
+/// of many, come after each other.
 ///
 /// A link at `path` is replaced, not followed.
 ///
