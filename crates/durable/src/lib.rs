@@ -33,10 +33,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// there. When this returns, it is on the disk.
 ///
 /// A power cut before that leaves the file of before or the new one, each whole, or on FAT an empty one,
-/// and perhaps a part of the new one beside it as `.NAME.new`. The next call for the same file removes
-/// that part and makes its own file: it never writes into one with other permission bits, or one that
-/// another process has open. Several calls for one file, of one process or of many, come after each
-/// other.
+/// and perhaps a part of the new one beside it as `.NAME.new`, which only its owner can open. The next
+/// call for the same file removes that part and makes its own file: it never writes into one with other
+/// permission bits, or one that another process has open. Several calls for one file, of one process or
+/// of many, come after each other.
 ///
 /// A link at `path` is replaced, not followed.
 ///
@@ -63,7 +63,8 @@ fn replace_within(path: &Path, content: &[u8], mode: u32, wait: Duration) -> io:
     let new = beside(path)?;
     // Locked until the end.
     let mut file = begin(&new, wait)?;
-    let put = fill(&mut file, content, mode).and_then(|()| fs::rename(&new, path));
+    let filled = fill(&mut file, content);
+    let put = filled.and_then(|()| rename_with_mode(&file, &new, path, mode));
     if put.is_err() {
         // What is in it may be secret, and room may be what is missing. The next call would do it too.
         fs::remove_file(&new).ok();
@@ -138,7 +139,7 @@ fn begin(new: &Path, wait: Duration) -> io::Result<File> {
     let deadline = Instant::now() + wait;
     for _ in 0..TRIES {
         // Another user may lock a file that this user can open, and keep the lock (flock(2)). So the file gets the
-        // permission bits of the caller only after this call has locked it.
+        // permission bits of the caller only right before its rename.
         let made = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -233,13 +234,21 @@ fn unless_absent(error: io::Error) -> io::Result<()> {
     }
 }
 
-fn fill(file: &mut File, content: &[u8], mode: u32) -> io::Result<()> {
-    // The file was made for its owner alone.
+/// Writes the content of a new file to the disk. Its owner alone can open it until [`rename_with_mode`].
+fn fill(file: &mut File, content: &[u8]) -> io::Result<()> {
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Gives a new file its permission bits and its name.
+fn rename_with_mode(file: &File, new: &Path, path: &Path, mode: u32) -> io::Result<()> {
+    // Not before the content is on the disk: a power cut leaves what has the temporary name, and no lock. A file that
+    // another user can open then could be locked for as long as that user likes. Journals keep the order of the two
+    // changes, so no cut leaves the final name without these bits.
     if file.metadata()?.mode() & 0o777 != mode {
         file.set_permissions(Permissions::from_mode(mode))?;
     }
-    file.write_all(content)?;
-    file.sync_all()
+    fs::rename(new, path)
 }
 
 #[cfg(test)]

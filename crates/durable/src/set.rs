@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{LOCK_WAIT_MAX, begin, beside, fill, folder_of, is_at, sync_folder};
+use crate::{LOCK_WAIT_MAX, begin, beside, fill, folder_of, is_at, rename_with_mode, sync_folder};
 
 /// The error of [`replace_all`].
 #[derive(Debug)]
@@ -105,6 +105,8 @@ struct PendingFile {
     path: PathBuf,
     new: PathBuf,
     file: File,
+    /// Permission bits that it gets with its final name.
+    mode: u32,
 }
 
 impl PendingFile {
@@ -130,9 +132,14 @@ impl PendingFiles {
             }
         }
         let mut file = begin(&new, wait)?;
-        let written = fill(&mut file, content, mode);
+        let written = fill(&mut file, content);
         let path = path.to_owned();
-        self.0.push_back(PendingFile { path, new, file });
+        self.0.push_back(PendingFile {
+            path,
+            new,
+            file,
+            mode,
+        });
         written
     }
 
@@ -140,7 +147,8 @@ impl PendingFiles {
         let mut renamed = Vec::new();
         let mut outcome = Ok(());
         while let Some(next) = self.0.pop_front() {
-            if let Err(source) = fs::rename(&next.new, &next.path) {
+            let put = rename_with_mode(&next.file, &next.new, &next.path, next.mode);
+            if let Err(source) = put {
                 outcome = Err((next.path.clone(), source));
                 // For the drop.
                 self.0.push_front(next);

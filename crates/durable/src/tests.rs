@@ -265,17 +265,51 @@ fn a_lock_that_another_program_keeps_ends_the_call_with_an_error() {
 }
 
 /// The attack: the same, by the new file of the call itself. A file with the permission bits of the caller could be
-/// opened, and so locked, by every user before the call locks it.
+/// opened, and so locked, by every user before the call locks it, and after a power cut.
 #[test]
 fn a_new_file_is_locked_before_another_user_can_open_it() {
     let folder = folder();
-    let new = folder.path().join(".file.new");
+    let [path, new] = ["file", ".file.new"].map(|name| folder.path().join(name));
     let mut file = begin(&new, LOCK_WAIT_MAX).expect("the folder is ours");
     assert_eq!(mode(&new), PRIVATE);
     let other = File::open(&new).expect("the file is ours");
     assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
-    fill(&mut file, b"new", 0o644).expect("the file is ours");
-    assert_eq!((content(&new), mode(&new)), (b"new".to_vec(), 0o644));
+    fill(&mut file, b"new").expect("the file is ours");
+    assert_eq!((content(&new), mode(&new)), (b"new".to_vec(), PRIVATE));
+    rename_with_mode(&file, &new, &path, 0o644).expect("the folder is ours");
+    assert_eq!((content(&path), mode(&path)), (b"new".to_vec(), 0o644));
+    assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
+}
+
+/// The attack: the power fails while the second of two files is written. Another user opens what the cut left of the first
+/// one, and keeps its lock.
+#[test]
+fn the_first_of_two_new_files_is_its_owner_s_alone_while_the_second_is_written() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let [one, two] = ["one", "two"].map(at);
+    // The call waits here, as behind a slow disk.
+    write(&at(".two.new"), b"locked", 0o600);
+    let holder = File::open(at(".two.new")).expect("the file is ours");
+    holder.lock().expect("the only lock");
+    let files: [(&Path, &[u8]); 2] = [(&one, b"new 1"), (&two, b"new 2")];
+    thread::scope(|scope| {
+        let call = scope.spawn(|| replace_all(&files, 0o644));
+        let first = at(".one.new");
+        let is_written = || fs::read(&first).is_ok_and(|found| found == b"new 1");
+        while !is_written() && !call.is_finished() {
+            thread::sleep(LOCK_PAUSE);
+        }
+        let left = mode(&first);
+        drop(holder);
+        let done = call.join().expect("it does not panic");
+        done.expect("the lock has ended");
+        assert_eq!(left, PRIVATE, "{left:o}");
+    });
+    for (path, wanted) in [(&one, b"new 1"), (&two, b"new 2")] {
+        assert_eq!((content(path), mode(path)), (wanted.to_vec(), 0o644));
+    }
+    assert_eq!(names(folder.path()), ["one", "two"]);
 }
 
 /// A call that removed the file at this name after it gave up could remove the new file of another call, which has taken

@@ -7,7 +7,7 @@ use alknet_fat::BlockDevice;
 use alknet_update::{ReleaseVersion, VersionRefusal, raised_floor};
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
-use super::known_programs::{KnownStore, require_known};
+use super::known_programs::{KnownStore, require_known, unverified};
 use super::program::read_version;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::staged::StagedRelease;
@@ -30,6 +30,18 @@ impl TrialRules<'_> {
         let owed = StagedRelease::owed_floor(self.folder, running, self.version);
         Ok(raised_floor(self.trust.floor()?, owed.as_ref()))
     }
+
+    /// Refuses a staged program whose release is not noted: the machine would confirm it without its floor.
+    fn require_noted(&self, plan: &TrialPlan) -> Result<(), UpdateRefusal> {
+        let (slot, version) = (plan.slot, &plan.version);
+        match StagedRelease::is_noted(self.folder, slot, version, &plan.sha256) {
+            true => Ok(()),
+            false => {
+                let why = "its release, which has the floor, is not noted on the data disk";
+                Err(unverified(slot, version, why))
+            }
+        }
+    }
 }
 
 /// A version that goes on trial, and what was read of it.
@@ -43,8 +55,8 @@ pub(crate) struct TrialPlan {
     record: BootRecord,
 }
 
-/// Looks whether the staged version may go on trial: it is the program that was verified, and not older than the floor.
-/// `sha256` is that of the program that is to start, if it is a certain one.
+/// Looks whether the staged version may go on trial: it is the program that was verified, not older than the floor, and its
+/// release is noted. `sha256` is that of the program that is to start, if it is a certain one.
 pub(super) fn plan_apply<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
@@ -57,6 +69,7 @@ pub(super) fn plan_apply<D: BlockDevice>(
     }
     let armed = record.arm()?;
     let plan = plan(disk, running, armed, rules)?;
+    rules.require_noted(&plan)?;
     match sha256.is_none_or(|wanted| wanted == plan.sha256) {
         true => Ok(plan),
         false => Err(UpdateRefusal::new(

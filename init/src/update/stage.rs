@@ -89,19 +89,40 @@ pub(super) struct StateBefore {
     record: BootRecord,
     known: KnownPrograms,
     staged: Option<StagedRelease>,
+    /// Whether the slot has the program of the bundle already.
+    lies_there: bool,
 }
 
 impl StateBefore {
-    fn load(record: BootRecord, at: &StageMachine<'_>) -> Self {
+    fn load(record: BootRecord, lies_there: bool, at: &StageMachine<'_>) -> Self {
         Self {
             record,
             known: at.known.load(),
             staged: at.folder.and_then(StagedRelease::load),
+            lies_there,
         }
     }
 
-    /// Makes record and notes say this again.
+    /// Makes record and notes say this again, in the order that [`stage`] gives.
     fn restore<D: BlockDevice>(&self, disk: &mut SlotDisk<D>, at: &StageMachine<'_>) {
+        if !self.lies_there {
+            // The new notes do not fit the slot's file. Either they were not written, or the disk has the vacated record.
+            if self.restore_notes(at) {
+                self.restore_record(disk, at);
+            }
+            return;
+        }
+        // The new notes fit the slot's file, and the disk may have kept the record although it reported an error. Then they
+        // have to stay unless the earlier record is back for sure. What a disk gives after a write that it did not flush
+        // may come from its cache, so the record that is read counts only before this write.
+        let is_as_before = disk.record().is_ok_and(|found| found == self.record);
+        if self.restore_record(disk, at) || is_as_before {
+            self.restore_notes(at);
+        }
+    }
+
+    /// Returns whether the noted release is as before.
+    fn restore_notes(&self, at: &StageMachine<'_>) -> bool {
         // If this fails, the program of before is not known any more and has to be staged again, which is safe.
         if at.known.load() != self.known
             && let Err(error) = at.known.save(&self.known)
@@ -117,14 +138,26 @@ impl StateBefore {
                 "what is noted of the staged version is not as before: {error}"
             ));
             // With the record of before, the version that starts would count as another one. The slot counts as empty.
-            return;
+            return false;
         }
-        // The slot's file is the one of before as well. If this fails, the slot counts as empty, which is safe.
-        if let Err(error) = disk.write_record(&self.record) {
+        true
+    }
+
+    /// Returns whether the disk has kept the record of before.
+    fn restore_record<D: BlockDevice>(
+        &self,
+        disk: &mut SlotDisk<D>,
+        at: &StageMachine<'_>,
+    ) -> bool {
+        // The slot's file is the one of before as well. If this fails after the record was vacated, the slot counts as
+        // empty, which is safe.
+        let written = disk.write_record(&self.record);
+        if let Err(error) = &written {
             at.log.error(format_args!(
                 "the boot state record is not as before: {error}"
             ));
         }
+        written.is_ok()
     }
 
     fn restore_staged(&self, folder: &std::path::Path) -> io::Result<()> {
@@ -151,13 +184,19 @@ fn machine() -> UpdateMachine {
 
 /// Stages the bundle in `frames`. After a refusal, and after a panic of this part, both slots, the record and the notes are
 /// as they were, with three exceptions. Where the disk lost the new program after it became the file of the slot, the slot
-/// is empty. Where the disk began to refuse writes after it took the vacated record, that record stays: the slot counts as
-/// empty, and has its earlier file or, after the switch, the new one. Where staging failed after a new note replaced the
-/// earlier one, and the data disk does not take the earlier one again, the slot has its earlier file, and no version goes on
-/// trial from it: without the earlier release the vacated record stays, and without the earlier known programs a trial of
-/// the slot is refused as unverified. A data disk that is full before the notes is no such case: it refuses both. Neither is
-/// a program that its slot has already: its new notes fit the file, and stay if the earlier ones cannot be restored. Each
-/// exception ends with the next bundle that is staged on disks that take writes.
+/// is empty. Where the disk began to refuse writes or flushes after it took a record, that record may stay. After the vacated
+/// one the slot counts as empty, and has its earlier file or, after the switch, the new one. After the one that says `staged`
+/// the version is staged, and the notes are its own. Where staging failed after a new note replaced the earlier one, and the
+/// data disk does not take the earlier one again, the slot has its earlier file, and no version goes on trial from it: without
+/// the earlier release the vacated record stays, and without the earlier known programs a trial of the slot is refused as
+/// unverified. A data disk that is full before the notes is no such case: it refuses both. Neither is a program that its slot
+/// has already: its new notes fit the file, and stay if the earlier ones cannot be restored. Each exception ends with the
+/// next bundle that is staged on disks that take writes.
+///
+/// Whenever the power fails, no record says `staged` beside the release of another program than that of the slot's file: its
+/// floor would not be raised after the trial. A new program gets its notes while the record on the disk is the vacated one,
+/// and after a refusal the earlier record follows the earlier notes. A program that its slot has already gets its notes
+/// before its record, and after a refusal the earlier notes follow the earlier record.
 pub(super) fn stage<D: BlockDevice, R: Read>(
     disk: &mut SlotDisk<D>,
     frames: &mut BundleFrameReader<R>,
@@ -249,12 +288,13 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     progress.require_wanted()?;
     let keep = || keep_release(slot, &plan, chosen.release, at);
     if lies_there && is_whole {
-        undo.before = Some(StateBefore::load(before, at));
-        let was_staged = stage_again(disk, &record, keep)?;
+        undo.before = Some(StateBefore::load(before, true, at));
+        let is_noted = is_noted(slot, &plan, chosen.release, at);
+        let was_staged = stage_again(disk, &record, is_noted, keep)?;
         return Ok(StagedBundle { plan, was_staged });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
-    undo.before = Some(StateBefore::load(before, at));
+    undo.before = Some(StateBefore::load(before, false, at));
     let vacated = record.vacate()?;
     disk.write_record(&vacated)?;
     let from = (&mut bundle, &verified, source);
@@ -447,14 +487,28 @@ fn lies_there<D: BlockDevice>(
 fn stage_again<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     record: &BootRecord,
+    is_noted: bool,
     keep: impl FnOnce() -> Result<(), UpdateRefusal>,
 ) -> Result<bool, UpdateRefusal> {
-    if record.phase() == BootPhase::Staged {
-        return Ok(true);
+    let is_staged = record.phase() == BootPhase::Staged;
+    // A staged program that lost its note does not start until it has one again.
+    if !is_staged || !is_noted {
+        keep()?;
     }
-    keep()?;
-    disk.write_record(&record.vacate()?.stage()?)?;
-    Ok(false)
+    if !is_staged {
+        disk.write_record(&record.vacate()?.stage()?)?;
+    }
+    Ok(is_staged)
+}
+
+/// Whether the release is noted for the time after its trial.
+fn is_noted(
+    slot: BootSlot,
+    plan: &UpdatePlan,
+    release: &ReleaseInfo,
+    at: &StageMachine<'_>,
+) -> bool {
+    StagedRelease::is_noted(at.folder, slot, &release.version, &plan.sha256)
 }
 
 /// The floor after the confirmation, if that raises it.

@@ -57,6 +57,21 @@ impl StagedRelease {
         }
     }
 
+    /// Whether the release of a program is noted, so that its floor counts after its trial. A machine without the folder
+    /// notes none.
+    pub(super) fn is_noted(
+        folder: Option<&Path>,
+        slot: BootSlot,
+        version: &ReleaseVersion,
+        sha256: &str,
+    ) -> bool {
+        folder.is_none_or(|folder| {
+            Self::load(folder).is_some_and(|noted| {
+                noted.is_of(slot) && noted.version == *version && noted.sha256 == sha256
+            })
+        })
+    }
+
     /// Whether it is about this slot.
     pub(super) fn is_of(&self, slot: BootSlot) -> bool {
         self.slot == slot.letter()
@@ -73,8 +88,8 @@ impl StagedRelease {
         Ok((folder.join(FILE), bytes))
     }
 
-    /// The release that was staged last. `None` also if the file is damaged: then the machine confirms the version
-    /// without raising its floor.
+    /// The release that was staged last. `None` also if the file is damaged: then the machine does not put the version on
+    /// trial, and confirms one that is on trial without raising its floor.
     pub(super) fn load(folder: &Path) -> Option<Self> {
         Self::read(folder).ok().flatten()
     }

@@ -261,6 +261,8 @@ struct DiskState {
     steps: Vec<DiskStep>,
     /// After so many writes, the disk refuses them.
     refuses_after: Option<usize>,
+    /// The disk takes writes, and fails to flush them.
+    refuses_flushes: bool,
     /// After so many writes, the node gives this bundle up.
     given_up_after: Option<(usize, Arc<StagingProgress>)>,
     /// Once one of these sectors is read, the node gives this bundle up; and how often they were read.
@@ -354,7 +356,11 @@ impl BlockDevice for ModelPart {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.state.borrow_mut().steps.push(DiskStep::Flush);
+        let mut state = self.state.borrow_mut();
+        if state.refuses_flushes {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        state.steps.push(DiskStep::Flush);
         Ok(())
     }
 
@@ -577,21 +583,6 @@ impl ModelDisk {
 
     pub(super) fn refuse_after(&self, writes: usize) {
         self.state.borrow_mut().refuses_after = Some(writes);
-    }
-
-    /// After so many writes, one at least, the node gives this bundle up.
-    pub(super) fn give_up_after(&self, writes: usize, progress: &Arc<StagingProgress>) {
-        self.state.borrow_mut().given_up_after = Some((writes, Arc::clone(progress)));
-    }
-
-    /// From now on the disk cannot read these sectors, or can read all.
-    pub(super) fn refuse_reads(&self, sectors: Option<std::ops::Range<u64>>) {
-        self.state.borrow_mut().unreadable = sectors;
-    }
-
-    /// From now on the disk does not keep what is written to these sectors.
-    pub(super) fn forget_writes(&self, sectors: std::ops::Range<u64>) {
-        self.state.borrow_mut().forgets = Some(sectors);
     }
 
     /// One power-on of the machine: the loader's decision, and the program that it starts.

@@ -1,4 +1,4 @@
-//! Parts of the model of a disk that lose what they have.
+//! Faults of the model of a disk: what it loses, cannot read, and does not keep.
 
 use std::ops::Range;
 use std::path::Path;
@@ -51,6 +51,26 @@ impl DiskState {
 }
 
 impl ModelDisk {
+    /// After so many writes, one at least, the node gives this bundle up.
+    pub(in crate::update) fn give_up_after(&self, writes: usize, progress: &Arc<StagingProgress>) {
+        self.state.borrow_mut().given_up_after = Some((writes, Arc::clone(progress)));
+    }
+
+    /// From now on the disk cannot read these sectors, or can read all.
+    pub(in crate::update) fn refuse_reads(&self, sectors: Option<Range<u64>>) {
+        self.state.borrow_mut().unreadable = sectors;
+    }
+
+    /// From now on the disk does not keep what is written to these sectors.
+    pub(in crate::update) fn forget_writes(&self, sectors: Range<u64>) {
+        self.state.borrow_mut().forgets = Some(sectors);
+    }
+
+    /// From now on the disk takes writes and fails to flush them, or flushes them.
+    pub(in crate::update) fn refuse_flushes(&self, refuses: bool) {
+        self.state.borrow_mut().refuses_flushes = refuses;
+    }
+
     /// After so many writes, one at least, these sectors lose what they have.
     pub(in crate::update) fn lose_after(&self, writes: usize, sectors: Vec<Range<u64>>) {
         self.state.borrow_mut().loses_after = Some((writes, sectors));

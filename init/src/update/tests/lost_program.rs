@@ -307,3 +307,85 @@ fn a_disk_that_refuses_the_record_of_a_program_in_its_slot_leaves_the_notes_as_t
     assert_eq!(bench.disk.record().phase(), BootPhase::Staged);
     assert!(notes(&bench) != before, "nothing was noted");
 }
+
+/// The attack: a disk takes the record of a program that its slot has already, reports that it did not, and refuses the
+/// earlier record, or loses it in a power cut. With the notes from before the version would be confirmed without its floor.
+#[test]
+fn a_record_that_the_disk_took_and_refused_is_not_without_its_floor() {
+    const FLOOR: &str = "1.2.0";
+
+    let release = TestRelease {
+        floor: Some(FLOOR.to_owned()),
+        ..newer()
+    };
+    for writes in [1, usize::MAX] {
+        let mut bench = UpdateBench::new();
+        bench.stage(&release).expect("staged");
+        apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).expect("staged");
+        StagedRelease::remove(bench.folder.path()).expect("it was staged");
+        let before = bench.disk.record();
+        let staged = before.vacate().and_then(|vacated| vacated.stage());
+        let staged = staged.expect("it is idle");
+        bench.disk.refuse_after(writes);
+        bench.disk.refuse_flushes(true);
+        let refused = bench.stage(&release).expect_err("no flush succeeds");
+        assert_eq!(refused.code, RefusalCode::Disk, "{}", refused.text);
+        assert!(says(&bench, "the boot state record is not as before"));
+        let left = if writes == 1 { staged } else { before };
+        assert_eq!(bench.disk.record(), left, "{writes} writes");
+        // The disk is well again. It kept the first of the writes.
+        bench.disk.refuse_after(usize::MAX);
+        bench.disk.refuse_flushes(false);
+        bench.disk.put_record(&staged.encode());
+        bench.arm(&bench.disk);
+        assert_eq!(bench.disk.power_on().0, Some(BootSlot::B));
+        apply::confirm(&mut bench.disk.open(), BootSlot::B).expect("it runs");
+        bench.running = BootSlot::B;
+        bench.version = FLOOR.to_owned();
+        let floor = bench.rules().floor(BootSlot::B);
+        assert_eq!(floor, Ok(Some(version(FLOOR))), "{writes} writes");
+        bench.refuses(RefusalCode::BelowFloor, |bench| {
+            apply::plan_rollback(&mut bench.disk.open(), BootSlot::B, bench.rules()).map(drop)
+        });
+    }
+}
+
+/// The release of a staged version is lost on the data disk, or that of another program is there.
+#[test]
+fn a_staged_version_without_its_release_does_not_start_and_is_staged_again() {
+    let bench = UpdateBench::new();
+    let plan = bench.stage(&newer()).expect("staged");
+    let folder = bench.folder.path();
+    let noted = StagedRelease::load(folder).expect("noted");
+    let of = |slot, version_text, sha256: &str| {
+        StagedRelease::new(
+            slot,
+            version(version_text),
+            plan.bytes,
+            sha256.to_owned(),
+            None,
+        )
+    };
+    for other in [
+        None,
+        Some(of(BootSlot::A, "1.2.0", &plan.sha256)),
+        Some(of(BootSlot::B, NEW, &plan.sha256)),
+        Some(of(BootSlot::B, "1.2.0", &"00".repeat(32))),
+    ] {
+        StagedRelease::remove(folder).expect("writable");
+        if let Some(other) = &other {
+            other.save(folder).expect("writable");
+        }
+        bench.refuses(RefusalCode::Unverified, |bench| {
+            apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
+        });
+        bench.disk.forget_steps();
+        assert_eq!(bench.stage(&newer()), Ok(plan.clone()));
+        assert!(
+            !bench.disk.is_written(),
+            "{other:?}: only the note was lost"
+        );
+        assert_eq!(StagedRelease::load(folder), Some(noted.clone()));
+        assert_eq!(RefusedNote::refusal_of_start(&bench), None, "{other:?}");
+    }
+}
