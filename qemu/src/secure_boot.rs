@@ -69,6 +69,19 @@ impl PlatformOwner {
     /// # Errors
     /// The firmware or the package is missing, or `file` cannot be written.
     pub fn enroll(&self, file: &Path, packages: &Path) -> Result<()> {
+        self.write_variables(file, packages, None)
+    }
+
+    /// The same, and the firmware does not start the program with this Authenticode hash either (SHA-256, 64 hex digits),
+    /// whatever key signed it: the list of forbidden images, `dbx`, has the hash.
+    ///
+    /// # Errors
+    /// The errors of [`enroll`](Self::enroll), or `hash` has another form.
+    pub fn enroll_forbidding(&self, hash: &str, file: &Path, packages: &Path) -> Result<()> {
+        self.write_variables(file, packages, Some(hash))
+    }
+
+    fn write_variables(&self, file: &Path, packages: &Path, forbidden: Option<&str>) -> Result<()> {
         let template = tools::firmware(true)?.template;
         let mut python = python(packages);
         python
@@ -76,6 +89,9 @@ impl PlatformOwner {
             .args([OsStr::new("--input"), template.as_ref()]);
         for option in ["--set-pk", "--add-kek", "--add-db"] {
             python.args([option, OWNER]).arg(&self.certificate);
+        }
+        if let Some(hash) = forbidden {
+            python.args(["--add-dbx-hash", OWNER, hash]);
         }
         python
             // With Microsoft's keys the firmware would start what others signed, too.

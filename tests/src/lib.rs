@@ -60,7 +60,7 @@ pub use http3::{Http3Response, http3};
 pub use hub::HUB;
 pub use image::{BuiltImageFolder, binary};
 pub use labels::assert_known_labels;
-pub use node::{BootVariant, MachineBuilder, MachineNode, READY};
+pub use node::{BootVariant, FAULTS_FILE, MachineBuilder, MachineNode, READY};
 pub use pem::PemKeyFiles;
 pub use pictures::{DOCS_PICTURES, DocsPicture};
 pub use raw_tcp::RawTcpConnection;

@@ -30,8 +30,8 @@ const OFF_WITHIN: Duration = Duration::from_secs(30);
 /// Handshakes for this purpose, on each carriage.
 const TRANSLATING_HANDSHAKES: usize = 8;
 
-/// The entry that switches fault injection on.
-const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
+/// The fw_cfg entry that switches fault injection on, if its content is `1`.
+pub const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
 
 /// How the image is booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

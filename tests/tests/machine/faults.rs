@@ -5,9 +5,19 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alknet_qemu::WatchdogAction;
-use alknet_tests::{BootVariant, CliSubscription, MachineNode, TestBench, WebNode};
+use alknet_boot_state::BootSlot;
+use alknet_qemu::{MachineKind, VirtioDisk, WatchdogAction};
+use alknet_test_support::skip;
+use alknet_tests::{BootVariant, CliSubscription, FAULTS_FILE, MachineNode, TestBench, WebNode};
 use serde_json::{Value, json};
+
+use crate::power::is_full;
+use crate::update::bundle::ReleaseKeys;
+use crate::update::disk::SlotDiskImage;
+use crate::update::program::versioned;
+use crate::update::{
+    FIRST, ONLY_CAMPAIGN, SECOND, config, has_token, machine, make_token, serving, stands,
+};
 
 /// Longest wait for one condition, on a processor that runs guests without emulation.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,6 +29,12 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How long handlers hang and the node computes, ms of the guest's time: longer than PID 1 waits for a node that
 /// neither answers its health checks nor computes.
 const HANG_MS: u64 = 25_000;
+
+/// The log's record of a panic of PID 1 after which it goes on.
+const PASSED_OVER: &str = "a part of PID 1 failed and was passed over";
+
+/// The note of a token that a version on trial makes.
+const OF_TRIAL: &str = "of the trial";
 
 #[test]
 fn an_image_without_fault_injection_takes_no_fault() {
@@ -52,7 +68,7 @@ fn a_broken_part_does_not_take_the_others_along() {
     }
     node.call("node/fault", &json!({ "kind": "node-panic" }));
     node.call("node/fault", &json!({ "kind": "init-panic" }));
-    logged(&node, "a part of PID 1 failed and was passed over");
+    logged(&node, PASSED_OVER);
 
     node.call("node/fault", &json!({ "kind": "init-net-panic" }));
     logged(&node, "the network failed and is started again");
@@ -140,15 +156,51 @@ fn a_node_that_dies_or_hangs_is_started_again() {
     logged(&node, "the node does not answer for its health");
 }
 
+/// That the version is on trial costs no further start, and shows what the version before knows of such an end.
 #[test]
 fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
+    let last = hangs_on_trial(|_| {});
+    assert_eq!(last["cause"], "silence", "{last:#}");
+    let reason = last["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("without a word"), "{last:#}");
+}
+
+/// PID 1 goes on after the panic, and hangs later: the machine cannot know that the panic did not end the trial.
+#[test]
+fn update_that_hangs_after_a_panic_of_pid_1_returns_and_says_so() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    let last = hangs_on_trial(|node| {
+        node.call("node/fault", &json!({ "kind": "init-panic" }));
+        logged(node, PASSED_OVER);
+    });
+    assert_eq!(last["cause"], "panic", "{last:#}");
+    let reason = last["reason"].as_str().unwrap_or_default();
+    let place = reason.strip_prefix("a part of it panicked: ");
+    assert!(place.is_some_and(|it| it.contains(".rs:")), "{last:#}");
+}
+
+/// PID 1 of a version on trial hangs, once `before` has returned. The machine is one with a hardware watchdog, which has to
+/// restart it, and the version is on its last try: so GRUB has to start the version before, which has the key and a token of
+/// the trial. Returns what this version says of the trial.
+fn hangs_on_trial(before: impl FnOnce(&MachineNode)) -> Value {
     let bench = TestBench::new();
-    let machine = bench.machine(BootVariant::Q35Initramfs).plain().faults();
-    let mut node = machine.with(|vm| vm.watchdog(WatchdogAction::Reset)).boot();
+    let disk = SlotDiskImage::new(bench.raw());
+    let first = disk.program(BootSlot::A).expect("the image has it");
+    disk.put_on_first_trial(&versioned(&first, SECOND));
+    let config = config(&bench, &ReleaseKeys::one(7));
+    let vm = machine(MachineKind::Q35, VirtioDisk::file(disk.path()), &config);
+    let vm = vm.fw_cfg(FAULTS_FILE, "1").watchdog(WatchdogAction::Reset);
+    let mut node = serving(&bench, vm);
     let identity = node.identity().to_owned();
+    let trial = [("version", SECOND), ("slot", "b"), ("state", "trial")];
+    stands(&node, &trial);
+    make_token(&node, OF_TRIAL);
     let info = node.info();
     let watchdog = info["watchdog"].as_str().unwrap_or_default();
     assert!(watchdog.contains("i6300ESB"), "{info}");
+    before(&node);
 
     let mark = node.vm().console().mark();
     let caller = inject(&node, "init-hang");
@@ -165,6 +217,15 @@ fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
         0,
         "another boot counts from zero"
     );
+    let failed = [("version", FIRST), ("slot", "a"), ("state", "failed")];
+    let last = stands(&node, &failed)["last"].take();
+    assert_eq!(last["version"], SECOND, "{last:#}");
+    assert_eq!(last["outcome"], "failed", "{last:#}");
+    // PID 1 begins the note with `mounts`, and the loop that hung has to have written a later stage.
+    let stage = last["stage"].as_str().unwrap_or_default();
+    assert!(!["", "mounts"].contains(&stage), "{last:#}");
+    has_token(&node, OF_TRIAL);
+    last
 }
 
 /// A machine with fault injection: a copy of the machine that the tests in `computing` use.

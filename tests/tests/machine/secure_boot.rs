@@ -8,6 +8,7 @@ use std::time::Duration;
 use alknet_qemu::{PlatformOwner, Vm};
 use alknet_tests::tools::{tool, tool_says, variable};
 use alknet_tests::{BootVariant, SnapshotPoint, TestBench};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use crate::boot_entry::make_former_slot;
@@ -22,8 +23,8 @@ const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// The firmware's message about a program that it does not start.
 const REFUSED: &str = "Access Denied";
-/// The console's message if other keys decide what starts.
-const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
+/// The console's message if other keys decide what starts, or if firmware forbids other programs.
+pub(crate) const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 
 /// A string in the machine's SMBIOS that the stub appends to the image's command line, enough to
 /// run another program first. Here it names the project's own, so that the machine starts and can
@@ -31,8 +32,9 @@ const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 const OEM_STRING: &str =
     "type=11,value=io.systemd.stub.kernel-cmdline-extra=rdinit=/init init=/init root=/dev/vda";
 
-/// The loader's message about a program that the firmware does not permit.
-const NOT_PERMITTED: &str = "alknet-loader: slot a did not start: Secure Boot does not permit it";
+/// The loader's message about a program in slot a that the firmware does not permit.
+pub(crate) const NOT_PERMITTED: &str =
+    "alknet-loader: slot a did not start: Secure Boot does not permit it";
 
 /// Where the EFI system partition begins on the disk, for mtools, and the programs there.
 const BOOT_AT: &str = "1M";
@@ -213,6 +215,21 @@ impl OwnedPrograms {
 pub(crate) fn enrolled(bench: &TestBench, owner: &PlatformOwner, name: &str) -> PathBuf {
     let variables = bench.path().join(name);
     let enrolled = owner.enroll(&variables, variable(PACKAGES_VARIABLE).as_ref());
+    enrolled.unwrap_or_else(|error| panic!("{error}"));
+    variables
+}
+
+/// Firmware variables that allow what this owner signed, but not the program with this Authenticode hash.
+pub(crate) fn enrolled_forbidding(
+    bench: &TestBench,
+    owner: &PlatformOwner,
+    hash: &[u8],
+    name: &str,
+) -> PathBuf {
+    let variables = bench.path().join(name);
+    let hash = HEXLOWER.encode(hash);
+    let packages = variable(PACKAGES_VARIABLE);
+    let enrolled = owner.enroll_forbidding(&hash, &variables, packages.as_ref());
     enrolled.unwrap_or_else(|error| panic!("{error}"));
     variables
 }

@@ -1,5 +1,9 @@
 //! What a machine refuses. Each refusal names what is wrong, and leaves the record and both programs as they were.
-//! `cargo xtask soak update-cuts` has most of them once more on a machine that GRUB starts by a BIOS.
+//!
+//! `cargo xtask soak update-cuts` has the refusals of bundles and callers, which each run has under UEFI, by a BIOS as well,
+//! and those of a disk that refuses writes, which each run has by a BIOS, under UEFI as well. A machine without keys is
+//! under UEFI only. The refusal of a version below the floor needs a machine that was updated: it is under UEFI in
+//! `update/administrator.rs` and by a BIOS in `update/good.rs`.
 
 use std::path::Path;
 
@@ -28,8 +32,9 @@ const LARGE: usize = 40 << 20;
 const LONG: usize = 3 << 20;
 /// The version that the machines had before the one that runs.
 const BEFORE: &str = "0.0.7";
-/// GRUB's line about a disk that does not take the record.
-const NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
+/// The lines of GRUB and of the loader for UEFI about a disk that does not take the record.
+const GRUB_NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
+const LOADER_NOT_WRITTEN: &str = "alknet-loader: boot state record not written: the disk reports: ";
 
 #[test]
 fn update_refusals_change_nothing() {
@@ -209,10 +214,22 @@ fn update_without_keys_is_refused() {
     refuses_small(&bench, &node, &disk, "FORBIDDEN", "no-keys");
 }
 
-/// The disk takes no write until the node serves, which keeps nothing and needs none. Its loader, here GRUB, cannot write
-/// either. Then the disk takes the record and half of the new program, and refuses the other half.
 #[test]
 fn update_on_a_disk_that_refuses_writes_is_refused() {
+    disk_that_refuses_writes(MachineKind::Q35, GRUB_NOT_WRITTEN);
+}
+
+#[test]
+fn update_refusals_of_a_disk_that_refuses_writes_by_uefi() {
+    if !is_full() {
+        skip!("campaign", "{ONLY_CAMPAIGN}");
+    }
+    disk_that_refuses_writes(MachineKind::Q35Uefi, LOADER_NOT_WRITTEN);
+}
+
+/// The disk takes no write until the node serves, which keeps nothing and needs none. The loader cannot write either, and
+/// says so by this line. Then the disk takes the record and half of the new program, and refuses the other half.
+fn disk_that_refuses_writes(kind: MachineKind, not_written: &str) {
     let bench = TestBench::new();
     let keys = ReleaseKeys::one(7).config();
     let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys;
@@ -221,9 +238,9 @@ fn update_on_a_disk_that_refuses_writes_is_refused() {
     let recorder = DiskRecorder::serve(disk.path()).unwrap_or_else(|error| panic!("{error}"));
     recorder.refuse_writes(0..u64::MAX);
     let served = VirtioDisk::recorded(&recorder).on(DiskController::VirtioScsi);
-    let node = serving(&bench, machine(MachineKind::Q35, served, &config));
+    let node = serving(&bench, machine(kind, served, &config));
     let said = node.vm().console().text();
-    assert!(said.contains(NOT_WRITTEN), "{said}");
+    assert!(said.contains(not_written), "{said}");
     assert_eq!(recorder.recording().bytes(), 0, "it refuses every write");
 
     // The free room begins behind the program of slot b, and the new program goes there.

@@ -1,5 +1,6 @@
 //! Updates of a machine under Secure Boot with its owner's key, whose vault the TPM opens by PCR 7, 11 and 12. And an
-//! attacker who has the disk and the older version, which the owner signed as well: it starts, and opens nothing.
+//! attacker who has the disk and the older version, which the owner signed as well: it starts, and opens nothing. Once the
+//! owner has put its hash into the firmware's list of forbidden images (`dbx`), it does not start.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,12 +12,13 @@ use alknet_boot_state::BootSlot;
 use alknet_image::{ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, disk_bytes_by_head};
 use alknet_qemu::{PlatformOwner, Vm};
 use alknet_tests::{BootVariant, CliOutput, MachineBuilder, MachineNode, TestBench, binary};
+use alknet_tpm::predict::authenticode;
 use serde_json::{Value, json};
 
 use crate::interposer::{asking_for_the_slot, assert_refused, with};
 use crate::knock;
 use crate::power::is_full;
-use crate::secure_boot::{OwnedPrograms, by, enrolled};
+use crate::secure_boot::{self, OTHER_KEYS, OwnedPrograms, by, enrolled, enrolled_forbidding};
 use crate::tpm::TPM_ALONE;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, write};
 use crate::update::disk::SlotDiskImage;
@@ -41,7 +43,7 @@ const SAID_WITHIN: Duration = Duration::from_secs(60);
 const BOOT_BEGIN: u64 = 34 * LBA_BYTES;
 const BOOT_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
-/// To the owner's new version and back without a person, and in between the attack of [`Rollback`]; then a version whose
+/// To the owner's new version and back without a person, and in between the attacks of [`Rollback`]; then a version whose
 /// bundle is signed and whose program another owner signed ends in the first version. In `cargo xtask soak update-cuts`
 /// so does one whose program has no signature, which `secure_boot.rs` shows of the good slot in each run. `alknet image
 /// verify` finds the owner's programs in both slots after the update, and at the end the other owner's in the second one.
@@ -101,6 +103,7 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     node.end();
     all_are_signed(&bench, &owner);
     rollback.opens_nothing(&machine);
+    rollback.starts_nothing_forbidden(&machine, &owner, &variables);
     let mut node = machine().boot();
     assert_eq!(node.identity(), identity);
     assert_eq!(opened(&node), slot_of_second);
@@ -194,9 +197,6 @@ impl<'a> Rollback<'a> {
     fn opens_nothing<'b>(&self, machine: &dyn Fn() -> MachineBuilder<'b>) {
         let disk = self.bench.raw();
         let now = self.bench.path().join("now.raw");
-        let copy = |from: &Path, to: &Path| {
-            alknet_qemu::copy(from, to).unwrap_or_else(|error| panic!("{error}"));
-        };
         copy(&disk, &now);
         // The record and the slots of before, beside the newest data.
         self.put_boot_back();
@@ -209,6 +209,37 @@ impl<'a> Rollback<'a> {
         copy(&self.before, &disk);
         stays_closed(&machine().start(), OLDER_DISK);
         copy(&now, &disk);
+    }
+
+    /// The same attack with nothing but the record, after the owner has put the hash of the first version into `dbx` as
+    /// docs/update.md says. Firmware refuses this version, and the loader starts the second one. The list is in PCR 7, so
+    /// the TPM opens nothing for that one either until its slot is renewed. The disk and the list are then as before.
+    fn starts_nothing_forbidden<'b>(
+        &self,
+        machine: &dyn Fn() -> MachineBuilder<'b>,
+        owner: &PlatformOwner,
+        variables: &Path,
+    ) {
+        let raw = self.bench.raw();
+        let [now, permissive] = ["now.raw", "permissive"].map(|name| self.bench.path().join(name));
+        copy(&raw, &now);
+        copy(variables, &permissive);
+        let disk = SlotDiskImage::new(&raw);
+        let first = disk.program(BootSlot::A).expect("it was updated");
+        let hash = authenticode(&first).unwrap_or_else(|error| panic!("{error}"));
+        let forbidding = enrolled_forbidding(self.bench, owner, &hash, "forbidding");
+        copy(&forbidding, variables);
+        disk.make_good(BootSlot::A);
+        let vm = machine().start();
+        let second = "alknet-loader: starting slot b";
+        for line in [secure_boot::NOT_PERMITTED, second, OTHER_KEYS] {
+            let said = vm.wait_for(line, SAID_WITHIN);
+            said.unwrap_or_else(|error| panic!("{error}"));
+        }
+        knock::serves_nothing(&vm);
+        drop(vm);
+        copy(&now, &raw);
+        copy(&permissive, variables);
     }
 
     fn put_boot_back(&self) {
@@ -228,6 +259,10 @@ impl<'a> Rollback<'a> {
         let record = SlotDiskImage::new(self.bench.raw()).record();
         assert_eq!(record.expect("a record").good(), BootSlot::A);
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    alknet_qemu::copy(from, to).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// The machine starts the first version, does not open its vault for this reason, and serves nothing.

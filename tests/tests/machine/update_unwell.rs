@@ -37,7 +37,7 @@ use crate::update_bad::{BIOS, LoaderUnderTest, UEFI, quick};
 /// Longest wait for one step of a trial.
 const DONE_WITHIN: Duration = Duration::from_secs(120);
 /// How a trial ends: PID 1 restarts the machine, or the kernel has no memory left and nothing to end.
-const RESTARTS: &str = "alknet: going down";
+pub(crate) const RESTARTS: &str = "alknet: going down";
 const DEADLOCKED: &str = "System is deadlocked on memory";
 /// Where the machine finds the key that opens its vault, and the key.
 const MEDIUM: &str = "opt/org.alknet/seed.key";

@@ -14,7 +14,7 @@ use super::bundle::{ReleaseDraft, ReleaseKeys};
 use super::good::{GoodUpdate, KEPT, NUMBER, PAGE};
 use super::hub::MachineHub;
 use super::page::{UpdatePageReader, first_lines};
-use super::{FIRST, SECOND, has_token, is_refused, make_token, roll_back, stands, status, update};
+use super::{FIRST, SECOND, has_token, make_token, roll_back, stands, status};
 
 /// How the first lines of the page's blocks begin: an update, bundles of a server, what became of an update, the way back,
 /// and a hub's workers.
@@ -140,18 +140,7 @@ impl<'a> UpdateByPage<'a> {
     /// first version. Identity and stored tokens stay.
     pub(crate) fn goes_back(&self) {
         let node = &self.node;
-        let older = ReleaseDraft::new(NUMBER + 2, "0.0.9");
-        let older = self
-            .good
-            .keys
-            .bundle(self.bench.path(), &older, &[0; 2 << 20]);
-        let refused = update(
-            self.bench.admin(),
-            node,
-            &older,
-            &["--stage", "--downgrade", "0.0.9"],
-        );
-        is_refused(&refused, "FORBIDDEN", "below-floor");
+        self.good.refuses_below_floor(self.bench, node);
 
         let identity = node.identity();
         let said = self.reader.follow(GOES_BACK, node.vm());

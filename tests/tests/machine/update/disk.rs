@@ -143,6 +143,22 @@ impl SlotDiskImage {
     /// Puts a program into slot b that the loader starts `tries` times, as an update leaves it that was started before
     /// as often as is missing. `vault` is the type of the slot that opened the vault before.
     pub(crate) fn put_on_trial(&self, program: &[u8], tries: u8, vault: &str) {
+        let mut note = BootNote::new(BootSlot::B);
+        note.vault = NoteText::new(vault);
+        note.data = NoteText::new("mounted");
+        note.config = NoteText::new("taken");
+        self.put_with_note(program, tries, note);
+    }
+
+    /// The same for the last try, of a machine that had neither vault nor data before: the version on trial may make the
+    /// data partition.
+    pub(crate) fn put_on_first_trial(&self, program: &[u8]) {
+        let mut note = BootNote::new(BootSlot::B);
+        note.vault = NoteText::new("absent");
+        self.put_with_note(program, 1, note);
+    }
+
+    fn put_with_note(&self, program: &[u8], tries: u8, mut note: BootNote) {
         self.put(&slot_path(BootSlot::B), program);
         // The log has the end of each trial once, by the number of its record.
         let before = self
@@ -151,12 +167,8 @@ impl SlotDiskImage {
         let vacated = before.vacate().expect("slot a is good");
         let record = vacated.stage().and_then(|it| it.arm()).expect("vacated");
         let record = count_tries(record, tries);
-        let mut note = BootNote::new(BootSlot::B);
         note.version = NoteText::new(SECOND);
         note.from = NoteText::new(FIRST);
-        note.vault = NoteText::new(vault);
-        note.data = NoteText::new("mounted");
-        note.config = NoteText::new("taken");
         let mut area = NoteArea::new([0; NOTE_BYTES]);
         area.put(&note);
         let file = self.file();
@@ -184,6 +196,11 @@ impl SlotDiskImage {
         let only_b = BootSlots::filter(|slot| slot == BootSlot::B);
         let record = loader_choice(Some(&confirmed), only_b).write;
         self.write_record(&record.expect("slot b starts"));
+    }
+
+    /// Replaces the record by one that says only that this slot is good, as an attacker who has the disk can.
+    pub(crate) fn make_good(&self, slot: BootSlot) {
+        self.write_record(&BootRecord::new(slot));
     }
 
     /// Makes the record say that slot b has no version. Its file stays.

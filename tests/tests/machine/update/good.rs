@@ -31,6 +31,8 @@ pub(super) const RELEASE_PAGE: &str = include_str!("../../../../docs/image.md");
 pub(crate) const KEPT: &str = "stays";
 /// The number of the good release's documents: above those of a hub's lies.
 pub(crate) const NUMBER: u64 = 20;
+/// A version below the floor of the good release, which is [`FIRST`].
+const OLDER: &str = "0.0.9";
 
 /// How long after its download a version starts: long enough for the command on a busy host, which sends the moment.
 const START_IN: &str = "20s";
@@ -67,6 +69,9 @@ fn update_by_a_hub_under_bios_after_its_lies_and_faults_of_its_storage_are_found
     good.is_on(&disk);
     hub.reports_update(WORKER, &identity);
 
+    let before = disk.contents();
+    good.refuses_below_floor(&bench, &node);
+    assert!(disk.contents() == before, "the refusal changed something");
     refuses_foreign(bench.admin(), &node, &release.bundle());
     remove_owner_keys(&bench, &node, &more);
     goes_back(bench.admin(), &mut node);
@@ -189,6 +194,16 @@ impl GoodUpdate {
         let shown: Vec<_> = shown.map(|problem| problem["code"].clone()).collect();
         assert_eq!(shown, problems, "{info:#}");
         has_token(node, KEPT);
+    }
+
+    /// The floor of the confirmed version refuses an older one that an administrator permits.
+    #[track_caller]
+    pub(super) fn refuses_below_floor(&self, bench: &TestBench, node: &MachineNode) {
+        let older = ReleaseDraft::new(NUMBER + 2, OLDER);
+        let older = self.keys.bundle(bench.path(), &older, &[0; 2 << 20]);
+        let more = ["--stage", "--downgrade", OLDER];
+        let refused = update(bench.admin(), node, &older, &more);
+        is_refused(&refused, "FORBIDDEN", "below-floor");
     }
 
     /// The first version and the loader are as they were, and the second version is what was signed.
