@@ -13,6 +13,7 @@ use crate::disk::{
     BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, ESP_BYTES, ESP_FIRST_LBA,
     LBA_BYTES, TYPE_BIOS, TYPE_DATA, TYPE_ESP, system_volume,
 };
+use crate::disk_end::end_difference;
 use crate::ids::BuildIds;
 
 const SUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
@@ -80,8 +81,8 @@ struct TableCopy {
 
 /// Compares the partition table of a disk, and its backup, with the layout of an image. The identities of disk and
 /// partitions may be others, and the last partition may have grown. Compares also the beginning of each partition: none but
-/// the EFI system partition may have a volume that firmware reads, and no partition may have others within it. Returns
-/// what differs.
+/// the EFI system partition may have a volume that firmware reads, and no partition may have others within it. The last
+/// block of the disk, of whatever size, must not begin as another table. Returns what differs.
 ///
 /// The backup lies at the end of the disk, or of the image as long as no machine was started from the disk.
 ///
@@ -126,9 +127,12 @@ pub fn table_difference(
             "backup of the partition table: it is another table".to_owned(),
         ));
     }
-    match primary.difference(blocks, last) {
+    if let Some(what) = primary.difference(blocks, last) {
+        return Ok(Some(what));
+    }
+    match volume_difference(disk)? {
         Some(what) => Ok(Some(what)),
-        None => volume_difference(disk),
+        None => end_difference(disk, disk_bytes),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use alknet_image::{BOOT_CODE_BEGIN, LBA_BYTES, data_partition_end};
+use alknet_image::{BOOT_CODE_BEGIN, LBA_BYTES, data_partition_end, table_end};
 
 use crate::source::ZSTANDARD;
 
@@ -99,7 +99,8 @@ fn begins_as_disk(code: &[u8]) -> bool {
 }
 
 /// Whether programs take a file that begins with this block for a tar archive by the checksum of the header. Some count
-/// bytes as numbers with a sign, some accept other bytes than digits before or behind the number, and some accept a binary
+/// bytes as numbers with a sign, so that the sum may be negative. Some accept other bytes than digits before, within or
+/// behind the number: Python accepts white space, a sign, the prefix `0o`, and `_` between digits. Some accept a binary
 /// number.
 fn has_tar_checksum(block: &[u8; LBA_BYTES as usize]) -> bool {
     let (before, rest) = block.split_at(TAR_SUM_AT);
@@ -110,7 +111,8 @@ fn has_tar_checksum(block: &[u8; LBA_BYTES as usize]) -> bool {
         .map(|byte| i64::from(i8::from_ne_bytes([*byte])))
         .sum();
     let is_sum = |number: i64| [unsigned, signed].contains(&(number - TAR_SUM_BLANKS));
-    // Each number that the digits are, wherever a program ends it.
+    let has_minus = field.contains(&b'-');
+    // Each number that the digits are, wherever a program ends it and whatever it skips.
     let digits = field.iter().filter(|byte| matches!(**byte, b'0'..=b'7'));
     let mut numbers = digits.scan(0_i64, |number, digit| {
         *number = *number * 8 + i64::from(digit - b'0');
@@ -118,7 +120,9 @@ fn has_tar_checksum(block: &[u8; LBA_BYTES as usize]) -> bool {
     });
     let mut text = field.iter().take_while(|byte| **byte != 0);
     let is_blank = text.all(|byte| *byte <= b' ');
-    numbers.any(is_sum) || (is_blank && is_sum(0)) || binary_number(field).is_some_and(is_sum)
+    numbers.any(|number| is_sum(number) || (has_minus && is_sum(-number)))
+        || (is_blank && is_sum(0))
+        || binary_number(field).is_some_and(is_sum)
 }
 
 /// The number of a field of a tar archive that begins with the bit for a binary one. The next bit is the sign.
@@ -176,6 +180,19 @@ pub(crate) fn form_beside_raw(disk: &File, bytes: u64) -> io::Result<Option<&'st
     } else {
         None
     })
+}
+
+/// Bytes behind the backup of the partition table on a disk of so many bytes. The footer of a VHD does not count. Expects a
+/// disk with the partition table of this project.
+pub(crate) fn bytes_behind_table(disk: &File, bytes: u64) -> io::Result<u64> {
+    let content_bytes = bytes.saturating_sub(FOOTER_BYTES);
+    let mut footer = [0; FOOTER_BYTES as usize];
+    disk.read_exact_at(&mut footer, content_bytes)?;
+    let end = match footer.starts_with(VHD_MARK) {
+        true => content_bytes,
+        false => bytes,
+    };
+    Ok(end.saturating_sub(table_end(disk)?))
 }
 
 /// Whether programs that search the last record of a ZIP archive find one at the end of a file of so many bytes.

@@ -14,7 +14,7 @@ use alknet_image::{
 use thiserror::Error;
 
 use crate::authenticode::{AuthenticodeError, EfiCertificate};
-use crate::other_form::form_beside_raw;
+use crate::other_form::{bytes_behind_table, form_beside_raw};
 
 /// Longest EFI program that is read, in bytes: far beyond a third of the EFI system partition.
 const PROGRAM_BYTES_MAX: u64 = 1 << 30;
@@ -103,6 +103,9 @@ pub struct SignedPrograms {
     /// What else a folder has, whether its manifest names it or not: it may have EFI programs inside. Texts are left out
     /// here, unless the manifest calls one a disk, or one describes a disk.
     pub left_out: Vec<String>,
+    /// Bytes behind the images of disks that were not looked at, but for the beginning of the last block. A first start
+    /// moves the end of the partition table to that of the disk, so a disk that a machine was started from has 0.
+    pub bytes_behind: u64,
 }
 
 fn unsigned_list(programs: &[(String, AuthenticodeError)]) -> String {
@@ -129,11 +132,10 @@ pub fn verify_programs(
     path: &Path,
     certificate: &EfiCertificate,
 ) -> Result<SignedPrograms, SignedProgramsError> {
-    let mut programs = SignedPrograms::default();
     if !path.is_dir() {
-        programs.checked = file(path, certificate)?;
-        return Ok(programs);
+        return file(path, certificate);
     }
+    let mut programs = SignedPrograms::default();
     let outputs = Manifest::read(path)?.outputs;
     let mut seen = BTreeSet::new();
     for output in &outputs {
@@ -142,8 +144,9 @@ pub fn verify_programs(
             (ImageForm::Raw, OutputRole::Disk) | (ImageForm::Uki, OutputRole::Uki)
         );
         if is_read && seen.insert(OsString::from(&output.file)) {
-            let checked = file(&path.join(&output.file), certificate)?;
-            programs.checked.extend(checked);
+            let found = file(&path.join(&output.file), certificate)?;
+            programs.checked.extend(found.checked);
+            programs.bytes_behind += found.bytes_behind;
         }
     }
     if programs.checked.is_empty() {
@@ -199,8 +202,8 @@ fn is_text(path: &Path) -> bool {
     !begins_as_program(&content) && !is_description && text.chars().all(is_written)
 }
 
-/// Checks the programs of a file, which is one itself or has a disk. Returns their names.
-fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, SignedProgramsError> {
+/// Checks the programs of a file, which is one itself or has a disk.
+fn file(path: &Path, certificate: &EfiCertificate) -> Result<SignedPrograms, SignedProgramsError> {
     let name = path.file_name().unwrap_or(path.as_os_str());
     let name = name.to_string_lossy().into_owned();
     let unreadable = |source| SignedProgramsError::Unreadable {
@@ -210,7 +213,10 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
     let mut file = open_regular_or_disk(path).map_err(|error| unreadable(error.into()))?;
     if let Some(program) = whole(&mut file).map_err(unreadable)? {
         check(path, vec![(name.clone(), program)], certificate)?;
-        return Ok(vec![name]);
+        return Ok(SignedPrograms {
+            checked: vec![name],
+            ..SignedPrograms::default()
+        });
     }
     let programs = ManifestDisk::programs(&file).map_err(unreadable)?;
     let disk_bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
@@ -230,6 +236,7 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
             what,
         });
     }
+    let bytes_behind = bytes_behind_table(&file, disk_bytes).map_err(unreadable)?;
     let missing = |what| SignedProgramsError::Missing {
         path: path.to_owned(),
         what,
@@ -247,9 +254,13 @@ fn file(path: &Path, certificate: &EfiCertificate) -> Result<Vec<String>, Signed
         ));
     }
     let shown = programs.iter().map(|(place, _)| format!("{name}: {place}"));
-    let shown = shown.collect();
+    let found = SignedPrograms {
+        checked: shown.collect(),
+        bytes_behind,
+        ..SignedPrograms::default()
+    };
     check(path, programs, certificate)?;
-    Ok(shown)
+    Ok(found)
 }
 
 /// The file as a whole, if it is a program. No disk of this project begins as one.

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use alknet_image::{
     BACKUP_LBAS, DATA_FIRST_LBA, DATA_HEAD_END, DISK_PARTS_LEFT_OUT, ImageForm, LBA_BYTES,
     Manifest, ManifestDisk, ManifestOutput, NEW_DISK_PARTS, OutputRole, boot_state_difference,
-    has_image_identity, identity_difference, open_regular, open_regular_or_disk, table_difference,
+    end_difference, has_image_identity, identity_difference, open_regular, open_regular_or_disk,
+    table_difference,
 };
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::other_form::form_beside_raw;
+use crate::other_form::{bytes_behind_table, form_beside_raw};
 use crate::read_back::{DirectReader, READ_BYTES, forget, is_zero};
 
 /// What an administrator places on the EFI system partition, for the first boot.
@@ -118,7 +119,8 @@ pub struct ImageCheck {
     /// Files of the EFI system partition that the manifest does not have: those of a configuration, and the program in
     /// the second boot slot.
     pub others: Vec<String>,
-    /// Bytes behind the image that were not looked at, on a disk that no machine was started from.
+    /// Bytes behind the image that were not looked at, on a disk whose partition table ends with the image or that no
+    /// machine was started from. Of its last block, whatever its size, only the beginning was looked at.
     pub bytes_behind: u64,
 }
 
@@ -181,8 +183,9 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// are compared that stay as they are, and [`ImageCheck::left_out`] names the others. If it has the identity of the
 /// image, no machine has updated it: it must also have the boot state of a new disk, no program in the second boot slot,
 /// and those zeros. The partition table and its backup must have the layout of the image, and identities that the image or a
-/// first start gives. Every firmware must find the same files on the EFI system partition: those of the manifest, a
-/// configuration, and on a disk in use the program of the second boot slot.
+/// first start gives, and the last block of the disk must not begin as another table. Every firmware must find the same
+/// files on the EFI system partition: those of the manifest, a configuration, and on a disk in use the program of the second
+/// boot slot.
 ///
 /// A file must not also be one of another form, from which a virtual machine may start another disk, except for the footer
 /// of a fixed VHD.
@@ -202,6 +205,9 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
     let check = if sha256 == image.sha256 {
         let is_zero = disk.read(|file| is_zero(file, image.bytes..data_end))?;
         disk.accept((!is_zero).then_some(EARLIER_DATA))?;
+        // The table itself is that of the image.
+        let part = disk.read(|file| end_difference(file, disk.bytes))?;
+        disk.accept(part)?;
         ImageCheck {
             bytes_behind,
             ..ImageCheck::whole("the whole image", image.bytes)
@@ -212,6 +218,9 @@ pub fn verify_disk(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
             let part = disk.read(|file| compare_new(file, image.bytes, data_end, &mut check))?;
             disk.accept(part)?;
             check.bytes_behind = bytes_behind;
+        } else {
+            // Another program may have replaced the identities. A first start also moves the end of the table.
+            check.bytes_behind = disk.read(|file| bytes_behind_table(file, disk.bytes))?;
         }
         disk.accept_others(&check)?;
         check
@@ -247,6 +256,8 @@ impl<'a> CheckedDisk<'a> {
                 present: bytes,
             });
         }
+        // What the kernel remembers may be older than what the disk has.
+        forget(&file, 0, 0);
         Ok(Self { path, file, bytes })
     }
 
@@ -257,8 +268,6 @@ impl<'a> CheckedDisk<'a> {
         manifest: &Manifest,
         expected: &ManifestDisk,
     ) -> Result<ImageCheck, VerifyError> {
-        // What the kernel remembers may be older than what the disk has.
-        forget(&self.file, 0, 0);
         let part = self.read(|file| table_difference(file, image.bytes, self.bytes))?;
         self.accept(part)?;
         let part = self.read(|file| identity_difference(file, &manifest.version, &manifest.git))?;

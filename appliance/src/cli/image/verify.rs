@@ -182,6 +182,7 @@ fn show(
                 "  left out  {file}: no EFI program of it was checked"
             ))?;
         }
+        show_bytes_behind(programs.bytes_behind)?;
     }
     match found.comment {
         Some(comment) => output::line(&format!("the signature holds: {comment}")),
@@ -210,9 +211,13 @@ fn as_json(args: &ImageVerifyArgs, found: &VerifyFindings<'_>) -> Value {
             "bytes_behind": check.bytes_behind,
         })
     });
-    let programs = found
-        .programs
-        .map(|programs| json!({ "checked": programs.checked, "left_out": programs.left_out }));
+    let programs = found.programs.map(|programs| {
+        json!({
+            "checked": programs.checked,
+            "left_out": programs.left_out,
+            "bytes_behind": programs.bytes_behind,
+        })
+    });
     json!({
         "file": args.what,
         "signature": found.comment.is_some(),
@@ -235,12 +240,16 @@ fn show_check(args: &ImageVerifyArgs, checked: &ManifestCheck) -> Result<(), Com
     for (part, why) in &check.left_out {
         output::line(&format!("  left out  {part}: {why}"))?;
     }
-    if check.bytes_behind > 0 {
-        let bytes = check.bytes_behind;
-        output::line(&format!("  left out  {bytes} bytes behind the image"))?;
-    }
+    show_bytes_behind(check.bytes_behind)?;
     for file in &check.others {
         output::line(&format!("  other     {file} on the EFI system partition"))?;
     }
     Ok(())
+}
+
+fn show_bytes_behind(bytes: u64) -> Result<(), CommandError> {
+    match bytes {
+        0 => Ok(()),
+        bytes => output::line(&format!("  left out  {bytes} bytes behind the image")),
+    }
 }

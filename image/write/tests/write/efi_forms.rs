@@ -22,13 +22,13 @@ const KIND_AT: usize = 60;
 const CHECKSUM_AT: usize = 64;
 
 /// A signed disk in a folder with its manifest.
-struct SignedDisk {
-    owner: EfiOwner,
-    path: PathBuf,
+pub(crate) struct SignedDisk {
+    pub(crate) owner: EfiOwner,
+    pub(crate) path: PathBuf,
 }
 
 impl SignedDisk {
-    fn new(form: ImageForm) -> Self {
+    pub(crate) fn new(form: ImageForm) -> Self {
         let owner = EfiOwner::rsa();
         let out = owner.path("out");
         let built = owner.build(&InputFolder::new().inputs, &[form], &out);
@@ -54,7 +54,7 @@ impl SignedDisk {
         self.path = renamed;
     }
 
-    fn open(&self) -> File {
+    pub(crate) fn open(&self) -> File {
         let disk = File::options().read(true).write(true).open(&self.path);
         disk.expect("ours")
     }
@@ -73,7 +73,7 @@ impl SignedDisk {
     }
 
     /// The place beside its signed programs from which firmware may start others, for which the command refuses it.
-    fn other_part(&self) -> String {
+    pub(crate) fn other_part(&self) -> String {
         match self.verify(&self.path).expect_err("it has another layout") {
             SignedProgramsError::OtherLayout { part, .. } => part,
             refused => panic!("{refused}"),
@@ -253,6 +253,63 @@ fn a_signed_disk_with_the_checksum_of_a_tar_archive_does_not_count_as_signed() {
     }
     // Another sum, of which no program makes an archive.
     put(format!("{:06o}\0 ", sum + 1).as_bytes());
+    assert_eq!(signed.verify(&signed.path).expect("it has one form"), 2);
+    signed.exchange(&before);
+    assert_eq!(signed.verify(&signed.path).expect("it has one form"), 2);
+}
+
+/// The attack: bytes of the code for a BIOS are negative to a program that counts with a sign. The sum is then negative, and
+/// Python reads it as it reads any integer.
+#[test]
+fn a_signed_disk_with_a_negative_checksum_of_a_tar_archive_does_not_count_as_signed() {
+    const CODE_BYTES: usize = 440;
+    const FIELDS_AT: usize = 100;
+    const SUM_AT: usize = 148;
+    const SUM_BYTES: usize = 8;
+    const DEVICES_AT: usize = 329;
+    const LISTED: &str =
+        "import sys, tarfile; print(len(tarfile.open(sys.argv[1], 'r:').getnames()))";
+
+    let signed = SignedDisk::new(ImageForm::Raw);
+    let mut code = vec![0; CODE_BYTES];
+    code[..3].copy_from_slice(b"\xeb\x63\x90");
+    // Mode, owner, group, size, time, the sum as spaces, and the kind of an ordinary file.
+    let fields = "0000644\x000000000\x000000000\x0000000000020\x0000000000000\x00        0";
+    code[FIELDS_AT..FIELDS_AT + fields.len()].copy_from_slice(fields.as_bytes());
+    code[157..257].fill(0x80);
+    code[DEVICES_AT..DEVICES_AT + 16].copy_from_slice(b"0000000\x000000000\0");
+    let before = signed.exchange(&[(0, code)]);
+    let header = bytes_at(&signed.open(), 0, 512);
+    let unsigned: i64 = header.iter().map(|byte| i64::from(*byte)).sum();
+    let with_sign = header
+        .iter()
+        .map(|byte| i64::from(i8::from_ne_bytes([*byte])));
+    let with_sign: i64 = with_sign.sum();
+    let put = |sum: &str| {
+        let mut field = sum.as_bytes().to_vec();
+        assert!(field.len() <= SUM_BYTES, "{sum:?}");
+        field.resize(SUM_BYTES, 0);
+        signed.exchange(&[(SUM_AT as u64, field)]);
+    };
+    let (negative, positive) = (format!("{:o}", -with_sign), format!("{unsigned:o}"));
+    let (first, rest) = negative.split_at(2);
+    for sum in [
+        format!("-0{negative}"),
+        format!("-0o{negative}"),
+        format!("-0_{negative}"),
+        format!(" -{negative} "),
+        format!("\t-{first}_{rest}"),
+        format!("+{positive}"),
+        format!(" 0O{positive}"),
+    ] {
+        put(&sum);
+        let listed = run("python3", &["-c", LISTED, text(&signed.path)]);
+        assert_eq!(listed.trim(), "1", "{sum:?}");
+        let found = signed.other_form(&signed.path);
+        assert_eq!(found, "a tar archive", "{sum:?}");
+    }
+    // Another sum, of which no program makes an archive.
+    put(&format!("-{:o}", 1 - with_sign));
     assert_eq!(signed.verify(&signed.path).expect("it has one form"), 2);
     signed.exchange(&before);
     assert_eq!(signed.verify(&signed.path).expect("it has one form"), 2);

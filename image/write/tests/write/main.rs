@@ -1,5 +1,6 @@
 //! Disks that are packed, written, checked and signed, with programs of other projects as the judges.
 
+mod disk_end;
 mod disk_forms;
 mod efi;
 mod efi_encodings;

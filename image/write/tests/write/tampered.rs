@@ -25,15 +25,15 @@ const SLOT: usize = 32;
 const EVIL: &[u8] = b"another program";
 
 /// A copy of the released disk.
-struct DiskCopy {
+pub(crate) struct DiskCopy {
     release: Arc<ReleaseFolder>,
     dir: tempfile::TempDir,
-    disk: File,
+    pub(crate) disk: File,
 }
 
 impl DiskCopy {
     /// A disk that a machine was started from, by its identity.
-    fn new(release: &Arc<ReleaseFolder>) -> Self {
+    pub(crate) fn new(release: &Arc<ReleaseFolder>) -> Self {
         let copy = Self::unstarted(release);
         // The identities that a first boot gives, so that the disk is not compared as a whole.
         let mut table = copy.table();
@@ -44,7 +44,7 @@ impl DiskCopy {
     }
 
     /// A disk with the identity of the image.
-    fn unstarted(release: &Arc<ReleaseFolder>) -> Self {
+    pub(crate) fn unstarted(release: &Arc<ReleaseFolder>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("disk");
         run(
@@ -59,12 +59,12 @@ impl DiskCopy {
         }
     }
 
-    fn verify(&self) -> Result<ImageCheck, VerifyError> {
+    pub(crate) fn verify(&self) -> Result<ImageCheck, VerifyError> {
         verify_disk(&self.dir.path().join("disk"), &self.release.manifest)
     }
 
     /// What the command says of the disk, which it must refuse.
-    fn refused(&self, what: &str) -> String {
+    pub(crate) fn refused(&self, what: &str) -> String {
         match self.verify() {
             Ok(check) => panic!("{what}: {check:?}"),
             Err(error) => error.to_string(),
@@ -123,7 +123,7 @@ impl DiskCopy {
     }
 
     /// Adds a file to the EFI system partition, with the folders above it.
-    fn add(&self, path: &str) {
+    pub(crate) fn add(&self, path: &str) {
         let mut volume = EspVolume::open(&self.disk).expect("ours");
         volume.add(path, EVIL).expect("it fits");
     }
@@ -589,8 +589,9 @@ fn identities_that_no_first_start_gives_are_named() {
 fn a_disk_that_a_machine_grew_is_what_its_manifest_says() {
     let release = ReleaseFolder::shared();
     let copy = DiskCopy::new(&release);
+    // A block of 4096 bytes begins with the header of the backup. The place in this header is one in blocks of 512 bytes.
     copy.disk
-        .set_len((copy.blocks() + 100_000) * BLOCK)
+        .set_len((copy.blocks() + 100_001) * BLOCK)
         .expect("sparse");
     let last = copy.blocks() - 1;
     let mut table = copy.table();
