@@ -243,8 +243,8 @@ fn fill(file: &mut File, content: &[u8]) -> io::Result<()> {
 /// Gives a new file its permission bits and its name.
 fn rename_with_mode(file: &File, new: &Path, path: &Path, mode: u32) -> io::Result<()> {
     // Not before the content is on the disk: a power cut leaves what has the temporary name, and no lock. A file that
-    // another user can open then could be locked for as long as that user likes. Journals keep the order of the two
-    // changes, so no cut leaves the final name without these bits.
+    // another user can open then could be locked for as long as that user likes. The journals of ext4 and XFS
+    // keep the order of the two changes; elsewhere a cut may leave the final name with its owner's bits alone.
     if file.metadata()?.mode() & 0o777 != mode {
         file.set_permissions(Permissions::from_mode(mode))?;
     }

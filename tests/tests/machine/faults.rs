@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{MachineKind, VirtioDisk, WatchdogAction};
 use alknet_test_support::skip;
-use alknet_tests::{BootVariant, CliSubscription, FAULTS_FILE, MachineNode, TestBench, WebNode};
+use alknet_tests::{
+    BootVariant, CliSubscription, FAULTS_FILE, MachineNode, TestBench, WebNode, eventually,
+};
 use serde_json::{Value, json};
 
 use crate::power::is_full;
@@ -156,7 +158,7 @@ fn a_node_that_dies_or_hangs_is_started_again() {
     logged(&node, "the node does not answer for its health");
 }
 
-/// That the version is on trial costs no further start, and shows what the version before knows of such an end.
+/// The version that hangs is on trial, so the same two starts also show what the version before says of such an end.
 #[test]
 fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
     let last = hangs_on_trial(|_| {});
@@ -172,6 +174,14 @@ fn update_that_hangs_after_a_panic_of_pid_1_returns_and_says_so() {
         skip!("campaign", "{ONLY_CAMPAIGN}");
     }
     let last = hangs_on_trial(|node| {
+        // While PID 1 writes its note for a new stage, it does not note a panic.
+        eventually("all stages", || {
+            let info = node.info();
+            let stages = info["boot"]["stages"].as_array()?;
+            let has = |name: &str| stages.iter().any(|stage| stage["name"] == name);
+            (has("ready") && has("network")).then_some(())
+        });
+        thread::sleep(PAUSE);
         node.call("node/fault", &json!({ "kind": "init-panic" }));
         logged(node, PASSED_OVER);
     });

@@ -1,8 +1,7 @@
 //! What a machine refuses. Each refusal names what is wrong, and leaves the record and both programs as they were.
 //!
-//! `cargo xtask soak update-cuts` has the refusals of bundles and callers, which each run has under UEFI, by a BIOS as well,
-//! and those of a disk that refuses writes, which each run has by a BIOS, under UEFI as well. A machine without keys is
-//! under UEFI only. The refusal of a version below the floor needs a machine that was updated: it is under UEFI in
+//! Each run has the refusals of bundles and callers under UEFI, and those of a disk that refuses writes by a BIOS. `cargo
+//! xtask soak update-cuts` has both under the other firmware, too. A machine without keys is under UEFI only. The refusal of a version below the floor needs a machine that was updated: it is under UEFI in
 //! `update/administrator.rs` and by a BIOS in `update/good.rs`.
 
 use std::path::Path;

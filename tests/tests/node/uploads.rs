@@ -196,8 +196,7 @@ async fn an_upload_is_given_up_after_attempts_without_a_piece() {
     assert_eq!(refused.status, UNREACHABLE, "{refused:?}");
     assert_eq!(refused.errors.lines().count(), 1, "{refused:?}");
     let given_up = format!(
-        "alknet: UNAVAILABLE: the upload was given up at {PIECE_BYTES} of {} bytes, after {} attempts without a piece: \
-         the ",
+        "alknet: UNAVAILABLE: the upload was given up at {PIECE_BYTES} of {} bytes, after {} failures in a row: the ",
         content.len(),
         TRIES_MAX + 1
     );

@@ -222,10 +222,11 @@ struct UploadState {
 }
 
 impl UploadState {
-    /// The error of the last attempt, with how far the upload was. `error` alone would name a lost connection only.
-    fn given_up(&self, mut error: CommandError, bytes: u64, tries: u32) -> CommandError {
+    /// The error of the last of so many failures in a row, with how far the upload was. `error` alone would name a lost
+    /// connection only.
+    fn given_up(&self, mut error: CommandError, bytes: u64, failures: u32) -> CommandError {
         error.message = format!(
-            "the upload was given up at {} of {bytes} bytes, after {tries} attempts without a piece: {}",
+            "the upload was given up at {} of {bytes} bytes, after {failures} failures in a row: {}",
             self.offset, error.message
         );
         error

@@ -589,7 +589,8 @@ fn identities_that_no_first_start_gives_are_named() {
 fn a_disk_that_a_machine_grew_is_what_its_manifest_says() {
     let release = ReleaseFolder::shared();
     let copy = DiskCopy::new(&release);
-    // A block of 4096 bytes begins with the header of the backup. The place in this header is one in blocks of 512 bytes.
+    // The header of the backup is also the beginning of a block of 4096 bytes. It is accepted: it names its own place in
+    // blocks of 512 bytes, so a reader of larger blocks refuses it.
     copy.disk
         .set_len((copy.blocks() + 100_001) * BLOCK)
         .expect("sparse");
