@@ -537,6 +537,10 @@ fn what_to_do(next: &str) -> Option<&'static str> {
             "an administrator left the version; 'alknet update NODE' installs it, and a later one is installed by itself"
         }
         "no-clock" => "the machine does not know the time",
+        "start-refused" => {
+            "the machine tries the start again, and installs a later version by itself; 'alknet update NODE BUNDLE' sends \
+             this version again and starts it"
+        }
         "waits-for-administrator" => {
             "'alknet update NODE' starts the version, and 'alknet rollback NODE' takes it back"
         }

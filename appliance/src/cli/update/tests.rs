@@ -249,6 +249,7 @@ fn a_log_and_a_status_read_well() {
         ("waits-for-administrator", "'alknet rollback NODE'"),
         ("waits-for-person", "at the machine"),
         ("no-clock", "the time"),
+        ("start-refused", "'alknet update NODE BUNDLE'"),
     ] {
         let mut status = status.clone();
         status["auto"] = json!({ "mode": "apply", "next": next, "at": null, "error": null });

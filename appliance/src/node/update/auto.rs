@@ -11,13 +11,16 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::act::StartOrder;
 use super::download::planned;
-use super::refusal::is_about_delta;
-use super::schedule::{AutoStep, AutoView, step};
+use super::refusal::{ends_by_staging, is_about_delta, is_busy, may_pass};
+use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, RefusedStart, StartRemedy, step};
 use super::session::StagingOutcome;
 use super::stage::{DownloadOrigin, DownloadRequest};
 
 /// How often the node decides.
 const TICK: Duration = Duration::from_secs(60);
+/// How long the node waits, in seconds, after PID 1 refused a start for a reason that may pass, such as a closed vault:
+/// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
+const START_PAUSE_S: i64 = 600;
 /// Who asks, in the log, if the node does so by itself.
 pub(super) const BY: &str = "the machine";
 
@@ -33,6 +36,11 @@ pub(super) struct AutoMemory {
     /// SHA-256 of the program of which a delta was not staged: it would most likely end in the same way again, so the
     /// whole program is taken for this one.
     whole: Option<String>,
+    /// The last start, if PID 1 refused it.
+    refused: Option<RefusedStart>,
+    /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
+    /// does not help the next time either.
+    staged_again: Option<String>,
     /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
     own: Option<String>,
     /// Whether the version that waits is of a caller that may not start versions.
@@ -43,6 +51,46 @@ pub(super) struct AutoMemory {
     step: Option<AutoStep>,
     /// Why the last look or stage failed.
     error: Option<String>,
+}
+
+impl AutoMemory {
+    /// The node has staged this version by itself.
+    fn note_staged(&mut self, plan: UpdatePlan) {
+        let refused = self.refused.take();
+        if refused.is_some_and(|refused| refused.sha256 == plan.sha256) {
+            self.staged_again = Some(plan.sha256.clone());
+        }
+        self.own = Some(plan.to.clone());
+        self.is_replaceable = false;
+        self.found = Some(plan);
+    }
+
+    /// The node could not stage this version.
+    fn note_not_staged(&mut self, plan: &UpdatePlan) {
+        let refused = self.refused.as_mut();
+        if let Some(refused) = refused.filter(|refused| refused.sha256 == plan.sha256) {
+            refused.remedy = StartRemedy::StageLater;
+        }
+    }
+
+    /// PID 1 refused to start this version at the moment `now`, in Unix time.
+    fn note_refused(&mut self, plan: &UpdatePlan, error: &CallError, now: i64) {
+        let is_repeated = self.staged_again.as_ref() == Some(&plan.sha256);
+        let pause = match may_pass(error) {
+            true => START_PAUSE_S,
+            false => LOOK_PERIOD_S,
+        };
+        self.refused = Some(RefusedStart {
+            version: plan.to.clone(),
+            sha256: plan.sha256.clone(),
+            reason: error.message.clone(),
+            remedy: match ends_by_staging(error) && !is_repeated {
+                true => StartRemedy::StageAgain,
+                false => StartRemedy::Nothing,
+            },
+            next_try: now + pause,
+        });
+    }
 }
 
 impl NodeUpdates {
@@ -95,6 +143,7 @@ impl NodeUpdates {
             looked: auto.looked,
             facts: &facts.update,
             found: auto.found.as_ref(),
+            refused: auto.refused.as_ref(),
             is_own: auto.own.is_some() && auto.own.as_deref() == other,
             is_replaceable: auto.is_replaceable,
             // By outdated facts the version of an administrator may be one that does not wait.
@@ -134,13 +183,23 @@ impl NodeUpdates {
 
     /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
     async fn start_own(&self) -> Result<(), CallError> {
-        let found = self.auto().found.as_ref().map(|plan| plan.sha256.clone());
+        let Some(found) = self.auto().found.clone() else {
+            return Ok(());
+        };
         let order = StartOrder {
-            sha256: found,
+            sha256: Some(found.sha256.clone()),
             limited: true,
             unasked: true,
         };
-        self.start(BY, order).await
+        let started = self.start(BY, order).await;
+        let now = self.now_s().unwrap_or_default();
+        match &started {
+            // A PID 1 that is busy, or does not answer, has not judged the start.
+            Err(error) if is_busy(error) => {}
+            Err(error) => self.auto().note_refused(&found, error, now),
+            Ok(()) => self.auto().refused = None,
+        }
+        started
     }
 
     /// Asks the channel what it has.
@@ -159,13 +218,17 @@ impl NodeUpdates {
         let Some(found) = self.auto().found.take() else {
             return Ok(());
         };
-        let plan = self.stage_from_channel(Some(&found)).await?;
-        tracing::info!(version = plan.to, "update.auto staged");
-        let mut auto = self.auto();
-        auto.own = Some(plan.to.clone());
-        auto.is_replaceable = false;
-        auto.found = Some(plan);
-        Ok(())
+        match self.stage_from_channel(Some(&found)).await {
+            Ok(plan) => {
+                tracing::info!(version = plan.to, "update.auto staged");
+                self.auto().note_staged(plan);
+                Ok(())
+            }
+            Err(error) => {
+                self.auto().note_not_staged(&found);
+                Err(error)
+            }
+        }
     }
 
     /// The bundle of the channel, to its end. Without `found`, what the channel had at the last look, PID 1 only looks at
@@ -264,6 +327,15 @@ impl NodeUpdates {
     pub(super) fn auto_step(&self) -> Option<AutoStep> {
         self.auto().step.clone()
     }
+
+    /// Why PID 1 refuses to start this version, which the machine staged by itself. `None` while it is about to be staged
+    /// again for that.
+    pub(super) fn start_refusal(&self, version: &str) -> Option<String> {
+        let auto = self.auto();
+        let refused = auto.refused.as_ref()?;
+        let is_of_it = refused.version == version && auto.own.as_deref() == Some(version);
+        (is_of_it && refused.remedy != StartRemedy::StageAgain).then(|| refused.reason.clone())
+    }
 }
 
 fn moment(seconds: i64) -> Option<String> {
@@ -286,5 +358,6 @@ fn shown(step: &AutoStep) -> (&'static str, Option<i64>) {
         AutoStep::Stage => ("stage", None),
         AutoStep::StartAt(at) => ("start", Some(*at)),
         AutoStep::Start => ("start", None),
+        AutoStep::StartRefused(at) => ("start-refused", Some(*at)),
     }
 }

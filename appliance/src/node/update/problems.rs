@@ -81,6 +81,18 @@ impl NodeUpdates {
         if config.config.update.auto == AutoUpdate::Off || facts.state != "staged" {
             return None;
         }
+        let is_apply = config.config.update.auto == AutoUpdate::Apply;
+        if let Some(reason) = self.start_refusal(version).filter(|_| is_apply) {
+            return Some(MachineDiagnostic {
+                code: UPDATE_AVAILABLE.to_owned(),
+                text: format!(
+                    "version {version} is on this machine, and PID 1 refuses to start it: {reason}"
+                ),
+                hint: "the machine tries the start again, and installs a later version of its channel by itself; \
+                       'alknet update NODE BUNDLE' sends this version again and starts it"
+                    .to_owned(),
+            });
+        }
         let hint = match self.auto_step()? {
             AutoStep::WaitsForAdministrator => {
                 "'alknet update NODE' starts it, and 'alknet rollback NODE' takes it back"

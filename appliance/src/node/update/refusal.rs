@@ -55,6 +55,9 @@ const BUSY: &str = "busy";
 /// Refusals of a start whose reason may pass without another request for this start.
 const MAY_PASS: [&str; 5] = [BUSY, "disk", "locked", "no-slots", "too-often"];
 
+/// Refusals of a start that end once the program is staged again: PID 1 then writes the slot, and what it notes of it.
+const ENDED_BY_STAGING: [&str; 3] = ["other-staged", "slot-damaged", "unverified"];
+
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
 
@@ -90,6 +93,11 @@ pub(super) fn is_busy(error: &CallError) -> bool {
 /// may come.
 pub(super) fn may_pass(error: &CallError) -> bool {
     is_busy(error) || code_of(error).is_some_and(|code| MAY_PASS.contains(&code))
+}
+
+/// Whether a start that was refused so may succeed once its program is staged again.
+pub(super) fn ends_by_staging(error: &CallError) -> bool {
+    code_of(error).is_some_and(|code| ENDED_BY_STAGING.contains(&code))
 }
 
 /// The code of a refusal.

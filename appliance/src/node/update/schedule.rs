@@ -33,6 +33,30 @@ pub(super) fn next_start(now: i64, window: Option<UpdateWindow>, delay: i64) -> 
     now.max(open + delay.min(length - 60))
 }
 
+/// What may help a start that PID 1 refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StartRemedy {
+    /// To stage the program again.
+    StageAgain,
+    /// The same, after the next look at the channel: the program could not be staged again.
+    StageLater,
+    /// Nothing that the machine does by itself.
+    Nothing,
+}
+
+/// A start of the machine itself that PID 1 refused.
+#[derive(Clone, Debug)]
+pub(super) struct RefusedStart {
+    pub(super) version: String,
+    /// SHA-256 of the program, in hex.
+    pub(super) sha256: String,
+    /// What PID 1 said.
+    pub(super) reason: String,
+    pub(super) remedy: StartRemedy,
+    /// Before this moment the start is not tried again, in Unix time.
+    pub(super) next_try: i64,
+}
+
 /// What the node knows when it decides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AutoView<'a> {
@@ -48,6 +72,8 @@ pub(super) struct AutoView<'a> {
     pub(super) facts: &'a UpdateFacts,
     /// What the channel had then.
     pub(super) found: Option<&'a UpdatePlan>,
+    /// The last start by the machine itself, if PID 1 refused it.
+    pub(super) refused: Option<&'a RefusedStart>,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,
     /// Whether it was staged by a caller that may not start versions.
@@ -85,6 +111,8 @@ pub(super) enum AutoStep {
     StartAt(i64),
     /// Start the version that waits.
     Start,
+    /// PID 1 refused the start, and it is tried again at this moment.
+    StartRefused(i64),
 }
 
 /// What the machine does now.
@@ -105,17 +133,20 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
     }
     let delay = own_delay(view.identity, section.jitter);
     let is_of_other = state == "staged" && !view.is_own;
+    let due = match view.looked {
+        None => view.began + delay,
+        Some(looked) => looked + LOOK_PERIOD_S,
+    };
+    // A start that PID 1 refuses must not keep a later version away.
+    let looks_first = due <= now && refused(view).is_some();
     if state == "staged"
         && !is_of_other
+        && !looks_first
         && section.auto == AutoUpdate::Apply
         && let Some(step) = start(view, now, delay)
     {
         return step;
     }
-    let due = match view.looked {
-        None => view.began + delay,
-        Some(looked) => looked + LOOK_PERIOD_S,
-    };
     if due <= now {
         return AutoStep::Look;
     }
@@ -140,10 +171,23 @@ fn start(view: &AutoView<'_>, now: i64, delay: i64) -> Option<AutoStep> {
     {
         return None;
     }
-    Some(match next_start(now, view.section.window, delay) {
+    let refused = refused(view).filter(|refused| refused.sha256 == plan.sha256);
+    if refused.is_some_and(|refused| refused.remedy != StartRemedy::Nothing) {
+        return Some(AutoStep::Stage);
+    }
+    let earliest = refused.map_or(now, |refused| refused.next_try.max(now));
+    Some(match next_start(earliest, view.section.window, delay) {
         at if at <= now => AutoStep::Start,
+        at if refused.is_some() => AutoStep::StartRefused(at),
         at => AutoStep::StartAt(at),
     })
+}
+
+/// The start of the version that waits, if PID 1 refused it.
+fn refused<'a>(view: &AutoView<'a>) -> Option<&'a RefusedStart> {
+    let version = view.facts.other_version.as_deref();
+    view.refused
+        .filter(|refused| version == Some(refused.version.as_str()))
 }
 
 /// What is done with what the channel had at the last look. `None`: nothing.
@@ -267,6 +311,7 @@ mod tests {
             looked: None,
             facts,
             found: None,
+            refused: None,
             is_own: true,
             is_replaceable: false,
             is_busy: false,
@@ -420,6 +465,57 @@ mod tests {
             ..now(at(2, 30))
         };
         assert_eq!(step(&with_pin), AutoStep::WaitsForPerson);
+    }
+
+    #[test]
+    fn a_refused_start_is_tried_later_and_keeps_no_look_away() {
+        let apply = section(AutoUpdate::Apply);
+        let staged = facts("staged", Some("1.1.0"));
+        let refused = |remedy| RefusedStart {
+            version: "1.1.0".to_owned(),
+            sha256: String::new(),
+            reason: "its release is not noted".to_owned(),
+            remedy,
+            next_try: at(8, 0),
+        };
+        let decide = |refused: &RefusedStart, (now, looked): (i64, i64), found: &UpdatePlan| {
+            step(&AutoView {
+                now: Some(now),
+                looked: Some(looked),
+                found: Some(found),
+                refused: Some(refused),
+                ..view(&apply, &staged)
+            })
+        };
+        let (same, newer) = (plan("1.1.0"), plan("1.2.0"));
+        for remedy in [StartRemedy::StageAgain, StartRemedy::StageLater] {
+            let refused = refused(remedy);
+            let soon = decide(&refused, (at(2, 1), at(2, 0)), &same);
+            assert_eq!(soon, AutoStep::Stage, "{remedy:?}");
+            let late = decide(&refused, (at(2, 1), at(-4, 0)), &same);
+            assert_eq!(late, AutoStep::Look, "{remedy:?}");
+        }
+        let lasting = refused(StartRemedy::Nothing);
+        let next_night = AutoStep::StartRefused(at(26, 0));
+        for (now, looked, expected) in [
+            (at(2, 1), at(2, 0), next_night.clone()),
+            (at(9, 0), at(8, 30), next_night),
+            (at(9, 0), at(3, 0), AutoStep::Look),
+            (at(26, 0), at(25, 0), AutoStep::Start),
+            (at(26, 0), at(20, 0), AutoStep::Look),
+        ] {
+            assert_eq!(decide(&lasting, (now, looked), &same), expected, "{now}");
+        }
+        assert_eq!(
+            decide(&lasting, (at(2, 1), at(2, 0)), &newer),
+            AutoStep::Stage
+        );
+        let other_program = RefusedStart {
+            sha256: "b2".to_owned(),
+            ..lasting
+        };
+        let start = decide(&other_program, (at(2, 1), at(2, 0)), &same);
+        assert_eq!(start, AutoStep::Start);
     }
 
     /// The version before was confirmed after the rollback, and is the last end of an update.

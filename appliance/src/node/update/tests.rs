@@ -6,6 +6,7 @@ mod downloads;
 mod ended_starts;
 mod offers;
 mod operations;
+mod refused_starts;
 mod scheduled_starts;
 mod sessions;
 
@@ -38,6 +39,8 @@ enum Verdict {
     Plans,
     /// The same of the program with this SHA-256.
     PlansOf(&'static str),
+    /// The same of this version, whose program has the SHA-256 `b2`.
+    PlansVersion(&'static str),
     /// It reads all of it, and refuses a bundle that begins so with this code.
     Refuses(&'static [u8], &'static str),
     /// It refuses after so many bytes.
@@ -59,6 +62,11 @@ impl Verdict {
         match self {
             Self::PlansOf(sha256) => UpdatePlan {
                 sha256: (*sha256).to_owned(),
+                ..plan()
+            },
+            Self::PlansVersion(version) => UpdatePlan {
+                to: (*version).to_owned(),
+                sha256: "b2".to_owned(),
                 ..plan()
             },
             _ => plan(),
