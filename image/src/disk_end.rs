@@ -10,10 +10,12 @@ use crate::disk_table::disk_bytes_by_head;
 
 /// What the header of a partition table begins with.
 const HEADER_MARK: &[u8; 8] = b"EFI PART";
-/// Bytes of a block of disks and of CDs.
-const BLOCK_SIZES: [u64; 4] = [512, 1024, 2048, 4096];
-/// Bytes of the footer of a VHD, which a virtual machine does not count as a part of the disk.
-const FOOTER_BYTES: u64 = 512;
+/// Bytes of the largest block of a medium.
+const BLOCK_BYTES_MAX: u64 = 4096;
+/// Bytes at the end of a disk in which no other partition table may begin. A medium may end up to 1 MiB before a copy of it:
+/// a bridge of USB reserves blocks, an import leaves out what is no whole MiB, and a virtual machine leaves out the footer of
+/// a VHD. The table is in its last block, or in the one before if the last one has only begun.
+pub const DISK_END_BYTES: u64 = (1 << 20) + 2 * BLOCK_BYTES_MAX;
 
 /// The first byte behind the backup of the partition table. Expects a disk that begins as an image, or one in which
 /// [`table_difference`](crate::table_difference) finds nothing.
@@ -27,42 +29,28 @@ pub fn table_end(disk: &File) -> io::Result<u64> {
     end.ok_or_else(|| io::Error::other("the disk has no partition table"))
 }
 
-/// Looks for the header of another partition table in the last block of a disk of so many bytes. On a medium whose blocks
-/// are larger than those of the image, firmware finds no table in the second block. It then takes the one in the last block,
-/// and restores the first one from it. Returns what the disk has there. Expects a disk as [`table_end`] does.
-///
-/// A virtual machine may leave out the footer of a VHD, or count a last block of which the file has only the beginning.
+/// Looks for the header of another partition table in the last [`DISK_END_BYTES`] of a disk of so many bytes, at the beginning
+/// of each block of 512 bytes. On a medium whose blocks are larger than those of the image, firmware finds no table in the
+/// second block. It then takes the one in the last block, and restores the first one from it. Returns what the disk has there.
+/// Expects a disk as [`table_end`] does.
 ///
 /// # Errors
-/// The disk cannot be read, or has no partition table.
+/// The disk cannot be read or is shorter, or it has no partition table.
 pub fn end_difference(disk: &File, disk_bytes: u64) -> io::Result<Option<String>> {
     let own = table_end(disk)?.saturating_sub(LBA_BYTES);
-    for end in [disk_bytes, disk_bytes.saturating_sub(FOOTER_BYTES)] {
-        for size in BLOCK_SIZES {
-            let begun = end / size * size;
-            for header_at in [begun.saturating_sub(size), begun] {
-                if header_at != own && is_header(disk, header_at)? {
-                    return Ok(Some(format!(
-                        "bytes behind the backup of the partition table: the last block of {size} bytes begins as \
-                         another table, by which firmware may start a program from a medium with such blocks; \
-                         overwrite it with zeros"
-                    )));
-                }
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Whether the header of a partition table begins there.
-fn is_header(disk: &File, at: u64) -> io::Result<bool> {
-    let mut mark = [0; HEADER_MARK.len()];
-    match disk.read_exact_at(&mut mark, at) {
-        Ok(()) => Ok(mark == *HEADER_MARK),
-        // The disk ends before it.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(error),
-    }
+    let start = disk_bytes.saturating_sub(DISK_END_BYTES) / LBA_BYTES * LBA_BYTES;
+    let mut end = vec![0; (disk_bytes - start) as usize];
+    disk.read_exact_at(&mut end, start)?;
+    let blocks = end.chunks(LBA_BYTES as usize);
+    let mut blocks = (start..).step_by(LBA_BYTES as usize).zip(blocks);
+    let other = blocks.find(|(at, block)| *at != own && block.starts_with(HEADER_MARK));
+    Ok(other.map(|(at, _)| {
+        format!(
+            "end of the disk: another partition table begins {} bytes before it, by which firmware may start a program from a \
+             medium that has larger blocks or ends there; overwrite it with zeros",
+            disk_bytes - at
+        )
+    }))
 }
 
 #[cfg(test)]
@@ -81,6 +69,10 @@ mod tests {
 
     const BEHIND_BYTES: u64 = 8 << 20;
     const LARGE_BLOCK: u64 = 4096;
+    /// Bytes of a block of disks and of CDs.
+    const BLOCK_SIZES: [u64; 4] = [512, 1024, 2048, 4096];
+    /// Bytes of the footer of a VHD, which a virtual machine does not count as a part of the disk.
+    const FOOTER_BYTES: u64 = 512;
 
     fn longer(bytes: u64) -> File {
         let disk = disk::tests::written(b"program", "a");
@@ -122,7 +114,8 @@ mod tests {
         backup
     }
 
-    /// The attack: the image is whole, and a reader of larger blocks finds another EFI system partition behind it.
+    /// The attack: the image is whole, and a reader of larger blocks finds another EFI system partition behind it, also on a
+    /// medium that ends before this file.
     #[test]
     fn a_table_that_a_reader_of_larger_blocks_takes_is_named() {
         let bytes = DISK_BYTES + BEHIND_BYTES;
@@ -134,39 +127,51 @@ mod tests {
             "the table of the image is for other blocks"
         );
         assert_eq!(difference(), None);
-        let backup = other_backup(bytes);
-        disk.write_all_at(&backup, bytes - backup.len() as u64)
-            .expect("writable");
-        let table = read().expect("its backup is valid");
-        let first = table.partitions().get(&1).map(|it| it.first_lba);
-        assert_eq!(first, Some(DISK_BYTES / LARGE_BLOCK));
-        let found = difference().expect("the last block is not looked at");
-        assert!(found.contains("last block of 4096 bytes"), "{found}");
+        for earlier in [0, 64 << 10, 1 << 20] {
+            let end = bytes - earlier;
+            let backup = other_backup(end);
+            disk.set_len(end).expect("ours");
+            disk.write_all_at(&backup, end - backup.len() as u64)
+                .expect("writable");
+            let table = read().expect("its backup is valid");
+            let first = table.partitions().get(&1).map(|it| it.first_lba);
+            assert_eq!(first, Some(DISK_BYTES / LARGE_BLOCK));
+            disk.set_len(bytes).expect("sparse");
+            let found = difference();
+            let found = found.unwrap_or_else(|| panic!("{earlier} bytes before"));
+            let expected = format!("begins {} bytes before it", earlier + LARGE_BLOCK);
+            assert!(found.contains(&expected), "{found}");
+            disk.set_len(DISK_BYTES).expect("ours");
+            disk.set_len(bytes).expect("sparse");
+            assert_eq!(difference(), None, "{earlier}");
+        }
     }
 
     #[test]
     fn the_last_block_of_each_size_is_looked_at() {
         // A disk with whole blocks of each size, one whose larger blocks have only begun, and one that ends within the
-        // smallest block.
+        // smallest block. A medium may also end before the footer of a VHD, or 1 MiB earlier.
         for rest in [0, 1536, 100] {
             let bytes = DISK_BYTES + BEHIND_BYTES + rest;
             let disk = longer(bytes);
             let difference = || end_difference(&disk, bytes).expect("readable");
             assert_eq!(difference(), None, "{rest}");
-            for (end, size) in [bytes, bytes - FOOTER_BYTES]
+            let of_sizes = [bytes, bytes - FOOTER_BYTES, bytes - (1 << 20)]
                 .into_iter()
-                .flat_map(|end| BLOCK_SIZES.map(|size| (end, size)))
-            {
-                let begun = end / size * size;
-                // A block may begin at the end of the disk, and then has no bytes.
-                for at in [begun - size, begun].into_iter().filter(|at| *at < bytes) {
-                    disk.write_all_at(HEADER_MARK, at).expect("writable");
-                    let found = difference();
-                    let found = found.unwrap_or_else(|| panic!("{rest}: {size} bytes at {at}"));
-                    assert!(found.contains("begins as another table"), "{found}");
-                    disk.write_all_at(&[0; HEADER_MARK.len()], at)
-                        .expect("writable");
-                }
+                .flat_map(|end| BLOCK_SIZES.map(|size| end / size * size))
+                .zip(BLOCK_SIZES.into_iter().cycle())
+                .flat_map(|(begun, size)| [begun - size, begun]);
+            // And some of the other blocks of the last MiB.
+            let others = (bytes / LBA_BYTES * LBA_BYTES - (1 << 20)..bytes).step_by(37 * 512);
+            // A block may begin at the end of the disk, and then has no bytes.
+            for at in of_sizes.chain(others).filter(|at| *at < bytes) {
+                disk.write_all_at(HEADER_MARK, at).expect("writable");
+                let found = difference();
+                let found = found.unwrap_or_else(|| panic!("{rest}: the block at {at}"));
+                let expected = format!("begins {} bytes before it", bytes - at);
+                assert!(found.contains(&expected), "{at}: {found}");
+                disk.write_all_at(&[0; HEADER_MARK.len()], at)
+                    .expect("writable");
             }
             assert_eq!(difference(), None, "{rest}");
         }

@@ -81,8 +81,8 @@ struct TableCopy {
 
 /// Compares the partition table of a disk, and its backup, with the layout of an image. The identities of disk and
 /// partitions may be others, and the last partition may have grown. Compares also the beginning of each partition: none but
-/// the EFI system partition may have a volume that firmware reads, and no partition may have others within it. The last
-/// block of the disk, of whatever size, must not begin as another table. Returns what differs.
+/// the EFI system partition may have a volume that firmware reads, and no partition may have others within it. No
+/// block at the end of the disk may begin as another table, see [`end_difference`]. Returns what differs.
 ///
 /// The backup lies at the end of the disk, or of the image as long as no machine was started from the disk.
 ///
@@ -606,6 +606,7 @@ mod tests {
             (DISK_BYTES + (1 << 20), DISK_BYTES / LBA_BYTES + 2047),
             (4 << 40, u64::from(u32::MAX)),
         ] {
+            disk.set_len(disk_bytes).expect("sparse");
             let found = table_difference(&disk, DISK_BYTES, disk_bytes).expect("readable");
             assert_eq!(found, None, "as on the image");
             count(u32::try_from(blocks).expect("32 bits"));

@@ -70,7 +70,7 @@ pub use disk::{
     BACKUP_LBAS, BIOS_FIRST_LBA, BIOS_LAST_LBA, DATA_FIRST_LBA, DATA_HEAD_END, DISK_BYTES,
     ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
-pub use disk_end::{end_difference, table_end};
+pub use disk_end::{DISK_END_BYTES, end_difference, table_end};
 pub use disk_parts::{
     DISK_PARTS_LEFT_OUT, LOADER_PATH, ManifestDisk, ManifestEspFile, ManifestRegion,
     NEW_DISK_PARTS, PROGRAM_MARK_BYTES, SLOT_PATHS, begins_as_program, boot_state_difference,

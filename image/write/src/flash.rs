@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use alknet_image::{DATA_HEAD_END, EspVolume};
+use alknet_image::{DATA_HEAD_END, DISK_END_BYTES, EspVolume};
 use nix::fcntl::{FallocateFlags, fallocate};
 use zeroize::Zeroizing;
 
@@ -157,7 +157,8 @@ fn check_size(target: &DiskTarget, needed: u64) -> Result<(), FlashError> {
     }
 }
 
-/// Removes the partition table and its backup at the end, by which firmware would start what the disk had before.
+/// Removes the partition table and each backup at the end, by which firmware would start what the disk had before. The backup
+/// lies elsewhere if the disk was written by another adapter.
 fn wipe(target: &DiskTarget) -> io::Result<()> {
     let disk = target.handle();
     if !target.is_device() {
@@ -165,10 +166,10 @@ fn wipe(target: &DiskTarget) -> io::Result<()> {
         disk.set_len(0)?;
         return disk.set_len(HEAD_BYTES as u64);
     }
-    let zeros = vec![0; HEAD_BYTES];
-    let end = target.facts().bytes - HEAD_BYTES as u64;
-    disk.write_all_at(&zeros, 0)?;
-    disk.write_all_at(&zeros, end)?;
+    let bytes = target.facts().bytes;
+    let end = bytes.saturating_sub(DISK_END_BYTES);
+    disk.write_all_at(&vec![0; HEAD_BYTES], 0)?;
+    disk.write_all_at(&vec![0; (bytes - end) as usize], end)?;
     disk.sync_all()
 }
 

@@ -103,7 +103,7 @@ pub struct SignedPrograms {
     /// What else a folder has, whether its manifest names it or not: it may have EFI programs inside. Texts are left out
     /// here, unless the manifest calls one a disk, or one describes a disk.
     pub left_out: Vec<String>,
-    /// Bytes behind the images of disks that were not looked at, but for the beginning of the last block. A first start
+    /// Bytes behind the images of disks that were not looked at, but for the beginnings of the blocks at the end. A first start
     /// moves the end of the partition table to that of the disk, so a disk that a machine was started from has 0.
     pub bytes_behind: u64,
 }

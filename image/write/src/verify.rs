@@ -120,7 +120,7 @@ pub struct ImageCheck {
     /// the second boot slot.
     pub others: Vec<String>,
     /// Bytes behind the image that were not looked at, on a disk whose partition table ends with the image or that no
-    /// machine was started from. Of its last block, whatever its size, only the beginning was looked at.
+    /// machine was started from. Of the blocks at its end only the beginnings were looked at.
     pub bytes_behind: u64,
 }
 
@@ -183,7 +183,7 @@ pub fn verify_file(path: &Path, manifest: &Manifest) -> Result<ImageCheck, Verif
 /// are compared that stay as they are, and [`ImageCheck::left_out`] names the others. If it has the identity of the
 /// image, no machine has updated it: it must also have the boot state of a new disk, no program in the second boot slot,
 /// and those zeros. The partition table and its backup must have the layout of the image, and identities that the image or a
-/// first start gives, and the last block of the disk must not begin as another table. Every firmware must find the same
+/// first start gives, and no block at the end of the disk may begin as another table. Every firmware must find the same
 /// files on the EFI system partition: those of the manifest, a configuration, and on a disk in use the program of the second
 /// boot slot.
 ///

@@ -263,7 +263,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
     let verified = verify(&mut bundle, order, at)?;
-    let (chosen, mut plan) = choose(&verified, order, at)?;
+    let (chosen, release, mut plan) = choose(&verified, order, at)?;
     let slot = at.running.other();
     if !order.dry_run {
         check_wanted(&plan, chosen.release, order, at)?;
@@ -286,10 +286,11 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     check_capacity(disk, slot, at, bytes)?;
     let is_whole = repair(disk, slot, None, at.log)?;
     progress.require_wanted()?;
-    let keep = || keep_release(slot, &plan, chosen.release, at);
+    let keep = || keep_release(slot, &release, at);
     if lies_there && is_whole {
         undo.before = Some(StateBefore::load(before, true, at));
-        let is_noted = is_noted(slot, &plan, chosen.release, at);
+        let noted = at.folder.map(StagedRelease::load);
+        let is_noted = noted.is_none_or(|noted| noted.as_ref() == Some(&release));
         let was_staged = stage_again(disk, &record, is_noted, keep)?;
         return Ok(StagedBundle { plan, was_staged });
     }
@@ -368,12 +369,12 @@ fn verify<R: Read>(
     Ok(verified?)
 }
 
-/// The program for this machine, and what the update does.
+/// The program for this machine, what is to be noted of its release, and what the update does.
 fn choose<'a>(
     verified: &'a VerifiedTargets,
     order: &StageOrder,
     at: &StageMachine<'_>,
-) -> Result<(ChosenTarget<'a>, UpdatePlan), UpdateRefusal> {
+) -> Result<(ChosenTarget<'a>, StagedRelease, UpdatePlan), UpdateRefusal> {
     let running: ReleaseVersion = at.version.parse().map_err(|error| {
         let text = format_args!(
             "the version that runs is not that of a release: {error}; write a new image to the disk"
@@ -396,6 +397,15 @@ fn choose<'a>(
         );
         return Err(UpdateRefusal::new(RefusalCode::Downgrade, text));
     }
+    let slot = at.running.other();
+    let release = StagedRelease::new(
+        slot,
+        version.clone(),
+        chosen.target.bytes,
+        HEXLOWER.encode(&chosen.target.sha256),
+        chosen.release.floor.clone(),
+    );
+    let release = release.with_noted_floor(at.folder, slot);
     let plan = UpdatePlan {
         from: at.version.to_owned(),
         to: version.to_string(),
@@ -407,13 +417,13 @@ fn choose<'a>(
         .to_owned(),
         bytes: chosen.target.bytes,
         delta_bytes: None,
-        sha256: HEXLOWER.encode(&chosen.target.sha256),
+        sha256: release.sha256.clone(),
         changes: chosen.release.changes.clone(),
-        floor: raised(floor.as_ref(), chosen.release.floor.as_ref()),
+        floor: raised(floor.as_ref(), release.floor.as_ref()),
         needs_person: None,
         time_known: verified.is_time_known(),
     };
-    Ok((chosen, plan))
+    Ok((chosen, release, plan))
 }
 
 /// Refuses the program that runs. If no administrator asks for the version, it also refuses one that the machine left, and
@@ -482,8 +492,8 @@ fn lies_there<D: BlockDevice>(
     Ok(lies_there)
 }
 
-/// Stages a program that its slot has already, by the record alone. A record that says so already stays as it is. Returns
-/// whether it did.
+/// Stages a program that its slot has already, by the record alone. A record that says so already stays as it is, and so do
+/// notes that are the ones to keep. Returns whether the record did.
 fn stage_again<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     record: &BootRecord,
@@ -491,7 +501,9 @@ fn stage_again<D: BlockDevice>(
     keep: impl FnOnce() -> Result<(), UpdateRefusal>,
 ) -> Result<bool, UpdateRefusal> {
     let is_staged = record.phase() == BootPhase::Staged;
-    // A staged program that lost its note does not start until it has one again.
+    // A staged program that lost its note does not start until it has one again, and one whose note has a lower floor than
+    // this release would be confirmed with the lower floor. If the higher one cannot be noted, the note that is left is of
+    // the slot's program all the same, so the record may stay.
     if !is_staged || !is_noted {
         keep()?;
     }
@@ -499,16 +511,6 @@ fn stage_again<D: BlockDevice>(
         disk.write_record(&record.vacate()?.stage()?)?;
     }
     Ok(is_staged)
-}
-
-/// Whether the release is noted for the time after its trial.
-fn is_noted(
-    slot: BootSlot,
-    plan: &UpdatePlan,
-    release: &ReleaseInfo,
-    at: &StageMachine<'_>,
-) -> bool {
-    StagedRelease::is_noted(at.folder, slot, &release.version, &plan.sha256)
 }
 
 /// The floor after the confirmation, if that raises it.
@@ -606,24 +608,16 @@ fn running_sha256<D: BlockDevice>(
 /// file becomes the new one, because the data disk may be full.
 fn keep_release(
     slot: BootSlot,
-    plan: &UpdatePlan,
-    release: &ReleaseInfo,
+    release: &StagedRelease,
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
-    let program = KnownProgram::new(release.version.clone(), plan.sha256.clone());
+    let program = KnownProgram::new(release.version.clone(), release.sha256.clone());
     let mut known = at.known.load();
     known.put(slot, program);
     let Some(folder) = at.folder else {
         return at.known.save(&known).map_err(not_noted);
     };
-    let staged = StagedRelease::new(
-        slot,
-        release.version.clone(),
-        plan.bytes,
-        plan.sha256.clone(),
-        release.floor.clone(),
-    );
-    let (path, content) = staged.file(folder).map_err(not_noted)?;
+    let (path, content) = release.file(folder).map_err(not_noted)?;
     // A restore of one note needs free space as well. So a disk that has none has to refuse before either is replaced.
     let noted = at.known.save_with(&known, (&path, &content));
     noted.map_err(not_noted)

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use alknet_boot_state::BootSlot;
-use alknet_update::ReleaseVersion;
+use alknet_update::{ReleaseVersion, raised_floor};
 use serde::{Deserialize, Serialize};
 
 use super::refusal::{RefusalCode, UpdateRefusal};
@@ -66,10 +66,21 @@ impl StagedRelease {
         sha256: &str,
     ) -> bool {
         folder.is_none_or(|folder| {
-            Self::load(folder).is_some_and(|noted| {
-                noted.is_of(slot) && noted.version == *version && noted.sha256 == sha256
-            })
+            Self::load(folder).is_some_and(|noted| noted.is_of_program(slot, version, sha256))
         })
+    }
+
+    fn is_of_program(&self, slot: BootSlot, version: &ReleaseVersion, sha256: &str) -> bool {
+        self.is_of(slot) && self.version == *version && self.sha256 == sha256
+    }
+
+    /// This release, with the noted floor of the same program in the same slot if that one is higher: the publisher may sign
+    /// metadata for a program again with another floor, and the order in which callers send them must not matter.
+    pub(super) fn with_noted_floor(mut self, folder: Option<&Path>, slot: BootSlot) -> Self {
+        let noted = folder.and_then(Self::load);
+        let noted = noted.filter(|noted| noted.is_of_program(slot, &self.version, &self.sha256));
+        self.floor = raised_floor(self.floor, noted.and_then(|noted| noted.floor).as_ref());
+        self
     }
 
     /// Whether it is about this slot.

@@ -19,10 +19,10 @@ const ESP_TYPE: [u8; 16] = [
     0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
 ];
 
-/// Writes the backup of a partition table to the end of a disk, as a medium with blocks of so many bytes has it. Its EFI
-/// system partition begins behind the place of the vault.
-fn put_other_table(disk: &File, block_bytes: u64) {
-    let blocks = disk.metadata().expect("ours").len() / block_bytes;
+/// Writes the backup of a partition table to a disk, as a medium of `medium_bytes` with blocks of so many bytes has it. Its
+/// EFI system partition begins behind the place of the vault.
+fn put_other_table(disk: &File, medium_bytes: u64, block_bytes: u64) {
+    let blocks = medium_bytes / block_bytes;
     let entries_blocks = ENTRIES_BYTES as u64 / block_bytes;
     let last = blocks - 1;
     let entries_at = last - entries_blocks;
@@ -56,7 +56,8 @@ fn put_other_table(disk: &File, block_bytes: u64) {
     }
 }
 
-/// The attack: the image is whole, and a medium with larger blocks has its partition table at the end of the disk alone.
+/// The attack: the image is whole, and a medium with larger blocks has its partition table at its end alone, which is the end
+/// of the disk or lies before it.
 #[test]
 fn another_table_at_the_end_of_a_longer_disk_is_refused() {
     let release = ReleaseFolder::shared();
@@ -69,10 +70,11 @@ fn another_table_at_the_end_of_a_longer_disk_is_refused() {
         copy.disk.set_len(bytes).expect("sparse");
         copy.verify().expect("nothing is there");
         // The first is what a disk of today has from a system that it had before.
-        for block_bytes in [512, 2048, 4096] {
-            put_other_table(&copy.disk, block_bytes);
+        for (earlier, block_bytes) in [(0, 512), (64 << 10, 2048), (0, 4096)] {
+            put_other_table(&copy.disk, bytes - earlier, block_bytes);
             let said = copy.refused("another table");
-            let expected = format!("the last block of {block_bytes} bytes begins as another table");
+            let distance = earlier + block_bytes;
+            let expected = format!("another partition table begins {distance} bytes before");
             assert!(said.contains(&expected), "{said}");
             copy.disk.set_len(DATA_HEAD_END).expect("ours");
             copy.disk.set_len(bytes).expect("sparse");
@@ -86,11 +88,12 @@ fn a_signed_disk_with_another_table_at_its_end_does_not_count_as_signed() {
     let signed = SignedDisk::new(ImageForm::Raw);
     let disk = signed.open();
     let bytes = DATA_HEAD_END + BEHIND_BYTES;
-    for block_bytes in [2048, 4096] {
+    for (earlier, block_bytes) in [(0, 2048), (64 << 10, 4096)] {
         disk.set_len(bytes).expect("sparse");
-        put_other_table(&disk, block_bytes);
+        put_other_table(&disk, bytes - earlier, block_bytes);
         let part = signed.other_part();
-        let expected = format!("the last block of {block_bytes} bytes begins as another table");
+        let distance = earlier + block_bytes;
+        let expected = format!("another partition table begins {distance} bytes before");
         assert!(part.contains(&expected), "{part}");
         disk.set_len(DATA_HEAD_END).expect("ours");
     }

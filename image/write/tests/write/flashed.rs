@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use alknet_image::OutputRole;
+use alknet_image::{DISK_END_BYTES, OutputRole};
 use alknet_image_write::{
     DiskTarget, FlashError, FlashOptions, FlashReport, FlashStep, ImageSource, PlacedFile,
     SystemFolders, VerifyError, flash, verify_disk, verify_file,
@@ -469,6 +469,7 @@ fn a_block_device_with_old_bytes_is_written_whole() {
         VAULT_END - (132 << 10),
         VAULT_END - 512,
         VAULT_END,
+        bytes - DISK_END_BYTES,
         bytes - 512,
     ] {
         disk.write_all_at(&[0xff; 512], at).expect("writable");
@@ -485,8 +486,10 @@ fn a_block_device_with_old_bytes_is_written_whole() {
     run("cmp", &["-n", &size, &device.0, text(&release.raw())]);
     let mut end = vec![1; 512];
     let disk = File::open(&device.0).expect("ours");
-    disk.read_exact_at(&mut end, bytes - 512).expect("readable");
-    assert_eq!(end, [0; 512], "the backup of an older table is still there");
+    for at in [bytes - DISK_END_BYTES, bytes - 512] {
+        disk.read_exact_at(&mut end, at).expect("readable");
+        assert_eq!(end, [0; 512], "the backup of an older table is still there");
+    }
     let mut behind = vec![1; (VAULT_END - size_of_image) as usize];
     disk.read_exact_at(&mut behind, size_of_image)
         .expect("readable");

@@ -294,6 +294,99 @@ fn nothing_gets_below_a_floor_that_a_confirmation_owes() {
     bench.stage(&TestRelease::new("1.2.0", 4)).expect("staged");
 }
 
+/// The attack: the publisher signs metadata for a program again, with another floor. A caller stages the program with those
+/// of the lower floor, and an administrator before or afterwards with those of the higher one.
+#[test]
+fn a_staged_program_keeps_the_highest_floor_that_was_signed_for_it() {
+    let first = TestRelease::new(NEW, 1);
+    let again = |floor: Option<&str>, number| TestRelease {
+        floor: floor.map(str::to_owned),
+        program: Some(first.content()),
+        ..TestRelease::new(NEW, number)
+    };
+    let low = Some("0.9.0");
+    for floors in [
+        [None, Some(NEW), None],
+        [low, Some(NEW), low],
+        [None, low, Some(NEW)],
+    ] {
+        let mut bench = UpdateBench::new();
+        let mut highest: Option<ReleaseVersion> = None;
+        for (floor, number) in floors.into_iter().zip(1..) {
+            let is_higher = floor.map(version) > highest;
+            let before = StagedRelease::load(bench.folder.path());
+            bench.disk.forget_steps();
+            let release = again(floor, number);
+            if number > 1 && is_higher {
+                refuses_the_note(&bench, &release);
+            }
+            let plan = bench.stage(&release).expect("staged");
+            highest = highest.max(floor.map(version));
+            assert_eq!(plan.floor, highest.as_ref().map(ToString::to_string));
+            let noted = StagedRelease::load(bench.folder.path()).expect("noted");
+            assert_eq!(noted.floor, highest, "{floors:?}, number {number}");
+            if number > 1 && !is_higher {
+                assert_eq!(Some(noted), before);
+                assert!(!bench.disk.is_written(), "it was staged already");
+            }
+        }
+        bench.arm(&bench.disk);
+        assert!(bench.disk.power_on().1 == Some(first.content()));
+        bench.running = BootSlot::B;
+        bench.version = NEW.to_owned();
+        apply::confirm(&mut bench.disk.open(), BootSlot::B).expect("it runs");
+        let floor = bench.rules().floor(BootSlot::B);
+        assert_eq!(floor, Ok(Some(version(NEW))), "{floors:?}");
+        bench.refuses(RefusalCode::BelowFloor, |bench| {
+            apply::plan_rollback(&mut bench.disk.open(), BootSlot::B, bench.rules()).map(drop)
+        });
+    }
+}
+
+/// Asserts that a data disk which takes no note keeps the earlier one beside the staged program.
+fn refuses_the_note(bench: &UpdateBench, release: &TestRelease) {
+    let before = StagedRelease::load(bench.folder.path());
+    let obstacle = bench.folder.path().join(".staged.json.new");
+    fs::create_dir(&obstacle).expect("a new folder");
+    bench.refuses(RefusalCode::Disk, |bench| bench.stage(release).map(drop));
+    assert_eq!(StagedRelease::load(bench.folder.path()), before);
+    fs::remove_dir(&obstacle).expect("it is ours");
+}
+
+/// The same for a program that was taken back, or whose file was changed: then it is staged once more, and its note is there.
+#[test]
+fn a_program_that_is_staged_once_more_keeps_its_floor() {
+    let first = TestRelease {
+        floor: Some(NEW.to_owned()),
+        ..TestRelease::new(NEW, 1)
+    };
+    let later = TestRelease {
+        program: Some(first.content()),
+        ..TestRelease::new(NEW, 2)
+    };
+    let take_back = |bench: &UpdateBench| {
+        let plan = apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules());
+        plan.map(drop).expect("staged");
+    };
+    let change = |bench: &UpdateBench| {
+        verified_programs::put(&bench.disk, BootSlot::B, &program(NEW, 4096, 77));
+    };
+    for undone in [&take_back as &dyn Fn(&UpdateBench), &change] {
+        let bench = UpdateBench::new();
+        bench.stage(&first).expect("staged");
+        undone(&bench);
+        let plan = bench.stage(&later).expect("staged");
+        assert_eq!(plan.floor.as_deref(), Some(NEW));
+        let noted = StagedRelease::load(bench.folder.path()).expect("noted");
+        assert_eq!(noted.floor, Some(version(NEW)));
+        // Another program of the version has the floor of its own release.
+        let other = bench.stage(&TestRelease::new(NEW, 3)).expect("staged");
+        assert_eq!(other.floor, None);
+        let noted = StagedRelease::load(bench.folder.path()).expect("noted");
+        assert_eq!(noted.floor, None);
+    }
+}
+
 #[test]
 fn the_files_of_others_are_counted_again_after_a_staging() {
     let bench = UpdateBench::new();
