@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use alknet_boot_state::BootSlot;
 use alknet_qemu::{MachineKind, VirtioDisk, WatchdogAction};
 use alknet_test_support::skip;
-use alknet_tests::{
-    BootVariant, CliSubscription, FAULTS_FILE, MachineNode, TestBench, WebNode, eventually,
-};
+use alknet_tests::{BootVariant, CliSubscription, FAULTS_FILE, MachineNode, TestBench, WebNode};
 use serde_json::{Value, json};
 
 use crate::power::is_full;
@@ -175,11 +173,12 @@ fn update_that_hangs_after_a_panic_of_pid_1_returns_and_says_so() {
     }
     let last = hangs_on_trial(|node| {
         // While PID 1 writes its note for a new stage, it does not note a panic.
-        eventually("all stages", || {
-            let info = node.info();
-            let stages = info["boot"]["stages"].as_array()?;
-            let has = |name: &str| stages.iter().any(|stage| stage["name"] == name);
-            (has("ready") && has("network")).then_some(())
+        eventually(node, "all stages", |info| {
+            let stages = info["boot"]["stages"].as_array().into_iter().flatten();
+            let names: Vec<_> = stages.map(|stage| &stage["name"]).collect();
+            ["ready", "network"]
+                .iter()
+                .all(|stage| names.contains(&&json!(stage)))
         });
         thread::sleep(PAUSE);
         node.call("node/fault", &json!({ "kind": "init-panic" }));
