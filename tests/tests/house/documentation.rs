@@ -159,10 +159,10 @@ fn a_link_has_a_file_a_heading_or_both() {
     let found: Vec<_> = link_targets(page).collect();
     let expected = [("b.md", None), ("../d.md", Some("e-f")), ("", Some("h"))];
     assert_eq!(found, expected);
-    let paths = found.iter().map(|(file, _)| linked_path("docs/n.md", file));
+    let paths = found.iter().map(|(file, _)| linked_path("a/n.md", file));
     let paths: Vec<_> = paths.collect();
-    assert_eq!(paths, ["docs/b.md", "d.md", "docs/n.md"]);
-    assert_eq!(linked_path("README.md", "docs/b.md"), "docs/b.md");
+    assert_eq!(paths, ["a/b.md", "d.md", "a/n.md"]);
+    assert_eq!(linked_path("README.md", "a/b.md"), "a/b.md");
 }
 
 #[test]
