@@ -45,8 +45,9 @@ const BOOT_END: u64 = ESP_FIRST_LBA * LBA_BYTES + ESP_BYTES;
 
 /// To the owner's new version and back without a person, and in between the attacks of [`Rollback`]; then a version whose
 /// bundle is signed and whose program another owner signed ends in the first version. In `cargo xtask soak update-cuts`
-/// so does one whose program has no signature, which `secure_boot.rs` shows of the good slot in each run. `alknet image
-/// verify` finds the owner's programs in both slots after the update, and at the end the other owner's in the second one.
+/// so does one whose program has no signature, which `secure_boot.rs` shows of the good slot in each run, and there alone
+/// firmware forbids the first version. `alknet image verify` finds the owner's programs in both slots after the update, and
+/// at the end the other owner's in the second one.
 #[test]
 fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     let bench = TestBench::new();
@@ -103,7 +104,9 @@ fn update_under_secure_boot_and_back_starts_only_what_its_owner_signed() {
     node.end();
     all_are_signed(&bench, &owner);
     rollback.opens_nothing(&machine);
-    rollback.starts_nothing_forbidden(&machine, &owner, &variables);
+    if is_full() {
+        rollback.starts_nothing_forbidden(&machine, &owner, &variables);
+    }
     let mut node = machine().boot();
     assert_eq!(node.identity(), identity);
     assert_eq!(opened(&node), slot_of_second);
