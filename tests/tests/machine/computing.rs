@@ -101,8 +101,9 @@ fn scripts_and_shaders_run_in_the_full_sandbox() {
 /// Tensors one after the other. Each is freed before the next one.
 const ROUNDS: usize = 2;
 
-/// Most of the 128 MiB of a tensor.
-const NOTICED_MIB: u64 = 96;
+/// Half of the 128 MiB of a tensor. On a slow machine the worker had 35 MiB of the tensor before when the test looked, and
+/// used them again for the next one.
+const NOTICED_MIB: u64 = 64;
 
 /// How much memory may be missing after a tensor, because the machine's other programs need some
 /// too.
