@@ -178,9 +178,9 @@ fn tests_after_an_abort_are_counted() {
 
 #[test]
 fn the_factor_scales_both_limits() {
-    let (rest, busy) = (TestTimeouts::scaled(1.0), TestTimeouts::scaled(2.0));
-    assert_eq!(busy.silence, rest.silence * 2);
-    assert_eq!(busy.grace, rest.grace * 2);
+    let (rest, busy) = (TestTimeouts::scaled(1.0), TestTimeouts::scaled(1.25));
+    assert_eq!(busy.silence, rest.silence * 5 / 4);
+    assert_eq!(busy.grace, rest.grace * 5 / 4);
     // The limit of a program that hangs does not grow without an end.
     assert!(TestTimeouts::scaled(3.0).silence < rest.silence * 3);
 }
