@@ -205,15 +205,21 @@ async fn a_machine_follows_its_channel_by_itself() {
     assert!(bench.updates.problems().is_empty());
 }
 
-/// The server of the channel `stable` has a bundle of `beta`, which the same keys have signed.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_machine_installs_no_version_of_another_channel_by_itself() {
+/// A machine that installs by itself what its channel has.
+pub(super) async fn stable_follower() -> NodeUpdateBench {
     let server = breaking_server(FILE, 1000, true).await;
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
     let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
     let downloader = &bench.updates.0.downloader;
     downloader.instead(format!("http://{server}/stable/bundle.tar"));
+    bench
+}
+
+/// The server of the channel `stable` has a bundle of `beta`, which the same keys have signed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_installs_no_version_of_another_channel_by_itself() {
+    let bench = stable_follower().await;
     bench.updates.act().await;
     bench.judge(Verdict::Refuses(b"the bytes", "other-channel"));
     bench.updates.act().await;

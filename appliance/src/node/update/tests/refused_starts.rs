@@ -1,17 +1,12 @@
 //! Starts of the machine itself that PID 1 refuses.
 
-use super::downloads::{FILE, breaking_server};
+use super::downloads::stable_follower;
 use super::*;
 use crate::node::update::schedule::LOOK_PERIOD_S;
 
 /// A machine that has looked at its channel, has staged the version there, and was refused the start with this code.
 async fn refused_follower(code: &'static str) -> NodeUpdateBench {
-    let server = breaking_server(FILE, 1000, true).await;
-    let document =
-        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
-    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
-    let downloader = &bench.updates.0.downloader;
-    downloader.instead(format!("http://{server}/stable/bundle.tar"));
+    let bench = stable_follower().await;
     refuse_starts(&bench, Some(code));
     act(&bench, 2).await;
     mark_staged(&bench, "1.1.0");
