@@ -5,6 +5,9 @@
 //! the primary is touched. Hence a torn primary always has a valid backup at the disk's last
 //! sector, from which the next boot repairs it. A second run changes nothing.
 //!
+//! On a disk that has become longer, the header of the earlier backup is overwritten between these two writes: otherwise it
+//! would stay within the partition, where `alknet image verify` takes it for the table of an attacker if it is near the end.
+//!
 //! The GUIDs of the image say that no machine was started from the disk since the image was written. Before they are
 //! replaced, a vault that the disk had earlier is overwritten: see [`earlier`](super::earlier). If the power fails in
 //! between, the next start does both again.
@@ -16,6 +19,8 @@ use uuid::Uuid;
 use super::earlier::{self, EarlierContent};
 use crate::little_endian::{u32_at, u64_at};
 
+/// What a header begins with.
+const HEADER_MARK: &[u8; 8] = b"EFI PART";
 /// Bytes of a header that its checksum covers.
 const HEADER_BYTES: usize = 92;
 /// Maximum size of the partition array in bytes: four times what the standard requires.
@@ -124,6 +129,11 @@ pub(crate) fn settle(
         // The backup is written first: a power cut in between leaves the old primary whole, and the
         // next start finishes.
         twin.write(disk)?;
+        // The old primary and the new backup are whole. The earlier backup goes before the new primary is written: until then
+        // the primary names it, so that a start after a power cut finds it again, and the partition does not reach there yet.
+        if let Some(primary) = &primary {
+            primary.erase_backup(disk, &twin)?;
+        }
         target.write(disk)?;
         if changes.is_empty() {
             changes.push("backup table rewritten");
@@ -324,6 +334,30 @@ impl GptTable {
             .write_all_at(&self.entries, self.entries_lba * disk.sector)?;
         disk.file
             .write_all_at(&self.header(disk), self.my_lba * disk.sector)?;
+        disk.file.sync_all()
+    }
+
+    /// Overwrites the header of the backup that this primary names with zeros, unless the new backup `twin` is there. When
+    /// this returns, the zeros are on stable storage.
+    ///
+    /// The entries stay: without a header they are no table, and if an image was written without its zeros, their blocks may
+    /// have data of an earlier node.
+    fn erase_backup(&self, disk: &GptDisk<'_>, twin: &Self) -> io::Result<()> {
+        let lba = self.alternate_lba;
+        // What is called a backup within a partition is that partition's content, whatever the header says. On a disk that
+        // became shorter, the earlier backup is not there any more.
+        let is_behind_partitions = self.used().all(|index| self.range(index).1 < lba);
+        if !is_behind_partitions || lba >= twin.entries_lba {
+            return Ok(());
+        }
+        let at = lba * disk.sector;
+        let mut mark = [0; HEADER_MARK.len()];
+        disk.file.read_exact_at(&mut mark, at)?;
+        if mark != *HEADER_MARK {
+            return Ok(());
+        }
+        let zeros = vec![0; usize::try_from(disk.sector).unwrap_or(512)];
+        disk.file.write_all_at(&zeros, at)?;
         disk.file.sync_all()
     }
 

@@ -585,14 +585,10 @@ fn identities_that_no_first_start_gives_are_named() {
     assert!(said.contains("identity of partition 1"), "{said}");
 }
 
-#[test]
-fn a_disk_that_a_machine_grew_is_what_its_manifest_says() {
-    let release = ReleaseFolder::shared();
-    let copy = DiskCopy::new(&release);
-    // The header of the backup is also the beginning of a block of 4096 bytes. It is accepted: it names its own place in
-    // blocks of 512 bytes, so a reader of larger blocks refuses it.
+/// Makes the disk longer by so many blocks, and moves the table as PID 1 does. The header of the earlier backup stays.
+fn grow(copy: &DiskCopy, blocks: u64) {
     copy.disk
-        .set_len((copy.blocks() + 100_001) * BLOCK)
+        .set_len((copy.blocks() + blocks) * BLOCK)
         .expect("sparse");
     let last = copy.blocks() - 1;
     let mut table = copy.table();
@@ -604,8 +600,26 @@ fn a_disk_that_a_machine_grew_is_what_its_manifest_says() {
     table.entry(2)[16..32].copy_from_slice(&[0x42; 16]);
     copy.put(&table);
     copy.write(458, &u32::try_from(last).expect("small").to_le_bytes());
+}
+
+#[test]
+fn a_disk_that_a_machine_grew_is_what_its_manifest_says() {
+    let release = ReleaseFolder::shared();
+    let copy = DiskCopy::new(&release);
     let path = copy.dir.path().join("disk");
-    assert!(run("sgdisk", &["-v", text(&path)]).contains("No problems found"));
-    let check = copy.verify().expect("as a machine leaves it");
-    assert!(check.others.is_empty(), "{check:?}");
+    // The header of each backup is also the beginning of a block of 4096 bytes. It is accepted: it names its own place in
+    // blocks of 512 bytes, so a reader of larger blocks refuses it. Later the disk becomes only a little longer.
+    for (blocks, is_near) in [(100_001, false), (1000, true)] {
+        let earlier = (copy.blocks() - 1) * BLOCK;
+        grow(&copy, blocks);
+        if is_near {
+            let said = copy.refused("the earlier backup");
+            assert!(said.contains("another partition table begins"), "{said}");
+        }
+        // PID 1 does this before it moves the table.
+        copy.write(earlier, &[0; BLOCK as usize]);
+        assert!(run("sgdisk", &["-v", text(&path)]).contains("No problems found"));
+        let check = copy.verify().expect("as a machine leaves it");
+        assert!(check.others.is_empty(), "{check:?}");
+    }
 }

@@ -95,14 +95,31 @@ fn every_torn_state_of_the_growth_is_repaired() {
     let changed: Vec<usize> = (0..before.len() / 512)
         .filter(|at| before[at * 512..][..512] != after[at * 512..][..512])
         .collect();
-    let (primary, backup): (Vec<_>, Vec<_>) = changed.iter().partition(|at| **at < 64);
-    assert!(!primary.is_empty() && !backup.is_empty());
-    for subset in subsets(&backup) {
-        recovers(&before, &after, &subset);
+    let between = |range: Range<usize>| -> Vec<usize> {
+        let changed = changed.iter().copied();
+        changed.filter(|at| range.contains(at)).collect()
+    };
+    let image_end = (IMAGE_BYTES / SECTOR) as usize;
+    let earlier = between(64..image_end);
+    assert_eq!(earlier, [image_end - 1], "the header of the earlier backup");
+    // In the order of the flushes.
+    let backup = between(image_end..before.len() / 512);
+    let mut flushed: Vec<usize> = Vec::new();
+    for next in [backup, earlier, between(0..64)] {
+        assert!(!next.is_empty());
+        for subset in subsets(&next) {
+            recovers(&before, &after, &[&flushed[..], &subset[..]].concat());
+        }
+        flushed.extend(next);
     }
-    for subset in subsets(&primary) {
-        recovers(&before, &after, &[&backup[..], &subset[..]].concat());
-    }
+}
+
+/// The sectors with the header of a table.
+fn headers(file: &tempfile::NamedTempFile) -> Vec<u64> {
+    let content = std::fs::read(file.path()).expect("readable");
+    let sectors = (0..).zip(content.chunks(SECTOR as usize));
+    let headers = sectors.filter(|(_, sector)| sector.starts_with(HEADER_MARK));
+    headers.map(|(lba, _)| lba).collect()
 }
 
 fn subsets(of: &[usize]) -> Vec<Vec<usize>> {
@@ -117,8 +134,8 @@ fn subsets(of: &[usize]) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Checks that the next boot ends in a valid, grown table if only the sectors `written` reached the
-/// disk.
+/// Checks that the next boot ends in a valid, grown table, without the earlier backup, if only the sectors `written` reached
+/// the disk.
 fn recovers(before: &[u8], after: &[u8], written: &[usize]) {
     let mut torn = before.to_vec();
     for at in written {
@@ -128,8 +145,44 @@ fn recovers(before: &[u8], after: &[u8], written: &[usize]) {
     std::fs::write(file.path(), torn).expect("writable");
     let settled = run(&file);
     assert_eq!(settled.start + settled.length, GROWN_BYTES - ALIGN_BYTES);
+    assert_eq!(headers(&file), [1, GROWN_BYTES / SECTOR - 1]);
     assert!(run(&file).changes.is_empty(), "a second boot does nothing");
     verify(&file);
+}
+
+/// `alknet image verify` refuses a disk with another header near its end.
+#[test]
+fn a_disk_that_grows_again_and_again_has_one_backup() {
+    let file = image(GROWN_BYTES);
+    run(&file);
+    let mut bytes = GROWN_BYTES;
+    // The new backup covers the earlier header, begins right behind it, and lies further away.
+    for more in [SECTOR, 32 * SECTOR, 33 * SECTOR, ALIGN_BYTES, ALIGN_BYTES] {
+        bytes += more;
+        file.as_file().set_len(bytes).expect("a sparse file");
+        assert!(!run(&file).changes.is_empty(), "{bytes}");
+        assert_eq!(headers(&file), [1, bytes / SECTOR - 1], "{more}");
+        verify(&file);
+        assert!(run(&file).changes.is_empty(), "{bytes}");
+    }
+}
+
+/// A file may be the image of a disk, and the primary of another program may name any sector.
+#[test]
+fn a_header_within_a_partition_is_not_overwritten() {
+    const WITHIN_ESP: u64 = 3000;
+    let file = image(GROWN_BYTES);
+    run(&file);
+    let table = GptTable::read(&disk(&file), 1).expect("readable");
+    let mut table = table.expect("valid");
+    table.alternate_lba = WITHIN_ESP;
+    table.write(&disk(&file)).expect("writable");
+    let within = WITHIN_ESP * SECTOR;
+    let written = file.as_file().write_all_at(HEADER_MARK, within);
+    written.expect("writable");
+    assert_eq!(run(&file).changes, ["backup table rewritten"]);
+    let last = GROWN_BYTES / SECTOR - 1;
+    assert_eq!(headers(&file), [1, WITHIN_ESP, last]);
 }
 
 #[test]
