@@ -158,8 +158,9 @@ impl WorkerSupervisor {
 
     /// Handles the end of a process. Messages that it sent before still count.
     pub(super) fn process_ended(&mut self, number: u64, scratch: &mut [u8]) {
-        self.read_rest(number, scratch);
+        // Before the rest is read: the worker decides how much it leaves, and that would count as time that it needed to end.
         let now = self.now();
+        self.read_rest(number, scratch);
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
