@@ -192,9 +192,9 @@ impl WorkerProcess {
         process_cpu_us(self.process.pid)
     }
 
-    /// Bytes of memory that belong to it alone; 0 once it has ended. Only its cgroup counts mapped files and shared memory,
-    /// which others may have as well.
-    pub(super) fn private_bytes(&self) -> u64 {
+    /// Bytes of memory that belong to it alone. `None` once it has ended, or if they cannot be read. Only its cgroup counts
+    /// mapped files and shared memory, which others may have as well.
+    pub(super) fn private_bytes(&self) -> Option<u64> {
         private_bytes(self.process.pid)
     }
 

@@ -13,21 +13,21 @@ pub fn give_back_memory() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Bytes of memory that belong to a process alone; 0 for one that has ended. Memory in mapped files and shared memory, which
-/// other processes may have as well, is not among them.
-pub(crate) fn private_bytes(pid: i32) -> u64 {
-    let pages = memory_count(pid, "statm", private_pages).unwrap_or(0);
-    pages.saturating_mul(rustix::param::page_size() as u64)
+/// Bytes of memory that belong to a process alone. `None` for one that has ended, or whose files in /proc cannot be read.
+/// Memory in mapped files and shared memory, which other processes may have as well, is not among them.
+pub(crate) fn private_bytes(pid: i32) -> Option<u64> {
+    let pages = memory_count(pid, "statm", private_pages)?;
+    Some(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
-/// Bytes of the page tables of a process. `None` for one that has ended. Unlike the counts of pages they also count pages
+/// Bytes of the page tables of a process. `None` as for [`private_bytes`]. Unlike the counts of pages they also count pages
 /// that many mappings share, and the page of zeros.
 pub(crate) fn page_table_bytes(pid: i32) -> Option<u64> {
     memory_count(pid, "status", table_kib).map(|kib| kib.saturating_mul(1024))
 }
 
 /// Reads a count of a process's memory from this file of /proc. `None` for a process without memory, because it ends or has
-/// ended.
+/// ended, and if the file cannot be read, for example because this process has no descriptor left.
 ///
 /// A process whose first thread has ended shows no memory in its own files, while its other threads have all of it. Code
 /// that has taken a worker over can end that thread. A process that ends shows the same for a moment, so the host does not
@@ -149,11 +149,11 @@ mod tests {
         eventually("the thread has ended", Duration::from_secs(60), || {
             fs::read_to_string(&statm).is_ok_and(|text| text.starts_with("0 "))
         });
-        let private = private_bytes(pid);
+        let private = private_bytes(pid).expect("it lives");
         assert!(private >= held.len() as u64 / 2, "{private}");
         assert!(page_table_bytes(pid).is_some_and(|bytes| bytes > 0));
         drop((process, held));
-        assert_eq!((private_bytes(pid), page_table_bytes(pid)), (0, None));
+        assert_eq!((private_bytes(pid), page_table_bytes(pid)), (None, None));
     }
 
     #[test]

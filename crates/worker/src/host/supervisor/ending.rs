@@ -273,6 +273,8 @@ mod tests {
     const RUNS_FOR: Duration = Duration::from_secs(2);
     /// Time after an abort that no process needs to end once it is killed, on any machine.
     const LONG: Duration = Duration::from_secs(60);
+    /// Bytes that a worker held at its last check. No whole number of pages, so no process has as much.
+    const HELD: u64 = 1;
 
     type Answer = oneshot::Receiver<Result<WorkerAnswer, WorkerCallError>>;
 
@@ -472,8 +474,6 @@ mod tests {
     /// last one that holds it, and then frees it.
     #[test]
     fn the_memory_of_dying_workers_is_not_read() {
-        /// No whole number of pages, so no process has as much.
-        const HELD: u64 = 1;
         let mut worker = AbortedWorker::new();
         for dies in [false, true] {
             let known = worker.supervisor.workers.get_mut(&WORKER);
@@ -485,6 +485,23 @@ mod tests {
             let held = worker.supervisor.workers[&WORKER].held;
             assert_eq!(held == HELD, dies, "{held}");
         }
+    }
+
+    /// The attack: a worker fills memory while the node has no descriptor left, and so cannot read how much the worker has.
+    #[test]
+    fn a_worker_whose_memory_cannot_be_read_holds_what_it_held() {
+        let mut worker = AbortedWorker::new();
+        let _answer = worker.call(7);
+        // Without its process nothing of it is left in /proc, and the host has not seen its end.
+        worker.process.kill().expect("it lives");
+        worker.process.wait().expect("ours");
+        let known = worker.supervisor.workers.get_mut(&WORKER);
+        known.expect("it is there").held = HELD;
+        let now = worker.supervisor.now();
+        worker.supervisor.check_memory(WORKER, now);
+        assert_eq!(worker.supervisor.relieve(0), 0);
+        let known = &worker.supervisor.workers[&WORKER];
+        assert_eq!((known.held, known.memory_checked_at), (HELD, now));
     }
 
     /// The attack: a worker that computes on after one limit ends for another one that it reached later.

@@ -19,7 +19,11 @@ impl WorkerSupervisor {
             return;
         }
         worker.memory_checked_at = now;
-        let bytes = worker.private_bytes();
+        // A read that fails says nothing about the worker: with 0 bytes it would be within its limit, and the host would end
+        // the workers of others to make room. The value of the last check stays until the worker's end is seen.
+        let Some(bytes) = worker.private_bytes() else {
+            return;
+        };
         // The sum over all workers uses the value of each one's last check.
         worker.held = bytes;
         let most = worker.memory_max();
@@ -65,8 +69,10 @@ impl WorkerSupervisor {
         for worker in self.workers.values_mut() {
             // A dying one does not count below. The thread that reads how much memory a process has may be the last one that
             // holds it, and would then free all of it.
-            if !matches!(worker.state, WorkerState::Dying(..)) {
-                worker.held = worker.private_bytes();
+            if !matches!(worker.state, WorkerState::Dying(..))
+                && let Some(bytes) = worker.private_bytes()
+            {
+                worker.held = bytes;
             }
         }
         let held = self.held();
