@@ -1,12 +1,12 @@
 //! Files that are whole whenever the power fails.
 //!
 //! [`replace`] puts a file in the place of another, or of none, and [`replace_all`] does that for files that belong
-//! together; [`sync_folder`] is for those who move and remove files themselves; [`private`] makes the
-//! file that a database then opens.
+//! together; [`remove_left`] removes what power cuts left beside them; [`sync_folder`] is for those who move and remove
+//! files themselves; [`private`] makes the file that a database then opens.
 
 mod set;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -15,6 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use set::{ReplaceAllError, replace_all};
+
+/// What the name of a file has before and behind it until the file is whole.
+const NEW_NAME: (&str, &str) = (".", ".new");
 
 /// Permission bits of a file that only its owner may read and write.
 const PRIVATE: u32 = 0o600;
@@ -33,10 +36,12 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// there. When this returns, it is on the disk.
 ///
 /// A power cut before that leaves the file of before or the new one, each whole, or on FAT an empty one,
-/// and perhaps a part of the new one beside it as `.NAME.new`, which only its owner can open. The next
-/// call for the same file removes that part and makes its own file: it never writes into one with other
-/// permission bits, or one that another process has open. Several calls for one file, of one process or
-/// of many, come after each other.
+/// and perhaps a part of the new one beside it as `.NAME.new`, which only its owner can open. A cut right
+/// before the new file gets its name leaves it with these permission bits, by which other users may be able
+/// to open and lock it: [`remove_left`] removes it before they run. The next call for the same file removes
+/// that part as well and makes its own file: it never writes into one with other permission bits, or one
+/// that another process has open. Several calls for one file, of one process or of many, come after each
+/// other.
 ///
 /// A link at `path` is replaced, not followed.
 ///
@@ -74,6 +79,38 @@ fn replace_within(path: &Path, content: &[u8], mode: u32, wait: Duration) -> io:
     // (`vfat_rename` in Linux). On other file systems this costs nothing beside the folder.
     file.sync_all()?;
     sync_folder(path.parent().unwrap_or(path))
+}
+
+/// Removes the new files that power cuts have left in a folder, as the next call for each of these files does. The new file of
+/// a call that goes on stays.
+///
+/// To be called before programs of other users run that can read the folder: each of them can lock such a file, and the next
+/// call then waits for half a minute and fails.
+///
+/// ```
+/// let folder = tempfile::tempdir()?;
+/// std::fs::write(folder.path().join(".node.key.new"), b"fir")?;
+/// alknet_durable::remove_left(folder.path())?;
+/// assert_eq!(std::fs::read_dir(folder.path())?.count(), 0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+/// The folder cannot be read, or one of its new files cannot be removed. The others are removed all the same.
+pub fn remove_left(folder: &Path) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !is_new_name(&entry.file_name()) {
+            continue;
+        }
+        // Its lock shows whether a call goes on: then it is no leftover.
+        match clear(&entry.path(), Instant::now()) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            removed => outcome = outcome.and(removed),
+        }
+    }
+    outcome
 }
 
 /// Returns when the names in a folder are on the disk. The parent of a bare name, which is empty, is the
@@ -127,10 +164,19 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
         let text = format!("'{}' is no name of a file", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     };
-    let mut new = OsString::from(".");
+    let (before, behind) = NEW_NAME;
+    let mut new = OsString::from(before);
     new.push(name);
-    new.push(".new");
+    new.push(behind);
     Ok(path.with_file_name(new))
+}
+
+/// Whether a file is called so only until it is whole.
+fn is_new_name(name: &OsStr) -> bool {
+    let (before, behind) = NEW_NAME;
+    let rest = name.as_encoded_bytes().strip_prefix(before.as_bytes());
+    let name = rest.and_then(|rest| rest.strip_suffix(behind.as_bytes()));
+    name.is_some_and(|name| !name.is_empty())
 }
 
 /// A file of our own at `new`, which no other call removes or moves before it is closed.
@@ -244,7 +290,8 @@ fn fill(file: &mut File, content: &[u8]) -> io::Result<()> {
 fn rename_with_mode(file: &File, new: &Path, path: &Path, mode: u32) -> io::Result<()> {
     // Not before the content is on the disk: a power cut leaves what has the temporary name, and no lock. A file that
     // another user can open then could be locked for as long as that user likes. The journals of ext4 and XFS
-    // keep the order of the two changes; elsewhere a cut may leave the final name with its owner's bits alone.
+    // keep the order of the two changes; elsewhere a cut may leave the final name with its owner's bits alone. A cut between
+    // the two leaves the temporary name with the bits of the caller, until `remove_left` or the next call removes it.
     if file.metadata()?.mode() & 0o777 != mode {
         file.set_permissions(Permissions::from_mode(mode))?;
     }

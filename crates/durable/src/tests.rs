@@ -312,6 +312,37 @@ fn the_first_of_two_new_files_is_its_owner_s_alone_while_the_second_is_written()
     assert_eq!(names(folder.path()), ["one", "two"]);
 }
 
+/// The attack: the power fails after a new file got the permission bits of the caller, and before it got its name. At the
+/// next start another user locks it, and the next call for the file fails.
+#[test]
+fn new_files_that_power_cuts_left_are_removed_before_other_users_run() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    for name in [".busy.new", ".new", ".other", ".two.new", "one.new", "two"] {
+        write(&at(name), b"left", 0o644);
+    }
+    symlink(at("two"), at(".link.new")).expect("the folder is ours");
+    // No call can have made this one.
+    fs::create_dir(at(".folder.new")).expect("the folder is ours");
+    let held = File::open(at(".busy.new")).expect("the file is ours");
+    held.lock().expect("the only lock");
+    remove_left(folder.path()).expect_err("a folder stays");
+    let left = [
+        ".busy.new",
+        ".folder.new",
+        ".new",
+        ".other",
+        "one.new",
+        "two",
+    ];
+    assert_eq!(names(folder.path()), left);
+    fs::remove_dir(at(".folder.new")).expect("the folder is ours");
+    remove_left(folder.path()).expect("a call goes on with the last one");
+    drop(held);
+    remove_left(folder.path()).expect("the folder is ours");
+    assert_eq!(names(folder.path()), [".new", ".other", "one.new", "two"]);
+}
+
 /// A call that removed the file at this name after it gave up could remove the new file of another call, which has taken
 /// the first file for what a power cut left.
 #[test]

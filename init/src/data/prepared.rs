@@ -194,6 +194,11 @@ pub(super) fn make_tree(root: &Path) -> io::Result<()> {
         // other owners and modes.
         fchown(&folder, Some(owner), Some(owner))?;
         folder.set_permissions(Permissions::from_mode(*mode))?;
+        // The node does not run yet. It could lock what a power cut left of a note, and PID 1 would wait for the lock. What
+        // stays makes no start fail: the next write of that note says why.
+        if !*node && let Err(error) = alknet_durable::remove_left(&path) {
+            tracing::warn!(%error, path = %path.display(), "what a power cut left there stays");
+        }
     }
     Ok(())
 }
@@ -321,6 +326,33 @@ mod tests {
         assert_eq!(identity.uid(), NODE_UID);
         let config = fs::metadata(dir.path().join("state/config")).expect("made");
         assert_eq!(config.uid(), 0);
+    }
+
+    /// The attack: a power cut leaves a part of a note that the node can open, and the node keeps its lock.
+    #[test]
+    fn what_power_cuts_left_of_notes_is_gone_before_the_node_runs() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let notes = TREE.iter().map(|(name, _, node)| {
+            let folder = dir.path().join(name);
+            (
+                folder.join(".note.json.new"),
+                folder.join("note.json"),
+                node,
+            )
+        });
+        let notes: Vec<_> = notes.collect();
+        make_tree(dir.path()).expect("this test runs as root");
+        for (left, note, _) in &notes {
+            for path in [left, note] {
+                fs::write(path, "").expect("writable");
+            }
+        }
+        make_tree(dir.path()).expect("this test runs as root");
+        for (left, note, is_of_node) in notes {
+            // The node's own calls remove what is left in its folders.
+            assert_eq!(left.exists(), *is_of_node, "{}", left.display());
+            assert!(note.exists(), "{}", note.display());
+        }
     }
 
     /// An attacker writes links to a plain partition: PID 1 would give a folder of the system to the node.
