@@ -25,6 +25,9 @@ pub(super) struct StagedBundle {
     pub(super) plan: UpdatePlan,
     /// Whether the record said already that this program is staged.
     pub(super) was_staged: bool,
+    /// Whether the note of the release was already what it is now. With `was_staged`, `false` says that the sender has
+    /// changed what is noted of a staged program: its floor has risen, or the note was lost.
+    pub(super) was_noted: bool,
 }
 
 /// A version that was staged.
