@@ -54,6 +54,16 @@ pub(super) struct AutoMemory {
 }
 
 impl AutoMemory {
+    /// Brings the moments of what the node waits for up to `now`, in Unix time. The clock may have been set back since they
+    /// were noted, and the node would wait for as long as the clock was ahead.
+    fn settle_clock(&mut self, now: i64) {
+        self.began = Some(self.began.map_or(now, |began| began.min(now)));
+        self.looked = self.looked.filter(|looked| *looked <= now);
+        if let Some(refused) = &mut self.refused {
+            refused.next_try = refused.next_try.min(now + LOOK_PERIOD_S);
+        }
+    }
+
     /// The node has staged this version by itself.
     fn note_staged(&mut self, plan: UpdatePlan) {
         let refused = self.refused.take();
@@ -111,12 +121,13 @@ impl NodeUpdates {
         if !self.auto().has_asked {
             self.remember_own().await;
         }
-        let step = self.decide();
+        let now = self.now_s();
+        let step = self.decide(now);
         self.auto().step = Some(step.clone());
-        let done = match step {
-            AutoStep::Look => self.ask_channel().await,
-            AutoStep::Stage => self.stage_found().await,
-            AutoStep::Start => self.start_own().await,
+        let done = match (step, now) {
+            (AutoStep::Look, Some(now)) => self.ask_channel(now).await,
+            (AutoStep::Stage, _) => self.stage_found().await,
+            (AutoStep::Start, Some(now)) => self.start_own(now).await,
             _ => return,
         };
         let error = done.err().map(|error| error.message);
@@ -126,13 +137,13 @@ impl NodeUpdates {
         self.auto().error = error;
     }
 
-    fn decide(&self) -> AutoStep {
+    /// What the machine does at the moment `now`, in Unix time. `None`: it does not know the time.
+    fn decide(&self, now: Option<i64>) -> AutoStep {
         let config = self.0.reloader.current();
         let facts = self.0.facts.load();
-        let now = self.now_s();
         let mut auto = self.auto();
-        if auto.began.is_none() {
-            auto.began = now;
+        if let Some(now) = now {
+            auto.settle_clock(now);
         }
         let other = facts.update.other_version.as_deref();
         step(&AutoView {
@@ -181,8 +192,9 @@ impl NodeUpdates {
         Some(records.find(|record| record.event == "staged"))
     }
 
-    /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
-    async fn start_own(&self) -> Result<(), CallError> {
+    /// Starts what the machine staged by itself, and nothing that took its place meanwhile. It is decided at the moment
+    /// `now`, in Unix time.
+    async fn start_own(&self, now: i64) -> Result<(), CallError> {
         let Some(found) = self.auto().found.clone() else {
             return Ok(());
         };
@@ -192,7 +204,8 @@ impl NodeUpdates {
             unasked: true,
         };
         let started = self.start(BY, order).await;
-        let now = self.now_s().unwrap_or_default();
+        // The pause counts from the answer: PID 1 may have read the whole program for it.
+        let now = self.now_s().unwrap_or(now);
         match &started {
             // A PID 1 that is busy, or does not answer, has not judged the start.
             Err(error) if is_busy(error) => {}
@@ -202,11 +215,11 @@ impl NodeUpdates {
         started
     }
 
-    /// Asks the channel what it has.
-    async fn ask_channel(&self) -> Result<(), CallError> {
+    /// Asks the channel what it has, at the moment `now` in Unix time.
+    async fn ask_channel(&self, now: i64) -> Result<(), CallError> {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
-        self.auto().looked = self.now_s();
+        self.auto().looked = Some(now);
         let plan = self.stage_from_channel(None).await?;
         self.auto().found = Some(plan);
         Ok(())

@@ -65,9 +65,9 @@ pub(super) struct AutoView<'a> {
     pub(super) identity: &'a str,
     /// Unix time. `None` while the clock is not set.
     pub(super) now: Option<i64>,
-    /// When the node began to know the time.
+    /// When the node began to know the time. Not later than `now`.
     pub(super) began: i64,
-    /// When the node looked at the channel last.
+    /// When the node looked at the channel last. Not later than `now`.
     pub(super) looked: Option<i64>,
     pub(super) facts: &'a UpdateFacts,
     /// What the channel had then.

@@ -34,10 +34,18 @@ fn mark_staged(bench: &NodeUpdateBench, version: &str) {
     });
 }
 
+/// How far the clock is ahead, in seconds, after a wrong answer of a time server or with a wrong hardware clock: a year.
+const AHEAD_S: u64 = 365 * 86_400;
+
+/// Sets the clock so many seconds ahead of the system's.
+fn set_clock(bench: &NodeUpdateBench, ahead_s: u64) {
+    bench.clock.0.store(ahead_s, Ordering::Relaxed);
+}
+
 /// Sets the clock forward by so many looks at the channel, twice over, so that each of them is due for sure.
 fn pass_looks(bench: &NodeUpdateBench, looks: i64) {
     let seconds = (2 * looks * LOOK_PERIOD_S).unsigned_abs();
-    bench.clock.0.store(seconds, Ordering::Relaxed);
+    set_clock(bench, seconds);
 }
 
 /// What the node had PID 1 do for the channel.
@@ -139,8 +147,53 @@ async fn a_start_that_is_refused_for_another_reason_waits() {
         assert_eq!(sent(&bench).len(), 3, "{code}");
         assert!(available(&bench).is_some(), "{code}");
         // An hour later the next look is not due.
-        bench.clock.0.store(3600, Ordering::Relaxed);
+        set_clock(&bench, 3600);
         act(&bench, 20).await;
         assert_eq!(sent(&bench)[3..], *later, "{code}");
     }
+}
+
+/// The clock is ahead while the machine looks and its start is refused, and is set back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_set_back_keeps_no_look_and_no_start_away() {
+    let bench = stable_follower().await;
+    refuse_starts(&bench, Some("below-floor"));
+    set_clock(&bench, AHEAD_S);
+    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench), ["look", "stage", "start"]);
+    set_clock(&bench, 0);
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench)[3..], ["look"]);
+    pass_looks(&bench, 1);
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench)[4..], ["look", "start"]);
+}
+
+/// The clock is ahead at the start of a machine with a delay, and is set back before the first look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_set_back_keeps_the_first_look_within_the_delay() {
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"24h\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), None);
+    let next_look = || {
+        let auto = bench.updates.auto_shown();
+        assert_eq!(auto["next"], "look");
+        let at = auto["at"].as_str().expect("a moment");
+        at.parse::<jiff::Timestamp>().expect("a moment").as_second()
+    };
+    set_clock(&bench, AHEAD_S);
+    act(&bench, 1).await;
+    let ahead = next_look();
+    set_clock(&bench, 0);
+    let now = jiff::Timestamp::now().as_second();
+    act(&bench, 1).await;
+    let first = next_look();
+    assert!(first > now && first <= now + 87_000, "{first}");
+    assert!(first < ahead - 300 * 86_400, "{ahead}");
+    // The delay does not begin again at each decision.
+    set_clock(&bench, 5);
+    act(&bench, 1).await;
+    assert_eq!(next_look(), first);
 }
