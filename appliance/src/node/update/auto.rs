@@ -64,10 +64,17 @@ impl AutoMemory {
         }
     }
 
-    /// The node has staged this version by itself.
-    fn note_staged(&mut self, plan: UpdatePlan) {
+    /// The node has staged this version by itself. `before` is the version that the slot had.
+    fn note_staged(&mut self, plan: UpdatePlan, before: Option<&str>) {
         let refused = self.refused.take();
-        if refused.is_some_and(|refused| refused.sha256 == plan.sha256) {
+        // Only what the slot had of this version was mended by it. A version of another caller there, or a refusal for
+        // another reason, must not spend the one time for which this is tried.
+        let is_mended = refused.is_some_and(|refused| {
+            refused.sha256 == plan.sha256
+                && refused.remedy != StartRemedy::Nothing
+                && before == Some(refused.version.as_str())
+        });
+        if is_mended {
             self.staged_again = Some(plan.sha256.clone());
         }
         self.own = Some(plan.to.clone());
@@ -77,8 +84,10 @@ impl AutoMemory {
 
     /// The node could not stage this version.
     fn note_not_staged(&mut self, plan: &UpdatePlan) {
-        let refused = self.refused.as_mut();
-        if let Some(refused) = refused.filter(|refused| refused.sha256 == plan.sha256) {
+        if let Some(refused) = &mut self.refused
+            && refused.sha256 == plan.sha256
+            && refused.remedy != StartRemedy::Nothing
+        {
             refused.remedy = StartRemedy::StageLater;
         }
     }
@@ -231,10 +240,11 @@ impl NodeUpdates {
         let Some(found) = self.auto().found.take() else {
             return Ok(());
         };
+        let before = self.0.facts.load().update.other_version.clone();
         match self.stage_from_channel(Some(&found)).await {
             Ok(plan) => {
                 tracing::info!(version = plan.to, "update.auto staged");
-                self.auto().note_staged(plan);
+                self.auto().note_staged(plan, before.as_deref());
                 Ok(())
             }
             Err(error) => {

@@ -1,6 +1,10 @@
 //! Starts of the machine itself that PID 1 refuses.
 
+use alknet_test_support::deadline;
+
+use super::attacks::upload;
 use super::downloads::stable_follower;
+use super::operations::UpdateCaller;
 use super::*;
 use crate::node::update::schedule::LOOK_PERIOD_S;
 
@@ -20,6 +24,18 @@ async fn act(bench: &NodeUpdateBench, times: usize) {
     for _ in 0..times {
         bench.updates.act().await;
     }
+}
+
+/// Lets the node decide until PID 1 has got so many requests for the channel.
+async fn act_until(bench: &NodeUpdateBench, requests: usize) {
+    let decisions = async {
+        while sent(bench).len() < requests {
+            act(bench, 1).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let done = tokio::time::timeout(deadline(Duration::from_secs(60)), decisions).await;
+    done.expect("PID 1 gets them");
 }
 
 fn refuse_starts(bench: &NodeUpdateBench, code: Option<&'static str>) {
@@ -196,4 +212,31 @@ async fn a_clock_that_was_set_back_keeps_the_first_look_within_the_delay() {
     set_clock(&bench, 5);
     act(&bench, 1).await;
     assert_eq!(next_look(), first);
+}
+
+/// A client that may only stage takes the slot after the start was refused. That the machine takes it back is not the one
+/// time for which the machine stages a version again because of what the slot has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_another_caller_replaced_is_still_staged_again_once() {
+    for code in ["locked", "other-staged"] {
+        let bench = refused_follower(code).await;
+        {
+            let mut seen = bench.seen.lock().expect("no panic");
+            seen.stager = "eve".to_owned();
+            seen.stager_limited = true;
+        }
+        bench.judge(Verdict::PlansVersion("1.0.5"));
+        let node = UpdateCaller::new(&bench.updates);
+        let client = ("eve", &[STAGE_SCOPE][..]);
+        upload(&node, client, b"other").await.expect("staged");
+        mark_staged(&bench, "1.0.5");
+        bench.judge(Verdict::Plans);
+        // The upload of the client is one of the four before it.
+        act_until(&bench, 5).await;
+        assert_eq!(sent(&bench)[3..], ["stage", "stage"], "{code}");
+        mark_staged(&bench, "1.1.0");
+        refuse_starts(&bench, Some("unverified"));
+        act(&bench, 20).await;
+        assert_eq!(sent(&bench)[5..], ["start", "stage", "start"], "{code}");
+    }
 }
