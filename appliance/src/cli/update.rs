@@ -511,12 +511,12 @@ fn status_lines(answer: &Value) -> Vec<String> {
         None => format!("{mode}; next: {}", text(&auto["next"])),
     };
     lines.push(row("by itself", &next));
-    if let Some(what) = auto["next"].as_str().and_then(what_to_do) {
-        lines.push(row("", what));
-    }
-    if let Some(error) = auto["error"].as_str() {
-        lines.push(row("", error));
-    }
+    let refusal = auto["refusal"]["text"].as_str();
+    let does = auto["next"].as_str().and_then(what_to_do);
+    let error = auto["error"].as_str().filter(|it| refusal != Some(*it));
+    // The reason comes before what to do about it.
+    let details = [refusal, does, error].into_iter().flatten();
+    lines.extend(details.map(|line| row("", line)));
     lines
 }
 

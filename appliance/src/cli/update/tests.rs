@@ -265,3 +265,25 @@ fn a_log_and_a_status_read_well() {
         );
     }
 }
+
+#[test]
+fn a_status_has_the_reason_of_a_refused_start_before_what_to_do() {
+    let mut status = json!({ "version": "1.0.0", "state": "staged", "slot": "a", "other_version": "1.1.0", "keys": "owner" });
+    let mut last_lines = |error: &str| {
+        status["auto"] = json!({
+            "mode": "apply", "next": "start-refused", "at": null,
+            "refusal": { "code": "unverified", "text": "it is not verified" }, "error": error,
+        });
+        let lines = status_lines(&status);
+        let by_itself = lines.iter().position(|line| line.starts_with("by itself"));
+        lines[by_itself.expect("the line") + 1..].to_vec()
+    };
+    let once = last_lines("it is not verified");
+    assert_eq!(once.len(), 2, "{once:?}");
+    assert_eq!(once[0], "           it is not verified");
+    assert!(once[1].contains("'alknet update NODE BUNDLE'"), "{once:?}");
+    // A look that failed since is no reason of the refusal.
+    let with_error = last_lines("the channel is down");
+    assert_eq!(with_error[..2], once);
+    assert_eq!(with_error[2..], ["           the channel is down"]);
+}

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::act::StartOrder;
 use super::download::planned;
-use super::refusal::{ends_by_staging, is_about_delta, is_busy, may_pass};
+use super::refusal::{StartRefusal, ends_by_staging, is_about_delta, is_busy, may_pass};
 use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, RefusedStart, StartRemedy, step};
 use super::session::StagingOutcome;
 use super::stage::{DownloadOrigin, DownloadRequest};
@@ -49,7 +49,7 @@ pub(super) struct AutoMemory {
     has_asked: bool,
     /// What it decided last.
     step: Option<AutoStep>,
-    /// Why the last look or stage failed.
+    /// Why the last look, stage or start failed.
     error: Option<String>,
 }
 
@@ -102,13 +102,21 @@ impl AutoMemory {
         self.refused = Some(RefusedStart {
             version: plan.to.clone(),
             sha256: plan.sha256.clone(),
-            reason: error.message.clone(),
+            reason: error.into(),
             remedy: match ends_by_staging(error) && !is_repeated {
                 true => StartRemedy::StageAgain,
                 false => StartRemedy::Nothing,
             },
             next_try: now + pause,
         });
+    }
+
+    /// Why this version, which the machine staged by itself, does not start. `None` while it is about to be staged again
+    /// for that.
+    fn start_refusal(&self, version: &str) -> Option<&StartRefusal> {
+        let refused = self.refused.as_ref()?;
+        let is_of_it = refused.version == version && self.own.as_deref() == Some(version);
+        (is_of_it && refused.remedy != StartRemedy::StageAgain).then_some(&refused.reason)
     }
 }
 
@@ -331,7 +339,12 @@ impl NodeUpdates {
     pub(super) fn auto_shown(&self) -> Value {
         let config = self.0.reloader.current();
         let section = &config.config.update;
+        let facts = self.0.facts.load();
+        let staged = Some(&facts.update).filter(|facts| facts.state == "staged");
+        let staged = staged.and_then(|facts| facts.other_version.as_deref());
         let auto = self.auto();
+        // Not in `error`, which the next look replaces: it may be hours until the next try of the start.
+        let refusal = staged.and_then(|version| auto.start_refusal(version));
         let (next, at) = auto.step.as_ref().map_or(("off", None), shown);
         json!({
             "mode": section.auto,
@@ -342,6 +355,7 @@ impl NodeUpdates {
             "looked": auto.looked.and_then(moment),
             "next": next,
             "at": at.and_then(moment),
+            "refusal": refusal,
             "error": auto.error,
         })
     }
@@ -351,13 +365,9 @@ impl NodeUpdates {
         self.auto().step.clone()
     }
 
-    /// Why PID 1 refuses to start this version, which the machine staged by itself. `None` while it is about to be staged
-    /// again for that.
-    pub(super) fn start_refusal(&self, version: &str) -> Option<String> {
-        let auto = self.auto();
-        let refused = auto.refused.as_ref()?;
-        let is_of_it = refused.version == version && auto.own.as_deref() == Some(version);
-        (is_of_it && refused.remedy != StartRemedy::StageAgain).then(|| refused.reason.clone())
+    /// Why this version, which the machine staged by itself, does not start, for problems.
+    pub(super) fn start_refusal(&self, version: &str) -> Option<StartRefusal> {
+        self.auto().start_refusal(version).cloned()
     }
 }
 

@@ -82,11 +82,12 @@ impl NodeUpdates {
             return None;
         }
         let is_apply = config.config.update.auto == AutoUpdate::Apply;
-        if let Some(reason) = self.start_refusal(version).filter(|_| is_apply) {
+        if let Some(refusal) = self.start_refusal(version).filter(|_| is_apply) {
             return Some(MachineDiagnostic {
                 code: UPDATE_AVAILABLE.to_owned(),
                 text: format!(
-                    "version {version} is on this machine, and PID 1 refuses to start it: {reason}"
+                    "version {version} is on this machine, and PID 1 refuses to start it: {}",
+                    refusal.text
                 ),
                 hint: "the machine tries the start again, and installs a later version of its channel by itself; \
                        'alknet update NODE BUNDLE' sends this version again and starts it"

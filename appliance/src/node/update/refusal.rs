@@ -1,6 +1,7 @@
 //! The errors of update operations: what PID 1 refuses, and what does not reach it.
 
 use alknet_call::{CallError, ErrorCode};
+use serde::Serialize;
 use serde_json::json;
 
 use super::download::DownloadError;
@@ -60,6 +61,23 @@ const ENDED_BY_STAGING: [&str; 3] = ["other-staged", "slot-damaged", "unverified
 
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
+
+/// Why a version that the machine has staged by itself does not start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct StartRefusal {
+    /// The code of PID 1. `None` if it did not answer.
+    pub(super) code: Option<String>,
+    pub(super) text: String,
+}
+
+impl From<&CallError> for StartRefusal {
+    fn from(error: &CallError) -> Self {
+        Self {
+            code: code_of(error).map(str::to_owned),
+            text: error.message.clone(),
+        }
+    }
+}
 
 /// The error of a refusal. All other refusals are about the state of the machine, such as a disk that is full or an
 /// update that is under way.

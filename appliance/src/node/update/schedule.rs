@@ -4,6 +4,8 @@ use alknet_core::config::{AutoUpdate, UpdateJitter, UpdateSection, UpdateWindow}
 use alknet_init::control::{UpdateFacts, UpdatePlan};
 use sha2::{Digest, Sha256};
 
+use super::refusal::StartRefusal;
+
 /// How often a machine looks at its channel, in seconds.
 pub(super) const LOOK_PERIOD_S: i64 = 6 * 3600;
 /// Seconds of a day, without leap seconds, as Unix time counts them.
@@ -51,7 +53,7 @@ pub(super) struct RefusedStart {
     /// SHA-256 of the program, in hex.
     pub(super) sha256: String,
     /// What PID 1 said.
-    pub(super) reason: String,
+    pub(super) reason: StartRefusal,
     pub(super) remedy: StartRemedy,
     /// Before this moment the start is not tried again, in Unix time.
     pub(super) next_try: i64,
@@ -474,7 +476,7 @@ mod tests {
         let refused = |remedy| RefusedStart {
             version: "1.1.0".to_owned(),
             sha256: String::new(),
-            reason: "its release is not noted".to_owned(),
+            reason: StartRefusal::default(),
             remedy,
             next_try: at(8, 0),
         };

@@ -108,6 +108,8 @@ async fn a_start_that_pid_1_refuses_keeps_no_later_version_away() {
     act(&bench, 20).await;
     assert_eq!(sent(&bench)[3..], ["stage", "start"]);
     assert_eq!(bench.updates.auto_shown()["next"], "start-refused");
+    let refusal = json!({ "code": "unverified", "text": "another request is under way" });
+    assert_eq!(bench.updates.auto_shown()["refusal"], refusal);
     let text = available(&bench).expect("a problem");
     assert!(
         text.starts_with("version 1.1.0 ") && text.ends_with("another request is under way"),
@@ -118,12 +120,18 @@ async fn a_start_that_pid_1_refuses_keeps_no_later_version_away() {
     act(&bench, 20).await;
     assert_eq!(sent(&bench)[5..], ["look", "start"]);
     assert!(available(&bench).is_some());
+    // A look in between says nothing of the start.
     pass_looks(&bench, 2);
     bench.judge(Verdict::PlansVersion("1.2.0"));
-    act(&bench, 2).await;
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[7..], ["look"]);
+    let auto = bench.updates.auto_shown();
+    assert_eq!((&auto["refusal"], &auto["error"]), (&refusal, &Value::Null));
+    act(&bench, 1).await;
     assert_eq!(sent(&bench)[7..], ["look", "stage"]);
     mark_staged(&bench, "1.2.0");
     assert_eq!(available(&bench), None);
+    assert_eq!(bench.updates.auto_shown()["refusal"], Value::Null);
     refuse_starts(&bench, None);
     act(&bench, 1).await;
     let expected = UpdateRequest::Apply {
