@@ -115,7 +115,12 @@ pub(super) fn may_pass(error: &CallError) -> bool {
 
 /// Whether a start that was refused so may succeed once its program is staged again.
 pub(super) fn ends_by_staging(error: &CallError) -> bool {
-    code_of(error).is_some_and(|code| ENDED_BY_STAGING.contains(&code))
+    code_of(error).is_some_and(may_end_by_staging)
+}
+
+/// Whether a start that was refused with this code may succeed once its program is staged again.
+pub(crate) fn may_end_by_staging(code: &str) -> bool {
+    ENDED_BY_STAGING.contains(&code)
 }
 
 /// The code of a refusal.

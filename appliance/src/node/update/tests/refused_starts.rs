@@ -1,5 +1,6 @@
 //! Starts of the machine itself that PID 1 refuses.
 
+use alknet_init::control::MachineDiagnostic;
 use alknet_test_support::deadline;
 
 use super::attacks::upload;
@@ -76,13 +77,24 @@ fn sent(bench: &NodeUpdateBench) -> Vec<&'static str> {
     words.collect()
 }
 
-/// The text of the problem that a version does not start.
+/// The problem that a version does not start.
+fn problem(bench: &NodeUpdateBench) -> Option<MachineDiagnostic> {
+    let mut problems = bench.updates.problems().into_iter();
+    problems.find(|it| it.code == "update-available")
+}
+
+/// The text of this problem.
 fn available(bench: &NodeUpdateBench) -> Option<String> {
-    let problems = bench.updates.problems();
-    let problem = problems
-        .into_iter()
-        .find(|it| it.code == "update-available");
-    problem.map(|it| it.text)
+    problem(bench).map(|it| it.text)
+}
+
+/// Whether the hint of this problem is to send the version again.
+fn is_to_be_sent(bench: &NodeUpdateBench) -> bool {
+    let hint = problem(bench).expect("a problem").hint;
+    let is_reason = hint.contains("do what the reason says");
+    let is_to_be_sent = hint.contains("'alknet update NODE BUNDLE'");
+    assert_ne!(is_reason, is_to_be_sent, "{hint}");
+    is_to_be_sent
 }
 
 /// The data disk lost the note of the release, or the boot partition has another byte: to stage the version again writes
@@ -115,6 +127,7 @@ async fn a_start_that_pid_1_refuses_keeps_no_later_version_away() {
         text.starts_with("version 1.1.0 ") && text.ends_with("another request is under way"),
         "{text}"
     );
+    assert!(is_to_be_sent(&bench));
     // The channel has nothing newer: the start is tried once more.
     pass_looks(&bench, 1);
     act(&bench, 20).await;
@@ -169,7 +182,7 @@ async fn a_start_that_is_refused_for_another_reason_waits() {
         let bench = refused_follower(code).await;
         act(&bench, 20).await;
         assert_eq!(sent(&bench).len(), 3, "{code}");
-        assert!(available(&bench).is_some(), "{code}");
+        assert!(!is_to_be_sent(&bench), "{code}");
         // An hour later the next look is not due.
         set_clock(&bench, 3600);
         act(&bench, 20).await;
