@@ -13,6 +13,7 @@ use super::act::StartOrder;
 use super::download::planned;
 use super::refusal::{StartRefusal, ends_by_staging, is_about_delta, is_busy, may_pass};
 use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, RefusedStart, StartRemedy, step};
+use super::scheduled_start::LATE_S_MAX;
 use super::session::StagingOutcome;
 use super::stage::{DownloadOrigin, DownloadRequest};
 
@@ -21,8 +22,21 @@ const TICK: Duration = Duration::from_secs(60);
 /// How long the node waits, in seconds, after PID 1 refused a start for a reason that may pass, such as a closed vault:
 /// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
 const START_PAUSE_S: i64 = 600;
+/// How long PID 1 is busy at each try of the start, in seconds, before this is a problem: as long as a planned start is
+/// tried.
+const BUSY_S_MAX: i64 = LATE_S_MAX;
 /// Who asks, in the log, if the node does so by itself.
 pub(super) const BY: &str = "the machine";
+
+/// Tries of a start, one after the other, at which PID 1 had other work, or which it did not answer.
+#[derive(Debug)]
+struct BusyTries {
+    /// The moments of the first one and of the last one, in Unix time.
+    first: i64,
+    last: i64,
+    /// What came of the last one.
+    reason: StartRefusal,
+}
 
 /// What the node remembers between two decisions.
 #[derive(Debug, Default)]
@@ -38,6 +52,8 @@ pub(super) struct AutoMemory {
     whole: Option<String>,
     /// The last start, if PID 1 refused it.
     refused: Option<RefusedStart>,
+    /// The last tries of the start, if PID 1 was busy at them. A refusal of before counts until PID 1 judges the start.
+    busy: Option<BusyTries>,
     /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
     /// does not help the next time either.
     staged_again: Option<String>,
@@ -62,10 +78,15 @@ impl AutoMemory {
         if let Some(refused) = &mut self.refused {
             refused.next_try = refused.next_try.min(now + LOOK_PERIOD_S);
         }
+        if let Some(busy) = &mut self.busy {
+            busy.first = busy.first.min(now);
+            busy.last = busy.last.min(now);
+        }
     }
 
     /// The node has staged this version by itself. `before` is the version that the slot had.
     fn note_staged(&mut self, plan: UpdatePlan, before: Option<&str>) {
+        self.busy = None;
         let refused = self.refused.take();
         // Only what the slot had of this version was mended by it. A version of another caller there, or a refusal for
         // another reason, must not spend the one time for which this is tried.
@@ -92,6 +113,17 @@ impl AutoMemory {
         }
     }
 
+    /// PID 1 was busy at a try of the start, or did not answer, at the moment `now` in Unix time: it has not judged the
+    /// start.
+    fn note_busy(&mut self, error: &CallError, now: i64) {
+        let first = self.busy.as_ref().map_or(now, |busy| busy.first);
+        self.busy = Some(BusyTries {
+            first,
+            last: now,
+            reason: error.into(),
+        });
+    }
+
     /// PID 1 refused to start this version at the moment `now`, in Unix time.
     fn note_refused(&mut self, plan: &UpdatePlan, error: &CallError, now: i64) {
         let is_repeated = self.staged_again.as_ref() == Some(&plan.sha256);
@@ -99,6 +131,7 @@ impl AutoMemory {
             true => START_PAUSE_S,
             false => LOOK_PERIOD_S,
         };
+        self.busy = None;
         self.refused = Some(RefusedStart {
             version: plan.to.clone(),
             sha256: plan.sha256.clone(),
@@ -112,11 +145,18 @@ impl AutoMemory {
     }
 
     /// Why this version, which the machine staged by itself, does not start. `None` while it is about to be staged again
-    /// for that.
+    /// for that, and while PID 1 is busy for a short time.
     fn start_refusal(&self, version: &str) -> Option<&StartRefusal> {
-        let refused = self.refused.as_ref()?;
-        let is_of_it = refused.version == version && self.own.as_deref() == Some(version);
-        (is_of_it && refused.remedy != StartRemedy::StageAgain).then_some(&refused.reason)
+        if self.own.as_deref() != Some(version) {
+            return None;
+        }
+        let refused = self.refused.as_ref().filter(|refused| {
+            refused.version == version && refused.remedy != StartRemedy::StageAgain
+        });
+        let busy = self.busy.as_ref();
+        let busy = busy.filter(|busy| busy.last - busy.first >= BUSY_S_MAX);
+        let reason = refused.map(|refused| &refused.reason);
+        reason.or(busy.map(|busy| &busy.reason))
     }
 }
 
@@ -172,6 +212,7 @@ impl NodeUpdates {
             facts: &facts.update,
             found: auto.found.as_ref(),
             refused: auto.refused.as_ref(),
+            was_busy: auto.busy.is_some(),
             is_own: auto.own.is_some() && auto.own.as_deref() == other,
             is_replaceable: auto.is_replaceable,
             // By outdated facts the version of an administrator may be one that does not wait.
@@ -223,11 +264,14 @@ impl NodeUpdates {
         let started = self.start(BY, order).await;
         // The pause counts from the answer: PID 1 may have read the whole program for it.
         let now = self.now_s().unwrap_or(now);
+        let mut auto = self.auto();
         match &started {
-            // A PID 1 that is busy, or does not answer, has not judged the start.
-            Err(error) if is_busy(error) => {}
-            Err(error) => self.auto().note_refused(&found, error, now),
-            Ok(()) => self.auto().refused = None,
+            Err(error) if is_busy(error) => auto.note_busy(error, now),
+            Err(error) => auto.note_refused(&found, error, now),
+            Ok(()) => {
+                auto.refused = None;
+                auto.busy = None;
+            }
         }
         started
     }

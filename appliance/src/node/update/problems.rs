@@ -87,7 +87,7 @@ impl NodeUpdates {
             return Some(MachineDiagnostic {
                 code: UPDATE_AVAILABLE.to_owned(),
                 text: format!(
-                    "version {version} is on this machine, and PID 1 refuses to start it: {}",
+                    "version {version} is on this machine, and PID 1 does not start it: {}",
                     refusal.text
                 ),
                 // What PID 1 writes when it stages changes nothing after any other refusal.

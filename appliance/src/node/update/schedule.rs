@@ -76,6 +76,8 @@ pub(super) struct AutoView<'a> {
     pub(super) found: Option<&'a UpdatePlan>,
     /// The last start by the machine itself, if PID 1 refused it.
     pub(super) refused: Option<&'a RefusedStart>,
+    /// Whether PID 1 had other work at the last try of the start, or did not answer.
+    pub(super) was_busy: bool,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,
     /// Whether it was staged by a caller that may not start versions.
@@ -139,8 +141,8 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
         None => view.began + delay,
         Some(looked) => looked + LOOK_PERIOD_S,
     };
-    // A start that PID 1 refuses must not keep a later version away.
-    let looks_first = due <= now && refused(view).is_some();
+    // A start that PID 1 refuses, or for which it has no time, must not keep a later version away.
+    let looks_first = due <= now && (refused(view).is_some() || view.was_busy);
     if state == "staged"
         && !is_of_other
         && !looks_first
@@ -314,6 +316,7 @@ mod tests {
             facts,
             found: None,
             refused: None,
+            was_busy: false,
             is_own: true,
             is_replaceable: false,
             is_busy: false,

@@ -261,3 +261,41 @@ async fn a_version_that_another_caller_replaced_is_still_staged_again_once() {
         assert_eq!(sent(&bench)[5..], ["start", "stage", "start"], "{code}");
     }
 }
+
+/// A caller that may start versions, or may change the vault, keeps PID 1 busy at each try of the machine's start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_for_which_pid_1_is_busy_keeps_no_look_away() {
+    let bench = refused_follower("busy").await;
+    set_clock(&bench, 3000);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[3..], ["start"]);
+    assert_eq!(available(&bench), None, "within the hour");
+    set_clock(&bench, 3700);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[4..], ["start"]);
+    let text = available(&bench).expect("a problem");
+    assert!(text.ends_with("another request is under way"), "{text}");
+    assert!(!is_to_be_sent(&bench));
+    assert_eq!(bench.updates.auto_shown()["refusal"]["code"], "busy");
+    // The next look is due.
+    pass_looks(&bench, 1);
+    act(&bench, 3).await;
+    assert_eq!(sent(&bench)[5..], ["look", "start", "start"]);
+    pass_looks(&bench, 2);
+    bench.judge(Verdict::PlansVersion("1.2.0"));
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench)[8..], ["look", "stage"]);
+    mark_staged(&bench, "1.2.0");
+    assert_eq!(available(&bench), None);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[10..], ["start"]);
+    assert_eq!(available(&bench), None, "its hour begins with this try");
+    // A start that PID 1 has judged ends the row of tries, and its reason counts until it judges the next one.
+    refuse_starts(&bench, Some("locked"));
+    act(&bench, 1).await;
+    refuse_starts(&bench, Some("busy"));
+    set_clock(&bench, 24 * 3600 + 3700);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[11..], ["start", "start"]);
+    assert_eq!(bench.updates.auto_shown()["refusal"]["code"], "locked");
+}
