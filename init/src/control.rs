@@ -266,15 +266,17 @@ pub struct UpdatePlan {
 pub struct UpdateRecord {
     /// RFC 3339, UTC. `None` while the clock is not set.
     pub time: Option<String>,
-    /// `staged`, `refused`, `applied`, `confirmed`, `failed`, `rolled-back`, `unscheduled`.
+    /// `staged`, `noted`, `refused`, `applied`, `confirmed`, `failed`, `rolled-back`, `unscheduled`.
     pub event: String,
     /// The version that it is about.
     pub version: String,
     /// Who asked, or `the machine`.
     pub by: String,
-    /// The reason of a refusal, of a failure, or why a planned start does not happen, else empty.
+    /// The reason of a refusal, of a failure, or why a planned start does not happen; of `noted`, the floor after the
+    /// confirmation; else empty.
     pub reason: String,
-    /// Of `staged`: the caller may not start versions, so the machine and hubs may replace this one.
+    /// Of `staged` and `noted`: the caller may not start versions. The machine and hubs may replace a version whose last
+    /// record `staged` says so.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub limited: bool,
 }

@@ -21,6 +21,7 @@ use super::node_caller::NodeCaller;
 use super::query::{ask, text};
 use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, duration, output, status};
+use crate::node::may_end_by_staging;
 use crate::update_plan::waiting_plan;
 pub(crate) use rollback::NodeRollbackArgs;
 use source::BundleSource;
@@ -511,12 +512,12 @@ fn status_lines(answer: &Value) -> Vec<String> {
         None => format!("{mode}; next: {}", text(&auto["next"])),
     };
     lines.push(row("by itself", &next));
-    if let Some(what) = auto["next"].as_str().and_then(what_to_do) {
-        lines.push(row("", what));
-    }
-    if let Some(error) = auto["error"].as_str() {
-        lines.push(row("", error));
-    }
+    let refusal = auto["refusal"]["text"].as_str();
+    let does = what_to_do(auto);
+    let error = auto["error"].as_str().filter(|it| refusal != Some(*it));
+    // The reason comes before what to do about it.
+    let details = [refusal, does, error].into_iter().flatten();
+    lines.extend(details.map(|line| row("", line)));
     lines
 }
 
@@ -528,8 +529,9 @@ fn not_started_line(start: &Value) -> Option<String> {
 }
 
 /// What an administrator does where the machine does nothing by itself.
-fn what_to_do(next: &str) -> Option<&'static str> {
-    Some(match next {
+fn what_to_do(auto: &Value) -> Option<&'static str> {
+    let code = auto["refusal"]["code"].as_str();
+    Some(match auto["next"].as_str()? {
         "failed-before" => {
             "the version failed here; 'alknet update NODE' tries it again, and a later one is tried by itself"
         }
@@ -537,6 +539,9 @@ fn what_to_do(next: &str) -> Option<&'static str> {
             "an administrator left the version; 'alknet update NODE' installs it, and a later one is installed by itself"
         }
         "no-clock" => "the machine does not know the time",
+        "start-refused" if !code.is_some_and(may_end_by_staging) => {
+            "do what the reason says; the machine tries the start again, and installs a later version by itself"
+        }
         "start-refused" => {
             "the machine tries the start again, and installs a later version by itself; 'alknet update NODE BUNDLE' sends \
              this version again and starts it"

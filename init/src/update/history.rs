@@ -20,14 +20,18 @@ const MODE: u32 = 0o644;
 pub(super) const STARTED: &str = "applied";
 /// The event of a version that was written to a slot.
 pub(super) const STAGED: &str = "staged";
+/// The event of a staged version whose release was noted once more, with a higher floor or because the note was lost. It is
+/// no event of [`STAGED`], of which the last one names the caller whose version waits.
+pub(super) const NOTED: &str = "noted";
 /// The event of a refusal.
 pub(super) const REFUSED: &str = "refused";
 /// The event of a planned start that does not happen, because another program was staged.
 pub(super) const UNSCHEDULED: &str = "unscheduled";
 /// Most records of each event. Callers cause most events at will, so no event takes the room of another one.
-const SHARES: [(&str, usize); 7] = [
+const SHARES: [(&str, usize); 8] = [
     ("confirmed", 48),
     ("failed", 32),
+    (NOTED, 8),
     ("rolled-back", 32),
     (REFUSED, REFUSALS_MAX),
     (STAGED, 48),
@@ -37,7 +41,7 @@ const SHARES: [(&str, usize); 7] = [
 /// Most records of refusals, each of which is long.
 const REFUSALS_MAX: usize = 32;
 /// Most records of all other events together, which another version may have written.
-const OTHERS_MAX: usize = 16;
+const OTHERS_MAX: usize = 8;
 /// Most records: the shares together.
 pub(super) const RECORDS_MAX: usize = 256;
 /// Most bytes of a reason and of a name.
@@ -223,7 +227,10 @@ mod tests {
     fn the_shares_together_are_the_log() {
         let shares: usize = SHARES.iter().map(|(_, share)| share).sum();
         assert_eq!(shares + OTHERS_MAX, RECORDS_MAX);
-        for event in ENDS.iter().chain(&[STAGED, STARTED, REFUSED, UNSCHEDULED]) {
+        for event in ENDS
+            .iter()
+            .chain(&[NOTED, STAGED, STARTED, REFUSED, UNSCHEDULED])
+        {
             assert!(share_of(event) < SHARES.len(), "{event}");
         }
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -240,6 +247,7 @@ mod tests {
             STAGED,
             STARTED,
             REFUSED,
+            NOTED,
             "rolled-back",
             "failed",
             "confirmed",

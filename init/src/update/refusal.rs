@@ -304,3 +304,31 @@ impl From<BootRefusal> for UpdateRefusal {
         Self::new(code, format_args!("{refusal}; {hint}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Codes of the page with which the node refuses a start that it does not bring to PID 1.
+    const OF_THE_NODE: [&str; 1] = ["outside-window"];
+
+    /// The node compares its lists of these codes with the page, so a code that PID 1 does not have any more must not stay
+    /// there.
+    #[test]
+    fn the_page_has_every_refusal_and_no_other_one() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/update.md");
+        let page = fs::read_to_string(page).expect("the page exists");
+        let mut sections = page.split("\n## ");
+        let section = sections.find(|it| it.starts_with("What the machine refuses\n"));
+        let rows = section.expect("the section").lines();
+        let rows = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+        let rows: BTreeSet<_> = rows.collect();
+        let codes = RefusalCode::ALL.iter().map(|code| code.name());
+        let codes: BTreeSet<_> = codes.chain(OF_THE_NODE).collect();
+        assert_eq!(rows, codes);
+    }
+}

@@ -276,6 +276,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         return Ok(StagedBundle {
             plan,
             was_staged: false,
+            was_noted: false,
         });
     }
     if before.good() == at.running {
@@ -290,9 +291,13 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     if lies_there && is_whole {
         undo.before = Some(StateBefore::load(before, true, at));
         let noted = at.folder.map(StagedRelease::load);
-        let is_noted = noted.is_none_or(|noted| noted.as_ref() == Some(&release));
-        let was_staged = stage_again(disk, &record, is_noted, keep)?;
-        return Ok(StagedBundle { plan, was_staged });
+        let was_noted = noted.is_none_or(|noted| noted.as_ref() == Some(&release));
+        let was_staged = stage_again(disk, &record, was_noted, keep)?;
+        return Ok(StagedBundle {
+            plan,
+            was_staged,
+            was_noted,
+        });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
     undo.before = Some(StateBefore::load(before, false, at));
@@ -310,6 +315,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     Ok(StagedBundle {
         plan,
         was_staged: false,
+        was_noted: false,
     })
 }
 

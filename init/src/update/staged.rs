@@ -25,6 +25,9 @@ pub(super) struct StagedBundle {
     pub(super) plan: UpdatePlan,
     /// Whether the record said already that this program is staged.
     pub(super) was_staged: bool,
+    /// Whether the note of the release was already what it is now. With `was_staged`, `false` says that the sender has
+    /// changed what is noted of a staged program: its floor has risen, or the note was lost.
+    pub(super) was_noted: bool,
 }
 
 /// A version that was staged.
@@ -75,7 +78,9 @@ impl StagedRelease {
     }
 
     /// This release, with the noted floor of the same program in the same slot if that one is higher: the publisher may sign
-    /// metadata for a program again with another floor, and the order in which callers send them must not matter.
+    /// metadata for a program again with another floor, and the order in which callers send them must not matter. The one
+    /// note has the highest floor as long as no other program is staged in between and the note is not lost. After that the
+    /// newest signed metadata count: those that come next, because staging refuses older ones than the machine keeps as seen.
     pub(super) fn with_noted_floor(mut self, folder: Option<&Path>, slot: BootSlot) -> Self {
         let noted = folder.and_then(Self::load);
         let noted = noted.filter(|noted| noted.is_of_program(slot, &self.version, &self.sha256));

@@ -631,15 +631,3 @@ fn a_machine_that_keeps_nothing_remembers_metadata_until_it_restarts() {
         .any(|(_, record)| record.message.contains("is kept in memory"));
     assert!(said);
 }
-
-#[test]
-fn every_refusal_is_on_the_page() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/update.md");
-    let page = fs::read_to_string(page).expect("the page exists");
-    let missing: Vec<_> = RefusalCode::ALL
-        .iter()
-        .map(|code| code.name())
-        .filter(|name| !page.contains(&format!("| `{name}` |")))
-        .collect();
-    assert_eq!(missing, [""; 0]);
-}

@@ -249,7 +249,6 @@ fn a_log_and_a_status_read_well() {
         ("waits-for-administrator", "'alknet rollback NODE'"),
         ("waits-for-person", "at the machine"),
         ("no-clock", "the time"),
-        ("start-refused", "'alknet update NODE BUNDLE'"),
     ] {
         let mut status = status.clone();
         status["auto"] = json!({ "mode": "apply", "next": next, "at": null, "error": null });
@@ -263,5 +262,45 @@ fn a_log_and_a_status_read_well() {
             last.starts_with("           ") && last.contains(does),
             "{last}"
         );
+    }
+}
+
+#[test]
+fn a_status_has_the_reason_of_a_refused_start_before_what_to_do() {
+    let mut status = json!({ "version": "1.0.0", "state": "staged", "slot": "a", "other_version": "1.1.0", "keys": "owner" });
+    let mut last_lines = |code: &str, error: &str| {
+        status["auto"] = json!({
+            "mode": "apply", "next": "start-refused", "at": null,
+            "refusal": { "code": code, "text": "it is not verified" }, "error": error,
+        });
+        let lines = status_lines(&status);
+        let by_itself = lines.iter().position(|line| line.starts_with("by itself"));
+        lines[by_itself.expect("the line") + 1..].to_vec()
+    };
+    let once = last_lines("unverified", "it is not verified");
+    assert_eq!(once.len(), 2, "{once:?}");
+    assert_eq!(once[0], "           it is not verified");
+    // A look that failed since is no reason of the refusal.
+    let with_error = last_lines("unverified", "the channel is down");
+    assert_eq!(with_error[..2], once);
+    assert_eq!(with_error[2..], ["           the channel is down"]);
+    // To send the version again changes what the slot has, and nothing else.
+    for (code, is_ended) in [
+        ("other-staged", true),
+        ("slot-damaged", true),
+        ("unverified", true),
+        ("below-floor", false),
+        ("busy", false),
+        ("locked", false),
+        ("needs-person", false),
+        ("no-slots", false),
+        ("trust-damaged", false),
+        ("unpredictable", false),
+    ] {
+        let lines = last_lines(code, "it is not verified");
+        let is_sent = lines[1].contains("'alknet update NODE BUNDLE'");
+        assert_eq!(is_sent, is_ended, "{code}: {lines:?}");
+        let is_reason = lines[1].contains("do what the reason says");
+        assert_eq!(is_reason, !is_ended, "{code}: {lines:?}");
     }
 }

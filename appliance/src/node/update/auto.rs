@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::act::StartOrder;
 use super::download::planned;
-use super::refusal::{ends_by_staging, is_about_delta, is_busy, may_pass};
+use super::refusal::{StartRefusal, ends_by_staging, is_about_delta, is_busy, may_pass};
 use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, RefusedStart, StartRemedy, step};
+use super::scheduled_start::LATE_S_MAX;
 use super::session::StagingOutcome;
 use super::stage::{DownloadOrigin, DownloadRequest};
 
@@ -21,8 +22,21 @@ const TICK: Duration = Duration::from_secs(60);
 /// How long the node waits, in seconds, after PID 1 refused a start for a reason that may pass, such as a closed vault:
 /// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
 const START_PAUSE_S: i64 = 600;
+/// How long PID 1 is busy at each try of the start, in seconds, before this is a problem: as long as a planned start is
+/// tried.
+const BUSY_S_MAX: i64 = LATE_S_MAX;
 /// Who asks, in the log, if the node does so by itself.
 pub(super) const BY: &str = "the machine";
+
+/// Tries of a start, one after the other, at which PID 1 had other work, or which it did not answer.
+#[derive(Debug)]
+struct BusyTries {
+    /// The moments of the first one and of the last one, in Unix time.
+    first: i64,
+    last: i64,
+    /// What came of the last one.
+    reason: StartRefusal,
+}
 
 /// What the node remembers between two decisions.
 #[derive(Debug, Default)]
@@ -38,6 +52,8 @@ pub(super) struct AutoMemory {
     whole: Option<String>,
     /// The last start, if PID 1 refused it.
     refused: Option<RefusedStart>,
+    /// The last tries of the start, if PID 1 was busy at them. A refusal of before counts until PID 1 judges the start.
+    busy: Option<BusyTries>,
     /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
     /// does not help the next time either.
     staged_again: Option<String>,
@@ -49,15 +65,37 @@ pub(super) struct AutoMemory {
     has_asked: bool,
     /// What it decided last.
     step: Option<AutoStep>,
-    /// Why the last look or stage failed.
+    /// Why the last look, stage or start failed.
     error: Option<String>,
 }
 
 impl AutoMemory {
-    /// The node has staged this version by itself.
-    fn note_staged(&mut self, plan: UpdatePlan) {
+    /// Brings the moments of what the node waits for up to `now`, in Unix time. The clock may have been set back since they
+    /// were noted, and the node would wait for as long as the clock was ahead.
+    fn settle_clock(&mut self, now: i64) {
+        self.began = Some(self.began.map_or(now, |began| began.min(now)));
+        self.looked = self.looked.filter(|looked| *looked <= now);
+        if let Some(refused) = &mut self.refused {
+            refused.next_try = refused.next_try.min(now + LOOK_PERIOD_S);
+        }
+        if let Some(busy) = &mut self.busy {
+            busy.first = busy.first.min(now);
+            busy.last = busy.last.min(now);
+        }
+    }
+
+    /// The node has staged this version by itself. `before` is the version that the slot had.
+    fn note_staged(&mut self, plan: UpdatePlan, before: Option<&str>) {
+        self.busy = None;
         let refused = self.refused.take();
-        if refused.is_some_and(|refused| refused.sha256 == plan.sha256) {
+        // Only what the slot had of this version was mended by it. A version of another caller there, or a refusal for
+        // another reason, must not spend the one time for which this is tried.
+        let is_mended = refused.is_some_and(|refused| {
+            refused.sha256 == plan.sha256
+                && refused.remedy != StartRemedy::Nothing
+                && before == Some(refused.version.as_str())
+        });
+        if is_mended {
             self.staged_again = Some(plan.sha256.clone());
         }
         self.own = Some(plan.to.clone());
@@ -67,10 +105,23 @@ impl AutoMemory {
 
     /// The node could not stage this version.
     fn note_not_staged(&mut self, plan: &UpdatePlan) {
-        let refused = self.refused.as_mut();
-        if let Some(refused) = refused.filter(|refused| refused.sha256 == plan.sha256) {
+        if let Some(refused) = &mut self.refused
+            && refused.sha256 == plan.sha256
+            && refused.remedy != StartRemedy::Nothing
+        {
             refused.remedy = StartRemedy::StageLater;
         }
+    }
+
+    /// PID 1 was busy at a try of the start, or did not answer, at the moment `now` in Unix time: it has not judged the
+    /// start.
+    fn note_busy(&mut self, error: &CallError, now: i64) {
+        let first = self.busy.as_ref().map_or(now, |busy| busy.first);
+        self.busy = Some(BusyTries {
+            first,
+            last: now,
+            reason: error.into(),
+        });
     }
 
     /// PID 1 refused to start this version at the moment `now`, in Unix time.
@@ -80,16 +131,32 @@ impl AutoMemory {
             true => START_PAUSE_S,
             false => LOOK_PERIOD_S,
         };
+        self.busy = None;
         self.refused = Some(RefusedStart {
             version: plan.to.clone(),
             sha256: plan.sha256.clone(),
-            reason: error.message.clone(),
+            reason: error.into(),
             remedy: match ends_by_staging(error) && !is_repeated {
                 true => StartRemedy::StageAgain,
                 false => StartRemedy::Nothing,
             },
             next_try: now + pause,
         });
+    }
+
+    /// Why this version, which the machine staged by itself, does not start. `None` while it is about to be staged again
+    /// for that, and while PID 1 is busy for a short time.
+    fn start_refusal(&self, version: &str) -> Option<&StartRefusal> {
+        if self.own.as_deref() != Some(version) {
+            return None;
+        }
+        let refused = self.refused.as_ref().filter(|refused| {
+            refused.version == version && refused.remedy != StartRemedy::StageAgain
+        });
+        let busy = self.busy.as_ref();
+        let busy = busy.filter(|busy| busy.last - busy.first >= BUSY_S_MAX);
+        let reason = refused.map(|refused| &refused.reason);
+        reason.or(busy.map(|busy| &busy.reason))
     }
 }
 
@@ -111,12 +178,13 @@ impl NodeUpdates {
         if !self.auto().has_asked {
             self.remember_own().await;
         }
-        let step = self.decide();
+        let now = self.now_s();
+        let step = self.decide(now);
         self.auto().step = Some(step.clone());
-        let done = match step {
-            AutoStep::Look => self.ask_channel().await,
-            AutoStep::Stage => self.stage_found().await,
-            AutoStep::Start => self.start_own().await,
+        let done = match (step, now) {
+            (AutoStep::Look, Some(now)) => self.ask_channel(now).await,
+            (AutoStep::Stage, _) => self.stage_found().await,
+            (AutoStep::Start, Some(now)) => self.start_own(now).await,
             _ => return,
         };
         let error = done.err().map(|error| error.message);
@@ -126,13 +194,13 @@ impl NodeUpdates {
         self.auto().error = error;
     }
 
-    fn decide(&self) -> AutoStep {
+    /// What the machine does at the moment `now`, in Unix time. `None`: it does not know the time.
+    fn decide(&self, now: Option<i64>) -> AutoStep {
         let config = self.0.reloader.current();
         let facts = self.0.facts.load();
-        let now = self.now_s();
         let mut auto = self.auto();
-        if auto.began.is_none() {
-            auto.began = now;
+        if let Some(now) = now {
+            auto.settle_clock(now);
         }
         let other = facts.update.other_version.as_deref();
         step(&AutoView {
@@ -144,6 +212,7 @@ impl NodeUpdates {
             facts: &facts.update,
             found: auto.found.as_ref(),
             refused: auto.refused.as_ref(),
+            was_busy: auto.busy.is_some(),
             is_own: auto.own.is_some() && auto.own.as_deref() == other,
             is_replaceable: auto.is_replaceable,
             // By outdated facts the version of an administrator may be one that does not wait.
@@ -181,8 +250,9 @@ impl NodeUpdates {
         Some(records.find(|record| record.event == "staged"))
     }
 
-    /// Starts what the machine staged by itself, and nothing that took its place meanwhile.
-    async fn start_own(&self) -> Result<(), CallError> {
+    /// Starts what the machine staged by itself, and nothing that took its place meanwhile. It is decided at the moment
+    /// `now`, in Unix time.
+    async fn start_own(&self, now: i64) -> Result<(), CallError> {
         let Some(found) = self.auto().found.clone() else {
             return Ok(());
         };
@@ -192,21 +262,25 @@ impl NodeUpdates {
             unasked: true,
         };
         let started = self.start(BY, order).await;
-        let now = self.now_s().unwrap_or_default();
+        // The pause counts from the answer: PID 1 may have read the whole program for it.
+        let now = self.now_s().unwrap_or(now);
+        let mut auto = self.auto();
         match &started {
-            // A PID 1 that is busy, or does not answer, has not judged the start.
-            Err(error) if is_busy(error) => {}
-            Err(error) => self.auto().note_refused(&found, error, now),
-            Ok(()) => self.auto().refused = None,
+            Err(error) if is_busy(error) => auto.note_busy(error, now),
+            Err(error) => auto.note_refused(&found, error, now),
+            Ok(()) => {
+                auto.refused = None;
+                auto.busy = None;
+            }
         }
         started
     }
 
-    /// Asks the channel what it has.
-    async fn ask_channel(&self) -> Result<(), CallError> {
+    /// Asks the channel what it has, at the moment `now` in Unix time.
+    async fn ask_channel(&self, now: i64) -> Result<(), CallError> {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
-        self.auto().looked = self.now_s();
+        self.auto().looked = Some(now);
         let plan = self.stage_from_channel(None).await?;
         self.auto().found = Some(plan);
         Ok(())
@@ -218,10 +292,11 @@ impl NodeUpdates {
         let Some(found) = self.auto().found.take() else {
             return Ok(());
         };
+        let before = self.0.facts.load().update.other_version.clone();
         match self.stage_from_channel(Some(&found)).await {
             Ok(plan) => {
                 tracing::info!(version = plan.to, "update.auto staged");
-                self.auto().note_staged(plan);
+                self.auto().note_staged(plan, before.as_deref());
                 Ok(())
             }
             Err(error) => {
@@ -308,7 +383,12 @@ impl NodeUpdates {
     pub(super) fn auto_shown(&self) -> Value {
         let config = self.0.reloader.current();
         let section = &config.config.update;
+        let facts = self.0.facts.load();
+        let staged = Some(&facts.update).filter(|facts| facts.state == "staged");
+        let staged = staged.and_then(|facts| facts.other_version.as_deref());
         let auto = self.auto();
+        // Not in `error`, which the next look replaces: it may be hours until the next try of the start.
+        let refusal = staged.and_then(|version| auto.start_refusal(version));
         let (next, at) = auto.step.as_ref().map_or(("off", None), shown);
         json!({
             "mode": section.auto,
@@ -319,6 +399,7 @@ impl NodeUpdates {
             "looked": auto.looked.and_then(moment),
             "next": next,
             "at": at.and_then(moment),
+            "refusal": refusal,
             "error": auto.error,
         })
     }
@@ -328,13 +409,9 @@ impl NodeUpdates {
         self.auto().step.clone()
     }
 
-    /// Why PID 1 refuses to start this version, which the machine staged by itself. `None` while it is about to be staged
-    /// again for that.
-    pub(super) fn start_refusal(&self, version: &str) -> Option<String> {
-        let auto = self.auto();
-        let refused = auto.refused.as_ref()?;
-        let is_of_it = refused.version == version && auto.own.as_deref() == Some(version);
-        (is_of_it && refused.remedy != StartRemedy::StageAgain).then(|| refused.reason.clone())
+    /// Why this version, which the machine staged by itself, does not start, for problems.
+    pub(super) fn start_refusal(&self, version: &str) -> Option<StartRefusal> {
+        self.auto().start_refusal(version).cloned()
     }
 }
 

@@ -38,7 +38,7 @@ use session::StagingSessions;
 
 pub(crate) use init_client::{UpdateClient, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED};
-pub(crate) use refusal::may_lie_in_delta;
+pub(crate) use refusal::{may_end_by_staging, may_lie_in_delta};
 
 /// Scope that suffices for every one of these operations.
 const ADMIN_SCOPE: &str = "admin";

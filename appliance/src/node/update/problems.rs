@@ -11,6 +11,7 @@ use alknet_init::control::{
 
 use super::NodeUpdates;
 use super::problem_codes::PROBLEM_CODES;
+use super::refusal::may_end_by_staging;
 use super::schedule::AutoStep;
 
 /// Code of the problem that a version waits for an administrator.
@@ -82,15 +83,25 @@ impl NodeUpdates {
             return None;
         }
         let is_apply = config.config.update.auto == AutoUpdate::Apply;
-        if let Some(reason) = self.start_refusal(version).filter(|_| is_apply) {
+        if let Some(refusal) = self.start_refusal(version).filter(|_| is_apply) {
             return Some(MachineDiagnostic {
                 code: UPDATE_AVAILABLE.to_owned(),
                 text: format!(
-                    "version {version} is on this machine, and PID 1 refuses to start it: {reason}"
+                    "version {version} is on this machine, and PID 1 does not start it: {}",
+                    refusal.text
                 ),
-                hint: "the machine tries the start again, and installs a later version of its channel by itself; \
-                       'alknet update NODE BUNDLE' sends this version again and starts it"
-                    .to_owned(),
+                // What PID 1 writes when it stages changes nothing after any other refusal.
+                hint: match refusal.code.as_deref().is_some_and(may_end_by_staging) {
+                    true => {
+                        "the machine tries the start again, and installs a later version of its channel by itself; \
+                         'alknet update NODE BUNDLE' sends this version again and starts it"
+                    }
+                    false => {
+                        "do what the reason says; the machine tries the start again, and installs a later version of its \
+                         channel by itself"
+                    }
+                }
+                .to_owned(),
             });
         }
         let hint = match self.auto_step()? {

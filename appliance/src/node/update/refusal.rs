@@ -1,6 +1,7 @@
 //! The errors of update operations: what PID 1 refuses, and what does not reach it.
 
 use alknet_call::{CallError, ErrorCode};
+use serde::Serialize;
 use serde_json::json;
 
 use super::download::DownloadError;
@@ -61,6 +62,23 @@ const ENDED_BY_STAGING: [&str; 3] = ["other-staged", "slot-damaged", "unverified
 /// A part of PID 1 failed.
 const FAILED: &str = "failed";
 
+/// Why a version that the machine has staged by itself does not start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct StartRefusal {
+    /// The code of PID 1. `None` if it did not answer.
+    pub(super) code: Option<String>,
+    pub(super) text: String,
+}
+
+impl From<&CallError> for StartRefusal {
+    fn from(error: &CallError) -> Self {
+        Self {
+            code: code_of(error).map(str::to_owned),
+            text: error.message.clone(),
+        }
+    }
+}
+
 /// The error of a refusal. All other refusals are about the state of the machine, such as a disk that is full or an
 /// update that is under way.
 pub(super) fn refused(code: &str, text: &str) -> CallError {
@@ -97,7 +115,12 @@ pub(super) fn may_pass(error: &CallError) -> bool {
 
 /// Whether a start that was refused so may succeed once its program is staged again.
 pub(super) fn ends_by_staging(error: &CallError) -> bool {
-    code_of(error).is_some_and(|code| ENDED_BY_STAGING.contains(&code))
+    code_of(error).is_some_and(may_end_by_staging)
+}
+
+/// Whether a start that was refused with this code may succeed once its program is staged again.
+pub(crate) fn may_end_by_staging(code: &str) -> bool {
+    ENDED_BY_STAGING.contains(&code)
 }
 
 /// The code of a refusal.
@@ -233,7 +256,8 @@ mod tests {
         assert!(!may_pass(&super::super::read::other_kind()));
     }
 
-    /// The page has each refusal beside its error.
+    /// The page has each refusal beside its error. A test of PID 1 compares the page with the codes that PID 1 has, so a
+    /// list of the node has no code that PID 1 does not know.
     #[test]
     fn the_page_has_the_errors_of_refusals() {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/update.md");
@@ -256,7 +280,8 @@ mod tests {
             seen.push(code.to_owned());
         }
         let known = FORBIDDEN.iter().chain(&INVALID).chain(&ABOUT_DELTA);
-        let known = known.chain([&FAILED]);
+        let of_starts = MAY_PASS.iter().chain(&ENDED_BY_STAGING);
+        let known = known.chain(of_starts).chain([&FAILED]);
         for code in known {
             assert!(
                 seen.iter().any(|it| it == code),

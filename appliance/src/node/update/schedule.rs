@@ -4,6 +4,8 @@ use alknet_core::config::{AutoUpdate, UpdateJitter, UpdateSection, UpdateWindow}
 use alknet_init::control::{UpdateFacts, UpdatePlan};
 use sha2::{Digest, Sha256};
 
+use super::refusal::StartRefusal;
+
 /// How often a machine looks at its channel, in seconds.
 pub(super) const LOOK_PERIOD_S: i64 = 6 * 3600;
 /// Seconds of a day, without leap seconds, as Unix time counts them.
@@ -51,7 +53,7 @@ pub(super) struct RefusedStart {
     /// SHA-256 of the program, in hex.
     pub(super) sha256: String,
     /// What PID 1 said.
-    pub(super) reason: String,
+    pub(super) reason: StartRefusal,
     pub(super) remedy: StartRemedy,
     /// Before this moment the start is not tried again, in Unix time.
     pub(super) next_try: i64,
@@ -65,15 +67,17 @@ pub(super) struct AutoView<'a> {
     pub(super) identity: &'a str,
     /// Unix time. `None` while the clock is not set.
     pub(super) now: Option<i64>,
-    /// When the node began to know the time.
+    /// When the node began to know the time. Not later than `now`.
     pub(super) began: i64,
-    /// When the node looked at the channel last.
+    /// When the node looked at the channel last. Not later than `now`.
     pub(super) looked: Option<i64>,
     pub(super) facts: &'a UpdateFacts,
     /// What the channel had then.
     pub(super) found: Option<&'a UpdatePlan>,
     /// The last start by the machine itself, if PID 1 refused it.
     pub(super) refused: Option<&'a RefusedStart>,
+    /// Whether PID 1 had other work at the last try of the start, or did not answer.
+    pub(super) was_busy: bool,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,
     /// Whether it was staged by a caller that may not start versions.
@@ -137,8 +141,8 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
         None => view.began + delay,
         Some(looked) => looked + LOOK_PERIOD_S,
     };
-    // A start that PID 1 refuses must not keep a later version away.
-    let looks_first = due <= now && refused(view).is_some();
+    // A start that PID 1 refuses, or for which it has no time, must not keep a later version away.
+    let looks_first = due <= now && (refused(view).is_some() || view.was_busy);
     if state == "staged"
         && !is_of_other
         && !looks_first
@@ -312,6 +316,7 @@ mod tests {
             facts,
             found: None,
             refused: None,
+            was_busy: false,
             is_own: true,
             is_replaceable: false,
             is_busy: false,
@@ -474,7 +479,7 @@ mod tests {
         let refused = |remedy| RefusedStart {
             version: "1.1.0".to_owned(),
             sha256: String::new(),
-            reason: "its release is not noted".to_owned(),
+            reason: StartRefusal::default(),
             remedy,
             next_try: at(8, 0),
         };

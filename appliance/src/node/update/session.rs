@@ -194,14 +194,14 @@ struct SessionTable {
 }
 
 impl SessionTable {
-    /// A caller that may not start versions does not take the program of another one over by sending it again.
+    /// A caller that may not start versions does not take the program of another one over by sending it again. The plan
+    /// gets the floor that PID 1 has noted since: a caller that agrees to a start has to see it.
     fn note_staged(&mut self, plan: &UpdatePlan, request: &StagingRequest) {
-        let is_known = self
-            .staged
-            .as_ref()
-            .is_some_and(|(known, by)| known.sha256 == plan.sha256 && !by.limited);
-        if !(request.limited && is_known) {
-            self.staged = Some((plan.clone(), request.clone()));
+        match &mut self.staged {
+            Some((known, by)) if request.limited && !by.limited && known.sha256 == plan.sha256 => {
+                known.floor.clone_from(&plan.floor);
+            }
+            staged => *staged = Some((plan.clone(), request.clone())),
         }
     }
 }

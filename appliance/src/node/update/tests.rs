@@ -39,6 +39,8 @@ enum Verdict {
     Plans,
     /// The same of the program with this SHA-256.
     PlansOf(&'static str),
+    /// The same of a release with this floor.
+    PlansFloor(&'static str),
     /// The same of this version, whose program has the SHA-256 `b2`.
     PlansVersion(&'static str),
     /// It reads all of it, and refuses a bundle that begins so with this code.
@@ -62,6 +64,10 @@ impl Verdict {
         match self {
             Self::PlansOf(sha256) => UpdatePlan {
                 sha256: (*sha256).to_owned(),
+                ..plan()
+            },
+            Self::PlansFloor(floor) => UpdatePlan {
+                floor: Some((*floor).to_owned()),
                 ..plan()
             },
             Self::PlansVersion(version) => UpdatePlan {

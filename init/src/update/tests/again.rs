@@ -198,6 +198,50 @@ fn a_program_that_is_staged_again_and_again_is_logged_once() {
     );
 }
 
+/// The attack: a client with `update:stage` brings other signed metadata, with a higher floor, for the program that an
+/// administrator has staged, and so raises the floor to which the administrator has agreed.
+#[test]
+fn a_client_that_raises_the_floor_of_a_staged_program_is_in_the_log() {
+    let bench = UpdateBench::new();
+    let data = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(data.path().join("update")).expect("a new folder");
+    let mut system = UpdateSystem::absent(&bench.log);
+    assert!(system.set_data(Some(data.path())));
+    let first = TestRelease::new(NEW, 1);
+    let higher = TestRelease {
+        floor: Some(NEW.to_owned()),
+        program: Some(first.content()),
+        ..TestRelease::new(NEW, 2)
+    };
+    let stage = |release: &TestRelease, by: &str, limited| {
+        let bundle = bench.publisher.bundle(release);
+        let stream = framed(&bundle, 65_536);
+        let staged = bench.staged_stream(&bench.disk, &*stream, &order(&bundle));
+        system.log_staged(&staged.expect("staged"), by, limited);
+    };
+    let logged = || -> Vec<String> {
+        let records = system.records().into_iter();
+        let lines =
+            records.map(|it| format!("{} {} {}: {}", it.event, it.version, it.by, it.reason));
+        lines.collect()
+    };
+    let staged = format!("staged {NEW} admin: ");
+    let noted = format!("noted {NEW} eve: once it is confirmed, no version before {NEW} runs here");
+    stage(&first, "admin", false);
+    stage(&first, "eve", true);
+    assert_eq!(logged(), [staged.clone()]);
+    // The last record `staged` stays the one of the administrator, whose version hubs and the machine leave alone.
+    for _ in 0..3 {
+        stage(&higher, "eve", true);
+        stage(&higher, "admin", false);
+    }
+    assert_eq!(logged(), [staged.clone(), noted.clone()]);
+    // So is one that brings the note back.
+    StagedRelease::remove(bench.folder.path()).expect("it is there");
+    stage(&higher, "eve", true);
+    assert_eq!(logged(), [staged, noted.clone(), noted]);
+}
+
 /// A client with `update:read` has the channel checked again and again: what is there, and what is refused.
 #[test]
 fn dry_runs_write_nothing_to_the_data_disk() {

@@ -1,6 +1,11 @@
 //! Starts of the machine itself that PID 1 refuses.
 
+use alknet_init::control::MachineDiagnostic;
+use alknet_test_support::deadline;
+
+use super::attacks::upload;
 use super::downloads::stable_follower;
+use super::operations::UpdateCaller;
 use super::*;
 use crate::node::update::schedule::LOOK_PERIOD_S;
 
@@ -22,6 +27,18 @@ async fn act(bench: &NodeUpdateBench, times: usize) {
     }
 }
 
+/// Lets the node decide until PID 1 has got so many requests for the channel.
+async fn act_until(bench: &NodeUpdateBench, requests: usize) {
+    let decisions = async {
+        while sent(bench).len() < requests {
+            act(bench, 1).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let done = tokio::time::timeout(deadline(Duration::from_secs(60)), decisions).await;
+    done.expect("PID 1 gets them");
+}
+
 fn refuse_starts(bench: &NodeUpdateBench, code: Option<&'static str>) {
     bench.seen.lock().expect("no panic").refuses_start = code;
 }
@@ -34,10 +51,18 @@ fn mark_staged(bench: &NodeUpdateBench, version: &str) {
     });
 }
 
+/// How far the clock is ahead, in seconds, after a wrong answer of a time server or with a wrong hardware clock: a year.
+const AHEAD_S: u64 = 365 * 86_400;
+
+/// Sets the clock so many seconds ahead of the system's.
+fn set_clock(bench: &NodeUpdateBench, ahead_s: u64) {
+    bench.clock.0.store(ahead_s, Ordering::Relaxed);
+}
+
 /// Sets the clock forward by so many looks at the channel, twice over, so that each of them is due for sure.
 fn pass_looks(bench: &NodeUpdateBench, looks: i64) {
     let seconds = (2 * looks * LOOK_PERIOD_S).unsigned_abs();
-    bench.clock.0.store(seconds, Ordering::Relaxed);
+    set_clock(bench, seconds);
 }
 
 /// What the node had PID 1 do for the channel.
@@ -52,13 +77,24 @@ fn sent(bench: &NodeUpdateBench) -> Vec<&'static str> {
     words.collect()
 }
 
-/// The text of the problem that a version does not start.
+/// The problem that a version does not start.
+fn problem(bench: &NodeUpdateBench) -> Option<MachineDiagnostic> {
+    let mut problems = bench.updates.problems().into_iter();
+    problems.find(|it| it.code == "update-available")
+}
+
+/// The text of this problem.
 fn available(bench: &NodeUpdateBench) -> Option<String> {
-    let problems = bench.updates.problems();
-    let problem = problems
-        .into_iter()
-        .find(|it| it.code == "update-available");
-    problem.map(|it| it.text)
+    problem(bench).map(|it| it.text)
+}
+
+/// Whether the hint of this problem is to send the version again.
+fn is_to_be_sent(bench: &NodeUpdateBench) -> bool {
+    let hint = problem(bench).expect("a problem").hint;
+    let is_reason = hint.contains("do what the reason says");
+    let is_to_be_sent = hint.contains("'alknet update NODE BUNDLE'");
+    assert_ne!(is_reason, is_to_be_sent, "{hint}");
+    is_to_be_sent
 }
 
 /// The data disk lost the note of the release, or the boot partition has another byte: to stage the version again writes
@@ -84,22 +120,31 @@ async fn a_start_that_pid_1_refuses_keeps_no_later_version_away() {
     act(&bench, 20).await;
     assert_eq!(sent(&bench)[3..], ["stage", "start"]);
     assert_eq!(bench.updates.auto_shown()["next"], "start-refused");
+    let refusal = json!({ "code": "unverified", "text": "another request is under way" });
+    assert_eq!(bench.updates.auto_shown()["refusal"], refusal);
     let text = available(&bench).expect("a problem");
     assert!(
         text.starts_with("version 1.1.0 ") && text.ends_with("another request is under way"),
         "{text}"
     );
+    assert!(is_to_be_sent(&bench));
     // The channel has nothing newer: the start is tried once more.
     pass_looks(&bench, 1);
     act(&bench, 20).await;
     assert_eq!(sent(&bench)[5..], ["look", "start"]);
     assert!(available(&bench).is_some());
+    // A look in between says nothing of the start.
     pass_looks(&bench, 2);
     bench.judge(Verdict::PlansVersion("1.2.0"));
-    act(&bench, 2).await;
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[7..], ["look"]);
+    let auto = bench.updates.auto_shown();
+    assert_eq!((&auto["refusal"], &auto["error"]), (&refusal, &Value::Null));
+    act(&bench, 1).await;
     assert_eq!(sent(&bench)[7..], ["look", "stage"]);
     mark_staged(&bench, "1.2.0");
     assert_eq!(available(&bench), None);
+    assert_eq!(bench.updates.auto_shown()["refusal"], Value::Null);
     refuse_starts(&bench, None);
     act(&bench, 1).await;
     let expected = UpdateRequest::Apply {
@@ -137,10 +182,120 @@ async fn a_start_that_is_refused_for_another_reason_waits() {
         let bench = refused_follower(code).await;
         act(&bench, 20).await;
         assert_eq!(sent(&bench).len(), 3, "{code}");
-        assert!(available(&bench).is_some(), "{code}");
+        assert!(!is_to_be_sent(&bench), "{code}");
         // An hour later the next look is not due.
-        bench.clock.0.store(3600, Ordering::Relaxed);
+        set_clock(&bench, 3600);
         act(&bench, 20).await;
         assert_eq!(sent(&bench)[3..], *later, "{code}");
     }
+}
+
+/// The clock is ahead while the machine looks and its start is refused, and is set back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_set_back_keeps_no_look_and_no_start_away() {
+    let bench = stable_follower().await;
+    refuse_starts(&bench, Some("below-floor"));
+    set_clock(&bench, AHEAD_S);
+    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench), ["look", "stage", "start"]);
+    set_clock(&bench, 0);
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench)[3..], ["look"]);
+    pass_looks(&bench, 1);
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench)[4..], ["look", "start"]);
+}
+
+/// The clock is ahead at the start of a machine with a delay, and is set back before the first look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_set_back_keeps_the_first_look_within_the_delay() {
+    let document =
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"24h\"\n";
+    let bench = NodeUpdateBench::with(document, StagingPace::default(), None);
+    let next_look = || {
+        let auto = bench.updates.auto_shown();
+        assert_eq!(auto["next"], "look");
+        let at = auto["at"].as_str().expect("a moment");
+        at.parse::<jiff::Timestamp>().expect("a moment").as_second()
+    };
+    set_clock(&bench, AHEAD_S);
+    act(&bench, 1).await;
+    let ahead = next_look();
+    set_clock(&bench, 0);
+    let now = jiff::Timestamp::now().as_second();
+    act(&bench, 1).await;
+    let first = next_look();
+    assert!(first > now && first <= now + 87_000, "{first}");
+    assert!(first < ahead - 300 * 86_400, "{ahead}");
+    // The delay does not begin again at each decision.
+    set_clock(&bench, 5);
+    act(&bench, 1).await;
+    assert_eq!(next_look(), first);
+}
+
+/// A client that may only stage takes the slot after the start was refused. That the machine takes it back is not the one
+/// time for which the machine stages a version again because of what the slot has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_another_caller_replaced_is_still_staged_again_once() {
+    for code in ["locked", "other-staged"] {
+        let bench = refused_follower(code).await;
+        {
+            let mut seen = bench.seen.lock().expect("no panic");
+            seen.stager = "eve".to_owned();
+            seen.stager_limited = true;
+        }
+        bench.judge(Verdict::PlansVersion("1.0.5"));
+        let node = UpdateCaller::new(&bench.updates);
+        let client = ("eve", &[STAGE_SCOPE][..]);
+        upload(&node, client, b"other").await.expect("staged");
+        mark_staged(&bench, "1.0.5");
+        bench.judge(Verdict::Plans);
+        // The upload of the client is one of the four before it.
+        act_until(&bench, 5).await;
+        assert_eq!(sent(&bench)[3..], ["stage", "stage"], "{code}");
+        mark_staged(&bench, "1.1.0");
+        refuse_starts(&bench, Some("unverified"));
+        act(&bench, 20).await;
+        assert_eq!(sent(&bench)[5..], ["start", "stage", "start"], "{code}");
+    }
+}
+
+/// A caller that may start versions, or may change the vault, keeps PID 1 busy at each try of the machine's start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_for_which_pid_1_is_busy_keeps_no_look_away() {
+    let bench = refused_follower("busy").await;
+    set_clock(&bench, 3000);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[3..], ["start"]);
+    assert_eq!(available(&bench), None, "within the hour");
+    set_clock(&bench, 3700);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[4..], ["start"]);
+    let text = available(&bench).expect("a problem");
+    assert!(text.ends_with("another request is under way"), "{text}");
+    assert!(!is_to_be_sent(&bench));
+    assert_eq!(bench.updates.auto_shown()["refusal"]["code"], "busy");
+    // The next look is due.
+    pass_looks(&bench, 1);
+    act(&bench, 3).await;
+    assert_eq!(sent(&bench)[5..], ["look", "start", "start"]);
+    pass_looks(&bench, 2);
+    bench.judge(Verdict::PlansVersion("1.2.0"));
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench)[8..], ["look", "stage"]);
+    mark_staged(&bench, "1.2.0");
+    assert_eq!(available(&bench), None);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[10..], ["start"]);
+    assert_eq!(available(&bench), None, "its hour begins with this try");
+    // A start that PID 1 has judged ends the row of tries, and its reason counts until it judges the next one.
+    refuse_starts(&bench, Some("locked"));
+    act(&bench, 1).await;
+    refuse_starts(&bench, Some("busy"));
+    set_clock(&bench, 24 * 3600 + 3700);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[11..], ["start", "start"]);
+    assert_eq!(bench.updates.auto_shown()["refusal"]["code"], "locked");
 }

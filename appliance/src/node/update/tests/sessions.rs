@@ -181,3 +181,34 @@ async fn a_dry_run_ends_with_what_pid_1_knows_and_stages_nothing() {
     ));
     assert_eq!(by, "ada");
 }
+
+/// A client brings other signed metadata for the program that an administrator has staged.
+#[tokio::test]
+async fn the_plan_of_an_administrator_has_the_floor_that_a_client_brought() {
+    let bench = NodeUpdateBench::new();
+    let sessions = &bench.updates.0.sessions;
+    let id = bench.begin(3);
+    bench.send(&id, 0, b"abc").await.expect("taken");
+    assert_eq!(sessions.staged(), Some(plan()));
+    for floor in ["1.0.0", "1.1.0"] {
+        bench.judge(Verdict::PlansFloor(floor));
+        let of_client = StagingRequest {
+            owner: "eve".to_owned(),
+            by: "eve".to_owned(),
+            limited: true,
+            ..request(3)
+        };
+        let begun = sessions.begin(of_client, None);
+        let id = begun.expect("it begins").id.clone();
+        let piece = (0, Bytes::from_static(b"abc"));
+        sessions.write((&id, "eve"), piece).await.expect("taken");
+        let expected = UpdatePlan {
+            floor: Some(floor.to_owned()),
+            ..plan()
+        };
+        assert_eq!(sessions.staged(), Some(expected));
+        // Neither the machine nor a hub may replace it.
+        let by = sessions.staged_by().expect("a request");
+        assert_eq!((by.by.as_str(), by.limited), ("ada", false));
+    }
+}
