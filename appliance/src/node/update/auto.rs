@@ -156,7 +156,7 @@ impl AutoMemory {
         let busy = self.busy.as_ref();
         let busy = busy.filter(|busy| busy.last - busy.first >= BUSY_S_MAX);
         let reason = refused.map(|refused| &refused.reason);
-        reason.or(busy.map(|busy| &busy.reason))
+        reason.or_else(|| busy.map(|busy| &busy.reason))
     }
 }
 

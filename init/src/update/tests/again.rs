@@ -229,7 +229,7 @@ fn a_client_that_raises_the_floor_of_a_staged_program_is_in_the_log() {
     let noted = format!("noted {NEW} eve: once it is confirmed, no version before {NEW} runs here");
     stage(&first, "admin", false);
     stage(&first, "eve", true);
-    assert_eq!(logged(), [staged.clone()]);
+    assert_eq!(logged(), [staged.as_str()]);
     // The last record `staged` stays the one of the administrator, whose version hubs and the machine leave alone.
     for _ in 0..3 {
         stage(&higher, "eve", true);
