@@ -1,7 +1,7 @@
 //! The host's side: starts workers, watches, ends and counts them.
 //!
-//! `watch`, `pool` and `quarantine` decide: they get times and events and return orders, without a clock or a
-//! process. `supervisor` is the thread that carries the orders out and waits only for events. `spawn` is a second
+//! `watch`, `start_watch`, `pool` and `quarantine` decide: they get times and events and return orders, without a clock or
+//! a process. `supervisor` is the thread that carries the orders out and waits only for events. `spawn` is a second
 //! thread for slow work (starting and cleaning up), and no worker outlives it. `release` is a third one, which frees the
 //! memory of killed workers.
 
@@ -15,6 +15,7 @@ mod quarantine;
 mod release;
 mod request;
 mod spawn;
+mod start_watch;
 mod stats;
 mod supervisor;
 mod unread;
@@ -22,7 +23,8 @@ mod watch;
 mod worker;
 
 pub use config::{
-    CallLimits, DelegatedCgroup, Executable, ProgramMaker, RoleConfig, WorkerLease, WorkersConfig,
+    CallLimits, DelegatedCgroup, Executable, ProgramMaker, RoleConfig, StartLimits, WorkerLease,
+    WorkersConfig,
 };
 pub use handle::{CallerCharge, WorkerAnswer, WorkerCall, WorkerSession, Workers};
 pub use request::{SessionNotice, WorkerRequest};

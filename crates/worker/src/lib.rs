@@ -82,8 +82,9 @@ pub use guest::{
 };
 pub use host::{
     CallLimits, CallerCharge, DelegatedCgroup, DescriptorPermit, DescriptorQuota, Executable,
-    OverrunStats, ProgramMaker, RoleConfig, SessionNotice, WORKER_LOSS_TARGET, WorkerAnswer,
-    WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers, WorkersConfig,
+    OverrunStats, ProgramMaker, RoleConfig, SessionNotice, StartLimits, WORKER_LOSS_TARGET,
+    WorkerAnswer, WorkerCall, WorkerLease, WorkerRequest, WorkerSession, WorkerStats, Workers,
+    WorkersConfig,
 };
 pub use level::{ConfinementGap, ConfinementLevel, Sandbox, SandboxLayer};
 pub use message::{

@@ -53,8 +53,17 @@ pub const SILENCE_BURNT: u32 = 10;
 pub const CPU_STEP_MIN: Duration = Duration::from_millis(5);
 /// Time that a service has to dispose of itself when it is drained.
 pub const DRAIN_MAX: Duration = Duration::from_millis(500);
-/// Time that a worker has from its start until it is ready, with its warm-up.
+/// Time that a worker has from its start until it is ready, with its warm-up. One that computes, or waits for a processor,
+/// has longer: the GPU program compiles a kernel in its warm-up, and on an emulated processor that other programs use as
+/// well it was killed for that.
 pub const START_MAX: Duration = Duration::from_secs(30);
+/// Looks in this time, and in as long after it. After it the host ends a start if between two of them the worker used no
+/// processor time, and if it then waits for no processor.
+pub const START_LOOKS: u32 = 10;
+/// Processor time that a worker may have used after [`START_MAX`] without being ready.
+pub const START_CPU_MAX: Duration = Duration::from_secs(120);
+/// Time after which the host ends a start in any case.
+pub const START_WALL_MAX: Duration = Duration::from_secs(300);
 /// Time for which the host waits for the end of a worker that closed its socket before it kills it.
 pub const LEAVING_MAX: Duration = Duration::from_millis(20);
 

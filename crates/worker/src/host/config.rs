@@ -8,7 +8,7 @@ use std::{fmt, io};
 
 use crate::limits::{
     ABORT_GRACE, DRAIN_MAX, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
-    TENANT_WORKERS_PART, UNREAD_MAX, WORKERS_MAX,
+    START_CPU_MAX, START_MAX, START_WALL_MAX, TENANT_WORKERS_PART, UNREAD_MAX, WORKERS_MAX,
 };
 use crate::{Bind, Bytes32, ConfinementLevel, SealedMemfd, WorkerRole};
 
@@ -38,6 +38,8 @@ pub struct WorkersConfig {
     pub workers_max: usize,
     /// Bytes of all workers together, and so the most of one. The default is a share of the machine's memory.
     pub memory_bytes: u64,
+    /// How long a worker may take to become ready.
+    pub start: StartLimits,
     /// Time between heartbeats of a running call.
     pub heartbeat: Duration,
     /// Time for which heartbeats may fail to come.
@@ -64,6 +66,7 @@ impl WorkersConfig {
             minimum: ConfinementLevel::ProcessOnly,
             workers_max: WORKERS_MAX,
             memory_bytes: machine_share(),
+            start: StartLimits::default(),
             heartbeat: HEARTBEAT_EVERY,
             silence: HEARTBEAT_SILENCE_MAX,
             abort_grace: ABORT_GRACE,
@@ -114,6 +117,27 @@ impl WorkersConfig {
             granted => granted.saturating_add(MEMORY_REST),
         };
         own.min(self.memory_bytes)
+    }
+}
+
+/// The time that a worker has from its start until it is ready, with its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartLimits {
+    /// Wall-clock time. A worker that makes progress has longer: one that uses processor time, or waits for a processor.
+    pub idle: Duration,
+    /// Processor time of its process, after `idle`.
+    pub cpu: Duration,
+    /// Wall-clock time in any case.
+    pub wall: Duration,
+}
+
+impl Default for StartLimits {
+    fn default() -> Self {
+        Self {
+            idle: START_MAX,
+            cpu: START_CPU_MAX,
+            wall: START_WALL_MAX,
+        }
     }
 }
 

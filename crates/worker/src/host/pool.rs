@@ -30,6 +30,8 @@ struct PoolSlot {
     rights: Option<Bytes32>,
     /// Whether it was started for one lease, with its folders.
     reserved: bool,
+    /// Whether it ends after a while although no tenant took it: its caller gave up while it started.
+    lingers: bool,
     sessions: u32,
     served: u32,
     idle_since: u64,
@@ -71,6 +73,7 @@ impl WorkerPool {
             lent: false,
             rights: None,
             reserved,
+            lingers: false,
             sessions: 0,
             served: 0,
             idle_since: 0,
@@ -85,6 +88,21 @@ impl WorkerPool {
             && slot.phase == WorkerPhase::Starting
         {
             slot.phase = WorkerPhase::Ready;
+        }
+    }
+
+    /// Has a worker that no tenant took end if none takes it within [`LINGER`], unless it is one of the `least` of its
+    /// role that are to stay.
+    pub(super) fn linger(&mut self, worker: u64, least: usize, now: u64) {
+        let role = self.slots.get(&worker).map(|slot| slot.role);
+        let stays = |slot: &&PoolSlot| Some(slot.role) == role && slot.is_free() && !slot.lingers;
+        let staying = self.slots.values().filter(stays).count();
+        if let Some(slot) = self.slots.get_mut(&worker)
+            && slot.is_free()
+            && staying > least
+        {
+            slot.lingers = true;
+            slot.idle_since = now;
         }
     }
 
@@ -323,12 +341,7 @@ impl WorkerPool {
 
     /// Number of workers of the role that any tenant may get, now or once they are ready.
     pub(super) fn free(&self, role: WorkerRole) -> usize {
-        let free = |slot: &&PoolSlot| {
-            slot.role == role
-                && slot.tenant.is_none()
-                && !slot.reserved
-                && slot.phase != WorkerPhase::Leaving
-        };
+        let free = |slot: &&PoolSlot| slot.role == role && slot.is_free();
         self.slots.values().filter(free).count()
     }
 
@@ -350,6 +363,11 @@ impl PoolSlot {
         !self.callers.is_empty()
     }
 
+    /// Whether any tenant may get it, now or once it is ready.
+    fn is_free(&self) -> bool {
+        self.tenant.is_none() && !self.reserved && self.phase != WorkerPhase::Leaving
+    }
+
     fn takes(&self, lease: &WorkerLease) -> bool {
         let tenant = self.tenant.as_ref();
         self.phase == WorkerPhase::Ready
@@ -369,7 +387,8 @@ impl PoolSlot {
 
     /// The time until which it waits for a session, once it has none.
     fn idle_until(&self) -> Option<u64> {
-        if self.phase != WorkerPhase::Ready || self.served == 0 || self.sessions > 0 {
+        let waits = self.served > 0 || self.lingers;
+        if self.phase != WorkerPhase::Ready || !waits || self.sessions > 0 {
             return None;
         }
         // Such a worker takes no further session, so that it need not wait for one.
@@ -457,6 +476,26 @@ mod tests {
         assert_eq!(pool.expired(5 + linger), Some(a));
         pool.leave(a);
         assert_eq!((pool.expired(u64::MAX), pool.len()), (None, 0));
+    }
+
+    /// Workers whose callers gave up while they started would otherwise stay for ever.
+    #[test]
+    fn one_that_was_started_for_a_caller_that_gave_up_waits_a_while_for_another() {
+        let linger = u64::try_from(LINGER.as_micros()).expect("short");
+        let mut pool = pool(2);
+        pool.linger(1, 2, 3);
+        assert_eq!(pool.deadline(), None, "two are to stay");
+        pool.linger(1, 1, 5);
+        pool.linger(2, 1, 5);
+        assert_eq!(pool.deadline(), Some(5 + linger));
+        assert_eq!(pool.expired(4 + linger), None);
+        assert_eq!(pool.expired(5 + linger), Some(1), "not the warm one");
+        assert_eq!(pool.assign(&lease("a")), Some(1));
+        assert_eq!(pool.deadline(), None, "it has a session");
+        // It waits for its tenant from when the session ended, and a second call changes nothing.
+        pool.linger(1, 0, 6);
+        pool.release(1, 7);
+        assert_eq!(pool.deadline(), Some(7 + linger));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod incoming;
 mod memory;
 mod opening;
 mod sending;
+mod starting;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::MaybeUninit;
@@ -398,15 +399,7 @@ impl WorkerSupervisor {
             return;
         };
         match worker.state {
-            // A worker that hangs at its start would keep its slot for ever.
-            WorkerState::Starting { by } if now >= by => {
-                let words = worker.last_words();
-                self.end(
-                    number,
-                    WorkerEndReason::Start,
-                    &format!("it did not get ready {words}"),
-                );
-            }
+            WorkerState::Starting(_) => self.look_at_start(number, now),
             WorkerState::Leaving { by } if now >= by => {
                 // A worker that the kernel kills closes its channel early in its end, and may have much memory to
                 // free.
@@ -465,7 +458,8 @@ impl WorkerSupervisor {
             .workers
             .values()
             .filter_map(|worker| match worker.state {
-                WorkerState::Starting { by } | WorkerState::Leaving { by } => Some(by),
+                WorkerState::Starting(watch) => Some(watch.at()),
+                WorkerState::Leaving { by } => Some(by),
                 WorkerState::Ready => worker
                     .calls
                     .values()

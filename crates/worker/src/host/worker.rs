@@ -16,6 +16,7 @@ use super::cgroup::WorkerCgroup;
 use super::handle::EncodedFrame;
 use super::idle_frames::IdleFrames;
 use super::spawn::SpawnedWorker;
+use super::start_watch::StartWatch;
 use super::unread::{DescriptorQuota, UnreadDescriptors};
 use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
@@ -73,10 +74,8 @@ pub(super) struct WorkerProcess {
 /// The phases of a worker's life.
 #[derive(Debug)]
 pub(super) enum WorkerState {
-    /// Not ready; the host gives up at this time.
-    Starting {
-        by: u64,
-    },
+    /// Not ready.
+    Starting(StartWatch),
     Ready,
     /// It closed its socket; the host kills it at this time if it has not ended.
     Leaving {
@@ -124,14 +123,14 @@ impl WorkerProcess {
         born: SpawnedWorker,
         role: WorkerRole,
         binds: bool,
-        by: u64,
+        start: StartWatch,
         memory_max: u64,
         unread: Duration,
     ) -> Self {
         Self {
             role,
             binds,
-            state: WorkerState::Starting { by },
+            state: WorkerState::Starting(start),
             was_ready: false,
             gaps: born.gaps,
             calls: BTreeMap::new(),

@@ -3,6 +3,12 @@
 use alknet_worker::CborBody;
 use serde::{Deserialize, Serialize};
 
+/// The variable of a probe's environment that says how its start goes: [`START_SLEEPS`], or for how many milliseconds it
+/// computes before it is ready.
+pub(crate) const START_VARIABLE: &str = "ALKNET_PROBE_START";
+/// It never becomes ready, and uses no processor time.
+pub(crate) const START_SLEEPS: &str = "sleeps";
+
 /// One act.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum ProbeAct {

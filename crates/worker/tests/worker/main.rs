@@ -8,3 +8,4 @@ mod host;
 mod limits;
 mod machine;
 mod pool;
+mod starts;

@@ -219,10 +219,7 @@ impl WorkerSupervisor {
     /// Reads what a worker has sent until its end, unless the host has ended it or it has left.
     fn read_rest(&mut self, number: u64, scratch: &mut [u8]) {
         while let Some(worker) = self.workers.get_mut(&number)
-            && matches!(
-                worker.state,
-                WorkerState::Starting { .. } | WorkerState::Ready
-            )
+            && matches!(worker.state, WorkerState::Starting(_) | WorkerState::Ready)
             && let Ok(ChannelRead::Some(_)) = worker.read(scratch)
         {
             self.take_rest(number);

@@ -28,10 +28,7 @@ impl WorkerSupervisor {
         let Some(worker) = self.workers.get_mut(&number) else {
             return false;
         };
-        if !matches!(
-            worker.state,
-            WorkerState::Starting { .. } | WorkerState::Ready
-        ) {
+        if !matches!(worker.state, WorkerState::Starting(_) | WorkerState::Ready) {
             return false;
         }
         let read = worker.read(scratch);
@@ -96,7 +93,7 @@ impl WorkerSupervisor {
         let Some(worker) = self.workers.get(&number) else {
             return Ok(());
         };
-        let starting = matches!(worker.state, WorkerState::Starting { .. });
+        let starting = matches!(worker.state, WorkerState::Starting(_));
         may_bring(worker.role, &message, fds.len())?;
         match message {
             FromWorkerMessage::Ready { confined } if starting => {

@@ -12,11 +12,10 @@ use crate::host::WorkerLease;
 use crate::host::config::TenantShares;
 use crate::host::handle::{LEASE_CHARGE, OpenedSession};
 use crate::host::pool::WorkerPool;
-use crate::host::spawn::{SpawnJob, SpawnedWorker};
-use crate::host::worker::{WorkerProcess, WorkerState};
+use crate::host::spawn::SpawnJob;
+use crate::host::worker::WorkerState;
 use crate::limits::{
-    LOG_BYTES_PER_S, MESSAGES_WAITING_MAX, SESSIONS_MAX, START_MAX, START_PAUSE_MAX,
-    START_PAUSE_MIN,
+    LOG_BYTES_PER_S, MESSAGES_WAITING_MAX, SESSIONS_MAX, START_PAUSE_MAX, START_PAUSE_MIN,
 };
 use crate::setup::ConfinementReport;
 use crate::{Bind, Bytes32, Sandbox, WorkerEndReason, WorkerError, WorkerRole};
@@ -45,6 +44,7 @@ impl WorkerSupervisor {
     ) {
         // One worker cannot be halved.
         lease.lent &= self.config.workers_lent_max() > 0;
+        self.forget_given_up();
         let found = self.find(&lease);
         if let Ok(WorkerChoice::Later(_)) | Err(WorkerError::Overloaded) = found {
             self.claim(&lease);
@@ -301,6 +301,7 @@ impl WorkerSupervisor {
 
     /// Starts as many workers as are to be ready or starting.
     pub(super) fn fill(&mut self) {
+        self.forget_given_up();
         for at in 0..self.config.roles.len() {
             let config = &self.config.roles[at];
             let idle = if self.used.contains(&config.role) {
@@ -318,33 +319,6 @@ impl WorkerSupervisor {
                 if self.pool.len() < self.config.workers_max {
                     self.begin_start(config.clone(), false);
                 }
-            }
-        }
-    }
-
-    pub(super) fn started(&mut self, number: u64, born: Result<SpawnedWorker, String>) {
-        let Some((role, binds)) = self.starting.remove(&number) else {
-            return;
-        };
-        let by = u64::try_from(START_MAX.as_micros()).unwrap_or(u64::MAX);
-        let by = self.now().saturating_add(by);
-        match born {
-            Ok(born) => {
-                let memory = self.config.memory_of(role, 0);
-                let worker = WorkerProcess::new(born, role, binds, by, memory, self.config.unread);
-                self.count().started(role);
-                let registered = self.listen_to(number, &worker);
-                self.workers.insert(number, worker);
-                if let Err(errno) = registered {
-                    self.end(number, WorkerEndReason::Start, &errno.to_string());
-                } else if self.ending.is_some() {
-                    self.end(number, WorkerEndReason::Shutdown, "");
-                }
-            }
-            Err(why) => {
-                self.forget(number, role);
-                tracing::warn!(%role, %why, "a worker could not be started");
-                self.start_failed(number, role, &why);
             }
         }
     }
@@ -375,7 +349,9 @@ impl WorkerSupervisor {
         // A worker of the role has started: the next failure begins with the shortest pause.
         self.pauses.remove(&role);
         self.pool.ready(number);
+        self.forget_given_up();
         self.serve();
+        self.note_surplus(number, role);
     }
 
     /// Handles a worker below the required level. The next one would not be above it.

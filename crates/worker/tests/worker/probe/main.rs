@@ -9,6 +9,7 @@ mod act;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use act::{ProbeAct, ProbeReply, ProbeView};
 use alknet_worker::{
@@ -105,9 +106,25 @@ fn unfiltered() {
     runtime.block_on(workers.shutdown());
 }
 
+/// Takes as long for its start as the test wants.
+fn delay_start() {
+    let Ok(wanted) = std::env::var(act::START_VARIABLE) else {
+        return;
+    };
+    if wanted == act::START_SLEEPS {
+        std::thread::sleep(Duration::MAX);
+    }
+    let wanted = Duration::from_millis(wanted.parse().expect("milliseconds"));
+    let began = Instant::now();
+    while began.elapsed() < wanted {
+        std::hint::spin_loop();
+    }
+}
+
 fn work(role: WorkerRole) -> ! {
     let entered = enter(role).expect("a host that lives");
     let warm_up = |guest: &Guest| {
+        delay_start();
         let seen = ProbeView {
             arguments: std::env::args().collect(),
             descriptors: tricks::open_descriptors(),

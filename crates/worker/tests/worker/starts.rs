@@ -1,0 +1,98 @@
+//! Starts that take long: of workers that compute before they are ready, and of workers that hang.
+
+use std::pin::pin;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use alknet_worker::{
+    RoleConfig, StartLimits, WorkerEndReason, WorkerError, WorkerLease, WorkerRole, Workers,
+};
+
+use crate::act::{START_SLEEPS, START_VARIABLE};
+use crate::host::{answers, block_on, config, open, until};
+
+/// Limits that no start reaches.
+const ENDLESS: StartLimits = StartLimits {
+    idle: Duration::MAX,
+    cpu: Duration::MAX,
+    wall: Duration::MAX,
+};
+
+/// Workers of role gpu whose start goes like this.
+fn workers(start: &str, limits: StartLimits) -> Workers {
+    let mut config = config();
+    config.start = limits;
+    let mut role = RoleConfig::new(WorkerRole::Gpu);
+    role.environment = vec![(START_VARIABLE.to_owned(), start.to_owned())];
+    config.roles = vec![role];
+    Workers::start(config).expect("a supervisor")
+}
+
+fn lease(tenant: &str) -> WorkerLease {
+    WorkerLease::new(WorkerRole::Gpu, tenant)
+}
+
+/// Asserts that a worker does not become ready, and is killed for it.
+#[track_caller]
+fn is_ended(workers: &Workers) {
+    match block_on(workers.open(lease("a"))) {
+        Err(WorkerError::Start { why, .. }) => assert!(why.contains("did not get ready"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    until("it is gone", || {
+        workers.stats().ended.get(&WorkerEndReason::Start) == Some(&1)
+    });
+}
+
+#[test]
+fn a_start_that_computes_goes_on_beyond_its_time() {
+    let limits = StartLimits {
+        idle: Duration::from_secs(1),
+        ..ENDLESS
+    };
+    let workers = workers("3000", limits);
+    assert!(answers(&open(&workers, WorkerRole::Gpu, "a")));
+    assert_eq!(workers.stats().ended.get(&WorkerEndReason::Start), None);
+}
+
+#[test]
+fn a_start_that_sleeps_is_ended_at_its_time() {
+    let limits = StartLimits {
+        idle: Duration::from_millis(300),
+        ..ENDLESS
+    };
+    is_ended(&workers(START_SLEEPS, limits));
+}
+
+#[test]
+fn a_start_that_computes_is_ended_at_its_limits() {
+    let idle = Duration::from_millis(100);
+    let most = Duration::from_millis(500);
+    let cpu = StartLimits {
+        idle,
+        cpu: most,
+        ..ENDLESS
+    };
+    let wall = StartLimits {
+        idle,
+        wall: most,
+        ..ENDLESS
+    };
+    for limits in [cpu, wall] {
+        is_ended(&workers("3600000", limits));
+    }
+}
+
+/// A start may take longer than its caller waits: then the next caller gets the worker, and none is started besides.
+#[test]
+fn a_start_whose_caller_gave_up_is_for_the_next_one() {
+    let workers = workers("2000", ENDLESS);
+    for tenant in ["a", "b", "c"] {
+        let opening = pin!(workers.open(lease(tenant)));
+        let polled = opening.poll(&mut Context::from_waker(Waker::noop()));
+        // Dropped with this turn, as at a caller's deadline.
+        assert!(polled.is_pending(), "{tenant}");
+    }
+    assert!(answers(&open(&workers, WorkerRole::Gpu, "d")));
+    assert_eq!(workers.stats().started, 1);
+}
