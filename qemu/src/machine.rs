@@ -109,6 +109,9 @@ pub(crate) struct MachineResources {
 /// attempt at a passphrase (Argon2id, 64 MiB, three passes) took 4.9 s, and without it takes 1.4.
 pub const TCG_CPU: &str = "max,-erms,-fsrm,-avx,-avx2,-f16c,-fma,-vaes,-vpclmulqdq";
 
+/// Emulation of all processors of a machine by one thread.
+const ONE_THREAD: &str = "tcg,thread=single";
+
 /// The kernel option with the speed of its time-stamp counter, in kHz.
 const TSC_SPEED: &str = "tsc_early_khz=";
 
@@ -258,22 +261,31 @@ impl MachineSpec {
     }
 
     fn board(&self, layout: &MachineResources, args: &mut QemuArguments) {
-        let accel = layout.accel.name();
+        let takes_turns = self.takes_turns(layout.accel);
+        // QEMU refuses both forms of the option together.
+        let accel = if takes_turns {
+            String::new()
+        } else {
+            format!(",accel={}", layout.accel.name())
+        };
         let machine = match self.kind {
             MachineKind::Microvm => {
                 let acpi = if self.has_acpi() { "on" } else { "off" };
-                format!("microvm,accel={accel},acpi={acpi},rtc=on")
+                format!("microvm{accel},acpi={acpi},rtc=on")
             }
             // Only the firmware writes its variables, from a mode of the processor of its own.
-            MachineKind::Q35Uefi if self.secure_boot => format!("q35,accel={accel},smm=on"),
-            MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35,accel={accel}"),
-            MachineKind::Pc => format!("pc,accel={accel}"),
+            MachineKind::Q35Uefi if self.secure_boot => format!("q35{accel},smm=on"),
+            MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35{accel}"),
+            MachineKind::Pc => format!("pc{accel}"),
         };
         let machine = match &layout.memory {
             None => machine,
             Some(_) => format!("{machine},memory-backend=memory"),
         };
         args.pair("-M", machine);
+        if takes_turns {
+            args.pair("-accel", ONE_THREAD);
+        }
         if let Some((file, shared)) = &layout.memory {
             let share = if *shared { "on" } else { "off" };
             let size = self.memory_mib;
@@ -351,6 +363,13 @@ impl MachineSpec {
             line = format!("{line} {NATIVE_HOT_PLUG}");
         }
         line.trim().to_owned()
+    }
+
+    /// Whether one thread of QEMU emulates all processors, in turns. With a thread for each processor, a machine with
+    /// several of them lost its timer interrupt on a host whose own two were busy: the host stopped one processor of the
+    /// machine while another one ran on.
+    fn takes_turns(&self, accel: Accel) -> bool {
+        accel == Accel::Tcg && self.cpus > 1
     }
 
     /// Whether the machine has ACPI, which costs a microvm some start-up time. Without it, a kernel

@@ -119,6 +119,34 @@ fn a_machine_is_described_without_the_paths_of_the_host() {
     }
 }
 
+/// On a busy host a machine whose processors each had a thread lost its timer interrupt.
+#[test]
+fn one_thread_emulates_the_processors_of_a_machine_that_has_several() {
+    let kinds = [
+        MachineKind::Microvm,
+        MachineKind::Pc,
+        MachineKind::Q35,
+        MachineKind::Q35Uefi,
+    ];
+    for (kind, accel) in kinds
+        .into_iter()
+        .flat_map(|kind| [(kind, Accel::Kvm), (kind, Accel::Tcg)])
+    {
+        for (cpus, secure_boot) in [(1, false), (2, false), (8, true)] {
+            let mut machine = machine(kind);
+            (machine.cpus, machine.secure_boot) = (cpus, secure_boot);
+            let shape = machine.shape(accel);
+            let several = accel == Accel::Tcg && cpus > 1;
+            let in_turns = shape.contains("\n-accel\ntcg,thread=single\n");
+            assert_eq!(in_turns, several, "{shape}");
+            // QEMU refuses both.
+            let named = shape.contains(&format!(",accel={}", accel.name()));
+            assert_eq!(named, !several, "{shape}");
+            assert!(shape.contains(&format!("\n-smp\n{cpus}\n")), "{shape}");
+        }
+    }
+}
+
 #[test]
 fn an_emulated_microvm_knows_how_fast_its_counter_runs() {
     let mut machine = machine(MachineKind::Microvm);
