@@ -18,6 +18,7 @@ mod bench;
 mod browser;
 mod cli;
 mod curl;
+mod dialer;
 mod draining;
 mod file_server;
 mod guesses;
@@ -50,6 +51,7 @@ pub use bench::TestBench;
 pub use browser::{Browser, LoadedResource, spki};
 pub use cli::{CliOutput, CliRunner, CliSubscription, run_with_input};
 pub use curl::Curl;
+pub use dialer::patient_dialer;
 pub use draining::{TokenCallers, notes_of_tokens};
 pub use file_server::FileServer;
 pub use guesses::{

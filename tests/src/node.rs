@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::bench::TestBench;
 use crate::cli::{CliOutput, CliRunner, CliSubscription};
+use crate::dialer::patient_dialer;
 use crate::image::BuiltImageFolder;
 use crate::snapshot::{self, SnapshotPoint};
 use crate::wait::is_busy;
@@ -369,7 +370,7 @@ impl MachineNode {
                 .build()
                 .expect("this host has threads and sockets");
             runtime.block_on(async {
-                let dialer = EndpointDialer::new(None);
+                let dialer = patient_dialer(None);
                 for carriage in [Carriage::Quic, Carriage::Tcp] {
                     for _ in 0..TRANSLATING_HANDSHAKES {
                         if dialer.dial_over(carriage, &target, ALPN).await.is_ok() {
@@ -491,7 +492,7 @@ impl MachineNode {
 
     fn dialer_of(&self, user: &CliRunner) -> anyhow::Result<(EndpointDialer, Target)> {
         let (key, _) = NodeKey::load_or_create(&user.state().join("identity.key"))?;
-        Ok((EndpointDialer::new(Some(key)), self.target().parse()?))
+        Ok((patient_dialer(Some(key)), self.target().parse()?))
     }
 
     /// Ends the machine in the way that its kind allows, and waits for it.

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
-use alknet_endpoint::{EndpointDialer, Target};
+use alknet_endpoint::Target;
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::dialer::patient_dialer;
 
 /// ALPN of HTTP/1.1.
 pub const H1: &[u8] = b"http/1.1";
@@ -139,7 +141,7 @@ impl RawQuicConnection {
     /// # Panics
     /// As [`open`](Self::open).
     pub async fn open_as(target: &Target, alpn: &'static [u8], key: NodeKey) -> Self {
-        let dialer = EndpointDialer::new(Some(key));
+        let dialer = patient_dialer(Some(key));
         let connection = dialer.dial_over(Carriage::Tcp, target, alpn).await;
         let connection = connection.expect("every client may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");

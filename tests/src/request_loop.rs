@@ -7,11 +7,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use alknet_call::{ALPN, CallClient};
-use alknet_endpoint::{EndpointDialer, Target};
+use alknet_endpoint::Target;
 use alknet_tls::NodeKey;
 use serde_json::Value;
 
 use crate::cli::CliRunner;
+use crate::dialer::patient_dialer;
 
 /// Pause between an answer and the next request. The node has other work, but no answer may take
 /// many times as long unnoticed.
@@ -86,7 +87,7 @@ async fn ask(
 ) -> RequestLoopStats {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-    let dialer = EndpointDialer::new(Some(key));
+    let dialer = patient_dialer(Some(key));
     let target: Target = target.parse().expect("the node's own target");
     let connection = dialer.dial(&target, ALPN).await.expect("it serves");
     let client = CallClient::without_operations().attach(connection, None);

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{EndpointDialer, Target};
+use alknet_endpoint::Target;
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use hyper::Request;
@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::dialer::patient_dialer;
 use crate::raw::{H2, within};
 
 /// Bytes of the longest message of a known peer.
@@ -50,8 +51,7 @@ impl SocketCarrier {
     /// # Panics
     /// The node has no connection slot left.
     pub async fn open(target: &Target, window: u32) -> Self {
-        let dialer =
-            EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+        let dialer = patient_dialer(Some(NodeKey::generate().expect("the system has entropy")));
         let connection = dialer.dial_over(Carriage::Tcp, target, H2).await;
         let connection = connection.expect("every client may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cli::CliRunner;
+use crate::dialer::patient_dialer;
 use crate::raw::within;
 
 /// ALPN of HTTP/3.
@@ -46,7 +47,7 @@ impl StalledHttp3 {
 
     async fn connect(target: &Target) -> Self {
         let key = NodeKey::generate().expect("the system has entropy");
-        let dialer = EndpointDialer::new(Some(key));
+        let dialer = patient_dialer(Some(key));
         let dialled = dialer.dial_over(Carriage::Quic, target, H3).await;
         let connection = dialled.expect("every client may connect");
         let mut control = connection.open_uni().await.expect("a stream");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection, ErrorCode};
 use alknet_core::{Carriage, Connection, PeerAddr, PeerKey};
-use alknet_endpoint::{EndpointDialError, EndpointDialer};
+use alknet_endpoint::{DIAL_TIMEOUT, EndpointDialError, EndpointDialer};
 use alknet_tls::NodeKey;
 use clap::{Args, ValueEnum};
 
@@ -91,7 +91,7 @@ impl CliDialer {
     /// With another key than the one of this computer.
     pub(crate) fn with_key(key: Option<NodeKey>, args: &DialArgs) -> Self {
         Self {
-            dialer: EndpointDialer::new(key),
+            dialer: EndpointDialer::new(key).with_dial_timeout(dial_time(args.timeout, 1)),
             carriage: args.carriage.map_or(Carriage::Both, Into::into),
             timeout: args.timeout,
             own: None,
@@ -217,6 +217,13 @@ pub(crate) fn reached(
     CliDialer::new(args)?.run(async |dialer| dialer.reached(route, work).await)
 }
 
+/// The time of each dial, where `targets` are dialled one after the other within `timeout`. It is never shorter than the
+/// dialer's own: a short `timeout` ends the dial from outside.
+pub(crate) fn dial_time(timeout: Duration, targets: usize) -> Duration {
+    let targets = u32::try_from(targets).unwrap_or(u32::MAX).max(1);
+    DIAL_TIMEOUT.max(timeout / targets)
+}
+
 /// What comes of `work`, if it comes in time.
 pub(crate) async fn within_time<T>(
     timeout: Duration,
@@ -303,6 +310,18 @@ mod tests {
             let said = of_dial(&error).message;
             assert!(said.ends_with(next), "{said}");
         }
+    }
+
+    #[test]
+    fn a_longer_timeout_gives_each_dial_longer_and_a_shorter_one_no_less() {
+        let seconds = Duration::from_secs;
+        assert_eq!(dial_time(Duration::from_millis(200), 1), DIAL_TIMEOUT);
+        assert_eq!(dial_time(seconds(30), 1), seconds(30));
+        assert_eq!(dial_time(seconds(3600), 1), seconds(3600));
+        // A hub may have several addresses, and each has its turn.
+        assert_eq!(dial_time(seconds(30), 2), seconds(15));
+        assert_eq!(dial_time(seconds(30), 8), DIAL_TIMEOUT);
+        assert_eq!(dial_time(seconds(30), 0), seconds(30));
     }
 
     #[tokio::test]

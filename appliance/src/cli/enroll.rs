@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::call::read_stdin;
-use super::dial::{of_dial_kind, within_time};
+use super::dial::{dial_time, of_dial_kind, within_time};
 use super::node_book::{NamedNode, NodeBook, check_name, first_label};
 use super::{CommandError, CommandExit, DialArgs, output};
 
@@ -112,7 +112,8 @@ fn ask(args: &EnrollArgs, code: &JoinCode) -> Result<(JoinAcceptance, PeerAddr),
         arch: std::env::consts::ARCH.to_owned(),
         ..JoinRequest::default()
     };
-    let dialer = EndpointDialer::new(Some(args.dial.state.key()?));
+    let dial_time = dial_time(args.dial.timeout, code.targets().count());
+    let dialer = EndpointDialer::new(Some(args.dial.state.key()?)).with_dial_timeout(dial_time);
     let carriage = args.dial.carriage.map_or(Carriage::Both, Into::into);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -23,10 +23,12 @@ use crate::iroh::Endpoints;
 use crate::self_dial::{SelfDialGuard, SelfDials};
 
 pub(crate) use attempt::DialAttempt;
-pub(crate) use failure::{alert_of, timed_out};
+pub(crate) use failure::alert_of;
+use failure::timed_out;
 
-/// Time for everything from resolving the name to the finished handshake.
-pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for everything from resolving the name to the finished handshake, unless
+/// [`EndpointDialer::with_dial_timeout`] sets another one.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -46,6 +48,8 @@ pub struct EndpointDialer {
     /// Created for the first request that shows no key.
     keyless: OnceLock<ClientTls>,
     options: ClientTlsOptions,
+    /// Time for one dial.
+    dial_timeout: Duration,
     quic: Mutex<Option<quinn::Endpoint>>,
     iroh: Endpoints,
     /// Set where the node dials itself.
@@ -80,10 +84,19 @@ impl EndpointDialer {
             tls: ClientTls::new(options.clone()),
             keyless: OnceLock::new(),
             options,
+            dial_timeout: DIAL_TIMEOUT,
             quic: Mutex::new(None),
             iroh: Endpoints::default(),
             self_dials: None,
         }
+    }
+
+    /// Gives each dial this time in place of [`DIAL_TIMEOUT`], for everything from resolving the name to the finished
+    /// handshake. A dial that takes longer fails with [`EndpointDialError::TimedOut`].
+    #[must_use]
+    pub fn with_dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
+        self
     }
 
     /// Dials the node itself, whose key is `key`, at one address.
@@ -184,9 +197,9 @@ impl EndpointDialer {
                 Carriage::Both | Carriage::Memory => attempt.race().await,
             }
         };
-        timeout(DIAL_TIMEOUT, dial)
+        timeout(self.dial_timeout, dial)
             .await
-            .unwrap_or_else(|_| Err(timed_out(target, DIAL_TIMEOUT)))
+            .unwrap_or_else(|_| Err(timed_out(target, self.dial_timeout)))
     }
 
     /// Closes every QUIC and iroh connection, and waits until the close frames have left: 50 ms at most, and a second

@@ -108,7 +108,7 @@ pub use alknet_core::{DialHost, PeerAddr as Target, PeerAddrError as TargetError
 
 pub use self::iroh::IrohOptions;
 pub use counters::EndpointCounters;
-pub use dial::EndpointDialer;
+pub use dial::{DIAL_TIMEOUT, EndpointDialer};
 pub use error::{EndpointDialError, EndpointError};
 pub use limits::EndpointLimits;
 pub use live::{ConnectionSummary, ReliefScope};

@@ -11,7 +11,7 @@ pub(crate) use datagram_splitter::DatagramSplitter;
 quic_carriage!(quinn);
 
 /// Silence after which a connection ends.
-const IDLE: Duration = Duration::from_secs(45);
+pub(crate) const IDLE: Duration = Duration::from_secs(45);
 
 /// Time between the pings of a dialler.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

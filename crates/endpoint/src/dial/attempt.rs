@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::failure::{heavier, timed_out};
-use super::{DIAL_TIMEOUT, EndpointDialer, remote_host};
+use super::{EndpointDialer, remote_host};
 use crate::error::EndpointDialError;
 use crate::quic;
 use crate::self_dial::SelfDialGuard;
@@ -133,7 +133,10 @@ impl DialAttempt<'_> {
                         Some(first) => heavier(first, error),
                         None => error,
                     }),
-                    None => return Err(worst.unwrap_or_else(|| timed_out(self.target, DIAL_TIMEOUT))),
+                    None => {
+                        let most = self.dialer.dial_timeout;
+                        return Err(worst.unwrap_or_else(|| timed_out(self.target, most)));
+                    }
                 },
                 () = sleep(ADDRESS_DELAY), if more => {}
             }

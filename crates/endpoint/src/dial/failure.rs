@@ -8,7 +8,6 @@ use alknet_tls::TlsRemote;
 use quinn::ConnectionError;
 use rustls::AlertDescription;
 
-use super::DIAL_TIMEOUT;
 use super::attempt::DialAttempt;
 use crate::error::EndpointDialError;
 use crate::quic;
@@ -24,6 +23,11 @@ impl DialAttempt<'_> {
         self.tls_error("the server presented no key")
     }
 
+    /// The error of a connection that ended because no packet of the server came for the time `idle`.
+    pub(crate) fn silent(&self, idle: Duration) -> EndpointDialError {
+        timed_out(self.target, self.dialer.dial_timeout.min(idle))
+    }
+
     pub(super) fn quic_error(&self, error: ConnectionError) -> EndpointDialError {
         let (code, reason) = match &error {
             ConnectionError::TransportError(error) => (u64::from(error.code), error.reason.clone()),
@@ -31,7 +35,7 @@ impl DialAttempt<'_> {
                 u64::from(close.error_code),
                 String::from_utf8_lossy(&close.reason).into_owned(),
             ),
-            ConnectionError::TimedOut => return timed_out(self.target, DIAL_TIMEOUT),
+            ConnectionError::TimedOut => return self.silent(quic::IDLE),
             _ => return self.refused(quic::close_reason(error)),
         };
         self.handshake_error(code, &reason, &error.to_string())

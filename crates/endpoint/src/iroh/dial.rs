@@ -8,9 +8,9 @@ use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Mutex;
 
-use super::bind_client;
 use super::carriage::{QuicSource, close_reason};
-use crate::dial::{DIAL_TIMEOUT, DialAttempt, alert_of, timed_out};
+use super::{IDLE, bind_client};
+use crate::dial::{DialAttempt, alert_of};
 use crate::error::EndpointDialError;
 
 /// The endpoints that dial. Each is opened with the first dial that needs it.
@@ -135,7 +135,7 @@ impl DialAttempt<'_> {
                 &String::from_utf8_lossy(&close.reason),
                 &error.to_string(),
             ),
-            ConnectionError::TimedOut => timed_out(self.target, DIAL_TIMEOUT),
+            ConnectionError::TimedOut => self.silent(IDLE),
             _ => self.refused(close_reason(error)),
         }
     }

@@ -1,14 +1,19 @@
 //! The dialer in the view of protocols: core's trait, with nothing but an expectation.
 
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
 use alknet_core::{
     Carriage, Connection, DialErrorKind, DialHost, DialRequest, Dialer as _, PeerAddr,
     PeerVerification,
 };
-use alknet_endpoint::EndpointDialer;
+use alknet_endpoint::{EndpointDialError, EndpointDialer};
 use alknet_tls::{ClientTlsOptions, NodeKey};
 use proptest::prelude::*;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::time::timeout;
 
-use crate::support::{CARRIAGES, EndpointTestNode, WHOAMI, ask};
+use crate::support::{CARRIAGES, EndpointTestNode, WHOAMI, ask, hung};
 
 /// A dial of `node` over `carriage`, by any name of it.
 fn request(node: &EndpointTestNode, expect: PeerVerification, carriage: Carriage) -> DialRequest {
@@ -89,6 +94,40 @@ async fn a_server_that_cannot_prove_its_key_is_an_impostor() {
             .await
             .expect_err("no peer fits");
         assert_eq!(error.kind, DialErrorKind::Local, "{carriage} {error}");
+    }
+}
+
+/// The kernel accepts bytes for both sockets, and no program reads them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dial_to_a_server_that_does_not_answer_ends_at_the_dialer_s_limit() {
+    let anywhere = (Ipv4Addr::LOCALHOST, 0);
+    let udp = UdpSocket::bind(anywhere).await.expect("a free port");
+    let tcp = TcpListener::bind(anywhere).await.expect("a free port");
+    let silent = [
+        (Carriage::Quic, udp.local_addr().expect("it is bound")),
+        (Carriage::Tcp, tcp.local_addr().expect("it is bound")),
+    ];
+    let pins = vec![NodeKey::generate().expect("a key").public()];
+    let limit = Duration::from_secs(1);
+    let dialer = EndpointDialer::new(None).with_dial_timeout(limit);
+    for (carriage, address) in silent {
+        let target = PeerAddr {
+            pins: pins.clone(),
+            host: DialHost::Ip(address.ip()),
+            port: address.port(),
+        };
+        let dial = dialer.dial_over(carriage, &target, WHOAMI);
+        let ended = timeout(hung(), dial).await.expect("it ends");
+        match ended.expect_err("no answer") {
+            // The error names the limit that the dialer was given.
+            EndpointDialError::TimedOut { seconds, .. } => assert_eq!(seconds, limit.as_secs()),
+            other => panic!("{carriage}: {other}"),
+        }
+        let expect = PeerVerification::Pinned(pins.clone());
+        let mut request = DialRequest::new(target, expect, WHOAMI);
+        request.carriage = carriage;
+        let error = dialer.connect(request).await.expect_err("no answer");
+        assert_eq!(error.kind, DialErrorKind::TimedOut, "{carriage} {error}");
     }
 }
 
