@@ -155,9 +155,13 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
     let campaigns = chosen(arguments.name.as_deref())?;
     let mut first_failure = None;
     for (name, kind) in campaigns {
+        // This commit is built in a moment. Hours later, when the summary names it, the clone may have others.
+        let git = image::commit(cx.root());
         let result = match kind {
-            CampaignKind::Fuzz => fuzzing(cx, arguments),
-            CampaignKind::Measured(_) | CampaignKind::Tests(_) => tests(cx, arguments, name, kind),
+            CampaignKind::Fuzz => fuzzing(cx, arguments, &git),
+            CampaignKind::Measured(_) | CampaignKind::Tests(_) => {
+                tests(cx, arguments, (name, kind), &git)
+            }
         };
         if let Err(failure) = result {
             eprintln!("{name}: {failure}");
@@ -169,7 +173,7 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
     first_failure.map_or(Ok(()), Err)
 }
 
-fn fuzzing(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
+fn fuzzing(cx: &mut XtaskContext, arguments: &SoakArgs, git: &str) -> Result<()> {
     let campaign = fuzz::Campaign {
         minutes: arguments.minutes,
         only: arguments.target.as_deref(),
@@ -182,10 +186,9 @@ fn fuzzing(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
         _ => "FAILED",
     };
     let summary = format!(
-        "# Soak: {}\n\n{verdict} on {}, commit {}.\n\n{}",
+        "# Soak: {}\n\n{verdict} on {}, commit {git}.\n\n{}",
         fuzz::NAME,
         today(),
-        image::commit(cx.root()),
         report.table
     );
     publish(cx, arguments, fuzz::NAME, &summary)?;
@@ -206,8 +209,8 @@ fn fuzzing(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
 fn tests(
     cx: &mut XtaskContext,
     arguments: &SoakArgs,
-    name: &str,
-    kind: CampaignKind,
+    (name, kind): (&str, CampaignKind),
+    git: &str,
 ) -> Result<()> {
     let (parts, how): (&[&str], &[&str]) = match kind {
         CampaignKind::Fuzz => (&[], &[]),
@@ -241,7 +244,7 @@ fn tests(
     let summary = summary(&SoakFacts {
         name,
         date: &today(),
-        git: &image::commit(cx.root()),
+        git,
         seconds,
         slowdown,
         passed: result.is_ok(),
