@@ -210,9 +210,11 @@ impl XtaskContext {
     }
 
     /// Runs all of `jobs` at once, each as a step. The first failure ends the programs that the
-    /// others run, and is returned.
+    /// others run, and is returned. The failures that follow from it are not.
     pub fn parallel(&mut self, jobs: Vec<Job<'_>>) -> Result<()> {
         let abandoned: Arc<AtomicBool> = Arc::default();
+        let failure: Mutex<Option<TaskError>> = Mutex::new(None);
+        let first = &failure;
         let contexts = jobs.into_iter().map(|(name, work)| {
             let context = Self {
                 workspace: self.workspace.clone(),
@@ -227,38 +229,44 @@ impl XtaskContext {
             (name, work, context)
         });
         let contexts: Vec<_> = contexts.collect();
-        let mut first = None;
+        let mut all_passed = true;
         thread::scope(|scope| {
             let threads = contexts.into_iter().map(|(name, work, mut context)| {
                 scope.spawn(move || {
-                    let result = context.step(name, |cx| {
-                        let result = work(cx);
-                        if result.is_err() {
-                            // The other jobs would go on for minutes, and their result would not be
-                            // used.
-                            cx.abandoned.store(true, Ordering::Relaxed);
-                        }
-                        result
+                    let passed = context.step(name, |cx| {
+                        work(cx).map_err(|failure| cx.abandon_others(first, failure))
                     });
-                    (context.steps, result)
+                    (context.steps, passed.is_ok())
                 })
             });
             for thread in threads.collect::<Vec<_>>() {
-                let (steps, result) = match thread.join() {
+                let (steps, passed) = match thread.join() {
                     Ok(outcome) => outcome,
                     Err(panic) => std::panic::resume_unwind(panic),
                 };
                 self.steps.extend(steps);
-                match result {
-                    // A job that was ended because another one failed is not the cause.
-                    Ok(()) | Err(TaskError::Abandoned) => {}
-                    Err(failure) => {
-                        first.get_or_insert(failure);
-                    }
-                }
+                all_passed &= passed;
             }
         });
-        first.map_or(Ok(()), Err)
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(failure) => Err(failure),
+            None if all_passed => Ok(()),
+            // What ended these jobs is the failure of a step beside all of them.
+            None => Err(TaskError::Abandoned),
+        }
+    }
+
+    /// Ends the jobs beside this one, which failed. Keeps its failure in `first` if it is the first one.
+    fn abandon_others(&self, first: &Mutex<Option<TaskError>>, failure: TaskError) -> TaskError {
+        // A job that was ended because another one failed is not the cause.
+        if !matches!(failure, TaskError::Abandoned) {
+            // The others learn of the failure while the lock is held: what they make of their end comes second.
+            let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(failure);
+            // The other jobs would go on for minutes, and their result would not be used.
+            self.abandoned.store(true, Ordering::Relaxed);
+        }
+        TaskError::Abandoned
     }
 
     /// The steps so far as a table, for the end of a command.
@@ -525,6 +533,40 @@ mod tests {
         for pid in group::tests::started(&file, 2) {
             group::tests::is_gone(pid);
         }
+    }
+
+    /// A step may make an error of its own of its end, as `cargo xtask test` once did: it reported a missing source in
+    /// place of a compile error.
+    #[test]
+    fn the_first_failure_is_reported_and_none_that_follows_from_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut cx = XtaskContext::in_folder(folder.path());
+        let file = folder.path().join("started");
+        let jobs: Vec<Job<'_>> = vec![
+            (
+                "follows",
+                Box::new(|cx| {
+                    let mut command = Command::new("sh");
+                    let stays = "echo $$ >> \"$STARTED\"; exec sleep 1000";
+                    command.args(["-c", stays]).env("STARTED", &file);
+                    let ended = cx.run(&mut command, "stays", "stays");
+                    let ended = ended.expect_err("the other one fails");
+                    Err(TaskError::Workspace(format!("no sleep: {ended}")))
+                }),
+            ),
+            (
+                "fails",
+                Box::new(|_| {
+                    group::tests::started(&file, 1);
+                    Err(TaskError::Workspace("it fails".to_owned()))
+                }),
+            ),
+        ];
+        let failure = cx.parallel(jobs).expect_err("one fails");
+        assert_eq!(failure.to_string(), "it fails");
+        // Jobs that were ended by a step beside all of them have not passed.
+        let ended: Vec<Job<'_>> = vec![("ended", Box::new(|_| Err(TaskError::Abandoned)))];
+        assert!(matches!(cx.parallel(ended), Err(TaskError::Abandoned)));
     }
 
     /// The first one ends only after the last one has begun to.

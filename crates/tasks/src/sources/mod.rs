@@ -233,8 +233,7 @@ impl SourceSearch<'_> {
         let archive = match DebianArchive::open(self.cx, suites) {
             Ok(archive) => archive,
             Err(error) => {
-                // Another origin may have it.
-                self.attempts.push(format!("  Debian: {error}"));
+                self.note("Debian", error)?;
                 return Ok(None);
             }
         };
@@ -341,6 +340,18 @@ impl SourceSearch<'_> {
         Ok(None)
     }
 
+    /// Records that an origin failed: another one may have the source.
+    ///
+    /// # Errors
+    /// The search was ended because another step failed, which says nothing about the origin.
+    fn note(&mut self, what: &str, error: TaskError) -> Result<()> {
+        if matches!(error, TaskError::Abandoned) {
+            return Err(error);
+        }
+        self.attempts.push(format!("  {what}: {error}"));
+        Ok(())
+    }
+
     /// Fetches beside the final path, and moves the file there only if it matches.
     fn take(
         &mut self,
@@ -350,7 +361,7 @@ impl SourceSearch<'_> {
     ) -> Result<Option<PinnedFile>> {
         let fresh = beside(&self.store, pin)?;
         if let Err(error) = fetch(fresh.path()) {
-            self.attempts.push(format!("  {what}: {error}"));
+            self.note(what, error)?;
             return Ok(None);
         }
         match settle(fresh, &self.store, pin)? {
@@ -474,6 +485,29 @@ mod tests {
         let source = source(vec![pin("1", ABC)]);
         let found = in_folder(&source, folder.path(), store.path()).expect("fine");
         assert!(found.is_none());
+    }
+
+    /// The command would report the missing source in place of the step that failed.
+    #[test]
+    fn a_search_that_was_ended_for_another_step_lacks_no_source() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cx = XtaskContext::in_folder(folder.path());
+        let source = source(vec![pin("1", ABC)]);
+        let mut search = SourceSearch {
+            cx: &cx,
+            source: &source,
+            store: folder.path().join("sources"),
+            attempts: Vec::new(),
+        };
+        let [pin] = source.pins.as_slice() else {
+            panic!("one pin");
+        };
+        let refused = || Err(TaskError::Workspace("no route".to_owned()));
+        let found = search.take(pin, "a mirror", |_| refused());
+        assert!(found.expect("another may have it").is_none());
+        let ended = search.take(pin, "an archive", |_| Err(TaskError::Abandoned));
+        assert!(matches!(ended, Err(TaskError::Abandoned)));
+        assert_eq!(search.attempts, ["  a mirror: no route"]);
     }
 
     #[test]
