@@ -24,7 +24,7 @@ impl DialAttempt<'_> {
     }
 
     /// The error of a connection that ended because no packet of the server came for the time `idle`.
-    pub(crate) fn silent(&self, idle: Duration) -> EndpointDialError {
+    pub(crate) fn silence_error(&self, idle: Duration) -> EndpointDialError {
         timed_out(self.target, self.dialer.dial_timeout.min(idle))
     }
 
@@ -35,7 +35,7 @@ impl DialAttempt<'_> {
                 u64::from(close.error_code),
                 String::from_utf8_lossy(&close.reason).into_owned(),
             ),
-            ConnectionError::TimedOut => return self.silent(quic::IDLE),
+            ConnectionError::TimedOut => return self.silence_error(quic::IDLE),
             _ => return self.refused(quic::close_reason(error)),
         };
         self.handshake_error(code, &reason, &error.to_string())

@@ -135,7 +135,7 @@ impl DialAttempt<'_> {
                 &String::from_utf8_lossy(&close.reason),
                 &error.to_string(),
             ),
-            ConnectionError::TimedOut => self.silent(IDLE),
+            ConnectionError::TimedOut => self.silence_error(IDLE),
             _ => self.refused(close_reason(error)),
         }
     }
