@@ -55,11 +55,15 @@ fn compile(cx: &XtaskContext, _lock: &BuildLock) -> Result<[PathBuf; 2]> {
     compile_tree(cx, &cx.mirror(), &cached_target(cx))
 }
 
-/// The cargo command that builds both in the cache, and where it puts them.
-pub(crate) fn cached_build(cx: &XtaskContext) -> Result<(Command, [PathBuf; 2])> {
-    let (tree, target) = (cx.mirror(), cached_target(cx));
-    let command = build_command(cx, &tree, &target, &folders(&tree)?)?;
-    Ok((command, programs_in(&target)))
+/// Where cargo puts both programs in the cache.
+pub(crate) fn cached_programs(cx: &XtaskContext) -> [PathBuf; 2] {
+    programs_in(&cached_target(cx))
+}
+
+/// The cargo command that builds both in the cache.
+pub(crate) fn cached_build(cx: &XtaskContext) -> Result<Command> {
+    let tree = cx.mirror();
+    build_command(cx, &tree, &cached_target(cx), &folders(&tree)?)
 }
 
 fn cached_target(cx: &XtaskContext) -> PathBuf {
