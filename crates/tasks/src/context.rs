@@ -159,6 +159,11 @@ impl XtaskContext {
         self.workspace.cargo(subcommand)
     }
 
+    /// A cargo command that builds another copy of the tree into another target folder.
+    pub(crate) fn cargo_in(&self, subcommand: &str, tree: &Path, target: &Path) -> Command {
+        self.workspace.cargo_in(subcommand, tree, target)
+    }
+
     /// Sets how many builds compile at the same time from now on, here and in steps that are
     /// started from here.
     pub(crate) fn compile_beside(&mut self, builds: usize) {

@@ -1,9 +1,10 @@
 //! The UEFI loader, and the program that its tests put into the boot slots.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use xtask::c_flags::{CARGO_FOLDER, WORKSPACE_FOLDER, cargo_home};
 use xtask::workspace::BuildLock;
 
 use crate::context::XtaskContext;
@@ -21,11 +22,7 @@ const PACKAGE: &str = "alknet-loader";
 const FEATURE: &str = "firmware";
 
 /// The programs, in the order of [`LoaderPrograms`].
-const PROGRAMS: [&str; 2] = ["alknet-loader.efi", "alknet-slot-probe.efi"];
-
-/// What stands in the programs for the folder of the workspace, and for cargo's folder.
-const WORKSPACE_FOLDER: &str = "/alknet";
-const CARGO_FOLDER: &str = "/cargo";
+pub(crate) const PROGRAMS: [&str; 2] = ["alknet-loader.efi", "alknet-slot-probe.efi"];
 
 /// Programs for UEFI, in the cache.
 #[derive(Clone, Debug)]
@@ -55,7 +52,27 @@ pub fn ensure(cx: &XtaskContext) -> Result<LoaderPrograms> {
 }
 
 fn compile(cx: &XtaskContext, _lock: &BuildLock) -> Result<[PathBuf; 2]> {
-    compile_tree(cx, &cx.mirror(), &cx.cache().join(xtask::cache::TARGET))
+    compile_tree(cx, &cx.mirror(), &cached_target(cx))
+}
+
+/// Where cargo puts both programs in the cache.
+pub(crate) fn cached_programs(cx: &XtaskContext) -> [PathBuf; 2] {
+    programs_in(&cached_target(cx))
+}
+
+/// The cargo command that builds both in the cache.
+pub(crate) fn cached_build(cx: &XtaskContext) -> Result<Command> {
+    let tree = cx.mirror();
+    build_command(cx, &tree, &cached_target(cx), &folders(&tree)?)
+}
+
+fn cached_target(cx: &XtaskContext) -> PathBuf {
+    cx.cache().join(xtask::cache::TARGET)
+}
+
+/// Where cargo puts both programs below the target folder `target`.
+pub(crate) fn programs_in(target: &Path) -> [PathBuf; 2] {
+    PROGRAMS.map(|name| target.join(UEFI.triple).join("release").join(name))
 }
 
 /// Builds the loader of another copy of the tree, in a build folder of its own.
@@ -66,30 +83,36 @@ pub(crate) fn build_in(cx: &XtaskContext, tree: &Path, target: &Path) -> Result<
 
 fn compile_tree(cx: &XtaskContext, tree: &Path, target: &Path) -> Result<[PathBuf; 2]> {
     let folders = folders(tree)?;
-    let mut command = cx.cargo("build");
-    // With a named target, cargo gives these to no build script and no procedural macro.
-    command
-        .current_dir(tree)
-        .env("CARGO_TARGET_DIR", target)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            flags(cx, &folders)?.join(FLAGS_SEPARATOR),
-        )
-        .args(["--release", "--target", UEFI.triple])
-        .args(["--package", PACKAGE, "--features", FEATURE]);
+    let mut command = build_command(cx, tree, target, &folders)?;
     cx.run(&mut command, "loader for UEFI", "loader")?;
-    let built = PROGRAMS.map(|name| target.join(UEFI.triple).join("release").join(name));
+    let built = programs_in(target);
     for program in &built {
         check(program, &folders)?;
     }
     Ok(built)
 }
 
+fn build_command(
+    cx: &XtaskContext,
+    tree: &Path,
+    target: &Path,
+    folders: &[(PathBuf, &str)],
+) -> Result<Command> {
+    let mut command = cx.cargo_in("build", tree, target);
+    // With a named target, cargo gives these to no build script and no procedural macro.
+    command
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            flags(cx, folders)?.join(FLAGS_SEPARATOR),
+        )
+        .args(["--release", "--target", UEFI.triple])
+        .args(["--package", PACKAGE, "--features", FEATURE]);
+    Ok(command)
+}
+
 /// The folders whose names would be in the programs, each with what stands for it.
 fn folders(tree: &Path) -> Result<[(PathBuf, &'static str); 2]> {
-    let cargo = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let cargo = cargo.or_else(|| Some(env::home_dir()?.join(".cargo")));
-    let cargo = cargo.ok_or_else(|| {
+    let cargo = cargo_home().ok_or_else(|| {
         TaskError::Arguments("neither CARGO_HOME nor HOME names the folder of cargo".to_owned())
     })?;
     Ok([(tree.to_owned(), WORKSPACE_FOLDER), (cargo, CARGO_FOLDER)])

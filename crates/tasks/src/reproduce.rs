@@ -1,6 +1,9 @@
 //! `reproduce`: builds every form twice, from inputs at other paths and into other folders, packs
 //! both, makes update bundles of each, and compares the files byte by byte. With `--whole` it also
-//! builds most of the inputs twice.
+//! builds most of the inputs twice. With `--programs` it compares the programs in the cache with
+//! those of one more build.
+
+mod programs;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -61,6 +64,13 @@ pub(crate) struct ReproduceArgs {
     /// Compare with the files of this folder in the place of a second build
     #[arg(long, value_name = "DIR", conflicts_with = "whole")]
     with: Option<PathBuf>,
+    /// Compare the programs that the cache has of this tree, with the drivers that they have, with those of one more
+    /// build in another folder, which takes as long as a first build
+    #[arg(long, conflicts_with_all = ["whole", "with", "vulkan"])]
+    programs: bool,
+    /// Print JSON; only with --programs
+    #[arg(long, requires = "programs")]
+    json: bool,
     #[command(flatten)]
     drivers: driver::DriverArgs,
 }
@@ -71,16 +81,23 @@ Examples:
   cargo xtask reproduce                    # the forms, packed files and bundles twice, from the cached parts
   cargo xtask reproduce --whole            # and most parts built twice, in two folders
   cargo xtask reproduce --with /mnt/out    # with what `cargo xtask image` wrote on another machine
+  cargo xtask reproduce --programs --json  # the programs in the cache, and one more build of them
 
 With --whole these are built twice: binary, program for GPUs, UEFI loader and kernel. The Vulkan
 driver, the files of GRUB and the compiler's library for UEFI come from the cache in both places.
 With --with there is no update bundle, and packed files are compared if the folder has some; make
 these by `cargo xtask image --packed` without --url.
+With --programs the command compares the binary before it carries the program for GPUs, the program
+for GPUs before it is stripped, and both programs for UEFI, as cargo links them. It ends with exit
+code 2 if the programs in the cache are not those of this tree.
 The exit code is 1 if a file differs; each such file is named with the offset of its
 first difference.";
 
 /// Builds, compares, and names what differs.
 pub(crate) fn run(cx: &mut XtaskContext, arguments: &ReproduceArgs) -> Result<()> {
+    if arguments.programs {
+        return programs::run(cx, arguments.json);
+    }
     let parts = ImageParts::ensure(cx, &arguments.drivers.vulkan)?;
     let scratch = ScratchFolder::new(cx.cache(), "reproduce-")?;
     let places = PLACES.map(|place| scratch.path().join(place));
@@ -269,12 +286,9 @@ impl CompiledPrograms {
 
 /// Compiles one program of the tree.
 fn compile(cx: &XtaskContext, tree: &Path, target: &Path, program: &str) -> Result<PathBuf> {
-    let mut command = cx.cargo("build");
-    command
-        // As part of the whole workspace, so that libraries have the features of every other build.
-        .args(["--release", "--workspace", "--locked", "--bin", program])
-        .current_dir(tree)
-        .env("CARGO_TARGET_DIR", target);
+    let mut command = cx.cargo_in("build", tree, target);
+    // As part of the whole workspace, so that libraries have the features of every other build.
+    command.args(["--release", "--workspace", "--locked", "--bin", program]);
     let what = format!("compile {program} in {}", tree.display());
     cx.run(&mut command, &what, &format!("reproduce-{program}"))?;
     Ok(target.join(cx.triple()).join("release").join(program))

@@ -4,6 +4,7 @@
 //! This crate uses only the standard library, so that `cargo xtask` starts within seconds in a
 //! fresh clone. The commands' work is in `alknet-tasks`, which this crate builds and starts.
 
+pub mod c_flags;
 pub mod cache;
 mod cgroup;
 pub mod front;

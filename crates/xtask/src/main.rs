@@ -30,7 +30,7 @@ cargo xtask COMMAND
   driver  build Vulkan drivers and the program that uses them, and say where they are
   kernel  build (or find in the cache) the kernel, and say where it is
   sizes   print what each crate, the kernel and each form weigh, and what changed
-  reproduce  build every form twice, in two places, and compare the bytes
+  reproduce  build every form, or the programs, in two places, and compare the bytes
   licenses   compare the licences that the binary contains with its crates, or write them
   setup   get everything the other commands need, and stop there
   cache   say how large the cache is; with --prune, bring it below 15 GiB

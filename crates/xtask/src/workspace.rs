@@ -18,14 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::cache;
 use crate::git::git;
 use crate::last_use::{BuildSet, LastUse};
 use crate::locks::{self, Sharing};
-use crate::memory;
 use crate::mirror::{self, BringBackResult, MirrorChanges, MirrorRecord};
 use crate::progress::BoardRow;
-use crate::rustc;
+use crate::{c_flags, cache, memory, rustc};
 
 /// This clone and where it builds.
 #[derive(Clone, Debug)]
@@ -170,13 +168,21 @@ impl Workspace {
     /// folder is free only after they end.
     #[must_use]
     pub fn cargo(&self, subcommand: &str) -> Command {
+        self.cargo_in(subcommand, &self.mirror(), &self.target())
+    }
+
+    /// Like [`cargo`](Self::cargo), in another copy of the tree, and into the target folder
+    /// `target`.
+    #[must_use]
+    pub fn cargo_in(&self, subcommand: &str, tree: &Path, target: &Path) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
-            .current_dir(self.mirror())
+            .current_dir(tree)
             .arg(subcommand)
-            .env("CARGO_TARGET_DIR", self.target())
+            .env("CARGO_TARGET_DIR", target)
             .env("RUSTC_WORKSPACE_WRAPPER", rustc::path(&self.cache))
             .env_remove("CARGO_BUILD_TARGET_DIR");
+        c_flags::add(&mut command, &self.triple, tree, target);
         let (jobs, processors) = (self.jobs(), thread::available_parallelism());
         let is_less = processors.is_ok_and(|processors| jobs < processors.get());
         // The user's own setting wins.

@@ -50,22 +50,38 @@ pub(super) struct MachineCost {
     pub(super) minsn: Option<f64>,
 }
 
-/// What the pieces of an update cost one machine.
+/// What the restarts of a machine that has staged a version cost.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UpdateCosts {
-    /// Of `alknet update --stage` from its start to its end.
-    pub(super) staged: MachineCost,
+pub(super) struct RestartCosts {
     /// From `node/reboot` to an answered call.
     pub(super) restart: MachineCost,
     /// From `update/apply` to an answered call.
     pub(super) apply: MachineCost,
 }
 
-/// What one machine did.
+/// What the pieces of an update by the delta cost a machine whose instructions are counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CountedCosts {
+    /// Of `alknet update --stage` from its start to its end.
+    pub(super) staged: MachineCost,
+    pub(super) restarts: RestartCosts,
+}
+
+/// What a machine did while it staged one bundle.
+#[derive(Clone, Debug)]
+pub(super) struct StagingRound {
+    pub(super) calls: StagingCalls,
+    /// Of `alknet update --stage` from its start to its end, with the calls.
+    pub(super) cost: MachineCost,
+}
+
+/// What the two machines of a round did: each stages another bundle, and the first one restarts.
 #[derive(Clone, Debug)]
 pub(super) struct UpdateRound {
-    pub(super) calls: StagingCalls,
-    pub(super) costs: UpdateCosts,
+    pub(super) delta: StagingRound,
+    /// The bundle with the whole program.
+    pub(super) whole: StagingRound,
+    pub(super) restarts: RestartCosts,
 }
 
 /// Calls before a version is staged, meanwhile, and afterwards.
@@ -149,30 +165,53 @@ impl<'a> StagingMachine<'a> {
         })
     }
 
-    /// One round: a new machine with the first version, which ends with the second one on trial.
+    /// One round: a new machine with the first version, which ends with the second one on trial, and then another new
+    /// one, which stages the whole program.
     pub(super) fn measure(&self) -> Result<UpdateRound> {
-        let mut vm = self.start(false)?;
-        let node = node::wait_ready(&vm)?;
-        let (calls, staged) = self.stage_with_calls(&vm, &node)?;
-        let costs = self.restart_both(&vm, &node, staged)?;
-        vm.cut_power()?;
-        Ok(UpdateRound { calls, costs })
+        let bundles = &self.release.bundles;
+        let (delta, restarts) = self.with_machine(false, |vm, node| {
+            let delta = self.stage_with_calls(vm, node, &bundles.delta)?;
+            Ok((delta, self.restart_both(vm, node)?))
+        })?;
+        // The first machine has the version on trial, and does not stage it again.
+        let whole = self.with_machine(false, |vm, node| {
+            self.stage_with_calls(vm, node, &bundles.whole)
+        })?;
+        Ok(UpdateRound {
+            delta,
+            whole,
+            restarts,
+        })
     }
 
-    /// The same on a machine whose instructions are counted, without calls while it stages. It is slower and has another
-    /// clock, so its seconds say nothing.
-    pub(super) fn count(&self) -> Result<UpdateCosts> {
-        let mut vm = self.start(true)?;
+    /// The delta and the restarts on a machine whose instructions are counted, without calls while it stages. It is
+    /// slower and has another clock, so its seconds say nothing.
+    pub(super) fn count(&self) -> Result<CountedCosts> {
+        self.with_machine(true, |vm, node| {
+            thread::sleep(REST);
+            let meter = MachineMeter::read(vm);
+            let mut staging = self.begin_staging(vm, node, &self.release.bundles.delta)?;
+            while staging.goes_on()? {
+                thread::sleep(STATE_PAUSE);
+            }
+            Ok(CountedCosts {
+                staged: meter.cost(vm),
+                restarts: self.restart_both(vm, node)?,
+            })
+        })
+    }
+
+    /// Starts a new machine with the first version, and cuts its power when `work` is done.
+    fn with_machine<T>(
+        &self,
+        is_counted: bool,
+        work: impl FnOnce(&Vm, &ReachableNode) -> Result<T>,
+    ) -> Result<T> {
+        let mut vm = self.start(is_counted)?;
         let node = node::wait_ready(&vm)?;
-        thread::sleep(REST);
-        let meter = MachineMeter::read(&vm);
-        let mut staging = self.begin_staging(&vm, &node)?;
-        while staging.goes_on()? {
-            thread::sleep(STATE_PAUSE);
-        }
-        let costs = self.restart_both(&vm, &node, meter.cost(&vm))?;
+        let done = work(&vm, &node)?;
         vm.cut_power()?;
-        Ok(costs)
+        Ok(done)
     }
 
     fn start(&self, is_counted: bool) -> Result<Vm> {
@@ -197,31 +236,37 @@ impl<'a> StagingMachine<'a> {
         Ok(builder.start()?)
     }
 
-    /// Calls the calm machine, then while it stages the version, and then the calm machine again.
+    /// Calls the calm machine, then while it stages the version of `bundle`, and then the calm machine again.
     fn stage_with_calls(
         &self,
         vm: &Vm,
         node: &ReachableNode,
-    ) -> Result<(StagingCalls, MachineCost)> {
+        bundle: &Path,
+    ) -> Result<StagingRound> {
         self.runtime.block_on(async {
             let (connection, _dialer) = self.connect(node).await?;
             let before = call_calm(&connection).await?;
             let meter = MachineMeter::read(vm);
-            let mut staging = self.begin_staging(vm, node)?;
+            let mut staging = self.begin_staging(vm, node, bundle)?;
             let calls = CallSeries::record(&connection, || staging.goes_on()).await?;
-            let staged = meter.cost(vm);
+            let cost = meter.cost(vm);
             let after = call_calm(&connection).await?;
             let calls = StagingCalls {
                 before,
                 staging: calls,
                 after,
             };
-            Ok((calls, staged))
+            Ok(StagingRound { calls, cost })
         })
     }
 
-    fn begin_staging<'v>(&self, vm: &'v Vm, node: &ReachableNode) -> Result<StagingCommand<'v>> {
-        let child = self.stage_command(node).spawn();
+    fn begin_staging<'v>(
+        &self,
+        vm: &'v Vm,
+        node: &ReachableNode,
+        bundle: &Path,
+    ) -> Result<StagingCommand<'v>> {
+        let child = self.stage_command(node, bundle).spawn();
         Ok(StagingCommand {
             child: ChildGuard::new(child.map_err(TaskError::io("run alknet update"))?),
             vm,
@@ -229,9 +274,9 @@ impl<'a> StagingMachine<'a> {
         })
     }
 
-    fn stage_command(&self, node: &ReachableNode) -> Command {
+    fn stage_command(&self, node: &ReachableNode, bundle: &Path) -> Command {
         let mut command = self.cli.command("update");
-        command.arg(node.target()).arg(&self.release.bundle);
+        command.arg(node.target()).arg(bundle);
         command.args(["--stage", "--json"]).stdout(Stdio::null());
         command
     }
@@ -252,20 +297,11 @@ impl<'a> StagingMachine<'a> {
     }
 
     /// Restarts the machine that has staged a version, first with the version that runs, and then with the staged one.
-    fn restart_both(
-        &self,
-        vm: &Vm,
-        node: &ReachableNode,
-        staged: MachineCost,
-    ) -> Result<UpdateCosts> {
+    fn restart_both(&self, vm: &Vm, node: &ReachableNode) -> Result<RestartCosts> {
         let restart = self.restart(vm, node, "node/reboot")?;
         let apply = self.restart(vm, node, "update/apply")?;
         self.wait_status(vm, node, "version", VERSIONS[1])?;
-        Ok(UpdateCosts {
-            staged,
-            restart,
-            apply,
-        })
+        Ok(RestartCosts { restart, apply })
     }
 
     /// From the call of an operation that restarts the machine to the next answered call.

@@ -1,6 +1,7 @@
 //! What an update takes: bytes of a release that changes the binary alone, as it is sent, beside the whole program and
-//! beside what other programs make of the same two programs; and on an emulated machine memory and calls while a version
-//! is staged, and the time from `update/apply` to an answered call.
+//! beside what other programs make of the same two programs; and on emulated machines memory and calls while the version
+//! is staged, from the bundle with the delta and from the one with the whole program, and the time from `update/apply` to
+//! an answered call. The program is that of an image, with the program for GPUs in it.
 //!
 //! Processor seconds of making a difference are this host's; those of machines are QEMU's. Instructions are those of the
 //! guest, on a machine of their own.
@@ -14,7 +15,9 @@ use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::{Result, TaskError};
 
 use self::calls::{CallSeries, quantile_ms};
-use self::machine::{MachineCost, StagingCalls, StagingMachine, UpdateCosts, UpdateRound};
+use self::machine::{
+    CountedCosts, MachineCost, StagingCalls, StagingMachine, StagingRound, UpdateRound,
+};
 use self::other_deltas::{PeerDelta, PeerDeltas};
 use self::release::{ReleaseBytes, ReleasePair};
 use super::rows::{BenchRow, Goal, median};
@@ -22,7 +25,8 @@ use super::rows::{BenchRow, Goal, median};
 /// Name of this benchmark in rows.
 const BENCH: &str = "update";
 
-/// Most rounds, because each stages a version on an emulated machine and restarts it twice, which takes minutes.
+/// Most rounds, because each stages a version on two emulated machines and restarts one of them twice, which takes
+/// minutes.
 const ROUNDS_MAX: usize = 5;
 
 /// What a restart is beside in rows.
@@ -129,85 +133,112 @@ fn making_rows(
 }
 
 fn machine_rows(rounds: &[UpdateRound]) -> Vec<BenchRow> {
+    let delta: Vec<_> = rounds.iter().map(|round| &round.delta).collect();
+    let whole: Vec<_> = rounds.iter().map(|round| &round.whole).collect();
+    let mut rows = staging_rows(&DELTA, &delta);
+    rows.extend(staging_rows(&WHOLE, &whole));
     let of = |what: fn(&UpdateRound) -> f64| median(rounds.iter().map(what).collect());
-    let row = |case: &str, unit, ours| BenchRow::lower(BENCH, case, unit, ours);
+    let row = |unit, ours| BenchRow::lower(BENCH, "machine: apply to answered call", unit, ours);
+    rows.extend([
+        row("CPU s", of(|it| it.restarts.apply.work.cpu_s))
+            .beside(RESTART, of(|it| it.restarts.restart.work.cpu_s)),
+        row("s wall", of(|it| it.restarts.apply.work.wall_s))
+            .beside(RESTART, of(|it| it.restarts.restart.work.wall_s))
+            .goal(Goal::Ratio(goals::APPLY_OF_RESTART)),
+    ]);
+    rows
+}
+
+/// The names of the rows about staging one kind of bundle.
+struct StagingCase {
+    /// The beginning of each.
+    case: &'static str,
+    /// The row about the costs.
+    staged: &'static str,
+}
+
+const DELTA: StagingCase = StagingCase {
+    case: "machine",
+    staged: "a delta staged",
+};
+
+const WHOLE: StagingCase = StagingCase {
+    case: "whole bundle",
+    staged: "the program staged",
+};
+
+/// Costs, memory and calls. The bounds are the same for each kind of bundle.
+fn staging_rows(names: &StagingCase, rounds: &[&StagingRound]) -> Vec<BenchRow> {
+    let of = |what: fn(&StagingRound) -> f64| {
+        let figures = rounds.iter().map(|round| what(round));
+        median(figures.collect())
+    };
+    let row = |case: &str, unit, ours| {
+        let case = format!("{}: {case}", names.case);
+        BenchRow::lower(BENCH, case, unit, ours)
+    };
     let mut rows = vec![
+        row(names.staged, "CPU s", of(|it| it.cost.work.cpu_s)),
+        row(names.staged, "s wall", of(|it| it.cost.work.wall_s)),
         row(
-            "machine: a delta staged",
-            "CPU s",
-            of(|it| it.costs.staged.work.cpu_s),
-        ),
-        row(
-            "machine: a delta staged",
-            "s wall",
-            of(|it| it.costs.staged.work.wall_s),
-        ),
-        row(
-            "machine: more memory in use while staging",
+            "more memory in use while staging",
             "MiB",
             of(|it| it.calls.more_mib()),
         )
         .goal(Goal::Ours(goals::STAGING_MIB)),
     ];
-    rows.extend(call_rows(rounds));
-    let (apply, goal) = (
-        "machine: apply to answered call",
-        Goal::Ratio(goals::APPLY_OF_RESTART),
-    );
-    rows.extend([
-        row(apply, "CPU s", of(|it| it.costs.apply.work.cpu_s))
-            .beside(RESTART, of(|it| it.costs.restart.work.cpu_s)),
-        row(apply, "s wall", of(|it| it.costs.apply.work.wall_s))
-            .beside(RESTART, of(|it| it.costs.restart.work.wall_s))
-            .goal(goal),
-    ]);
+    let calls: Vec<_> = rounds.iter().map(|round| &round.calls).collect();
+    rows.extend(call_rows(names, &calls));
     rows
 }
 
 /// The calls of all rounds together: a p99 of one round has a dozen calls beyond it.
-fn call_rows(rounds: &[UpdateRound]) -> [BenchRow; 3] {
+fn call_rows(names: &StagingCase, rounds: &[&StagingCalls]) -> [BenchRow; 3] {
     let quantile = |series: fn(&StagingCalls) -> &CallSeries, percent| {
-        quantile_ms(rounds.iter().map(|round| series(&round.calls)), percent)
+        quantile_ms(rounds.iter().map(|round| series(round)), percent)
     };
     let calm = |percent| {
         let both = rounds
             .iter()
-            .flat_map(|round| [&round.calls.before, &round.calls.after]);
+            .flat_map(|round| [&round.before, &round.after]);
         quantile_ms(both, percent)
     };
-    let row = |case, ours| BenchRow::lower(BENCH, case, "ms", ours);
+    let row = |case: &str, ours| {
+        let case = format!("{}: {case}", names.case);
+        BenchRow::lower(BENCH, case, "ms", ours)
+    };
     [
         row(
-            "machine: median of calls while staging",
+            "median of calls while staging",
             quantile(|it| &it.staging, 50),
         )
         .beside("calm", calm(50)),
-        row(
-            "machine: p99 of calls while staging",
-            quantile(|it| &it.staging, 99),
-        )
-        .beside("calm", calm(99))
-        .goal(Goal::Ratio(goals::STAGING_P99_OF_CALM)),
+        row("p99 of calls while staging", quantile(|it| &it.staging, 99))
+            .beside("calm", calm(99))
+            .goal(Goal::Ratio(goals::STAGING_P99_OF_CALM)),
         // By how much the figure above may differ although nothing else does.
         row(
-            "machine: p99 of calm calls, after staging",
+            "p99 of calm calls, after staging",
             quantile(|it| &it.after, 99),
         )
         .beside("calm, before staging", quantile(|it| &it.before, 99)),
     ]
 }
 
-fn counted_rows(costs: &UpdateCosts) -> [BenchRow; 2] {
+fn counted_rows(costs: &CountedCosts) -> [BenchRow; 2] {
     let counted = |cost: MachineCost| cost.minsn.unwrap_or(f64::NAN);
     let row = |case, cost| BenchRow::lower(BENCH, case, "M instructions", counted(cost));
+    let restarts = costs.restarts;
     [
         row("machine: a delta staged", costs.staged),
-        row("machine: apply to answered call", costs.apply).beside(RESTART, counted(costs.restart)),
+        row("machine: apply to answered call", restarts.apply)
+            .beside(RESTART, counted(restarts.restart)),
     ]
 }
 
 #[cfg(test)]
 mod tests {
+    use super::machine::RestartCosts;
     use super::*;
     use crate::work_cost::WorkCost;
 
@@ -267,45 +298,67 @@ mod tests {
         assert_eq!(costs.len(), 2 * cpu.len());
     }
 
-    fn costs(restart: f64, apply: f64) -> UpdateCosts {
-        let cost = |cpu_s: f64| MachineCost {
+    fn cost(cpu_s: f64) -> MachineCost {
+        MachineCost {
             work: work(cpu_s),
             minsn: Some(cpu_s * 100.0),
-        };
-        UpdateCosts {
-            staged: cost(60.0),
+        }
+    }
+
+    fn restarts(restart: f64, apply: f64) -> RestartCosts {
+        RestartCosts {
             restart: cost(restart),
             apply: cost(apply),
+        }
+    }
+
+    /// Staging that took so many processor seconds, used so much memory, and slowed calls of 10 and 8 ms to so many.
+    fn staged(cpu_s: f64, in_use_mib: f64, call_ms: u64) -> StagingRound {
+        StagingRound {
+            calls: StagingCalls {
+                before: CallSeries::from_parts(&[10], &[100.0]),
+                staging: CallSeries::from_parts(&[call_ms], &[in_use_mib]),
+                after: CallSeries::from_parts(&[8], &[100.0]),
+            },
+            cost: cost(cpu_s),
         }
     }
 
     #[test]
     fn each_promise_about_a_machine_has_a_row_with_its_bound() {
         let round = UpdateRound {
-            calls: StagingCalls {
-                before: CallSeries::from_parts(&[10], &[100.0]),
-                staging: CallSeries::from_parts(&[12], &[120.0]),
-                after: CallSeries::from_parts(&[8], &[100.0]),
-            },
-            costs: costs(10.0, 11.0),
+            delta: staged(60.0, 120.0, 12),
+            whole: staged(90.0, 123.0, 14),
+            restarts: restarts(10.0, 11.0),
         };
         let rows = machine_rows(&[round]);
         let all: Vec<_> = rows.iter().map(held).collect();
-        assert_eq!(
-            all,
+        let staging = |ratio| {
             [
                 (None, None),
                 (None, None),
                 (None, Some(Goal::Ours(24.0))),
-                (Some(120.0), None),
-                (Some(120.0), Some(Goal::Ratio(1.5))),
+                (Some(ratio), None),
+                (Some(ratio), Some(Goal::Ratio(1.5))),
                 (Some(80.0), None),
-                (Some(110.0), None),
-                (Some(110.0), Some(Goal::Ratio(1.2))),
             ]
-        );
-        assert_eq!(rows[2].ours, 20.0);
-        let counted = counted_rows(&costs(10.0, 12.0));
+        };
+        let applied = [(Some(110.0), None), (Some(110.0), Some(Goal::Ratio(1.2)))];
+        let expected = [&staging(120.0)[..], &staging(140.0), &applied].concat();
+        assert_eq!(all, expected);
+        let row = |case: &str, unit: &str| {
+            let found = rows.iter().find(|row| row.case == case && row.unit == unit);
+            found.map(|row| row.ours)
+        };
+        let memory = "more memory in use while staging";
+        assert_eq!(row(&format!("machine: {memory}"), "MiB"), Some(20.0));
+        assert_eq!(row(&format!("whole bundle: {memory}"), "MiB"), Some(23.0));
+        assert_eq!(row("machine: a delta staged", "CPU s"), Some(60.0));
+        assert_eq!(row("whole bundle: the program staged", "CPU s"), Some(90.0));
+        let counted = counted_rows(&CountedCosts {
+            staged: cost(60.0),
+            restarts: restarts(10.0, 12.0),
+        });
         assert_eq!(counted[0].ours, 6000.0);
         assert_eq!(held(&counted[1]), (Some(120.0), None));
     }

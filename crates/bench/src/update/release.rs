@@ -30,7 +30,7 @@ const OTHER: &str = "profile.release.package.alknet.opt-level=\"z\"";
 /// For how long the documents of the release are valid.
 const VALID: SignedDuration = SignedDuration::from_hours(24 * 365);
 
-/// Both versions, and the bundle with the delta.
+/// Both versions, and the bundles of the second one.
 #[derive(Debug)]
 pub(super) struct ReleasePair {
     pub(super) binaries: [PathBuf; 2],
@@ -41,8 +41,16 @@ pub(super) struct ReleasePair {
     /// Its disk starts the first version.
     pub(super) image: ImageFiles,
     pub(super) kernel: KernelFiles,
-    pub(super) bundle: PathBuf,
+    pub(super) bundles: ReleaseBundles,
     pub(super) bytes: ReleaseBytes,
+}
+
+/// What a machine of the first version may stage.
+#[derive(Debug)]
+pub(super) struct ReleaseBundles {
+    pub(super) delta: PathBuf,
+    /// With the whole program.
+    pub(super) whole: PathBuf,
 }
 
 /// Bytes of what a release of the second version has.
@@ -94,7 +102,10 @@ impl ReleasePair {
             unpack(&programs[1], folder, "unpacked-new")?,
         ];
         Ok(Self {
-            bundle: bundle.into(),
+            bundles: ReleaseBundles {
+                delta: bundle.into(),
+                whole,
+            },
             image: old,
             binaries,
             programs,

@@ -86,6 +86,34 @@ fn cargo_runs_in_the_mirror_with_the_compilers_front() {
     fs::remove_dir_all(base).expect("the folder is ours");
 }
 
+/// Cargo runs the build scripts of C libraries again if a variable differs, and then compiles all
+/// that needs them.
+#[test]
+fn every_cargo_of_the_cache_gives_c_compilers_the_same_flags() {
+    let (base, workspace) = folders();
+    let flags = |cargo: &Command| {
+        let variables = cargo.get_envs();
+        let flags = variables.filter(|(name, _)| name.to_string_lossy().contains("FLAGS_"));
+        let flags = flags.map(|(name, value)| format!("{name:?}={value:?}"));
+        flags.collect::<Vec<_>>()
+    };
+    let expected = flags(&workspace.cargo("build"));
+    let text = expected.join(" ");
+    for folder in [workspace.mirror(), workspace.target()] {
+        let map = format!("-ffile-prefix-map={}=", folder.display());
+        assert_eq!(text.matches(&map).count(), 2, "C and C++: {text}");
+    }
+    assert_eq!(flags(&workspace.cargo("test")), expected);
+    let named = workspace.cargo_in("build", &workspace.mirror(), &workspace.target());
+    assert_eq!(flags(&named), expected);
+    fs::create_dir_all(base.join("other")).expect("ours");
+    let other = Workspace::new(&base.join("other"), workspace.cache()).expect("the folder exists");
+    assert_eq!(flags(&other.cargo("build")), expected, "of another clone");
+    let elsewhere = workspace.cargo_in("build", &base.join("tree"), &base.join("built"));
+    assert_ne!(flags(&elsewhere), expected);
+    fs::remove_dir_all(base).expect("the folder is ours");
+}
+
 /// The process that [`Claiming::start`] starts: claims, prints that, and runs cargo.
 fn claim_and_build(base: &Path) -> ! {
     let workspace = Workspace::new(&base.join("clone"), &base.join("cache")).expect("the folders");
