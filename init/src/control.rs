@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use alknet_core::EncryptedData;
 use alknet_core::config::NodeConfig;
+use alknet_update::AgreedFloor;
 use serde::{Deserialize, Serialize};
 
 use crate::stage::BootStageName;
@@ -193,6 +194,9 @@ pub enum UpdateRequest {
         /// SHA-256 of the program that has to be staged, in hex. `None`: whatever is staged.
         #[serde(default)]
         sha256: Option<String>,
+        /// The floor to which the caller has agreed: PID 1 refuses a version that raises it further. `None`: any floor.
+        #[serde(default)]
+        agreed_floor: Option<AgreedFloor>,
         /// The caller is no administrator, and starts only so many versions in an hour.
         #[serde(default)]
         limited: bool,
@@ -260,6 +264,9 @@ pub struct UpdatePlan {
     pub changes: String,
     /// The floor after the confirmation, if the release raises it.
     pub floor: Option<String>,
+    /// The same by the documents of this bundle alone. `floor` is higher if the machine has noted a higher floor of the
+    /// same program before.
+    pub bundle_floor: Option<String>,
     /// What a person has to do at the next start: `pin`, `passphrase` or `medium`. `None` if the vault opens by itself.
     pub needs_person: Option<String>,
     /// Whether the machine knew the time when it verified the bundle.
@@ -458,6 +465,8 @@ pub struct UpdateFacts {
     pub other_version: Option<String>,
     /// SHA-256 of the program that the machine verified in that slot, in hex.
     pub other_sha256: Option<String>,
+    /// The floor after the confirmation of the program in that slot, if its noted release raises the floor.
+    pub other_floor: Option<String>,
     /// SHA-256 of the program that runs, in hex, as it was verified or noted: a delta starts from it.
     pub running_sha256: Option<String>,
     /// Versions that the machine does not install by itself: an administrator left them, or they failed.
