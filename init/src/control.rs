@@ -4,15 +4,22 @@
 //! them, and the node has its end at [`NODE_FD`]. Each message is one line of JSON of at most
 //! [`LINE_BYTES_MAX`] bytes. A longer or malformed line ends the node, and PID 1 restarts it.
 
+mod refusal_code;
+mod storage;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use alknet_core::EncryptedData;
 use alknet_core::config::NodeConfig;
+use alknet_update::AgreedFloor;
 use serde::{Deserialize, Serialize};
 
 use crate::stage::BootStageName;
 use crate::text::cut_text;
+
+pub use refusal_code::{RefusalCode, RefusalKind};
+pub use storage::{DiskHealthFacts, SlotCheckFacts, StorageFacts};
 
 /// File descriptor of the node's end of the socket pair.
 pub const NODE_FD: i32 = 3;
@@ -187,6 +194,9 @@ pub enum UpdateRequest {
         /// SHA-256 of the program that has to be staged, in hex. `None`: whatever is staged.
         #[serde(default)]
         sha256: Option<String>,
+        /// The floor to which the caller has agreed: PID 1 refuses a version that raises it further. `None`: any floor.
+        #[serde(default)]
+        agreed_floor: Option<AgreedFloor>,
         /// The caller is no administrator, and starts only so many versions in an hour.
         #[serde(default)]
         limited: bool,
@@ -254,6 +264,9 @@ pub struct UpdatePlan {
     pub changes: String,
     /// The floor after the confirmation, if the release raises it.
     pub floor: Option<String>,
+    /// The same by the documents of this bundle alone. `floor` is higher if the machine has noted a higher floor of the
+    /// same program before.
+    pub bundle_floor: Option<String>,
     /// What a person has to do at the next start: `pin`, `passphrase` or `medium`. `None` if the vault opens by itself.
     pub needs_person: Option<String>,
     /// Whether the machine knew the time when it verified the bundle.
@@ -452,6 +465,8 @@ pub struct UpdateFacts {
     pub other_version: Option<String>,
     /// SHA-256 of the program that the machine verified in that slot, in hex.
     pub other_sha256: Option<String>,
+    /// The floor after the confirmation of the program in that slot, if its noted release raises the floor.
+    pub other_floor: Option<String>,
     /// SHA-256 of the program that runs, in hex, as it was verified or noted: a delta starts from it.
     pub running_sha256: Option<String>,
     /// Versions that the machine does not install by itself: an administrator left them, or they failed.
@@ -541,65 +556,6 @@ pub struct UpdateOutcome {
     pub cause: Option<TrialCause>,
     /// Codes of the problems that it had.
     pub problems: Vec<String>,
-}
-
-/// The health of the disks, and of the programs in the boot slots.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct StorageFacts {
-    /// The disks that the machine starts from and has its data on.
-    pub disks: Vec<DiskHealthFacts>,
-    /// What the last check found in each boot slot.
-    pub slots: Vec<SlotCheckFacts>,
-    /// Whether a check of the boot slots is under way.
-    pub checking: bool,
-}
-
-/// What a disk and the kernel say of it. A member is `None` if neither says it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DiskHealthFacts {
-    /// Its name below `/dev`.
-    pub name: String,
-    /// How it is asked for its health: `flash`, `nvme`, `sata`, or `other`, which is not asked.
-    pub kind: String,
-    pub model: Option<String>,
-    /// The last characters of its serial number.
-    pub serial_end: Option<String>,
-    /// `ok`, `failing`, or `unknown` for a disk that does not say it.
-    pub health: String,
-    /// The facts by which the disk says that it fails.
-    pub failing: Vec<String>,
-    /// Whether the disk says that its temperature is outside of what it is made for.
-    pub temperature_warning: bool,
-    /// The part of its life that is used, in percent. It may exceed 100.
-    pub wear_percent: Option<u16>,
-    /// The spare capacity that is left, in percent.
-    pub spare_percent: Option<u8>,
-    /// Errors of the medium that the disk could not correct.
-    pub media_errors: Option<u64>,
-    pub power_on_hours: Option<u64>,
-    pub temperature_c: Option<i32>,
-    /// Commands that ended with an error, as the kernel counts them since its start. Some are harmless.
-    pub kernel_errors: Option<u64>,
-    /// Errors that the kernel recorded in mounted file systems of the disk.
-    pub filesystem_errors: Option<u64>,
-}
-
-/// What a check found in a boot slot.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SlotCheckFacts {
-    /// `a` or `b`.
-    pub slot: String,
-    /// The version that the machine knows there.
-    pub version: Option<String>,
-    /// `whole`, `damaged`, `unreadable`, or `skipped`.
-    pub result: String,
-    /// Why the slot is damaged, could not be read or was skipped.
-    pub detail: Option<String>,
-    /// When the slot was read to its end, RFC 3339, UTC. `None` while the clock is not set.
-    pub checked: Option<String>,
 }
 
 /// One network card.

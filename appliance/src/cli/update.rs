@@ -22,7 +22,7 @@ use super::query::{ask, text};
 use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
 use super::{CommandError, CommandExit, DialArgs, duration, output, status};
 use crate::node::may_end_by_staging;
-use crate::update_plan::waiting_plan;
+use crate::update_plan::{agreed_floor, waiting_plan};
 pub(crate) use rollback::NodeRollbackArgs;
 use source::BundleSource;
 
@@ -368,12 +368,18 @@ async fn waiting(node: &NodeCaller) -> Result<Option<Value>, CommandError> {
     Ok(waiting_plan(status, status["plan"].clone()))
 }
 
-/// The input of `update/apply` for the program whose plan was shown: another caller may have staged another one since.
+/// The input of `update/apply` for the program and the floor of the plan that was shown: another caller may have staged
+/// another program since, or the same one with a higher floor.
 fn start_input(at: Option<Timestamp>, plan: &Value) -> Result<Value, CommandError> {
     match plan["sha256"].as_str() {
         Some(sha256) if !sha256.is_empty() => {
             let at = at.map(|at| at.to_string());
-            Ok(json!({ "at": at, "sha256": sha256 }))
+            let mut input = json!({ "at": at, "sha256": sha256 });
+            // A node of an earlier version refuses a member that it does not know, and its plans do not have this one.
+            if plan["agreed_floor"].is_string() {
+                input["agreed_floor"] = json!(agreed_floor(plan["floor"].as_str()));
+            }
+            Ok(input)
         }
         _ => {
             let text = "the node does not say which program waits there, and another one could start: send the version \

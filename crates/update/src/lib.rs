@@ -54,6 +54,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod agreed_floor;
 mod bundle;
 mod cosign;
 mod delta;
@@ -70,6 +71,7 @@ mod target;
 mod trust;
 mod version;
 
+pub use agreed_floor::{AgreedFloor, InvalidAgreedFloor};
 pub use bundle::{BundleReader, BundleWriter, METADATA_FOLDER, TARGETS_FOLDER, replace_timestamp};
 pub use cosign::{
     CosignedBundle, CosignedRoot, MissingSignatures, begin_release, begin_root, cosign_bundle,

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use alknet_boot_state::{BootNote, BootPhase, BootRecord, BootRefusal, BootSlot};
 use alknet_fat::BlockDevice;
-use alknet_update::{ReleaseVersion, VersionRefusal, raised_floor};
+use alknet_update::{AgreedFloor, ReleaseVersion, VersionRefusal, raised_floor};
 
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::known_programs::{KnownStore, require_known, unverified};
 use super::program::read_version;
 use super::refusal::{RefusalCode, UpdateRefusal};
-use super::staged::StagedRelease;
+use super::staged::{StagedRelease, raised_by};
 use super::trust_store::TrustStore;
 
 /// What the machine knows, by which it permits a trial.
@@ -31,17 +31,52 @@ impl TrialRules<'_> {
         Ok(raised_floor(self.trust.floor()?, owed.as_ref()))
     }
 
-    /// Refuses a staged program whose release is not noted: the machine would confirm it without its floor.
-    fn require_noted(&self, plan: &TrialPlan) -> Result<(), UpdateRefusal> {
+    /// The noted release of a staged program. `None` on a machine that keeps no data. Refuses a program without a note: the
+    /// machine would confirm it without its floor.
+    fn noted_release(&self, plan: &TrialPlan) -> Result<Option<StagedRelease>, UpdateRefusal> {
+        let Some(folder) = self.folder else {
+            return Ok(None);
+        };
         let (slot, version) = (plan.slot, &plan.version);
-        match StagedRelease::is_noted(self.folder, slot, version, &plan.sha256) {
-            true => Ok(()),
-            false => {
-                let why = "its release, which has the floor, is not noted on the data disk";
-                Err(unverified(slot, version, why))
-            }
-        }
+        let noted = StagedRelease::load_of_program(folder, slot, version, &plan.sha256);
+        noted.map(Some).ok_or_else(|| {
+            let why = "its release, which has the floor, is not noted on the data disk";
+            unverified(slot, version, why)
+        })
     }
+
+    /// Refuses a staged program that would raise the floor further than the caller of the start agreed to. The publisher may
+    /// sign a program again with a higher floor, and any caller that may stage can bring it between the plan that the caller
+    /// of the start has seen and the start.
+    fn require_agreed(
+        &self,
+        running: BootSlot,
+        release: &StagedRelease,
+        agreed: &AgreedFloor,
+    ) -> Result<(), UpdateRefusal> {
+        let floor = self.floor(running)?;
+        let raised = raised_by(floor.as_ref(), release.floor.as_ref());
+        if agreed.permits(raised) {
+            return Ok(());
+        }
+        let raised = raised.map(ToString::to_string).unwrap_or_default();
+        let text = format_args!(
+            "once version {} is confirmed, no version before {raised} runs here, and that is a higher floor than this start \
+             was agreed to with ({agreed}); look at the plan again, and start the version again: `alknet update` shows the \
+             plan, and `alknet update log` says who raised the floor",
+            release.version
+        );
+        Err(UpdateRefusal::new(RefusalCode::FloorRaised, text))
+    }
+}
+
+/// To which version and to which floor the caller of a start has agreed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StartTerms {
+    /// SHA-256 of the program that has to be staged, in hex. `None`: any program.
+    pub(crate) sha256: Option<String>,
+    /// The floor. `None`: any floor.
+    pub(crate) floor: Option<AgreedFloor>,
 }
 
 /// A version that goes on trial, and what was read of it.
@@ -55,13 +90,13 @@ pub(crate) struct TrialPlan {
     record: BootRecord,
 }
 
-/// Looks whether the staged version may go on trial: it is the program that was verified, not older than the floor, and its
-/// release is noted. `sha256` is that of the program that is to start, if it is a certain one.
+/// Looks whether the staged version may go on trial: it is the program that was verified, not older than the floor, its
+/// release is noted, and the caller of the start has agreed to both.
 pub(super) fn plan_apply<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
     running: BootSlot,
     rules: TrialRules<'_>,
-    sha256: Option<&str>,
+    terms: &StartTerms,
 ) -> Result<TrialPlan, UpdateRefusal> {
     let record = disk.record()?;
     if record.phase() == BootPhase::Trial {
@@ -69,18 +104,20 @@ pub(super) fn plan_apply<D: BlockDevice>(
     }
     let armed = record.arm()?;
     let plan = plan(disk, running, armed, rules)?;
-    rules.require_noted(&plan)?;
-    match sha256.is_none_or(|wanted| wanted == plan.sha256) {
-        true => Ok(plan),
-        false => Err(UpdateRefusal::new(
-            RefusalCode::OtherStaged,
-            format_args!(
-                "version {} is staged, and that is another program than the one that was to start; look at `alknet update \
-                 status`, and start it again",
-                plan.version
-            ),
-        )),
+    let release = rules.noted_release(&plan)?;
+    let wanted = terms.sha256.as_ref();
+    if wanted.is_some_and(|wanted| *wanted != plan.sha256) {
+        let text = format_args!(
+            "version {} is staged, and that is another program than the one that was to start; look at `alknet update \
+             status`, and start it again",
+            plan.version
+        );
+        return Err(UpdateRefusal::new(RefusalCode::OtherStaged, text));
     }
+    if let (Some(release), Some(agreed)) = (&release, &terms.floor) {
+        rules.require_agreed(running, release, agreed)?;
+    }
+    Ok(plan)
 }
 
 /// What an administrator who rolls back gets.

@@ -21,7 +21,7 @@ use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
-use super::staged::{StagedBundle, StagedRelease};
+use super::staged::{StagedBundle, StagedRelease, raised_by};
 use super::trust_store::TrustStore;
 use crate::control::UpdatePlan;
 use crate::log::InitLog;
@@ -426,6 +426,7 @@ fn choose<'a>(
         sha256: release.sha256.clone(),
         changes: chosen.release.changes.clone(),
         floor: raised(floor.as_ref(), release.floor.as_ref()),
+        bundle_floor: raised(floor.as_ref(), chosen.release.floor.as_ref()),
         needs_person: None,
         time_known: verified.is_time_known(),
     };
@@ -521,9 +522,7 @@ fn stage_again<D: BlockDevice>(
 
 /// The floor after the confirmation, if that raises it.
 fn raised(floor: Option<&ReleaseVersion>, release: Option<&ReleaseVersion>) -> Option<String> {
-    release
-        .filter(|release| floor.is_none_or(|floor| *release > floor))
-        .map(ToString::to_string)
+    raised_by(floor, release).map(ToString::to_string)
 }
 
 /// Refuses a boot partition on which a program that has to stay is damaged or missing, or that has too little room.

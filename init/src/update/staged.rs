@@ -60,17 +60,15 @@ impl StagedRelease {
         }
     }
 
-    /// Whether the release of a program is noted, so that its floor counts after its trial. A machine without the folder
-    /// notes none.
-    pub(super) fn is_noted(
-        folder: Option<&Path>,
+    /// The noted release of a program, whose floor counts after the trial of this program.
+    pub(super) fn load_of_program(
+        folder: &Path,
         slot: BootSlot,
         version: &ReleaseVersion,
         sha256: &str,
-    ) -> bool {
-        folder.is_none_or(|folder| {
-            Self::load(folder).is_some_and(|noted| noted.is_of_program(slot, version, sha256))
-        })
+    ) -> Option<Self> {
+        let noted = Self::load(folder);
+        noted.filter(|noted| noted.is_of_program(slot, version, sha256))
     }
 
     fn is_of_program(&self, slot: BootSlot, version: &ReleaseVersion, sha256: &str) -> bool {
@@ -82,8 +80,8 @@ impl StagedRelease {
     /// note has the highest floor as long as no other program is staged in between and the note is not lost. After that the
     /// newest signed metadata count: those that come next, because staging refuses older ones than the machine keeps as seen.
     pub(super) fn with_noted_floor(mut self, folder: Option<&Path>, slot: BootSlot) -> Self {
-        let noted = folder.and_then(Self::load);
-        let noted = noted.filter(|noted| noted.is_of_program(slot, &self.version, &self.sha256));
+        let noted = folder
+            .and_then(|folder| Self::load_of_program(folder, slot, &self.version, &self.sha256));
         self.floor = raised_floor(self.floor, noted.and_then(|noted| noted.floor).as_ref());
         self
     }
@@ -159,6 +157,14 @@ impl StagedRelease {
             removed => removed,
         }
     }
+}
+
+/// The floor after the confirmation of a release with this floor, if that raises the floor of the machine.
+pub(super) fn raised_by<'a>(
+    floor: Option<&ReleaseVersion>,
+    release: Option<&'a ReleaseVersion>,
+) -> Option<&'a ReleaseVersion> {
+    release.filter(|release| floor.is_none_or(|floor| *release > floor))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use alknet_boot_state::{BootNote, BootNoteError, BootPhase, BootRecord, BootSlot
 use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
-use super::apply::{self, RollbackPlan, TrialPlan, TrialRules};
+use super::apply::{self, RollbackPlan, StartTerms, TrialPlan, TrialRules};
 use super::boot_partitions::{BootPartitions, BootPartitionsError};
 use super::direct::DirectDevice;
 use super::disk::{BootDiskError, SlotDisk};
@@ -290,12 +290,10 @@ impl UpdateSystem {
         stage::stage(&mut on.disk, frames, order, &machine)
     }
 
-    /// Looks whether the staged version may go on trial. [`begin_trial`](Self::begin_trial) follows.
-    ///
-    /// `sha256` is that of the program that has to be staged, if a certain one is to start.
-    pub(crate) fn plan_apply(&self, sha256: Option<&str>) -> Result<TrialPlan, UpdateRefusal> {
+    /// Looks whether the staged version may go on trial on these terms. [`begin_trial`](Self::begin_trial) follows.
+    pub(crate) fn plan_apply(&self, terms: &StartTerms) -> Result<TrialPlan, UpdateRefusal> {
         let mut on = self.open()?;
-        apply::plan_apply(&mut on.disk, on.running, self.rules(), sha256)
+        apply::plan_apply(&mut on.disk, on.running, self.rules(), terms)
     }
 
     fn rules(&self) -> TrialRules<'_> {

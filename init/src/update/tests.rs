@@ -1,6 +1,7 @@
 //! Updates on a model of a disk: each refusal, and a power cut at each write.
 
 mod again;
+mod agreed_floor;
 mod cuts;
 mod damaged_program;
 mod deltas;
@@ -23,7 +24,7 @@ use alknet_fat::BlockDevice;
 use alknet_update::{ReleaseVersion, UnixSeconds, UpdateClock};
 
 use super::anchor::UpdateAnchor;
-use super::apply::{self, RollbackPlan, TrialRules};
+use super::apply::{self, RollbackPlan, StartTerms, TrialRules};
 use super::disk::{LOADER, slot_path};
 use super::frames::BundleFrameReader;
 use super::known_programs::{self, KnownStore};
@@ -42,6 +43,11 @@ use crate::log::InitLog;
 
 const OLD: &str = "1.0.0";
 const NEW: &str = "1.1.0";
+/// The terms of a caller that starts any staged version.
+const ANY: StartTerms = StartTerms {
+    sha256: None,
+    floor: None,
+};
 
 /// A machine that runs version 1.0.0 from slot a, with a publisher that it trusts.
 struct UpdateBench {
@@ -172,7 +178,7 @@ impl UpdateBench {
     fn arm(&self, disk: &ModelDisk) {
         let mut opened = disk.open();
         let plan =
-            apply::plan_apply(&mut opened, self.running, self.rules(), None).expect("staged");
+            apply::plan_apply(&mut opened, self.running, self.rules(), &ANY).expect("staged");
         apply::arm(&mut opened, &plan, &BootNote::new(plan.slot)).expect("written");
     }
 
@@ -353,7 +359,7 @@ fn a_version_that_this_machine_may_not_run_is_refused() {
     });
     // What was staged before the floor rose does not start either.
     bench.refuses(RefusalCode::BelowFloor, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules(), &ANY).map(drop)
     });
 }
 
@@ -500,7 +506,7 @@ fn break_chain(disk: &ModelDisk, path: &str) {
 fn requests_that_do_not_fit_the_state_are_refused() {
     let bench = UpdateBench::new();
     bench.refuses(RefusalCode::NotStaged, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &ANY).map(drop)
     });
     bench.refuses(RefusalCode::NoPrevious, |bench| {
         apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules()).map(drop)
@@ -515,14 +521,14 @@ fn requests_that_do_not_fit_the_state_are_refused() {
         bench.stage(&TestRelease::new("1.2.0", 2)).map(drop)
     });
     bench.refuses(RefusalCode::OnTrial, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::B, bench.rules(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::B, bench.rules(), &ANY).map(drop)
     });
     // The good slot runs, because the loader could not start the other one.
     bench.refuses(RefusalCode::NotOnTrial, |bench| {
         apply::confirm(&mut bench.disk.open(), BootSlot::A).map(drop)
     });
     let absent = UpdateSystem::absent(&InitLog::default());
-    let refused = absent.plan_apply(None).expect_err("no slots");
+    let refused = absent.plan_apply(&ANY).expect_err("no slots");
     assert_eq!(refused.code, RefusalCode::NoSlots);
 }
 
@@ -534,7 +540,7 @@ fn a_staged_file_that_changed_does_not_go_on_trial() {
     changed[500_000] ^= 1;
     verified_programs::put(&bench.disk, BootSlot::B, &changed);
     bench.refuses(RefusalCode::Unverified, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &ANY).map(drop)
     });
 }
 
@@ -593,7 +599,7 @@ fn a_staged_version_is_taken_back_and_does_not_start() {
     assert_eq!(plan, RollbackPlan::TakenBack);
     assert_eq!(bench.disk.record().phase(), BootPhase::Idle);
     bench.refuses(RefusalCode::NotStaged, |bench| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &ANY).map(drop)
     });
     bench
         .stage(&TestRelease::new(NEW, 2))

@@ -146,6 +146,31 @@ fn a_start_names_the_program_that_was_agreed_to() {
     assert_eq!(waiting(&status), None);
 }
 
+/// Another caller may stage the same program with a higher floor while the administrator reads the question.
+#[test]
+fn a_start_names_the_floor_of_the_plan_that_was_shown() {
+    for (floor, sent) in [(json!("1.1.0"), "1.1.0"), (Value::Null, "unchanged")] {
+        let status = json!({
+            "state": "staged", "version": "1.0.0", "other_version": "1.1.0", "other_sha256": "a1", "other_floor": floor,
+        });
+        let plan = waiting_plan(&status, Value::Null).expect("a version waits");
+        let is_shown = plan_lines("edge-1", &plan)
+            .iter()
+            .any(|line| line.starts_with("  floor "));
+        assert_eq!(is_shown, floor.is_string());
+        let expected = json!({ "at": null, "sha256": "a1", "agreed_floor": sent });
+        assert_eq!(start_input(None, &plan), Ok(expected));
+    }
+    // A node that asks for more than its plan shows does not get it.
+    let plan = json!({ "sha256": "a1", "floor": null, "agreed_floor": "9.0.0" });
+    let input = start_input(None, &plan).expect("a program");
+    assert_eq!(input["agreed_floor"], "unchanged");
+    // A node of an earlier version refuses a member that it does not know.
+    let plan = json!({ "sha256": "a1", "floor": "1.1.0" });
+    let input = start_input(None, &plan).expect("a program");
+    assert_eq!(input.get("agreed_floor"), None);
+}
+
 #[test]
 fn a_plan_says_what_a_person_has_to_know() {
     let plan = json!({
@@ -291,6 +316,7 @@ fn a_status_has_the_reason_of_a_refused_start_before_what_to_do() {
         ("unverified", true),
         ("below-floor", false),
         ("busy", false),
+        ("floor-raised", false),
         ("locked", false),
         ("needs-person", false),
         ("no-slots", false),

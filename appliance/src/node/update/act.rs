@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
+use alknet_init::control::{RefusalCode, UpdateAnswer, UpdateFacts, UpdateRequest};
+use alknet_update::AgreedFloor;
+use alknet_update::limits::TEXT_BYTES_MAX;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
@@ -17,6 +19,7 @@ use super::{
     owner,
 };
 use crate::node::ops::{caller, empty_input};
+use crate::update_plan::agreed_floor;
 
 /// Characters of a SHA-256 in hex.
 const SHA256_CHARS: usize = 64;
@@ -25,6 +28,8 @@ const SHA256_CHARS: usize = 64;
 pub(super) struct StartOrder {
     /// SHA-256 of the program that has to be staged, in hex; `None` for whatever is staged.
     pub(super) sha256: Option<String>,
+    /// The floor to which the caller has agreed; `None` for the one that is staged when PID 1 judges the start.
+    pub(super) agreed_floor: Option<AgreedFloor>,
     /// Whether PID 1 counts the start.
     pub(super) limited: bool,
     /// Whether no administrator asks for it, but the machine itself or a hub.
@@ -35,15 +40,25 @@ impl StartOrder {
     pub(super) fn request(self) -> UpdateRequest {
         let Self {
             sha256,
+            agreed_floor,
             limited,
             unasked,
         } = self;
         UpdateRequest::Apply {
             sha256,
+            agreed_floor,
             limited,
             unasked,
         }
     }
+}
+
+/// The program that waits for its start.
+pub(super) struct StagedProgram {
+    /// SHA-256, in hex.
+    pub(super) sha256: String,
+    /// The floor after its confirmation, if that raises it.
+    pub(super) floor: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -51,6 +66,7 @@ impl StartOrder {
 struct UpdateApplyInput {
     at: Option<Timestamp>,
     sha256: Option<String>,
+    agreed_floor: Option<AgreedFloor>,
 }
 
 /// `update/apply`
@@ -65,7 +81,10 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
             "description": "The moment, at most 30 days ahead, for update:apply. It is for the program that is staged now; \
                             if another one is staged, nothing starts, and not_started in the status says so" },
             "sha256": { "type": ["string", "null"], "maxLength": SHA256_CHARS,
-            "description": "Of the program that has to be staged, as its plan has it" } }
+            "description": "Of the program that has to be staged, as its plan has it" },
+            "agreed_floor": { "type": ["string", "null"], "maxLength": TEXT_BYTES_MAX,
+            "description": "As the plan has it: a version that raises the floor further does not start. \
+                            null: the floor of the version that is staged now" } }
     }))
     .with_output(json!({
         "type": "object",
@@ -180,13 +199,13 @@ impl NodeUpdates {
     /// window, and no version that an administrator staged. PID 1 refuses such a start if it needs a person at the
     /// machine.
     fn startable(&self, ctx: &Ctx, input: &UpdateApplyInput) -> Result<StartOrder, CallError> {
-        let order = |sha256, unasked| StartOrder {
-            sha256,
-            limited: is_limited(ctx),
-            unasked,
-        };
         if may(ctx, APPLY_SCOPE) {
-            return Ok(order(input.sha256.clone(), false));
+            return Ok(StartOrder {
+                sha256: input.sha256.clone(),
+                agreed_floor: input.agreed_floor.clone(),
+                limited: is_limited(ctx),
+                unasked: false,
+            });
         }
         let forbidden = |text: &str| Err(CallError::new(ErrorCode::Forbidden, text));
         if input.at.is_some() {
@@ -202,7 +221,13 @@ impl NodeUpdates {
         match staged.filter(|_| is_own) {
             Some(plan) => {
                 self.within_window()?;
-                Ok(order(Some(plan.sha256), true))
+                Ok(StartOrder {
+                    // Another caller may have raised the floor since, or before the hub sent its bundle.
+                    agreed_floor: Some(agreed_floor(plan.bundle_floor.as_deref())),
+                    sha256: Some(plan.sha256),
+                    limited: is_limited(ctx),
+                    unasked: true,
+                })
             }
             None => {
                 forbidden("you may start only a version that you have sent since this node started")
@@ -228,24 +253,42 @@ impl NodeUpdates {
             |at| format!("the next one begins at {at}"),
         );
         let text = format!("a hub starts a version here only in the window {window}: {opens}");
-        Err(refused("outside-window", &text))
+        Err(refused(RefusalCode::OutsideWindow.name(), &text))
     }
 
-    /// SHA-256 of the program that is staged. Until PID 1 has read a slot that changed, the program of before counts.
+    /// The program that is staged. Until PID 1 has read a slot that changed, the program of before counts.
+    pub(super) fn staged_program(&self) -> Option<StagedProgram> {
+        self.staged_program_if(|_| true)
+    }
+
+    /// SHA-256 of this program.
     pub(super) fn staged_sha256(&self) -> Option<String> {
-        self.staged_sha256_if(|_| true)
+        Some(self.staged_program()?.sha256)
     }
 
     /// The same, and nothing of facts that are outdated: by these no planned start ends.
     pub(super) fn known_sha256(&self) -> Option<String> {
-        self.staged_sha256_if(|facts| !facts.outdated)
+        Some(self.staged_program_if(|facts| !facts.outdated)?.sha256)
     }
 
-    fn staged_sha256_if(&self, counts: impl FnOnce(&UpdateFacts) -> bool) -> Option<String> {
+    fn staged_program_if(
+        &self,
+        counts: impl FnOnce(&UpdateFacts) -> bool,
+    ) -> Option<StagedProgram> {
         let facts = self.0.facts.load();
         // PID 1 needs a moment to read its disk for the facts, so what this node staged itself counts first.
-        let known = self.0.sessions.staged().map(|plan| plan.sha256);
-        let is_staged = facts.update.state == "staged" && counts(&facts.update);
-        known.or_else(|| facts.update.other_sha256.clone().filter(|_| is_staged))
+        if let Some(plan) = self.0.sessions.staged() {
+            return Some(StagedProgram {
+                sha256: plan.sha256,
+                floor: plan.floor,
+            });
+        }
+        if facts.update.state != "staged" || !counts(&facts.update) {
+            return None;
+        }
+        Some(StagedProgram {
+            sha256: facts.update.other_sha256.clone()?,
+            floor: facts.update.other_floor.clone(),
+        })
     }
 }

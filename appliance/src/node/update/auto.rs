@@ -16,6 +16,7 @@ use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, RefusedStart, StartReme
 use super::scheduled_start::LATE_S_MAX;
 use super::session::StagingOutcome;
 use super::stage::{DownloadOrigin, DownloadRequest};
+use crate::update_plan::agreed_floor;
 
 /// How often the node decides.
 const TICK: Duration = Duration::from_secs(60);
@@ -258,6 +259,8 @@ impl NodeUpdates {
         };
         let order = StartOrder {
             sha256: Some(found.sha256.clone()),
+            // That of the channel: no person reads the plan if another caller has brought a higher one.
+            agreed_floor: Some(agreed_floor(found.bundle_floor.as_deref())),
             limited: true,
             unasked: true,
         };

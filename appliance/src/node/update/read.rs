@@ -16,7 +16,7 @@ use super::{
     waiting_plan_schema,
 };
 use crate::node::ops::{caller, empty_input};
-use crate::update_plan::waiting_plan;
+use crate::update_plan::{shown_plan, waiting_plan};
 
 /// Why PID 1 does not say how the boot slots stand in the first moments of a machine.
 const NOT_READ_YET: &str = "the machine has not read its boot slots yet";
@@ -45,6 +45,8 @@ pub(super) fn status(updates: NodeUpdates) -> Registration {
             "state": { "enum": ["idle", "staged", "pending", "trial", "good", "failed", "absent", "unreadable"] },
             "detail": text, "version": { "type": "string" }, "slot": text, "good": text, "other_version": text,
             "other_sha256": text,
+            "other_floor": { "type": ["string", "null"],
+                "description": "The floor after the confirmation of the version in the other slot, if that raises it" },
             "tries": { "type": "integer" }, "floor": text, "keys": { "type": "string" },
             "foreign_files": { "type": ["object", "null"],
                 "description": "Files on the boot partition that are not the machine's. null: the partition was not read",
@@ -163,7 +165,8 @@ impl NodeUpdates {
         });
         let ended = self.0.sessions.ended();
         answer["ended"] = ended.map_or(Value::Null, |it| ended_shown(&it));
-        let staged = json!(self.0.sessions.staged());
+        let staged = self.0.sessions.staged();
+        let staged = staged.map_or(Value::Null, |plan| shown_plan(&plan));
         answer["plan"] = json!(waiting_plan(&answer, staged));
         answer["scheduled"] = json!(self.start_moment().map(|at| at.to_string()));
         let not_started = self.failed_start();
@@ -217,7 +220,7 @@ impl NodeUpdates {
             "channel": config.config.update.channel.name(),
             "url": begun.url,
             "bytes": begun.bytes,
-            "plan": plan,
+            "plan": shown_plan(&plan),
         }))
     }
 }
@@ -236,6 +239,7 @@ fn facts_shown(facts: &UpdateFacts) -> Value {
         "good": facts.good,
         "other_version": facts.other_version,
         "other_sha256": facts.other_sha256,
+        "other_floor": facts.other_floor,
         "tries": facts.tries,
         "floor": facts.floor,
         "foreign_files": facts.foreign_files,
@@ -276,7 +280,7 @@ fn ended_shown(ended: &EndedStaging) -> Value {
         "dry_run": ended.request.dry_run,
     });
     match &ended.outcome {
-        StagingOutcome::Planned(plan) => shown["plan"] = json!(plan),
+        StagingOutcome::Planned(plan) => shown["plan"] = shown_plan(plan),
         StagingOutcome::Refused { code, text } => {
             shown["error"] = json!({ "code": code, "text": text });
         }

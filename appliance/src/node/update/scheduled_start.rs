@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use alknet_call::{CallError, Ctx, ErrorCode};
 use alknet_core::{Identity, PeerKey, TokenHash};
+use alknet_init::control::RefusalCode;
+use alknet_update::{AgreedFloor, ReleaseVersion};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
-use super::act::StartOrder;
+use super::act::{StagedProgram, StartOrder};
 use super::refusal::{is_busy, may_pass, refused};
 use super::session::{SessionTurn, StagingRequest};
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
@@ -40,6 +42,9 @@ pub(super) struct ScheduledStart {
     /// The version of this program. Empty if PID 1 has not said it.
     #[serde(default)]
     pub(super) version: String,
+    /// The floor to which the caller has agreed. `None` in a file of an earlier version, whose start has no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) agreed_floor: Option<AgreedFloor>,
     /// The id of the caller that set it. A text, because the id of a program's token is not a `PeerId`.
     pub(super) by: String,
     /// A key by which this caller is known again: another peer may get its id meanwhile.
@@ -280,7 +285,8 @@ impl NodeUpdates {
         order: StartOrder,
         planner: StartPlanner,
     ) -> Result<Value, CallError> {
-        let sha256 = self.check_moment(at, order.sha256)?;
+        let staged = self.check_moment(at, order.sha256)?;
+        let agreed_floor = floor_agreed_to(&staged, order.agreed_floor)?;
         // What was staged a moment ago may have ended a start already.
         self.end_start_of_others();
         let mut timer = self.0.scheduled.lock();
@@ -301,7 +307,8 @@ impl NodeUpdates {
         let start = ScheduledStart {
             at,
             version: self.staged_version(),
-            sha256,
+            agreed_floor: Some(agreed_floor),
+            sha256: staged.sha256,
             by: planner.id,
             key: planner.key,
             token: planner.token,
@@ -312,27 +319,31 @@ impl NodeUpdates {
         // A moment that a restart of the node would undo is not accepted.
         self.0.scheduled.write(&start).map_err(|error| {
             let text = format!("the moment of the start cannot be kept: {error}");
-            refused("disk", &text)
+            refused(RefusalCode::Disk.name(), &text)
         })?;
         *timer = Some(self.timer(start));
         Ok(json!({ "scheduled": at.to_string() }))
     }
 
-    /// SHA-256 of the program that may be started at this moment.
-    fn check_moment(&self, at: Timestamp, wanted: Option<String>) -> Result<String, CallError> {
+    /// The program that may be started at this moment.
+    fn check_moment(
+        &self,
+        at: Timestamp,
+        wanted: Option<String>,
+    ) -> Result<StagedProgram, CallError> {
         let now = self.now_s().ok_or_else(|| {
             conflict(
                 "no-clock",
                 "this machine does not know the time: start the version now, or set its clock",
             )
         })?;
-        let staged = self.staged_sha256().ok_or_else(|| {
+        let staged = self.staged_program().ok_or_else(|| {
             let text = "no version waits to be started: send one first";
-            conflict("not-staged", text)
+            refused(RefusalCode::NotStaged.name(), text)
         })?;
-        if wanted.is_some_and(|wanted| wanted != staged) {
+        if wanted.is_some_and(|wanted| wanted != staged.sha256) {
             let text = "another version is staged than the one that is to start";
-            return Err(conflict("other-staged", text));
+            return Err(refused(RefusalCode::OtherStaged.name(), text));
         }
         if !(now..=now + AHEAD_S_MAX).contains(&at.as_second()) {
             let text = "the moment is in the past, or more than 30 days ahead";
@@ -495,6 +506,7 @@ impl NodeUpdates {
         Ok(StartOrder {
             // PID 1 compares the program once more.
             sha256: Some(start.sha256.clone()),
+            agreed_floor: start.agreed_floor.clone(),
             limited: start.limited || !is_admin,
             unasked: false,
         })
@@ -527,6 +539,29 @@ impl NodeUpdates {
         let why = format!("the start of another version, which {by} has planned, is due");
         let ended = sessions.give_up((&id, &owner), why).await;
         ended.is_ok().then_some(turn)
+    }
+}
+
+/// The floor to which the caller of a planned start agrees: the one that it names, or else that of the program that is
+/// staged now. Refuses at once what PID 1 would refuse at the moment.
+fn floor_agreed_to(
+    staged: &StagedProgram,
+    wanted: Option<AgreedFloor>,
+) -> Result<AgreedFloor, CallError> {
+    let raised = staged.floor.as_deref();
+    let raised = raised.and_then(|floor| floor.parse::<ReleaseVersion>().ok());
+    match (wanted, raised) {
+        (None, raised) => Ok(AgreedFloor::new(raised)),
+        (Some(agreed), raised) if agreed.permits(raised.as_ref()) => Ok(agreed),
+        (Some(agreed), raised) => {
+            let raised = raised.as_ref().map(ToString::to_string);
+            let text = format!(
+                "once the staged version is confirmed, no version before {} runs here, and the floor that you agreed to is \
+                 {agreed}: look at its plan again",
+                raised.unwrap_or_default()
+            );
+            Err(refused(RefusalCode::FloorRaised.name(), &text))
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use super::{
     from_hub_itself, may, owner, plan_schema,
 };
 use crate::node::ops::{caller, empty_input};
+use crate::update_plan::shown_plan;
 
 /// Default deadline of operations that wait until PID 1 has written and read back a program.
 pub(super) const STAGE_TIMEOUT_MS: u32 = 900_000;
@@ -572,7 +573,8 @@ impl NodeUpdates {
                 let taken = sessions
                     .write((session.as_str(), owner), (offset, data))
                     .await?;
-                Ok(json!({ "offset": taken.offset, "plan": taken.plan }))
+                let plan = taken.plan.as_ref().map(shown_plan);
+                Ok(json!({ "offset": taken.offset, "plan": plan }))
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The operations against a PID 1 of the tests' own.
 
+mod agreed_floors;
 mod attacks;
 mod clients;
 mod downloads;
@@ -21,6 +22,7 @@ use alknet_init::control::{
     InitMessage, MachineFacts, UPDATE_FRAME_ABORT, UpdateFacts, UpdatePlan, UpdateRecord,
     UpdateRequest,
 };
+use alknet_update::{AgreedFloor, ReleaseVersion};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
@@ -41,6 +43,8 @@ enum Verdict {
     PlansOf(&'static str),
     /// The same of a release with this floor.
     PlansFloor(&'static str),
+    /// The same of a release without a floor, after another caller has brought its program with this floor.
+    PlansBelowFloor(&'static str),
     /// The same of this version, whose program has the SHA-256 `b2`.
     PlansVersion(&'static str),
     /// It reads all of it, and refuses a bundle that begins so with this code.
@@ -67,6 +71,11 @@ impl Verdict {
                 ..plan()
             },
             Self::PlansFloor(floor) => UpdatePlan {
+                floor: Some((*floor).to_owned()),
+                bundle_floor: Some((*floor).to_owned()),
+                ..plan()
+            },
+            Self::PlansBelowFloor(floor) => UpdatePlan {
                 floor: Some((*floor).to_owned()),
                 ..plan()
             },
@@ -101,6 +110,8 @@ struct InitSeen {
     is_staging: bool,
     /// SHA-256 of the program that waits, to which PID 1 compares that of a start. `None`: it starts any.
     waits: Option<&'static str>,
+    /// To what the program that waits raises the floor, with which PID 1 compares the agreed floor of a start.
+    raises: Option<&'static str>,
 }
 
 impl InitSeen {
@@ -142,6 +153,11 @@ struct NodeUpdateBench {
     facts: SharedFacts,
     identities: crate::node::IdentityServices,
     dir: tempfile::TempDir,
+}
+
+/// The agreement to a plan that does not raise the floor.
+fn unchanged() -> Option<AgreedFloor> {
+    Some(AgreedFloor::new(None))
 }
 
 fn plan() -> UpdatePlan {
@@ -410,22 +426,33 @@ impl FakeInit {
                     let answer = refused.map_or(UpdateAnswer::Done, busy);
                     self.init.answered(n, answer);
                 }
-                UpdateRequest::Apply { sha256, .. } => {
-                    let answer = self.start_answer(sha256);
+                UpdateRequest::Apply {
+                    sha256,
+                    agreed_floor,
+                    ..
+                } => {
+                    let answer = self.start_answer(sha256, agreed_floor);
                     self.init.answered(n, answer);
                 }
             }
         }
     }
 
-    fn start_answer(&self, sha256: Option<String>) -> UpdateAnswer {
+    fn start_answer(&self, sha256: Option<String>, agreed: Option<AgreedFloor>) -> UpdateAnswer {
         let seen = self.seen.lock().expect("no panic");
+        let floor = |floor: &str| floor.parse::<ReleaseVersion>().expect("a version");
+        let raised = seen.raises.map(floor);
+        let is_raised = agreed.is_some_and(|agreed| !agreed.permits(raised.as_ref()));
         let is_other = sha256.is_some_and(|it| seen.waits.is_some_and(|waits| waits != it));
         match seen.refuses_start {
             Some(code) => busy(code),
             None if is_other => UpdateAnswer::Refused {
                 code: "other-staged".to_owned(),
                 text: "another program waits".to_owned(),
+            },
+            None if is_raised => UpdateAnswer::Refused {
+                code: "floor-raised".to_owned(),
+                text: "the floor is a higher one".to_owned(),
             },
             None => UpdateAnswer::Done,
         }

@@ -17,7 +17,7 @@ use crate::facts::ClockState;
 use crate::niceness::in_background;
 use crate::update::{
     BundleFrameReader, FramesEnd, RefusalCode, RollbackPlan, StageOrder, StagingProgress,
-    TrialRequest, UpdateRefusal,
+    StartTerms, TrialRequest, UpdateRefusal,
 };
 
 /// Bundles whose frames wait behind those of another one. A node sends one at a time.
@@ -28,8 +28,8 @@ const BUNDLES_MAX: usize = 4;
 enum TrialOf {
     /// The one before the last update.
     Before,
-    /// The staged one, if its program has this SHA-256.
-    Staged(Option<String>),
+    /// The staged one, on these terms.
+    Staged(StartTerms),
 }
 
 impl InitMachine {
@@ -74,13 +74,17 @@ impl InitMachine {
             (
                 UpdateRequest::Apply {
                     sha256,
+                    agreed_floor: floor,
                     limited,
                     unasked,
                 },
                 None,
             ) => match self.vault.needs_person().filter(|_| unasked) {
                 Some(what) => self.answer(&ticket, refused(&needs_person(what))),
-                None => self.begin_trial(ticket, TrialOf::Staged(sha256), limited),
+                None => {
+                    let terms = StartTerms { sha256, floor };
+                    self.begin_trial(ticket, TrialOf::Staged(terms), limited);
+                }
             },
             (UpdateRequest::Rollback { limited }, None) => {
                 self.begin_trial(ticket, TrialOf::Before, limited);
@@ -333,7 +337,7 @@ impl InitMachine {
                     }
                     RollbackPlan::Trial(plan) => plan,
                 },
-                TrialOf::Staged(sha256) => system.plan_apply(sha256.as_deref())?,
+                TrialOf::Staged(terms) => system.plan_apply(&terms)?,
             };
             if limited {
                 system.check_rate(&request.by)?;

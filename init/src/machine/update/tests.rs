@@ -601,6 +601,7 @@ async fn a_start_that_needs_a_person_is_for_an_administrator() {
         let (_dir, mut machine) = sealed_machine(pin);
         let start = UpdateRequest::Apply {
             sha256: None,
+            agreed_floor: None,
             limited: true,
             unasked,
         };

@@ -32,9 +32,9 @@ impl UpdateSystem {
     }
 
     /// Logs that a version was staged, unless the disk and the log say so already: a caller may repeat it at will. If the
-    /// caller has changed the note of the version, that is logged, whichever caller it is.
+    /// caller has changed the note of a staged version, that is logged as well, whichever caller it is.
     pub(in crate::update) fn log_staged(&self, staged: &StagedBundle, by: &str, limited: bool) {
-        let mut record = UpdateRecord {
+        let record = UpdateRecord {
             event: history::STAGED.to_owned(),
             version: staged.plan.to.clone(),
             by: by.to_owned(),
@@ -43,19 +43,23 @@ impl UpdateSystem {
         };
         // The log says who staged the version that waits, so that a hub does not replace that of an administrator.
         let is_known = |folder| history::has_staging(folder, &record);
-        if staged.was_staged && self.folder.as_deref().is_some_and(is_known) {
-            if staged.was_noted {
-                return;
-            }
-            // An event of its own, because the version stays the one of the caller who staged it. What may run after its
-            // confirmation is not what that caller has agreed to any more.
-            record.event = history::NOTED.to_owned();
-            record.reason = match &staged.plan.floor {
+        let is_repeated = staged.was_staged && self.folder.as_deref().is_some_and(is_known);
+        // An event of its own, because the version may stay the one of the caller who staged it. What may run after its
+        // confirmation is not what that caller has agreed to any more.
+        let noted = (staged.was_staged && !staged.was_noted).then(|| UpdateRecord {
+            event: history::NOTED.to_owned(),
+            reason: match &staged.plan.floor {
                 Some(floor) => format!("once it is confirmed, no version before {floor} runs here"),
                 None => "its release was noted again".to_owned(),
-            };
+            },
+            ..record.clone()
+        });
+        if !is_repeated {
+            self.append_record(record, 0);
         }
-        self.append_record(record, 0);
+        if let Some(noted) = noted {
+            self.append_record(noted, 0);
+        }
     }
 
     /// Refuses a start by a caller that is no administrator, after so many in the last hour.

@@ -1,10 +1,14 @@
 //! What the disk says about the boot slots, for facts.
 
+use alknet_boot_state::BootSlot;
+
 use super::{SystemDisk, UpdateSystem};
 use crate::control::{ForeignFiles, UpdateOutcome};
 use crate::update::history;
+use crate::update::known_programs::KnownProgram;
 use crate::update::left_versions::LeftVersions;
 use crate::update::refusal::RefusalCode;
+use crate::update::staged::{StagedRelease, raised_by};
 
 /// What the disk says about its slots now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +19,7 @@ pub(crate) struct SlotStatus {
     pub(crate) good: Option<String>,
     pub(crate) other_version: Option<String>,
     pub(crate) other_sha256: Option<String>,
+    pub(crate) other_floor: Option<String>,
     pub(crate) running_sha256: Option<String>,
     pub(crate) left: Vec<String>,
     pub(crate) tries: u8,
@@ -65,7 +70,17 @@ impl UpdateSystem {
         let known = known.of_slot(on.running.other());
         let known = known.filter(|known| Some(&*known.version.to_string()) == other);
         status.other_sha256 = known.map(|known| known.sha256.clone());
+        status.other_floor = known.and_then(|known| self.floor_after(on.running, known));
         status
+    }
+
+    /// The floor after the confirmation of this program in the other slot, if its noted release raises the floor.
+    fn floor_after(&self, running: BootSlot, program: &KnownProgram) -> Option<String> {
+        let folder = self.folder.as_deref()?;
+        let (slot, version) = (running.other(), &program.version);
+        let noted = StagedRelease::load_of_program(folder, slot, version, &program.sha256)?;
+        let floor = self.rules().floor(running).ok()?;
+        raised_by(floor.as_ref(), noted.floor.as_ref()).map(ToString::to_string)
     }
 
     /// The files of others on the boot partition. `None` if they cannot be counted: the log says why.

@@ -92,7 +92,11 @@ fn a_start_of_one_program_starts_no_other_one() {
     let wanted = bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
     bench.stage(&TestRelease::new("1.2.0", 2)).expect("staged");
     let apply = |bench: &UpdateBench, sha256: Option<&str>| {
-        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), sha256)
+        let terms = StartTerms {
+            sha256: sha256.map(str::to_owned),
+            floor: None,
+        };
+        apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &terms)
     };
     bench.refuses(RefusalCode::OtherStaged, |bench| {
         apply(bench, Some(&wanted.sha256)).map(drop)

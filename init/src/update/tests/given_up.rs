@@ -112,7 +112,7 @@ impl FileMachine {
 }
 
 /// The same disk in files, one for each partition.
-fn in_files(model: &ModelDisk, esp_bytes: u64) -> (tempfile::TempDir, BootPartitions) {
+pub(super) fn in_files(model: &ModelDisk, esp_bytes: u64) -> (tempfile::TempDir, BootPartitions) {
     let folder = disk_folder();
     let sectors = model.sectors();
     let file = |name: &str, first: u64, bytes: u64| {

@@ -200,7 +200,7 @@ impl RefusedNote {
     /// Whether the version that was staged before may start, and why not.
     fn refusal_of_start(bench: &UpdateBench) -> Option<RefusalCode> {
         let mut disk = bench.disk.open();
-        let plan = apply::plan_apply(&mut disk, bench.running, bench.rules(), None);
+        let plan = apply::plan_apply(&mut disk, bench.running, bench.rules(), &ANY);
         plan.err().map(|refused| refused.code)
     }
 
@@ -377,7 +377,7 @@ fn a_staged_version_without_its_release_does_not_start_and_is_staged_again() {
             other.save(folder).expect("writable");
         }
         bench.refuses(RefusalCode::Unverified, |bench| {
-            apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None).map(drop)
+            apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &ANY).map(drop)
         });
         bench.disk.forget_steps();
         assert_eq!(bench.stage(&newer()), Ok(plan.clone()));

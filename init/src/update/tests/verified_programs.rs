@@ -21,7 +21,7 @@ pub(super) fn put(disk: &ModelDisk, slot: BootSlot, program: &[u8]) {
 }
 
 fn plan_apply(bench: &UpdateBench) -> Result<(), UpdateRefusal> {
-    apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules(), None).map(drop)
+    apply::plan_apply(&mut bench.disk.open(), bench.running, bench.rules(), &ANY).map(drop)
 }
 
 fn plan_rollback(bench: &UpdateBench) -> Result<(), UpdateRefusal> {
@@ -101,7 +101,7 @@ fn nothing_but_what_runs_is_noted_without_a_bundle_and_only_once() {
 fn other_bytes_than_the_compared_ones_are_not_measured() {
     let bench = UpdateBench::new();
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
-    let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None);
+    let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &ANY);
     let plan = plan.expect("staged");
     let measure = |bench: &UpdateBench| {
         let measured = measured::programs(
@@ -123,7 +123,7 @@ fn what_was_measured_of_a_known_program_counts_for_its_hash_alone() {
     let bench = UpdateBench::new();
     bench.stage(&TestRelease::new(NEW, 1)).expect("staged");
     let plan = || {
-        let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), None);
+        let plan = apply::plan_apply(&mut bench.disk.open(), BootSlot::A, bench.rules(), &ANY);
         plan.expect("staged")
     };
     let first = plan();

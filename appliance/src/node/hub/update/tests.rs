@@ -21,6 +21,8 @@ enum Behaviour {
     /// PID 1 refuses the bundle by its signatures.
     Refuses,
     NeedsPin,
+    /// Another caller has staged the same program there with a higher floor.
+    HasHigherFloor,
     /// Its plan needs no person, and its start does.
     NeedsPinLater,
     /// Its configuration permits the start at another time of day.
@@ -179,9 +181,14 @@ impl ModelFleet {
             }
             _ => Value::Null,
         };
-        let plan = json!({
+        let mut plan = json!({
             "from": "1.0.0", "to": VERSION, "sha256": PROGRAM_SHA256, "needs_person": needs,
         });
+        if behaviour == Behaviour::HasHigherFloor {
+            plan["floor"] = json!(VERSION);
+            plan["bundle_floor"] = json!("1.0.0");
+            plan["agreed_floor"] = json!(VERSION);
+        }
         Ok(json!({ "offset": self.bytes, "plan": plan }))
     }
 
@@ -431,16 +438,24 @@ async fn a_piece_that_is_lost_is_sent_again() {
     assert_eq!(workers[&worker(1)].got, bench.bundle);
 }
 
-/// Another caller may stage another program on the worker before the call.
+/// Another caller may stage another program on the worker before the call, or the same one with a higher floor. A worker of
+/// an earlier version takes no agreement to a floor.
 #[tokio::test]
 async fn a_hub_starts_the_program_that_it_has_sent() {
-    let bench = RolloutBench::new();
-    let fleet = bench.fleet(|_| Behaviour::Confirms, 1);
-    let report = bench.run(&fleet, plan(&[], 1)).await;
-    assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
-    let workers = fleet.workers.lock().expect("no panic");
-    let expected = json!({ "sha256": PROGRAM_SHA256 });
-    assert_eq!(workers[&worker(1)].start, expected);
+    for (behaviour, expected) in [
+        (Behaviour::Confirms, json!({ "sha256": PROGRAM_SHA256 })),
+        (
+            Behaviour::HasHigherFloor,
+            json!({ "sha256": PROGRAM_SHA256, "agreed_floor": "1.0.0" }),
+        ),
+    ] {
+        let bench = RolloutBench::new();
+        let fleet = bench.fleet(|_| behaviour, 1);
+        let report = bench.run(&fleet, plan(&[], 1)).await;
+        assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
+        let workers = fleet.workers.lock().expect("no panic");
+        assert_eq!(workers[&worker(1)].start, expected);
+    }
 }
 
 #[tokio::test]

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_core::{BoxFuture, PeerId};
+use alknet_update::AgreedFloor;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::bundle::{HubBundle, piece_of};
 use super::rollout::RolloutTurn;
+use crate::update_plan::agreed_floor;
 
 /// Calls operations of workers.
 pub(super) trait WorkerCaller: Send + Sync {
@@ -42,6 +44,8 @@ struct SentBundle {
     version: String,
     /// SHA-256 of the program, or `null`.
     sha256: Value,
+    /// The floor of the hub's own bundle, if the worker takes the agreement to one.
+    agreed_floor: Option<AgreedFloor>,
     needs_person: Option<String>,
 }
 
@@ -68,7 +72,11 @@ impl WorkerUpdate {
         let until = Instant::now() + self.limit;
         let started = timeout_at(until, async {
             // Another caller may have staged another version there since.
-            let input = json!({ "sha256": sent.sha256 });
+            let mut input = json!({ "sha256": sent.sha256 });
+            // A worker of an earlier version refuses a member that it does not know.
+            if let Some(floor) = &sent.agreed_floor {
+                input["agreed_floor"] = json!(floor);
+            }
             // The worker restarts, and its answer may be lost on the way.
             match self.calls.call(worker, "update/apply", input).await {
                 // The slots of its vault have changed since it answered with the plan.
@@ -145,6 +153,9 @@ impl WorkerUpdate {
                     return Ok(SentBundle {
                         version: text(&plan["to"]),
                         sha256: plan["sha256"].clone(),
+                        agreed_floor: plan["agreed_floor"]
+                            .is_string()
+                            .then(|| agreed_floor(plan["bundle_floor"].as_str())),
                         needs_person: plan["needs_person"].as_str().map(str::to_owned),
                     });
                 }

@@ -99,6 +99,7 @@ async fn at_its_moment_the_program_is_named() {
     let asked = tokio::time::timeout(deadline(Duration::from_secs(60)), asked);
     let expected = UpdateRequest::Apply {
         sha256: Some("a1".to_owned()),
+        agreed_floor: unchanged(),
         limited: false,
         unasked: false,
     };
@@ -173,6 +174,7 @@ async fn starts_of_a_client_are_counted() {
                 "update/apply",
                 UpdateRequest::Apply {
                     sha256: None,
+                    agreed_floor: None,
                     limited,
                     unasked: false,
                 },

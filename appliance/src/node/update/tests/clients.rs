@@ -55,7 +55,9 @@ async fn after_a_restart_of_the_node_the_status_names_the_program_that_waits() {
     let status = node.call(ADMIN, "update/status", Value::Null).await;
     let status = status.expect("a status");
     // This node staged nothing, so it knows no more of the version.
-    let known = json!({ "from": status["version"], "to": "1.1.0", "sha256": "a1" });
+    let known = json!({
+        "from": status["version"], "to": "1.1.0", "sha256": "a1", "floor": null, "agreed_floor": "unchanged",
+    });
     assert_eq!(status["plan"], known);
     assert_eq!(status["other_sha256"], "a1");
     let start = json!({ "sha256": status["plan"]["sha256"] });

@@ -185,6 +185,7 @@ async fn a_machine_follows_its_channel_by_itself() {
         bench.requests().pop().expect("a start").0,
         UpdateRequest::Apply {
             sha256: Some(plan().sha256),
+            agreed_floor: unchanged(),
             limited: true,
             unasked: true,
         }

@@ -239,6 +239,7 @@ async fn a_hub_starts_only_what_it_has_sent() {
     );
     let by_hub = UpdateRequest::Apply {
         sha256: Some("a1".to_owned()),
+        agreed_floor: unchanged(),
         limited: true,
         unasked: true,
     };
@@ -315,6 +316,7 @@ async fn a_machine_without_pid_1_says_what_to_do_instead() {
     assert!(error.message.contains("docs/update.md"), "{error}");
     let order = StartOrder {
         sha256: None,
+        agreed_floor: None,
         limited: false,
         unasked: false,
     };

@@ -149,6 +149,7 @@ async fn a_start_that_pid_1_refuses_keeps_no_later_version_away() {
     act(&bench, 1).await;
     let expected = UpdateRequest::Apply {
         sha256: Some("b2".to_owned()),
+        agreed_floor: unchanged(),
         limited: true,
         unasked: true,
     };
@@ -188,6 +189,42 @@ async fn a_start_that_is_refused_for_another_reason_waits() {
         act(&bench, 20).await;
         assert_eq!(sent(&bench)[3..], *later, "{code}");
     }
+}
+
+/// The attack: a client with `update:stage` brings other signed metadata, with a higher floor, for the program of the channel,
+/// before the machine stages it or afterwards. No person reads the plan, so the floor of the channel counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_agrees_to_the_floor_of_its_channel_and_to_no_higher_one() {
+    let bench = stable_follower().await;
+    let raise = |floor| bench.seen.lock().expect("no panic").raises = floor;
+    bench.judge(Verdict::PlansBelowFloor("1.1.0"));
+    raise(Some("1.1.0"));
+    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench), ["look", "stage", "start"]);
+    let refusal = json!({ "code": "floor-raised", "text": "the floor is a higher one" });
+    assert_eq!(bench.updates.auto_shown()["refusal"], refusal);
+    assert!(!is_to_be_sent(&bench));
+    // That the machine sees the higher floor at its next look is no agreement.
+    pass_looks(&bench, 1);
+    act(&bench, 20).await;
+    assert_eq!(sent(&bench)[3..], ["look", "start"]);
+    assert!(available(&bench).is_some());
+    // The channel itself has the higher floor.
+    bench.judge(Verdict::PlansFloor("1.1.0"));
+    pass_looks(&bench, 2);
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench)[5..], ["look", "start"]);
+    assert_eq!(available(&bench), None);
+    let (start, _) = bench.requests().pop().expect("a start");
+    let expected = UpdateRequest::Apply {
+        sha256: Some("a1".to_owned()),
+        agreed_floor: Some("1.1.0".parse().expect("a floor")),
+        limited: true,
+        unasked: true,
+    };
+    assert_eq!(start, expected);
 }
 
 /// The clock is ahead while the machine looks and its start is refused, and is set back.

@@ -35,12 +35,13 @@ pub(super) fn file(bench: &NodeUpdateBench) -> PathBuf {
     bench.dir.path().join("state/scheduled-start.json")
 }
 
-/// A start of an administrator, so many seconds from now.
+/// A start of an administrator, so many seconds from now, as the first version stored one.
 pub(super) fn start(seconds: i64) -> ScheduledStart {
     ScheduledStart {
         at: Timestamp::now() + SignedDuration::from_secs(seconds),
         sha256: "a1".to_owned(),
         version: "1.1.0".to_owned(),
+        agreed_floor: None,
         by: "admin".to_owned(),
         key: Some(PeerKey::Ed25519([1; 32])),
         token: None,
@@ -78,6 +79,7 @@ pub(super) async fn wait_until(is_so: impl Fn() -> bool) {
 fn limited_order() -> StartOrder {
     StartOrder {
         sha256: None,
+        agreed_floor: None,
         limited: true,
         unasked: false,
     }
@@ -145,6 +147,7 @@ async fn a_moment_that_passed_a_minute_ago_is_made_up_for_once() {
     wait_until(|| !file(&bench).exists()).await;
     let expected = UpdateRequest::Apply {
         sha256: Some("a1".to_owned()),
+        agreed_floor: None,
         limited: false,
         unasked: false,
     };
@@ -389,7 +392,7 @@ fn connected(bench: &NodeUpdateBench, key: PeerKey) -> CallConnection {
 }
 
 /// The start in the file of the node.
-fn stored(bench: &NodeUpdateBench) -> ScheduledStart {
+pub(super) fn stored(bench: &NodeUpdateBench) -> ScheduledStart {
     let kept = ScheduledStartStore::new(bench.dir.path(), STEP).read();
     kept.expect("readable").expect("it waits")
 }
