@@ -29,6 +29,7 @@ use super::earlier::unasked;
 use super::erase::{end_erasing, noted_uncounted, recall};
 use super::ext4::{self, FilesystemContent};
 use super::find::DataDevice;
+use super::image_guids::ImageGuids;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataPartitionKeys, unlock_with};
 use super::prepared::stateless;
 use super::volume::{DataVolume, mount_data, repair};
@@ -49,6 +50,8 @@ pub(super) struct DataBlockDevice<'a> {
     pub(super) found: &'a DataDevice,
     pub(super) file: &'a File,
     pub(super) bytes: u64,
+    /// Whether its disk keeps the GUIDs of the image.
+    pub(super) image_guids: ImageGuids,
 }
 
 impl DataBlockDevice<'_> {
@@ -125,6 +128,8 @@ pub(super) fn open(
     match vault_of(disk) {
         Ok(Some(found)) if half || content == FilesystemContent::Blank => {
             access.take_blank(disk.found)?;
+            // It may be one that the disk had before the image was written.
+            disk.image_guids.permit_vault(disk.found)?;
             let open = unlock(disk, &found, access, DiskHead::Blank)?;
             write_again(disk, &found, &open, access.log);
             access
@@ -329,6 +334,15 @@ pub(super) fn first(
     access.take_blank(disk.found)?;
     let pasted = access.offer.pasted.as_ref();
     let media = VaultMedia::read_first(pasted).map_err(|waiting| waits(disk, waiting))?;
+    first_with(disk, &media, access)
+}
+
+/// Runs the first boot as the media ask for it. Returns `None` if the configuration wants no vault.
+fn first_with(
+    disk: &DataBlockDevice<'_>,
+    media: &VaultMedia,
+    access: DataAccess<'_>,
+) -> Result<Option<PreparedData>, DataError> {
     if media.stateless {
         access
             .log
@@ -338,6 +352,8 @@ pub(super) fn first(
     if media.vault.init == VaultInit::Off {
         return Ok(None);
     }
+    // A node without state, and one without a vault, need no disk that is this machine's alone.
+    disk.image_guids.permit_vault(disk.found)?;
     if disk.bytes < SEALED_BYTES_MIN {
         return Ok(refuse(
             "data-too-small",
