@@ -4,6 +4,7 @@
 //! together; [`remove_left`] removes what power cuts left beside them; [`sync_folder`] is for those who move and remove
 //! files themselves; [`private`] makes the file that a database then opens.
 
+mod left;
 mod set;
 
 use std::ffi::{OsStr, OsString};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use left::{RemoveLeftError, remove_left};
 pub use set::{ReplaceAllError, replace_all};
 
 /// What the name of a file has before and behind it until the file is whole.
@@ -79,38 +81,6 @@ fn replace_within(path: &Path, content: &[u8], mode: u32, wait: Duration) -> io:
     // (`vfat_rename` in Linux). On other file systems this costs nothing beside the folder.
     file.sync_all()?;
     sync_folder(path.parent().unwrap_or(path))
-}
-
-/// Removes the new files that power cuts have left in a folder, as the next call for each of these files does. The new file of
-/// a call that goes on stays.
-///
-/// To be called before programs of other users run that can read the folder: each of them can lock such a file, and the next
-/// call then waits for half a minute and fails.
-///
-/// ```
-/// let folder = tempfile::tempdir()?;
-/// std::fs::write(folder.path().join(".node.key.new"), b"fir")?;
-/// alknet_durable::remove_left(folder.path())?;
-/// assert_eq!(std::fs::read_dir(folder.path())?.count(), 0);
-/// # Ok::<(), std::io::Error>(())
-/// ```
-///
-/// # Errors
-/// The folder cannot be read, or one of its new files cannot be removed. The others are removed all the same.
-pub fn remove_left(folder: &Path) -> io::Result<()> {
-    let mut outcome = Ok(());
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if !is_new_name(&entry.file_name()) {
-            continue;
-        }
-        // Its lock shows whether a call goes on: then it is no leftover.
-        match clear(&entry.path(), Instant::now()) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-            removed => outcome = outcome.and(removed),
-        }
-    }
-    outcome
 }
 
 /// Returns when the names in a folder are on the disk. The parent of a bare name, which is empty, is the

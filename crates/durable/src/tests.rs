@@ -3,6 +3,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
+use super::left::is_locked;
 use super::set::replace_all_within;
 use super::*;
 
@@ -341,6 +342,60 @@ fn new_files_that_power_cuts_left_are_removed_before_other_users_run() {
     drop(held);
     remove_left(folder.path()).expect("the folder is ours");
     assert_eq!(names(folder.path()), [".new", ".other", "one.new", "two"]);
+}
+
+/// The attack: folders with the names of new files are on a plain disk that an attacker wrote to. No call can remove them, and
+/// they must not keep the leftovers behind them in the list of the folder.
+#[test]
+fn each_leftover_that_stays_is_named_and_the_others_are_removed() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let (stays, goes) = (
+        [".b.new", ".d.new", ".f.new"],
+        [".a.new", ".c.new", ".e.new"],
+    );
+    for name in stays {
+        fs::create_dir(at(name)).expect("the folder is ours");
+        write(&at(name).join("file"), b"within", 0o600);
+    }
+    for name in goes {
+        write(&at(name), b"left", 0o644);
+    }
+    let failed = remove_left(folder.path()).expect_err("three folders stay");
+    assert_eq!(names(folder.path()), stays);
+    let text = failed.to_string();
+    let mut paths: Vec<_> = failed.failures.into_iter().map(|(path, _)| path).collect();
+    paths.sort();
+    assert_eq!(paths, stays.map(at));
+    for path in paths {
+        let path = path.display().to_string();
+        assert!(text.contains(&path), "{path} in {text}");
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_is_named() {
+    let folder = folder();
+    let missing = folder.path().join("missing");
+    let failed = remove_left(&missing).expect_err("it does not exist");
+    let [(path, error)] = failed.failures.as_slice() else {
+        panic!("{failed}");
+    };
+    assert_eq!((path, error.kind()), (&missing, io::ErrorKind::NotFound));
+}
+
+/// The system says the same kind of error of a file on which another one is mounted.
+#[test]
+fn only_the_error_of_a_lock_says_that_a_call_goes_on() {
+    let folder = folder();
+    let new = folder.path().join(".file.new");
+    write(&new, b"", 0o600);
+    let [ours, other] = [(); 2].map(|()| File::open(&new).expect("the file is ours"));
+    other.lock().expect("the only lock");
+    let locked = lock(&ours, &new, Instant::now()).expect_err("it is locked");
+    let mounted = io::Error::from_raw_os_error(libc::EBUSY);
+    assert_eq!(locked.kind(), mounted.kind());
+    assert_eq!((is_locked(&locked), is_locked(&mounted)), (true, false));
 }
 
 /// A call that removed the file at this name after it gave up could remove the new file of another call, which has taken

@@ -14,6 +14,6 @@ pub(crate) use inherited::{take_host, with_host_socket};
 pub(crate) use launch::{Launch, LaunchedProcess, ProcessIdentity};
 pub(crate) use mapping::DescriptorMapping;
 pub use memory::give_back_memory;
-pub(crate) use memory::{page_table_bytes, private_bytes, release_killed};
+pub(crate) use memory::{ProcessMemory, release_killed};
 pub(crate) use signal::{ABORTED_STATUS, abort_ends_with_a_status, end_now, unblock_all};
 pub(crate) use socket::is_all_read;

@@ -5,10 +5,8 @@
 //! would go on with the keys of a person who had the disk earlier. A disk onto which the image was written has the GUIDs
 //! of the image until its first start, by which that vault is distinguished from this machine's own.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use alknet_core::config::{VaultInit, VaultSection};
@@ -16,6 +14,7 @@ use alknet_sealed::limits::{DATA_AT, MEMO_AT};
 use alknet_vault::slots::Alkv;
 
 use super::ext4::BLANK_BYTES;
+use super::gpt::DiskAccess;
 use super::{DataAccess, problem};
 use crate::control::MachineDiagnostic;
 use crate::log::InitLog;
@@ -66,7 +65,10 @@ pub(super) fn kept_data_problem() -> Option<MachineDiagnostic> {
 
 /// Overwrites the memo and both areas of the vault on a partition of `disk`, unless its beginning shows that it is in
 /// use. When this returns, the disk has them as zeros.
-pub(super) fn overwrite(disk: &File, partition: &Range<u64>) -> io::Result<EarlierContent> {
+pub(super) fn overwrite(
+    disk: &dyn DiskAccess,
+    partition: &Range<u64>,
+) -> io::Result<EarlierContent> {
     let within = |from: u64, to: u64| {
         let [from, to] = [from, to].map(|at| partition.start.saturating_add(at).min(partition.end));
         from..to
@@ -79,14 +81,14 @@ pub(super) fn overwrite(disk: &File, partition: &Range<u64>) -> io::Result<Earli
         return Ok(EarlierContent::Blank);
     }
     let zeros = vec![0; length(&areas)?];
-    disk.write_all_at(&zeros, areas.start)?;
-    disk.sync_all()?;
+    disk.write_sectors(&zeros, areas.start)?;
+    disk.sync()?;
     Ok(EarlierContent::Overwritten)
 }
 
-fn is_zero(disk: &File, range: Range<u64>) -> io::Result<bool> {
+fn is_zero(disk: &dyn DiskAccess, range: Range<u64>) -> io::Result<bool> {
     let mut content = vec![0; length(&range)?];
-    disk.read_exact_at(&mut content, range.start)?;
+    disk.read_sectors(&mut content, range.start)?;
     Ok(content.iter().all(|byte| *byte == 0))
 }
 

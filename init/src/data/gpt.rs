@@ -8,16 +8,26 @@
 //! On a disk that has become longer, the header of the earlier backup is overwritten between these two writes: otherwise it
 //! would stay within the partition, where `alknet image verify` takes it for the table of an attacker if it is near the end.
 //!
+//! If the primary is damaged, the backup is the only table that is left. Then the primary is written and flushed first.
+//!
+//! A block that cannot be read counts as one without what is looked for there, so a damaged block keeps no table from
+//! growing. [`SettledTable::unreadable`] has it for the log.
+//!
 //! The GUIDs of the image say that no machine was started from the disk since the image was written. Before they are
 //! replaced, a vault that the disk had earlier is overwritten: see [`earlier`](super::earlier). If the power fails in
 //! between, the next start does both again.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+mod access;
+
+use std::{io, ops::Range};
 
 use uuid::Uuid;
 
 use super::earlier::{self, EarlierContent};
+use super::image_guids::ImageGuids;
 use crate::little_endian::{u32_at, u64_at};
+
+pub(crate) use access::{DirectDisk, DiskAccess, GptDisk, UnreadableBlock};
 
 /// What a header begins with.
 const HEADER_MARK: &[u8; 8] = b"EFI PART";
@@ -49,14 +59,15 @@ pub(crate) enum GptError {
     Io(#[from] io::Error),
 }
 
-/// A disk, as the table sees it.
+/// What became of the table of a disk.
 #[derive(Debug)]
-pub(crate) struct GptDisk<'a> {
-    pub(crate) file: &'a File,
-    /// Bytes of a logical sector.
-    pub(crate) sector: u64,
-    /// Number of logical sectors.
-    pub(crate) sectors: u64,
+pub(crate) struct SettledTable {
+    /// The partition, or why its table is not as it should be.
+    pub(crate) placement: Result<GptPlacement, GptError>,
+    /// Whether the disk still has the GUIDs of the image.
+    pub(crate) image_guids: ImageGuids,
+    /// The blocks that could not be read, of those that were looked at.
+    pub(crate) unreadable: Vec<UnreadableBlock>,
 }
 
 /// Position of the wanted partition after [`settle`].
@@ -73,6 +84,29 @@ pub(crate) struct GptPlacement {
     /// What the partition has from before the image was written. `None` on a disk from which a
     /// machine was started.
     pub(crate) earlier: Option<EarlierContent>,
+}
+
+/// The copies of the table that are valid.
+#[derive(Debug)]
+struct TableCopies {
+    primary: Option<GptTable>,
+    backup: Option<GptTable>,
+}
+
+/// The table that a disk is to have.
+#[derive(Debug)]
+struct TablePlan {
+    /// Its primary copy, and its backup.
+    target: GptTable,
+    twin: GptTable,
+    /// Number of the partition in the table, and its bytes on the disk.
+    index: usize,
+    bytes: Range<u64>,
+    /// Whether its GUIDs are new.
+    is_new: bool,
+    /// Why the partition cannot grow, if it cannot.
+    grown: Result<(), GptError>,
+    changes: Vec<&'static str>,
 }
 
 /// One copy of the table.
@@ -94,62 +128,32 @@ pub(crate) fn settle(
     disk: &GptDisk<'_>,
     name: &str,
     mut random: impl FnMut() -> io::Result<[u8; 16]>,
-) -> Result<GptPlacement, GptError> {
-    let last_lba = disk.sectors.checked_sub(1).ok_or(GptError::NoTable)?;
-    let primary = GptTable::read(disk, 1)?;
-    let backup = GptTable::read(disk, last_lba)?;
-    let mut changes = Vec::new();
-    let mut table = match (&primary, &backup) {
-        (Some(table), _) => table.clone(),
-        (None, Some(table)) => {
-            changes.push("primary table repaired");
-            table.clone()
-        }
-        (None, None) => return Err(GptError::NoTable),
-    };
-    let index = table
-        .find(|index| table.has_name(index, name))
-        .ok_or_else(|| GptError::NoPartition(name.to_owned()))?;
-    let is_new = table.reroll(index, &mut random)?;
-    if is_new {
-        changes.push("fresh GUIDs");
+) -> SettledTable {
+    let mut unreadable = Vec::new();
+    let copies = TableCopies::read(disk, &mut unreadable);
+    let mut image_guids = copies.image_guids(name, &unreadable);
+    let planned = copies.plan(disk, name, &mut random);
+    let placement = planned.and_then(|mut plan| {
+        let earlier = plan.write(disk, &copies, &mut unreadable)?;
+        // Both copies are on stable storage.
+        image_guids = ImageGuids::Absent;
+        // The GUIDs are replaced although the partition cannot grow: a vault that is made from now on is
+        // this machine's.
+        plan.grown?;
+        protect(disk, &mut unreadable)?;
+        Ok(GptPlacement {
+            number: u32::try_from(plan.index + 1).map_err(|_| GptError::TooLarge)?,
+            start: plan.bytes.start,
+            length: plan.bytes.end - plan.bytes.start,
+            changes: plan.changes,
+            earlier,
+        })
+    });
+    SettledTable {
+        placement,
+        image_guids,
+        unreadable,
     }
-    let grown = table.grow(disk, index, name);
-    if matches!(grown, Ok(true)) {
-        changes.push("grown to the disk's end");
-    }
-    let bytes = table.bytes(disk, index);
-    let earlier = match is_new {
-        true => Some(earlier::overwrite(disk.file, &bytes).map_err(GptError::EarlierVault)?),
-        false => None,
-    };
-    let target = table.placed(disk, 1, last_lba)?;
-    let twin = table.placed(disk, last_lba, 1)?;
-    if primary.as_ref() != Some(&target) || backup.as_ref() != Some(&twin) {
-        // The backup is written first: a power cut in between leaves the old primary whole, and the
-        // next start finishes.
-        twin.write(disk)?;
-        // The old primary and the new backup are whole. The earlier backup goes before the new primary is written: until then
-        // the primary names it, so that a start after a power cut finds it again, and the partition does not reach there yet.
-        if let Some(primary) = &primary {
-            primary.erase_backup(disk, &twin)?;
-        }
-        target.write(disk)?;
-        if changes.is_empty() {
-            changes.push("backup table rewritten");
-        }
-    }
-    // The GUIDs are replaced although the partition cannot grow: a vault that is made from now on is
-    // this machine's.
-    grown?;
-    protect(disk)?;
-    Ok(GptPlacement {
-        number: u32::try_from(index + 1).map_err(|_| GptError::TooLarge)?,
-        start: bytes.start,
-        length: bytes.end - bytes.start,
-        changes,
-        earlier,
-    })
 }
 
 /// Whether either copy names a partition `name`, for disks whose primary the kernel refused.
@@ -171,21 +175,128 @@ fn copies(disk: &GptDisk<'_>) -> impl Iterator<Item = GptTable> {
     lbas.filter_map(move |lba| GptTable::read(disk, lba).ok().flatten())
 }
 
+impl TableCopies {
+    /// Reads both copies, and adds the blocks that cannot be read.
+    fn read(disk: &GptDisk<'_>, unreadable: &mut Vec<UnreadableBlock>) -> Self {
+        let mut copy = |lba| {
+            let read = GptTable::read(disk, lba);
+            read.unwrap_or_else(|block| {
+                unreadable.push(block);
+                None
+            })
+        };
+        Self {
+            primary: copy(1),
+            backup: copy(disk.sectors.saturating_sub(1)),
+        }
+    }
+
+    /// Whether one of the copies has GUIDs of the image. If there is no copy, and a block that cannot be read may have one,
+    /// it may have them.
+    fn image_guids(&self, name: &str, unreadable: &[UnreadableBlock]) -> ImageGuids {
+        let copies = [&self.primary, &self.backup];
+        let mut valid = copies.into_iter().flatten().peekable();
+        let is_unknown = valid.peek().is_none() && !unreadable.is_empty();
+        match is_unknown || valid.any(|table| table.has_image_guids(name)) {
+            true => ImageGuids::Present,
+            false => ImageGuids::Absent,
+        }
+    }
+
+    /// The table that the disk is to have. Writes nothing.
+    fn plan(
+        &self,
+        disk: &GptDisk<'_>,
+        name: &str,
+        random: &mut impl FnMut() -> io::Result<[u8; 16]>,
+    ) -> Result<TablePlan, GptError> {
+        let last_lba = disk.sectors.checked_sub(1).ok_or(GptError::NoTable)?;
+        let mut changes = Vec::new();
+        let mut table = match (&self.primary, &self.backup) {
+            (Some(table), _) => table.clone(),
+            (None, Some(table)) => {
+                changes.push("primary table repaired");
+                table.clone()
+            }
+            (None, None) => return Err(GptError::NoTable),
+        };
+        let index = table
+            .find(|index| table.has_name(index, name))
+            .ok_or_else(|| GptError::NoPartition(name.to_owned()))?;
+        let is_new = table.reroll(index, random)?;
+        if is_new {
+            changes.push("fresh GUIDs");
+        }
+        let grown = table.grow(disk, index, name);
+        if matches!(grown, Ok(true)) {
+            changes.push("grown to the disk's end");
+        }
+        Ok(TablePlan {
+            target: table.placed(disk, 1, last_lba)?,
+            twin: table.placed(disk, last_lba, 1)?,
+            index,
+            bytes: table.bytes(disk, index),
+            is_new,
+            grown: grown.map(drop),
+            changes,
+        })
+    }
+}
+
+impl TablePlan {
+    /// Overwrites an earlier vault if the GUIDs are new, and writes both copies if one of them is another one. When this
+    /// returns, they are on stable storage.
+    fn write(
+        &mut self,
+        disk: &GptDisk<'_>,
+        copies: &TableCopies,
+        unreadable: &mut Vec<UnreadableBlock>,
+    ) -> Result<Option<EarlierContent>, GptError> {
+        let earlier = match self.is_new {
+            true => {
+                let overwritten = earlier::overwrite(disk.access, &self.bytes);
+                Some(overwritten.map_err(GptError::EarlierVault)?)
+            }
+            false => None,
+        };
+        let TableCopies { primary, backup } = copies;
+        if primary.as_ref() == Some(&self.target) && backup.as_ref() == Some(&self.twin) {
+            return Ok(earlier);
+        }
+        if let Some(primary) = primary {
+            // The backup is written first: a power cut in between leaves the old primary whole, and the
+            // next start finishes.
+            self.twin.write(disk)?;
+            // The old primary and the new backup are whole. The earlier backup goes before the new primary is written: until then
+            // the primary names it, so that a start after a power cut finds it again, and the partition does not reach there yet.
+            primary.erase_backup(disk, &self.twin, unreadable)?;
+            self.target.write(disk)?;
+        } else {
+            // The backup is the only whole copy, so it stays as it is until there is another one.
+            self.target.write(disk)?;
+            self.twin.write(disk)?;
+        }
+        if self.changes.is_empty() {
+            self.changes.push("backup table rewritten");
+        }
+        Ok(earlier)
+    }
+}
+
 impl GptTable {
     /// The copy at `lba`. `None` if it is not valid.
-    fn read(disk: &GptDisk<'_>, lba: u64) -> io::Result<Option<Self>> {
+    fn read(disk: &GptDisk<'_>, lba: u64) -> Result<Option<Self>, UnreadableBlock> {
         // On a disk of one sector, the last sector is sector 0, which has the protective MBR.
         if lba == 0 || lba >= disk.sectors {
             return Ok(None);
         }
-        let mut header = [0; HEADER_BYTES];
-        disk.file.read_exact_at(&mut header, lba * disk.sector)?;
-        let Some((mut table, bytes, crc)) = Self::parse(&header, lba, disk) else {
+        let block = disk.read(lba, 1)?;
+        let header = block.first_chunk::<HEADER_BYTES>();
+        let Some((mut table, bytes, crc)) = header.and_then(|it| Self::parse(it, lba, disk)) else {
             return Ok(None);
         };
-        table.entries = vec![0; bytes];
-        let at = table.entries_lba * disk.sector;
-        disk.file.read_exact_at(&mut table.entries, at)?;
+        table.entries = disk.read(table.entries_lba, disk.sectors_of(bytes))?;
+        table.entries.truncate(bytes);
         let sane = crc32(&table.entries) == crc && table.in_bounds(disk);
         Ok(sane.then_some(table))
     }
@@ -289,6 +400,13 @@ impl GptTable {
         Ok(changed)
     }
 
+    /// Whether the disk, or its partition `name`, has a GUID of the image.
+    fn has_image_guids(&self, name: &str) -> bool {
+        let partition = self.find(|index| self.has_name(index, name));
+        let of_partition = partition.map(|index| guid_at(self.entry(index), 16));
+        is_version_5(&self.disk_guid) || of_partition.is_some_and(|guid| is_version_5(&guid))
+    }
+
     fn grow(&mut self, disk: &GptDisk<'_>, index: usize, name: &str) -> Result<bool, GptError> {
         let (first, last) = self.range(index);
         // Growing would overwrite a partition behind it.
@@ -311,7 +429,7 @@ impl GptTable {
     }
 
     fn array_sectors(&self, disk: &GptDisk<'_>) -> u64 {
-        (self.entries.len() as u64).div_ceil(disk.sector)
+        disk.sectors_of(self.entries.len()) as u64
     }
 
     /// This table in the form of the copy at `lba`.
@@ -330,11 +448,9 @@ impl GptTable {
     /// Writes the array first, and then the header with its checksum. Returns when both are on
     /// stable storage.
     fn write(&self, disk: &GptDisk<'_>) -> io::Result<()> {
-        disk.file
-            .write_all_at(&self.entries, self.entries_lba * disk.sector)?;
-        disk.file
-            .write_all_at(&self.header(disk), self.my_lba * disk.sector)?;
-        disk.file.sync_all()
+        disk.write(self.entries_lba, self.entries.clone())?;
+        disk.write(self.my_lba, self.header(disk))?;
+        disk.access.sync()
     }
 
     /// Overwrites the header of the backup that this primary names with zeros, unless the new backup `twin` is there. When
@@ -342,7 +458,12 @@ impl GptTable {
     ///
     /// The entries stay: without a header they are no table, and if an image was written without its zeros, their blocks may
     /// have data of an earlier node.
-    fn erase_backup(&self, disk: &GptDisk<'_>, twin: &Self) -> io::Result<()> {
+    fn erase_backup(
+        &self,
+        disk: &GptDisk<'_>,
+        twin: &Self,
+        unreadable: &mut Vec<UnreadableBlock>,
+    ) -> io::Result<()> {
         let lba = self.alternate_lba;
         // What is called a backup within a partition is that partition's content, whatever the header says. On a disk that
         // became shorter, the earlier backup is not there any more.
@@ -350,15 +471,18 @@ impl GptTable {
         if !is_behind_partitions || lba >= twin.entries_lba {
             return Ok(());
         }
-        let at = lba * disk.sector;
-        let mut mark = [0; HEADER_MARK.len()];
-        disk.file.read_exact_at(&mut mark, at)?;
-        if mark != *HEADER_MARK {
-            return Ok(());
+        match disk.read(lba, 1) {
+            Ok(block) if block.starts_with(HEADER_MARK) => {
+                disk.write(lba, vec![0; block.len()])?;
+                disk.access.sync()
+            }
+            Ok(_) => Ok(()),
+            // What the disk does not give, no program takes for a table.
+            Err(block) => {
+                unreadable.push(block);
+                Ok(())
+            }
         }
-        let zeros = vec![0; usize::try_from(disk.sector).unwrap_or(512)];
-        disk.file.write_all_at(&zeros, at)?;
-        disk.file.sync_all()
     }
 
     fn header(&self, disk: &GptDisk<'_>) -> Vec<u8> {
@@ -383,24 +507,30 @@ impl GptTable {
         let sum = crc32(&out);
         out[16..20].copy_from_slice(&sum.to_le_bytes());
         // The header fills its sector, and the rest of it is reserved and zero (UEFI 2.10 §5.3.2).
-        out.resize(usize::try_from(disk.sector).unwrap_or(512), 0);
+        out.resize(disk.sector_bytes(), 0);
         out
     }
 }
 
 /// Makes the protective MBR's one record cover the whole disk, or as much as 32 bits can express.
-fn protect(disk: &GptDisk<'_>) -> io::Result<()> {
-    let mut mbr = [0; 512];
-    disk.file.read_exact_at(&mut mbr, 0)?;
+fn protect(disk: &GptDisk<'_>, unreadable: &mut Vec<UnreadableBlock>) -> io::Result<()> {
+    let mut mbr = match disk.read(0, 1) {
+        Ok(block) => block,
+        // It stays as it is: the kernel reads the same block, and finds no partition without it.
+        Err(block) => {
+            unreadable.push(block);
+            return Ok(());
+        }
+    };
     let count = u32::try_from(disk.sectors - 1)
         .unwrap_or(u32::MAX)
         .to_le_bytes();
     // An MBR that is not protective belongs to another system and stays as it is.
-    let protective = mbr[510..] == [0x55, 0xaa] && mbr[446 + 4] == 0xee;
+    let protective = mbr[510..512] == [0x55, 0xaa] && mbr[446 + 4] == 0xee;
     if protective && mbr[PMBR_COUNT..PMBR_COUNT + 4] != count {
         mbr[PMBR_COUNT..PMBR_COUNT + 4].copy_from_slice(&count);
-        disk.file.write_all_at(&mbr, 0)?;
-        disk.file.sync_all()?;
+        disk.write(0, mbr)?;
+        disk.access.sync()?;
     }
     Ok(())
 }

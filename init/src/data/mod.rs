@@ -9,6 +9,7 @@ mod erase;
 mod ext4;
 mod find;
 mod gpt;
+mod image_guids;
 mod in_use;
 mod keyslots;
 mod partition;
@@ -35,6 +36,7 @@ use crate::{
 use ext4::FilesystemContent;
 use find::DataDevice;
 use gpt::GptError;
+use image_guids::ImageGuids;
 pub(crate) use partition::partition_guid;
 use prepared::{foreign_name, locked, make_tree, stateless};
 use volume::{DataVolume, mount_data};
@@ -288,16 +290,7 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
 
 fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<PreparedData, DataError> {
     let log = access.log;
-    if let DataDevice::Partition { disk, .. } = found
-        && let Err(error) = partition::grow(sys, found.name(), disk, log)
-    {
-        // The next step would take an earlier vault for the one of this machine.
-        if let GptError::EarlierVault(error) = &error {
-            return Ok(unreadable(found, error)?);
-        }
-        // The data are there all the same, and the next boot tries to grow the partition again.
-        log.warn(format_args!("cannot grow the data partition: {error}"));
-    }
+    let image_guids = grow(sys, found, log)?;
     let file = match open_rw(found.name()) {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             return open_protected(found, access, &error);
@@ -309,6 +302,7 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
         found,
         file: &file,
         bytes,
+        image_guids,
     };
     // The sealed partition is checked before ext4: a vault must not be taken for a blank or foreign
     // partition.
@@ -335,6 +329,26 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
     // The kernel does not mount a device that is open for writing.
     drop(file);
     Ok(mount_data(&DataVolume::plain(found), &known, bytes, log)?)
+}
+
+/// Grows a data partition to the end of its disk. Returns whether the disk keeps the GUIDs of the image, or may keep them.
+fn grow(
+    sys: &Path,
+    found: &DataDevice,
+    log: &InitLog,
+) -> Result<ImageGuids, Box<MachineDiagnostic>> {
+    let DataDevice::Partition { name, disk } = found else {
+        return Ok(ImageGuids::Absent);
+    };
+    let grown = partition::grow(sys, name, disk, log);
+    match grown.outcome {
+        Ok(()) => {}
+        // The next step would take an earlier vault for the one of this machine.
+        Err(GptError::EarlierVault(error)) => return unreadable(found, &error),
+        // The data are there all the same, and the next boot tries to grow the partition again.
+        Err(error) => log.warn(format_args!("cannot grow the data partition: {error}")),
+    }
+    Ok(grown.image_guids)
 }
 
 /// A disk behind SCSI or USB that refuses writes, which the kernel does not open for them. A blank one holds nothing that

@@ -10,6 +10,7 @@ use std::{
 
 use nix::errno::Errno;
 
+use super::image_guids::ImageGuids;
 use super::{device, earlier, find, gpt, open_rw, random, size};
 use crate::log::InitLog;
 
@@ -35,39 +36,88 @@ pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
 fn repair_table(name: &str, log: &InitLog) -> Result<bool, gpt::GptError> {
     // The file is opened read-only, because most of these disks belong to other systems.
     let reader = File::open(device(name))?;
-    let geometry = disk(&reader)?;
+    let geometry = geometry(&reader, &reader)?;
     // A disk of another system is never written to, even if its table is damaged.
     if !gpt::names(&geometry, find::LABEL) {
         return Ok(false);
     }
-    let file = open_rw(name)?;
-    let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
-    earlier::say(name, settled.earlier, log);
+    let disk = WritableDisk::open(name)?;
+    let settled = disk.settle(name, log)?.placement?;
     // SAFETY: the ioctl takes no argument.
-    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKRRPART) };
+    let outcome = unsafe { libc::ioctl(disk.file.as_raw_fd(), BLKRRPART) };
     Errno::result(outcome).map_err(io::Error::from)?;
     Ok(!settled.changes.is_empty())
 }
 
+/// What became of the partition table of a disk.
+pub(super) struct GrownPartition {
+    /// Whether the disk still has the GUIDs of the image.
+    pub(super) image_guids: ImageGuids,
+    /// Why its table is not as it should be, or the kernel does not know the new end.
+    pub(super) outcome: Result<(), gpt::GptError>,
+}
+
 /// Corrects the partition table, and reports the new end to the kernel.
-pub(super) fn grow(
-    sys: &Path,
-    name: &str,
-    disk_name: &str,
-    log: &InitLog,
-) -> Result<(), gpt::GptError> {
-    let file = open_rw(disk_name)?;
-    let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
-    for change in &settled.changes {
-        log.info(format_args!("partition table of {disk_name}: {change}"));
+pub(super) fn grow(sys: &Path, name: &str, disk_name: &str, log: &InitLog) -> GrownPartition {
+    let opened = WritableDisk::open(disk_name);
+    let settled = opened.and_then(|disk| Ok((disk.settle(disk_name, log)?, disk)));
+    let (settled, disk) = match settled {
+        Ok(settled) => settled,
+        // Nothing is known of its GUIDs.
+        Err(error) => {
+            return GrownPartition {
+                image_guids: ImageGuids::Present,
+                outcome: Err(error.into()),
+            };
+        }
+    };
+    let outcome = settled.placement.and_then(|placement| {
+        for change in &placement.changes {
+            log.info(format_args!("partition table of {disk_name}: {change}"));
+        }
+        // sysfs counts units of 512 bytes, whatever the size of the disk's sectors.
+        let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
+        if known.trim().parse() != Ok(placement.length / 512) {
+            resize(&disk.file, &placement)?;
+        }
+        Ok(())
+    });
+    GrownPartition {
+        image_guids: settled.image_guids,
+        outcome,
     }
-    earlier::say(disk_name, settled.earlier, log);
-    // sysfs counts units of 512 bytes, whatever the size of the disk's sectors.
-    let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
-    if known.trim().parse() != Ok(settled.length / 512) {
-        resize(&file, &settled)?;
+}
+
+/// A disk that is open for writing.
+struct WritableDisk {
+    /// For questions and orders to the kernel.
+    file: File,
+    /// For the table.
+    access: gpt::DirectDisk,
+}
+
+impl WritableDisk {
+    fn open(name: &str) -> io::Result<Self> {
+        Ok(Self {
+            file: open_rw(name)?,
+            access: gpt::DirectDisk::open(&device(name))?,
+        })
     }
-    Ok(())
+
+    /// Corrects the table, and says in the log what the disk had before, and which blocks it does not give.
+    fn settle(&self, name: &str, log: &InitLog) -> io::Result<gpt::SettledTable> {
+        let geometry = geometry(&self.file, &self.access)?;
+        let settled = gpt::settle(&geometry, find::LABEL, random);
+        for block in &settled.unreadable {
+            log.warn(format_args!(
+                "partition table of {name}: {block}; it is taken for a block without a table"
+            ));
+        }
+        if let Ok(placement) = &settled.placement {
+            earlier::say(name, placement.earlier, log);
+        }
+        Ok(settled)
+    }
 }
 
 fn resize(disk: &File, settled: &gpt::GptPlacement) -> io::Result<()> {
@@ -109,18 +159,19 @@ fn resize(disk: &File, settled: &gpt::GptPlacement) -> io::Result<()> {
 /// The GUID of the partition of the disk `device` that begins at the byte `start`, from the table on the disk.
 pub(crate) fn partition_guid(device: &Path, start: u64) -> Option<String> {
     let file = File::open(device).ok()?;
-    let guid = gpt::partition_guid(&disk(&file).ok()?, start)?;
+    let guid = gpt::partition_guid(&geometry(&file, &file).ok()?, start)?;
     Some(guid.to_string())
 }
 
-fn disk(file: &File) -> io::Result<gpt::GptDisk<'_>> {
+/// The disk in `file`, which is read and written by `access`.
+fn geometry<'a>(file: &File, access: &'a dyn gpt::DiskAccess) -> io::Result<gpt::GptDisk<'a>> {
     let mut sector: libc::c_int = 0;
     // SAFETY: the ioctl writes one int behind the pointer, which outlives the call.
     let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector) };
     Errno::result(outcome)?;
     let sector = u64::try_from(sector).unwrap_or(0).max(512);
     Ok(gpt::GptDisk {
-        file,
+        access,
         sector,
         sectors: size(file)? / sector,
     })

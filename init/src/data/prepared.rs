@@ -197,7 +197,7 @@ pub(super) fn make_tree(root: &Path) -> io::Result<()> {
         // The node does not run yet. It could lock what a power cut left of a note, and PID 1 would wait for the lock. What
         // stays makes no start fail: the next write of that note says why.
         if !*node && let Err(error) = alknet_durable::remove_left(&path) {
-            tracing::warn!(%error, path = %path.display(), "what a power cut left there stays");
+            tracing::warn!(%error, "what a power cut left of new files stays");
         }
     }
     Ok(())

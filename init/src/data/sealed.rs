@@ -8,6 +8,8 @@
 //! ([`FirstBootPermissions::partition`](alknet_vault::slots::FirstBootPermissions)) and its TPM, if it has one, has
 //! counted nothing since it was made. Otherwise an attacker blanked the header, and nothing is opened.
 
+mod reasons;
+
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,6 @@ use alknet_sealed::{
     DmError, DmRemoval, NewHeader, PartitionContent as Sealing, SealedError, SealedPartition,
     SealedSummary, SectorCipher, VolumeKey, VolumeOptions,
 };
-use alknet_vault::VaultError;
 use alknet_vault::slots::{
     FileCopyStorage, LoadedCopies as VaultFound, OpenAlkv, SlotError, VaultCopies, luks_phrase,
 };
@@ -28,14 +29,17 @@ use super::earlier::unasked;
 use super::erase::{end_erasing, noted_uncounted, recall};
 use super::ext4::{self, FilesystemContent};
 use super::find::DataDevice;
+use super::image_guids::ImageGuids;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataPartitionKeys, unlock_with};
 use super::prepared::stateless;
 use super::volume::{DataVolume, mount_data, repair};
 use super::{DataAccess, DataError, PreparedData, device, refuse, unreadable};
 use crate::log::InitLog;
 use crate::media::{SystemSources, VaultMedia};
-use crate::vault::{
-    self, FirstBoot, NotInUse, UnlockPrompt, VaultHandle, VaultMediaAccess, VaultWait, generations,
+use crate::vault::{self, FirstBoot, VaultHandle, VaultMediaAccess, generations};
+use reasons::{
+    another, blanked, closed, damaged, foreign, moved, not_open, overwritten, sealed_problem,
+    vault_problem, waits,
 };
 
 /// Smallest data partition with a vault: the vault and its header, and the smallest file system.
@@ -46,6 +50,8 @@ pub(super) struct DataBlockDevice<'a> {
     pub(super) found: &'a DataDevice,
     pub(super) file: &'a File,
     pub(super) bytes: u64,
+    /// Whether its disk keeps the GUIDs of the image.
+    pub(super) image_guids: ImageGuids,
 }
 
 impl DataBlockDevice<'_> {
@@ -122,6 +128,8 @@ pub(super) fn open(
     match vault_of(disk) {
         Ok(Some(found)) if half || content == FilesystemContent::Blank => {
             access.take_blank(disk.found)?;
+            // It may be one that the disk had before the image was written.
+            disk.image_guids.permit_vault(disk.found)?;
             let open = unlock(disk, &found, access, DiskHead::Blank)?;
             write_again(disk, &found, &open, access.log);
             access
@@ -326,6 +334,15 @@ pub(super) fn first(
     access.take_blank(disk.found)?;
     let pasted = access.offer.pasted.as_ref();
     let media = VaultMedia::read_first(pasted).map_err(|waiting| waits(disk, waiting))?;
+    first_with(disk, &media, access)
+}
+
+/// Runs the first boot as the media ask for it. Returns `None` if the configuration wants no vault.
+fn first_with(
+    disk: &DataBlockDevice<'_>,
+    media: &VaultMedia,
+    access: DataAccess<'_>,
+) -> Result<Option<PreparedData>, DataError> {
     if media.stateless {
         access
             .log
@@ -335,6 +352,8 @@ pub(super) fn first(
     if media.vault.init == VaultInit::Off {
         return Ok(None);
     }
+    // A node without state, and one without a vault, need no disk that is this machine's alone.
+    disk.image_guids.permit_vault(disk.found)?;
     if disk.bytes < SEALED_BYTES_MIN {
         return Ok(refuse(
             "data-too-small",
@@ -534,107 +553,6 @@ fn recovery(
     let secret = vault.vault().recovery_secret();
     let secret = secret.map_err(|error| waits(disk, not_open(&error)))?;
     Ok(luks_phrase(&secret))
-}
-
-fn waits(disk: &DataBlockDevice<'_>, waiting: VaultWait) -> DataError {
-    DataError::Waiting(Box::new(waiting), Some(disk.path()))
-}
-
-/// The wait of a disk that has a vault, which the console can reset.
-fn closed(disk: &DataBlockDevice<'_>, stop: DataError) -> DataError {
-    match stop {
-        DataError::Problem(problem) => waits(disk, VaultWait::from_diagnostic(*problem).for_good()),
-        waiting @ DataError::Waiting(..) => waiting,
-    }
-}
-
-fn not_open(error: &VaultError) -> VaultWait {
-    let text = format!("the vault was locked meanwhile: {error}");
-    VaultWait::new(
-        UnlockPrompt::Nothing,
-        "vault-locked",
-        text,
-        "it is tried again",
-    )
-}
-
-/// Another vault has opened since this machine started. Its disk opens as soon as it is back.
-fn another(which: NotInUse) -> VaultWait {
-    let text = which.to_string();
-    VaultWait::new(UnlockPrompt::Nothing, "vault-locked", text, which.hint())
-}
-
-/// The vault opened, and it says that there was a header.
-fn blanked(name: &str) -> VaultWait {
-    let text = format!(
-        "the header of the encrypted data disk {name} was blanked or half overwritten after this machine had \
-         finished it; its vault stays closed"
-    );
-    VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
-}
-
-/// There is a vault behind content that this machine does not write.
-fn overwritten(name: &str) -> VaultWait {
-    let text = format!(
-        "the header of the encrypted data disk {name} was overwritten; its vault is still there, and stays closed"
-    );
-    VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
-}
-
-/// The header names another position of the data than this machine uses.
-fn moved(name: &str) -> VaultWait {
-    let text = format!(
-        "the header of the encrypted data disk {name} places the data where this machine does not put them; its \
-         vault stays closed"
-    );
-    VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
-}
-
-/// What to do if the header is lost.
-const HINT_HEADER: &str = "nothing was written to it; put back a copy of its first 16 MiB, or reset the machine at \
-                           the console (v) and use the words";
-
-/// The data of another system: the console does not reset a disk that this machine did not make.
-fn foreign<T>(disk: &DataBlockDevice<'_>) -> Result<T, DataError> {
-    let problem = super::problem(
-        "data-locked",
-        format!(
-            "the data disk {} is encrypted, and no vault is in its header",
-            disk.found.name()
-        ),
-        "attach a blank disk, or open it elsewhere with cryptsetup; nothing was written to it",
-    );
-    let waiting = VaultWait::from_diagnostic(problem).for_good();
-    Err(DataError::Waiting(Box::new(waiting), None))
-}
-
-fn damaged<T>(disk: &DataBlockDevice<'_>) -> Result<T, DataError> {
-    Ok(refuse(
-        "data-damaged",
-        format!(
-            "the data disk {} was decrypted, and no file system known here is in it",
-            disk.found.name()
-        ),
-        "repair it elsewhere with cryptsetup and e2fsck; nothing was written to it",
-    )?)
-}
-
-/// The wait of a vault that cannot be read. Nothing is served: with a new key, this would be another node.
-fn vault_problem<T>(disk: &DataBlockDevice<'_>, error: &SlotError) -> Result<T, DataError> {
-    let text = format!("the vault of {}: {error}", disk.found.name());
-    let hint = "nothing was overwritten; put back a copy of the first 16 MiB, or reset the machine at \
-                the console (v) and use the words";
-    let waiting = VaultWait::new(UnlockPrompt::Nothing, "vault-damaged", text, hint);
-    Err(waits(disk, waiting.for_good()))
-}
-
-/// Like `vault_problem`, for a partition that cannot be opened.
-fn sealed_problem(disk: &DataBlockDevice<'_>, error: &SealedError) -> DataError {
-    let text = format!("the encrypted data disk {}: {error}", disk.found.name());
-    let hint = "nothing was written to it; repair it elsewhere with cryptsetup, or reset the machine \
-                at the console (v)";
-    let waiting = VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, hint);
-    waits(disk, waiting.for_good())
 }
 
 #[cfg(test)]

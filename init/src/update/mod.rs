@@ -39,6 +39,7 @@ mod trust_store;
 
 pub(crate) use anchor::UpdateAnchor;
 pub(crate) use apply::{RollbackPlan, StartTerms};
+pub(crate) use direct::DirectDevice;
 pub(crate) use frames::{BundleFrameReader, FramesEnd};
 pub(crate) use gate::{GateBaseline, GateStep, GateVault, GateView, UpdateGate};
 pub(crate) use judge::{NOT_CONFIRMED, StartKind, StartReport};

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::{VirtioDisk, Vm};
+use alknet_qemu::{DiskRecorder, VirtioDisk, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
 use alknet_tests::{BootVariant, HUB, MachineNode, TestBench, eventually};
 use data_encoding::BASE64;
@@ -36,6 +36,7 @@ const UPLOADS: usize = 4;
 const PIECE_BYTES: usize = 512 << 10;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
+const BACKUP_BYTES: u64 = 33 * 512;
 
 /// Without its disk the machine does not know its key. A new key would be another node's, so the
 /// machine shows no key to clients until the disk is there.
@@ -57,10 +58,6 @@ fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
 
 #[test]
 fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
-    let stateless = |bench: &TestBench| {
-        let admin = bench.admin().identity();
-        format!("[node]\nadmin_keys = [\"{admin}\"]\nstateless = true\n")
-    };
     let bench = TestBench::new();
     let machine = || {
         let machine = bench.machine(BootVariant::MicrovmErofs);
@@ -89,6 +86,47 @@ fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
     drop(vm);
     let node = bench.machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
+}
+
+/// A configuration of a node that keeps nothing.
+fn stateless(bench: &TestBench) -> String {
+    let admin = bench.admin().identity();
+    format!("[node]\nadmin_keys = [\"{admin}\"]\nstateless = true\n")
+}
+
+/// The disk does not take the backup of its partition table, so a first start cannot give it GUIDs of its own. Two machines
+/// with such disks could not be told apart.
+#[test]
+fn a_disk_that_keeps_the_guids_of_the_image_gets_no_vault() {
+    let bench = TestBench::new();
+    let image = bench.raw();
+    let disk_bytes = fs::metadata(&image).expect("the disk is ours").len();
+    let recorder = DiskRecorder::serve(&image).unwrap_or_else(|error| panic!("{error}"));
+    recorder.refuse_writes(disk_bytes - BACKUP_BYTES..disk_bytes);
+    let machine = || {
+        let machine = bench.machine(BootVariant::MicrovmErofs);
+        machine.data(Some(VirtioDisk::recorded(&recorder)))
+    };
+    let link = SecondCard::new();
+    let vm = link.join(machine()).start();
+    closed(&vm, "data-unwritable", "it keeps the GUIDs of the image");
+    link.hears(&vm, "data-unwritable");
+    drop(vm);
+    // A node that keeps nothing has nothing to tell apart.
+    let node = machine().config(stateless(&bench)).boot();
+    let info = node.info();
+    assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+    let written = recorder.recording().writes_in(RAW_DATA_AT..disk_bytes);
+    assert!(written.is_empty(), "its data partition: {written:?}");
+
+    recorder.refuse_writes(0..0);
+    let node = machine().boot();
+    let info = node.info();
+    assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert!(log(&node).contains("fresh GUIDs"), "{}", log(&node));
 }
 
 #[test]

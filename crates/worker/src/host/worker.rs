@@ -22,7 +22,7 @@ use super::watch::{CallWatch, LimitOverrun};
 use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
 use crate::setup::UNDELIVERED_STATUS;
-use crate::sys::{ABORTED_STATUS, LaunchedProcess, is_all_read, private_bytes, process_cpu_us};
+use crate::sys::{ABORTED_STATUS, LaunchedProcess, ProcessMemory, is_all_read, process_cpu_us};
 use crate::{
     Bytes32, ConfinementGap, Decoder, FromWorkerMessage, ToWorkerMessage, WorkerCallError,
     WorkerEndReason, WorkerFrameError, WorkerLoss, WorkerRole, encode,
@@ -194,7 +194,12 @@ impl WorkerProcess {
     /// Bytes of memory that belong to it alone. `None` once it has ended, or if they cannot be read. Only its cgroup counts
     /// mapped files and shared memory, which others may have as well.
     pub(super) fn private_bytes(&self) -> Option<u64> {
-        private_bytes(self.process.pid)
+        self.process.memory.private_bytes()
+    }
+
+    /// How much memory it has.
+    pub(super) const fn memory(&self) -> &Arc<ProcessMemory> {
+        &self.process.memory
     }
 
     /// Queues a frame of the host itself. An abort goes before all frames that have not begun to be sent.

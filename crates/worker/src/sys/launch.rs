@@ -8,6 +8,7 @@
 use std::ffi::{CString, c_char};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::{fs, ptr};
 
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use rustix::process::{
 };
 use rustix::thread::disable_transparent_huge_pages;
 
+use super::ProcessMemory;
 use crate::setup::{HOST_FD, Namespaces};
 
 /// `CLONE_CLEAR_SIGHAND` and `CLONE_INTO_CGROUP`, which do not fit the type of libc's constants.
@@ -61,6 +63,7 @@ pub(crate) enum ProcessIdentity {
 pub(crate) struct LaunchedProcess {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
+    pub(crate) memory: Arc<ProcessMemory>,
 }
 
 /// The step at which a start failed.
@@ -122,25 +125,31 @@ impl Launch<'_> {
             report: report_write.as_fd(),
             parent_go: go_write.as_fd(),
         };
-        let child = self.clone_process(&prepared)?;
+        let (pid, pidfd) = self.clone_process(&prepared)?;
         // With an end of the child's pipe open here, the parent would not see the child's end.
         drop((go_read, report_write));
-        let outcome = self
-            .map_users(child.pid)
-            .and_then(|()| fs::File::from(go_write).write_all(&[1]))
-            .map_err(LaunchError::at(LaunchStage::Identity))
-            .and_then(|()| child_result(report_read));
-        if let Err(error) = outcome {
-            end(&child);
-            return Err(error);
+        let begin = |memory: ProcessMemory| {
+            let begun = self
+                .map_users(pid)
+                .and_then(|()| fs::File::from(go_write).write_all(&[1]));
+            begun.map_err(LaunchError::at(LaunchStage::Identity))?;
+            child_result(report_read).map(|()| memory)
+        };
+        // The child waits meanwhile, so its number is not another process's.
+        let opened = ProcessMemory::open(pid).map_err(LaunchError::at(LaunchStage::Prepare));
+        let outcome = opened.and_then(begin);
+        if outcome.is_err() || self.executable.is_none() {
+            end(&pidfd);
         }
-        if self.executable.is_none() {
-            end(&child);
-        }
-        Ok(child)
+        outcome.map(|memory| LaunchedProcess {
+            pid,
+            pidfd,
+            memory: Arc::new(memory),
+        })
     }
 
-    fn clone_process(&self, prepared: &PreparedLaunch<'_>) -> Result<LaunchedProcess, LaunchError> {
+    /// Returns the child's number, and its descriptor.
+    fn clone_process(&self, prepared: &PreparedLaunch<'_>) -> Result<(i32, OwnedFd), LaunchError> {
         let mut pidfd: RawFd = -1;
         // SAFETY: all fields are numbers, for which zero means "none".
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -167,7 +176,7 @@ impl Launch<'_> {
         // SAFETY: the kernel has just stored a new descriptor there, which has no other owner.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         let pid = i32::try_from(pid).unwrap_or(i32::MAX);
-        Ok(LaunchedProcess { pid, pidfd })
+        Ok((pid, pidfd))
     }
 
     /// Maps a user and a group into the child's user namespace. Only the parent may map a user other than the child's
@@ -234,10 +243,10 @@ fn child_result(pipe: OwnedFd) -> Result<(), LaunchError> {
 }
 
 /// Kills and collects a child that is not needed.
-fn end(child: &LaunchedProcess) {
+fn end(pidfd: &OwnedFd) {
     // It may have ended by itself.
-    let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
-    let id = rustix::process::WaitId::PidFd(child.pidfd.as_fd());
+    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
     let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
 }
 

@@ -1,10 +1,23 @@
 //! The memory of processes: how much they have, and returning it to the system.
 
-use std::fs;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{Dir, Mode, OFlags, openat};
 
 use super::clock::THREADS_SEEN_MAX;
+
+/// How files and folders of /proc are opened.
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
+const FOLDER: OFlags = FILE.union(OFlags::DIRECTORY);
+/// The files with the counts of pages, and with the size of the page tables (proc_pid_statm(5), proc_pid_status(5)).
+const STATM: &CStr = c"statm";
+const STATUS: &CStr = c"status";
+/// More bytes than seven numbers have.
+const STATM_BYTES: usize = 256;
 
 /// Returns memory to the system that the C library keeps for later. Each thread has an arena of its own: many threads
 /// that have freed much would together hold more than a worker may.
@@ -13,34 +26,77 @@ pub fn give_back_memory() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Bytes of memory that belong to a process alone. `None` for one that has ended, or whose files in /proc cannot be read.
-/// Memory in mapped files and shared memory, which other processes may have as well, is not among them.
-pub(crate) fn private_bytes(pid: i32) -> Option<u64> {
-    let pages = memory_count(pid, "statm", private_pages)?;
-    Some(pages.saturating_mul(rustix::param::page_size() as u64))
-}
-
-/// Bytes of the page tables of a process. `None` as for [`private_bytes`]. Unlike the counts of pages they also count pages
-/// that many mappings share, and the page of zeros.
-pub(crate) fn page_table_bytes(pid: i32) -> Option<u64> {
-    memory_count(pid, "status", table_kib).map(|kib| kib.saturating_mul(1024))
-}
-
-/// Reads a count of a process's memory from this file of /proc. `None` for a process without memory, because it ends or has
-/// ended, and if the file cannot be read, for example because this process has no descriptor left.
+/// The memory of one process, as its files in /proc say it.
 ///
-/// A process whose first thread has ended shows no memory in its own files, while its other threads have all of it. Code
-/// that has taken a worker over can end that thread. A process that ends shows the same for a moment, so the host does not
-/// take it for a violation, but reads the files of the other threads.
-fn memory_count(pid: i32, file: &str, parse: fn(&str) -> Option<u64>) -> Option<u64> {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    let read = |folder: &Path| parse(&fs::read_to_string(folder.join(file)).ok()?);
-    read(&process).or_else(|| {
+/// They are opened while the process lives, and belong to it for ever: once it was collected they cannot be read, also if
+/// another process has its number by then.
+#[derive(Debug)]
+pub(crate) struct ProcessMemory {
+    /// Its folder in /proc.
+    folder: OwnedFd,
+    /// The counts of its first thread.
+    statm: File,
+}
+
+impl ProcessMemory {
+    /// Opens the files of a process that nothing can have collected yet.
+    ///
+    /// # Errors
+    /// /proc cannot be read, or this process has no descriptor left.
+    pub(crate) fn open(pid: i32) -> io::Result<Self> {
+        let folder = rustix::fs::open(format!("/proc/{pid}"), FOLDER, Mode::empty())?;
+        let statm = openat(&folder, STATM, FILE, Mode::empty())?;
+        Ok(Self {
+            folder,
+            statm: statm.into(),
+        })
+    }
+
+    /// Bytes of memory that belong to the process alone. `None` for one that has no memory, because it ends or has ended.
+    /// Memory in mapped files and shared memory, which other processes may have as well, is not among them.
+    pub(crate) fn private_bytes(&self) -> Option<u64> {
+        let mut text = [0; STATM_BYTES];
+        // The kernel counts at each read from the beginning.
+        let read = self.statm.read_at(&mut text, 0).ok();
+        let of_first = read.and_then(|bytes| {
+            let text = std::str::from_utf8(&text[..bytes]).ok()?;
+            private_pages(text)
+        });
+        let pages = of_first.or_else(|| self.count_of_threads(STATM, private_pages))?;
+        Some(pages.saturating_mul(rustix::param::page_size() as u64))
+    }
+
+    /// Bytes of the page tables of the process. `None` as for [`private_bytes`](Self::private_bytes), and if this process
+    /// has no descriptor left. Unlike the counts of pages they also count pages that many mappings share, and the page of
+    /// zeros.
+    pub(crate) fn page_table_bytes(&self) -> Option<u64> {
+        let of_first = read_in(&self.folder, STATUS).and_then(|text| table_kib(&text));
+        let kib = of_first.or_else(|| self.count_of_threads(STATUS, table_kib))?;
+        Some(kib.saturating_mul(1024))
+    }
+
+    /// Reads a count from this file of each of the process's threads, until one of them has memory.
+    ///
+    /// A process whose first thread has ended shows no memory in its own files, while its other threads have all of it. Code
+    /// that has taken a worker over can end that thread. A process that ends shows the same for a moment, so the host does
+    /// not take it for a violation, but reads the files of the other threads.
+    fn count_of_threads(&self, file: &CStr, parse: fn(&str) -> Option<u64>) -> Option<u64> {
+        let tasks = openat(&self.folder, c"task", FOLDER, Mode::empty()).ok()?;
+        let threads = Dir::read_from(&tasks).ok()?.flatten();
+        // The folder lists itself and its parent, too.
+        let threads = threads.filter(|thread| !thread.file_name().to_bytes().starts_with(b"."));
         // A thread other than the first leaves this list as it ends, so one of these few has the memory.
-        let threads = fs::read_dir(process.join("task")).ok()?;
-        let mut threads = threads.flatten().take(THREADS_SEEN_MAX);
-        threads.find_map(|thread| read(&thread.path()))
-    })
+        threads.take(THREADS_SEEN_MAX).find_map(|thread| {
+            let folder = openat(&tasks, thread.file_name(), FOLDER, Mode::empty()).ok()?;
+            parse(&read_in(&folder, file)?)
+        })
+    }
+}
+
+/// The text of this file of a folder in /proc. `None` if it cannot be read.
+fn read_in(folder: &OwnedFd, name: &CStr) -> Option<String> {
+    let file = openat(folder, name, FILE, Mode::empty()).ok()?;
+    io::read_to_string(File::from(file)).ok()
 }
 
 /// Resident pages that no other process can have. `None` if the thread has no memory.
@@ -74,10 +130,10 @@ pub(crate) fn release_killed(pidfd: impl AsFd) -> bool {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
-    use std::ptr;
     use std::time::Duration;
+    use std::{fs, ptr};
 
-    use alknet_test_support::eventually;
+    use alknet_test_support::{eventually, skip};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use rustix::process::{
         Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal,
@@ -145,15 +201,86 @@ mod tests {
         let held = std::hint::black_box(vec![1_u8; BYTES]);
         let process = ProcessWithoutFirstThread::start();
         let pid = process.0.as_raw_nonzero().get();
+        let memory = ProcessMemory::open(pid).expect("it lives");
         let statm = format!("/proc/{pid}/statm");
         eventually("the thread has ended", Duration::from_secs(60), || {
             fs::read_to_string(&statm).is_ok_and(|text| text.starts_with("0 "))
         });
-        let private = private_bytes(pid).expect("it lives");
+        let private = memory.private_bytes().expect("it lives");
         assert!(private >= held.len() as u64 / 2, "{private}");
-        assert!(page_table_bytes(pid).is_some_and(|bytes| bytes > 0));
+        assert!(memory.page_table_bytes().is_some_and(|bytes| bytes > 0));
         drop((process, held));
-        assert_eq!((private_bytes(pid), page_table_bytes(pid)), (None, None));
+        assert_eq!(counts(&memory), (None, None));
+    }
+
+    fn counts(memory: &ProcessMemory) -> (Option<u64>, Option<u64>) {
+        (memory.private_bytes(), memory.page_table_bytes())
+    }
+
+    /// A copy of this process that does nothing.
+    struct SleepingCopy(Pid);
+
+    impl SleepingCopy {
+        /// Starts it, with this number if one is given.
+        fn start(number: Option<libc::pid_t>) -> io::Result<Self> {
+            // SAFETY: all fields are numbers, for which zero means "none".
+            let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+            arguments.exit_signal = libc::SIGCHLD as u64;
+            if let Some(number) = &number {
+                arguments.set_tid = ptr::from_ref(number) as u64;
+                arguments.set_tid_size = 1;
+            }
+            let size = size_of::<libc::clone_args>();
+            // SAFETY: the arguments are a clone_args and its size, and they and the number outlive the call. No memory is
+            // shared with the child, which makes system calls only: another thread may have held a lock when it was copied.
+            let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size) };
+            if pid == 0 {
+                stay(ptr::null_mut());
+            }
+            let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
+            let pid = pid.and_then(Pid::from_raw);
+            pid.map(Self).ok_or_else(io::Error::last_os_error)
+        }
+
+        fn number(&self) -> libc::pid_t {
+            self.0.as_raw_nonzero().get()
+        }
+    }
+
+    impl Drop for SleepingCopy {
+        fn drop(&mut self) {
+            // It may have ended, where the test fails.
+            let _ = kill_process(self.0, Signal::KILL);
+            let _ = waitpid(Some(self.0), WaitOptions::empty());
+        }
+    }
+
+    /// The attack: a worker ends, and another process gets its number. The host would take that one's memory for the worker's.
+    #[test]
+    fn the_memory_of_the_next_process_with_the_same_number_is_not_read() {
+        let first = SleepingCopy::start(None).expect("it starts");
+        let number = first.number();
+        let memory = ProcessMemory::open(number).expect("it lives");
+        assert!(memory.private_bytes().is_some_and(|bytes| bytes > 0));
+        assert!(memory.page_table_bytes().is_some_and(|bytes| bytes > 0));
+        drop(first);
+        assert_eq!(counts(&memory), (None, None));
+        let limit = Duration::from_secs(60);
+        let second = eventually("the number is free", limit, || {
+            match SleepingCopy::start(Some(number)) {
+                // Another test has started a process meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => None,
+                started => Some(started),
+            }
+        });
+        let second = match second {
+            Ok(second) => second,
+            Err(error) => skip!("root", "no process gets a chosen number: {error}"),
+        };
+        assert_eq!(second.number(), number);
+        let others = ProcessMemory::open(number).expect("it lives");
+        assert!(others.private_bytes().is_some_and(|bytes| bytes > 0));
+        assert_eq!(counts(&memory), (None, None));
     }
 
     #[test]
@@ -179,6 +306,7 @@ mod tests {
         let file = memfd_create("few pages", MemfdFlags::CLOEXEC).expect("memory");
         ftruncate(&file, BYTES as u64).expect("memory");
         let own = i32::try_from(std::process::id()).expect("a process id");
+        let memory = ProcessMemory::open(own).expect("it lives");
         for private in [libc::MAP_PRIVATE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS] {
             let fd = match private & libc::MAP_ANONYMOUS {
                 0 => file.as_raw_fd(),
@@ -196,7 +324,7 @@ mod tests {
                 }
                 mapped.push(at);
             }
-            let tables = page_table_bytes(own).expect("it lives");
+            let tables = memory.page_table_bytes().expect("it lives");
             for at in mapped {
                 // SAFETY: as above, and nothing refers to it.
                 assert_eq!(unsafe { libc::munmap(at, BYTES) }, 0);

@@ -1,3 +1,9 @@
+mod blocks;
+mod faulty;
+mod order;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -45,7 +51,7 @@ fn verify(file: &tempfile::NamedTempFile) {
 fn disk(file: &tempfile::NamedTempFile) -> GptDisk<'_> {
     let bytes = file.as_file().metadata().expect("the file is there").len();
     GptDisk {
-        file: file.as_file(),
+        access: file.as_file(),
         sector: SECTOR,
         sectors: bytes / SECTOR,
     }
@@ -60,7 +66,10 @@ fn counting() -> impl FnMut() -> io::Result<[u8; 16]> {
 }
 
 fn run(file: &tempfile::NamedTempFile) -> GptPlacement {
-    settle(&disk(file), "alk-data", counting()).expect("a good table")
+    let settled = settle(&disk(file), "alk-data", counting());
+    assert_eq!(settled.image_guids, ImageGuids::Absent);
+    assert!(settled.unreadable.is_empty(), "{:?}", settled.unreadable);
+    settled.placement.expect("a good table")
 }
 
 #[test]
@@ -207,22 +216,23 @@ fn both_copies_damaged_is_refused_and_nothing_is_written() {
             .expect("writable");
     }
     let before = std::fs::read(file.path()).expect("readable");
-    let outcome = settle(&disk(&file), "alk-data", counting());
-    assert!(matches!(outcome, Err(GptError::NoTable)));
+    let settled = settle(&disk(&file), "alk-data", counting());
+    assert!(matches!(settled.placement, Err(GptError::NoTable)));
     assert_eq!(std::fs::read(file.path()).expect("readable"), before);
 }
 
 #[test]
 fn a_missing_name_a_partition_behind_and_tiny_disks_are_refused() {
     let file = image(IMAGE_BYTES);
-    let outcome = settle(&disk(&file), "other", counting());
-    assert!(matches!(outcome, Err(GptError::NoPartition(_))));
-    let outcome = settle(&disk(&file), "alk-esp", counting());
-    assert!(matches!(outcome, Err(GptError::NotLast(_))));
+    let settled = settle(&disk(&file), "other", counting());
+    assert!(matches!(settled.placement, Err(GptError::NoPartition(_))));
+    let settled = settle(&disk(&file), "alk-esp", counting());
+    assert!(matches!(settled.placement, Err(GptError::NotLast(_))));
     let tiny = tempfile::NamedTempFile::new().expect("a temporary file");
     for bytes in [0, 512, 1024, 4096] {
         tiny.as_file().set_len(bytes).expect("a sparse file");
-        assert!(settle(&disk(&tiny), "alk-data", counting()).is_err());
+        let settled = settle(&disk(&tiny), "alk-data", counting());
+        assert!(settled.placement.is_err());
     }
 }
 
@@ -297,14 +307,15 @@ fn the_guids_are_replaced_after_an_earlier_vault_is_gone() {
     let before = std::fs::read(file.path()).expect("readable");
     let reader = File::open(file.path()).expect("readable");
     let read_only = GptDisk {
-        file: &reader,
+        access: &reader,
         ..disk(&file)
     };
     let refused = settle(&read_only, "alk-data", counting());
     assert!(
-        matches!(refused, Err(GptError::EarlierVault(_))),
+        matches!(refused.placement, Err(GptError::EarlierVault(_))),
         "{refused:?}"
     );
+    assert_eq!(refused.image_guids, ImageGuids::Present);
     assert_eq!(std::fs::read(file.path()).expect("readable"), before);
     assert_eq!(run(&file).earlier, Some(EarlierContent::Overwritten));
     assert!(!has_vault(&file));
@@ -341,7 +352,12 @@ fn a_partition_that_cannot_grow_keeps_its_own_vault() {
     assert!(status.success());
     for _ in 0..2 {
         let refused = settle(&disk(&file), "alk-data", counting());
-        assert!(matches!(refused, Err(GptError::NotLast(_))), "{refused:?}");
+        let placement = &refused.placement;
+        assert!(
+            matches!(placement, Err(GptError::NotLast(_))),
+            "{refused:?}"
+        );
+        assert_eq!(refused.image_guids, ImageGuids::Absent);
         let table = GptTable::read(&disk(&file), 1)
             .expect("readable")
             .expect("valid");

@@ -259,7 +259,7 @@ mod tests {
     use crate::host::worker::{RunningWorkerCall, WorkerProcess};
     use crate::host::{CallLimits, WorkerAnswer, WorkersConfig};
     use crate::limits::{KILL_READS_MAX, READ_TURN_BYTES};
-    use crate::sys::LaunchedProcess;
+    use crate::sys::{LaunchedProcess, ProcessMemory};
     use crate::{
         CallStats, CborBody, FrameBlob, FromWorkerMessage, WorkerLogLevel, WorkerReply, WorkerRole,
         encode,
@@ -293,8 +293,9 @@ mod tests {
             let pid = i32::try_from(process.id()).expect("a process id");
             let known = Pid::from_raw(pid).expect("a process id");
             let pidfd = pidfd_open(known, PidfdFlags::NONBLOCK).expect("it lives");
+            let memory = Arc::new(ProcessMemory::open(pid).expect("it lives"));
             let born = SpawnedWorker {
-                process: LaunchedProcess { pid, pidfd },
+                process: LaunchedProcess { pid, pidfd, memory },
                 channel: host.into(),
                 output: output.into(),
                 leaf: None,

@@ -1,0 +1,95 @@
+//! Removes what power cuts left of new files.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::{clear, is_new_name};
+
+/// Failures that the text of an error names. An attacker who writes to a disk can leave any number of them.
+const NAMED_MAX: usize = 8;
+
+/// The error of [`remove_left`]: everything that it could not remove.
+#[derive(Debug)]
+pub struct RemoveLeftError {
+    /// Each new file that stays, or the folder if that cannot be read, with the error of the system. Never empty.
+    pub failures: Vec<(PathBuf, io::Error)>,
+}
+
+impl fmt::Display for RemoveLeftError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (path, error)) in self.failures.iter().take(NAMED_MAX).enumerate() {
+            let between = if number == 0 { "" } else { "; " };
+            write!(f, "{between}{}: {error}", path.display())?;
+        }
+        match self.failures.len().saturating_sub(NAMED_MAX) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+impl Error for RemoveLeftError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        let (_, error) = self.failures.first()?;
+        Some(error)
+    }
+}
+
+/// Removes the new files that power cuts have left in a folder, as the next call for each of these files does. The new file of
+/// a call that goes on stays. What cannot be removed keeps none of the others from being removed.
+///
+/// To be called before programs of other users run that can read the folder: each of them can lock such a file, and the next
+/// call then waits for half a minute and fails.
+///
+/// ```
+/// let folder = tempfile::tempdir()?;
+/// std::fs::write(folder.path().join(".node.key.new"), b"fir")?;
+/// alknet_durable::remove_left(folder.path())?;
+/// assert_eq!(std::fs::read_dir(folder.path())?.count(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// The folder cannot be read, or some of its new files cannot be removed. The error names each of them.
+pub fn remove_left(folder: &Path) -> Result<(), RemoveLeftError> {
+    let mut failures = Vec::new();
+    match fs::read_dir(folder) {
+        Ok(entries) => {
+            for entry in entries {
+                match entry {
+                    Ok(entry) if is_new_name(&entry.file_name()) => {
+                        let left = entry.path();
+                        if let Err(error) = clear_unlocked(&left) {
+                            failures.push((left, error));
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(error) => failures.push((folder.to_owned(), error)),
+                }
+            }
+        }
+        Err(error) => failures.push((folder.to_owned(), error)),
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(RemoveLeftError { failures }),
+    }
+}
+
+/// Removes a new file, unless a call goes on with it: then it is no leftover, as its lock shows.
+fn clear_unlocked(left: &Path) -> io::Result<()> {
+    match clear(left, Instant::now()) {
+        Err(error) if is_locked(&error) => Ok(()),
+        cleared => cleared,
+    }
+}
+
+/// Whether the error says that another call has the lock. The system says EBUSY of a file on which another one is mounted, and
+/// that one stays.
+pub(crate) fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy && error.raw_os_error().is_none()
+}
