@@ -2,6 +2,7 @@
 
 mod act;
 mod auto;
+mod bundle_sending;
 mod download;
 mod ended_start;
 mod init_client;
