@@ -190,6 +190,8 @@ struct SessionTable {
     staged: Option<(UpdatePlan, StagingRequest)>,
     /// Whether there is a [`SessionTurn`].
     has_turn: bool,
+    /// Gets the turn at the end of the session under way.
+    claim: Option<oneshot::Sender<SessionTurn>>,
 }
 
 impl SessionTable {
@@ -297,6 +299,18 @@ impl StagingSessions {
         }
         table.has_turn = true;
         Ok(SessionTurn(self.clone()))
+    }
+
+    /// Lets no other caller begin a session at the end of this one: the receiver gets the turn then. It gets none if the
+    /// session has ended, or if a caller takes it over before its end.
+    pub(super) fn claim_turn(&self, session: &StagingSession) -> oneshot::Receiver<SessionTurn> {
+        let (claim, turn) = oneshot::channel();
+        let mut table = self.lock();
+        let current = table.current.as_ref();
+        if current.is_some_and(|current| current.id == session.id) {
+            table.claim = Some(claim);
+        }
+        turn
     }
 
     /// Sends a piece, and after the last one waits for PID 1.
@@ -414,13 +428,22 @@ impl StagingSessions {
             request: session.request.clone(),
             outcome: outcome.clone(),
         };
-        {
+        let claim = {
             let mut table = self.lock();
             if let (StagingOutcome::Planned(plan), false) = (&outcome, ended.request.dry_run) {
                 table.note_staged(plan, &ended.request);
             }
             table.ended = Some(ended);
             table.current = None;
+            // In the same moment: another caller may be trying to begin a session all the time.
+            let claim = table.claim.take();
+            let claim = claim.filter(|_| !table.has_turn);
+            table.has_turn |= claim.is_some();
+            claim
+        };
+        if let Some(claim) = claim {
+            // A turn that is not received is dropped here, which gives it back.
+            claim.send(SessionTurn(self.clone())).ok();
         }
         // Only now: who waits for the end finds it.
         drop(pieces);
