@@ -267,7 +267,8 @@ fn a_log_and_a_status_read_well() {
 
 #[test]
 fn a_status_names_the_caller_that_keeps_the_machine_from_its_updates() {
-    let text = "for an hour this machine has not been able to look at its channel: eve had the session";
+    let text =
+        "for an hour this machine has not been able to look at its channel: eve had the session";
     let status = json!({
         "version": "1.0.0", "state": "idle", "slot": "a", "keys": "owner",
         "auto": {

@@ -69,10 +69,10 @@ impl NodeUpdates {
         let facts = self.0.facts.load();
         self.note_failure(&facts);
         let left = self.0.notes.current().left;
-        let steady = self.steady();
+        let steady = self.steady_now();
         // By outdated facts the version of an administrator may be one that does not wait.
         let is_busy = self.0.sessions.current().is_some() || facts.update.outdated;
-        let blocked = self.blocked_now();
+        let blocked = self.current_block();
         let mut auto = self.auto();
         if let Some(now) = now {
             auto.settle_clock(now);
@@ -133,11 +133,11 @@ impl NodeUpdates {
 
     /// Notes how a try of the machine itself ended. Returns whether another caller or PID 1's other work blocked it.
     fn end_try(&self, kind: AutoTry, error: Option<&CallError>) -> bool {
-        let blocked = error.and_then(|error| self.blocked_by(error));
+        let blocked = error.and_then(|error| self.find_block(error));
         if let Some(error) = error {
             tracing::warn!(error = error.message, "update.auto");
         }
-        let (now, is_blocked) = (self.steady(), blocked.is_some());
+        let (now, is_blocked) = (self.steady_now(), blocked.is_some());
         let mut auto = self.auto();
         match blocked {
             Some(blocked) => auto.blocked.note_try(kind, now, blocked),
@@ -243,7 +243,7 @@ impl NodeUpdates {
             return staging;
         };
         // What another caller blocked is not the fault of the delta.
-        if self.blocked_by(error).is_some() {
+        if self.find_block(error).is_some() {
             return staging;
         }
         self.auto().whole = Some(found.sha256.clone());

@@ -174,7 +174,7 @@ impl BlockedUpdates {
     }
 
     /// The first kind whose tries have been blocked for [`BLOCKED_MAX`], and its last try.
-    pub(super) fn lasting(&self) -> Option<(AutoTry, &BlockedTry)> {
+    pub(super) fn find_lasting(&self) -> Option<(AutoTry, &BlockedTry)> {
         let mut kinds = AutoTry::ALL.into_iter();
         kinds.find_map(|kind| {
             let tries = self.0[kind as usize].as_ref()?;
@@ -184,7 +184,7 @@ impl BlockedUpdates {
 
     /// What the problem says. `None` if no kind has been blocked for so long.
     pub(super) fn text(&self) -> Option<String> {
-        let (kind, BlockedTry { by, reason }) = self.lasting()?;
+        let (kind, BlockedTry { by, reason }) = self.find_lasting()?;
         let by = match by {
             Some(by) => format!("; {by} had the session for a bundle, or a request at PID 1"),
             None => String::new(),
@@ -197,7 +197,7 @@ impl BlockedUpdates {
 
     /// What `update/status` says about it.
     pub(super) fn shown(&self) -> Value {
-        let (Some((kind, blocked)), Some(text)) = (self.lasting(), self.text()) else {
+        let (Some((kind, blocked)), Some(text)) = (self.find_lasting(), self.text()) else {
             return Value::Null;
         };
         json!({ "step": kind.name(), "by": blocked.by, "text": text })
@@ -206,7 +206,7 @@ impl BlockedUpdates {
 
 impl NodeUpdates {
     /// The time since the node began.
-    pub(super) fn steady(&self) -> Duration {
+    pub(super) fn steady_now(&self) -> Duration {
         (self.0.steady)()
     }
 
@@ -219,7 +219,7 @@ impl NodeUpdates {
     }
 
     /// Why nothing is tried now: a session is under way, or PID 1 has not read the slots since one.
-    pub(super) fn blocked_now(&self) -> BlockedTry {
+    pub(super) fn current_block(&self) -> BlockedTry {
         let reason = match self.0.sessions.current().is_some() {
             true => "another update was being sent",
             false => "PID 1 had not read the boot slots since they changed",
@@ -240,7 +240,7 @@ impl NodeUpdates {
     }
 
     /// What blocked a try of the machine itself that ended with this error. `None` if it was not blocked.
-    pub(super) fn blocked_by(&self, error: &CallError) -> Option<BlockedTry> {
+    pub(super) fn find_block(&self, error: &CallError) -> Option<BlockedTry> {
         let interrupted = self.auto().interrupted.clone();
         // A session that PID 1 has judged was not interrupted, and the refusal has a code.
         let interrupted = interrupted.filter(|_| error.details.is_none());
@@ -285,7 +285,7 @@ mod tests {
                 assert_eq!(blocked.text(), None, "{kind:?} {at}");
             }
             blocked.note_try(kind, minutes(60), by(Some("eve")));
-            let (lasting, last) = blocked.lasting().expect("a problem");
+            let (lasting, last) = blocked.find_lasting().expect("a problem");
             assert_eq!((lasting, last.by.as_deref()), (kind, Some("eve")));
             // A try of another kind says nothing of this one.
             for other in AutoTry::ALL.into_iter().filter(|other| *other != kind) {
@@ -313,13 +313,13 @@ mod tests {
         let mut rare = BlockedUpdates::default();
         rare.note_try(AutoTry::Start, minutes(0), by(None));
         rare.note_try(AutoTry::Start, minutes(24 * 60), by(None));
-        assert_eq!(rare.lasting(), None);
+        assert_eq!(rare.find_lasting(), None);
         let mut nights = BlockedUpdates::default();
         let mut seen = None;
         for night in 0..3_u64 {
             for minute in 0..30 {
                 nights.note_try(AutoTry::Start, minutes(night * 24 * 60 + minute), by(None));
-                seen = seen.or_else(|| nights.lasting().map(|_| night));
+                seen = seen.or_else(|| nights.find_lasting().map(|_| night));
             }
         }
         assert_eq!(seen, Some(1));
@@ -332,7 +332,7 @@ mod tests {
             blocked.note_try(AutoTry::Look, minutes(at), by(caller));
         }
         blocked.note_wait(AutoTry::Look, minutes(60), by(None));
-        let (_, last) = blocked.lasting().expect("a problem");
+        let (_, last) = blocked.find_lasting().expect("a problem");
         assert_eq!(last.by.as_deref(), Some("eve"));
         // Work of PID 1 with the vault has no caller.
         let mut vault = BlockedUpdates::default();

@@ -18,7 +18,7 @@ const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
 const STARTER: (&str, &[&str]) = ("mallory", &[STAGE_SCOPE, APPLY_SCOPE, READ_SCOPE]);
 
 /// The problem that others block the machine's own updates.
-fn blocked(bench: &NodeUpdateBench) -> Option<MachineDiagnostic> {
+fn blocked_problem(bench: &NodeUpdateBench) -> Option<MachineDiagnostic> {
     let mut problems = bench.updates.problems().into_iter();
     problems.find(|it| it.code == "updates-blocked")
 }
@@ -27,7 +27,7 @@ fn blocked(bench: &NodeUpdateBench) -> Option<MachineDiagnostic> {
 async fn act_for_an_hour(bench: &NodeUpdateBench) {
     act(bench, 1).await;
     for _ in 0..BLOCKED_MAX.as_secs() / BLOCKED_PAUSE.as_secs() {
-        assert_eq!(blocked(bench), None, "within the hour");
+        assert_eq!(blocked_problem(bench), None, "within the hour");
         pass_steady(bench, BLOCKED_PAUSE.as_secs());
         act(bench, 1).await;
     }
@@ -35,7 +35,7 @@ async fn act_for_an_hour(bench: &NodeUpdateBench) {
 
 /// What the problem and the status say of this step and this caller.
 fn assert_blocked(bench: &NodeUpdateBench, step: &str, purpose: &str, by: Option<&str>) {
-    let problem = blocked(bench).expect("a problem");
+    let problem = blocked_problem(bench).expect("a problem");
     assert!(problem.text.contains(purpose), "{}", problem.text);
     let shown = bench.updates.auto_shown()["blocked"].clone();
     assert_eq!(shown["step"], step);
@@ -66,7 +66,7 @@ async fn looks_that_a_client_blocks_for_an_hour_are_a_problem_with_its_name() {
     assert_eq!(cancelled, Ok(json!({ "cancelled": true })));
     act(&bench, 1).await;
     assert_eq!(sent(&bench)[2..], ["look"]);
-    assert_eq!(blocked(&bench), None);
+    assert_eq!(blocked_problem(&bench), None);
     assert_eq!(bench.updates.auto_shown()["blocked"], Value::Null);
 }
 
@@ -85,7 +85,7 @@ async fn a_lost_race_for_the_session_costs_ten_minutes() {
         pass_steady(&bench, BLOCKED_PAUSE.as_secs());
         act(&bench, 1).await;
         assert_eq!(sent(&bench), expected);
-        assert_eq!(blocked(&bench), None);
+        assert_eq!(blocked_problem(&bench), None);
     }
     // The same if PID 1 is busy.
     let bench = stable_follower().await;
@@ -107,7 +107,7 @@ async fn stagings_that_a_caller_cancels_for_an_hour_are_a_problem_with_its_name(
     bench.judge(Verdict::AppliesUntilGivenUp);
     let tries = 1 + BLOCKED_MAX.as_secs() / BLOCKED_PAUSE.as_secs();
     for done in 0..tries {
-        assert_eq!(blocked(&bench), None, "within the hour");
+        assert_eq!(blocked_problem(&bench), None, "within the hour");
         let before = bench.bundles().len();
         let cancelling = async {
             while bench.bundles().len() == before {
@@ -125,7 +125,7 @@ async fn stagings_that_a_caller_cancels_for_an_hour_are_a_problem_with_its_name(
     assert_blocked(&bench, "stage", purpose, Some("mallory"));
     bench.judge(Verdict::Plans);
     act(&bench, 1).await;
-    assert_eq!(blocked(&bench), None);
+    assert_eq!(blocked_problem(&bench), None);
     let requests = bench.requests();
     let (stage, by) = requests.last().expect("a staging");
     assert!(matches!(stage, UpdateRequest::Stage { dry_run: false, .. }));
@@ -145,7 +145,7 @@ async fn starts_for_which_pid_1_is_busy_for_an_hour_are_a_problem() {
     // A start that PID 1 judges was not blocked, whatever it says.
     refuse_starts(&bench, Some("below-floor"));
     act(&bench, 1).await;
-    assert_eq!(blocked(&bench), None);
+    assert_eq!(blocked_problem(&bench), None);
 }
 
 /// What an administrator has staged is no version that the machine starts.
@@ -156,14 +156,14 @@ async fn starts_that_the_machine_does_not_want_any_more_are_no_problem() {
     mark_staged(&bench, "1.1.0");
     refuse_starts(&bench, Some("busy"));
     act_for_an_hour(&bench).await;
-    assert!(blocked(&bench).is_some());
+    assert!(blocked_problem(&bench).is_some());
     bench.seen.lock().expect("no panic").stager = ADMIN.0.to_owned();
     bench.judge(Verdict::PlansVersion("1.2.0"));
     let node = UpdateCaller::new(&bench.updates);
     upload(&node, ADMIN, b"other").await.expect("staged");
     mark_staged(&bench, "1.2.0");
     let ended = async {
-        while blocked(&bench).is_some() {
+        while blocked_problem(&bench).is_some() {
             act(&bench, 1).await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
