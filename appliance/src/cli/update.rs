@@ -521,8 +521,9 @@ fn status_lines(answer: &Value) -> Vec<String> {
     let refusal = auto["refusal"]["text"].as_str();
     let does = what_to_do(auto);
     let error = auto["error"].as_str().filter(|it| refusal != Some(*it));
+    let blocked = auto["blocked"]["text"].as_str();
     // The reason comes before what to do about it.
-    let details = [refusal, does, error].into_iter().flatten();
+    let details = [refusal, does, blocked, error].into_iter().flatten();
     lines.extend(details.map(|line| row("", line)));
     lines
 }

@@ -13,11 +13,11 @@ use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
 use super::node_key_rotation::NODE_KEY_WAITS;
-use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED};
+use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED, UPDATES_BLOCKED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
 /// something to do, here or at another node or server.
-const HARMLESS: [&str; 22] = [
+const HARMLESS: [&str; 23] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
@@ -26,6 +26,7 @@ const HARMLESS: [&str; 22] = [
     UPDATE_AVAILABLE,
     UPDATE_FAILED,
     UPDATE_NOT_STARTED,
+    UPDATES_BLOCKED,
     "credential-missing",
     "credential-unused",
     "data-kept",
@@ -192,6 +193,7 @@ mod tests {
             "update-available",
             "update-failed",
             "update-not-started",
+            "updates-blocked",
             "vault-uncounted",
             "words-unconfirmed",
         ] {

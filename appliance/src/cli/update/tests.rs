@@ -291,6 +291,24 @@ fn a_log_and_a_status_read_well() {
 }
 
 #[test]
+fn a_status_names_the_caller_that_keeps_the_machine_from_its_updates() {
+    let text =
+        "for an hour this machine has not been able to look at its channel: eve had the session";
+    let status = json!({
+        "version": "1.0.0", "state": "idle", "slot": "a", "keys": "owner",
+        "auto": {
+            "mode": "apply", "next": "busy", "at": null, "error": null,
+            "blocked": { "step": "look", "by": "eve", "text": text },
+        },
+    });
+    let lines = status_lines(&status);
+    let by_itself = lines.iter().position(|line| line.starts_with("by itself"));
+    let by_itself = by_itself.expect("the line");
+    assert_eq!(lines[by_itself], "by itself  apply; next: busy");
+    assert_eq!(lines[by_itself + 1..], [format!("           {text}")]);
+}
+
+#[test]
 fn a_status_has_the_reason_of_a_refused_start_before_what_to_do() {
     let mut status = json!({ "version": "1.0.0", "state": "staged", "slot": "a", "other_version": "1.1.0", "keys": "owner" });
     let mut last_lines = |code: &str, error: &str| {

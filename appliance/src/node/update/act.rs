@@ -159,6 +159,7 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
             updates.send_request(request, &by).await?;
             // Only now: a rollback that PID 1 refused takes no moment away.
             updates.take_back_start(by, limited);
+            updates.note_taken_back();
             updates.0.sessions.forget_staged();
             Ok::<_, CallError>(json!({ "accepted": true }))
         }

@@ -1,164 +1,38 @@
 //! What the machine does by itself about updates, by the configuration.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_call::CallError;
-use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRecord, UpdateRequest};
+use alknet_core::config::AutoUpdate;
+use alknet_init::control::{UpdateFacts, UpdatePlan};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::NodeUpdates;
 use super::act::StartOrder;
+use super::auto_memory::AutoMemory;
+use super::blocked::AutoTry;
 use super::download::planned;
-use super::refusal::{StartRefusal, ends_by_staging, is_about_delta, is_busy, may_pass};
-use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, RefusedStart, StartRemedy, step};
-use super::scheduled_start::LATE_S_MAX;
-use super::session::StagingOutcome;
-use super::stage::{DownloadOrigin, DownloadRequest};
+use super::refusal::{StartRefusal, is_about_delta};
+use super::schedule::{AutoStep, AutoView, step};
+use super::session::{SessionTurn, StagingOutcome};
+use super::stage::{BegunDownload, DownloadOrigin, DownloadRequest, LOOK_STEP};
 use crate::update_plan::agreed_floor;
 
 /// How often the node decides.
 const TICK: Duration = Duration::from_secs(60);
-/// How long the node waits, in seconds, after PID 1 refused a start for a reason that may pass, such as a closed vault:
-/// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
-const START_PAUSE_S: i64 = 600;
-/// How long PID 1 is busy at each try of the start, in seconds, before this is a problem: as long as a planned start is
-/// tried.
-const BUSY_S_MAX: i64 = LATE_S_MAX;
 /// Who asks, in the log, if the node does so by itself.
 pub(super) const BY: &str = "the machine";
 
-/// Tries of a start, one after the other, at which PID 1 had other work, or which it did not answer.
-#[derive(Debug)]
-struct BusyTries {
-    /// The moments of the first one and of the last one, in Unix time.
-    first: i64,
-    last: i64,
-    /// What came of the last one.
-    reason: StartRefusal,
-}
-
-/// What the node remembers between two decisions.
-#[derive(Debug, Default)]
-pub(super) struct AutoMemory {
-    /// When the node began to know the time.
-    began: Option<i64>,
-    /// When it looked at the channel last.
-    looked: Option<i64>,
-    /// What the channel had.
-    found: Option<UpdatePlan>,
-    /// SHA-256 of the program of which a delta was not staged: it would most likely end in the same way again, so the
-    /// whole program is taken for this one.
-    whole: Option<String>,
-    /// The last start, if PID 1 refused it.
-    refused: Option<RefusedStart>,
-    /// The last tries of the start, if PID 1 was busy at them. A refusal of before counts until PID 1 judges the start.
-    busy: Option<BusyTries>,
-    /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
-    /// does not help the next time either.
-    staged_again: Option<String>,
-    /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
-    own: Option<String>,
-    /// Whether the version that waits is of a caller that may not start versions.
-    is_replaceable: bool,
-    /// Whether PID 1 was asked who staged the version that waits.
-    has_asked: bool,
-    /// What it decided last.
-    step: Option<AutoStep>,
-    /// Why the last look, stage or start failed.
-    error: Option<String>,
-}
-
-impl AutoMemory {
-    /// Brings the moments of what the node waits for up to `now`, in Unix time. The clock may have been set back since they
-    /// were noted, and the node would wait for as long as the clock was ahead.
-    fn settle_clock(&mut self, now: i64) {
-        self.began = Some(self.began.map_or(now, |began| began.min(now)));
-        self.looked = self.looked.filter(|looked| *looked <= now);
-        if let Some(refused) = &mut self.refused {
-            refused.next_try = refused.next_try.min(now + LOOK_PERIOD_S);
-        }
-        if let Some(busy) = &mut self.busy {
-            busy.first = busy.first.min(now);
-            busy.last = busy.last.min(now);
-        }
-    }
-
-    /// The node has staged this version by itself. `before` is the version that the slot had.
-    fn note_staged(&mut self, plan: UpdatePlan, before: Option<&str>) {
-        self.busy = None;
-        let refused = self.refused.take();
-        // Only what the slot had of this version was mended by it. A version of another caller there, or a refusal for
-        // another reason, must not spend the one time for which this is tried.
-        let is_mended = refused.is_some_and(|refused| {
-            refused.sha256 == plan.sha256
-                && refused.remedy != StartRemedy::Nothing
-                && before == Some(refused.version.as_str())
-        });
-        if is_mended {
-            self.staged_again = Some(plan.sha256.clone());
-        }
-        self.own = Some(plan.to.clone());
-        self.is_replaceable = false;
-        self.found = Some(plan);
-    }
-
-    /// The node could not stage this version.
-    fn note_not_staged(&mut self, plan: &UpdatePlan) {
-        if let Some(refused) = &mut self.refused
-            && refused.sha256 == plan.sha256
-            && refused.remedy != StartRemedy::Nothing
-        {
-            refused.remedy = StartRemedy::StageLater;
-        }
-    }
-
-    /// PID 1 was busy at a try of the start, or did not answer, at the moment `now` in Unix time: it has not judged the
-    /// start.
-    fn note_busy(&mut self, error: &CallError, now: i64) {
-        let first = self.busy.as_ref().map_or(now, |busy| busy.first);
-        self.busy = Some(BusyTries {
-            first,
-            last: now,
-            reason: error.into(),
-        });
-    }
-
-    /// PID 1 refused to start this version at the moment `now`, in Unix time.
-    fn note_refused(&mut self, plan: &UpdatePlan, error: &CallError, now: i64) {
-        let is_repeated = self.staged_again.as_ref() == Some(&plan.sha256);
-        let pause = match may_pass(error) {
-            true => START_PAUSE_S,
-            false => LOOK_PERIOD_S,
-        };
-        self.busy = None;
-        self.refused = Some(RefusedStart {
-            version: plan.to.clone(),
-            sha256: plan.sha256.clone(),
-            reason: error.into(),
-            remedy: match ends_by_staging(error) && !is_repeated {
-                true => StartRemedy::StageAgain,
-                false => StartRemedy::Nothing,
-            },
-            next_try: now + pause,
-        });
-    }
-
-    /// Why this version, which the machine staged by itself, does not start. `None` while it is about to be staged again
-    /// for that, and while PID 1 is busy for a short time.
-    fn start_refusal(&self, version: &str) -> Option<&StartRefusal> {
-        if self.own.as_deref() != Some(version) {
-            return None;
-        }
-        let refused = self.refused.as_ref().filter(|refused| {
-            refused.version == version && refused.remedy != StartRemedy::StageAgain
-        });
-        let busy = self.busy.as_ref();
-        let busy = busy.filter(|busy| busy.last - busy.first >= BUSY_S_MAX);
-        let reason = refused.map(|refused| &refused.reason);
-        reason.or_else(|| busy.map(|busy| &busy.reason))
-    }
+/// What came of a bundle of the channel.
+struct ChannelStaging {
+    ended: Result<UpdatePlan, CallError>,
+    /// Whether it was the bundle with a delta.
+    is_delta: bool,
+    /// The turn after its session, if the version may start by itself and no other caller took it.
+    turn: Option<SessionTurn>,
 }
 
 impl NodeUpdates {
@@ -182,43 +56,61 @@ impl NodeUpdates {
         let now = self.now_s();
         let step = self.decide(now);
         self.auto().step = Some(step.clone());
-        let done = match (step, now) {
+        match (step, now) {
             (AutoStep::Look, Some(now)) => self.ask_channel(now).await,
-            (AutoStep::Stage, _) => self.stage_found().await,
+            (AutoStep::Stage, Some(_)) => self.stage_and_start().await,
             (AutoStep::Start, Some(now)) => self.start_own(now).await,
-            _ => return,
-        };
-        let error = done.err().map(|error| error.message);
-        if let Some(error) = &error {
-            tracing::warn!(error, "update.auto");
+            _ => {}
         }
-        self.auto().error = error;
     }
 
     /// What the machine does at the moment `now`, in Unix time. `None`: it does not know the time.
     fn decide(&self, now: Option<i64>) -> AutoStep {
         let config = self.0.reloader.current();
         let facts = self.0.facts.load();
+        self.note_failure(&facts);
+        let left = self.0.notes.current().left;
+        let steady = self.steady_now();
+        // By outdated facts the version of an administrator may be one that does not wait.
+        let is_busy = self.0.sessions.current().is_some() || facts.update.outdated;
+        let blocked = self.current_block();
         let mut auto = self.auto();
         if let Some(now) = now {
             auto.settle_clock(now);
         }
-        let other = facts.update.other_version.as_deref();
-        step(&AutoView {
+        let again = |kind| {
+            let pause = auto.blocked.pause_left_s(kind, steady);
+            pause.zip(now).map(|(pause, now)| now + pause)
+        };
+        let view = AutoView {
             section: &config.config.update,
             identity: &self.0.identity,
             now,
             began: auto.began.unwrap_or_default(),
             looked: auto.looked,
+            look_again: again(AutoTry::Look),
+            stage_again: again(AutoTry::Stage),
             facts: &facts.update,
+            waiting: auto.waiting_version(&facts.update),
+            left: &left,
             found: auto.found.as_ref(),
             refused: auto.refused.as_ref(),
-            was_busy: auto.busy.is_some(),
-            is_own: auto.own.is_some() && auto.own.as_deref() == other,
+            was_blocked: auto.blocked.has(AutoTry::Start),
+            is_own: auto.is_own(&facts.update),
             is_replaceable: auto.is_replaceable,
-            // By outdated facts the version of an administrator may be one that does not wait.
-            is_busy: self.0.sessions.current().is_some() || facts.update.outdated,
-        })
+            is_busy: false,
+        };
+        let wanted = step(&view);
+        let decided = step(&AutoView { is_busy, ..view });
+        // By outdated facts, and before PID 1 has said whose version waits, it is not known what the machine wants.
+        if auto.has_asked && !facts.update.outdated {
+            let is_staged = facts.update.state == "staged";
+            auto.blocked.end_unwanted(&wanted, is_staged);
+        }
+        if let (Some(kind), AutoStep::Busy) = (AutoTry::of_step(&wanted), &decided) {
+            auto.blocked.note_wait(kind, steady, blocked);
+        }
+        decided
     }
 
     /// Asks PID 1 who staged the version that waits: the node may have restarted since, or another caller may have staged
@@ -230,32 +122,37 @@ impl NodeUpdates {
             self.auto().has_asked = false;
             return;
         };
-        // A machine that keeps no data has no log.
-        let of_session = self.0.sessions.staged_by();
-        let mut auto = self.auto();
-        auto.is_replaceable = match &staged {
+        let is_replaceable = match &staged {
             Some(record) => record.limited,
-            None => of_session.is_some_and(|request| request.limited),
+            None => self.has_forgotten_staging(),
         };
+        let mut auto = self.auto();
+        auto.is_replaceable = is_replaceable;
         let own = staged.filter(|record| record.by == BY);
         auto.own = own.map(|record| record.version);
     }
 
-    /// The record of the log about what was staged last. `None` if PID 1 does not answer.
-    pub(super) async fn logged_staging(&self) -> Option<Option<UpdateRecord>> {
-        let answer = self.0.init.ask(UpdateRequest::Log, BY).await;
-        let Ok(UpdateAnswer::Log { records }) = answer else {
-            return None;
-        };
-        let mut records = records.into_iter().rev();
-        Some(records.find(|record| record.event == "staged"))
+    /// Notes how a try of the machine itself ended. Returns whether another caller or PID 1's other work blocked it.
+    fn end_try(&self, kind: AutoTry, error: Option<&CallError>) -> bool {
+        let blocked = error.and_then(|error| self.find_block(error));
+        if let Some(error) = error {
+            tracing::warn!(error = error.message, "update.auto");
+        }
+        let (now, is_blocked) = (self.steady_now(), blocked.is_some());
+        let mut auto = self.auto();
+        match blocked {
+            Some(blocked) => auto.blocked.note_try(kind, now, blocked),
+            None => auto.blocked.end(kind),
+        }
+        auto.error = error.map(|error| error.message.clone());
+        is_blocked
     }
 
     /// Starts what the machine staged by itself, and nothing that took its place meanwhile. It is decided at the moment
     /// `now`, in Unix time.
-    async fn start_own(&self, now: i64) -> Result<(), CallError> {
-        let Some(found) = self.auto().found.clone() else {
-            return Ok(());
+    async fn start_own(&self, now: i64) {
+        let Some(found) = self.begin_try().found.clone() else {
+            return;
         };
         let order = StartOrder {
             sha256: Some(found.sha256.clone()),
@@ -267,57 +164,104 @@ impl NodeUpdates {
         let started = self.start(BY, order).await;
         // The pause counts from the answer: PID 1 may have read the whole program for it.
         let now = self.now_s().unwrap_or(now);
+        let is_blocked = self.end_try(AutoTry::Start, started.as_ref().err());
         let mut auto = self.auto();
         match &started {
-            Err(error) if is_busy(error) => auto.note_busy(error, now),
-            Err(error) => auto.note_refused(&found, error, now),
-            Ok(()) => {
-                auto.refused = None;
-                auto.busy = None;
-            }
+            Ok(()) => auto.refused = None,
+            Err(error) if !is_blocked => auto.note_refused(&found, error, now),
+            Err(_) => {}
         }
-        started
+    }
+
+    /// Begins a look, a staging or a start.
+    fn begin_try(&self) -> MutexGuard<'_, AutoMemory> {
+        let mut auto = self.auto();
+        auto.interrupted = None;
+        auto
     }
 
     /// Asks the channel what it has, at the moment `now` in Unix time.
-    async fn ask_channel(&self, now: i64) -> Result<(), CallError> {
+    async fn ask_channel(&self, now: i64) {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
-        self.auto().looked = Some(now);
-        let plan = self.stage_from_channel(None).await?;
-        self.auto().found = Some(plan);
-        Ok(())
+        let before = self.begin_try().looked.replace(now);
+        let ended = self.stage_from_channel(None).await.ended;
+        let is_blocked = self.end_try(AutoTry::Look, ended.as_ref().err());
+        let mut auto = self.auto();
+        match ended {
+            Ok(plan) => auto.found = Some(plan),
+            // One that another caller blocked says nothing of the channel, and is repeated after a short pause.
+            Err(_) if is_blocked => auto.looked = before,
+            Err(_) => {}
+        }
     }
 
-    /// Stages what the channel has.
-    async fn stage_found(&self) -> Result<(), CallError> {
+    /// Stages what the channel has, and starts it at once if its start is due. Otherwise a caller that begins one session
+    /// after the other would have PID 1 busy, or another version in the slot, at the next decision.
+    async fn stage_and_start(&self) {
         // If it fails, the next look decides whether it is tried again.
-        let Some(found) = self.auto().found.take() else {
-            return Ok(());
+        let Some(found) = self.begin_try().found.take() else {
+            return;
         };
-        let before = self.0.facts.load().update.other_version.clone();
-        match self.stage_from_channel(Some(&found)).await {
-            Ok(plan) => {
-                tracing::info!(version = plan.to, "update.auto staged");
-                self.auto().note_staged(plan, before.as_deref());
-                Ok(())
-            }
-            Err(error) => {
-                self.auto().note_not_staged(&found);
-                Err(error)
-            }
+        let facts = self.0.facts.load_full();
+        let before = self.waiting_version(&facts.update);
+        let staging = self.stage_from_channel(Some(&found)).await;
+        let is_blocked = self.end_try(AutoTry::Stage, staging.ended.as_ref().err());
+        let plan = match staging.ended {
+            Ok(plan) => plan,
+            Err(_) => return self.auto().note_not_staged(found, is_blocked),
+        };
+        tracing::info!(version = plan.to, "update.auto staged");
+        self.auto().note_staged(plan, before.as_deref());
+        self.wait_for_facts().await;
+        let now = self.now_s();
+        if let (AutoStep::Start, Some(now)) = (self.decide(now), now) {
+            self.auto().step = Some(AutoStep::Start);
+            self.start_own(now).await;
         }
+        // Until here no other session could begin.
+        drop(staging.turn);
+    }
+
+    /// Waits for a short time until PID 1 has read the slots since they changed.
+    async fn wait_for_facts(&self) {
+        let known = async {
+            while self.0.facts.load().update.outdated {
+                tokio::time::sleep(LOOK_STEP).await;
+            }
+        };
+        let longest = self.0.sessions.pace.slots;
+        // Without the facts the next decision follows in a minute.
+        tokio::time::timeout(longest, known).await.ok();
     }
 
     /// The bundle of the channel, to its end. Without `found`, what the channel had at the last look, PID 1 only looks at
     /// it, and at the whole one: a delta may be left of an earlier release. Otherwise it is that with a delta, unless one
     /// of this program was not staged before.
-    async fn stage_from_channel(
-        &self,
-        found: Option<&UpdatePlan>,
-    ) -> Result<UpdatePlan, CallError> {
-        let dry_run = found.is_none();
-        let request = |whole| DownloadRequest {
+    async fn stage_from_channel(&self, found: Option<&UpdatePlan>) -> ChannelStaging {
+        let is_noted = |found: &UpdatePlan| self.auto().whole.as_ref() == Some(&found.sha256);
+        let whole = found.is_none_or(is_noted);
+        let staging = self.carry_from_channel(found.is_none(), whole).await;
+        let (Err(error), Some(found), true) = (&staging.ended, found, staging.is_delta) else {
+            return staging;
+        };
+        // What another caller blocked is not the fault of the delta.
+        if self.find_block(error).is_some() {
+            return staging;
+        }
+        self.auto().whole = Some(found.sha256.clone());
+        if !is_about_delta(error) {
+            return staging;
+        }
+        tracing::warn!("the channel's delta is of no use: {}", error.message);
+        // The turn would keep the machine itself from the next session.
+        drop(staging);
+        self.carry_from_channel(false, true).await
+    }
+
+    /// One bundle of the channel, to the end of its session.
+    async fn carry_from_channel(&self, dry_run: bool, whole: bool) -> ChannelStaging {
+        let request = DownloadRequest {
             owner: BY.to_owned(),
             by: BY.to_owned(),
             origin: DownloadOrigin::Channel(None),
@@ -330,21 +274,32 @@ impl NodeUpdates {
             limited: false,
             take_over: false,
         };
-        let is_noted = |found: &UpdatePlan| self.auto().whole.as_ref() == Some(&found.sha256);
-        let whole = found.is_none_or(is_noted);
-        let begun = self.fetch(request(whole)).await?;
-        let is_delta = begun.is_delta;
-        let ended = planned(self.0.sessions.outcome(begun.session).await);
-        let (Err(error), Some(found), true) = (&ended, found, is_delta) else {
-            return ended;
+        let BegunDownload {
+            session, is_delta, ..
+        } = match self.fetch(request).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                return ChannelStaging {
+                    ended: Err(error),
+                    is_delta: false,
+                    turn: None,
+                };
+            }
         };
-        self.auto().whole = Some(found.sha256.clone());
-        if !is_about_delta(error) {
-            return ended;
+        let sessions = &self.0.sessions;
+        let mode = self.0.reloader.current().config.update.auto;
+        let starts = mode == AutoUpdate::Apply && !dry_run;
+        let claim = starts.then(|| sessions.claim_turn(&session));
+        let ended = planned(sessions.outcome(session).await);
+        let turn = match claim {
+            Some(claim) => claim.await.ok(),
+            None => None,
+        };
+        ChannelStaging {
+            ended,
+            is_delta,
+            turn,
         }
-        tracing::warn!("the channel's delta is of no use: {}", error.message);
-        let begun = self.fetch(request(true)).await?;
-        planned(self.0.sessions.outcome(begun.session).await)
     }
 
     /// Counts how a session ends.
@@ -353,6 +308,7 @@ impl NodeUpdates {
         let session = std::sync::Arc::clone(session);
         tokio::spawn(async move {
             let (by, is_dry) = (session.request.by.clone(), session.request.dry_run);
+            let limited = session.request.limited;
             let outcome = updates.0.sessions.outcome(session).await;
             let attempts = &updates.0.attempts;
             let count = match &outcome {
@@ -365,6 +321,7 @@ impl NodeUpdates {
             match outcome {
                 StagingOutcome::Planned(plan) => {
                     tracing::info!(by, version = plan.to, "update.stage");
+                    updates.note_stager(&plan, &by, limited);
                     updates.end_start_of_others();
                     if by != BY {
                         // Until PID 1 has said whose it is, it counts as that of an administrator.
@@ -387,9 +344,9 @@ impl NodeUpdates {
         let config = self.0.reloader.current();
         let section = &config.config.update;
         let facts = self.0.facts.load();
-        let staged = Some(&facts.update).filter(|facts| facts.state == "staged");
-        let staged = staged.and_then(|facts| facts.other_version.as_deref());
         let auto = self.auto();
+        let staged = Some(&facts.update).filter(|facts| facts.state == "staged");
+        let staged = staged.and_then(|facts| auto.waiting_version(facts));
         // Not in `error`, which the next look replaces: it may be hours until the next try of the start.
         let refusal = staged.and_then(|version| auto.start_refusal(version));
         let (next, at) = auto.step.as_ref().map_or(("off", None), shown);
@@ -403,6 +360,7 @@ impl NodeUpdates {
             "next": next,
             "at": at.and_then(moment),
             "refusal": refusal,
+            "blocked": auto.blocked.shown(),
             "error": auto.error,
         })
     }
@@ -410,6 +368,17 @@ impl NodeUpdates {
     /// What the machine does by itself next, for problems.
     pub(super) fn auto_step(&self) -> Option<AutoStep> {
         self.auto().step.clone()
+    }
+
+    /// The version that waits, by what the node and the slot say.
+    pub(super) fn waiting_version(&self, facts: &UpdateFacts) -> Option<String> {
+        let auto = self.auto();
+        auto.waiting_version(facts).map(str::to_owned)
+    }
+
+    /// What the problem says about tries that others blocked.
+    pub(super) fn blocked_text(&self) -> Option<String> {
+        self.auto().blocked.text()
     }
 
     /// Why this version, which the machine staged by itself, does not start, for problems.
@@ -436,6 +405,7 @@ fn shown(step: &AutoStep) -> (&'static str, Option<i64>) {
         AutoStep::LookAt(at) => ("look", Some(*at)),
         AutoStep::Look => ("look", None),
         AutoStep::Stage => ("stage", None),
+        AutoStep::StageAt(at) => ("stage", Some(*at)),
         AutoStep::StartAt(at) => ("start", Some(*at)),
         AutoStep::Start => ("start", None),
         AutoStep::StartRefused(at) => ("start-refused", Some(*at)),

@@ -1,6 +1,6 @@
 //! The node's way to PID 1 for updates: requests on the control channel, and bundles on a stream of their own.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
@@ -77,11 +77,22 @@ impl fmt::Display for UpdateClientError {
     }
 }
 
+/// How many of the last requests are remembered although their callers went away: PID 1 may still work on them.
+const LEFT_REQUESTS_MAX: u64 = 64;
+
+/// A request that PID 1 has not answered yet.
+struct SentUpdateRequest {
+    answer: oneshot::Sender<UpdateAnswer>,
+    /// The caller, if PID 1 refuses other requests meanwhile.
+    blocks_for: Option<String>,
+}
+
 /// The requests that wait for an answer.
 #[derive(Default)]
 struct OpenRequests {
     last: u64,
-    open: HashMap<u64, oneshot::Sender<UpdateAnswer>>,
+    /// By their numbers, which count up.
+    open: BTreeMap<u64, SentUpdateRequest>,
 }
 
 /// The way to PID 1. Clones share it.
@@ -127,7 +138,7 @@ impl UpdateClient {
         let request = self.lock().open.remove(&n);
         // A request that waited too long is not there any more.
         if let Some(request) = request {
-            request.send(answer).ok();
+            request.answer.send(answer).ok();
         }
     }
 
@@ -140,11 +151,18 @@ impl UpdateClient {
         let (sender, answer) = oneshot::channel();
         let n = {
             let mut requests = self.lock();
-            // A request whose caller went away has no receiver any more.
-            requests.open.retain(|_, sender| !sender.is_closed());
             requests.last += 1;
             let n = requests.last;
-            requests.open.insert(n, sender);
+            // A request whose caller went away has no receiver any more.
+            let is_late = |sent: u64| sent + LEFT_REQUESTS_MAX > n;
+            requests
+                .open
+                .retain(|sent, request| !request.answer.is_closed() || is_late(*sent));
+            let sent = SentUpdateRequest {
+                answer: sender,
+                blocks_for: is_blocking(&request).then(|| by.to_owned()),
+            };
+            requests.open.insert(n, sent);
             n
         };
         let message = InitMessage::Update {
@@ -154,6 +172,16 @@ impl UpdateClient {
         };
         self.send(message).await?;
         Ok((n, answer))
+    }
+
+    /// The caller of the oldest request, other than `own`, for which PID 1 refuses other requests as busy.
+    pub(super) fn blocking_caller(&self, own: &str) -> Option<String> {
+        let requests = self.lock();
+        let mut callers = requests
+            .open
+            .values()
+            .filter_map(|it| it.blocks_for.as_ref());
+        callers.find(|by| *by != own).cloned()
     }
 
     /// Tells PID 1 to give up the bundle of the request of this number, whose frames it may not be reading.
@@ -188,6 +216,14 @@ impl UpdateClient {
         // The table is whole after any panic.
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether PID 1 refuses other requests while it works on this one.
+fn is_blocking(request: &UpdateRequest) -> bool {
+    !matches!(
+        request,
+        UpdateRequest::Log | UpdateRequest::Unscheduled { .. }
+    )
 }
 
 /// Waits for an answer of PID 1.

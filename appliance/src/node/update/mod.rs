@@ -2,6 +2,9 @@
 
 mod act;
 mod auto;
+mod auto_memory;
+mod blocked;
+mod bundle_sending;
 mod download;
 mod ended_start;
 mod init_client;
@@ -16,10 +19,12 @@ mod session;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod update_notes;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use alknet_call::{CallError, Ctx, ErrorCode, OperationSpec, RegistryBuilder};
 use alknet_core::{Clock, Dialer, IdentityProvider};
@@ -29,15 +34,17 @@ use serde_json::{Value, json};
 use super::facts::SharedFacts;
 use super::identity_services::no_identity;
 use super::reload::Reloader;
-use auto::AutoMemory;
+use auto_memory::AutoMemory;
+use blocked::SteadyClock;
 use download::BundleDownloader;
 use pace::StagingPace;
 use read::LastCheck;
 use scheduled_start::{START_STEP, ScheduledStartStore};
 use session::StagingSessions;
+use update_notes::UpdateNotesStore;
 
 pub(crate) use init_client::{UpdateClient, UpdateStream};
-pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED};
+pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED, UPDATES_BLOCKED};
 pub(crate) use refusal::{may_end_by_staging, may_lie_in_delta};
 
 /// Scope that suffices for every one of these operations.
@@ -67,7 +74,13 @@ struct NodeUpdatesInner {
     /// The callers, whose rights the node looks up when a start has waited.
     identities: Arc<dyn IdentityProvider>,
     scheduled: ScheduledStartStore,
+    /// The time since the node began.
+    steady: SteadyClock,
     auto: Mutex<AutoMemory>,
+    /// What a stateless machine has instead of the log of updates.
+    notes: UpdateNotesStore,
+    /// The turn to ask PID 1 for the log of updates.
+    log_turn: Arc<tokio::sync::Mutex<()>>,
     /// The last check of the channel for a caller that may only read.
     check: tokio::sync::Mutex<Option<LastCheck>>,
     attempts: UpdateAttempts,
@@ -98,14 +111,21 @@ impl NodeUpdates {
     pub(crate) fn new(context: UpdateContext) -> Self {
         let downloader = BundleDownloader::new(Arc::clone(&context.dialer));
         let scheduled = ScheduledStartStore::new(&context.state_dir, START_STEP);
-        Self::with(context, downloader, StagingPace::default(), scheduled)
+        let began = Instant::now();
+        let steady: SteadyClock = Arc::new(move || began.elapsed());
+        Self::with(
+            context,
+            downloader,
+            StagingPace::default(),
+            (scheduled, steady),
+        )
     }
 
     fn with(
         context: UpdateContext,
         downloader: BundleDownloader,
         pace: StagingPace,
-        scheduled: ScheduledStartStore,
+        (scheduled, steady): (ScheduledStartStore, SteadyClock),
     ) -> Self {
         let UpdateContext {
             init,
@@ -114,6 +134,7 @@ impl NodeUpdates {
             identity,
             clock,
             identities,
+            state_dir,
             ..
         } = context;
         let updates = Self(Arc::new(NodeUpdatesInner {
@@ -126,7 +147,10 @@ impl NodeUpdates {
             clock,
             identities,
             scheduled,
+            steady,
             auto: Mutex::default(),
+            notes: UpdateNotesStore::open(&state_dir),
+            log_turn: Arc::default(),
             check: tokio::sync::Mutex::default(),
             attempts: UpdateAttempts::default(),
         }));

@@ -22,6 +22,9 @@ pub(crate) const UPDATE_FAILED: &str = "update-failed";
 /// Code of the problem that a version did not start at the moment that a caller had set.
 pub(crate) const UPDATE_NOT_STARTED: &str = "update-not-started";
 
+/// Code of the problem that other callers keep the machine from its own updates.
+pub(crate) const UPDATES_BLOCKED: &str = "updates-blocked";
+
 /// Every state of the slot that is not the good one, as the metric names them.
 const STATES: [&str; 8] = [
     "absent",
@@ -43,7 +46,20 @@ impl NodeUpdates {
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let facts = self.0.facts.load();
         let available = self.available(&facts.update);
-        available.into_iter().chain(self.not_started()).collect()
+        let problems = available.into_iter().chain(self.not_started());
+        problems.chain(self.updates_blocked()).collect()
+    }
+
+    /// Looks, stagings or starts of the machine itself that other callers have blocked for an hour.
+    fn updates_blocked(&self) -> Option<MachineDiagnostic> {
+        let text = self.blocked_text()?;
+        Some(MachineDiagnostic {
+            code: UPDATES_BLOCKED.to_owned(),
+            text,
+            hint: "'alknet update status NODE' shows the session under way, and 'alknet update cancel NODE' gives it up; \
+                   take the scopes away from a caller that goes on; the machine goes on to try it by itself"
+                .to_owned(),
+        })
     }
 
     /// A start that a caller planned, and that did not happen, or will not.
@@ -78,12 +94,12 @@ impl NodeUpdates {
     /// has this problem: an administrator who stages a version knows of it.
     fn available(&self, facts: &UpdateFacts) -> Option<MachineDiagnostic> {
         let config = self.0.reloader.current();
-        let version = facts.other_version.as_deref()?;
+        let version = self.waiting_version(facts)?;
         if config.config.update.auto == AutoUpdate::Off || facts.state != "staged" {
             return None;
         }
         let is_apply = config.config.update.auto == AutoUpdate::Apply;
-        if let Some(refusal) = self.start_refusal(version).filter(|_| is_apply) {
+        if let Some(refusal) = self.start_refusal(&version).filter(|_| is_apply) {
             return Some(MachineDiagnostic {
                 code: UPDATE_AVAILABLE.to_owned(),
                 text: format!(

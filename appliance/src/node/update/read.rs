@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
+use alknet_init::control::{UpdateAnswer, UpdateFacts};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -128,12 +128,7 @@ pub(super) fn log(updates: NodeUpdates) -> Registration {
     let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
         let updates = updates.clone();
         async move {
-            let answer = updates
-                .0
-                .init
-                .ask(UpdateRequest::Log, &caller(&ctx))
-                .await?;
-            match answer {
+            match updates.ask_log(&caller(&ctx)).await? {
                 UpdateAnswer::Log { records } => Ok(json!({ "records": records })),
                 UpdateAnswer::Refused { code, text } => Err(super::refusal::refused(&code, &text)),
                 UpdateAnswer::Done | UpdateAnswer::Planned { .. } => Err(other_kind()),

@@ -71,13 +71,22 @@ pub(super) struct AutoView<'a> {
     pub(super) began: i64,
     /// When the node looked at the channel last. Not later than `now`.
     pub(super) looked: Option<i64>,
+    /// Before this moment it does not look again, because another caller blocked the last look.
+    pub(super) look_again: Option<i64>,
+    /// The same about a staging.
+    pub(super) stage_again: Option<i64>,
     pub(super) facts: &'a UpdateFacts,
+    /// The version in the slot that does not run. One that the node has staged by itself counts by the name that it had
+    /// then, also if its program was damaged since.
+    pub(super) waiting: Option<&'a str>,
+    /// Versions that the machine does not install by itself, beside those of the facts.
+    pub(super) left: &'a [String],
     /// What the channel had then.
     pub(super) found: Option<&'a UpdatePlan>,
     /// The last start by the machine itself, if PID 1 refused it.
     pub(super) refused: Option<&'a RefusedStart>,
-    /// Whether PID 1 had other work at the last try of the start, or did not answer.
-    pub(super) was_busy: bool,
+    /// Whether the last start was blocked: another caller had the session, or PID 1 had other work or did not answer.
+    pub(super) was_blocked: bool,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,
     /// Whether it was staged by a caller that may not start versions.
@@ -111,6 +120,8 @@ pub(super) enum AutoStep {
     Look,
     /// Write the version of the channel to the free slot.
     Stage,
+    /// The same at this moment, because another caller blocked the last try.
+    StageAt(i64),
     /// The start is at this moment.
     StartAt(i64),
     /// Start the version that waits.
@@ -141,8 +152,9 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
         None => view.began + delay,
         Some(looked) => looked + LOOK_PERIOD_S,
     };
+    let due = view.look_again.map_or(due, |again| due.max(again));
     // A start that PID 1 refuses, or for which it has no time, must not keep a later version away.
-    let looks_first = due <= now && (refused(view).is_some() || view.was_busy);
+    let looks_first = due <= now && (refused(view).is_some() || view.was_blocked);
     if state == "staged"
         && !is_of_other
         && !looks_first
@@ -158,26 +170,34 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
     if is_of_other && !view.is_replaceable {
         return AutoStep::WaitsForAdministrator;
     }
-    match found(view) {
+    match found(view, now) {
         Some(step) => step,
         None => AutoStep::LookAt(due),
+    }
+}
+
+/// The staging of the version of the channel, now or once the pause after a blocked one is over.
+fn stage(view: &AutoView<'_>, now: i64) -> AutoStep {
+    match view.stage_again.filter(|again| *again > now) {
+        Some(again) => AutoStep::StageAt(again),
+        None => AutoStep::Stage,
     }
 }
 
 /// The start of the version that the node staged. `None` if it does not start: it failed before, it needs a person, or
 /// the channel has not said yet what it needs.
 fn start(view: &AutoView<'_>, now: i64, delay: i64) -> Option<AutoStep> {
-    let version = view.facts.other_version.as_deref()?;
+    let version = view.waiting?;
     let plan = view.found.filter(|plan| plan.to == version)?;
     if has_failed(view.facts, version)
-        || is_left(view.facts, version)
+        || is_left_by_machine(view, version)
         || plan.needs_person.is_some()
     {
         return None;
     }
     let refused = refused(view).filter(|refused| refused.sha256 == plan.sha256);
     if refused.is_some_and(|refused| refused.remedy != StartRemedy::Nothing) {
-        return Some(AutoStep::Stage);
+        return Some(stage(view, now));
     }
     let earliest = refused.map_or(now, |refused| refused.next_try.max(now));
     Some(match next_start(earliest, view.section.window, delay) {
@@ -189,26 +209,24 @@ fn start(view: &AutoView<'_>, now: i64, delay: i64) -> Option<AutoStep> {
 
 /// The start of the version that waits, if PID 1 refused it.
 fn refused<'a>(view: &AutoView<'a>) -> Option<&'a RefusedStart> {
-    let version = view.facts.other_version.as_deref();
     view.refused
-        .filter(|refused| version == Some(refused.version.as_str()))
+        .filter(|refused| view.waiting == Some(refused.version.as_str()))
 }
 
 /// What is done with what the channel had at the last look. `None`: nothing.
-fn found(view: &AutoView<'_>) -> Option<AutoStep> {
+fn found(view: &AutoView<'_>, now: i64) -> Option<AutoStep> {
     let plan = view.found.filter(|plan| plan.step == "upgrade")?;
     if has_failed(view.facts, &plan.to) {
         return Some(AutoStep::FailedBefore);
     }
-    if is_left(view.facts, &plan.to) {
+    if is_left_by_machine(view, &plan.to) {
         return Some(AutoStep::LeftBefore);
     }
     // The machine makes the version of a client its own by staging the same once more, so that it may start it.
-    let is_staged = view.is_own
-        && view.facts.state == "staged"
-        && view.facts.other_version.as_ref() == Some(&plan.to);
+    let is_staged =
+        view.is_own && view.facts.state == "staged" && view.waiting == Some(plan.to.as_str());
     Some(match (is_staged, plan.needs_person.is_some()) {
-        (false, _) => AutoStep::Stage,
+        (false, _) => stage(view, now),
         (true, true) => AutoStep::WaitsForPerson,
         (true, false) => AutoStep::WaitsForAdministrator,
     })
@@ -223,6 +241,11 @@ fn has_failed(facts: &UpdateFacts, version: &str) -> bool {
 /// Whether an administrator left the version, or it failed before another one was confirmed.
 pub(super) fn is_left(facts: &UpdateFacts, version: &str) -> bool {
     facts.left.iter().any(|left| left == version)
+}
+
+/// Whether the version was left, by what the facts or the notes of the node say.
+fn is_left_by_machine(view: &AutoView<'_>, version: &str) -> bool {
+    is_left(view.facts, version) || view.left.iter().any(|left| left == version)
 }
 
 #[cfg(test)]
@@ -313,10 +336,14 @@ mod tests {
             now: Some(at(12, 0)),
             began: at(11, 0),
             looked: None,
+            look_again: None,
+            stage_again: None,
             facts,
+            waiting: facts.other_version.as_deref(),
+            left: &[],
             found: None,
             refused: None,
-            was_busy: false,
+            was_blocked: false,
             is_own: true,
             is_replaceable: false,
             is_busy: false,
@@ -521,6 +548,37 @@ mod tests {
         };
         let start = decide(&other_program, (at(2, 1), at(2, 0)), &same);
         assert_eq!(start, AutoStep::Start);
+    }
+
+    #[test]
+    fn what_another_caller_blocked_is_tried_again_after_its_pause() {
+        let apply = section(AutoUpdate::Apply);
+        let (idle, found, again) = (facts("idle", None), plan("1.1.0"), at(12, 10));
+        let look = AutoView {
+            look_again: Some(again),
+            ..view(&apply, &idle)
+        };
+        let stage = AutoView {
+            looked: Some(at(11, 30)),
+            stage_again: Some(again),
+            found: Some(&found),
+            ..view(&apply, &idle)
+        };
+        for (view, waits, tries) in [
+            (look, AutoStep::LookAt(again), AutoStep::Look),
+            (stage, AutoStep::StageAt(again), AutoStep::Stage),
+        ] {
+            assert_eq!(step(&view), waits);
+            let now = Some(again);
+            assert_eq!(step(&AutoView { now, ..view }), tries);
+        }
+        // A stateless machine has no list of PID 1.
+        let left = ["1.1.0".to_owned()];
+        let noted = AutoView {
+            left: &left,
+            ..stage
+        };
+        assert_eq!(step(&noted), AutoStep::LeftBefore);
     }
 
     /// The version before was confirmed after the rollback, and is the last end of an update.

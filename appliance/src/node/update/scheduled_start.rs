@@ -536,6 +536,7 @@ impl NodeUpdates {
         let session = lesser()?;
         let (id, owner) = (session.id.clone(), session.request.owner.clone());
         drop(session);
+        self.note_interruption(by);
         let why = format!("the start of another version, which {by} has planned, is due");
         let ended = sessions.give_up((&id, &owner), why).await;
         ended.is_ok().then_some(turn)

@@ -1,18 +1,17 @@
 //! The one bundle that is sent to PID 1 at a time, piece by piece.
 
 use std::fmt;
-use std::ops::ControlFlow;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use alknet_init::control::{UpdateAnswer, UpdatePlan, UpdateRequest};
+use alknet_init::control::{UpdatePlan, UpdateRequest};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use super::init_client::{BundleFrames, UpdateClient, UpdateClientError, wait};
+use super::bundle_sending::{BundleSending, outcome_of};
+use super::init_client::{UpdateClient, UpdateClientError};
 use super::pace::StagingPace;
 
 /// Longest bundle, in bytes. PID 1 has its own limits of what is in one.
@@ -144,7 +143,7 @@ pub(super) struct StagingSession {
     offset: AtomicU64,
     pieces: mpsc::Sender<BundlePiece>,
     /// Its sender gives it up.
-    given_up: Notify,
+    pub(super) given_up: Notify,
     /// The reason that it gives.
     reason: OnceLock<String>,
 }
@@ -156,7 +155,7 @@ impl StagingSession {
     }
 
     /// Why it was given up.
-    fn why(&self) -> String {
+    pub(super) fn why(&self) -> String {
         self.reason.get().cloned().unwrap_or_default()
     }
 
@@ -191,6 +190,8 @@ struct SessionTable {
     staged: Option<(UpdatePlan, StagingRequest)>,
     /// Whether there is a [`SessionTurn`].
     has_turn: bool,
+    /// Gets the turn at the end of the session under way.
+    claim: Option<oneshot::Sender<SessionTurn>>,
 }
 
 impl SessionTable {
@@ -298,6 +299,18 @@ impl StagingSessions {
         }
         table.has_turn = true;
         Ok(SessionTurn(self.clone()))
+    }
+
+    /// Lets no other caller begin a session at the end of this one: the receiver gets the turn then. It gets none if the
+    /// session has ended, or if a caller takes it over before its end.
+    pub(super) fn claim_turn(&self, session: &StagingSession) -> oneshot::Receiver<SessionTurn> {
+        let (claim, turn) = oneshot::channel();
+        let mut table = self.lock();
+        let current = table.current.as_ref();
+        if current.is_some_and(|current| current.id == session.id) {
+            table.claim = Some(claim);
+        }
+        turn
     }
 
     /// Sends a piece, and after the last one waits for PID 1.
@@ -415,13 +428,22 @@ impl StagingSessions {
             request: session.request.clone(),
             outcome: outcome.clone(),
         };
-        {
+        let claim = {
             let mut table = self.lock();
             if let (StagingOutcome::Planned(plan), false) = (&outcome, ended.request.dry_run) {
                 table.note_staged(plan, &ended.request);
             }
             table.ended = Some(ended);
             table.current = None;
+            // In the same moment: another caller may be trying to begin a session all the time.
+            let claim = table.claim.take();
+            let claim = claim.filter(|_| !table.has_turn);
+            table.has_turn |= claim.is_some();
+            claim
+        };
+        if let Some(claim) = claim {
+            // A turn that is not received is dropped here, which gives it back.
+            claim.send(SessionTurn(self.clone())).ok();
         }
         // Only now: who waits for the end finds it.
         drop(pieces);
@@ -552,79 +574,6 @@ fn fits(piece: &BundlePiece, sent: u64, left: u64) -> Result<(), StagingError> {
     }
 }
 
-/// A bundle on its way to PID 1.
-///
-/// PID 1 may read no frame for minutes while it writes a program, so the session can be given up at every step: PID 1
-/// learns of it beside the stream. A frame that has begun is still sent to its end, because another bundle follows it.
-struct BundleSending<'a> {
-    init: &'a UpdateClient,
-    session: &'a StagingSession,
-    /// The number of the request.
-    n: u64,
-    frames: BundleFrames,
-    answer: oneshot::Receiver<UpdateAnswer>,
-    /// As in [`StagingPace::abort`].
-    abort: Duration,
-}
-
-impl BundleSending<'_> {
-    /// Sends a piece. Breaks if the session was given up meanwhile.
-    async fn data(&mut self, data: &[u8]) -> Result<ControlFlow<()>, UpdateClientError> {
-        let mut sent = pin!(self.frames.data(data));
-        tokio::select! {
-            biased;
-            sent = &mut sent => return sent.map(ControlFlow::Continue),
-            () = self.session.given_up.notified() => {}
-        }
-        self.init.give_up(self.n).await?;
-        sent.await.map(ControlFlow::Break)
-    }
-
-    /// Ends a bundle before its end.
-    async fn give_up(self, why: String) -> Result<StagingOutcome, UpdateClientError> {
-        self.init.give_up(self.n).await?;
-        self.abort(why).await
-    }
-
-    /// Ends the frames of a bundle that PID 1 gives up. PID 1 is free again once it has answered.
-    async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateClientError> {
-        self.frames.abort().await?;
-        // Whatever PID 1 says of it, the bundle was not complete.
-        wait(self.answer, self.abort).await.ok();
-        Ok(StagingOutcome::GivenUp(why))
-    }
-
-    /// Ends a complete bundle, and waits for what PID 1 makes of it. Returns also whether this is known: a bundle that is
-    /// given up while PID 1 does not answer may be staged later.
-    async fn finish(self, longest: Duration) -> Result<(StagingOutcome, bool), UpdateClientError> {
-        let Self {
-            init,
-            session,
-            n,
-            mut frames,
-            answer,
-            abort,
-        } = self;
-        let mut decided = pin!(async {
-            frames.end().await?;
-            answer.await.map_err(|_| UpdateClientError::Broken)
-        });
-        let why = tokio::select! {
-            biased;
-            answer = &mut decided => return answer.map(|answer| (outcome_of(answer), true)),
-            () = session.given_up.notified() => session.why(),
-            // PID 1 must not go on with a session that no caller can cancel.
-            () = sleep(longest) => format!("PID 1 did not stage it within {} s", longest.as_secs()),
-        };
-        init.give_up(n).await?;
-        Ok(match timeout(abort, decided).await {
-            // It was staged already.
-            Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => (outcome_of(answer), true),
-            decided => (StagingOutcome::GivenUp(why), matches!(decided, Ok(Ok(_)))),
-        })
-    }
-}
-
 /// The answer to a piece for a session that has ended: a caller that lost the answer to its last piece sends it again.
 fn ended_write(ended: &EndedStaging, offset: u64) -> Result<PieceTaken, StagingError> {
     match &ended.outcome {
@@ -633,15 +582,5 @@ fn ended_write(ended: &EndedStaging, offset: u64) -> Result<PieceTaken, StagingE
             plan: Some(plan.clone()),
         }),
         outcome => Err(StagingError::Ended(Box::new(outcome.clone()))),
-    }
-}
-
-fn outcome_of(answer: UpdateAnswer) -> StagingOutcome {
-    match answer {
-        UpdateAnswer::Planned { plan } => StagingOutcome::Planned(plan),
-        UpdateAnswer::Refused { code, text } => StagingOutcome::Refused { code, text },
-        UpdateAnswer::Done | UpdateAnswer::Log { .. } => {
-            StagingOutcome::GivenUp("PID 1 gave an answer of another kind".to_owned())
-        }
     }
 }

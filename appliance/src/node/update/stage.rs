@@ -33,7 +33,7 @@ const VERSION_CHARS_MAX: usize = 64;
 const URL_CHARS_MAX: usize = 2048;
 /// How long an offer waits until PID 1 has read slots that have changed, and how often it looks.
 pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
-const LOOK_STEP: Duration = Duration::from_millis(100);
+pub(super) const LOOK_STEP: Duration = Duration::from_millis(100);
 
 /// `update/stage`
 pub(super) fn stage(updates: NodeUpdates) -> Registration {
@@ -175,7 +175,9 @@ pub(super) fn cancel(updates: NodeUpdates) -> Registration {
         async move {
             direct(&ctx)?;
             updates.check_init()?;
-            let why = format!("{} cancelled it", caller(&ctx));
+            let by = caller(&ctx);
+            updates.note_interruption(&by);
+            let why = format!("{by} cancelled it");
             let cancelled = updates.0.sessions.cancel(why).await;
             Ok::<_, CallError>(json!({ "cancelled": cancelled }))
         }
@@ -433,6 +435,7 @@ impl NodeUpdates {
         if !take_over {
             return Ok(None);
         }
+        self.note_interruption(by);
         let why = format!("{by} sends another one");
         self.0.sessions.take_over(why).await.map(Some)
     }
@@ -549,7 +552,7 @@ impl NodeUpdates {
             // After a restart the node no longer knows who staged the version first, and PID 1's log does.
             None if is_staged => match self.logged_staging().await.flatten() {
                 Some(record) => record.limited || record.by == hub || record.by == BY,
-                None => is_limited,
+                None => is_limited || self.has_forgotten_staging(),
             },
             None => return None,
         };

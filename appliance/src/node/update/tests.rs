@@ -2,6 +2,7 @@
 
 mod agreed_floors;
 mod attacks;
+mod blocked_updates;
 mod clients;
 mod downloads;
 mod ended_starts;
@@ -10,6 +11,7 @@ mod operations;
 mod refused_starts;
 mod scheduled_starts;
 mod sessions;
+mod stateless;
 
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
@@ -100,6 +102,8 @@ struct InitSeen {
     stager: String,
     /// Whether the log says that this caller may not start versions.
     stager_limited: bool,
+    /// Whether PID 1 keeps no log, as on a stateless machine.
+    keeps_no_log: bool,
     /// Holds back the next answer about the log, which says how it stood at the question, until a test notifies this.
     log_release: Option<Arc<Notify>>,
     /// The code with which PID 1 refuses a rollback.
@@ -125,9 +129,11 @@ impl InitSeen {
             limited: self.stager_limited,
             ..UpdateRecord::default()
         };
-        UpdateAnswer::Log {
-            records: vec![record],
-        }
+        let records = match self.keeps_no_log {
+            true => Vec::new(),
+            false => vec![record],
+        };
+        UpdateAnswer::Log { records }
     }
 }
 
@@ -145,9 +151,28 @@ impl Clock for ShiftedClock {
     }
 }
 
+/// The clocks of a node in tests.
+#[derive(Clone, Default)]
+struct TestClocks {
+    /// The one that time servers and people set.
+    wall: Arc<ShiftedClock>,
+    /// Seconds by which a test has let the time since the node's start pass faster.
+    steady_s: Arc<AtomicU64>,
+}
+
+impl TestClocks {
+    fn steady(&self) -> SteadyClock {
+        let (began, passed) = (Instant::now(), Arc::clone(&self.steady_s));
+        Arc::new(move || began.elapsed() + Duration::from_secs(passed.load(Ordering::Relaxed)))
+    }
+}
+
 struct NodeUpdateBench {
     updates: NodeUpdates,
     clock: Arc<ShiftedClock>,
+    clocks: TestClocks,
+    /// The server that the node asks without TLS.
+    plain: Option<PeerAddr>,
     seen: Arc<Mutex<InitSeen>>,
     verdict: Arc<Mutex<Verdict>>,
     facts: SharedFacts,
@@ -197,11 +222,13 @@ impl NodeUpdateBench {
         let seen = Arc::default();
         let verdict = Arc::new(Mutex::new(Verdict::Plans));
         let init = (&seen, &verdict);
-        let clock = Arc::default();
-        let services = (&identity_services, &clock);
+        let clocks = TestClocks::default();
+        let services = (&identity_services, &clocks);
         Self {
-            updates: start_updates(&dir, services, &facts, init, (pace, plain)),
-            clock,
+            updates: start_updates(&dir, services, &facts, init, (pace, plain.clone())),
+            clock: Arc::clone(&clocks.wall),
+            clocks,
+            plain,
             seen,
             verdict,
             facts,
@@ -214,8 +241,8 @@ impl NodeUpdateBench {
     fn restart(&mut self) {
         self.updates.0.scheduled.end_for_tests();
         let init = (&self.seen, &self.verdict);
-        let pace = (StagingPace::default(), None);
-        let services = (&self.identities, &self.clock);
+        let pace = (StagingPace::default(), self.plain.clone());
+        let services = (&self.identities, &self.clocks);
         self.updates = start_updates(&self.dir, services, &self.facts, init, pace);
     }
 
@@ -278,7 +305,7 @@ fn admins_and(id: &str, keys: &[u8], scopes: &[&str]) -> IdentityEntries {
 /// The updates of a node on this folder, with a PID 1 of their own.
 fn start_updates(
     dir: &tempfile::TempDir,
-    (services, clock): (&crate::node::IdentityServices, &Arc<ShiftedClock>),
+    (services, clocks): (&crate::node::IdentityServices, &TestClocks),
     facts: &SharedFacts,
     (seen, verdict): (&Arc<Mutex<InitSeen>>, &Arc<Mutex<Verdict>>),
     (pace, plain): (StagingPace, Option<PeerAddr>),
@@ -292,7 +319,7 @@ fn start_updates(
         facts: Arc::clone(facts),
         reloader: Arc::clone(&services.reloader),
         identity: "ed25519:00".to_owned(),
-        clock: Arc::clone(clock) as _,
+        clock: Arc::clone(&clocks.wall) as _,
         identities: Arc::clone(&services.identities) as _,
         state_dir: dir.path().to_owned(),
     };
@@ -301,7 +328,7 @@ fn start_updates(
         downloader = downloader.with_plain(server);
     }
     let scheduled = ScheduledStartStore::new(dir.path(), STEP);
-    let updates = NodeUpdates::with(context, downloader, pace, scheduled);
+    let updates = NodeUpdates::with(context, downloader, pace, (scheduled, clocks.steady()));
     let (to_work, work) = mpsc::channel(8);
     let front = refuse_while_staging(updates.0.init.clone(), Arc::clone(seen), messages, to_work);
     tokio::spawn(front);

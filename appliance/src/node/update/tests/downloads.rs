@@ -208,13 +208,23 @@ async fn a_machine_follows_its_channel_by_itself() {
 
 /// A machine that installs by itself what its channel has.
 pub(super) async fn stable_follower() -> NodeUpdateBench {
-    let server = breaking_server(FILE, 1000, true).await;
+    follower_of(&breaking_server(FILE, 1000, true).await)
+}
+
+/// The same with this server.
+pub(super) fn follower_of(server: &PeerAddr) -> NodeUpdateBench {
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
     let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    ask_instead(&bench, server);
+    bench
+}
+
+/// The node asks this server in the place of every other one: the configuration takes https only, and the server of the
+/// tests has no TLS.
+pub(super) fn ask_instead(bench: &NodeUpdateBench, server: &PeerAddr) {
     let downloader = &bench.updates.0.downloader;
     downloader.instead(format!("http://{server}/stable/bundle.tar"));
-    bench
 }
 
 /// The server of the channel `stable` has a bundle of `beta`, which the same keys have signed.

@@ -21,7 +21,7 @@ async fn refused_follower(code: &'static str) -> NodeUpdateBench {
 }
 
 /// Lets the node decide so many times.
-async fn act(bench: &NodeUpdateBench, times: usize) {
+pub(super) async fn act(bench: &NodeUpdateBench, times: usize) {
     for _ in 0..times {
         bench.updates.act().await;
     }
@@ -39,23 +39,28 @@ async fn act_until(bench: &NodeUpdateBench, requests: usize) {
     done.expect("PID 1 gets them");
 }
 
-fn refuse_starts(bench: &NodeUpdateBench, code: Option<&'static str>) {
+pub(super) fn refuse_starts(bench: &NodeUpdateBench, code: Option<&'static str>) {
     bench.seen.lock().expect("no panic").refuses_start = code;
 }
 
-/// PID 1 says that this version is staged.
-fn mark_staged(bench: &NodeUpdateBench, version: &str) {
+/// PID 1 says that this version is staged, with the program of [`Verdict`].
+pub(super) fn mark_staged(bench: &NodeUpdateBench, version: &str) {
+    let sha256 = match version {
+        "1.1.0" => "a1",
+        _ => "b2",
+    };
     bench.set(|facts| {
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some(version.to_owned());
+        facts.update.other_sha256 = Some(sha256.to_owned());
     });
 }
 
 /// How far the clock is ahead, in seconds, after a wrong answer of a time server or with a wrong hardware clock: a year.
-const AHEAD_S: u64 = 365 * 86_400;
+pub(super) const AHEAD_S: u64 = 365 * 86_400;
 
 /// Sets the clock so many seconds ahead of the system's.
-fn set_clock(bench: &NodeUpdateBench, ahead_s: u64) {
+pub(super) fn set_clock(bench: &NodeUpdateBench, ahead_s: u64) {
     bench.clock.0.store(ahead_s, Ordering::Relaxed);
 }
 
@@ -65,8 +70,13 @@ fn pass_looks(bench: &NodeUpdateBench, looks: i64) {
     set_clock(bench, seconds);
 }
 
+/// Lets so many seconds pass by the clock that no time server sets.
+pub(super) fn pass_steady(bench: &NodeUpdateBench, seconds: u64) {
+    bench.clocks.steady_s.fetch_add(seconds, Ordering::Relaxed);
+}
+
 /// What the node had PID 1 do for the channel.
-fn sent(bench: &NodeUpdateBench) -> Vec<&'static str> {
+pub(super) fn sent(bench: &NodeUpdateBench) -> Vec<&'static str> {
     let requests = bench.requests().into_iter();
     let words = requests.filter_map(|(request, _)| match request {
         UpdateRequest::Stage { dry_run: true, .. } => Some("look"),
@@ -103,13 +113,44 @@ fn is_to_be_sent(bench: &NodeUpdateBench) -> bool {
 async fn a_machine_stages_again_what_pid_1_refuses_to_start() {
     for code in ["other-staged", "slot-damaged", "unverified"] {
         let bench = refused_follower(code).await;
-        act(&bench, 1).await;
-        assert_eq!(sent(&bench)[3..], ["stage"], "{code}");
         assert_eq!(available(&bench), None, "{code}");
         refuse_starts(&bench, None);
+        // One decision stages it and starts it.
         act(&bench, 1).await;
         assert_eq!(sent(&bench)[3..], ["stage", "start"], "{code}");
         assert_eq!(available(&bench), None, "{code}");
+    }
+}
+
+/// A byte of the head of the staged program has changed: the slot names another version, or none, of which PID 1 knows
+/// no program.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_stages_a_damaged_program_again_whatever_version_its_slot_names() {
+    for version in [None, Some("1.9.0")] {
+        let bench = stable_follower().await;
+        act(&bench, 2).await;
+        let damage = || {
+            mark_staged(&bench, "1.1.0");
+            bench.set(|facts| {
+                facts.update.other_version = version.map(str::to_owned);
+                facts.update.other_sha256 = None;
+            });
+        };
+        damage();
+        refuse_starts(&bench, Some("slot-damaged"));
+        act(&bench, 1).await;
+        assert_eq!(sent(&bench), ["look", "stage", "start"], "{version:?}");
+        // PID 1 writes the slot, and the disk damages it once more: this is bounded, and a problem.
+        act(&bench, 20).await;
+        assert_eq!(sent(&bench)[3..], ["stage", "start"], "{version:?}");
+        let text = available(&bench).expect("a problem");
+        assert!(text.starts_with("version 1.1.0 "), "{text}");
+        // A later version is installed.
+        pass_looks(&bench, 1);
+        bench.judge(Verdict::PlansVersion("1.2.0"));
+        act(&bench, 1).await;
+        act(&bench, 1).await;
+        assert_eq!(sent(&bench)[5..7], ["look", "stage"], "{version:?}");
     }
 }
 
@@ -167,7 +208,7 @@ async fn a_version_that_could_not_be_staged_again_is_a_problem_until_the_next_lo
     bench.judge(Verdict::Plans);
     refuse_starts(&bench, None);
     pass_looks(&bench, 1);
-    act(&bench, 3).await;
+    act(&bench, 2).await;
     assert_eq!(sent(&bench)[4..], ["look", "stage", "start"]);
     assert_eq!(available(&bench), None);
 }
@@ -303,36 +344,28 @@ async fn a_version_that_another_caller_replaced_is_still_staged_again_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_for_which_pid_1_is_busy_keeps_no_look_away() {
     let bench = refused_follower("busy").await;
-    set_clock(&bench, 3000);
     act(&bench, 1).await;
     assert_eq!(sent(&bench)[3..], ["start"]);
-    assert_eq!(available(&bench), None, "within the hour");
-    set_clock(&bench, 3700);
-    act(&bench, 1).await;
-    assert_eq!(sent(&bench)[4..], ["start"]);
-    let text = available(&bench).expect("a problem");
-    assert!(text.ends_with("another request is under way"), "{text}");
-    assert!(!is_to_be_sent(&bench));
-    assert_eq!(bench.updates.auto_shown()["refusal"]["code"], "busy");
+    // A start that is not judged has no refusal.
+    assert_eq!(available(&bench), None);
+    assert_eq!(bench.updates.auto_shown()["refusal"], Value::Null);
     // The next look is due.
     pass_looks(&bench, 1);
     act(&bench, 3).await;
-    assert_eq!(sent(&bench)[5..], ["look", "start", "start"]);
+    assert_eq!(sent(&bench)[4..], ["look", "start", "start"]);
     pass_looks(&bench, 2);
     bench.judge(Verdict::PlansVersion("1.2.0"));
     act(&bench, 2).await;
-    assert_eq!(sent(&bench)[8..], ["look", "stage"]);
+    assert_eq!(sent(&bench)[7..], ["look", "stage"]);
     mark_staged(&bench, "1.2.0");
-    assert_eq!(available(&bench), None);
     act(&bench, 1).await;
-    assert_eq!(sent(&bench)[10..], ["start"]);
-    assert_eq!(available(&bench), None, "its hour begins with this try");
-    // A start that PID 1 has judged ends the row of tries, and its reason counts until it judges the next one.
+    assert_eq!(sent(&bench)[9..], ["start"]);
+    // A reason that PID 1 has judged counts until it judges the next start.
     refuse_starts(&bench, Some("locked"));
     act(&bench, 1).await;
     refuse_starts(&bench, Some("busy"));
     set_clock(&bench, 24 * 3600 + 3700);
     act(&bench, 1).await;
-    assert_eq!(sent(&bench)[11..], ["start", "start"]);
+    assert_eq!(sent(&bench)[10..], ["start", "start"]);
     assert_eq!(bench.updates.auto_shown()["refusal"]["code"], "locked");
 }

@@ -83,6 +83,42 @@ async fn one_bundle_is_sent_at_a_time() {
     }
 }
 
+/// A caller that asks for a session all the time gets none between the machine's own and what the machine does next.
+#[tokio::test]
+async fn the_turn_after_a_session_is_of_the_one_who_claimed_it() {
+    let bench = NodeUpdateBench::new();
+    let sessions = &bench.updates.0.sessions;
+    let begin = || sessions.begin(request(3), None).map(|it| it.id.clone());
+    let claimed = |id: &str| {
+        let session = sessions.current().expect("a session");
+        assert_eq!(session.id, id);
+        sessions.claim_turn(&session)
+    };
+    let id = begin().expect("it begins");
+    let claim = claimed(&id);
+    bench.send(&id, 0, b"abc").await.expect("taken");
+    assert_eq!(begin(), Err(StagingError::Busy));
+    let turn = claim.await.expect("a turn");
+    assert_eq!(begin(), Err(StagingError::Busy));
+    drop(turn);
+    // One that is not received is given back.
+    let id = begin().expect("it begins");
+    drop(claimed(&id));
+    bench.send(&id, 0, b"abc").await.expect("taken");
+    // A caller that takes the session over has its turn.
+    let id = begin().expect("it begins");
+    let claim = claimed(&id);
+    let over = sessions.take_over("enough".to_owned()).await;
+    let turn = over.expect("a turn");
+    assert!(claim.await.is_err());
+    let next = sessions.begin(request(3), Some(turn));
+    let session = next.expect("it begins");
+    let id = session.id.clone();
+    drop(session);
+    bench.send(&id, 0, b"abc").await.expect("taken");
+    begin().expect("no turn is left");
+}
+
 #[tokio::test]
 async fn a_bundle_that_pid_1_refuses_early_is_given_up_at_once() {
     let bench = NodeUpdateBench::new();

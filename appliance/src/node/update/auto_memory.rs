@@ -1,0 +1,172 @@
+//! What the node remembers between two decisions about the machine's own updates.
+
+use alknet_call::CallError;
+use alknet_init::control::{UpdateFacts, UpdatePlan};
+
+use super::blocked::BlockedUpdates;
+use super::refusal::{StartRefusal, ends_by_staging, may_pass};
+use super::schedule::{AutoStep, LOOK_PERIOD_S, RefusedStart, StartRemedy};
+
+/// How long the node waits, in seconds, after PID 1 refused a start for a reason that may pass, such as a closed vault:
+/// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
+const START_PAUSE_S: i64 = 600;
+
+/// What the node remembers between two decisions.
+#[derive(Debug, Default)]
+pub(super) struct AutoMemory {
+    /// When the node began to know the time.
+    pub(super) began: Option<i64>,
+    /// When it looked at the channel last, other than by a look that was blocked.
+    pub(super) looked: Option<i64>,
+    /// What the channel had.
+    pub(super) found: Option<UpdatePlan>,
+    /// SHA-256 of the program of which a delta was not staged: it would most likely end in the same way again, so the
+    /// whole program is taken for this one.
+    pub(super) whole: Option<String>,
+    /// The last start, if PID 1 refused it. It counts until PID 1 judges the next one.
+    pub(super) refused: Option<RefusedStart>,
+    /// The tries that others blocked.
+    pub(super) blocked: BlockedUpdates,
+    /// The caller that has ended the session of the try under way.
+    pub(super) interrupted: Option<String>,
+    /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
+    /// does not help the next time either.
+    staged_again: Option<String>,
+    /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
+    pub(super) own: Option<String>,
+    /// Whether the version that waits is of a caller that may not start versions, or such that PID 1 does not start it.
+    pub(super) is_replaceable: bool,
+    /// Whether PID 1 was asked who staged the version that waits.
+    pub(super) has_asked: bool,
+    /// What it decided last.
+    pub(super) step: Option<AutoStep>,
+    /// Why the last look, stage or start failed.
+    pub(super) error: Option<String>,
+}
+
+impl AutoMemory {
+    /// Brings the moments of what the node waits for up to `now`, in Unix time. The clock may have been set back since they
+    /// were noted, and the node would wait for as long as the clock was ahead.
+    pub(super) fn settle_clock(&mut self, now: i64) {
+        self.began = Some(self.began.map_or(now, |began| began.min(now)));
+        self.looked = self.looked.filter(|looked| *looked <= now);
+        if let Some(refused) = &mut self.refused {
+            refused.next_try = refused.next_try.min(now + LOOK_PERIOD_S);
+        }
+    }
+
+    /// Whether the node has staged what waits by itself. The slot of a damaged program names no version, or another one.
+    /// Then PID 1 knows no program that fits this name, and the version is still that of the last staging.
+    pub(super) fn is_own(&self, facts: &UpdateFacts) -> bool {
+        let own = self.own.as_deref();
+        let is_named = own == facts.other_version.as_deref();
+        let is_damaged = facts.other_sha256.is_none();
+        facts.state == "staged" && own.is_some() && (is_named || is_damaged)
+    }
+
+    /// The version that waits: as the node has staged it, or as the slot names it.
+    pub(super) fn waiting_version<'a>(&'a self, facts: &'a UpdateFacts) -> Option<&'a str> {
+        match self.is_own(facts) {
+            true => self.own.as_deref(),
+            false => facts.other_version.as_deref(),
+        }
+    }
+
+    /// The node has staged this version by itself. `before` is the version that waited before.
+    pub(super) fn note_staged(&mut self, plan: UpdatePlan, before: Option<&str>) {
+        let refused = self.refused.take();
+        // Only what the slot had of this version was mended by it. A version of another caller there, or a refusal for
+        // another reason, must not spend the one time for which this is tried.
+        let is_mended = refused.is_some_and(|refused| {
+            refused.sha256 == plan.sha256
+                && refused.remedy != StartRemedy::Nothing
+                && before == Some(refused.version.as_str())
+        });
+        if is_mended {
+            self.staged_again = Some(plan.sha256.clone());
+        }
+        self.own = Some(plan.to.clone());
+        self.is_replaceable = false;
+        self.found = Some(plan);
+    }
+
+    /// The node could not stage this version, which the channel had at the last look.
+    pub(super) fn note_not_staged(&mut self, plan: UpdatePlan, is_blocked: bool) {
+        if is_blocked {
+            // It was not judged: the next try is of the same version.
+            self.found = Some(plan);
+        } else if let Some(refused) = &mut self.refused
+            && refused.sha256 == plan.sha256
+            && refused.remedy != StartRemedy::Nothing
+        {
+            refused.remedy = StartRemedy::StageLater;
+        }
+    }
+
+    /// PID 1 refused to start this version at the moment `now`, in Unix time.
+    pub(super) fn note_refused(&mut self, plan: &UpdatePlan, error: &CallError, now: i64) {
+        let is_repeated = self.staged_again.as_ref() == Some(&plan.sha256);
+        let pause = match may_pass(error) {
+            true => START_PAUSE_S,
+            false => LOOK_PERIOD_S,
+        };
+        self.refused = Some(RefusedStart {
+            version: plan.to.clone(),
+            sha256: plan.sha256.clone(),
+            reason: error.into(),
+            remedy: match ends_by_staging(error) && !is_repeated {
+                true => StartRemedy::StageAgain,
+                false => StartRemedy::Nothing,
+            },
+            next_try: now + pause,
+        });
+    }
+
+    /// Why this version, which the machine staged by itself, does not start. `None` while it is about to be staged again
+    /// for that.
+    pub(super) fn start_refusal(&self, version: &str) -> Option<&StartRefusal> {
+        if self.own.as_deref() != Some(version) {
+            return None;
+        }
+        let refused = self.refused.as_ref().filter(|refused| {
+            refused.version == version && refused.remedy != StartRemedy::StageAgain
+        });
+        refused.map(|refused| &refused.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte of the program's head has changed, so that it names another version, or none. PID 1 knows no program of
+    /// that name.
+    #[test]
+    fn a_damaged_program_is_still_the_one_that_the_node_has_staged() {
+        let memory = AutoMemory {
+            own: Some("1.1.0".to_owned()),
+            ..AutoMemory::default()
+        };
+        let facts = |state: &str, version: Option<&str>, sha256: Option<&str>| UpdateFacts {
+            state: state.to_owned(),
+            other_version: version.map(str::to_owned),
+            other_sha256: sha256.map(str::to_owned),
+            ..UpdateFacts::default()
+        };
+        for (state, version, sha256, is_own) in [
+            ("staged", Some("1.1.0"), Some("a1"), true),
+            ("staged", None, None, true),
+            ("staged", Some("1.9.0"), None, true),
+            // The program of another caller, whose staging is not in the log.
+            ("staged", Some("1.2.0"), Some("b2"), false),
+            ("idle", None, None, false),
+        ] {
+            let facts = facts(state, version, sha256);
+            assert_eq!(memory.is_own(&facts), is_own, "{facts:?}");
+            let expected = if is_own { Some("1.1.0") } else { version };
+            assert_eq!(memory.waiting_version(&facts), expected);
+        }
+        let none = AutoMemory::default();
+        assert!(!none.is_own(&facts("staged", None, None)));
+    }
+}

@@ -1,0 +1,391 @@
+//! The machine's own looks at its channel, stagings and starts that other callers block: a caller that keeps the one
+//! session or PID 1 busy must not keep a machine from its updates unseen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::CallError;
+use serde_json::{Value, json};
+
+use super::NodeUpdates;
+use super::auto::BY;
+use super::refusal::is_busy;
+use super::schedule::AutoStep;
+
+/// How long the tries of one kind are blocked before this is a problem.
+pub(super) const BLOCKED_MAX: Duration = Duration::from_secs(3600);
+/// The longest pause between two blocked tries that counts as blocked. The machine tries each kind more often while it
+/// wants it; outside its window it tries no start.
+const GAP_MAX: Duration = Duration::from_secs(900);
+/// How long the machine waits after a look or a staging that was blocked: the channel is asked for each try.
+pub(super) const BLOCKED_PAUSE: Duration = Duration::from_secs(600);
+
+/// What tells the time since the node began. It goes on whatever a time server or a person does with the clock.
+pub(super) type SteadyClock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// What the machine does by itself, and others can block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AutoTry {
+    Look,
+    Stage,
+    Start,
+}
+
+impl AutoTry {
+    const ALL: [Self; 3] = [Self::Look, Self::Stage, Self::Start];
+
+    /// The one that a step is, if it needs the session or PID 1.
+    pub(super) fn of_step(step: &AutoStep) -> Option<Self> {
+        match step {
+            AutoStep::Look => Some(Self::Look),
+            AutoStep::Stage => Some(Self::Stage),
+            AutoStep::Start => Some(Self::Start),
+            _ => None,
+        }
+    }
+
+    /// The word for it in the status.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Look => "look",
+            Self::Stage => "stage",
+            Self::Start => "start",
+        }
+    }
+
+    /// What it does, for people.
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Look => "look at its channel",
+            Self::Stage => "stage the version of its channel",
+            Self::Start => "start the version that it has staged",
+        }
+    }
+
+    fn pause(self) -> Duration {
+        match self {
+            Self::Look | Self::Stage => BLOCKED_PAUSE,
+            // A window may be short, and PID 1 refuses this at once.
+            Self::Start => Duration::ZERO,
+        }
+    }
+}
+
+/// A try that was blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BlockedTry {
+    /// The caller that had the session, or a request that PID 1 worked on. `None` if it is not known, or if it was none:
+    /// PID 1 is busy also while it changes the vault.
+    pub(super) by: Option<String>,
+    pub(super) reason: String,
+}
+
+/// Tries of one kind that were blocked, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BlockedTries {
+    /// The moment of the last one, by the [`SteadyClock`].
+    last: Duration,
+    /// The time from the first one to the last one, in which each pause counts up to [`GAP_MAX`].
+    lasted: Duration,
+    /// There is no further try before this moment.
+    next_try: Duration,
+    /// The last one, with the last caller that was known.
+    blocked: BlockedTry,
+}
+
+/// The blocked tries of each kind. A kind has none once a try of it goes through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BlockedUpdates([Option<BlockedTries>; 3]);
+
+impl BlockedUpdates {
+    /// A try of this kind was blocked at the moment `now`. The next one comes after a pause.
+    pub(super) fn note_try(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
+        let next_try = now + kind.pause();
+        self.note(kind, now, next_try, blocked);
+    }
+
+    /// At the moment `now` there is no try of this kind, because it would be blocked. That the session or PID 1 is free
+    /// costs nothing to see, so this begins no pause.
+    pub(super) fn note_wait(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
+        self.note(kind, now, now, blocked);
+    }
+
+    fn note(&mut self, kind: AutoTry, now: Duration, next_try: Duration, blocked: BlockedTry) {
+        let before = self.0[kind as usize].take();
+        let (lasted, known) = match before {
+            Some(before) => {
+                let gap = now.saturating_sub(before.last).min(GAP_MAX);
+                (before.lasted + gap, before.blocked.by)
+            }
+            None => (Duration::ZERO, None),
+        };
+        self.0[kind as usize] = Some(BlockedTries {
+            last: now,
+            lasted,
+            next_try,
+            blocked: BlockedTry {
+                by: blocked.by.or(known),
+                reason: blocked.reason,
+            },
+        });
+    }
+
+    /// A try of this kind went through.
+    pub(super) fn end(&mut self, kind: AutoTry) {
+        self.0[kind as usize] = None;
+    }
+
+    /// Forgets the kinds that the machine does not want any more, by what it would do if it were not blocked.
+    pub(super) fn end_unwanted(&mut self, step: &AutoStep, is_staged: bool) {
+        let unwanted: &[AutoTry] = match step {
+            AutoStep::Off | AutoStep::NoSlots => &AutoTry::ALL,
+            AutoStep::WaitsForAdministrator
+            | AutoStep::WaitsForPerson
+            | AutoStep::FailedBefore
+            | AutoStep::LeftBefore => &[AutoTry::Stage, AutoTry::Start],
+            // The channel has nothing to stage. What is staged waits until a look has said what its start needs.
+            AutoStep::LookAt(_) if is_staged => &[AutoTry::Stage],
+            AutoStep::LookAt(_) => &[AutoTry::Stage, AutoTry::Start],
+            AutoStep::Busy
+            | AutoStep::Look
+            | AutoStep::NoClock
+            | AutoStep::Stage
+            | AutoStep::StageAt(_)
+            | AutoStep::Start
+            | AutoStep::StartAt(_)
+            | AutoStep::StartRefused(_) => &[],
+        };
+        for kind in unwanted {
+            self.end(*kind);
+        }
+    }
+
+    /// Whether the last try of this kind was blocked.
+    pub(super) fn has(&self, kind: AutoTry) -> bool {
+        self.0[kind as usize].is_some()
+    }
+
+    /// Seconds until the next try of this kind, rounded up. `None` if there is no pause at the moment `now`.
+    pub(super) fn pause_left_s(&self, kind: AutoTry, now: Duration) -> Option<i64> {
+        let tries = self.0[kind as usize].as_ref()?;
+        let left = tries.next_try.checked_sub(now)?;
+        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        i64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
+    }
+
+    /// The first kind whose tries have been blocked for [`BLOCKED_MAX`], and its last try.
+    pub(super) fn find_lasting(&self) -> Option<(AutoTry, &BlockedTry)> {
+        let mut kinds = AutoTry::ALL.into_iter();
+        kinds.find_map(|kind| {
+            let tries = self.0[kind as usize].as_ref()?;
+            (tries.lasted >= BLOCKED_MAX).then_some((kind, &tries.blocked))
+        })
+    }
+
+    /// What the problem says. `None` if no kind has been blocked for so long.
+    pub(super) fn text(&self) -> Option<String> {
+        let (kind, BlockedTry { by, reason }) = self.find_lasting()?;
+        let by = match by {
+            Some(by) => format!("; {by} had the session for a bundle, or a request at PID 1"),
+            None => String::new(),
+        };
+        let purpose = kind.purpose();
+        Some(format!(
+            "for an hour this machine has not been able to {purpose}, at each of its tries: {reason}{by}"
+        ))
+    }
+
+    /// What `update/status` says about it.
+    pub(super) fn shown(&self) -> Value {
+        let (Some((kind, blocked)), Some(text)) = (self.find_lasting(), self.text()) else {
+            return Value::Null;
+        };
+        json!({ "step": kind.name(), "by": blocked.by, "text": text })
+    }
+}
+
+impl NodeUpdates {
+    /// The time since the node began.
+    pub(super) fn steady_now(&self) -> Duration {
+        (self.0.steady)()
+    }
+
+    /// The caller that has the session now, or whose request PID 1 works on. Not the machine itself.
+    fn blocking_caller(&self) -> Option<String> {
+        let session = self.0.sessions.current();
+        let of_session = session.map(|session| session.request.by.clone());
+        let of_session = of_session.filter(|by| by != BY);
+        of_session.or_else(|| self.0.init.blocking_caller(BY))
+    }
+
+    /// Why nothing is tried now: a session is under way, or PID 1 has not read the slots since one.
+    pub(super) fn current_block(&self) -> BlockedTry {
+        let reason = match self.0.sessions.current().is_some() {
+            true => "another update was being sent",
+            false => "PID 1 had not read the boot slots since they changed",
+        };
+        BlockedTry {
+            by: self.blocking_caller(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// The caller `by` is about to end the session under way. If it is the machine's own, its end is no judgement about
+    /// the version.
+    pub(super) fn note_interruption(&self, by: &str) {
+        let session = self.0.sessions.current();
+        if session.is_some_and(|session| session.request.owner == BY) {
+            self.auto().interrupted = Some(by.to_owned());
+        }
+    }
+
+    /// What blocked a try of the machine itself that ended with this error. `None` if it was not blocked.
+    pub(super) fn find_block(&self, error: &CallError) -> Option<BlockedTry> {
+        let interrupted = self.auto().interrupted.clone();
+        // A session that PID 1 has judged was not interrupted, and the refusal has a code.
+        let interrupted = interrupted.filter(|_| error.details.is_none());
+        let by = match interrupted {
+            None if !is_busy(error) => return None,
+            None => self.blocking_caller(),
+            interrupted => interrupted,
+        };
+        Some(BlockedTry {
+            by,
+            reason: error.message.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn minutes(minutes: u64) -> Duration {
+        Duration::from_secs(minutes * 60)
+    }
+
+    fn by(by: Option<&str>) -> BlockedTry {
+        BlockedTry {
+            by: by.map(str::to_owned),
+            reason: "another update was being sent".to_owned(),
+        }
+    }
+
+    /// The same as the machine tries it: a look each ten minutes, a start each minute.
+    #[test]
+    fn an_hour_of_blocked_tries_is_a_problem_until_one_goes_through() {
+        for (kind, pause) in [
+            (AutoTry::Look, 10),
+            (AutoTry::Stage, 10),
+            (AutoTry::Start, 1),
+        ] {
+            let mut blocked = BlockedUpdates::default();
+            for at in (0..60).step_by(pause) {
+                blocked.note_try(kind, minutes(at), by(Some("eve")));
+                assert_eq!(blocked.text(), None, "{kind:?} {at}");
+            }
+            blocked.note_try(kind, minutes(60), by(Some("eve")));
+            let (lasting, last) = blocked.find_lasting().expect("a problem");
+            assert_eq!((lasting, last.by.as_deref()), (kind, Some("eve")));
+            // A try of another kind says nothing of this one.
+            for other in AutoTry::ALL.into_iter().filter(|other| *other != kind) {
+                blocked.end(other);
+            }
+            let text = blocked.text().expect("a problem");
+            assert!(
+                text.contains(kind.purpose()) && text.contains("eve"),
+                "{text}"
+            );
+            assert_eq!(blocked.shown()["step"], kind.name());
+            blocked.end(kind);
+            assert_eq!(blocked, BlockedUpdates::default());
+            assert_eq!(blocked.shown(), Value::Null);
+            // The next row begins with its first try.
+            blocked.note_try(kind, minutes(61), by(Some("eve")));
+            assert_eq!(blocked.text(), None);
+        }
+    }
+
+    /// Two lost races, a day apart, are no day of blocked tries. A window of half an hour that is blocked each night is
+    /// seen in the second night.
+    #[test]
+    fn the_time_without_tries_counts_for_little() {
+        let mut rare = BlockedUpdates::default();
+        rare.note_try(AutoTry::Start, minutes(0), by(None));
+        rare.note_try(AutoTry::Start, minutes(24 * 60), by(None));
+        assert_eq!(rare.find_lasting(), None);
+        let mut nights = BlockedUpdates::default();
+        let mut seen = None;
+        for night in 0..3_u64 {
+            for minute in 0..30 {
+                nights.note_try(AutoTry::Start, minutes(night * 24 * 60 + minute), by(None));
+                seen = seen.or_else(|| nights.find_lasting().map(|_| night));
+            }
+        }
+        assert_eq!(seen, Some(1));
+    }
+
+    #[test]
+    fn the_last_caller_that_is_known_is_named() {
+        let mut blocked = BlockedUpdates::default();
+        for (at, caller) in [(0, Some("ada")), (15, Some("eve")), (30, None), (45, None)] {
+            blocked.note_try(AutoTry::Look, minutes(at), by(caller));
+        }
+        blocked.note_wait(AutoTry::Look, minutes(60), by(None));
+        let (_, last) = blocked.find_lasting().expect("a problem");
+        assert_eq!(last.by.as_deref(), Some("eve"));
+        // Work of PID 1 with the vault has no caller.
+        let mut vault = BlockedUpdates::default();
+        for at in (0..=60).step_by(5) {
+            vault.note_try(AutoTry::Start, minutes(at), by(None));
+        }
+        let text = vault.text().expect("a problem");
+        assert!(text.ends_with("another update was being sent"), "{text}");
+        assert_eq!(vault.shown()["by"], Value::Null);
+    }
+
+    #[test]
+    fn a_blocked_look_or_staging_is_tried_again_ten_minutes_later() {
+        let mut blocked = BlockedUpdates::default();
+        let now = minutes(7) + Duration::from_millis(1);
+        for kind in [AutoTry::Look, AutoTry::Stage] {
+            assert_eq!(blocked.pause_left_s(kind, now), None);
+            blocked.note_try(kind, now, by(None));
+            assert_eq!(blocked.pause_left_s(kind, now), Some(600));
+            assert_eq!(blocked.pause_left_s(kind, minutes(17)), Some(1));
+            assert_eq!(blocked.pause_left_s(kind, minutes(18)), None);
+            // Without a try there is no pause.
+            blocked.note_wait(kind, minutes(18), by(None));
+            assert_eq!(blocked.pause_left_s(kind, minutes(18)), None);
+        }
+        blocked.note_try(AutoTry::Start, now, by(None));
+        assert_eq!(blocked.pause_left_s(AutoTry::Start, now), None);
+    }
+
+    #[test]
+    fn what_the_machine_does_not_want_any_more_is_no_problem() {
+        let all = || {
+            let mut blocked = BlockedUpdates::default();
+            for kind in AutoTry::ALL {
+                blocked.note_try(kind, minutes(0), by(None));
+            }
+            blocked
+        };
+        for (step, is_staged, expected) in [
+            (AutoStep::Off, false, [false; 3]),
+            (AutoStep::NoSlots, true, [false; 3]),
+            (AutoStep::WaitsForAdministrator, true, [true, false, false]),
+            (AutoStep::LeftBefore, false, [true, false, false]),
+            (AutoStep::LookAt(0), false, [true, false, false]),
+            (AutoStep::LookAt(0), true, [true, false, true]),
+            (AutoStep::StartAt(0), true, [true; 3]),
+            (AutoStep::Busy, true, [true; 3]),
+            (AutoStep::NoClock, true, [true; 3]),
+        ] {
+            let mut blocked = all();
+            blocked.end_unwanted(&step, is_staged);
+            let has = AutoTry::ALL.map(|kind| blocked.has(kind));
+            assert_eq!(has, expected, "{step:?}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Callers that keep the one session or PID 1 busy, so that a machine gets none of its own updates.
+
+use alknet_init::control::MachineDiagnostic;
+use alknet_test_support::deadline;
+
+use super::attacks::upload;
+use super::downloads::{FILE, breaking_server, follower_of, stable_follower};
+use super::operations::{ADMIN, UpdateCaller};
+use super::refused_starts::{
+    AHEAD_S, act, mark_staged, pass_steady, refuse_starts, sent, set_clock,
+};
+use super::*;
+use crate::node::update::blocked::{BLOCKED_MAX, BLOCKED_PAUSE};
+
+/// A client that may only stage.
+const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+/// One that may also start versions, and end the sessions of others.
+const STARTER: (&str, &[&str]) = ("mallory", &[STAGE_SCOPE, APPLY_SCOPE, READ_SCOPE]);
+
+/// The problem that others block the machine's own updates.
+fn blocked_problem(bench: &NodeUpdateBench) -> Option<MachineDiagnostic> {
+    let mut problems = bench.updates.problems().into_iter();
+    problems.find(|it| it.code == "updates-blocked")
+}
+
+/// Lets the node decide each ten minutes, for an hour.
+async fn act_for_an_hour(bench: &NodeUpdateBench) {
+    act(bench, 1).await;
+    for _ in 0..BLOCKED_MAX.as_secs() / BLOCKED_PAUSE.as_secs() {
+        assert_eq!(blocked_problem(bench), None, "within the hour");
+        pass_steady(bench, BLOCKED_PAUSE.as_secs());
+        act(bench, 1).await;
+    }
+}
+
+/// What the problem and the status say of this step and this caller.
+fn assert_blocked(bench: &NodeUpdateBench, step: &str, purpose: &str, by: Option<&str>) {
+    let problem = blocked_problem(bench).expect("a problem");
+    assert!(problem.text.contains(purpose), "{}", problem.text);
+    let shown = bench.updates.auto_shown()["blocked"].clone();
+    assert_eq!(shown["step"], step);
+    assert_eq!(shown["by"], json!(by));
+    assert_eq!(shown["text"], problem.text);
+    let name = by.unwrap_or_default();
+    assert!(problem.text.contains(name), "{}", problem.text);
+}
+
+async fn begin_upload(node: &UpdateCaller, who: (&str, &[&str])) -> Value {
+    let begun = node.call(who, "update/stage", json!({ "bytes": 900 }));
+    begun.await.expect("it begins")["session"].clone()
+}
+
+/// A client has the session at each moment at which the machine decides. The clock is set back by a year meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn looks_that_a_client_blocks_for_an_hour_are_a_problem_with_its_name() {
+    let bench = stable_follower().await;
+    let node = UpdateCaller::new(&bench.updates);
+    set_clock(&bench, AHEAD_S);
+    act(&bench, 1).await;
+    set_clock(&bench, 0);
+    begin_upload(&node, CLIENT).await;
+    act_for_an_hour(&bench).await;
+    assert_blocked(&bench, "look", "look at its channel", Some("eve"));
+    assert_eq!(sent(&bench), ["look", "stage"], "the client's upload");
+    let cancelled = node.call(ADMIN, "update/cancel", Value::Null).await;
+    assert_eq!(cancelled, Ok(json!({ "cancelled": true })));
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[2..], ["look"]);
+    assert_eq!(blocked_problem(&bench), None);
+    assert_eq!(bench.updates.auto_shown()["blocked"], Value::Null);
+}
+
+/// Another caller begins a session while the node waits for the server of its channel. Of the look and of the staging.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_race_for_the_session_costs_ten_minutes() {
+    let bench = stable_follower().await;
+    for expected in [&["look"][..], &["look", "stage"]] {
+        let before = sent(&bench);
+        let turn = bench.updates.0.sessions.turn().expect("a turn");
+        act(&bench, 1).await;
+        drop(turn);
+        // Each try asks the channel, so the next one is not at the next decision.
+        act(&bench, 3).await;
+        assert_eq!(sent(&bench), before);
+        pass_steady(&bench, BLOCKED_PAUSE.as_secs());
+        act(&bench, 1).await;
+        assert_eq!(sent(&bench), expected);
+        assert_eq!(blocked_problem(&bench), None);
+    }
+    // The same if PID 1 is busy.
+    let bench = stable_follower().await;
+    bench.judge(Verdict::Refuses(FILE, "busy"));
+    act(&bench, 3).await;
+    assert_eq!(sent(&bench), ["look"]);
+    bench.judge(Verdict::Plans);
+    pass_steady(&bench, BLOCKED_PAUSE.as_secs());
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench), ["look", "look", "stage"]);
+}
+
+/// A caller that may start versions cancels each of the machine's stagings, which would begin again six hours later.
+#[tokio::test(flavor = "multi_thread")]
+async fn stagings_that_a_caller_cancels_for_an_hour_are_a_problem_with_its_name() {
+    let bench = stable_follower().await;
+    let node = UpdateCaller::new(&bench.updates);
+    act(&bench, 1).await;
+    bench.judge(Verdict::AppliesUntilGivenUp);
+    let tries = 1 + BLOCKED_MAX.as_secs() / BLOCKED_PAUSE.as_secs();
+    for done in 0..tries {
+        assert_eq!(blocked_problem(&bench), None, "within the hour");
+        let before = bench.bundles().len();
+        let cancelling = async {
+            while bench.bundles().len() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            node.call(STARTER, "update/cancel", Value::Null).await
+        };
+        let both = async { tokio::join!(bench.updates.act(), cancelling) };
+        let both = tokio::time::timeout(deadline(Duration::from_secs(60)), both).await;
+        let ((), cancelled) = both.expect("it ends");
+        assert_eq!(cancelled, Ok(json!({ "cancelled": true })), "{done}");
+        pass_steady(&bench, BLOCKED_PAUSE.as_secs());
+    }
+    let purpose = "stage the version of its channel";
+    assert_blocked(&bench, "stage", purpose, Some("mallory"));
+    bench.judge(Verdict::Plans);
+    act(&bench, 1).await;
+    assert_eq!(blocked_problem(&bench), None);
+    let requests = bench.requests();
+    let (stage, by) = requests.last().expect("a staging");
+    assert!(matches!(stage, UpdateRequest::Stage { dry_run: false, .. }));
+    assert_eq!(by, BY);
+}
+
+/// A caller that may change the vault keeps PID 1 busy at each try of the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_for_which_pid_1_is_busy_for_an_hour_are_a_problem() {
+    let bench = stable_follower().await;
+    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    refuse_starts(&bench, Some("busy"));
+    act_for_an_hour(&bench).await;
+    let purpose = "start the version that it has staged";
+    assert_blocked(&bench, "start", purpose, None);
+    // A start that PID 1 judges was not blocked, whatever it says.
+    refuse_starts(&bench, Some("below-floor"));
+    act(&bench, 1).await;
+    assert_eq!(blocked_problem(&bench), None);
+}
+
+/// What an administrator has staged is no version that the machine starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_that_the_machine_does_not_want_any_more_are_no_problem() {
+    let bench = stable_follower().await;
+    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    refuse_starts(&bench, Some("busy"));
+    act_for_an_hour(&bench).await;
+    assert!(blocked_problem(&bench).is_some());
+    bench.seen.lock().expect("no panic").stager = ADMIN.0.to_owned();
+    bench.judge(Verdict::PlansVersion("1.2.0"));
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"other").await.expect("staged");
+    mark_staged(&bench, "1.2.0");
+    let ended = async {
+        while blocked_problem(&bench).is_some() {
+            act(&bench, 1).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), ended).await;
+    ended.expect("the administrator has staged it");
+    let next = bench.updates.auto_shown()["next"].clone();
+    assert_eq!(next, "waits-for-administrator");
+}
+
+/// As soon as the machine's own session has begun, a client asks for the next one without a pause. It would have PID 1
+/// busy at the machine's next decision, or another version in the slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_client_comes_between_the_staging_and_the_start_of_the_machine_itself() {
+    let server = breaking_server(FILE, 7, true).await;
+    let bench = follower_of(&server);
+    act(&bench, 1).await;
+    // The client has staged the program of the channel before.
+    {
+        let mut seen = bench.seen.lock().expect("no panic");
+        seen.stager = CLIENT.0.to_owned();
+        seen.stager_limited = true;
+    }
+    bench.updates.auto().has_asked = false;
+    mark_staged(&bench, "1.1.0");
+    let sessions = bench.updates.0.sessions.clone();
+    let attack = tokio::spawn(async move {
+        let is_own = |it: &Arc<session::StagingSession>| it.request.owner == BY;
+        while !sessions.current().as_ref().is_some_and(is_own) {
+            tokio::task::yield_now().await;
+        }
+        loop {
+            let of_client = StagingRequest {
+                owner: CLIENT.0.to_owned(),
+                by: CLIENT.0.to_owned(),
+                limited: true,
+                ..request(900)
+            };
+            match sessions.begin(of_client, None) {
+                Ok(session) => break session.id.clone(),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    });
+    act(&bench, 1).await;
+    let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), attack).await;
+    ended.expect("the turn is given back").expect("no panic");
+    let requests = bench.requests();
+    let is_stage = |(request, by): &(UpdateRequest, String)| {
+        by == BY && matches!(request, UpdateRequest::Stage { dry_run: false, .. })
+    };
+    let staged = requests.iter().position(is_stage).expect("a staging");
+    let (next, by) = &requests[staged + 1];
+    let is_start = matches!(next, UpdateRequest::Apply { .. });
+    assert!(is_start && by == BY, "{next:?} by {by}");
+}
+
+/// PID 1 works on a request whose caller went away. It still names this caller, and none of a question about the log.
+#[tokio::test]
+async fn the_caller_of_a_request_that_pid_1_works_on_is_known() {
+    let (to_init, _messages) = mpsc::channel(8);
+    let init = UpdateClient::new(Some(to_init), None);
+    let apply = || UpdateRequest::Apply {
+        sha256: None,
+        agreed_floor: None,
+        limited: true,
+        unasked: false,
+    };
+    let log = init.begin(UpdateRequest::Log, "eve").await;
+    let own = init.begin(apply(), BY).await;
+    assert_eq!(init.blocking_caller(BY), None);
+    let (n, answer) = init.begin(apply(), "mallory").await.expect("it is sent");
+    drop(answer);
+    let later = init.begin(apply(), "ada").await;
+    assert_eq!(init.blocking_caller(BY).as_deref(), Some("mallory"));
+    init.answered(n, UpdateAnswer::Done);
+    assert_eq!(init.blocking_caller(BY).as_deref(), Some("ada"));
+    let open = [log, own, later];
+    assert!(open.iter().all(Result::is_ok));
+}
+
+/// Waits until PID 1 has got so many requests.
+async fn wait_for_requests(bench: &NodeUpdateBench, count: usize) {
+    while bench.requests().len() < count {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Callers that may only read ask for the log without a pause. PID 1 answers one question at a time, and refuses others.
+#[tokio::test]
+async fn each_question_about_the_log_waits_for_its_turn() {
+    let bench = NodeUpdateBench::new();
+    let release = Arc::new(Notify::new());
+    bench.seen.lock().expect("no panic").log_release = Some(Arc::clone(&release));
+    let node = UpdateCaller::new(&bench.updates);
+    let reader = ("eve", &[READ_SCOPE][..]);
+    let gone = node.call(reader, "update/log", Value::Null);
+    tokio::select! {
+        _ = gone => panic!("PID 1 has not answered"),
+        () = wait_for_requests(&bench, 1) => {}
+    }
+    // The reader went away, and PID 1 still reads the log for it.
+    let own = bench.updates.logged_staging();
+    let released = async {
+        for _ in 0..500 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(bench.requests().len(), 1, "PID 1 would refuse the second");
+        release.notify_one();
+        wait_for_requests(&bench, 2).await;
+        release.notify_one();
+    };
+    let both = async { tokio::join!(own, released) };
+    let both = tokio::time::timeout(deadline(Duration::from_secs(60)), both).await;
+    let (staged, ()) = both.expect("PID 1 answers");
+    let record = staged.expect("an answer").expect("a record");
+    assert_eq!(record.event, "staged");
+}

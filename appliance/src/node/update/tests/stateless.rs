@@ -1,0 +1,162 @@
+//! A machine that keeps no data: its PID 1 has no log of updates, and no list of the versions that were left.
+
+use alknet_init::control::UpdateOutcome;
+use alknet_test_support::deadline;
+
+use super::attacks::upload;
+use super::downloads::{FILE, ask_instead, breaking_server, follower_of};
+use super::operations::{ADMIN, UpdateCaller};
+use super::refused_starts::{act, mark_staged, sent};
+use super::*;
+
+const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+
+/// A stateless machine that follows a channel, with the server of the channel.
+async fn stateless() -> (NodeUpdateBench, PeerAddr) {
+    let server = breaking_server(FILE, 1000, true).await;
+    let bench = follower_of(&server);
+    bench.set(|facts| facts.data.mode = "volatile".to_owned());
+    bench.seen.lock().expect("no panic").keeps_no_log = true;
+    (bench, server)
+}
+
+/// Restarts the node, which then asks its channel again.
+fn restart(bench: &mut NodeUpdateBench, server: &PeerAddr) {
+    bench.restart();
+    ask_instead(bench, server);
+}
+
+/// Restarts the machine, whose state is in memory.
+fn restart_machine(bench: &mut NodeUpdateBench, server: &PeerAddr) {
+    std::fs::remove_dir_all(bench.dir.path().join("state")).expect("the node has written there");
+    // PID 1 does not know any more which programs it has verified.
+    bench.set(|facts| facts.update.other_sha256 = None);
+    restart(bench, server);
+}
+
+/// Waits until the notes say that this caller has staged the version that waits.
+async fn wait_for_note(bench: &NodeUpdateBench, by: &str) {
+    let staged = || bench.updates.0.notes.current().staged;
+    let noted = async {
+        while staged().is_none_or(|staged| staged.by != by) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let noted = tokio::time::timeout(deadline(Duration::from_secs(60)), noted).await;
+    noted.expect("it is noted");
+}
+
+/// What the machine does next, after it has looked at its channel.
+async fn next_after_look(bench: &NodeUpdateBench) -> Value {
+    act(bench, 2).await;
+    bench.updates.auto_shown()["next"].clone()
+}
+
+/// A client sends the version once more, which makes it not its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_of_the_node_the_machine_starts_what_it_has_staged() {
+    for has_client in [false, true] {
+        let (mut bench, server) = stateless().await;
+        act(&bench, 2).await;
+        wait_for_note(&bench, BY).await;
+        mark_staged(&bench, "1.1.0");
+        restart(&mut bench, &server);
+        if has_client {
+            let node = UpdateCaller::new(&bench.updates);
+            upload(&node, CLIENT, b"the same").await.expect("staged");
+            restart(&mut bench, &server);
+        }
+        let before = sent(&bench).len();
+        act(&bench, 2).await;
+        assert_eq!(sent(&bench)[before..], ["look", "start"], "{has_client}");
+    }
+}
+
+/// An administrator's version waits for the administrator, also after a restart of the node. After one of the machine PID 1
+/// starts it for no caller, and the machine goes on with its channel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_of_an_administrator_waits_as_long_as_pid_1_would_start_it() {
+    let (mut bench, server) = stateless().await;
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"chosen").await.expect("staged");
+    wait_for_note(&bench, "admin").await;
+    mark_staged(&bench, "1.0.5");
+    bench.judge(Verdict::Plans);
+    restart(&mut bench, &server);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "waits-for-administrator");
+    assert_eq!(sent(&bench), ["stage", "look"]);
+    restart_machine(&mut bench, &server);
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench)[2..4], ["look", "stage"]);
+    assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(BY));
+}
+
+/// A client that may only stage has the machine forget a version whose trial failed, which would then be tried without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_another_one() {
+    let (mut bench, server) = stateless().await;
+    bench.set(|facts| {
+        facts.update.state = "failed".to_owned();
+        facts.update.other_version = Some("1.1.0".to_owned());
+        facts.update.last = Some(UpdateOutcome {
+            version: "1.1.0".to_owned(),
+            outcome: "failed".to_owned(),
+            ..UpdateOutcome::default()
+        });
+    });
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "failed-before");
+    let node = UpdateCaller::new(&bench.updates);
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    upload(&node, CLIENT, b"older").await.expect("staged");
+    wait_for_note(&bench, "eve").await;
+    // PID 1 knows of the failure by the slot alone.
+    mark_staged(&bench, "1.0.5");
+    bench.set(|facts| facts.update.last = None);
+    bench.judge(Verdict::Plans);
+    let before = sent(&bench).len();
+    act(&bench, 3).await;
+    assert_eq!(sent(&bench).len(), before);
+    restart(&mut bench, &server);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "left-before");
+    assert_eq!(sent(&bench)[before..], ["look"]);
+    // A later one is installed.
+    restart(&mut bench, &server);
+    bench.judge(Verdict::PlansVersion("1.2.0"));
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench)[before..], ["look", "look", "stage"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_an_administrator_has_taken_back_stays_away() {
+    let (mut bench, server) = stateless().await;
+    act(&bench, 2).await;
+    wait_for_note(&bench, BY).await;
+    mark_staged(&bench, "1.1.0");
+    let node = UpdateCaller::new(&bench.updates);
+    let back = node.call(ADMIN, "update/rollback", Value::Null).await;
+    back.expect("taken back");
+    bench.set(|facts| {
+        facts.update.state = "idle".to_owned();
+        facts.update.other_version = None;
+    });
+    act(&bench, 3).await;
+    restart(&mut bench, &server);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "left-before");
+    assert_eq!(sent(&bench), ["look", "stage", "look"]);
+}
+
+/// A machine with data has the log of PID 1, and writes no notes beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_data_writes_no_notes() {
+    let bench = follower_of(&breaking_server(FILE, 1000, true).await);
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, CLIENT, b"older").await.expect("staged");
+    act(&bench, 2).await;
+    let notes = bench.updates.0.notes.current();
+    assert_eq!(notes, update_notes::UpdateNotes::default());
+}
