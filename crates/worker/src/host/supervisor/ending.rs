@@ -255,9 +255,10 @@ mod tests {
     use crate::host::handle::SupervisorCommand;
     use crate::host::spawn::SpawnedWorker;
     use crate::host::stats::StatsCounter;
+    use crate::host::start_watch::StartWatch;
     use crate::host::watch::CallWatch;
     use crate::host::worker::{RunningWorkerCall, WorkerProcess};
-    use crate::host::{CallLimits, WorkerAnswer, WorkersConfig};
+    use crate::host::{CallLimits, StartLimits, WorkerAnswer, WorkersConfig};
     use crate::limits::{KILL_READS_MAX, READ_TURN_BYTES};
     use crate::sys::{LaunchedProcess, ProcessMemory};
     use crate::{
@@ -302,7 +303,9 @@ mod tests {
                 gaps: Vec::new(),
             };
             let unread = Duration::from_secs(60);
-            let mut worker = WorkerProcess::new(born, WorkerRole::Js, false, 0, u64::MAX, unread);
+            let start = StartWatch::new(0, StartLimits::default());
+            let mut worker =
+                WorkerProcess::new(born, WorkerRole::Js, false, start, u64::MAX, unread);
             worker.state = WorkerState::Ready;
             worker.was_ready = true;
             let (orders, commands) = channel();
