@@ -254,8 +254,8 @@ mod tests {
     use super::*;
     use crate::host::handle::SupervisorCommand;
     use crate::host::spawn::SpawnedWorker;
-    use crate::host::stats::StatsCounter;
     use crate::host::start_watch::StartWatch;
+    use crate::host::stats::StatsCounter;
     use crate::host::watch::CallWatch;
     use crate::host::worker::{RunningWorkerCall, WorkerProcess};
     use crate::host::{CallLimits, StartLimits, WorkerAnswer, WorkersConfig};
