@@ -1,6 +1,7 @@
 //! The errors with which a request ends, on the wire of `alknet/tensor` and on that of calls.
 
 use alknet_call::{CallError, ErrorCode};
+use alknet_objects::ObjectError;
 use alknet_tensor::{TensorError, TensorErrorCode};
 use serde_json::json;
 use thiserror::Error;
@@ -85,6 +86,19 @@ impl ServeError {
     #[must_use]
     pub fn is_io(&self) -> bool {
         matches!(self, Self::Stored(error) if error.code() == TensorErrorCode::Io)
+    }
+}
+
+impl From<ObjectError> for ServeError {
+    fn from(error: ObjectError) -> Self {
+        let code = match error {
+            // Another request may have removed the file.
+            ObjectError::Missing(_) => return Self::Missing,
+            ObjectError::Io { what, source } => return Self::io(what, source),
+            ObjectError::Damaged { .. } | ObjectError::OtherHash { .. } => TensorErrorCode::Hash,
+            _ => TensorErrorCode::Io,
+        };
+        Self::Stored(TensorError::new(code, error.to_string()))
     }
 }
 

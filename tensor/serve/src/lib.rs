@@ -12,7 +12,6 @@ mod client;
 mod describe;
 mod error;
 mod handler;
-mod hash_tree;
 mod mirror;
 mod ops;
 mod part;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use alknet_objects::limits::{BLOCK_BYTES, GROUP_BYTES};
+
 /// Bytes of a request, and of the head of a response.
 pub const REQUEST_BYTES: usize = 64 << 10;
 /// Bytes of the answers of `tensor/open` and `tensor/stat`: no frame has more.
@@ -10,10 +12,6 @@ pub const DESCRIPTION_BYTES: usize = 1 << 20;
 pub const STREAMS: usize = 64;
 /// Bytes of responses under way to one peer. A larger response is sent alone.
 pub const IN_FLIGHT_BYTES: u64 = 4 << 30;
-/// Bytes that the node reads at once; a stream holds at most two such blocks.
-pub const BLOCK_BYTES: usize = 256 << 10;
-/// Bytes of a group, the unit of verification: sixteen chunks of BLAKE3.
-pub const GROUP_BYTES: u64 = 16 << 10;
 /// How long a request may take to arrive.
 pub const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long the node waits for a peer that neither reads nor sends.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use alknet_core::PeerId;
+use alknet_objects::{Outboard, TreeSteps, VerifiedPart};
 use alknet_tensor::keys::OFFSETS_SUFFIX;
 use alknet_tensor::{FileId, Hash, HeaderEntry, Tensor, TensorError, TensorErrorCode, TensorKind};
 use bytes::Bytes;
@@ -12,10 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ServeError;
 use crate::handler::blocking;
-use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::BLOCK_BYTES;
 use crate::request::{Fetch, PartEncoding, PartSelector};
-use crate::store::{Object, Outboard, TensorStore};
+use crate::store::{Object, TensorStore, prepare_outboard};
 
 /// Bytes of one offset of an item.
 const OFFSET_BYTES: u64 = 8;
@@ -71,19 +71,8 @@ enum PartPiece {
         first: u64,
         last: u64,
     },
-    /// Groups with the hashes that verify them.
-    Encoded(Box<EncodedPiece>),
-}
-
-#[derive(Debug)]
-struct EncodedPiece {
-    /// Where the tree's bytes begin in the file.
-    start: u64,
-    outboard: Outboard,
-    steps: TreeSteps,
-    expected: ExpectedHashes,
-    /// The only bytes that are sent, without hashes.
-    only: Option<Range<u64>>,
+    /// Groups with the hashes that verify them, or bytes that the node verifies.
+    Verified(Box<VerifiedPart>),
 }
 
 /// The range that a part belongs to, and its hash if the file has one for it.
@@ -193,14 +182,8 @@ impl FoundRange {
         self.head.b3 = Some(root.to_hex().to_string());
         self.head.len = TreeSteps::encoded_len(len, &self.part);
         self.head.size = Some(len);
-        let piece = PartPiece::Encoded(Box::new(EncodedPiece {
-            start: self.whole.range.start,
-            outboard,
-            steps: TreeSteps::new(len, &self.part),
-            expected: ExpectedHashes::root(&root),
-            only: None,
-        }));
-        self.with(object, piece)
+        let part = VerifiedPart::encoded(outboard, &self.part);
+        self.with(object, PartPiece::Verified(Box::new(part)))
     }
 
     fn with(self, object: &Arc<Object>, piece: PartPiece) -> FilePart {
@@ -247,7 +230,7 @@ impl FilePart {
             (FoundPart::Range(found), PartEncoding::Raw) => Ok(found.raw(&object)),
             (FoundPart::Range(found), PartEncoding::Bao16) => {
                 let VerifiedRange { range, hash } = &found.whole;
-                let outboard = Outboard::prepare(store, &object, range.clone(), *hash, who).await?;
+                let outboard = prepare_outboard(store, &object, range.clone(), *hash, who).await?;
                 Ok(found.encoded(&object, outboard))
             }
         }
@@ -256,19 +239,11 @@ impl FilePart {
     /// Bytes of the file without encoding. The node verifies each group by the tree of the whole
     /// file before it sends any byte of the group.
     pub(crate) fn checked(object: &Arc<Object>, outboard: Outboard, range: Range<u64>) -> Self {
-        let root = outboard.root();
-        let steps = TreeSteps::new(object.meta().file_len(), &range);
         let head = TensorResponseHead {
             len: range.end - range.start,
             ..TensorResponseHead::default()
         };
-        let piece = PartPiece::Encoded(Box::new(EncodedPiece {
-            start: 0,
-            outboard,
-            steps,
-            expected: ExpectedHashes::root(&root),
-            only: Some(range),
-        }));
+        let piece = PartPiece::Verified(Box::new(VerifiedPart::bytes(outboard, range)));
         Self {
             head,
             order: 0,
@@ -350,7 +325,7 @@ impl FilePart {
                     rebase(&mut block, *first, *last)?;
                     block
                 }
-                PartPiece::Encoded(encoded) => encoded.block(&self.object)?,
+                PartPiece::Verified(part) => part.next_block(&self.object.view())?,
             };
             if block.is_empty() {
                 self.pieces.pop_front();
@@ -362,63 +337,6 @@ impl FilePart {
             return Ok(Some(block.into()));
         }
     }
-}
-
-impl EncodedPiece {
-    fn block(&mut self, object: &Object) -> Result<Vec<u8>, ServeError> {
-        let mut block = Vec::new();
-        while block.len() < BLOCK_BYTES {
-            let Some(step) = self.steps.next() else {
-                break;
-            };
-            let good = match step {
-                TreeStep::Pair {
-                    at,
-                    root,
-                    left,
-                    right,
-                } => {
-                    let bytes = self.outboard.pair(at)?;
-                    if self.only.is_none() {
-                        block.extend(bytes);
-                    }
-                    self.expected.pair(&bytes, (root, left, right))
-                }
-                TreeStep::Group { start, len, root } => {
-                    let from = block.len();
-                    block.resize(from + len, 0);
-                    object.read(&mut block[from..], self.start + start)?;
-                    let good = self.expected.group(start, &block[from..], root);
-                    if let Some(only) = &self.only {
-                        trim(&mut block, from, start, only);
-                    }
-                    good
-                }
-            };
-            if !good {
-                // The disk has damaged the file; bytes that were not verified are not sent.
-                let what = format!("file {} is not what was stored", object.id());
-                return Err(ServeError::Stored(TensorError::new(
-                    TensorErrorCode::Hash,
-                    what,
-                )));
-            }
-        }
-        debug_assert!(block.len() < BLOCK_BYTES + PAIR_BYTES + 16_384 + 1);
-        Ok(block)
-    }
-}
-
-/// Keeps of the group that begins at `start` in the file, and at `from` in the block, only the
-/// bytes of `only`.
-fn trim(block: &mut Vec<u8>, from: usize, start: u64, only: &Range<u64>) {
-    let end = start + (block.len() - from) as u64;
-    // Every group has a byte that is wanted, so less than a group is cut off and the casts keep
-    // their values.
-    let behind = end.saturating_sub(only.end) as usize;
-    let before = only.start.saturating_sub(start) as usize;
-    block.truncate(block.len() - behind);
-    block.drain(from..from + before);
 }
 
 fn raw(object: &Object, range: &mut Range<u64>) -> Result<Vec<u8>, ServeError> {

@@ -513,6 +513,19 @@ fn deltas_know_nothing_of_ours() {
     graph.forbid("alknet-delta", &["tokio", "rustls", "hyper"]);
 }
 
+/// The store of tensors and that of files stand on it, and each has its own names and wires.
+#[test]
+fn objects_know_no_network_and_no_database() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-objects");
+    let ours = closure.iter().filter(|name| name.starts_with("alknet"));
+    assert_eq!(ours.collect::<Vec<_>>(), ["alknet-durable"]);
+    graph.forbid(
+        "alknet-objects",
+        &["http", "hyper", "rusqlite", "rustls", "tokio"],
+    );
+}
+
 /// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {

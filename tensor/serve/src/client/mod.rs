@@ -8,6 +8,7 @@ use std::io::Read;
 use std::ops::Range;
 
 use alknet_core::{CloseReason, Connection, RecvStream, SendStream, StreamCode, StreamError};
+use alknet_objects::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use alknet_tensor::{
     ContainerLimits, FileId, Hash, Meta, PREFIX_BYTES, TensorError, TensorErrorCode, header_len,
 };
@@ -18,7 +19,6 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, BufReader};
 
 use crate::error::excerpt;
-use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::part::TensorResponseHead;
 use crate::path::TensorFileRef;

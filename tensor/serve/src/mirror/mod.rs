@@ -23,7 +23,7 @@ use serde_json::json;
 use crate::error::ServeError;
 use crate::part::FilePart;
 use crate::path::{StorePath, TensorFileRef};
-use crate::store::{Outboard, TensorStore};
+use crate::store::{TensorStore, prepare_outboard};
 
 use body::MirrorBody;
 use range::{MirrorRange, wanted};
@@ -92,7 +92,7 @@ impl Mirror {
         let bytes = range.end - range.start;
         let flight = self.store.bytes_in_flight().enter(&identity.id, bytes)?;
         let root = Some(object.id().0);
-        let outboard = Outboard::prepare(&self.store, &object, 0..len, root, &identity.id).await?;
+        let outboard = prepare_outboard(&self.store, &object, 0..len, root, &identity.id).await?;
         let part = FilePart::checked(&object, outboard, range);
         let sent = MirrorBody::new(part, flight, Arc::clone(&caller.request_id));
         Ok(with(status, head, MountBody::new(sent)))

@@ -7,32 +7,31 @@
 //! uploads/…          what is being stored; emptied when the store is opened
 //! ```
 //!
-//! An object is stored whole or not at all, never changes, and this process never maps it.
+//! All but the names is a folder of [`alknet_objects`]. An object is stored whole or not at all, never changes, and this
+//! process never maps it.
 
 mod listing;
 mod object;
 mod outboard;
 mod scrub;
 mod state;
-mod tree_files;
 mod turns;
 mod upload;
 
 use std::collections::BTreeSet;
-use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::{PeerId, ScopeSet};
+use alknet_objects::{ObjectFolder, ObjectRemoval, OutboardPolicy};
 use alknet_tensor::{ContainerLimits, FileId, TensorErrorCode};
-use tempfile::NamedTempFile;
 
 use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
 use crate::handler::blocking;
-use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES, TREES_PART};
+use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES, TREES, TREES_PART};
 use crate::path::{StorePath, TensorFileRef};
 use crate::pending::BytesInFlight;
 use crate::upload_memory::UploadMemory;
@@ -42,17 +41,13 @@ pub use object::Object;
 pub use scrub::{StoreScrubReport, StoredFileScrub};
 pub use upload::TensorUpload;
 
-pub(crate) use outboard::Outboard;
-pub(crate) use state::bytes_on_disk;
+pub(crate) use alknet_objects::bytes_on_disk;
+pub(crate) use outboard::prepare_outboard;
 
 use state::{TensorStoreState, paths};
-use tree_files::TreeFiles;
 use turns::StoreTurns;
 
-const OBJECTS: &str = "objects";
 const NAMES: &str = "names";
-const OUTBOARDS: &str = "outboards";
-const UPLOADS: &str = "uploads";
 
 /// Settings of a store.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +73,7 @@ impl Default for StoreOptions {
 pub struct TensorStore {
     root: PathBuf,
     options: StoreOptions,
+    objects: Arc<ObjectFolder>,
     state: Mutex<TensorStoreState>,
     /// A change of a name holds this lock until both the disk and `state` have it, so that both have one order.
     naming: Mutex<()>,
@@ -86,7 +82,6 @@ pub struct TensorStore {
     tree_turns: StoreTurns,
     /// Turns for headers, each of which takes 8 times its bytes.
     header_turns: StoreTurns,
-    tree_files: Mutex<TreeFiles>,
     upload_memory: Arc<UploadMemory>,
 }
 
@@ -107,39 +102,27 @@ impl TensorStore {
     pub fn open(root: impl Into<PathBuf>, options: StoreOptions) -> Result<Arc<Self>, ServeError> {
         let root = root.into();
         let mut state = TensorStoreState::default();
-        let mut walk = || -> std::io::Result<()> {
-            for folder in [OBJECTS, NAMES, OUTBOARDS, UPLOADS] {
-                fs::create_dir_all(root.join(folder))?;
-            }
-            // A restart ends every upload, so its temporary file is removed.
-            for left in fs::read_dir(root.join(UPLOADS))? {
-                fs::remove_file(left?.path())?;
-            }
-            for folder in fs::read_dir(root.join(OBJECTS))? {
-                let folder = folder?;
-                if !folder.file_type()?.is_dir() {
-                    continue;
-                }
-                for object in fs::read_dir(folder.path())? {
-                    let bytes = bytes_on_disk(object?.metadata()?.len());
-                    state.used = state.used.saturating_add(bytes);
-                }
-            }
-            Ok(())
+        let outboards = OutboardPolicy::Cached {
+            count_max: TREES,
+            bytes_max: options.bytes_max / TREES_PART,
         };
-        walk().map_err(|error| ServeError::io(format_args!("open {}", root.display()), error))?;
-        paths(&root.join(NAMES), "", 0, &mut state)?;
-        let trees = TreeFiles::open(root.join(OUTBOARDS), options.bytes_max / TREES_PART);
-        let trees = trees.map_err(|error| ServeError::io("read the hash trees", error))?;
+        let objects = ObjectFolder::open(&root, outboards)?;
+        for object in objects.objects() {
+            state.used = state.used.saturating_add(bytes_on_disk(object?.size));
+        }
+        let names = root.join(NAMES);
+        fs::create_dir_all(&names)
+            .map_err(|error| ServeError::io(format_args!("open {}", root.display()), error))?;
+        paths(&names, "", 0, &mut state)?;
         Ok(Arc::new(Self {
             root,
             options,
+            objects,
             state: Mutex::new(state),
             naming: Mutex::default(),
             bytes_in_flight: Arc::default(),
             tree_turns: StoreTurns::default(),
             header_turns: StoreTurns::default(),
-            tree_files: Mutex::new(trees),
             upload_memory: Arc::default(),
         }))
     }
@@ -294,7 +277,7 @@ impl TensorStore {
             self.state().forget_path(path);
             id
         };
-        let freed = self.discard_free(&id).map_err(failed)?;
+        let freed = self.discard_free(&id)?;
         Ok(TensorRemoval { id, freed })
     }
 
@@ -303,9 +286,7 @@ impl TensorStore {
     /// # Errors
     /// [`ServeError::Missing`]; `E_VALUE` if a path leads to the file; `E_IO`.
     pub fn remove_file(&self, id: FileId) -> Result<TensorRemoval, ServeError> {
-        let failed = |error| ServeError::io(format_args!("remove {id}"), error);
-        let is_there = self.object_path(&id).try_exists().map_err(failed)?;
-        if !is_there {
+        if self.objects.size(&id.0)?.is_none() {
             return Err(ServeError::Missing);
         }
         let names = self.state().names.get(id.0.as_bytes()).map(BTreeSet::len);
@@ -313,7 +294,7 @@ impl TensorStore {
             let what = "a path leads to the file: remove the path";
             return Err(ServeError::input(TensorErrorCode::Value, what));
         }
-        let freed = self.discard_free(&id).map_err(failed)?;
+        let freed = self.discard_free(&id)?;
         Ok(TensorRemoval { id, freed })
     }
 
@@ -338,72 +319,32 @@ impl TensorStore {
         }
     }
 
-    /// Removes a file to which no path leads; returns the freed bytes.
-    fn discard_free(&self, id: &FileId) -> std::io::Result<u64> {
-        // The lock makes later uploads find that the file is missing.
-        let unlinked = {
+    /// Removes a file to which no path leads, and the hash trees computed from it; returns the freed bytes.
+    fn discard_free(&self, id: &FileId) -> Result<u64, ServeError> {
+        // An upload gives its file a path while it has a pin, so the path is here or the pin refuses the removal.
+        let is_free = || {
             let mut state = self.state();
-            if !state.is_free(id) {
-                return Ok(0);
+            let is_free = state.is_free(id);
+            if is_free {
+                state.names.remove(id.0.as_bytes());
             }
-            state.names.remove(id.0.as_bytes());
-            self.unlink(&mut state, id)
+            is_free
         };
-        let freed = match unlinked {
+        match self.objects.remove_if(&id.0, is_free)? {
+            ObjectRemoval::Removed { bytes } => {
+                self.forget_file(id, bytes);
+                Ok(bytes)
+            }
             // Another request or another program has already removed it.
-            Err(error) if error.kind() == ErrorKind::NotFound => 0,
-            unlinked => unlinked?,
-        };
-        self.drop_outboards(id)?;
-        Ok(freed)
+            ObjectRemoval::InUse | ObjectRemoval::Missing => Ok(0),
+        }
     }
 
-    /// Removes a file and the hash trees computed from it.
-    fn discard(&self, id: &FileId) -> std::io::Result<()> {
-        self.unlink(&mut self.state(), id)?;
-        self.drop_outboards(id)
-    }
-
-    /// Removes a file; returns its length, which is freed.
-    fn unlink(&self, state: &mut TensorStoreState, id: &FileId) -> std::io::Result<u64> {
-        let object = self.object_path(id);
-        let len = fs::metadata(&object)?.len();
-        fs::remove_file(&object)?;
-        state.open.retain(|object| object.id() != *id);
-        state.used = state.used.saturating_sub(bytes_on_disk(len));
-        Ok(len)
-    }
-
-    /// Removes the hash trees that were computed from a file.
-    fn drop_outboards(&self, id: &FileId) -> std::io::Result<()> {
-        self.tree_files().remove_of(id)
-    }
-
-    /// Notes that an upload is about to store this file, until the returned value is dropped.
-    pub(crate) fn arriving(self: &Arc<Self>, id: FileId) -> ArrivingFile {
+    /// Notes that a file of this length was removed or replaced.
+    fn forget_file(&self, id: &FileId, bytes: u64) {
         let mut state = self.state();
-        *state.arriving.entry(*id.0.as_bytes()).or_default() += 1;
-        ArrivingFile {
-            store: Arc::clone(self),
-            id,
-        }
-    }
-
-    /// Whether a file is stored, byte for byte. A damaged file is removed, so that storing it again repairs it.
-    pub(crate) fn holds(&self, id: &FileId) -> std::io::Result<bool> {
-        let file = match File::open(self.object_path(id)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            file => file?,
-        };
-        let mut hasher = blake3::Hasher::new();
-        let read = hasher.update_reader(file).map(|hasher| hasher.finalize());
-        if read.as_ref().is_ok_and(|hash| *hash == id.0) {
-            return Ok(true);
-        }
-        let why = read.map_or_else(|error| error.to_string(), |_| "other bytes".to_owned());
-        tracing::warn!(file = %id, "damaged in the store of tensors ({why}), and stored again");
-        self.discard(id)?;
-        Ok(false)
+        state.open.retain(|object| object.id() != *id);
+        state.used = state.used.saturating_sub(bytes_on_disk(bytes));
     }
 
     /// All paths, each with the file that it leads to.
@@ -427,7 +368,7 @@ impl TensorStore {
         }
         let write = || -> std::io::Result<()> {
             fs::create_dir_all(folder)?;
-            let mut new = self.temporary()?;
+            let mut new = tempfile::Builder::new().tempfile_in(self.objects.staging())?;
             writeln!(new, "{id}")?;
             // The content is synced before the file gets its name, so after a power cut the path leads to a whole id
             // or to its former file.
@@ -450,11 +391,6 @@ impl TensorStore {
         // find.
         self.state().lead(path, id);
         Ok(())
-    }
-
-    /// A temporary file in the folder of uploads.
-    pub(crate) fn temporary(&self) -> std::io::Result<NamedTempFile> {
-        tempfile::Builder::new().tempfile_in(self.root.join(UPLOADS))
     }
 
     /// Reserves room for a file that a peer will send.
@@ -496,39 +432,17 @@ impl TensorStore {
     }
 
     pub(crate) fn object_path(&self, id: &FileId) -> PathBuf {
-        let hex = id.to_string();
-        self.root.join(OBJECTS).join(&hex[..2]).join(hex)
+        self.objects.path(&id.0)
     }
 
-    /// The hash trees that are kept.
-    pub(crate) fn tree_files(&self) -> MutexGuard<'_, TreeFiles> {
-        self.tree_files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// The files and their hash trees.
+    pub(crate) const fn objects(&self) -> &Arc<ObjectFolder> {
+        &self.objects
     }
 
     /// A panic while the lock is held leaves the counters correct.
     fn state(&self) -> MutexGuard<'_, TensorStoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A file that an upload is about to store. No request removes it before this value is dropped.
-#[derive(Debug)]
-pub(crate) struct ArrivingFile {
-    store: Arc<TensorStore>,
-    id: FileId,
-}
-
-impl Drop for ArrivingFile {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.store.state().arriving.entry(*self.id.0.as_bytes())
-        {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
     }
 }
 
@@ -555,7 +469,7 @@ mod tests {
         let id = store
             .add(file.as_slice(), Some(path.clone()))
             .expect("a good file");
-        let arriving = store.arriving(id);
+        let arriving = store.objects().pin(id.0);
         let removed = store.remove(&path).expect("the path is there");
         assert_eq!(removed.freed, 0);
         assert!(store.object(id).is_ok());

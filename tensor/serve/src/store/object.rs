@@ -1,13 +1,11 @@
 //! A stored container with its header read.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use alknet_tensor::{
-    ContainerLimits, ContainerReader, FileId, Hash, Meta, TensorError, TensorErrorCode,
-};
+use alknet_objects::{ObjectStamp, ObjectView};
+use alknet_tensor::{ContainerLimits, ContainerReader, FileId, Hash, Meta};
 
 use crate::error::ServeError;
 
@@ -18,22 +16,6 @@ pub struct Object {
     reader: ContainerReader<File>,
     stamp: ObjectStamp,
     header_hash: Hash,
-}
-
-/// The metadata that change when a program writes to a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ObjectStamp {
-    len: u64,
-    modified: (i64, i64),
-}
-
-impl ObjectStamp {
-    fn from_metadata(metadata: &Metadata) -> Self {
-        Self {
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
-    }
 }
 
 impl Object {
@@ -51,7 +33,7 @@ impl Object {
         let unread = |error| ServeError::io("look at a stored file", error);
         // The stamp is taken before the header is read, so `check` finds a change that happens in
         // between.
-        let stamp = ObjectStamp::from_metadata(&file.metadata().map_err(unread)?);
+        let stamp = ObjectStamp::read(&file).map_err(unread)?;
         let reader = ContainerReader::open(file, limits).map_err(ServeError::Stored)?;
         let header_hash = reader.header_hash().map_err(ServeError::Stored)?;
         Ok(Self {
@@ -91,29 +73,22 @@ impl Object {
     /// # Errors
     /// `E_IO`: another program wrote to it or shortened it.
     pub fn check(&self) -> Result<(), ServeError> {
-        let metadata = self.reader.source().metadata();
-        let metadata = metadata.map_err(|error| ServeError::io("look at a stored file", error))?;
-        if ObjectStamp::from_metadata(&metadata) != self.stamp {
-            let what = format!("file {} changed while it was served", self.id);
-            return Err(ServeError::Stored(TensorError::new(
-                TensorErrorCode::Io,
-                what,
-            )));
-        }
-        Ok(())
+        Ok(self.view().check()?)
     }
 
     /// Whether the file was removed, so that only responses that opened it before still read it.
     pub(crate) fn is_removed(&self) -> bool {
-        let metadata = self.reader.source().metadata();
-        metadata.is_ok_and(|metadata| metadata.nlink() == 0)
+        self.view().is_removed()
     }
 
     /// Fills `buffer` with the bytes from `at` on.
     pub(crate) fn read(&self, buffer: &mut [u8], at: u64) -> Result<(), ServeError> {
-        let read = self.reader.source().read_exact_at(buffer, at);
-        let what = || format!("read {} bytes at {at} of file {}", buffer.len(), self.id);
-        read.map_err(|error| ServeError::io(what(), error))
+        Ok(self.view().read_exact_at(buffer, at)?)
+    }
+
+    /// The file as the object of its id.
+    pub(crate) const fn view(&self) -> ObjectView<'_> {
+        ObjectView::new(self.id.0, self.reader.source(), self.stamp)
     }
 
     pub(crate) fn into_file(self) -> File {

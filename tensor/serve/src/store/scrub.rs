@@ -1,17 +1,12 @@
 //! The check of all stored files against their ids: a disk may return other bytes than it was given, or none.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 
+use alknet_objects::{ObjectDamage, ObjectScrub};
 use alknet_tensor::FileId;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{OBJECTS, TensorStore};
-use crate::limits::{BLOCK_BYTES, SCRUB_NAMED};
-
-/// Folders below the folder of objects: one for each pair of digits.
-const FOLDERS: u16 = 256;
+use super::TensorStore;
+use crate::limits::SCRUB_NAMED;
 
 /// What a check has found so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,22 +21,11 @@ pub struct StoreScrubReport {
     pub damaged_files: u64,
 }
 
-/// A check of a store under way. It holds one open file, and the names of one folder of 256.
+/// A check of a store under way. It holds one open file, and one open folder.
 #[derive(Debug, Default)]
 pub struct StoredFileScrub {
     report: StoreScrubReport,
-    /// The next folder.
-    folder: u16,
-    /// Files of the folder before it that were not read yet.
-    waiting: Vec<FileId>,
-    open: Option<OpenedFile>,
-}
-
-#[derive(Debug)]
-struct OpenedFile {
-    id: FileId,
-    file: File,
-    hasher: blake3::Hasher,
+    objects: ObjectScrub,
 }
 
 impl StoredFileScrub {
@@ -62,112 +46,26 @@ impl TensorStore {
     pub fn scrub(&self, scrub: &mut StoredFileScrub, bytes: u64) -> io::Result<bool> {
         let mut left = bytes;
         while left > 0 {
-            if scrub.open.is_none() && !self.open_next(scrub)? {
+            let step = self.objects.scrub(&mut scrub.objects, left);
+            let Some(step) = step.map_err(io::Error::other)? else {
                 return Ok(false);
-            }
-            let Some(opened) = &mut scrub.open else {
-                continue;
             };
-            let read = opened.read(left);
-            let is_done = !matches!(read, Ok(read) if read > 0);
-            let read_bytes = *read.as_ref().unwrap_or(&0);
-            scrub.report.bytes += read_bytes;
+            scrub.report.bytes += step.bytes;
             // A file without bytes takes its turn as well.
-            left = left.saturating_sub(read_bytes.max(1));
-            if is_done && let Some(opened) = scrub.open.take() {
-                opened.finish(read.err(), &mut scrub.report);
+            left = left.saturating_sub(step.bytes.max(1));
+            if let Some(checked) = step.checked {
+                scrub.report.files += 1;
+                if let Some(damage) = checked.damage {
+                    scrub.report.add_damaged(FileId(checked.hash), &damage);
+                }
             }
         }
         Ok(true)
     }
-
-    /// Opens the next file. Returns whether there is one.
-    fn open_next(&self, scrub: &mut StoredFileScrub) -> io::Result<bool> {
-        loop {
-            let Some(id) = scrub.waiting.pop() else {
-                if scrub.folder == FOLDERS {
-                    return Ok(false);
-                }
-                scrub.waiting = self.ids_in(scrub.folder)?;
-                scrub.folder += 1;
-                continue;
-            };
-            match File::open(self.object_path(&id)) {
-                Ok(file) => {
-                    scrub.open = Some(OpenedFile::new(id, file));
-                    return Ok(true);
-                }
-                // It was removed after the folder was read.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => scrub.report.add_damaged(id, &error.to_string()),
-            }
-        }
-    }
-
-    fn ids_in(&self, folder: u16) -> io::Result<Vec<FileId>> {
-        let folder = self.root.join(OBJECTS).join(format!("{folder:02x}"));
-        let entries = match fs::read_dir(folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut ids = Vec::new();
-        for entry in entries {
-            // A file of another name is not of the store.
-            ids.extend(
-                entry?
-                    .file_name()
-                    .to_str()
-                    .and_then(|it| it.parse::<FileId>().ok()),
-            );
-        }
-        Ok(ids)
-    }
-}
-
-impl OpenedFile {
-    fn new(id: FileId, file: File) -> Self {
-        // The kernel drops what it has of the file, so that the disk is read. Where it does not, the check sees the
-        // memory of the kernel, which is still worth a comparison.
-        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        let hasher = blake3::Hasher::new();
-        Self { id, file, hasher }
-    }
-
-    /// Reads at most this many bytes. Returns 0 at the end of the file.
-    fn read(&mut self, bytes: u64) -> io::Result<u64> {
-        let mut block = vec![0; BLOCK_BYTES];
-        let mut done = 0;
-        while done < bytes {
-            let most = usize::try_from(bytes - done).unwrap_or(usize::MAX);
-            let read = self.file.read(&mut block[..most.min(BLOCK_BYTES)])?;
-            if read == 0 {
-                break;
-            }
-            self.hasher.update(&block[..read]);
-            done += read as u64;
-        }
-        Ok(done)
-    }
-
-    fn finish(self, failed: Option<io::Error>, report: &mut StoreScrubReport) {
-        // The kernel need not keep in memory what no client asked for.
-        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        // A file that was removed meanwhile is damaged no more.
-        let is_removed = self.file.metadata().is_ok_and(|about| about.nlink() == 0);
-        report.files += 1;
-        match failed {
-            _ if is_removed => {}
-            Some(error) => report.add_damaged(self.id, &error.to_string()),
-            None if self.hasher.finalize() != self.id.0 => {
-                report.add_damaged(self.id, "other bytes");
-            }
-            None => {}
-        }
-    }
 }
 
 impl StoreScrubReport {
-    fn add_damaged(&mut self, id: FileId, why: &str) {
+    fn add_damaged(&mut self, id: FileId, why: &ObjectDamage) {
         tracing::error!(file = %id, "damaged in the store of tensors: {why}");
         self.damaged_files += 1;
         if self.damaged.len() < SCRUB_NAMED {
@@ -178,6 +76,7 @@ impl StoreScrubReport {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
     use std::io::Cursor;
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
@@ -260,7 +159,7 @@ mod tests {
         flip(&store, &ids[0]);
         let mut scrub = StoredFileScrub::default();
         assert!(store.scrub(&mut scrub, 10).expect("readable"));
-        assert!(scrub.open.is_some(), "it is being read");
+        assert_eq!(scrub.report().files, 0, "it is being read");
         store
             .remove(&StorePath::parse("file0").expect("a path"))
             .expect("it is there");

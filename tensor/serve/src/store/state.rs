@@ -12,26 +12,12 @@ use alknet_tensor::{FileId, TensorErrorCode};
 use crate::error::ServeError;
 use crate::limits::PATHS;
 use crate::path::StorePath;
-use crate::store::Object;
+use crate::store::{Object, bytes_on_disk};
 
 /// Depth to which the store searches folders for paths: as many as a path has segments.
 const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
-/// Bytes of a block of the file system: those of data disks have 4 KiB.
-const BLOCK_BYTES: u64 = 4 << 10;
-/// Bytes that count for a file or folder beside its content, for its name in the folder above and its inode. ext4 has
-/// an inode for each 16 KiB: a store of the shortest files in half of the disk has a third of the inodes, and the files
-/// that administrators store may have half of them.
-const ENTRY_BYTES: u64 = 20 << 10;
-/// Bytes for the file of a path, and for a folder of paths.
-const NAME_BYTES: u64 = ENTRY_BYTES + BLOCK_BYTES;
-
-/// Bytes that a file of this length takes of the disk.
-pub(crate) const fn bytes_on_disk(bytes: u64) -> u64 {
-    bytes
-        .div_ceil(BLOCK_BYTES)
-        .saturating_mul(BLOCK_BYTES)
-        .saturating_add(ENTRY_BYTES)
-}
+/// Bytes for the file of a path, and for a folder of paths: each has one block.
+const NAME_BYTES: u64 = bytes_on_disk(1);
 
 /// The most bytes that a path takes of the disk: no other path may need its folders.
 pub(super) fn path_bytes_max(path: &StorePath) -> u64 {
@@ -45,9 +31,6 @@ pub(super) struct TensorStoreState {
     pub(super) paths: BTreeMap<StorePath, FileId>,
     /// The paths that lead to each file.
     pub(super) names: BTreeMap<[u8; 32], BTreeSet<StorePath>>,
-    /// Files that uploads are about to store, with the number of those uploads. No request removes such a file: its
-    /// upload may have found that the file is stored, and may link a path to it next.
-    pub(super) arriving: BTreeMap<[u8; 32], usize>,
     /// Files that were opened last, the most recent one at the end.
     pub(super) open: Vec<Arc<Object>>,
 }
@@ -88,10 +71,10 @@ impl TensorStoreState {
         NAME_BYTES.saturating_mul(1 + folders.filter(is_missing).count() as u64)
     }
 
-    /// Whether no path leads to a file, and no upload is about to link one.
+    /// Whether no path leads to a file.
     pub(super) fn is_free(&self, id: &FileId) -> bool {
         let names = self.names.get(id.0.as_bytes());
-        names.is_none_or(BTreeSet::is_empty) && !self.arriving.contains_key(id.0.as_bytes())
+        names.is_none_or(BTreeSet::is_empty)
     }
 }
 

@@ -1,34 +1,34 @@
 //! A container that a peer is uploading.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::sync::Arc;
 
+use alknet_objects::{Placement, StagedObject, bytes_on_disk};
 use alknet_tensor::{
     ContainerReader, FileId, Meta, PREFIX_BYTES, SchemaLayouts, TensorErrorCode, VerifyDepth,
     header_len, verify,
 };
-use blake3::Hasher;
-use tempfile::TempPath;
 
 use crate::error::ServeError;
 use crate::path::StorePath;
 use crate::store::TensorStore;
-use crate::store::state::{bytes_on_disk, path_bytes_max};
+use crate::store::state::path_bytes_max;
 
 /// An upload whose header has arrived. If it is dropped before [`TensorUpload::commit`], its file is removed.
 #[derive(Debug)]
 pub struct TensorUpload {
     store: Arc<TensorStore>,
     path: Option<StorePath>,
-    file: File,
-    /// The temporary name, until the file is stored under its id.
-    name: Option<TempPath>,
-    hasher: Hasher,
-    have: u64,
+    staged: StagedObject,
     len: u64,
-    /// Bytes reserved of the store's room.
-    reserved: u64,
+    reservation: StoreReservation,
+}
+
+/// Bytes reserved of the store's room; dropping it gives them back.
+#[derive(Debug)]
+struct StoreReservation {
+    store: Arc<TensorStore>,
+    bytes: u64,
 }
 
 impl TensorUpload {
@@ -50,20 +50,19 @@ impl TensorUpload {
         }
         let meta = Meta::of_header(text, limits).map_err(ServeError::Input)?;
         let len = meta.file_len();
-        let io = |error| ServeError::io("begin a file of the store", error);
-        let (file, name) = store.temporary().map_err(io)?.into_parts();
         // The name is reserved as well, so that no file is stored whose path finds no room.
-        let reserved = bytes_on_disk(len).saturating_add(path.as_ref().map_or(0, path_bytes_max));
-        store.reserve(reserved)?;
+        let bytes = bytes_on_disk(len).saturating_add(path.as_ref().map_or(0, path_bytes_max));
+        store.reserve(bytes)?;
+        let reservation = StoreReservation {
+            store: Arc::clone(store),
+            bytes,
+        };
         let mut upload = Self {
             store: Arc::clone(store),
             path,
-            file,
-            name: Some(name),
-            hasher: Hasher::new(),
-            have: 0,
+            staged: store.objects().stage()?,
             len,
-            reserved,
+            reservation,
         };
         upload.write(header)?;
         Ok(upload)
@@ -90,7 +89,7 @@ impl TensorUpload {
     /// Bytes that have arrived.
     #[must_use]
     pub const fn have(&self) -> u64 {
-        self.have
+        self.staged.size()
     }
 
     /// Bytes that the whole file has.
@@ -105,15 +104,12 @@ impl TensorUpload {
     /// `E_TILING` for bytes beyond the end that the header states; `E_IO`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServeError> {
         // The header determines the length, for which room was reserved; more bytes would exceed it.
-        if bytes.len() as u64 > self.len - self.have {
+        let have = self.have();
+        if bytes.len() as u64 > self.len - have {
             let what = format!("bytes beyond the {} that the header says", self.len);
             return Err(ServeError::input(TensorErrorCode::Tiling, what));
         }
-        let written = self.file.write_all(bytes);
-        written.map_err(|error| ServeError::io("write a file of the store", error))?;
-        self.hasher.update(bytes);
-        self.have += bytes.len() as u64;
-        Ok(())
+        Ok(self.staged.write_at(have, bytes)?)
     }
 
     /// Verifies the file by its header, stores it and returns its id. Blocks.
@@ -121,54 +117,47 @@ impl TensorUpload {
     /// # Errors
     /// `E_TILING` for missing bytes; `E_HASH` and every other code of a check that fails; `E_IO`.
     pub fn commit(mut self) -> Result<FileId, ServeError> {
-        if self.have < self.len {
-            let what = format!("{} bytes of {} are here", self.have, self.len);
+        if self.have() < self.len {
+            let what = format!("{} bytes of {} are here", self.have(), self.len);
             return Err(ServeError::input(TensorErrorCode::Tiling, what));
         }
-        let io = |error| ServeError::io("store a file", error);
-        let file = self.file.try_clone().map_err(io)?;
+        let file = self.staged.reader()?;
         let reader = ContainerReader::open(file, self.store.limits()).map_err(ServeError::Input)?;
         let report = verify(&reader, VerifyDepth::Hash, Some(&SchemaLayouts::default()));
         let report = report.map_err(ServeError::Stored)?;
         if let Some(problem) = report.problems.into_iter().next() {
             return Err(ServeError::Input(problem));
         }
-        let id = FileId(self.hasher.finalize());
-        let target = self.store.object_path(&id);
-        // No request removes the file before the path leads to it.
-        let _arriving = self.store.arriving(id);
-        if !self.store.holds(&id).map_err(io)? {
-            self.publish(&target).map_err(io)?;
+        // No request removes the file before the path leads to it, because what was placed has a pin.
+        let placed = self.staged.place()?;
+        let id = FileId(placed.hash());
+        match placed.placement() {
+            // The reserved room belongs to the file from now on.
+            Placement::New => self.reservation.spend(bytes_on_disk(self.len)),
+            Placement::Present => {}
+            Placement::Repaired { bytes, damage } => {
+                tracing::warn!(file = %id, "damaged in the store of tensors ({damage}), and stored again");
+                self.store.forget_file(&id, *bytes);
+                self.reservation.spend(bytes_on_disk(self.len));
+            }
         }
-        if let Some(path) = self.path.take() {
+        if let Some(path) = self.path {
             self.store.lead(path, id)?;
         }
+        drop(placed);
         Ok(id)
-    }
-
-    /// Gives the file its final name, once its content is on the disk.
-    fn publish(&mut self, target: &std::path::Path) -> std::io::Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = target.parent().unwrap_or(target);
-        std::fs::create_dir_all(folder)?;
-        // Workers map the file, so no program may write to it from now on.
-        let read_only = std::fs::Permissions::from_mode(0o444);
-        self.file.set_permissions(read_only)?;
-        self.file.sync_all()?;
-        match self.name.take().map(|name| name.persist_noclobber(target)) {
-            // The reserved room belongs to the object from now on.
-            None | Some(Ok(())) => self.reserved -= bytes_on_disk(self.len),
-            // Another upload has stored the same content meanwhile.
-            Some(Err(error)) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Some(Err(error)) => return Err(error.error),
-        }
-        // The new name is on the disk only once its folder is synced (fsync(2)).
-        File::open(folder)?.sync_all()
     }
 }
 
-impl Drop for TensorUpload {
+impl StoreReservation {
+    /// Leaves this many of the bytes to what was stored.
+    const fn spend(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for StoreReservation {
     fn drop(&mut self) {
-        self.store.release(self.reserved);
+        self.store.release(self.bytes);
     }
 }

@@ -1,21 +1,21 @@
-//! The hash trees that a store keeps beside its files.
+//! The outboards that a folder keeps of those that readers wanted.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use alknet_tensor::FileId;
+use blake3::Hash;
 use tempfile::NamedTempFile;
 
-use super::state::bytes_on_disk;
-use crate::limits::TREES;
+use crate::disk_usage::bytes_on_disk;
 
 /// The folder of hash trees. A reader decides of which parts there are trees, so they have limits, and the trees that
 /// no request has used for longest give way: a tree can be computed again.
 #[derive(Debug)]
 pub(crate) struct TreeFiles {
     folder: PathBuf,
+    count_max: usize,
     /// Bytes that all trees take of the disk at most, unless there is only one.
     bytes_max: u64,
     bytes: u64,
@@ -34,9 +34,10 @@ struct TreeFile {
 
 impl TreeFiles {
     /// Reads the folder, and removes what is beyond the limits. Blocks.
-    pub(super) fn open(folder: PathBuf, bytes_max: u64) -> io::Result<Self> {
+    pub(crate) fn open(folder: PathBuf, count_max: usize, bytes_max: u64) -> io::Result<Self> {
         let mut trees = Self {
             folder,
+            count_max,
             bytes_max,
             bytes: 0,
             uses: 0,
@@ -52,7 +53,7 @@ impl TreeFiles {
     }
 
     /// Opens a tree, which counts as used.
-    pub(super) fn find(&mut self, name: &str) -> io::Result<File> {
+    pub(crate) fn find(&mut self, name: &str) -> io::Result<File> {
         let file = File::open(self.folder.join(name))?;
         self.uses += 1;
         if let Some(known) = self.files.get_mut(name) {
@@ -62,7 +63,7 @@ impl TreeFiles {
     }
 
     /// Keeps a tree that was computed. The trees that give way to it stay readable for responses that have opened them.
-    pub(super) fn add(&mut self, name: String, new: NamedTempFile) -> io::Result<File> {
+    pub(crate) fn add(&mut self, name: String, new: NamedTempFile) -> io::Result<File> {
         // The file is not synced: a tree that a power cut damaged does not match its root and is computed again.
         let file = new.persist(self.folder.join(&name))?;
         let len = file.metadata()?.len();
@@ -72,8 +73,8 @@ impl TreeFiles {
     }
 
     /// Removes the trees that were computed from this file.
-    pub(super) fn remove_of(&mut self, id: &FileId) -> io::Result<()> {
-        let prefix = format!("{id}-");
+    pub(crate) fn remove_of(&mut self, hash: &Hash) -> io::Result<()> {
+        let prefix = format!("{hash}-");
         let names = self.files.range(prefix.clone()..).map(|(name, _)| name);
         let names = names.take_while(|name| name.starts_with(&prefix));
         for name in names.cloned().collect::<Vec<_>>() {
@@ -96,7 +97,9 @@ impl TreeFiles {
 
     fn shrink(&mut self) -> io::Result<()> {
         // The last one stays even if it alone is above the limit, or it would be computed for each request.
-        while self.files.len() > TREES || (self.files.len() > 1 && self.bytes > self.bytes_max) {
+        while self.files.len() > self.count_max
+            || (self.files.len() > 1 && self.bytes > self.bytes_max)
+        {
             let oldest = self.files.iter().min_by_key(|(_, file)| file.used);
             let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
                 return Ok(());
@@ -106,7 +109,8 @@ impl TreeFiles {
         Ok(())
     }
 
-    fn remove(&mut self, name: &str) -> io::Result<()> {
+    /// Removes a tree, if there is one.
+    pub(crate) fn remove(&mut self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.folder.join(Path::new(name))) {
             // A user may delete trees at any time.
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -122,6 +126,8 @@ impl TreeFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TREES: usize = 1024;
 
     fn add_tree(trees: &mut TreeFiles, folder: &Path, name: &str, len: u64) {
         let new = NamedTempFile::new_in(folder).expect("writable");
@@ -139,7 +145,7 @@ mod tests {
         let uploads = tempfile::tempdir().expect("writable");
         let folder = tempfile::tempdir().expect("writable");
         let folder = folder.path();
-        let mut trees = TreeFiles::open(folder.to_owned(), u64::MAX).expect("empty");
+        let mut trees = TreeFiles::open(folder.to_owned(), TREES, u64::MAX).expect("empty");
         for at in 0..TREES {
             add_tree(&mut trees, uploads.path(), &format!("tree{at}"), 96);
         }
@@ -155,7 +161,7 @@ mod tests {
         for at in 0..20 {
             fs::write(folder.join(format!("old{at}")), [0; 32]).expect("writable");
         }
-        let trees = TreeFiles::open(folder.to_owned(), u64::MAX).expect("readable");
+        let trees = TreeFiles::open(folder.to_owned(), TREES, u64::MAX).expect("readable");
         assert_eq!((count(folder), trees.files.len()), (TREES, TREES));
     }
 
@@ -165,8 +171,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("writable");
         let folder = folder.path();
         let bytes_max = 3 * bytes_on_disk(4096);
-        let mut trees = TreeFiles::open(folder.to_owned(), bytes_max).expect("empty");
-        let [one, other] = [b"a", b"b"].map(|bytes| FileId(blake3::hash(bytes)));
+        let mut trees = TreeFiles::open(folder.to_owned(), TREES, bytes_max).expect("empty");
+        let [one, other] = [b"a", b"b"].map(|bytes| blake3::hash(bytes));
         for (id, at) in [(one, 0), (one, 1), (other, 2), (one, 3)] {
             add_tree(&mut trees, uploads.path(), &format!("{id}-{at}-9"), 4096);
         }

@@ -6,32 +6,41 @@
 
 use std::ops::Range;
 
-use alknet_tensor::Hash;
 use bao_tree::iter::{BaoChunk, ResponseIter};
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges};
-use blake3::Hasher;
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use blake3::{Hash, Hasher};
 
 use crate::limits::GROUP_BYTES;
 
 /// Sixteen chunks of 1 KiB.
 const BLOCK: BlockSize = BlockSize::from_chunk_log(4);
 /// Bytes of the two hashes of an inner node.
-pub(crate) const PAIR_BYTES: usize = 64;
+pub const PAIR_BYTES: usize = 64;
 
 /// One step of an encoded part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TreeStep {
-    /// The child hashes of a node, at this pair of the outboard; `left` and `right` say whether the
-    /// encoded part has what lies below them.
+pub enum TreeStep {
+    /// The child hashes of a node.
     Pair {
+        /// Number of the pair in the outboard.
         at: u64,
+        /// Whether the node is the root.
         root: bool,
+        /// Whether the encoded part has what lies below the left child.
         left: bool,
+        /// Whether it has what lies below the right child.
         right: bool,
     },
-    /// A group: its first byte in the file, and its length.
-    Group { start: u64, len: usize, root: bool },
+    /// A group.
+    Group {
+        /// Its first byte in the file.
+        start: u64,
+        /// Its bytes: those of a group, or fewer at the end of the file.
+        len: usize,
+        /// Whether the file has no other group.
+        root: bool,
+    },
 }
 
 /// The tree of a file of `len` bytes.
@@ -40,20 +49,22 @@ pub(crate) fn tree(len: u64) -> BaoTree {
 }
 
 /// The groups that a part of `len` bytes touches.
-pub(crate) fn groups(len: u64, part: &Range<u64>) -> Range<u64> {
+fn groups(len: u64, part: &Range<u64>) -> Range<u64> {
     let end = part.end.next_multiple_of(GROUP_BYTES).min(len);
     part.start / GROUP_BYTES * GROUP_BYTES..end
 }
 
 /// The steps that encode a part of a file of `len` bytes.
 #[derive(Debug)]
-pub(crate) struct TreeSteps {
+pub struct TreeSteps {
     tree: BaoTree,
     inner: ResponseIter,
 }
 
 impl TreeSteps {
-    pub(crate) fn new(len: u64, part: &Range<u64>) -> Self {
+    /// The steps of `part`, which ends at `len` or before.
+    #[must_use]
+    pub fn new(len: u64, part: &Range<u64>) -> Self {
         let groups = groups(len, part);
         let start = ChunkNum::full_chunks(groups.start);
         // `ChunkRanges` of an empty file needs its one empty chunk, or no hash is verified.
@@ -74,7 +85,8 @@ impl TreeSteps {
     }
 
     /// Bytes of the encoded part.
-    pub(crate) fn encoded_len(len: u64, part: &Range<u64>) -> u64 {
+    #[must_use]
+    pub fn encoded_len(len: u64, part: &Range<u64>) -> u64 {
         let bytes = |step| match step {
             TreeStep::Pair { .. } => PAIR_BYTES as u64,
             TreeStep::Group { len, .. } => len as u64,
@@ -116,7 +128,7 @@ impl Iterator for TreeSteps {
 }
 
 /// The two hashes of a node's children, and the node's own hash computed from them.
-pub(crate) fn pair(bytes: &[u8; PAIR_BYTES], root: bool) -> ([[u8; 32]; 2], [u8; 32]) {
+fn pair(bytes: &[u8; PAIR_BYTES], root: bool) -> ([[u8; 32]; 2], [u8; 32]) {
     let mut two = [[0; 32]; 2];
     two[0].copy_from_slice(&bytes[..32]);
     two[1].copy_from_slice(&bytes[32..]);
@@ -129,7 +141,7 @@ pub(crate) fn pair(bytes: &[u8; PAIR_BYTES], root: bool) -> ([[u8; 32]; 2], [u8;
 }
 
 /// The hash of a group.
-pub(crate) fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
+fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
     if root {
         return *blake3::hash(bytes).as_bytes();
     }
@@ -140,15 +152,17 @@ pub(crate) fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
 
 /// Hashes that a verified parent lists and whose bytes have not arrived yet.
 #[derive(Debug)]
-pub(crate) struct ExpectedHashes(Vec<[u8; 32]>);
+pub struct ExpectedHashes(Vec<[u8; 32]>);
 
 impl ExpectedHashes {
-    pub(crate) fn root(root: &Hash) -> Self {
+    /// Nothing has arrived of a file with this hash.
+    #[must_use]
+    pub fn root(root: &Hash) -> Self {
         Self(vec![*root.as_bytes()])
     }
 
-    /// Accepts a pair if it has the expected hash.
-    pub(crate) fn pair(
+    /// Accepts a pair if it has the expected hash. The flags are those of the step: `root`, `left` and `right`.
+    pub fn pair(
         &mut self,
         bytes: &[u8; PAIR_BYTES],
         (root, left, right): (bool, bool, bool),
@@ -165,7 +179,7 @@ impl ExpectedHashes {
     }
 
     /// Accepts a group if it has the expected hash.
-    pub(crate) fn group(&mut self, start: u64, bytes: &[u8], root: bool) -> bool {
+    pub fn group(&mut self, start: u64, bytes: &[u8], root: bool) -> bool {
         self.0.pop() == Some(group(start, bytes, root))
     }
 }

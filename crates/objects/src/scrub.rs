@@ -1,0 +1,187 @@
+//! The check of stored objects against their hashes: a disk may return other bytes than it was given, or none.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
+
+use blake3::Hash;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use crate::error::ObjectError;
+use crate::folder::ObjectFolder;
+use crate::limits::BLOCK_BYTES;
+use crate::list::ObjectCursor;
+
+/// A check of all objects under way. It holds one open file and one open folder.
+#[derive(Debug, Default)]
+pub struct ObjectScrub {
+    cursor: ObjectCursor,
+    open: Option<OpenedFile>,
+}
+
+/// What a step of a check has read.
+#[derive(Debug)]
+pub struct ScrubStep {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// The object, if it was read to its end.
+    pub checked: Option<CheckedObject>,
+}
+
+/// An object that was read to its end.
+#[derive(Debug)]
+pub struct CheckedObject {
+    /// BLAKE3 of the object as it was stored.
+    pub hash: Hash,
+    /// What is wrong with it. An object that was removed meanwhile is not damaged.
+    pub damage: Option<ObjectDamage>,
+}
+
+/// What is wrong with an object.
+#[derive(Debug)]
+pub enum ObjectDamage {
+    /// Its bytes have another hash.
+    OtherBytes,
+    /// The system cannot read it.
+    Unreadable(io::Error),
+}
+
+#[derive(Debug)]
+struct OpenedFile {
+    hash: Hash,
+    file: File,
+    hasher: blake3::Hasher,
+}
+
+impl ObjectFolder {
+    /// Reads at most `bytes` bytes more of one object, from the disk and not from the kernel's cache, and compares each
+    /// whole object with its hash. Returns `None` when all objects were read. Changes nothing: a damaged object stays until
+    /// it is removed, or stored again. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`]: the folder cannot be read.
+    pub fn scrub(
+        &self,
+        scrub: &mut ObjectScrub,
+        bytes: u64,
+    ) -> Result<Option<ScrubStep>, ObjectError> {
+        let mut opened = match scrub.open.take() {
+            Some(opened) => opened,
+            None => match self.open_next(&mut scrub.cursor)? {
+                None => return Ok(None),
+                Some((hash, Ok(file))) => OpenedFile::new(hash, file),
+                Some((hash, Err(error))) => {
+                    let damage = Some(ObjectDamage::Unreadable(error));
+                    let checked = Some(CheckedObject { hash, damage });
+                    return Ok(Some(ScrubStep { bytes: 0, checked }));
+                }
+            },
+        };
+        let (read, failed) = match opened.read(bytes) {
+            Ok(read) => (read, None),
+            Err(error) => (0, Some(error)),
+        };
+        let is_over = failed.is_some() || read < bytes;
+        let checked = match is_over {
+            true => Some(opened.finish(failed)),
+            false => {
+                scrub.open = Some(opened);
+                None
+            }
+        };
+        Ok(Some(ScrubStep {
+            bytes: read,
+            checked,
+        }))
+    }
+
+    /// Reads an object from the disk, and compares it with its hash. Changes nothing. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`].
+    pub fn verify(&self, hash: &Hash) -> Result<CheckedObject, ObjectError> {
+        let hash = *hash;
+        let mut opened = match File::open(self.path(&hash)) {
+            Ok(file) => OpenedFile::new(hash, file),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(ObjectError::Missing(hash));
+            }
+            Err(error) => {
+                let damage = Some(ObjectDamage::Unreadable(error));
+                return Ok(CheckedObject { hash, damage });
+            }
+        };
+        let failed = opened.read(u64::MAX).err();
+        Ok(opened.finish(failed))
+    }
+
+    /// Opens the next object of a list.
+    fn open_next(
+        &self,
+        cursor: &mut ObjectCursor,
+    ) -> Result<Option<(Hash, io::Result<File>)>, ObjectError> {
+        loop {
+            let Some(object) = self.next_object(cursor)? else {
+                return Ok(None);
+            };
+            match File::open(self.path(&object.hash)) {
+                // It was removed after the folder was read.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                opened => return Ok(Some((object.hash, opened))),
+            }
+        }
+    }
+}
+
+impl OpenedFile {
+    fn new(hash: Hash, file: File) -> Self {
+        // The kernel drops what it has of the file, so that the disk is read. Where it does not, the check sees the
+        // memory of the kernel, which is still worth a comparison.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        let hasher = blake3::Hasher::new();
+        Self { hash, file, hasher }
+    }
+
+    /// Reads at most this many bytes. Returns fewer only at the end of the file.
+    fn read(&mut self, bytes: u64) -> io::Result<u64> {
+        let mut block = vec![0; BLOCK_BYTES];
+        let mut done = 0;
+        while done < bytes {
+            let most = usize::try_from(bytes - done).unwrap_or(usize::MAX);
+            let read = self.file.read(&mut block[..most.min(BLOCK_BYTES)])?;
+            if read == 0 {
+                break;
+            }
+            self.hasher.update(&block[..read]);
+            done += read as u64;
+        }
+        Ok(done)
+    }
+
+    fn finish(self, failed: Option<io::Error>) -> CheckedObject {
+        // The kernel need not keep in memory what no client asked for.
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        // A file that was removed meanwhile is damaged no more.
+        let is_removed = self.file.metadata().is_ok_and(|about| about.nlink() == 0);
+        let damage = match failed {
+            _ if is_removed => None,
+            Some(error) => Some(ObjectDamage::Unreadable(error)),
+            None if self.hasher.finalize() != self.hash => Some(ObjectDamage::OtherBytes),
+            None => None,
+        };
+        CheckedObject {
+            hash: self.hash,
+            damage,
+        }
+    }
+}
+
+impl fmt::Display for ObjectDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherBytes => f.write_str("other bytes"),
+            Self::Unreadable(error) => error.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! An object that is being written, until it has its place in the folder.
+
+use std::fs::{File, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use alknet_durable::sync_folder;
+use blake3::{Hash, Hasher};
+use tempfile::{NamedTempFile, TempPath};
+
+use crate::error::ObjectError;
+use crate::folder::{ObjectFolder, ObjectPin, size};
+use crate::limits::BLOCK_BYTES;
+use crate::outboard_folder::outboard_name;
+use crate::scrub::ObjectDamage;
+use crate::tree_hasher::ContentHasher;
+
+/// Permission bits of objects. Other processes map them, so no program may write to one.
+const OBJECT_MODE: u32 = 0o444;
+
+/// A file that becomes an object when it is whole. If it is dropped before [`StagedObject::place`], it is removed.
+///
+/// It is written by offset, and what no write reached is zero. The hash follows while each write begins where the last one
+/// ended; what was written otherwise is read once more when the object is placed.
+#[derive(Debug)]
+pub struct StagedObject {
+    folder: Arc<ObjectFolder>,
+    file: File,
+    /// The temporary name.
+    name: TempPath,
+    size: u64,
+    /// Of the first bytes, up to its own number of them.
+    hasher: ContentHasher,
+}
+
+/// An object that is on the disk.
+#[derive(Debug)]
+pub struct PlacedObject {
+    hash: Hash,
+    size: u64,
+    placement: Placement,
+    pin: ObjectPin,
+}
+
+/// How an object came to its place.
+#[derive(Debug)]
+pub enum Placement {
+    /// It was not in the folder.
+    New,
+    /// It was there with the same bytes, and stays as it was.
+    Present,
+    /// It was there with other bytes, which the disk or another program made of it, and was replaced.
+    Repaired {
+        /// Bytes that the replaced file had.
+        bytes: u64,
+        /// What was wrong with it.
+        damage: ObjectDamage,
+    },
+}
+
+impl PlacedObject {
+    /// BLAKE3 of the content.
+    #[must_use]
+    pub const fn hash(&self) -> Hash {
+        self.hash
+    }
+
+    /// Bytes of the content.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How it came to its place.
+    #[must_use]
+    pub const fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// The pin, which keeps the object from being removed until a name leads to it.
+    #[must_use]
+    pub fn into_pin(self) -> ObjectPin {
+        self.pin
+    }
+}
+
+impl ObjectFolder {
+    /// Begins an object. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn stage(self: &Arc<Self>) -> Result<StagedObject, ObjectError> {
+        let staging = self.staging();
+        let new = tempfile::Builder::new().tempfile_in(staging);
+        let what = || format!("write to {}", staging.display());
+        let new = new.map_err(|error| ObjectError::io(what(), error))?;
+        let (file, name) = new.into_parts();
+        let hasher = ContentHasher::new(self.outboards().is_placed(), staging);
+        Ok(StagedObject {
+            folder: Arc::clone(self),
+            file,
+            name,
+            size: 0,
+            hasher,
+        })
+    }
+
+    /// What is stored under a hash already.
+    fn stored_content(&self, hash: &Hash, path: &Path) -> io::Result<StoredContent> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StoredContent::Missing),
+            file => file?,
+        };
+        let mut hasher = Hasher::new();
+        let read = hasher.update_reader(file).map(|hasher| hasher.finalize());
+        Ok(match read {
+            Ok(found) if found == *hash => StoredContent::Whole,
+            Ok(_) => StoredContent::Damaged(ObjectDamage::OtherBytes),
+            Err(error) => StoredContent::Damaged(ObjectDamage::Unreadable(error)),
+        })
+    }
+}
+
+enum StoredContent {
+    Damaged(ObjectDamage),
+    Missing,
+    Whole,
+}
+
+impl StagedObject {
+    /// Bytes so far: the end of what was written, or the length that was [set](Self::set_len).
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Writes at an offset. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`], such as of a full disk. A part of the bytes may be written.
+    pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ObjectError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let hashed = self.hasher.hashed_bytes();
+        // Bytes that are in the hash already may change, even by a write that fails.
+        if at < hashed {
+            self.restart_hash();
+        }
+        let end = at.checked_add(bytes.len() as u64);
+        let end = end.ok_or_else(|| io::Error::from(ErrorKind::FileTooLarge));
+        let written = end.and_then(|end| self.file.write_all_at(bytes, at).map(|()| end));
+        let end = written.map_err(|error| self.failed("write", error))?;
+        self.size = self.size.max(end);
+        if at == self.hasher.hashed_bytes() && self.hasher.update(bytes).is_err() {
+            // The file has the bytes, so they can be hashed later.
+            self.restart_hash();
+        }
+        Ok(())
+    }
+
+    /// Sets the length. Bytes beyond it are gone; a file that grows has zeros there. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn set_len(&mut self, size: u64) -> Result<(), ObjectError> {
+        if size < self.hasher.hashed_bytes() {
+            self.restart_hash();
+        }
+        let set = self.file.set_len(size);
+        set.map_err(|error| self.failed("write", error))?;
+        self.size = size;
+        Ok(())
+    }
+
+    /// Returns when everything that was written is on the disk. It is no object yet, and a restart removes it. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn sync(&self) -> Result<(), ObjectError> {
+        let synced = self.file.sync_data();
+        synced.map_err(|error| self.failed("sync", error))
+    }
+
+    /// Another descriptor, which can only read. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn reader(&self) -> Result<File, ObjectError> {
+        let opened = File::open(&self.name);
+        opened.map_err(|error| self.failed("open", error))
+    }
+
+    /// Gives the file its place under its hash. When this returns, the object is on the disk, and so is its outboard if
+    /// the folder's outboards are [placed](crate::OutboardPolicy::Placed). Blocks.
+    ///
+    /// An object that is there already is read, and replaced if it has other bytes.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`]. The object may be there all the same, whole, if its name could not be synced or its outboard
+    /// not be placed.
+    pub fn place(self) -> Result<PlacedObject, ObjectError> {
+        let path = self.name.to_path_buf();
+        let what = |error| ObjectError::io(format_args!("store {}", path.display()), error);
+        let hashed = self.hash_rest().map_err(what)?;
+        // From here on no request removes the object.
+        let pin = hashed.folder.pin(hashed.hash);
+        let (hash, size) = (hashed.hash, hashed.size);
+        let what = |error| ObjectError::io(format_args!("store object {hash}"), error);
+        let placement = hashed.place().map_err(what)?;
+        Ok(PlacedObject {
+            hash,
+            size,
+            placement,
+            pin,
+        })
+    }
+
+    /// Hashes what the hash does not have yet.
+    fn hash_rest(mut self) -> io::Result<HashedObject> {
+        // A write that failed may have made the file longer.
+        if self.file.metadata()?.len() != self.size {
+            self.file.set_len(self.size)?;
+        }
+        let mut at = self.hasher.hashed_bytes();
+        if at < self.size {
+            let mut block = vec![0; BLOCK_BYTES];
+            while at < self.size {
+                // At most a block, so the cast keeps the value.
+                let len = (self.size - at).min(BLOCK_BYTES as u64) as usize;
+                self.file.read_exact_at(&mut block[..len], at)?;
+                self.hasher.update(&block[..len])?;
+                at += len as u64;
+            }
+        }
+        let (hash, outboard) = self.hasher.finish(self.folder.staging())?;
+        Ok(HashedObject {
+            folder: self.folder,
+            file: self.file,
+            name: self.name,
+            size: self.size,
+            hash,
+            outboard,
+        })
+    }
+
+    fn restart_hash(&mut self) {
+        let has_outboard = self.folder.outboards().is_placed();
+        self.hasher = ContentHasher::new(has_outboard, self.folder.staging());
+    }
+
+    fn failed(&self, action: &str, error: io::Error) -> ObjectError {
+        ObjectError::io(format_args!("{action} {}", self.name.display()), error)
+    }
+}
+
+/// A staged file whose hash is known. The steps of its placement are apart, so that tests can end between them.
+#[derive(Debug)]
+struct HashedObject {
+    folder: Arc<ObjectFolder>,
+    file: File,
+    name: TempPath,
+    size: u64,
+    hash: Hash,
+    outboard: Option<NamedTempFile>,
+}
+
+impl HashedObject {
+    fn place(mut self) -> io::Result<Placement> {
+        let path = self.folder.path(&self.hash);
+        let folder = self.folder.make_folder_of(&path)?;
+        let stored = self.folder.stored_content(&self.hash, &path)?;
+        let outboard = self.outboard.take();
+        if !matches!(stored, StoredContent::Whole) {
+            self.sync(outboard.as_ref())?;
+        }
+        let (size, hash) = (self.size, self.hash);
+        let objects = Arc::clone(&self.folder);
+        let placement = self.rename(stored, &path)?;
+        // Also of an object that another writer has just given its name. A name is on the disk only once its folder is
+        // synced (fsync(2)).
+        sync_folder(&folder)?;
+        if let Some(outboard) = outboard {
+            add_outboard(&objects, &hash, size, &placement, outboard)?;
+        }
+        Ok(placement)
+    }
+
+    /// Returns when the content and the outboard are on the disk, under their temporary names.
+    fn sync(&self, outboard: Option<&NamedTempFile>) -> io::Result<()> {
+        self.file
+            .set_permissions(Permissions::from_mode(OBJECT_MODE))?;
+        // Not only the data: the permission bits have to be on the disk, too.
+        self.file.sync_all()?;
+        outboard.map_or(Ok(()), |outboard| outboard.as_file().sync_data())
+    }
+
+    /// Gives the file its name, unless the object is there.
+    fn rename(self, stored: StoredContent, path: &Path) -> io::Result<Placement> {
+        let damage = match stored {
+            StoredContent::Whole => return Ok(Placement::Present),
+            StoredContent::Damaged(damage) => Some(damage),
+            StoredContent::Missing => None,
+        };
+        let outboards = self.folder.outboards();
+        let _pins = self.folder.pins();
+        let placement = match (size(path)?, damage) {
+            // Another writer has stored the same content meanwhile.
+            (Some(_), None) => return Ok(Placement::Present),
+            (Some(bytes), Some(damage)) => Placement::Repaired { bytes, damage },
+            (None, _) => Placement::New,
+        };
+        if let Placement::Repaired { bytes, .. } = placement {
+            // They may have been computed of the damaged bytes.
+            outboards.remove_of(&self.hash, bytes)?;
+        }
+        self.name.persist(path)?;
+        if let Placement::Repaired { bytes, .. } = placement {
+            // A reader of the damaged bytes may have computed one meanwhile.
+            outboards.remove_of(&self.hash, bytes)?;
+        }
+        Ok(placement)
+    }
+}
+
+/// Gives an outboard its name, unless an object that was there before has one.
+fn add_outboard(
+    folder: &ObjectFolder,
+    hash: &Hash,
+    size: u64,
+    placement: &Placement,
+    outboard: NamedTempFile,
+) -> io::Result<()> {
+    let outboards = folder.outboards();
+    let name = outboard_name(hash, &(0..size));
+    let is_there = matches!(placement, Placement::Present) && outboards.path(&name).try_exists()?;
+    match is_there {
+        true => Ok(()),
+        false => outboards.add(name, outboard).map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests;

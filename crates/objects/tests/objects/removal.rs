@@ -1,0 +1,126 @@
+//! Objects are removed while others read and write them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use alknet_objects::{ObjectError, ObjectRemoval, OutboardPolicy};
+
+use crate::store::{CACHED, GROUP, ObjectScene, content, read};
+
+/// How often an object is stored and removed.
+const ROUNDS: usize = 60;
+
+#[test]
+fn a_removal_takes_the_object_and_its_outboards() {
+    for policy in [OutboardPolicy::Placed, CACHED] {
+        let scene = ObjectScene::new(policy);
+        let size = 3 * GROUP;
+        let hash = scene.store(&content(size), GROUP);
+        let other = scene.store(&content(size + 1), GROUP);
+        for hash in [&hash, &other] {
+            assert!(read(&scene.objects, hash).1.is_none());
+        }
+        // A reader that was there before reads to the end.
+        let open = scene.objects.reader(&hash).expect("it is stored");
+        let removed = scene.objects.remove(&hash).expect("writable");
+        let bytes = size as u64;
+        assert_eq!(removed, ObjectRemoval::Removed { bytes });
+        let blocks: Result<Vec<_>, _> = open.bytes(0..bytes).expect("within").collect();
+        assert!(blocks.expect("it is still open").concat() == content(size));
+        assert!(!scene.objects.path(&hash).exists());
+        assert_eq!(scene.count("outboards"), 1);
+        let (_, gone) = read(&scene.objects, &hash);
+        assert!(matches!(gone, Some(ObjectError::Missing(_))), "{gone:?}");
+        let again = scene.objects.remove(&hash).expect("nothing to remove");
+        assert_eq!(again, ObjectRemoval::Missing);
+        assert!(read(&scene.objects, &other).1.is_none());
+    }
+}
+
+#[test]
+fn a_pinned_object_and_one_that_is_not_free_stay() {
+    let scene = ObjectScene::new(OutboardPolicy::Placed);
+    let content = content(100);
+    let hash = blake3::hash(&content);
+    // A pin comes before the object, too.
+    let before = scene.objects.pin(hash);
+    let mut staged = scene.objects.stage().expect("writable");
+    staged.write_at(0, &content).expect("room");
+    let placed = staged.place().expect("room");
+    assert_eq!((placed.hash(), placed.size()), (hash, 100));
+    let remove = || scene.objects.remove(&hash).expect("writable");
+    let pin = placed.into_pin();
+    assert_eq!(remove(), ObjectRemoval::InUse);
+    drop(before);
+    assert_eq!(remove(), ObjectRemoval::InUse);
+    drop(pin);
+    let taken = scene.objects.remove_if(&hash, || false);
+    assert_eq!(taken.expect("writable"), ObjectRemoval::InUse);
+    assert_eq!(remove(), ObjectRemoval::Removed { bytes: 100 });
+}
+
+/// Two readers open the object again and again while it is stored and removed: they read it whole, or it is missing.
+#[test]
+fn an_object_that_is_removed_while_it_is_read_is_whole_or_missing() {
+    for policy in [OutboardPolicy::Placed, CACHED] {
+        let scene = ObjectScene::new(policy);
+        let content = content(5 * GROUP);
+        let hash = blake3::hash(&content);
+        let is_over = AtomicBool::new(false);
+        let stored = thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        match read(&scene.objects, &hash) {
+                            (bytes, None) => assert!(bytes == content),
+                            (_, Some(ObjectError::Missing(_))) => {}
+                            (_, Some(other)) => panic!("{other}"),
+                        }
+                    }
+                });
+            }
+            let rounds = (0..ROUNDS).map(|_| {
+                scene.store(&content, GROUP);
+                scene.objects.remove(&hash).expect("writable")
+            });
+            let bytes = content.len() as u64;
+            let removed = |removal: &ObjectRemoval| *removal == ObjectRemoval::Removed { bytes };
+            let stored = rounds.filter(removed).count();
+            is_over.store(true, Ordering::Relaxed);
+            stored
+        });
+        assert_eq!(stored, ROUNDS);
+        // No reader has left an outboard of what it read last.
+        assert_eq!(scene.count("outboards"), 0);
+        assert_eq!(scene.count("uploads"), 0);
+    }
+}
+
+/// A writer names what it has placed before it drops the pin, and a remover looks at the names. Whatever their order, no
+/// name leads to an object that is gone.
+#[test]
+fn no_name_leads_to_an_object_that_was_removed() {
+    let scene = ObjectScene::new(OutboardPolicy::Placed);
+    let content = content(100);
+    let hash = blake3::hash(&content);
+    let is_named = Arc::new(AtomicBool::new(false));
+    thread::scope(|scope| {
+        let remover = scope.spawn(|| {
+            let is_free = || !is_named.load(Ordering::SeqCst);
+            let removals = (0..ROUNDS).map(|_| scene.objects.remove_if(&hash, is_free));
+            removals.filter(|removal| removal.is_ok()).count()
+        });
+        for _ in 0..ROUNDS {
+            let mut staged = scene.objects.stage().expect("writable");
+            staged.write_at(0, &content).expect("room");
+            let placed = staged.place().expect("room");
+            is_named.store(true, Ordering::SeqCst);
+            drop(placed);
+            assert!(scene.objects.path(&hash).exists());
+            assert!(read(&scene.objects, &hash).1.is_none());
+            is_named.store(false, Ordering::SeqCst);
+        }
+        assert_eq!(remover.join().expect("it does not panic"), ROUNDS);
+    });
+}
