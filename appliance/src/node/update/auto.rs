@@ -207,9 +207,8 @@ impl NodeUpdates {
         let before = self.waiting_version(&facts.update);
         let staging = self.stage_from_channel(Some(&found)).await;
         let is_blocked = self.end_try(AutoTry::Stage, staging.ended.as_ref().err());
-        let plan = match staging.ended {
-            Ok(plan) => plan,
-            Err(_) => return self.auto().note_not_staged(found, is_blocked),
+        let Ok(plan) = staging.ended else {
+            return self.auto().note_not_staged(found, is_blocked);
         };
         tracing::info!(version = plan.to, "update.auto staged");
         self.auto().note_staged(plan, before.as_deref());

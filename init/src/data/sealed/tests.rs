@@ -1,6 +1,5 @@
 //! Partitions of a first boot: one that was cut short, and one on a disk that keeps the GUIDs of the image.
 
-use std::fs;
 use std::os::unix::fs::FileExt;
 
 use alknet_core::config::VaultSection;

@@ -247,12 +247,12 @@ fn perform(
             guest
                 .send(&busy(false), Vec::new())
                 .expect("the host reads");
-            std::thread::sleep(std::time::Duration::from_millis(ms));
+            std::thread::sleep(Duration::from_millis(ms));
             guest.send(&busy(true), Vec::new()).expect("the host reads");
         }
         ProbeAct::Deaf => {
             // Until the control thread has sent the first heartbeat: halted within it, it would keep the channel.
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
             assert_eq!(tricks::halt_control_thread(), None, "it is halted");
         }
         ProbeAct::Descriptors(count) => (0..count).for_each(|_| {
@@ -297,14 +297,14 @@ fn perform(
         }
         ProbeAct::Segv => tricks::segv(),
         ProbeAct::SegvAfter(ms) => {
-            std::thread::sleep(std::time::Duration::from_millis(ms));
+            std::thread::sleep(Duration::from_millis(ms));
             tricks::segv();
         }
         ProbeAct::Share(bytes) => {
             return say(&ProbeReply::Errno(tricks::share(bytes)));
         }
         ProbeAct::Silence => return say(&ProbeReply::Errno(tricks::silence())),
-        ProbeAct::Sleep(ms) => std::thread::sleep(std::time::Duration::from_millis(ms)),
+        ProbeAct::Sleep(ms) => std::thread::sleep(Duration::from_millis(ms)),
         ProbeAct::Spin { obeys } => {
             let mut ticks = 0_u64;
             while !(obeys && call.is_aborted()) {
@@ -366,6 +366,6 @@ fn ask(guest: &Guest, call: &GuestCall, op: String) -> ProbeResult {
             };
         }
         drop(replies);
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
