@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_computes_has_two_minutes_of_processor_time() {
-        assert_eq!(over(|now| Some(now), |_| true), 120 * S);
+        assert_eq!(over(Some, |_| true), 120 * S);
         // Its threads sleep at the looks, and compute between them.
         assert_eq!(over(|now| Some(now / 2), |_| false), 240 * S);
         // Sixteen threads used it in half a minute.

@@ -171,7 +171,7 @@ mod tests {
                     libc::syscall(libc::SYS_exit, 0);
                 }
             }
-            assert!(pid > 0, "{}", std::io::Error::last_os_error());
+            assert!(pid > 0, "{}", io::Error::last_os_error());
             Self(Pid::from_raw(pid).expect("a process id"))
         }
     }
