@@ -127,7 +127,7 @@ impl ObjectReader {
 impl Iterator for ObjectBlocks {
     type Item = Result<Vec<u8>, ObjectError>;
 
-    /// Blocks.
+    /// Reads the next block from the disk, and compares it with the outboard, in the calling thread.
     fn next(&mut self) -> Option<Self::Item> {
         let part = self.part.as_mut()?;
         match part.next_block(&self.open.view()) {

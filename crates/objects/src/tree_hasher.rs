@@ -121,7 +121,7 @@ impl TreeHasher {
         self.groups.push(self.group.finalize_non_root())?;
         let outboard = tempfile::Builder::new().tempfile_in(staging)?;
         let groups = self.groups.count;
-        let mut writer = PairWriter {
+        let mut writer = HashPairWriter {
             groups: self.groups.into_reader()?,
             file: outboard.as_file(),
             block: None,
@@ -174,7 +174,7 @@ impl GroupHashes {
 }
 
 /// Writes the pairs of hashes to an outboard, in pre-order: a node, what is below it on the left, then on the right.
-struct PairWriter<'f> {
+struct HashPairWriter<'f> {
     groups: Box<dyn Read>,
     file: &'f File,
     /// The subtree that is written at once.
@@ -188,7 +188,7 @@ struct PairBlock {
     bytes: Vec<u8>,
 }
 
-impl PairWriter<'_> {
+impl HashPairWriter<'_> {
     /// The hash of a node that is not the root, with this many groups below it, and its pair at number `at`.
     fn write_subtree(&mut self, groups: u64, at: u64) -> io::Result<ChainingValue> {
         if groups == 1 {

@@ -21,12 +21,12 @@ pub struct TensorUpload {
     path: Option<StorePath>,
     staged: StagedObject,
     len: u64,
-    reservation: StoreReservation,
+    reservation: UploadReservation,
 }
 
 /// Bytes reserved of the store's room; dropping it gives them back.
 #[derive(Debug)]
-struct StoreReservation {
+struct UploadReservation {
     store: Arc<TensorStore>,
     bytes: u64,
 }
@@ -53,7 +53,7 @@ impl TensorUpload {
         // The name is reserved as well, so that no file is stored whose path finds no room.
         let bytes = bytes_on_disk(len).saturating_add(path.as_ref().map_or(0, path_bytes_max));
         store.reserve(bytes)?;
-        let reservation = StoreReservation {
+        let reservation = UploadReservation {
             store: Arc::clone(store),
             bytes,
         };
@@ -149,14 +149,14 @@ impl TensorUpload {
     }
 }
 
-impl StoreReservation {
+impl UploadReservation {
     /// Leaves this many of the bytes to what was stored.
     const fn spend(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 
-impl Drop for StoreReservation {
+impl Drop for UploadReservation {
     fn drop(&mut self) {
         self.store.release(self.bytes);
     }
