@@ -9,23 +9,35 @@ use std::time::Instant;
 
 use crate::{clear, is_new_name};
 
-/// Failures that the text of an error names. An attacker who writes to a disk can leave any number of them.
-const NAMED_MAX: usize = 8;
+/// Failures that an error keeps. An attacker who writes to a disk can leave any number of them, and the caller is PID 1.
+const KEPT_MAX: usize = 8;
 
-/// The error of [`remove_left`]: everything that it could not remove.
-#[derive(Debug)]
+/// The error of [`remove_left`]: the first eight of what it could not remove, and the number of the others.
+#[derive(Debug, Default)]
 pub struct RemoveLeftError {
-    /// Each new file that stays, or the folder if that cannot be read, with the error of the system. Never empty.
+    /// New files that stay, or the folder if that cannot be read, with the error of the system: the first eight. Never empty in
+    /// an error that [`remove_left`] returns.
     pub failures: Vec<(PathBuf, io::Error)>,
+    /// Number of the failures that are not among these.
+    pub more: usize,
+}
+
+impl RemoveLeftError {
+    fn add(&mut self, path: PathBuf, error: io::Error) {
+        match self.failures.len() < KEPT_MAX {
+            true => self.failures.push((path, error)),
+            false => self.more += 1,
+        }
+    }
 }
 
 impl fmt::Display for RemoveLeftError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, (path, error)) in self.failures.iter().take(NAMED_MAX).enumerate() {
+        for (number, (path, error)) in self.failures.iter().enumerate() {
             let between = if number == 0 { "" } else { "; " };
             write!(f, "{between}{}: {error}", path.display())?;
         }
-        match self.failures.len().saturating_sub(NAMED_MAX) {
+        match self.more {
             0 => Ok(()),
             more => write!(f, "; and {more} more"),
         }
@@ -54,9 +66,10 @@ impl Error for RemoveLeftError {
 /// ```
 ///
 /// # Errors
-/// The folder cannot be read, or some of its new files cannot be removed. The error names each of them.
+/// The folder cannot be read, or some of its new files cannot be removed. The error names the first eight of them, and has the
+/// number of the others.
 pub fn remove_left(folder: &Path) -> Result<(), RemoveLeftError> {
-    let mut failures = Vec::new();
+    let mut failed = RemoveLeftError::default();
     match fs::read_dir(folder) {
         Ok(entries) => {
             for entry in entries {
@@ -64,19 +77,19 @@ pub fn remove_left(folder: &Path) -> Result<(), RemoveLeftError> {
                     Ok(entry) if is_new_name(&entry.file_name()) => {
                         let left = entry.path();
                         if let Err(error) = clear_unlocked(&left) {
-                            failures.push((left, error));
+                            failed.add(left, error);
                         }
                     }
                     Ok(_) => {}
-                    Err(error) => failures.push((folder.to_owned(), error)),
+                    Err(error) => failed.add(folder.to_owned(), error),
                 }
             }
         }
-        Err(error) => failures.push((folder.to_owned(), error)),
+        Err(error) => failed.add(folder.to_owned(), error),
     }
-    match failures.is_empty() {
+    match failed.failures.is_empty() {
         true => Ok(()),
-        false => Err(RemoveLeftError { failures }),
+        false => Err(failed),
     }
 }
 

@@ -373,6 +373,24 @@ fn each_leftover_that_stays_is_named_and_the_others_are_removed() {
     }
 }
 
+/// The attack: PID 1 starts with a plain disk on which an attacker made a great many of these folders. The error of each would
+/// take memory.
+#[test]
+fn the_error_keeps_eight_failures_and_counts_the_others() {
+    const FOLDERS: usize = 100;
+    let folder = folder();
+    for number in 0..FOLDERS {
+        let left = folder.path().join(format!(".{number}.new"));
+        fs::create_dir(left).expect("the folder is ours");
+    }
+    let failed = remove_left(folder.path()).expect_err("all of them stay");
+    assert_eq!((failed.failures.len(), failed.more), (8, FOLDERS - 8));
+    let text = failed.to_string();
+    assert_eq!(text.matches(".new: ").count(), 8, "{text}");
+    assert!(text.ends_with("; and 92 more"), "{text}");
+    assert_eq!(names(folder.path()).len(), FOLDERS);
+}
+
 #[test]
 fn a_folder_that_cannot_be_read_is_named() {
     let folder = folder();
