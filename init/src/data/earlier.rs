@@ -83,7 +83,11 @@ pub(super) fn overwrite(
     let zeros = vec![0; length(&areas)?];
     disk.write_sectors(&zeros, areas.start)?;
     disk.sync()?;
-    Ok(EarlierContent::Overwritten)
+    // A disk may say that it took a write, and not have it.
+    match is_zero(disk, areas)? {
+        true => Ok(EarlierContent::Overwritten),
+        false => Err(io::Error::other("the disk did not keep the zeros")),
+    }
 }
 
 fn is_zero(disk: &dyn DiskAccess, range: Range<u64>) -> io::Result<bool> {

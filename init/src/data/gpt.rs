@@ -1,17 +1,21 @@
 //! The GUID partition table of the boot disk (UEFI 2.10 section 5.3): it is found, repaired, given
 //! new GUIDs and grown to the disk's end.
 //!
-//! The order of writes makes this safe at a power cut. The new backup is written and flushed before
+//! The order of writes makes this safe at a power cut. The new backup is written, flushed and read back before
 //! the primary is touched. Hence a torn primary always has a valid backup at the disk's last
 //! sector, from which the next boot repairs it. A second run changes nothing.
+//!
+//! A disk may take a write and not keep it, or keep it in a block that cannot be read. Then the other copy stays as it is,
+//! and so does the size of the partition.
 //!
 //! On a disk that has become longer, the header of the earlier backup is overwritten between these two writes: otherwise it
 //! would stay within the partition, where `alknet image verify` takes it for the table of an attacker if it is near the end.
 //!
-//! If the primary is damaged, the backup is the only table that is left. Then the primary is written and flushed first.
+//! If the primary is damaged, the backup is the only table that is left. Then the primary is written, flushed and read back
+//! first.
 //!
 //! A block that cannot be read counts as one without what is looked for there, so a damaged block keeps no table from
-//! growing. [`SettledTable::unreadable`] has it for the log.
+//! growing if nothing has to be written there, or if it can be read once it is written. [`SettledTable::unreadable`] has it for the log.
 //!
 //! The GUIDs of the image say that no machine was started from the disk since the image was written. Before they are
 //! replaced, a vault that the disk had earlier is overwritten: see [`earlier`](super::earlier). If the power fails in
@@ -55,6 +59,10 @@ pub(crate) enum GptError {
     TooLarge,
     #[error("a vault from before the image was written cannot be overwritten: {0}")]
     EarlierVault(io::Error),
+    #[error("a copy of the partition table was written, and cannot be read back: {0}")]
+    NotReadBack(UnreadableBlock),
+    #[error("the disk did not keep the copy of the partition table that was written to block {0}")]
+    NotKept(u64),
     #[error("reading or writing the partition table: {0}")]
     Io(#[from] io::Error),
 }
@@ -135,7 +143,7 @@ pub(crate) fn settle(
     let planned = copies.plan(disk, name, &mut random);
     let placement = planned.and_then(|mut plan| {
         let earlier = plan.write(disk, &copies, &mut unreadable)?;
-        // Both copies are on stable storage.
+        // Both copies are on stable storage, and both were read.
         image_guids = ImageGuids::Absent;
         // The GUIDs are replaced although the partition cannot grow: a vault that is made from now on is
         // this machine's.
@@ -244,8 +252,8 @@ impl TableCopies {
 }
 
 impl TablePlan {
-    /// Overwrites an earlier vault if the GUIDs are new, and writes both copies if one of them is another one. When this
-    /// returns, they are on stable storage.
+    /// Overwrites an earlier vault if the GUIDs are new, and writes the copies that the disk does not have. When this
+    /// returns, both are on stable storage, and each was read from there.
     fn write(
         &mut self,
         disk: &GptDisk<'_>,
@@ -260,24 +268,35 @@ impl TablePlan {
             false => None,
         };
         let TableCopies { primary, backup } = copies;
-        if primary.as_ref() == Some(&self.target) && backup.as_ref() == Some(&self.twin) {
-            return Ok(earlier);
-        }
+        let has_target = primary.as_ref() == Some(&self.target);
+        let has_twin = backup.as_ref() == Some(&self.twin);
         if let Some(primary) = primary {
             // The backup is written first: a power cut in between leaves the old primary whole, and the
             // next start finishes.
-            self.twin.write(disk)?;
+            if !has_twin {
+                self.twin.write_and_verify(disk)?;
+            }
             // The old primary and the new backup are whole. The earlier backup goes before the new primary is written: until then
             // the primary names it, so that a start after a power cut finds it again, and the partition does not reach there yet.
             primary.erase_backup(disk, &self.twin, unreadable)?;
-            self.target.write(disk)?;
+            if !has_target {
+                self.target.write_and_verify(disk)?;
+            }
         } else {
             // The backup is the only whole copy, so it stays as it is until there is another one.
-            self.target.write(disk)?;
-            self.twin.write(disk)?;
+            self.target.write_and_verify(disk)?;
+            if !has_twin {
+                self.twin.write_and_verify(disk)?;
+            }
         }
+        let rewritten = match (has_target, has_twin) {
+            (true, true) => None,
+            (true, false) => Some("backup table rewritten"),
+            (false, true) => Some("primary table rewritten"),
+            (false, false) => Some("both tables rewritten"),
+        };
         if self.changes.is_empty() {
-            self.changes.push("backup table rewritten");
+            self.changes.extend(rewritten);
         }
         Ok(earlier)
     }
@@ -451,6 +470,16 @@ impl GptTable {
         disk.write(self.entries_lba, self.entries.clone())?;
         disk.write(self.my_lba, self.header(disk))?;
         disk.access.sync()
+    }
+
+    /// Writes this copy, and reads it again. When this returns, it is on stable storage, and a reader finds it.
+    fn write_and_verify(&self, disk: &GptDisk<'_>) -> Result<(), GptError> {
+        self.write(disk)?;
+        match Self::read(disk, self.my_lba) {
+            Ok(Some(found)) if found == *self => Ok(()),
+            Ok(_) => Err(GptError::NotKept(self.my_lba)),
+            Err(block) => Err(GptError::NotReadBack(block)),
+        }
     }
 
     /// Overwrites the header of the backup that this primary names with zeros, unless the new backup `twin` is there. When

@@ -22,8 +22,8 @@ impl ImageGuids {
             Self::Present => refuse(
                 "data-unwritable",
                 format!(
-                    "no vault is made on the data disk {}: it keeps the GUIDs of the image, because its partition table \
-                     cannot be written",
+                    "no vault is made on the data disk {}: it keeps the GUIDs of the image, because a copy of its \
+                     partition table cannot be written, or not be read back",
                     found.name()
                 ),
                 "the log says what failed; replace the disk, write the image to the new one, and reboot",

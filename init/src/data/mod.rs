@@ -18,6 +18,7 @@ mod sealed;
 mod volume;
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
@@ -251,6 +252,7 @@ pub(crate) fn wait_for_usb_drives(sys: &Path, log: &InitLog) {
 /// Finds the device with the data, and waits for it if it may still appear.
 fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic>> {
     let begun = Instant::now();
+    let mut attempted = BTreeSet::new();
     loop {
         let found = find::scan(sys);
         match find::choose(&found) {
@@ -269,7 +271,7 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
             }
         }
         // The kernel has read a partition table again, and the partition may be there now.
-        if partition::repair_tables(sys, log) {
+        if partition::repair_tables(sys, &mut attempted, log) {
             continue;
         }
         let starts = find::is_usb_drive_starting(sys) && begun.elapsed() < USB_DRIVE_MAX;

@@ -2,6 +2,7 @@
 //! grown to the disk's end.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::fd::AsRawFd,
@@ -21,32 +22,64 @@ const BLKSSZGET: libc::c_ulong = 0x1268;
 
 /// Repairs torn partition tables. The kernel hides the partitions of a disk whose primary table is
 /// torn, and its backup brings them back. Returns whether the kernel has read a disk again.
-pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
-    find::disks(sys).into_iter().any(|name| {
-        let repaired = repair_table(&name, log);
+///
+/// The names of the disks that it wrote to, or tried to, are added to `attempted`. A disk that is there already stays as it
+/// is: it may lose again what it took, and the search for the data would not end.
+pub(super) fn repair_tables(sys: &Path, attempted: &mut BTreeSet<String>, log: &InitLog) -> bool {
+    let repair = |name: &str| match is_of_this_system(name) {
+        Ok(true) => Some(repair_table(name, log)),
+        Ok(false) => None,
+        Err(error) => {
+            log.warn(format_args!("partition table of {name}: {error}"));
+            None
+        }
+    };
+    repair_each(find::disks(sys), attempted, log, repair)
+}
+
+/// Calls `repair` for the `disks` that are not in `attempted`, until one was repaired. `repair` returns `None` of a disk of
+/// another system.
+fn repair_each(
+    disks: Vec<String>,
+    attempted: &mut BTreeSet<String>,
+    log: &InitLog,
+    repair: impl Fn(&str) -> Option<Result<bool, gpt::GptError>>,
+) -> bool {
+    disks.into_iter().any(|name| {
+        if attempted.contains(&name) {
+            return false;
+        }
+        let Some(repaired) = repair(&name) else {
+            return false;
+        };
         match &repaired {
             Ok(true) => log.warn(format_args!("partition table of {name} repaired")),
             Ok(false) => {}
             Err(error) => log.warn(format_args!("partition table of {name}: {error}")),
         }
+        attempted.insert(name);
         matches!(repaired, Ok(true))
     })
 }
 
+/// Whether a copy of the table on a disk has the data partition. A disk of another system is never written to, even if its
+/// table is damaged.
+fn is_of_this_system(name: &str) -> io::Result<bool> {
+    // Both are opened read-only, because most of these disks belong to other systems.
+    let path = device(name);
+    let (file, access) = (File::open(&path)?, gpt::DirectDisk::open_read_only(&path)?);
+    Ok(gpt::names(&geometry(&file, &access)?, find::LABEL))
+}
+
 fn repair_table(name: &str, log: &InitLog) -> Result<bool, gpt::GptError> {
-    // The file is opened read-only, because most of these disks belong to other systems.
-    let reader = File::open(device(name))?;
-    let geometry = geometry(&reader, &reader)?;
-    // A disk of another system is never written to, even if its table is damaged.
-    if !gpt::names(&geometry, find::LABEL) {
-        return Ok(false);
-    }
     let disk = WritableDisk::open(name)?;
-    let settled = disk.settle(name, log)?.placement?;
+    let settled = disk.settle(name, log)?;
+    // The kernel reads the table also after an error: the primary may be whole, and the disk does not keep the backup.
     // SAFETY: the ioctl takes no argument.
     let outcome = unsafe { libc::ioctl(disk.file.as_raw_fd(), BLKRRPART) };
+    let placement = settled.placement?;
     Errno::result(outcome).map_err(io::Error::from)?;
-    Ok(!settled.changes.is_empty())
+    Ok(!placement.changes.is_empty())
 }
 
 /// What became of the partition table of a disk.
@@ -159,7 +192,8 @@ fn resize(disk: &File, settled: &gpt::GptPlacement) -> io::Result<()> {
 /// The GUID of the partition of the disk `device` that begins at the byte `start`, from the table on the disk.
 pub(crate) fn partition_guid(device: &Path, start: u64) -> Option<String> {
     let file = File::open(device).ok()?;
-    let guid = gpt::partition_guid(&geometry(&file, &file).ok()?, start)?;
+    let access = gpt::DirectDisk::open_read_only(device).ok()?;
+    let guid = gpt::partition_guid(&geometry(&file, &access).ok()?, start)?;
     Some(guid.to_string())
 }
 
@@ -175,4 +209,34 @@ fn geometry<'a>(file: &File, access: &'a dyn gpt::DiskAccess) -> io::Result<gpt:
         sector,
         sectors: size(file)? / sector,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// The attack: the only disk takes each write to its partition table and loses it, so each search finds something to repair.
+    #[test]
+    fn a_search_repairs_each_disk_once() {
+        let log = InitLog::default();
+        let calls = RefCell::new(Vec::new());
+        let repair = |name: &str| {
+            calls.borrow_mut().push(name.to_owned());
+            match name {
+                "sda" => None,
+                "sdb" => Some(Err(gpt::GptError::NotKept(1))),
+                _ => Some(Ok(name != "sdd")),
+            }
+        };
+        let mut attempted = BTreeSet::new();
+        let disks = ["sda", "sdb", "sdc", "sdd"].map(str::to_owned);
+        let mut search = || repair_each(disks.to_vec(), &mut attempted, &log, repair);
+        let found = [(); 4].map(|()| search());
+        assert_eq!(found, [true, false, false, false]);
+        // A disk on which nothing was written is looked at again: it may have become another one.
+        let expected = ["sda", "sdb", "sdc", "sda", "sdd", "sda", "sda"];
+        assert_eq!(calls.take(), expected);
+    }
 }

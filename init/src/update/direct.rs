@@ -31,10 +31,18 @@ impl DirectDevice {
     /// and refuses to mount it meanwhile (`O_EXCL` on a block device, open(2)).
     pub(crate) fn open(path: &Path, alone: bool) -> io::Result<Self> {
         let exclusive = if alone { libc::O_EXCL } else { 0 };
-        let mut file = OpenOptions::new()
+        Self::open_with(path, OpenOptions::new().write(true), exclusive)
+    }
+
+    /// Opens a device for reading. Each write fails.
+    pub(crate) fn open_read_only(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, &mut OpenOptions::new(), 0)
+    }
+
+    fn open_with(path: &Path, options: &mut OpenOptions, flags: libc::c_int) -> io::Result<Self> {
+        let mut file = options
             .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT | exclusive)
+            .custom_flags(libc::O_DIRECT | flags)
             .open(path)?;
         let bytes = file.seek(SeekFrom::End(0))?;
         Ok(Self {
@@ -187,6 +195,19 @@ mod tests {
         let found = std::fs::read(file.path()).expect("readable");
         assert!(found[1024..1024 + new.len()] == new);
         assert_eq!(found[1023], (1023 / 7) as u8);
+    }
+
+    #[test]
+    fn a_device_that_is_opened_for_reading_takes_no_write() {
+        let (file, _) = device(2048);
+        let mut reader = DirectDevice::open_read_only(file.path()).expect("a file on a disk");
+        let before = std::fs::read(file.path()).expect("readable");
+        let mut found = vec![0; 2048];
+        reader.read_at(&mut found, 0).expect("within");
+        assert!(found == before);
+        assert!(reader.write_at(&[9; 512], 0).is_err());
+        let after = std::fs::read(file.path()).expect("readable");
+        assert!(after == before);
     }
 
     #[test]

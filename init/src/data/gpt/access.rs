@@ -2,9 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use alknet_fat::BlockDevice;
@@ -32,21 +30,6 @@ pub(crate) trait DiskAccess: fmt::Debug {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A disk that is only read, or the file of a test. Through the cache of the kernel.
-impl DiskAccess for File {
-    fn read_sectors(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
-        self.read_exact_at(bytes, at)
-    }
-
-    fn write_sectors(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.write_all_at(bytes, at)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.sync_all()
-    }
-}
-
 /// A disk past the cache of the kernel. The cache returns what the disk refused to write, so a second attempt of one start
 /// would take the table for written. It also reads whole pages: one sector that cannot be read would take the seven beside
 /// it with it, and would refuse a write to them.
@@ -58,6 +41,12 @@ impl DirectDisk {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         // Another part of PID 1 may have a partition of it open.
         let device = DirectDevice::open(path, false)?;
+        Ok(Self(RefCell::new(device)))
+    }
+
+    /// Opens a disk for reading alone: the kernel refuses each write.
+    pub(crate) fn open_read_only(path: &Path) -> io::Result<Self> {
+        let device = DirectDevice::open_read_only(path)?;
         Ok(Self(RefCell::new(device)))
     }
 }
