@@ -23,8 +23,8 @@ const BLKSSZGET: libc::c_ulong = 0x1268;
 /// Repairs torn partition tables. The kernel hides the partitions of a disk whose primary table is
 /// torn, and its backup brings them back. Returns whether the kernel has read a disk again.
 ///
-/// The names of the disks that it wrote to, or tried to, are added to `attempted`. A disk that is there already stays as it
-/// is: it may lose again what it took, and the search for the data would not end.
+/// The names of the disks that it wrote to, or tried to, are added to `attempted`. Disks that are named there are skipped: such
+/// a disk may have lost what it took, and the search for the data would not end.
 pub(super) fn repair_tables(sys: &Path, attempted: &mut BTreeSet<String>, log: &InitLog) -> bool {
     let repair = |name: &str| match is_of_this_system(name) {
         Ok(true) => Some(repair_table(name, log)),

@@ -1,4 +1,4 @@
-//! A disk in memory that does not give some blocks, does not take others, and records what it is asked to do.
+//! A disk in memory that does not give some blocks, does not take or does not keep others, and records what it is asked to do.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,8 +11,12 @@ pub(super) struct FaultyDisk {
     /// The sectors that have another byte than zero.
     content: RefCell<BTreeMap<u64, Vec<u8>>>,
     sectors: u64,
-    /// Sectors that cannot be read, whatever was written to them.
+    /// Sectors that take each write, and cannot be read whatever was written to them.
     pub(super) unreadable: Vec<u64>,
+    /// Sectors that cannot be read before they are written: a disk gives them another place then.
+    pub(super) unreadable_until_written: RefCell<Vec<u64>>,
+    /// Sectors whose writes are lost, although the disk says that it took them.
+    pub(super) dropping: Vec<u64>,
     /// Sectors that take no write.
     pub(super) unwritable: Vec<u64>,
     steps: RefCell<Vec<RecordedStep>>,
@@ -72,6 +76,21 @@ impl FaultyDisk {
         };
     }
 
+    /// Takes the write of a sector, past the record. The faults decide what becomes of it.
+    pub(super) fn take_write(&self, lba: u64, sector: &[u8]) {
+        if !self.dropping.contains(&lba) {
+            self.put(lba, sector);
+            let mut unreadable = self.unreadable_until_written.borrow_mut();
+            unreadable.retain(|other| *other != lba);
+        }
+    }
+
+    /// Whether a sector is one that cannot be read now.
+    fn is_unreadable(&self, lba: u64) -> bool {
+        let until_written = self.unreadable_until_written.borrow();
+        self.unreadable.contains(&lba) || until_written.contains(&lba)
+    }
+
     /// The sectors with the header of a table.
     pub(super) fn headers(&self) -> Vec<u64> {
         let content = self.content.borrow();
@@ -93,7 +112,7 @@ impl DiskAccess for FaultyDisk {
             if lba >= self.sectors {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if self.unreadable.contains(&lba) {
+            if self.is_unreadable(lba) {
                 return Err(io::Error::from_raw_os_error(libc::EIO));
             }
             block.copy_from_slice(&self.sector(lba));
@@ -108,7 +127,7 @@ impl DiskAccess for FaultyDisk {
             if lba >= self.sectors || self.unwritable.contains(&lba) {
                 return Err(io::Error::from_raw_os_error(libc::EIO));
             }
-            self.put(lba, sector);
+            self.take_write(lba, sector);
         }
         let step = RecordedStep::Write(at / SECTOR, sectors);
         self.steps.borrow_mut().push(step);

@@ -12,7 +12,7 @@ fn outline(steps: &[RecordedStep]) -> Vec<Option<(u64, usize)>> {
     outline.collect()
 }
 
-/// Each disk that a cut within these steps can leave. What was synced is there. Of the writes after that all but the last
+/// Each disk that a cut within these steps can leave. It has the faults of the disk before. What was synced is there. Of the writes after that all but the last
 /// are there, or none, and the last one with any number of its first or of its last sectors.
 fn cut_disks(before: &FaultyDisk, steps: &[RecordedStep]) -> Vec<FaultyDisk> {
     let mut cut = Vec::new();
@@ -26,22 +26,23 @@ fn cut_disks(before: &FaultyDisk, steps: &[RecordedStep]) -> Vec<FaultyDisk> {
                 {
                     for part in [&all[..count], &all[count..]] {
                         let disk = base.clone();
-                        part.iter().for_each(|(lba, sector)| disk.put(*lba, sector));
+                        part.iter()
+                            .for_each(|(lba, sector)| disk.take_write(*lba, sector));
                         cut.push(disk);
                     }
                 }
                 all.iter()
-                    .for_each(|(lba, sector)| written.put(*lba, sector));
+                    .for_each(|(lba, sector)| written.take_write(*lba, sector));
             }
         }
     }
     cut
 }
 
-/// Checks that a cut disk has a valid table, and that the next start makes it that of a start without a cut.
-fn recovers(disk: &FaultyDisk, expected: &GptPlacement) {
-    let last = disk.last();
-    let valid = [1, last].map(|lba| GptTable::read(&disk.geometry(), lba));
+/// Checks that a reader finds a table on a cut disk, and the partition where it begins.
+#[track_caller]
+fn has_table(disk: &FaultyDisk, start: u64) {
+    let valid = [1, disk.last()].map(|lba| GptTable::read(&disk.geometry(), lba));
     let mut valid = valid.into_iter().flatten().flatten().peekable();
     assert!(
         valid.peek().is_some(),
@@ -51,8 +52,14 @@ fn recovers(disk: &FaultyDisk, expected: &GptPlacement) {
     for table in valid {
         let found = table.find(|index| table.has_name(index, "alk-data"));
         let found = found.expect("each valid table has the partition");
-        assert_eq!(table.bytes(&disk.geometry(), found).start, expected.start);
+        assert_eq!(table.bytes(&disk.geometry(), found).start, start);
     }
+}
+
+/// Checks that a cut disk has a valid table, and that the next start makes it that of a start without a cut.
+fn recovers(disk: &FaultyDisk, expected: &GptPlacement) {
+    let last = disk.last();
+    has_table(disk, expected.start);
     let settled = disk.settle();
     assert_eq!(settled.image_guids, ImageGuids::Absent);
     let placement = settled.placement.expect("a start ends what was begun");
@@ -113,5 +120,56 @@ fn the_only_whole_copy_stays_until_there_is_another_one() {
     assert_eq!(outline(&steps), expected);
     for disk in cut_disks(&before, &steps) {
         recovers(&disk, &placement);
+    }
+}
+
+/// The attack: a block of a longer disk takes each write and cannot be read, or loses it, and the power fails at any step of the
+/// growth or of the start after it.
+#[test]
+fn a_cut_on_a_disk_with_a_bad_block_leaves_a_table_that_can_be_read() {
+    let whole = FaultyDisk::new(&image(GROWN_BYTES));
+    let (last, image_last) = (whole.last(), IMAGE_BYTES / SECTOR - 1);
+    let mut bad: Vec<FaultyDisk> = Vec::new();
+    for lba in [0, image_last - 32, image_last, last - 32, last - 1, last] {
+        let mut disk = whole.clone();
+        disk.unreadable = vec![lba];
+        bad.push(disk);
+    }
+    for lba in [0, 1, 2, image_last, last - 32, last] {
+        let mut disk = whole.clone();
+        disk.dropping = vec![lba];
+        bad.push(disk);
+    }
+    for before in bad {
+        let started = before.clone();
+        for _ in 0..2 {
+            let begun = started.clone();
+            started.settle();
+            let steps = started.take_steps();
+            let cut = cut_disks(&begun, &steps);
+            cut.iter().for_each(|disk| has_table(disk, DATA_BEGIN));
+        }
+    }
+}
+
+/// The only table is the backup, and the primary does not keep what is written there.
+#[test]
+fn a_cut_while_a_bad_primary_is_repaired_leaves_the_backup() {
+    let whole = FaultyDisk::new(&image(IMAGE_BYTES));
+    whole.put(1, &[0xff; SECTOR as usize]);
+    for lba in [1, 2, 33] {
+        for is_dropping in [false, true] {
+            let mut before = whole.clone();
+            match is_dropping {
+                true => before.dropping = vec![lba],
+                false => before.unreadable = vec![lba],
+            }
+            let started = before.clone();
+            started.settle();
+            let steps = started.take_steps();
+            for disk in cut_disks(&before, &steps) {
+                has_table(&disk, DATA_BEGIN);
+            }
+        }
     }
 }
