@@ -15,7 +15,8 @@
 //! first.
 //!
 //! A block that cannot be read counts as one without what is looked for there, so a damaged block keeps no table from
-//! growing if nothing has to be written there, or if it can be read once it is written. [`SettledTable::unreadable`] has it for the log.
+//! growing if nothing has to be written there, or if it can be read once it is written. [`SettledTable::unreadable`] has it
+//! for the log.
 //!
 //! The GUIDs of the image say that no machine was started from the disk since the image was written. Before they are
 //! replaced, a vault that the disk had earlier is overwritten: see [`earlier`](super::earlier). If the power fails in

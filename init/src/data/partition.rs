@@ -37,8 +37,8 @@ pub(super) fn repair_tables(sys: &Path, attempted: &mut BTreeSet<String>, log: &
     repair_each(find::disks(sys), attempted, log, repair)
 }
 
-/// Calls `repair` for the `disks` that are not in `attempted`, until one was repaired. `repair` returns `None` of a disk of
-/// another system.
+/// Calls `repair` for the `disks` that are not in `attempted`, until one was repaired. `repair` returns `None` for a disk of
+/// another system, and whether it changed the table of one of this system.
 fn repair_each(
     disks: Vec<String>,
     attempted: &mut BTreeSet<String>,
@@ -57,7 +57,9 @@ fn repair_each(
             Ok(false) => {}
             Err(error) => log.warn(format_args!("partition table of {name}: {error}")),
         }
-        attempted.insert(name);
+        if !matches!(repaired, Ok(false)) {
+            attempted.insert(name);
+        }
         matches!(repaired, Ok(true))
     })
 }
@@ -65,7 +67,7 @@ fn repair_each(
 /// Whether a copy of the table on a disk has the data partition. A disk of another system is never written to, even if its
 /// table is damaged.
 fn is_of_this_system(name: &str) -> io::Result<bool> {
-    // Both are opened read-only, because most of these disks belong to other systems.
+    // Both are opened read-only, because most disks at which this looks belong to other systems.
     let path = device(name);
     let (file, access) = (File::open(&path)?, gpt::DirectDisk::open_read_only(&path)?);
     Ok(gpt::names(&geometry(&file, &access)?, find::LABEL))
@@ -236,7 +238,9 @@ mod tests {
         let found = [(); 4].map(|()| search());
         assert_eq!(found, [true, false, false, false]);
         // A disk on which nothing was written is looked at again: it may have become another one.
-        let expected = ["sda", "sdb", "sdc", "sda", "sdd", "sda", "sda"];
+        let expected = [
+            "sda", "sdb", "sdc", "sda", "sdd", "sda", "sdd", "sda", "sdd",
+        ];
         assert_eq!(calls.take(), expected);
     }
 }
