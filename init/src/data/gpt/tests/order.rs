@@ -140,8 +140,7 @@ fn a_cut_on_a_disk_with_a_bad_block_leaves_a_table_that_can_be_read() {
         disk.dropping = vec![lba];
         bad.push(disk);
     }
-    for before in bad {
-        let started = before.clone();
+    for started in bad {
         for _ in 0..2 {
             let begun = started.clone();
             started.settle();
