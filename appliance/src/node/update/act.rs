@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_init::control::{RefusalCode, UpdateAnswer, UpdateFacts, UpdateRequest};
-use alknet_update::AgreedFloor;
 use alknet_update::limits::TEXT_BYTES_MAX;
+use alknet_update::{AgreedFloor, ReleaseVersion};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
@@ -61,6 +61,13 @@ pub(super) struct StagedProgram {
     pub(super) floor: Option<String>,
 }
 
+impl StagedProgram {
+    /// The same floor as a version. PID 1 writes no other text there.
+    pub(super) fn raised_floor(&self) -> Option<ReleaseVersion> {
+        self.floor.as_deref().and_then(|floor| floor.parse().ok())
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct UpdateApplyInput {
@@ -79,7 +86,8 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
         "type": ["object", "null"], "additionalProperties": false,
         "properties": { "at": { "type": ["string", "null"], "format": "date-time",
             "description": "The moment, at most 30 days ahead, for update:apply. It is for the program that is staged now; \
-                            if another one is staged, nothing starts, and not_started in the status says so" },
+                            if another one is staged, or the same with a higher floor, nothing starts, and not_started in \
+                            the status says so" },
             "sha256": { "type": ["string", "null"], "maxLength": SHA256_CHARS,
             "description": "Of the program that has to be staged, as its plan has it" },
             "agreed_floor": { "type": ["string", "null"], "maxLength": TEXT_BYTES_MAX,
@@ -267,9 +275,9 @@ impl NodeUpdates {
         Some(self.staged_program()?.sha256)
     }
 
-    /// The same, and nothing of facts that are outdated: by these no planned start ends.
-    pub(super) fn known_sha256(&self) -> Option<String> {
-        Some(self.staged_program_if(|facts| !facts.outdated)?.sha256)
+    /// The program that is staged, and nothing of facts that are outdated: by these no planned start ends.
+    pub(super) fn known_program(&self) -> Option<StagedProgram> {
+        self.staged_program_if(|facts| !facts.outdated)
     }
 
     fn staged_program_if(

@@ -14,10 +14,11 @@ impl NodeUpdates {
         failed.filter(|_| !self.was_started())
     }
 
-    /// Ends a start that is for another program than the one that is staged now, also one that has failed. The caller
-    /// that planned it expects a restart, so the problems, the status and the log of updates say why it does not come.
+    /// Ends a start that is for another program than the one that is staged now, or whose caller has agreed to a lower floor
+    /// than this program has now, also one that has failed. The caller that planned it expects a restart, so the problems,
+    /// the status and the log of updates say why it does not come.
     pub(super) fn end_start_of_others(&self) {
-        let Some(staged) = self.known_sha256() else {
+        let Some(staged) = self.known_program() else {
             return;
         };
         let version = self.staged_version();
@@ -27,11 +28,24 @@ impl NodeUpdates {
             Some(by) => format!("{by} has staged another program, of version {version}"),
             None => format!("another program was staged, of version {version}"),
         };
-        let by = by.unwrap_or_else(|| BY.to_owned());
-        self.end_start_if(|it| it.sha256 != staged, why, by);
+        let ender = by.clone().unwrap_or_else(|| BY.to_owned());
+        self.end_start_if(|it| it.sha256 != staged.sha256, why, ender);
+        let Some(floor) = &staged.floor else {
+            return;
+        };
+        // The floor may be one that an earlier caller has brought for the same program.
+        let plan = self.0.sessions.staged();
+        let brings_floor = plan.is_some_and(|plan| plan.bundle_floor == plan.floor);
+        let by = by.filter(|_| brings_floor);
+        let why = match &by {
+            Some(by) => format!("{by} has staged its program with a higher floor, {floor}"),
+            None => format!("its program was staged with a higher floor, {floor}"),
+        };
+        let is_over = |it: &ScheduledStart| it.sha256 == staged.sha256 && !it.is_for(&staged);
+        self.end_start_if(is_over, why, by.unwrap_or_else(|| BY.to_owned()));
     }
 
-    /// Ends this start, whose program is not the staged one. Leaves it if a bundle has begun since this was known.
+    /// Ends this start, which is not for what is staged. Leaves it if a bundle has begun since this was known.
     pub(super) fn end_start(&self, start: &ScheduledStart) {
         if !self.knows_slots() {
             return;
@@ -39,7 +53,7 @@ impl NodeUpdates {
         if self.was_started() {
             tracing::info!(at = %start.at, "a planned start is forgotten: a version was started");
             self.0.scheduled.forget_if(|it| it == start);
-        } else if self.known_sha256().is_some() {
+        } else if self.known_program().is_some() {
             self.end_start_of_others();
         } else {
             // PID 1 empties the slot before it writes another program there, and the power may fail meanwhile.
