@@ -28,7 +28,8 @@ const SHA256_CHARS: usize = 64;
 pub(super) struct StartOrder {
     /// SHA-256 of the program that has to be staged, in hex; `None` for whatever is staged.
     pub(super) sha256: Option<String>,
-    /// The floor to which the caller has agreed; `None` for the one that is staged when PID 1 judges the start.
+    /// The floor to which the caller has agreed. `None` from a caller that names none while the node does not know the staged
+    /// one: then the one counts that is staged when PID 1 judges the start.
     pub(super) agreed_floor: Option<AgreedFloor>,
     /// Whether PID 1 counts the start.
     pub(super) limited: bool,
@@ -211,7 +212,7 @@ impl NodeUpdates {
         if may(ctx, APPLY_SCOPE) {
             return Ok(StartOrder {
                 sha256: input.sha256.clone(),
-                agreed_floor: input.agreed_floor.clone(),
+                agreed_floor: self.agreed_floor_of(input),
                 limited: is_limited(ctx),
                 unasked: false,
             });
@@ -242,6 +243,18 @@ impl NodeUpdates {
                 forbidden("you may start only a version that you have sent since this node started")
             }
         }
+    }
+
+    /// The floor to which a caller with this input agrees: the one that it names, or else the one of the program that is
+    /// staged now, if that is the one which it wants. Outdated facts may name a lower floor than the caller has seen.
+    fn agreed_floor_of(&self, input: &UpdateApplyInput) -> Option<AgreedFloor> {
+        let wanted = input.sha256.as_ref();
+        let staged = || {
+            let known = self.known_program();
+            let known = known.filter(|it| wanted.is_none_or(|wanted| *wanted == it.sha256))?;
+            Some(AgreedFloor::new(known.raised_floor()))
+        };
+        input.agreed_floor.clone().or_else(staged)
     }
 
     /// Refuses a start outside of the window of the configuration. The delay of this machine within the window does not

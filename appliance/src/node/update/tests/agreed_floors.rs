@@ -81,10 +81,19 @@ async fn an_administrator_starts_no_version_with_a_higher_floor_than_in_the_plan
     );
     let started = node.call(ADMIN, "update/apply", agreement_to(&seen)).await;
     assert_eq!(started, Ok(json!({ "restarts": true })));
-    // A caller that names no floor takes the one that is staged.
+    // A caller that names no floor takes the one that is staged, and not one that rises before PID 1 judges the start.
     let started = node.call(ADMIN, "update/apply", json!({ "sha256": "a1" }));
     assert_eq!(started.await, Ok(json!({ "restarts": true })));
-    assert_eq!(last_start(&bench), Some((Some("a1".to_owned()), None)));
+    let asked = (Some("a1".to_owned()), agreed(HIGHER));
+    assert_eq!(last_start(&bench), Some(asked));
+    bench.seen.lock().expect("no panic").raises = Some("1.2.0");
+    let refused = node.call(ADMIN, "update/apply", Value::Null).await;
+    assert_eq!(code(refused), "floor-raised");
+    assert_eq!(last_start(&bench), Some((None, agreed(HIGHER))));
+    // The node does not know the floor of another program.
+    let started = node.call(ADMIN, "update/apply", json!({ "sha256": "b2" }));
+    assert_eq!(started.await, Ok(json!({ "restarts": true })));
+    assert_eq!(last_start(&bench), Some((Some("b2".to_owned()), None)));
     for wrong in [json!("any"), json!(""), json!(7)] {
         let input = json!({ "agreed_floor": wrong });
         let refused = node.call(ADMIN, "update/apply", input).await;
