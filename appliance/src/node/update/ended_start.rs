@@ -3,8 +3,10 @@
 use alknet_init::control::UpdateRequest;
 
 use super::NodeUpdates;
+use super::act::StagedProgram;
 use super::auto::BY;
 use super::scheduled_start::ScheduledStart;
+use super::session::StagingOutcome;
 
 impl NodeUpdates {
     /// The start that did not happen, or will not, until a version is started, or the start is forgotten as taken back.
@@ -28,21 +30,32 @@ impl NodeUpdates {
             Some(by) => format!("{by} has staged another program, of version {version}"),
             None => format!("another program was staged, of version {version}"),
         };
-        let ender = by.clone().unwrap_or_else(|| BY.to_owned());
-        self.end_start_if(|it| it.sha256 != staged.sha256, why, ender);
+        let by = by.unwrap_or_else(|| BY.to_owned());
+        self.end_start_if(|it| it.sha256 != staged.sha256, why, by);
         let Some(floor) = &staged.floor else {
             return;
         };
-        // The floor may be one that an earlier caller has brought for the same program.
-        let plan = self.0.sessions.staged();
-        let brings_floor = plan.is_some_and(|plan| plan.bundle_floor == plan.floor);
-        let by = by.filter(|_| brings_floor);
+        let by = self.floor_sender(&staged);
         let why = match &by {
             Some(by) => format!("{by} has staged its program with a higher floor, {floor}"),
             None => format!("its program was staged with a higher floor, {floor}"),
         };
         let is_over = |it: &ScheduledStart| it.sha256 == staged.sha256 && !it.is_for(&staged);
         self.end_start_if(is_over, why, by.unwrap_or_else(|| BY.to_owned()));
+    }
+
+    /// The caller whose bundle has raised the floor of this program, if it was the last one since the node began. A client
+    /// that sends the program of another caller again is not the one by whose request the program is staged.
+    fn floor_sender(&self, staged: &StagedProgram) -> Option<String> {
+        let ended = self.0.sessions.ended()?;
+        let StagingOutcome::Planned(plan) = &ended.outcome else {
+            return None;
+        };
+        let has_raised = !ended.request.dry_run
+            && plan.sha256 == staged.sha256
+            && plan.floor == staged.floor
+            && plan.bundle_floor == plan.floor;
+        has_raised.then_some(ended.request.by)
     }
 
     /// Ends this start, which is not for what is staged. Leaves it if a bundle has begun since this was known.
