@@ -25,7 +25,7 @@ pub(super) const STAGED: &str = "staged";
 pub(super) const NOTED: &str = "noted";
 /// The event of a refusal.
 pub(super) const REFUSED: &str = "refused";
-/// The event of a planned start that does not happen, because another program was staged.
+/// The event of a planned start that does not happen, because another program was staged, or the same with a higher floor.
 pub(super) const UNSCHEDULED: &str = "unscheduled";
 /// Most records of each event. Callers cause most events at will, so no event takes the room of another one.
 const SHARES: [(&str, usize); 8] = [

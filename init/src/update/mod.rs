@@ -19,6 +19,7 @@ mod known_programs;
 mod left_versions;
 mod measured;
 mod note_schedule;
+mod other_channel;
 mod partition_repair;
 mod program;
 mod progress;

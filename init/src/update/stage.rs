@@ -17,6 +17,7 @@ use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
 use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest_for_staging};
 use super::left_versions::LeftVersions;
+use super::other_channel::{may_be_beta, require_own_channel};
 use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
@@ -356,7 +357,7 @@ fn verify<R: Read>(
     let before = at.trust.load(at.anchor)?;
     let (mut trust, verified) = before.clone().refresh(at.clock).run(bundle);
     // The releases of another channel have higher numbers: with them the machine would refuse its own channel as too old.
-    if order.other_source {
+    if order.other_source || may_be_beta(order, verified.as_ref().ok()) {
         trust.restore_seen(&before);
     }
     // Also after a failure: a new root revokes stolen keys whatever is wrong behind it. And only then if there is something
@@ -453,14 +454,7 @@ fn check_wanted(
         );
         return Err(UpdateRefusal::new(RefusalCode::RunsAlready, text));
     }
-    if order.unasked && order.follows_stable && release.version.is_pre_release() {
-        let text = format_args!(
-            "version {} comes before a release, and this machine follows the channel stable; `alknet update` installs it all \
-             the same, or name the channel beta in the configuration",
-            plan.to
-        );
-        return Err(UpdateRefusal::new(RefusalCode::OtherChannel, text));
-    }
+    require_own_channel(order, release)?;
     let is_left = order.unasked && LeftVersions::load(at.folder).has(&release.version);
     match is_left {
         true => Err(UpdateRefusal::new(

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_init::control::{RefusalCode, UpdateAnswer, UpdateFacts, UpdateRequest};
-use alknet_update::AgreedFloor;
 use alknet_update::limits::TEXT_BYTES_MAX;
+use alknet_update::{AgreedFloor, ReleaseVersion};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
@@ -28,7 +28,8 @@ const SHA256_CHARS: usize = 64;
 pub(super) struct StartOrder {
     /// SHA-256 of the program that has to be staged, in hex; `None` for whatever is staged.
     pub(super) sha256: Option<String>,
-    /// The floor to which the caller has agreed; `None` for the one that is staged when PID 1 judges the start.
+    /// The floor to which the caller has agreed. `None` from a caller that names none while the node does not know the staged
+    /// one: then the one counts that is staged when PID 1 judges the start.
     pub(super) agreed_floor: Option<AgreedFloor>,
     /// Whether PID 1 counts the start.
     pub(super) limited: bool,
@@ -61,6 +62,13 @@ pub(super) struct StagedProgram {
     pub(super) floor: Option<String>,
 }
 
+impl StagedProgram {
+    /// The same floor as a version. PID 1 writes no other text there.
+    pub(super) fn raised_floor(&self) -> Option<ReleaseVersion> {
+        self.floor.as_deref().and_then(|floor| floor.parse().ok())
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct UpdateApplyInput {
@@ -79,7 +87,8 @@ pub(super) fn apply(updates: NodeUpdates) -> Registration {
         "type": ["object", "null"], "additionalProperties": false,
         "properties": { "at": { "type": ["string", "null"], "format": "date-time",
             "description": "The moment, at most 30 days ahead, for update:apply. It is for the program that is staged now; \
-                            if another one is staged, nothing starts, and not_started in the status says so" },
+                            if another one is staged, or the same with a higher floor, nothing starts, and not_started in \
+                            the status says so" },
             "sha256": { "type": ["string", "null"], "maxLength": SHA256_CHARS,
             "description": "Of the program that has to be staged, as its plan has it" },
             "agreed_floor": { "type": ["string", "null"], "maxLength": TEXT_BYTES_MAX,
@@ -203,7 +212,7 @@ impl NodeUpdates {
         if may(ctx, APPLY_SCOPE) {
             return Ok(StartOrder {
                 sha256: input.sha256.clone(),
-                agreed_floor: input.agreed_floor.clone(),
+                agreed_floor: self.agreed_floor_of(input),
                 limited: is_limited(ctx),
                 unasked: false,
             });
@@ -234,6 +243,18 @@ impl NodeUpdates {
                 forbidden("you may start only a version that you have sent since this node started")
             }
         }
+    }
+
+    /// The floor to which a caller with this input agrees: the one that it names, or else the one of the program that is
+    /// staged now, if that is the one which it wants. Outdated facts may name a lower floor than the caller has seen.
+    fn agreed_floor_of(&self, input: &UpdateApplyInput) -> Option<AgreedFloor> {
+        let wanted = input.sha256.as_ref();
+        let staged = || {
+            let known = self.known_program();
+            let known = known.filter(|it| wanted.is_none_or(|wanted| *wanted == it.sha256))?;
+            Some(AgreedFloor::new(known.raised_floor()))
+        };
+        input.agreed_floor.clone().or_else(staged)
     }
 
     /// Refuses a start outside of the window of the configuration. The delay of this machine within the window does not
@@ -267,9 +288,9 @@ impl NodeUpdates {
         Some(self.staged_program()?.sha256)
     }
 
-    /// The same, and nothing of facts that are outdated: by these no planned start ends.
-    pub(super) fn known_sha256(&self) -> Option<String> {
-        Some(self.staged_program_if(|facts| !facts.outdated)?.sha256)
+    /// The program that is staged, and nothing of facts that are outdated: by these no planned start ends.
+    pub(super) fn known_program(&self) -> Option<StagedProgram> {
+        self.staged_program_if(|facts| !facts.outdated)
     }
 
     fn staged_program_if(

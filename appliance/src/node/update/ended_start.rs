@@ -3,8 +3,10 @@
 use alknet_init::control::UpdateRequest;
 
 use super::NodeUpdates;
+use super::act::StagedProgram;
 use super::auto::BY;
 use super::scheduled_start::ScheduledStart;
+use super::session::StagingOutcome;
 
 impl NodeUpdates {
     /// The start that did not happen, or will not, until a version is started, or the start is forgotten as taken back.
@@ -14,10 +16,11 @@ impl NodeUpdates {
         failed.filter(|_| !self.was_started())
     }
 
-    /// Ends a start that is for another program than the one that is staged now, also one that has failed. The caller
-    /// that planned it expects a restart, so the problems, the status and the log of updates say why it does not come.
+    /// Ends a start that is for another program than the one that is staged now, or whose caller has agreed to a lower floor
+    /// than this program has now, also one that has failed. The caller that planned it expects a restart, so the problems,
+    /// the status and the log of updates say why it does not come.
     pub(super) fn end_start_of_others(&self) {
-        let Some(staged) = self.known_sha256() else {
+        let Some(staged) = self.known_program() else {
             return;
         };
         let version = self.staged_version();
@@ -28,10 +31,34 @@ impl NodeUpdates {
             None => format!("another program was staged, of version {version}"),
         };
         let by = by.unwrap_or_else(|| BY.to_owned());
-        self.end_start_if(|it| it.sha256 != staged, why, by);
+        self.end_start_if(|it| it.sha256 != staged.sha256, why, by);
+        let Some(floor) = &staged.floor else {
+            return;
+        };
+        let by = self.floor_sender(&staged);
+        let why = match &by {
+            Some(by) => format!("{by} has staged its program with a higher floor, {floor}"),
+            None => format!("its program was staged with a higher floor, {floor}"),
+        };
+        let is_over = |it: &ScheduledStart| it.sha256 == staged.sha256 && !it.is_for(&staged);
+        self.end_start_if(is_over, why, by.unwrap_or_else(|| BY.to_owned()));
     }
 
-    /// Ends this start, whose program is not the staged one. Leaves it if a bundle has begun since this was known.
+    /// The caller whose bundle has raised the floor of this program, if it was the last one since the node began. A client
+    /// that sends the program of another caller again is not the one by whose request the program is staged.
+    fn floor_sender(&self, staged: &StagedProgram) -> Option<String> {
+        let ended = self.0.sessions.ended()?;
+        let StagingOutcome::Planned(plan) = &ended.outcome else {
+            return None;
+        };
+        let has_raised = !ended.request.dry_run
+            && plan.sha256 == staged.sha256
+            && plan.floor == staged.floor
+            && plan.bundle_floor == plan.floor;
+        has_raised.then_some(ended.request.by)
+    }
+
+    /// Ends this start, which is not for what is staged. Leaves it if a bundle has begun since this was known.
     pub(super) fn end_start(&self, start: &ScheduledStart) {
         if !self.knows_slots() {
             return;
@@ -39,7 +66,7 @@ impl NodeUpdates {
         if self.was_started() {
             tracing::info!(at = %start.at, "a planned start is forgotten: a version was started");
             self.0.scheduled.forget_if(|it| it == start);
-        } else if self.known_sha256().is_some() {
+        } else if self.known_program().is_some() {
             self.end_start_of_others();
         } else {
             // PID 1 empties the slot before it writes another program there, and the power may fail meanwhile.

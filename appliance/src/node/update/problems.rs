@@ -70,7 +70,13 @@ impl NodeUpdates {
             true => "does",
             false => "did",
         };
-        let hint = match (self.staged_sha256().is_some(), start.replaced) {
+        let staged = self.staged_sha256();
+        let is_same = staged.as_ref() == Some(&start.sha256);
+        let hint = match (staged.is_some(), start.replaced) {
+            (true, true) if is_same => {
+                "'alknet update NODE' shows the plan with its floor and starts the version, with --at at another moment; \
+                 'alknet update log NODE' says who staged it"
+            }
             (true, true) => {
                 "'alknet update NODE' starts the version that is staged now, with --at at another moment; to have the \
                  planned one, send its bundle again"

@@ -10,7 +10,7 @@ use std::time::Duration;
 use alknet_call::{CallError, Ctx, ErrorCode};
 use alknet_core::{Identity, PeerKey, TokenHash};
 use alknet_init::control::RefusalCode;
-use alknet_update::{AgreedFloor, ReleaseVersion};
+use alknet_update::AgreedFloor;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -59,11 +59,21 @@ pub(super) struct ScheduledStart {
     /// Why the version did not start. Empty while the start waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) failure: String,
-    /// Whether its program is not staged any more: another one is, or none. This stays until a version is started, or a
-    /// caller takes the start back or sets another moment, for which it has to be an administrator if this is a start of
-    /// one: a caller that stages a third program must not hide it.
+    /// Whether its program is not staged any more, or not with a floor to which the caller has agreed. This stays until a
+    /// version is started, or a caller takes the start back or sets another moment, for which it has to be an administrator
+    /// if this is a start of one: a caller that stages a third program must not hide it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) replaced: bool,
+}
+
+impl ScheduledStart {
+    /// Whether this start is for the staged program, and its caller has agreed to the floor of this program. PID 1 refuses
+    /// any other one at the moment.
+    pub(super) fn is_for(&self, staged: &StagedProgram) -> bool {
+        let agreed = self.agreed_floor.as_ref();
+        let permits = agreed.is_none_or(|agreed| agreed.permits(staged.raised_floor().as_ref()));
+        permits && self.sha256 == staged.sha256
+    }
 }
 
 /// So many steps lie between two tries if PID 1 lacks something: a try makes it read the staged program.
@@ -107,7 +117,7 @@ pub(super) enum StartTurn {
     Now,
     /// Its moment passed more than [`LATE_S_MAX`] ago.
     Missed,
-    /// Its program is not the staged one any more: another one is, or none.
+    /// It is not for the staged program any more, or none is staged.
     Over,
 }
 
@@ -121,7 +131,7 @@ struct StartFailure {
 /// A start with the task that waits for its moment. Dropping it ends the task.
 struct StartTimer {
     start: ScheduledStart,
-    /// `None` once its program is not staged any more.
+    /// `None` once the start has ended before its moment.
     task: Option<AbortHandle>,
 }
 
@@ -176,8 +186,8 @@ impl ScheduledStartStore {
         Some(timer.start.clone())
     }
 
-    /// Notes that the program of the start is not staged any more, if the start is one of these and this is not noted
-    /// yet. Returns it with the reason, behind that of an earlier failure.
+    /// Notes that the start ends before its moment, if it is one of these and this is not noted yet. Returns it with the
+    /// reason, behind that of an earlier failure.
     pub(super) fn end_if(
         &self,
         is_over: impl FnOnce(&ScheduledStart) -> bool,
@@ -258,8 +268,8 @@ impl NodeUpdates {
     pub(super) fn start_moment(&self) -> Option<Timestamp> {
         let start = self.0.scheduled.current();
         let start = start.filter(|it| it.failure.is_empty());
-        let waits = start.filter(|it| match self.known_sha256() {
-            Some(staged) => staged == it.sha256,
+        let waits = start.filter(|it| match self.known_program() {
+            Some(staged) => it.is_for(&staged),
             // It stands until it is known that another program is staged, or none.
             None => self.has_read_slots() && !self.knows_slots(),
         });
@@ -425,7 +435,7 @@ impl NodeUpdates {
         if !self.has_read_slots() {
             return StartTurn::Waits;
         }
-        if self.is_replaced(&start.sha256) {
+        if self.is_replaced(start) {
             return StartTurn::Over;
         }
         // A clock that is lost meanwhile lets the moment wait: without the time nothing starts by itself.
@@ -436,10 +446,10 @@ impl NodeUpdates {
         }
     }
 
-    /// Whether this program is known not to be the staged one.
-    fn is_replaced(&self, sha256: &str) -> bool {
-        match self.known_sha256() {
-            Some(staged) => staged != sha256,
+    /// Whether it is known that this start is not for what is staged.
+    fn is_replaced(&self, start: &ScheduledStart) -> bool {
+        match self.known_program() {
+            Some(staged) => !start.is_for(&staged),
             None => !self.may_be_staged(),
         }
     }
@@ -549,9 +559,7 @@ fn floor_agreed_to(
     staged: &StagedProgram,
     wanted: Option<AgreedFloor>,
 ) -> Result<AgreedFloor, CallError> {
-    let raised = staged.floor.as_deref();
-    let raised = raised.and_then(|floor| floor.parse::<ReleaseVersion>().ok());
-    match (wanted, raised) {
+    match (wanted, staged.raised_floor()) {
         (None, raised) => Ok(AgreedFloor::new(raised)),
         (Some(agreed), raised) if agreed.permits(raised.as_ref()) => Ok(agreed),
         (Some(agreed), raised) => {

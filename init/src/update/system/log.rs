@@ -31,14 +31,21 @@ impl UpdateSystem {
         outcome.map(|staged| staged.plan)
     }
 
-    /// Logs that a version was staged, unless the disk and the log say so already: a caller may repeat it at will. If the
-    /// caller has changed the note of a staged version, that is logged as well, whichever caller it is.
+    /// Logs that a version was staged, unless the disk and the log say so already: a caller may repeat it at will. The record
+    /// has the floor that the caller's own bundle brings: a later caller of the same program keeps the floor, and would
+    /// otherwise be the only one in the log. If the caller has changed the note of a staged version, that is logged as well,
+    /// whichever caller it is.
     pub(in crate::update) fn log_staged(&self, staged: &StagedBundle, by: &str, limited: bool) {
         let record = UpdateRecord {
             event: history::STAGED.to_owned(),
             version: staged.plan.to.clone(),
             by: by.to_owned(),
             limited,
+            reason: staged
+                .plan
+                .bundle_floor
+                .as_deref()
+                .map_or_else(String::new, floor_text),
             ..UpdateRecord::default()
         };
         // The log says who staged the version that waits, so that a hub does not replace that of an administrator.
@@ -49,7 +56,7 @@ impl UpdateSystem {
         let noted = (staged.was_staged && !staged.was_noted).then(|| UpdateRecord {
             event: history::NOTED.to_owned(),
             reason: match &staged.plan.floor {
-                Some(floor) => format!("once it is confirmed, no version before {floor} runs here"),
+                Some(floor) => floor_text(floor),
                 None => "its release was noted again".to_owned(),
             },
             ..record.clone()
@@ -127,4 +134,9 @@ impl UpdateSystem {
                 .warn(format_args!("the log of updates is not written: {error}"));
         }
     }
+}
+
+/// What a record says of a version that raises the floor to this one.
+fn floor_text(floor: &str) -> String {
+    format!("once it is confirmed, no version before {floor} runs here")
 }

@@ -190,14 +190,62 @@ fn the_log_names_each_caller_that_raises_the_floor_of_a_staged_version() {
     let lines: Vec<_> = records
         .map(|it| format!("{} by {}: {}", it.event, it.by, it.reason))
         .collect();
-    let noted = |floor: &str| {
-        format!("noted by ada: once it is confirmed, no version before {floor} runs here")
+    let by_ada = |event: &str, floor: &str| {
+        format!("{event} by ada: once it is confirmed, no version before {floor} runs here")
     };
     let expected = [
         "staged by admin: ".to_owned(),
-        "staged by ada: ".to_owned(),
-        noted("0.9.0"),
-        noted(NEW),
+        by_ada("staged", "0.9.0"),
+        by_ada("noted", "0.9.0"),
+        by_ada("noted", NEW),
     ];
     assert_eq!(lines, expected);
+}
+
+/// The attack: the client stages the program first, with its floor. Then the machine or a hub stages the same program, which
+/// changes no note, and its start is refused because of the floor. The refusal leads to the log.
+#[test]
+fn the_log_names_the_caller_that_brought_the_floor_with_the_program() {
+    for is_taken_back in [false, true] {
+        let bench = UpdateBench::new();
+        let data = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(data.path().join("update")).expect("a new folder");
+        let mut system = UpdateSystem::absent(&bench.log);
+        assert!(system.set_data(Some(data.path())));
+        let stage = |release: &TestRelease, by: &str, limited| {
+            let bundle = bench.publisher.bundle(release);
+            let stream = framed(&bundle, 65_536);
+            let order = StageOrder {
+                other_source: limited,
+                limited,
+                ..order(&bundle)
+            };
+            let staged = bench.staged_stream(&bench.disk, &*stream, &order);
+            let staged = staged.expect("staged");
+            system.log_staged(&staged, by, limited);
+            staged.plan
+        };
+        let first = TestRelease::new(NEW, 1);
+        stage(&signed_again(&first, 2, Some(NEW)), "eve", true);
+        if is_taken_back {
+            let back = apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules());
+            assert_eq!(back, Ok(RollbackPlan::TakenBack));
+        }
+        let plan = stage(&first, "the machine", false);
+        let own = UpdatePlan {
+            floor: plan.bundle_floor.clone(),
+            ..plan
+        };
+        bench.refuses(RefusalCode::FloorRaised, |bench| {
+            plan_start(bench, &terms(&own))
+        });
+        let records = system.records().into_iter();
+        let lines: Vec<_> = records
+            .map(|it| format!("{} by {}: {}", it.event, it.by, it.reason))
+            .collect();
+        let by_eve =
+            format!("staged by eve: once it is confirmed, no version before {NEW} runs here");
+        let by_machine = "staged by the machine: ".to_owned();
+        assert_eq!(lines, [by_eve, by_machine], "{is_taken_back}");
+    }
 }

@@ -59,3 +59,96 @@ fn a_replayed_bundle_is_refused_from_another_source_as_well() {
         bench.stage_bundle(&between, &order(&between)).map(drop)
     });
 }
+
+/// A worker that follows `stable` looks at its channel, or gets a bundle of its hub.
+fn of_stable(bundle: &[u8], dry_run: bool) -> StageOrder {
+    StageOrder {
+        dry_run,
+        unasked: !dry_run,
+        follows_stable: true,
+        ..order(bundle)
+    }
+}
+
+/// The attack: a hub with `update:offer`, or the server of the channel `stable`, sends a signed bundle of `beta`. The machine
+/// refuses it, and each release of its own channel as too old from then on. The bundle may also have another reason to be
+/// refused first, or end behind any of its documents, before a version is known.
+#[test]
+fn a_refused_bundle_of_beta_makes_no_release_of_stable_too_old() {
+    let bench = UpdateBench::new();
+    let own = bench.publisher.bundle(&TestRelease::new(NEW, 11));
+    let seen = bench.stage_bundle(&own, &of_stable(&own, true));
+    assert_eq!(seen.expect("a plan").to, NEW);
+    let other_machine = TestRelease {
+        arch: "pdp11".to_owned(),
+        ..TestRelease::new("1.3.0-beta.1", 14)
+    };
+    for (code, beta) in [
+        (
+            RefusalCode::OtherChannel,
+            TestRelease::new("1.2.0-beta.1", 12),
+        ),
+        (RefusalCode::Downgrade, TestRelease::new("0.9.0-beta.1", 13)),
+        (RefusalCode::OtherMachine, other_machine),
+    ] {
+        let beta = bench.publisher.bundle(&beta);
+        bench.refuses(code, |bench| {
+            bench
+                .stage_bundle(&beta, &of_stable(&beta, false))
+                .map(drop)
+        });
+        // The headers in the archive are at multiples of 512 bytes.
+        for cut in (512..beta.len().min(32_768)).step_by(512) {
+            let cut = &beta[..cut];
+            let refused = bench.stage_bundle(cut, &of_stable(cut, false));
+            assert!(refused.is_err(), "{}", cut.len());
+        }
+        bench
+            .stage_bundle(&own, &of_stable(&own, true))
+            .expect("a plan");
+    }
+    // The machine looks at a channel whose server has the other bundle.
+    let beta = bench
+        .publisher
+        .bundle(&TestRelease::new("1.2.0-beta.2", 15));
+    let look = bench.stage_bundle(&beta, &of_stable(&beta, true));
+    assert_eq!(look.expect("a plan").to, "1.2.0-beta.2");
+    let staged = bench.stage_bundle(&own, &of_stable(&own, false));
+    assert_eq!(staged.expect("staged").to, NEW);
+}
+
+/// What a bundle of `beta` leaves as it was still protects from replays, also of `beta`.
+#[test]
+fn a_bundle_of_beta_opens_no_replay_on_a_machine_that_follows_stable() {
+    let bench = UpdateBench::new();
+    let own = bench.publisher.bundle(&TestRelease::new(NEW, 11));
+    bench
+        .stage_bundle(&own, &of_stable(&own, false))
+        .expect("staged");
+    let beta = bench
+        .publisher
+        .bundle(&TestRelease::new("1.2.0-beta.1", 12));
+    bench.refuses(RefusalCode::OtherChannel, |bench| {
+        bench
+            .stage_bundle(&beta, &of_stable(&beta, false))
+            .map(drop)
+    });
+    for replayed in ["1.2.0", "1.2.0-beta.0"] {
+        let replayed = bench.publisher.bundle(&TestRelease::new(replayed, 10));
+        for dry_run in [true, false] {
+            bench.refuses(RefusalCode::Rollback, |bench| {
+                let order = of_stable(&replayed, dry_run);
+                bench.stage_bundle(&replayed, &order).map(drop)
+            });
+        }
+    }
+    // One that an administrator has the machine install counts.
+    let chosen = StageOrder {
+        follows_stable: true,
+        ..order(&beta)
+    };
+    bench.stage_bundle(&beta, &chosen).expect("staged");
+    bench.refuses(RefusalCode::Rollback, |bench| {
+        bench.stage_bundle(&own, &of_stable(&own, false)).map(drop)
+    });
+}

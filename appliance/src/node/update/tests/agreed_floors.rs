@@ -5,6 +5,7 @@ use data_encoding::BASE64;
 use jiff::{SignedDuration, Timestamp};
 
 use super::attacks::upload;
+use super::ended_starts::unscheduled;
 use super::operations::{ADMIN, UpdateCaller};
 use super::scheduled_starts::{
     file, let_tasks_run, not_started, restart_with, staged, start, starts, stored, wait_until,
@@ -80,10 +81,19 @@ async fn an_administrator_starts_no_version_with_a_higher_floor_than_in_the_plan
     );
     let started = node.call(ADMIN, "update/apply", agreement_to(&seen)).await;
     assert_eq!(started, Ok(json!({ "restarts": true })));
-    // A caller that names no floor takes the one that is staged.
+    // A caller that names no floor takes the one that is staged, and not one that rises before PID 1 judges the start.
     let started = node.call(ADMIN, "update/apply", json!({ "sha256": "a1" }));
     assert_eq!(started.await, Ok(json!({ "restarts": true })));
-    assert_eq!(last_start(&bench), Some((Some("a1".to_owned()), None)));
+    let asked = (Some("a1".to_owned()), agreed(HIGHER));
+    assert_eq!(last_start(&bench), Some(asked));
+    bench.seen.lock().expect("no panic").raises = Some("1.2.0");
+    let refused = node.call(ADMIN, "update/apply", Value::Null).await;
+    assert_eq!(code(refused), "floor-raised");
+    assert_eq!(last_start(&bench), Some((None, agreed(HIGHER))));
+    // The node does not know the floor of another program.
+    let started = node.call(ADMIN, "update/apply", json!({ "sha256": "b2" }));
+    assert_eq!(started.await, Ok(json!({ "restarts": true })));
+    assert_eq!(last_start(&bench), Some((Some("b2".to_owned()), None)));
     for wrong in [json!("any"), json!(""), json!(7)] {
         let input = json!({ "agreed_floor": wrong });
         let refused = node.call(ADMIN, "update/apply", input).await;
@@ -92,37 +102,98 @@ async fn an_administrator_starts_no_version_with_a_higher_floor_than_in_the_plan
     }
 }
 
-/// The attack: the administrator plans a start, and the client raises the floor before the moment, also while the node
-/// restarts. A caller that names no floor agrees to the one that is staged when it sets the moment.
+/// The attack: the administrator plans a start, days ahead, and the client raises the floor of the same program. The start
+/// must not look as if it still held until PID 1 refuses it at its moment. A caller that names no floor agrees to the one
+/// that is staged when it sets the moment.
 #[tokio::test]
-async fn a_planned_start_keeps_the_agreed_floor_over_a_restart() {
+async fn a_planned_start_ends_at_once_when_the_floor_of_its_program_rises() {
     for named in [Value::Null, json!("unchanged")] {
         let mut bench = NodeUpdateBench::new();
         let node = UpdateCaller::new(&bench.updates);
         upload(&node, ADMIN, b"good").await.expect("staged");
         staged(&bench, "a1");
-        let at = Timestamp::now() + SignedDuration::from_hours(1);
+        let at = Timestamp::now() + SignedDuration::from_hours(48);
         let input = json!({ "at": at.to_string(), "agreed_floor": named });
         let set = node.call(ADMIN, "update/apply", input).await;
         set.expect("it waits");
         assert_eq!(stored(&bench).agreed_floor, agreed("unchanged"));
-        raise_floor(&bench, &node).await;
-        bench.set(|facts| facts.update.other_floor = Some(HIGHER.to_owned()));
-        bench.restart();
+        // The same floor once more ends nothing.
+        upload(&node, CLIENT, b"good").await.expect("staged");
         let_tasks_run().await;
         assert_eq!(bench.updates.start_moment(), Some(at), "the program waits");
-        bench.clock.0.store(3700, Ordering::Relaxed);
-        wait_until(|| not_started(&bench).is_some()).await;
-        let asked = (Some("a1".to_owned()), agreed("unchanged"));
-        assert_eq!(last_start(&bench), Some(asked));
-        let text = not_started(&bench).expect("a problem");
-        assert!(text.ends_with("the floor is a higher one"), "{text}");
-        // Neither time nor another restart repeats it.
+        raise_floor(&bench, &node).await;
+        wait_until(|| !unscheduled(&bench).is_empty()).await;
+        let reason = format!("eve has staged its program with a higher floor, {HIGHER}");
+        let text = format!("version 1.1.0 does not start at {at}, as planned: {reason}");
+        assert_eq!(not_started(&bench), Some(text.clone()));
+        let status = node.call(ADMIN, "update/status", Value::Null).await;
+        let status = status.expect("a status");
+        assert_eq!(status["scheduled"], Value::Null);
+        assert_eq!(status["not_started"]["reason"], reason);
+        let logged = format!("it does not start at {at}, as admin had planned: {reason}");
+        let logged = ["1.1.0", logged.as_str(), "eve"].map(str::to_owned);
+        assert_eq!(unscheduled(&bench), std::slice::from_ref(&logged));
+        // Neither a restart nor the moment repeats or hides it.
+        bench.set(|facts| facts.update.other_floor = Some(HIGHER.to_owned()));
         bench.restart();
-        let_tasks_run().await;
-        assert!(not_started(&bench).is_some());
-        assert_eq!(starts(&bench), 1);
+        bench.clock.0.store(48 * 3600 + 60, Ordering::Relaxed);
+        tokio::time::sleep(STEP * 5).await;
+        assert_eq!(not_started(&bench), Some(text));
+        assert_eq!(unscheduled(&bench), [logged]);
+        assert_eq!(starts(&bench), 0);
     }
+}
+
+/// A start of an administrator that agrees to a floor which stays as it is, so many seconds from now.
+fn start_of_unchanged(seconds: i64) -> ScheduledStart {
+    ScheduledStart {
+        agreed_floor: agreed("unchanged"),
+        ..start(seconds)
+    }
+}
+
+/// The node ended between the client's staging and its note.
+#[tokio::test]
+async fn a_planned_start_ends_after_a_restart_if_the_floor_has_risen() {
+    let mut bench = NodeUpdateBench::new();
+    staged(&bench, "a1");
+    bench.set(|facts| facts.update.other_floor = Some(HIGHER.to_owned()));
+    let planned = start_of_unchanged(48 * 3600);
+    restart_with(&mut bench, &planned);
+    wait_until(|| !unscheduled(&bench).is_empty()).await;
+    let reason = format!("its program was staged with a higher floor, {HIGHER}");
+    let at = planned.at;
+    let text = format!("version 1.1.0 does not start at {at}, as planned: {reason}");
+    assert_eq!(not_started(&bench), Some(text));
+    let logged = format!("it does not start at {at}, as admin had planned: {reason}");
+    let logged = ["1.1.0", logged.as_str(), BY].map(str::to_owned);
+    assert_eq!(unscheduled(&bench), [logged]);
+    assert_eq!(starts(&bench), 0);
+}
+
+/// The moment comes before PID 1 has said what lies in the slots since the client raised the floor.
+#[tokio::test]
+async fn a_planned_start_keeps_the_agreed_floor_over_a_restart() {
+    let mut bench = NodeUpdateBench::new();
+    bench.set(|facts| facts.update.outdated = true);
+    bench.seen.lock().expect("no panic").raises = Some(HIGHER);
+    restart_with(&mut bench, &start_of_unchanged(-1));
+    wait_until(|| not_started(&bench).is_some()).await;
+    let asked = (Some("a1".to_owned()), agreed("unchanged"));
+    assert_eq!(last_start(&bench), Some(asked));
+    let text = not_started(&bench).expect("a problem");
+    assert!(text.ends_with("the floor is a higher one"), "{text}");
+    // Neither time nor another restart repeats it, and the log says so once PID 1 has read the slots.
+    bench.restart();
+    let_tasks_run().await;
+    assert!(not_started(&bench).is_some());
+    bench.set(|facts| facts.update.other_floor = Some(HIGHER.to_owned()));
+    staged(&bench, "a1");
+    wait_until(|| !unscheduled(&bench).is_empty()).await;
+    let text = not_started(&bench).expect("a problem");
+    let reason = format!("a higher one; and its program was staged with a higher floor, {HIGHER}");
+    assert!(text.ends_with(&reason), "{text}");
+    assert_eq!(starts(&bench), 1);
 }
 
 /// The administrator learns of the higher floor when it sets the moment, and not only at the moment. The node has restarted
@@ -163,10 +234,7 @@ async fn a_start_of_an_earlier_version_has_no_limit() {
     wait_until(|| !file(&bench).exists()).await;
     assert_eq!(last_start(&bench), Some((Some("a1".to_owned()), None)));
     assert_eq!(not_started(&bench), None);
-    let of_this = ScheduledStart {
-        agreed_floor: agreed("unchanged"),
-        ..start(3600)
-    };
+    let of_this = start_of_unchanged(3600);
     let mut stored = serde_json::to_value(&of_this).expect("JSON");
     let member = stored.as_object_mut().expect("an object");
     assert_eq!(member.remove("agreed_floor"), Some(json!("unchanged")));

@@ -15,7 +15,7 @@ fn set_state(bench: &NodeUpdateBench, state: &str) {
 }
 
 /// The ends of planned starts that PID 1 was to log: the version, the reason and the caller.
-fn unscheduled(bench: &NodeUpdateBench) -> Vec<[String; 3]> {
+pub(super) fn unscheduled(bench: &NodeUpdateBench) -> Vec<[String; 3]> {
     let requests = bench.requests().into_iter();
     let ends = requests.filter_map(|(request, by)| match request {
         UpdateRequest::Unscheduled { version, reason } => Some([version, reason, by]),
