@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::act::StartOrder;
 use super::auto_memory::AutoMemory;
-use super::blocked::AutoTry;
+use super::blocked::{AutoTry, is_start_near};
 use super::download::planned;
 use super::refusal::{StartRefusal, is_about_delta};
 use super::schedule::{AutoStep, AutoView, step};
@@ -102,12 +102,24 @@ impl NodeUpdates {
         };
         let wanted = step(&view);
         let decided = step(&AutoView { is_busy, ..view });
+        let is_before_start =
+            matches!(wanted, AutoStep::Look | AutoStep::Stage) && is_start_near(&view);
+        auto.is_before_start = is_before_start;
         // By outdated facts, and before PID 1 has said whose version waits, it is not known what the machine wants.
         if auto.has_asked && !facts.update.outdated {
-            let is_staged = facts.update.state == "staged";
+            // In the place of a client's version the machine still wants its own, until a look says otherwise.
+            let is_kept = auto.is_own(&facts.update) || auto.found.is_none();
+            let is_staged = facts.update.state == "staged" && is_kept;
             auto.blocked.end_unwanted(&wanted, is_staged);
+            if config.config.update.auto != AutoUpdate::Apply {
+                auto.blocked.end(AutoTry::Start);
+            }
         }
         if let (Some(kind), AutoStep::Busy) = (AutoTry::of_step(&wanted), &decided) {
+            if is_before_start {
+                let start = blocked.clone();
+                auto.blocked.note_wait(AutoTry::Start, steady, start);
+            }
             auto.blocked.note_wait(kind, steady, blocked);
         }
         decided
@@ -141,7 +153,14 @@ impl NodeUpdates {
         let (now, is_blocked) = (self.steady_now(), blocked.is_some());
         let mut auto = self.auto();
         match blocked {
-            Some(blocked) => auto.blocked.note_try(kind, now, blocked),
+            Some(blocked) => {
+                if auto.is_before_start && kind != AutoTry::Start {
+                    let start = blocked.clone();
+                    auto.blocked.note_wait(AutoTry::Start, now, start);
+                }
+                auto.blocked.note_try(kind, now, blocked);
+            }
+            // A start that this kept away counts until PID 1 judges one.
             None => auto.blocked.end(kind),
         }
         auto.error = error.map(|error| error.message.clone());

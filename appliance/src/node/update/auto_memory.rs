@@ -27,6 +27,8 @@ pub(super) struct AutoMemory {
     pub(super) refused: Option<RefusedStart>,
     /// The tries that others blocked.
     pub(super) blocked: BlockedUpdates,
+    /// Whether the look or the staging that was decided last keeps a start away if it is blocked.
+    pub(super) is_before_start: bool,
     /// The caller that has ended the session of the try under way.
     pub(super) interrupted: Option<String>,
     /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::CallError;
+use alknet_core::config::AutoUpdate;
 use serde_json::{Value, json};
 
 use super::NodeUpdates;
 use super::auto::BY;
 use super::refusal::is_busy;
-use super::schedule::AutoStep;
+use super::schedule::{AutoStep, AutoView, next_start, own_delay, step};
 
 /// How long the tries of one kind are blocked before this is a problem.
 pub(super) const BLOCKED_MAX: Duration = Duration::from_secs(3600);
@@ -58,7 +59,7 @@ impl AutoTry {
         match self {
             Self::Look => "look at its channel",
             Self::Stage => "stage the version of its channel",
-            Self::Start => "start the version that it has staged",
+            Self::Start => "start the version of its channel",
         }
     }
 
@@ -202,6 +203,30 @@ impl BlockedUpdates {
         };
         json!({ "step": kind.name(), "by": blocked.by, "text": text })
     }
+}
+
+/// Whether the version of the channel would start now if neither a look nor its staging were in the way. A caller that
+/// puts another version into the slot before the window, and has the session until the window is over, keeps the start
+/// away as well: the machine only comes to stage its version, and never to the start.
+pub(super) fn is_start_near(view: &AutoView<'_>) -> bool {
+    let Some(now) = view.now else {
+        return false;
+    };
+    let section = view.section;
+    let delay = own_delay(view.identity, section.jitter);
+    let is_open = next_start(now, section.window, delay) <= now;
+    let needs_person = view.found.is_none_or(|plan| plan.needs_person.is_some());
+    let unblocked = AutoView {
+        looked: Some(now),
+        look_again: None,
+        stage_again: None,
+        is_busy: false,
+        ..*view
+    };
+    section.auto == AutoUpdate::Apply
+        && is_open
+        && !needs_person
+        && matches!(step(&unblocked), AutoStep::Stage | AutoStep::Start)
 }
 
 impl NodeUpdates {

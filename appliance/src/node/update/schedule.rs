@@ -85,7 +85,8 @@ pub(super) struct AutoView<'a> {
     pub(super) found: Option<&'a UpdatePlan>,
     /// The last start by the machine itself, if PID 1 refused it.
     pub(super) refused: Option<&'a RefusedStart>,
-    /// Whether the last start was blocked: another caller had the session, or PID 1 had other work or did not answer.
+    /// Whether the last start was blocked, also by what kept its version from being staged: another caller had the
+    /// session, or PID 1 had other work or did not answer.
     pub(super) was_blocked: bool,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,

@@ -213,9 +213,15 @@ pub(super) async fn stable_follower() -> NodeUpdateBench {
 
 /// The same with this server.
 pub(super) fn follower_of(server: &PeerAddr) -> NodeUpdateBench {
-    let document =
-        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
-    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    follower_with(server, "", StagingPace::default())
+}
+
+/// The same with more lines of `[update]`, and this pace.
+pub(super) fn follower_with(server: &PeerAddr, more: &str, pace: StagingPace) -> NodeUpdateBench {
+    let document = format!(
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n{more}"
+    );
+    let bench = NodeUpdateBench::with(&document, pace, Some(server.clone()));
     ask_instead(&bench, server);
     bench
 }
