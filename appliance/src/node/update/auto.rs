@@ -16,7 +16,7 @@ use super::auto_memory::AutoMemory;
 use super::blocked::{AutoTry, is_start_near};
 use super::download::planned;
 use super::refusal::{StartRefusal, is_about_delta};
-use super::schedule::{AutoStep, AutoView, step};
+use super::schedule::{AutoStep, AutoView, own_delay, step};
 use super::session::{SessionTurn, StagingOutcome};
 use super::stage::{BegunDownload, DownloadOrigin, DownloadRequest, LOOK_STEP};
 use crate::update_plan::agreed_floor;
@@ -76,18 +76,20 @@ impl NodeUpdates {
         let blocked = self.current_block();
         let mut auto = self.auto();
         if let Some(now) = now {
-            auto.settle_clock(now);
+            auto.settle_clock(now, steady);
         }
         let again = |kind| {
             let pause = auto.blocked.pause_left_s(kind, steady);
             pause.zip(now).map(|(pause, now)| now + pause)
         };
+        let delay = own_delay(&self.0.identity, config.config.update.jitter);
         let view = AutoView {
             section: &config.config.update,
             identity: &self.0.identity,
             now,
             began: auto.began.unwrap_or_default(),
             looked: auto.looked,
+            look_left: auto.look_left_s(steady, delay),
             look_again: again(AutoTry::Look),
             stage_again: again(AutoTry::Stage),
             facts: &facts.update,
@@ -203,14 +205,15 @@ impl NodeUpdates {
     async fn ask_channel(&self, now: i64) {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
-        let before = self.begin_try().looked.replace(now);
+        let steady = self.steady_now();
+        let before = self.begin_try().note_look(now, steady);
         let ended = self.stage_from_channel(None).await.ended;
         let is_blocked = self.end_try(AutoTry::Look, ended.as_ref().err());
         let mut auto = self.auto();
         match ended {
             Ok(plan) => auto.found = Some(plan),
             // One that another caller blocked says nothing of the channel, and is repeated after a short pause.
-            Err(_) if is_blocked => auto.looked = before,
+            Err(_) if is_blocked => auto.forget_look(before),
             Err(_) => {}
         }
     }

@@ -218,6 +218,7 @@ pub(super) fn is_start_near(view: &AutoView<'_>) -> bool {
     let needs_person = view.found.is_none_or(|plan| plan.needs_person.is_some());
     let unblocked = AutoView {
         looked: Some(now),
+        look_left: i64::MAX,
         look_again: None,
         stage_again: None,
         is_busy: false,
