@@ -425,6 +425,7 @@ impl NodeUpdates {
         request: StagingRequest,
         turn: Option<SessionTurn>,
     ) -> Result<Arc<StagingSession>, StagingError> {
+        self.note_failure_before_session();
         let session = self.0.sessions.begin(request, turn)?;
         self.watch(&session);
         Ok(session)
@@ -468,6 +469,7 @@ impl NodeUpdates {
             other_source,
             limited: request.limited,
         };
+        self.note_failure_before_session();
         let sessions = &self.0.sessions;
         let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
         self.watch(&session);
@@ -600,6 +602,7 @@ impl NodeUpdates {
         // Everything else may have changed meanwhile.
         let facts = self.0.facts.load_full();
         require_slots(&facts.update)?;
+        self.note_failure_before_session();
         if let Some(reason) = version_refusal(&facts.update, &input.version) {
             return unwanted(reason);
         }

@@ -155,6 +155,12 @@ impl NodeUpdates {
         }
     }
 
+    /// Notes a version whose trial failed, by what PID 1 says now. Before each session, because PID 1 forgets the failure
+    /// once another version is staged, and the node decides only a minute after its start.
+    pub(super) fn note_failure_before_session(&self) {
+        self.note_failure(&self.0.facts.load());
+    }
+
     /// Notes a version whose trial failed: PID 1 forgets it once another one is staged.
     pub(super) fn note_failure(&self, facts: &MachineFacts) {
         let last = facts.update.last.as_ref();

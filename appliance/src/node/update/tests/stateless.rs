@@ -10,6 +10,7 @@ use super::refused_starts::{act, mark_staged, sent};
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+const HUB: (&str, &[&str]) = ("hub", &[OFFER_SCOPE, READ_SCOPE]);
 
 /// A stateless machine that follows a channel, with the server of the channel.
 async fn stateless() -> (NodeUpdateBench, PeerAddr) {
@@ -93,10 +94,8 @@ async fn a_version_of_an_administrator_waits_as_long_as_pid_1_would_start_it() {
     assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(BY));
 }
 
-/// A client that may only stage has the machine forget a version whose trial failed, which would then be tried without end.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_another_one() {
-    let (mut bench, server) = stateless().await;
+/// PID 1 says that the trial of 1.1.0 has failed.
+fn mark_failed(bench: &NodeUpdateBench) {
     bench.set(|facts| {
         facts.update.state = "failed".to_owned();
         facts.update.other_version = Some("1.1.0".to_owned());
@@ -106,6 +105,44 @@ async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_anot
             ..UpdateOutcome::default()
         });
     });
+}
+
+/// The same before the first decision of the node, which comes a minute after its start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stages_before_the_first_decision_has_no_failure_forgotten() {
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    let node = UpdateCaller::new(&bench.updates);
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    upload(&node, CLIENT, b"older").await.expect("staged");
+    wait_for_note(&bench, "eve").await;
+    mark_staged(&bench, "1.0.5");
+    bench.set(|facts| facts.update.last = None);
+    bench.judge(Verdict::Plans);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "left-before");
+    assert_eq!(sent(&bench), ["stage", "look"]);
+    // The bundle of a hub, and one that the node downloads, have sessions of their own.
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    let node = UpdateCaller::new(&bench.updates);
+    let offer = json!({ "version": "1.0.5", "bytes": 3 });
+    let wanted = node.call(HUB, "update/offer", offer).await;
+    assert_eq!(wanted.expect("an answer")["wanted"], true);
+    assert_eq!(bench.updates.0.notes.current().left, ["1.1.0"]);
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    let node = UpdateCaller::new(&bench.updates);
+    let begun = node.call(CLIENT, "update/stage", Value::Null).await;
+    begun.expect("it begins");
+    assert_eq!(bench.updates.0.notes.current().left, ["1.1.0"]);
+}
+
+/// A client that may only stage has the machine forget a version whose trial failed, which would then be tried without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_another_one() {
+    let (mut bench, server) = stateless().await;
+    mark_failed(&bench);
     let next = next_after_look(&bench).await;
     assert_eq!(next, "failed-before");
     let node = UpdateCaller::new(&bench.updates);
