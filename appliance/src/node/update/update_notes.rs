@@ -214,11 +214,13 @@ impl NodeUpdates {
     }
 
     /// Whether what waits was staged before this start of the machine, which has forgotten which programs it verified. PID 1
-    /// starts only what it has staged since, and the node would remember that.
+    /// starts only what it has staged since. The node would remember that, unless its note could not be written; PID 1 then
+    /// still names the SHA-256 of the program.
     pub(super) fn has_forgotten_staging(&self) -> bool {
         let facts = self.0.facts.load();
         is_stateless(&facts)
             && facts.update.state == "staged"
+            && facts.update.other_sha256.is_none()
             && self.remembered_staging().is_none()
     }
 

@@ -94,6 +94,27 @@ async fn a_version_of_an_administrator_waits_as_long_as_pid_1_would_start_it() {
     assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(BY));
 }
 
+/// The note about an administrator's version cannot be written, and the node restarts. PID 1 has verified the program since
+/// the start of the machine, and would start it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_of_an_administrator_waits_also_if_its_note_was_not_written() {
+    let (mut bench, server) = stateless().await;
+    // A folder has the name of the file.
+    let in_the_way = bench.dir.path().join("state/update-notes.json");
+    std::fs::create_dir_all(&in_the_way).expect("writable");
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"chosen").await.expect("staged");
+    wait_for_note(&bench, "admin").await;
+    mark_staged(&bench, "1.0.5");
+    bench.judge(Verdict::Plans);
+    restart(&mut bench, &server);
+    assert_eq!(bench.updates.0.notes.current().staged, None);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "waits-for-administrator");
+    assert_eq!(sent(&bench), ["stage", "look"]);
+}
+
 /// PID 1 says that the trial of 1.1.0 has failed.
 fn mark_failed(bench: &NodeUpdateBench) {
     bench.set(|facts| {
