@@ -69,7 +69,7 @@ impl NodeUpdates {
         let config = self.0.reloader.current();
         let facts = self.0.facts.load();
         self.note_failure(&facts);
-        let left = self.0.notes.current().left;
+        let left = self.noted_left();
         let steady = self.steady_now();
         // By outdated facts the version of an administrator may be one that does not wait.
         let is_busy = self.0.sessions.current().is_some() || facts.update.outdated;

@@ -153,6 +153,10 @@ impl NodeUpdates {
     fn shown(&self, ctx: &Ctx) -> Value {
         let facts = self.0.facts.load();
         let mut answer = facts_shown(&facts.update);
+        let noted = self.noted_left().into_iter();
+        let noted = noted.filter(|version| !facts.update.left.contains(version));
+        let left: Vec<_> = facts.update.left.iter().cloned().chain(noted).collect();
+        answer["left"] = json!(left);
         let who = owner(ctx).unwrap_or_default();
         let session = self.0.sessions.current();
         answer["session"] = session.map_or(Value::Null, |it| {

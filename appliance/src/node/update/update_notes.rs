@@ -170,6 +170,15 @@ impl NodeUpdates {
         }
     }
 
+    /// The versions that the machine does not install by itself, by its notes. None on a machine with data: PID 1 has the
+    /// list there, and takes a version out of it once an administrator has confirmed it.
+    pub(super) fn noted_left(&self) -> Vec<String> {
+        match is_stateless(&self.0.facts.load()) {
+            true => self.0.notes.current().left,
+            false => Vec::new(),
+        }
+    }
+
     /// Notes that the version that waited was taken back.
     pub(super) fn note_taken_back(&self) {
         if is_stateless(&self.0.facts.load()) {

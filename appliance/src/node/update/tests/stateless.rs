@@ -206,6 +206,41 @@ async fn a_version_that_an_administrator_has_taken_back_stays_away() {
     let next = next_after_look(&bench).await;
     assert_eq!(next, "left-before");
     assert_eq!(sent(&bench), ["look", "stage", "look"]);
+    // A hub does not bring it either, and callers see why.
+    let node = UpdateCaller::new(&bench.updates);
+    let offer = |version: &str| json!({ "version": version, "bytes": 3 });
+    let refused = node.call(HUB, "update/offer", offer("1.1.0")).await;
+    assert_eq!(refused.expect("an answer")["wanted"], false);
+    bench.set(|facts| facts.update.left = vec!["1.0.9".to_owned()]);
+    let status = node.call(HUB, "update/status", Value::Null).await;
+    let status = status.expect("a status");
+    assert_eq!(status["left"], json!(["1.0.9", "1.1.0"]));
+    let wanted = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    assert_eq!(wanted.expect("an answer")["wanted"], true);
+}
+
+/// The data of a machine could not be mounted once, so the node wrote notes. Later PID 1 has the list, from which it takes
+/// a version that an administrator has confirmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_data_does_not_go_by_notes_of_left_versions() {
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    act(&bench, 1).await;
+    assert_eq!(bench.updates.0.notes.current().left, ["1.1.0"]);
+    bench.set(|facts| {
+        facts.data.mode = "rw".to_owned();
+        facts.update.state = "idle".to_owned();
+        facts.update.other_version = None;
+        facts.update.last = None;
+    });
+    let node = UpdateCaller::new(&bench.updates);
+    let status = node.call(HUB, "update/status", Value::Null).await;
+    assert_eq!(status.expect("a status")["left"], json!([]));
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench), ["look", "stage"]);
+    let offer = json!({ "version": "1.1.0", "bytes": 3 });
+    let wanted = node.call(HUB, "update/offer", offer).await;
+    assert_eq!(wanted.expect("an answer")["wanted"], true);
 }
 
 /// A machine with data has the log of PID 1, and writes no notes beside it.
