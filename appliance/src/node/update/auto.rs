@@ -15,7 +15,7 @@ use super::act::StartOrder;
 use super::auto_memory::AutoMemory;
 use super::blocked::{AutoTry, is_start_near};
 use super::download::planned;
-use super::refusal::{StartRefusal, is_about_delta};
+use super::refusal::{StartRefusal, is_about_delta, is_unanswered};
 use super::schedule::{AutoStep, AutoView, own_delay, step};
 use super::session::{SessionTurn, StagingOutcome};
 use super::stage::{BegunDownload, DownloadOrigin, DownloadRequest, LOOK_STEP};
@@ -266,8 +266,9 @@ impl NodeUpdates {
         let (Err(error), Some(found), true) = (&staging.ended, found, staging.is_delta) else {
             return staging;
         };
-        // What another caller blocked is not the fault of the delta.
-        if self.find_block(error).is_some() {
+        // What another caller blocked is not the fault of the delta. One that PID 1 did not finish in time may be too much
+        // for the disk, so the next try is without it.
+        if self.find_block(error).is_some() && !is_unanswered(error) {
             return staging;
         }
         self.auto().whole = Some(found.sha256.clone());
@@ -336,7 +337,7 @@ impl NodeUpdates {
                 StagingOutcome::Planned(_) if is_dry => return,
                 StagingOutcome::Planned(_) => &attempts.staged,
                 StagingOutcome::Refused { .. } => &attempts.refused,
-                StagingOutcome::GivenUp(_) => &attempts.given_up,
+                StagingOutcome::GivenUp(_) | StagingOutcome::Unanswered(_) => &attempts.given_up,
             };
             count.fetch_add(1, Ordering::Relaxed);
             match outcome {
@@ -355,7 +356,9 @@ impl NodeUpdates {
                 StagingOutcome::Refused { code, text } => {
                     tracing::warn!(by, code, "update.stage refused: {text}");
                 }
-                StagingOutcome::GivenUp(why) => tracing::warn!(by, "update.stage given up: {why}"),
+                StagingOutcome::GivenUp(why) | StagingOutcome::Unanswered(why) => {
+                    tracing::warn!(by, "update.stage given up: {why}");
+                }
             }
         });
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::download::planned;
+use super::refusal::UNANSWERED;
 use super::scheduled_start::ScheduledStart;
 use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
 use super::stage::{DownloadOrigin, DownloadRequest, STAGE_TIMEOUT_MS};
@@ -285,6 +286,9 @@ fn ended_shown(ended: &EndedStaging) -> Value {
         }
         StagingOutcome::GivenUp(why) => {
             shown["error"] = json!({ "code": "given-up", "text": why });
+        }
+        StagingOutcome::Unanswered(why) => {
+            shown["error"] = json!({ "code": UNANSWERED, "text": why });
         }
     }
     shown

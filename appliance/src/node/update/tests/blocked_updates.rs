@@ -212,6 +212,36 @@ async fn a_client_that_swaps_the_slot_before_each_window_is_a_problem_in_the_sec
     assert_eq!(blocked_problem(&bench), None);
 }
 
+/// PID 1 does not say in time what it makes of a bundle. This is no judgement about the look, or about the version that was
+/// found.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() {
+    let pace = StagingPace {
+        answer: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    let of_stage = "stage the version of its channel";
+    for (found, step, purpose) in [
+        (None, "look", "look at its channel"),
+        (Some(plan()), "stage", of_stage),
+    ] {
+        let server = breaking_server(FILE, 1000, true).await;
+        let bench = follower_with(&server, "", pace);
+        bench.judge(Verdict::AppliesUntilGivenUp);
+        if found.is_some() {
+            let now = bench.updates.now_s().expect("the time");
+            let steady = bench.updates.steady_now();
+            let mut auto = bench.updates.auto();
+            auto.note_look(now, steady);
+            auto.found.clone_from(&found);
+        }
+        act_for_an_hour(&bench).await;
+        assert_blocked(&bench, step, purpose, None);
+        assert_eq!(bench.updates.auto().found, found);
+        assert_eq!(sent(&bench), [step; 7]);
+    }
+}
+
 /// A caller that may change the vault keeps PID 1 busy at each try of the start.
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_for_which_pid_1_is_busy_for_an_hour_are_a_problem() {
