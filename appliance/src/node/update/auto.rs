@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::act::StartOrder;
 use super::auto_memory::AutoMemory;
-use super::blocked::AutoTry;
+use super::blocked::{AutoTry, is_start_near};
 use super::download::planned;
-use super::refusal::{StartRefusal, is_about_delta};
-use super::schedule::{AutoStep, AutoView, step};
+use super::refusal::{StartRefusal, is_about_delta, is_unanswered};
+use super::schedule::{AutoStep, AutoView, own_delay, step};
 use super::session::{SessionTurn, StagingOutcome};
 use super::stage::{BegunDownload, DownloadOrigin, DownloadRequest, LOOK_STEP};
 use crate::update_plan::agreed_floor;
@@ -69,25 +69,27 @@ impl NodeUpdates {
         let config = self.0.reloader.current();
         let facts = self.0.facts.load();
         self.note_failure(&facts);
-        let left = self.0.notes.current().left;
+        let left = self.noted_left();
         let steady = self.steady_now();
         // By outdated facts the version of an administrator may be one that does not wait.
         let is_busy = self.0.sessions.current().is_some() || facts.update.outdated;
         let blocked = self.current_block();
         let mut auto = self.auto();
         if let Some(now) = now {
-            auto.settle_clock(now);
+            auto.settle_clock(now, steady);
         }
         let again = |kind| {
             let pause = auto.blocked.pause_left_s(kind, steady);
             pause.zip(now).map(|(pause, now)| now + pause)
         };
+        let delay = own_delay(&self.0.identity, config.config.update.jitter);
         let view = AutoView {
             section: &config.config.update,
             identity: &self.0.identity,
             now,
             began: auto.began.unwrap_or_default(),
             looked: auto.looked,
+            look_left: auto.look_left_s(steady, delay),
             look_again: again(AutoTry::Look),
             stage_again: again(AutoTry::Stage),
             facts: &facts.update,
@@ -102,12 +104,24 @@ impl NodeUpdates {
         };
         let wanted = step(&view);
         let decided = step(&AutoView { is_busy, ..view });
+        let is_before_start =
+            matches!(wanted, AutoStep::Look | AutoStep::Stage) && is_start_near(&view);
+        auto.is_before_start = is_before_start;
         // By outdated facts, and before PID 1 has said whose version waits, it is not known what the machine wants.
         if auto.has_asked && !facts.update.outdated {
-            let is_staged = facts.update.state == "staged";
+            // In the place of a client's version the machine still wants its own, until a look says otherwise.
+            let is_kept = auto.is_own(&facts.update) || auto.found.is_none();
+            let is_staged = facts.update.state == "staged" && is_kept;
             auto.blocked.end_unwanted(&wanted, is_staged);
+            if config.config.update.auto != AutoUpdate::Apply {
+                auto.blocked.end(AutoTry::Start);
+            }
         }
         if let (Some(kind), AutoStep::Busy) = (AutoTry::of_step(&wanted), &decided) {
+            if is_before_start {
+                let start = blocked.clone();
+                auto.blocked.note_wait(AutoTry::Start, steady, start);
+            }
             auto.blocked.note_wait(kind, steady, blocked);
         }
         decided
@@ -141,7 +155,14 @@ impl NodeUpdates {
         let (now, is_blocked) = (self.steady_now(), blocked.is_some());
         let mut auto = self.auto();
         match blocked {
-            Some(blocked) => auto.blocked.note_try(kind, now, blocked),
+            Some(blocked) => {
+                if auto.is_before_start && kind != AutoTry::Start {
+                    let start = blocked.clone();
+                    auto.blocked.note_wait(AutoTry::Start, now, start);
+                }
+                auto.blocked.note_try(kind, now, blocked);
+            }
+            // A start that this kept away counts until PID 1 judges one.
             None => auto.blocked.end(kind),
         }
         auto.error = error.map(|error| error.message.clone());
@@ -184,14 +205,15 @@ impl NodeUpdates {
     async fn ask_channel(&self, now: i64) {
         // A look that fails is repeated after the whole period: the channel may be down for a while, and other machines
         // ask it, too.
-        let before = self.begin_try().looked.replace(now);
+        let steady = self.steady_now();
+        let before = self.begin_try().note_look(now, steady);
         let ended = self.stage_from_channel(None).await.ended;
         let is_blocked = self.end_try(AutoTry::Look, ended.as_ref().err());
         let mut auto = self.auto();
         match ended {
             Ok(plan) => auto.found = Some(plan),
             // One that another caller blocked says nothing of the channel, and is repeated after a short pause.
-            Err(_) if is_blocked => auto.looked = before,
+            Err(_) if is_blocked => auto.forget_look(before),
             Err(_) => {}
         }
     }
@@ -244,8 +266,9 @@ impl NodeUpdates {
         let (Err(error), Some(found), true) = (&staging.ended, found, staging.is_delta) else {
             return staging;
         };
-        // What another caller blocked is not the fault of the delta.
-        if self.find_block(error).is_some() {
+        // What another caller blocked is not the fault of the delta. One that PID 1 did not finish in time may be too much
+        // for the disk, so the next try is without it.
+        if self.find_block(error).is_some() && !is_unanswered(error) {
             return staging;
         }
         self.auto().whole = Some(found.sha256.clone());
@@ -314,7 +337,7 @@ impl NodeUpdates {
                 StagingOutcome::Planned(_) if is_dry => return,
                 StagingOutcome::Planned(_) => &attempts.staged,
                 StagingOutcome::Refused { .. } => &attempts.refused,
-                StagingOutcome::GivenUp(_) => &attempts.given_up,
+                StagingOutcome::GivenUp(_) | StagingOutcome::Unanswered(_) => &attempts.given_up,
             };
             count.fetch_add(1, Ordering::Relaxed);
             match outcome {
@@ -333,7 +356,9 @@ impl NodeUpdates {
                 StagingOutcome::Refused { code, text } => {
                     tracing::warn!(by, code, "update.stage refused: {text}");
                 }
-                StagingOutcome::GivenUp(why) => tracing::warn!(by, "update.stage given up: {why}"),
+                StagingOutcome::GivenUp(why) | StagingOutcome::Unanswered(why) => {
+                    tracing::warn!(by, "update.stage given up: {why}");
+                }
             }
         });
     }

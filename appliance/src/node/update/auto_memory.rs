@@ -1,5 +1,7 @@
 //! What the node remembers between two decisions about the machine's own updates.
 
+use std::time::Duration;
+
 use alknet_call::CallError;
 use alknet_init::control::{UpdateFacts, UpdatePlan};
 
@@ -11,6 +13,13 @@ use super::schedule::{AutoStep, LOOK_PERIOD_S, RefusedStart, StartRemedy};
 /// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
 const START_PAUSE_S: i64 = 600;
 
+/// When the node looked at the channel last, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LookMoments {
+    looked: Option<i64>,
+    looked_steady: Option<Duration>,
+}
+
 /// What the node remembers between two decisions.
 #[derive(Debug, Default)]
 pub(super) struct AutoMemory {
@@ -18,6 +27,9 @@ pub(super) struct AutoMemory {
     pub(super) began: Option<i64>,
     /// When it looked at the channel last, other than by a look that was blocked.
     pub(super) looked: Option<i64>,
+    /// The same two moments by the [`SteadyClock`](super::blocked::SteadyClock).
+    began_steady: Option<Duration>,
+    looked_steady: Option<Duration>,
     /// What the channel had.
     pub(super) found: Option<UpdatePlan>,
     /// SHA-256 of the program of which a delta was not staged: it would most likely end in the same way again, so the
@@ -27,6 +39,8 @@ pub(super) struct AutoMemory {
     pub(super) refused: Option<RefusedStart>,
     /// The tries that others blocked.
     pub(super) blocked: BlockedUpdates,
+    /// Whether the look or the staging that was decided last keeps a start away if it is blocked.
+    pub(super) is_before_start: bool,
     /// The caller that has ended the session of the try under way.
     pub(super) interrupted: Option<String>,
     /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
@@ -47,12 +61,38 @@ pub(super) struct AutoMemory {
 impl AutoMemory {
     /// Brings the moments of what the node waits for up to `now`, in Unix time. The clock may have been set back since they
     /// were noted, and the node would wait for as long as the clock was ahead.
-    pub(super) fn settle_clock(&mut self, now: i64) {
+    pub(super) fn settle_clock(&mut self, now: i64, steady: Duration) {
+        self.began_steady.get_or_insert(steady);
         self.began = Some(self.began.map_or(now, |began| began.min(now)));
         self.looked = self.looked.filter(|looked| *looked <= now);
         if let Some(refused) = &mut self.refused {
             refused.next_try = refused.next_try.min(now + LOOK_PERIOD_S);
         }
+    }
+
+    /// The node looks at the channel at the moment `now`, in Unix time. Returns the look before.
+    pub(super) fn note_look(&mut self, now: i64, steady: Duration) -> LookMoments {
+        LookMoments {
+            looked: self.looked.replace(now),
+            looked_steady: self.looked_steady.replace(steady),
+        }
+    }
+
+    /// The look was blocked, so the one before is still the last one.
+    pub(super) fn forget_look(&mut self, before: LookMoments) {
+        self.looked = before.looked;
+        self.looked_steady = before.looked_steady;
+    }
+
+    /// Seconds until the next look is due by the steady clock, at its moment `steady`. Before the first look this is what
+    /// is left of `delay`, in seconds.
+    pub(super) fn look_left_s(&self, steady: Duration, delay: i64) -> i64 {
+        let (begin, pause) = match self.looked_steady {
+            Some(looked) => (looked, LOOK_PERIOD_S),
+            None => (self.began_steady.unwrap_or(steady), delay),
+        };
+        let passed = steady.saturating_sub(begin).as_secs();
+        pause.saturating_sub_unsigned(passed).max(0)
     }
 
     /// Whether the node has staged what waits by itself. The slot of a damaged program names no version, or another one.

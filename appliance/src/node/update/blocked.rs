@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::CallError;
+use alknet_core::config::AutoUpdate;
 use serde_json::{Value, json};
 
 use super::NodeUpdates;
 use super::auto::BY;
 use super::refusal::is_busy;
-use super::schedule::AutoStep;
+use super::schedule::{AutoStep, AutoView, next_start, own_delay, step};
 
 /// How long the tries of one kind are blocked before this is a problem.
 pub(super) const BLOCKED_MAX: Duration = Duration::from_secs(3600);
@@ -58,7 +59,7 @@ impl AutoTry {
         match self {
             Self::Look => "look at its channel",
             Self::Stage => "stage the version of its channel",
-            Self::Start => "start the version that it has staged",
+            Self::Start => "start the version of its channel",
         }
     }
 
@@ -89,8 +90,20 @@ struct BlockedTries {
     lasted: Duration,
     /// There is no further try before this moment.
     next_try: Duration,
-    /// The last one, with the last caller that was known.
+    /// The last one.
     blocked: BlockedTry,
+    /// The last caller that was known, and how long the tries had lasted then.
+    known: Option<(String, Duration)>,
+}
+
+impl BlockedTries {
+    /// The last caller that was known, if it blocked none of the last tries itself. One of more than [`BLOCKED_MAX`] ago has
+    /// no part in the problem any more.
+    fn earlier(&self) -> Option<&str> {
+        let (by, lasted) = self.known.as_ref()?;
+        let is_recent = self.lasted - *lasted < BLOCKED_MAX;
+        (self.blocked.by.is_none() && is_recent).then_some(by.as_str())
+    }
 }
 
 /// The blocked tries of each kind. A kind has none once a try of it goes through.
@@ -115,18 +128,17 @@ impl BlockedUpdates {
         let (lasted, known) = match before {
             Some(before) => {
                 let gap = now.saturating_sub(before.last).min(GAP_MAX);
-                (before.lasted + gap, before.blocked.by)
+                (before.lasted + gap, before.known)
             }
             None => (Duration::ZERO, None),
         };
+        let known = blocked.by.clone().map(|by| (by, lasted)).or(known);
         self.0[kind as usize] = Some(BlockedTries {
             last: now,
             lasted,
             next_try,
-            blocked: BlockedTry {
-                by: blocked.by.or(known),
-                reason: blocked.reason,
-            },
+            blocked,
+            known,
         });
     }
 
@@ -173,21 +185,24 @@ impl BlockedUpdates {
         i64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
     }
 
-    /// The first kind whose tries have been blocked for [`BLOCKED_MAX`], and its last try.
-    pub(super) fn find_lasting(&self) -> Option<(AutoTry, &BlockedTry)> {
+    /// The first kind whose tries have been blocked for [`BLOCKED_MAX`], and these tries.
+    fn find_lasting(&self) -> Option<(AutoTry, &BlockedTries)> {
         let mut kinds = AutoTry::ALL.into_iter();
         kinds.find_map(|kind| {
             let tries = self.0[kind as usize].as_ref()?;
-            (tries.lasted >= BLOCKED_MAX).then_some((kind, &tries.blocked))
+            (tries.lasted >= BLOCKED_MAX).then_some((kind, tries))
         })
     }
 
     /// What the problem says. `None` if no kind has been blocked for so long.
     pub(super) fn text(&self) -> Option<String> {
-        let (kind, BlockedTry { by, reason }) = self.find_lasting()?;
-        let by = match by {
-            Some(by) => format!("; {by} had the session for a bundle, or a request at PID 1"),
-            None => String::new(),
+        let (kind, tries) = self.find_lasting()?;
+        let BlockedTry { by, reason } = &tries.blocked;
+        let had = "had the session for a bundle, or a request at PID 1";
+        let by = match (by, tries.earlier()) {
+            (Some(by), _) => format!("; {by} {had}"),
+            (None, Some(earlier)) => format!("; earlier, {earlier} {had}"),
+            (None, None) => String::new(),
         };
         let purpose = kind.purpose();
         Some(format!(
@@ -197,11 +212,37 @@ impl BlockedUpdates {
 
     /// What `update/status` says about it.
     pub(super) fn shown(&self) -> Value {
-        let (Some((kind, blocked)), Some(text)) = (self.find_lasting(), self.text()) else {
+        let (Some((kind, tries)), Some(text)) = (self.find_lasting(), self.text()) else {
             return Value::Null;
         };
-        json!({ "step": kind.name(), "by": blocked.by, "text": text })
+        let (by, earlier) = (&tries.blocked.by, tries.earlier());
+        json!({ "step": kind.name(), "by": by, "earlier": earlier, "text": text })
     }
+}
+
+/// Whether the version of the channel would start now if neither a look nor its staging were in the way. A caller that
+/// puts another version into the slot before the window, and has the session until the window is over, keeps the start
+/// away as well: the machine only comes to stage its version, and never to the start.
+pub(super) fn is_start_near(view: &AutoView<'_>) -> bool {
+    let Some(now) = view.now else {
+        return false;
+    };
+    let section = view.section;
+    let delay = own_delay(view.identity, section.jitter);
+    let is_open = next_start(now, section.window, delay) <= now;
+    let needs_person = view.found.is_none_or(|plan| plan.needs_person.is_some());
+    let unblocked = AutoView {
+        looked: Some(now),
+        look_left: i64::MAX,
+        look_again: None,
+        stage_again: None,
+        is_busy: false,
+        ..*view
+    };
+    section.auto == AutoUpdate::Apply
+        && is_open
+        && !needs_person
+        && matches!(step(&unblocked), AutoStep::Stage | AutoStep::Start)
 }
 
 impl NodeUpdates {
@@ -285,8 +326,9 @@ mod tests {
                 assert_eq!(blocked.text(), None, "{kind:?} {at}");
             }
             blocked.note_try(kind, minutes(60), by(Some("eve")));
-            let (lasting, last) = blocked.find_lasting().expect("a problem");
-            assert_eq!((lasting, last.by.as_deref()), (kind, Some("eve")));
+            let (lasting, tries) = blocked.find_lasting().expect("a problem");
+            let last = tries.blocked.by.as_deref();
+            assert_eq!((lasting, last), (kind, Some("eve")));
             // A try of another kind says nothing of this one.
             for other in AutoTry::ALL.into_iter().filter(|other| *other != kind) {
                 blocked.end(other);
@@ -325,15 +367,31 @@ mod tests {
         assert_eq!(seen, Some(1));
     }
 
+    /// Eve sent bundles, and then an administrator changed the vault for hours.
     #[test]
-    fn the_last_caller_that_is_known_is_named() {
+    fn a_caller_of_earlier_tries_is_named_as_such_and_not_for_ever() {
         let mut blocked = BlockedUpdates::default();
         for (at, caller) in [(0, Some("ada")), (15, Some("eve")), (30, None), (45, None)] {
             blocked.note_try(AutoTry::Look, minutes(at), by(caller));
         }
         blocked.note_wait(AutoTry::Look, minutes(60), by(None));
-        let (_, last) = blocked.find_lasting().expect("a problem");
-        assert_eq!(last.by.as_deref(), Some("eve"));
+        let shown = blocked.shown();
+        assert_eq!(
+            (&shown["by"], &shown["earlier"]),
+            (&Value::Null, &json!("eve"))
+        );
+        let text = blocked.text().expect("a problem");
+        assert!(text.contains("; earlier, eve had the session"), "{text}");
+        blocked.note_try(AutoTry::Look, minutes(75), by(None));
+        assert_eq!(blocked.shown()["earlier"], Value::Null);
+        let text = blocked.text().expect("a problem");
+        assert!(text.ends_with("another update was being sent"), "{text}");
+        blocked.note_try(AutoTry::Look, minutes(80), by(Some("eve")));
+        let shown = blocked.shown();
+        assert_eq!(
+            (&shown["by"], &shown["earlier"]),
+            (&json!("eve"), &Value::Null)
+        );
         // Work of PID 1 with the vault has no caller.
         let mut vault = BlockedUpdates::default();
         for at in (0..=60).step_by(5) {

@@ -71,18 +71,21 @@ impl BundleSending<'_> {
             frames.end().await?;
             answer.await.map_err(|_| UpdateClientError::Broken)
         });
-        let why = tokio::select! {
+        let ended = tokio::select! {
             biased;
             answer = &mut decided => return answer.map(|answer| (outcome_of(answer), true)),
-            () = session.given_up.notified() => session.why(),
+            () = session.given_up.notified() => StagingOutcome::GivenUp(session.why()),
             // PID 1 must not go on with a session that no caller can cancel.
-            () = sleep(longest) => format!("PID 1 did not stage it within {} s", longest.as_secs()),
+            () = sleep(longest) => {
+                let seconds = longest.as_secs();
+                StagingOutcome::Unanswered(format!("PID 1 did not stage it within {seconds} s"))
+            }
         };
         init.give_up(n).await?;
         Ok(match timeout(abort, decided).await {
             // It was staged already.
             Ok(Ok(answer @ UpdateAnswer::Planned { .. })) => (outcome_of(answer), true),
-            decided => (StagingOutcome::GivenUp(why), matches!(decided, Ok(Ok(_)))),
+            decided => (ended, matches!(decided, Ok(Ok(_)))),
         })
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::download::planned;
+use super::refusal::UNANSWERED;
 use super::scheduled_start::ScheduledStart;
 use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
 use super::stage::{DownloadOrigin, DownloadRequest, STAGE_TIMEOUT_MS};
@@ -153,6 +154,10 @@ impl NodeUpdates {
     fn shown(&self, ctx: &Ctx) -> Value {
         let facts = self.0.facts.load();
         let mut answer = facts_shown(&facts.update);
+        let noted = self.noted_left().into_iter();
+        let noted = noted.filter(|version| !facts.update.left.contains(version));
+        let left: Vec<_> = facts.update.left.iter().cloned().chain(noted).collect();
+        answer["left"] = json!(left);
         let who = owner(ctx).unwrap_or_default();
         let session = self.0.sessions.current();
         answer["session"] = session.map_or(Value::Null, |it| {
@@ -281,6 +286,9 @@ fn ended_shown(ended: &EndedStaging) -> Value {
         }
         StagingOutcome::GivenUp(why) => {
             shown["error"] = json!({ "code": "given-up", "text": why });
+        }
+        StagingOutcome::Unanswered(why) => {
+            shown["error"] = json!({ "code": UNANSWERED, "text": why });
         }
     }
     shown

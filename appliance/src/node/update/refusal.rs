@@ -9,6 +9,10 @@ use super::download::DownloadError;
 use super::init_client::UpdateClientError;
 use super::session::{StagingError, StagingOutcome};
 
+/// Code of the error that PID 1 did not say in time what it made of a bundle. It is no `TIMEOUT`, after which a sender would
+/// send its last piece again.
+pub(super) const UNANSWERED: &str = "unanswered";
+
 /// Refusals of a channel's delta after which the whole program is taken: the delta does not fit, was damaged on its way, or
 /// was left of an earlier release. All others are about the release or the machine.
 const ABOUT_DELTA: [RefusalCode; 10] = [
@@ -77,9 +81,14 @@ pub(super) fn is_about_delta(error: &CallError) -> bool {
 /// Whether PID 1 has other work: it says so, or does not answer.
 pub(super) fn is_busy(error: &CallError) -> bool {
     match code_of(error) {
-        Some(code) => code == RefusalCode::Busy.name(),
+        Some(code) => code == RefusalCode::Busy.name() || code == UNANSWERED,
         None => matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
     }
+}
+
+/// Whether PID 1 did not say in time what it made of a bundle that it had got.
+pub(super) fn is_unanswered(error: &CallError) -> bool {
+    code_of(error) == Some(UNANSWERED)
 }
 
 /// Whether a start that failed so is tried again if it was planned: PID 1 was busy, did not answer, or lacked something that
@@ -131,10 +140,15 @@ impl From<StagingOutcome> for CallError {
     fn from(outcome: StagingOutcome) -> Self {
         match outcome {
             StagingOutcome::Refused { code, text } => refused(&code, &text),
-            outcome => Self::new(
-                ErrorCode::Conflict,
-                StagingError::Ended(Box::new(outcome)).to_string(),
-            ),
+            outcome => {
+                let is_unanswered = matches!(outcome, StagingOutcome::Unanswered(_));
+                let text = StagingError::Ended(Box::new(outcome)).to_string();
+                let error = Self::new(ErrorCode::Conflict, text);
+                match is_unanswered {
+                    true => error.with_details(json!({ "code": UNANSWERED })),
+                    false => error,
+                }
+            }
         }
     }
 }
@@ -232,6 +246,13 @@ mod tests {
         ] {
             assert_eq!(may_pass(&error.into()), expected, "{error}");
         }
+        let why = || "why".to_owned();
+        for (outcome, expected) in [
+            (StagingOutcome::Unanswered(why()), true),
+            (StagingOutcome::GivenUp(why()), false),
+        ] {
+            assert_eq!(is_busy(&outcome.into()), expected);
+        }
         assert!(!may_pass(&super::super::read::other_kind()));
     }
 
@@ -279,6 +300,7 @@ mod tests {
         for error in [
             CallError::from(UpdateClientError::Absent),
             CallError::from(StagingError::Offset(7)),
+            CallError::from(StagingOutcome::Unanswered(String::new())),
             no_channel(),
         ] {
             let details = error.details.expect("details");

@@ -71,6 +71,8 @@ pub(super) struct AutoView<'a> {
     pub(super) began: i64,
     /// When the node looked at the channel last. Not later than `now`.
     pub(super) looked: Option<i64>,
+    /// Seconds until the next look is due by the clock that no time server sets, whatever `looked` says.
+    pub(super) look_left: i64,
     /// Before this moment it does not look again, because another caller blocked the last look.
     pub(super) look_again: Option<i64>,
     /// The same about a staging.
@@ -85,7 +87,8 @@ pub(super) struct AutoView<'a> {
     pub(super) found: Option<&'a UpdatePlan>,
     /// The last start by the machine itself, if PID 1 refused it.
     pub(super) refused: Option<&'a RefusedStart>,
-    /// Whether the last start was blocked: another caller had the session, or PID 1 had other work or did not answer.
+    /// Whether the last start was blocked, also by what kept its version from being staged: another caller had the
+    /// session, or PID 1 had other work or did not answer.
     pub(super) was_blocked: bool,
     /// Whether the version that waits was staged by the node itself.
     pub(super) is_own: bool,
@@ -152,6 +155,8 @@ pub(super) fn step(view: &AutoView<'_>) -> AutoStep {
         None => view.began + delay,
         Some(looked) => looked + LOOK_PERIOD_S,
     };
+    // Else a time server that sets the clock back after each look would keep the next one away.
+    let due = due.min(now.saturating_add(view.look_left));
     let due = view.look_again.map_or(due, |again| due.max(again));
     // A start that PID 1 refuses, or for which it has no time, must not keep a later version away.
     let looks_first = due <= now && (refused(view).is_some() || view.was_blocked);
@@ -336,6 +341,7 @@ mod tests {
             now: Some(at(12, 0)),
             began: at(11, 0),
             looked: None,
+            look_left: i64::MAX,
             look_again: None,
             stage_again: None,
             facts,

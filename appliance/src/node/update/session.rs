@@ -60,6 +60,8 @@ pub(super) enum StagingOutcome {
     Refused { code: String, text: String },
     /// It was not sent to its end.
     GivenUp(String),
+    /// PID 1 did not say in time what it made of it, or its answer was missed. This is no judgement about the bundle.
+    Unanswered(String),
 }
 
 /// Why a session does not begin, or a piece is not taken.
@@ -99,7 +101,9 @@ impl fmt::Display for StagingError {
                     write!(f, "the session ended: {} is complete", plan.to)
                 }
                 StagingOutcome::Refused { text, .. } => f.write_str(text),
-                StagingOutcome::GivenUp(why) => write!(f, "the session ended: {why}"),
+                StagingOutcome::GivenUp(why) | StagingOutcome::Unanswered(why) => {
+                    write!(f, "the session ended: {why}")
+                }
             },
             Self::Init(error) => error.fmt(f),
             Self::NoSession => f.write_str("there is no such session: begin with update/stage"),
@@ -414,7 +418,7 @@ impl StagingSessions {
         // The receiver lives as long as the session's task.
         pieces.closed().await;
         let ended = self.ended().filter(|ended| ended.id == id);
-        let gone = || StagingOutcome::GivenUp("another session began".to_owned());
+        let gone = || StagingOutcome::Unanswered("another session began".to_owned());
         ended.map_or_else(gone, |ended| ended.outcome)
     }
 
@@ -422,7 +426,7 @@ impl StagingSessions {
     async fn carry(self, session: Arc<StagingSession>, mut pieces: mpsc::Receiver<BundlePiece>) {
         let mut last = None;
         let carried = self.carry_pieces(&session, &mut pieces, &mut last).await;
-        let outcome = carried.unwrap_or_else(|error| StagingOutcome::GivenUp(error.to_string()));
+        let outcome = carried.unwrap_or_else(|error| StagingOutcome::Unanswered(error.to_string()));
         let ended = EndedStaging {
             id: session.id.clone(),
             request: session.request.clone(),

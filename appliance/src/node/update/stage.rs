@@ -335,13 +335,15 @@ fn require_slots(facts: &UpdateFacts) -> Result<(), CallError> {
     Err(CallError::new(ErrorCode::Conflict, text).with_details(details))
 }
 
-/// Why the machine does not take this version from a hub, by what PID 1 says of its slots.
-fn version_refusal(facts: &UpdateFacts, version: &str) -> Option<String> {
+/// Why the machine does not take this version from a hub, by what PID 1 says of its slots, and by the versions that the node
+/// has noted as left.
+fn version_refusal(facts: &UpdateFacts, noted: &[String], version: &str) -> Option<String> {
     if matches!(facts.state.as_str(), "pending" | "trial") {
         return Some("another version is on trial".to_owned());
     }
     // PID 1 judges by the version of the bundle itself.
-    is_left(facts, version).then(|| format!("{version} failed there, or an administrator left it"))
+    let is_left = is_left(facts, version) || noted.iter().any(|left| left == version);
+    is_left.then(|| format!("{version} failed there, or an administrator left it"))
 }
 
 /// The answer to a call that began a session.
@@ -425,6 +427,7 @@ impl NodeUpdates {
         request: StagingRequest,
         turn: Option<SessionTurn>,
     ) -> Result<Arc<StagingSession>, StagingError> {
+        self.note_failure_before_session();
         let session = self.0.sessions.begin(request, turn)?;
         self.watch(&session);
         Ok(session)
@@ -468,6 +471,7 @@ impl NodeUpdates {
             other_source,
             limited: request.limited,
         };
+        self.note_failure_before_session();
         let sessions = &self.0.sessions;
         let session = self.0.downloader.begin(sessions, bundle, (request, turn))?;
         self.watch(&session);
@@ -600,7 +604,8 @@ impl NodeUpdates {
         // Everything else may have changed meanwhile.
         let facts = self.0.facts.load_full();
         require_slots(&facts.update)?;
-        if let Some(reason) = version_refusal(&facts.update, &input.version) {
+        self.note_failure_before_session();
+        if let Some(reason) = version_refusal(&facts.update, &self.noted_left(), &input.version) {
             return unwanted(reason);
         }
         if let Some(reason) = self.kept_from(&owner).await {

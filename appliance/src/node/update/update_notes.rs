@@ -155,12 +155,27 @@ impl NodeUpdates {
         }
     }
 
+    /// Notes a version whose trial failed, by what PID 1 says now. Before each session, because PID 1 forgets the failure
+    /// once another version is staged, and the node decides only a minute after its start.
+    pub(super) fn note_failure_before_session(&self) {
+        self.note_failure(&self.0.facts.load());
+    }
+
     /// Notes a version whose trial failed: PID 1 forgets it once another one is staged.
     pub(super) fn note_failure(&self, facts: &MachineFacts) {
         let last = facts.update.last.as_ref();
         let failed = last.filter(|last| last.outcome != "confirmed");
         if let Some(failed) = failed.filter(|_| is_stateless(facts)) {
             self.0.notes.change(|notes| notes.leave(&failed.version));
+        }
+    }
+
+    /// The versions that the machine does not install by itself, by its notes. None on a machine with data: PID 1 has the
+    /// list there, and takes a version out of it once an administrator has confirmed it.
+    pub(super) fn noted_left(&self) -> Vec<String> {
+        match is_stateless(&self.0.facts.load()) {
+            true => self.0.notes.current().left,
+            false => Vec::new(),
         }
     }
 
@@ -208,11 +223,13 @@ impl NodeUpdates {
     }
 
     /// Whether what waits was staged before this start of the machine, which has forgotten which programs it verified. PID 1
-    /// starts only what it has staged since, and the node would remember that.
+    /// starts only what it has staged since. The node would remember that, unless its note could not be written; PID 1 then
+    /// still names the SHA-256 of the program.
     pub(super) fn has_forgotten_staging(&self) -> bool {
         let facts = self.0.facts.load();
         is_stateless(&facts)
             && facts.update.state == "staged"
+            && facts.update.other_sha256.is_none()
             && self.remembered_staging().is_none()
     }
 

@@ -4,7 +4,7 @@ use alknet_init::control::MachineDiagnostic;
 use alknet_test_support::deadline;
 
 use super::attacks::upload;
-use super::downloads::{FILE, breaking_server, follower_of, stable_follower};
+use super::downloads::{FILE, breaking_server, follower_of, follower_with, stable_follower};
 use super::operations::{ADMIN, UpdateCaller};
 use super::refused_starts::{
     AHEAD_S, act, mark_staged, pass_steady, refuse_starts, sent, set_clock,
@@ -127,11 +127,119 @@ async fn stagings_that_a_caller_cancels_for_an_hour_are_a_problem_with_its_name(
     assert_blocked(&bench, "stage", purpose, Some("mallory"));
     bench.judge(Verdict::Plans);
     act(&bench, 1).await;
-    assert_eq!(blocked_problem(&bench), None);
     let requests = bench.requests();
     let (stage, by) = requests.last().expect("a staging");
     assert!(matches!(stage, UpdateRequest::Stage { dry_run: false, .. }));
     assert_eq!(by, BY);
+    // The start, which this has kept away, is still to come.
+    let purpose = "start the version of its channel";
+    assert_blocked(&bench, "start", purpose, Some("mallory"));
+    mark_staged(&bench, "1.1.0");
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench).last(), Some(&"start"));
+    assert_eq!(blocked_problem(&bench), None);
+}
+
+/// A machine whose window begins in two hours and is open for 40 minutes.
+async fn follower_with_window() -> NodeUpdateBench {
+    let begin = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(2);
+    let end = begin + jiff::SignedDuration::from_mins(40);
+    let (begin, end) = (begin.strftime("%H:%M"), end.strftime("%H:%M"));
+    let window = format!("window = \"{begin}-{end}\"\n");
+    let server = breaking_server(FILE, 1000, true).await;
+    follower_with(&server, &window, StagingPace::default())
+}
+
+/// A client that may only stage puts its version into the slot a minute before the window, and has the session until the
+/// window is over. At its begin the clock is so many seconds ahead.
+async fn block_window(bench: &NodeUpdateBench, node: &UpdateCaller, begin_s: u64) {
+    set_clock(bench, begin_s - 60);
+    // PID 1 answers the one question about the log beside the client's bundle.
+    let release = Arc::new(Notify::new());
+    release.notify_one();
+    {
+        let mut seen = bench.seen.lock().expect("no panic");
+        seen.stager = CLIENT.0.to_owned();
+        seen.stager_limited = true;
+        seen.log_release = Some(release);
+    }
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    upload(node, CLIENT, b"older").await.expect("staged");
+    wait_until(|| !bench.updates.auto().has_asked).await;
+    mark_staged(bench, "1.0.5");
+    let session = begin_upload(node, CLIENT).await;
+    for minute in 0..35 {
+        set_clock(bench, begin_s + minute * 60);
+        pass_steady(bench, 60);
+        act(bench, 1).await;
+        assert_eq!(bench.updates.auto_shown()["next"], "busy", "{minute}");
+    }
+    let abort = json!({ "session": session, "abort": true });
+    let aborted = node.call(CLIENT, "update/write", abort).await;
+    aborted.expect("given up");
+    bench.judge(Verdict::Plans);
+    set_clock(bench, begin_s + 45 * 60);
+    pass_steady(bench, 600);
+    // PID 1 says so as soon as the machine has staged its version again.
+    mark_staged(bench, "1.1.0");
+}
+
+/// The client does so each night, so that the machine only ever comes to stage its version again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_swaps_the_slot_before_each_window_is_a_problem_in_the_second_night() {
+    const NIGHT_S: u64 = 24 * 3600;
+    const BEGIN_S: u64 = 2 * 3600;
+    let bench = follower_with_window().await;
+    let node = UpdateCaller::new(&bench.updates);
+    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    act(&bench, 1).await;
+    block_window(&bench, &node, BEGIN_S).await;
+    assert_eq!(blocked_problem(&bench), None, "less than an hour");
+    act(&bench, 2).await;
+    assert_eq!(bench.updates.auto_shown()["next"], "start");
+    pass_steady(&bench, NIGHT_S);
+    // In this night a look is due as well.
+    block_window(&bench, &node, BEGIN_S + NIGHT_S).await;
+    act(&bench, 3).await;
+    assert!(!sent(&bench).contains(&"start"));
+    let purpose = "start the version of its channel";
+    assert_blocked(&bench, "start", purpose, Some("eve"));
+    // A night without the client.
+    set_clock(&bench, BEGIN_S + 2 * NIGHT_S + 300);
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench).last(), Some(&"start"));
+    assert_eq!(blocked_problem(&bench), None);
+}
+
+/// PID 1 does not say in time what it makes of a bundle. This is no judgement about the look, or about the version that was
+/// found.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() {
+    let pace = StagingPace {
+        answer: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    let of_stage = "stage the version of its channel";
+    for (found, step, purpose) in [
+        (None, "look", "look at its channel"),
+        (Some(plan()), "stage", of_stage),
+    ] {
+        let server = breaking_server(FILE, 1000, true).await;
+        let bench = follower_with(&server, "", pace);
+        bench.judge(Verdict::AppliesUntilGivenUp);
+        if found.is_some() {
+            let now = bench.updates.now_s().expect("the time");
+            let steady = bench.updates.steady_now();
+            let mut auto = bench.updates.auto();
+            auto.note_look(now, steady);
+            auto.found.clone_from(&found);
+        }
+        act_for_an_hour(&bench).await;
+        assert_blocked(&bench, step, purpose, None);
+        assert_eq!(bench.updates.auto().found, found);
+        assert_eq!(sent(&bench), [step; 7]);
+    }
 }
 
 /// A caller that may change the vault keeps PID 1 busy at each try of the start.
@@ -142,7 +250,7 @@ async fn starts_for_which_pid_1_is_busy_for_an_hour_are_a_problem() {
     mark_staged(&bench, "1.1.0");
     refuse_starts(&bench, Some("busy"));
     act_for_an_hour(&bench).await;
-    let purpose = "start the version that it has staged";
+    let purpose = "start the version of its channel";
     assert_blocked(&bench, "start", purpose, None);
     // A start that PID 1 judges was not blocked, whatever it says.
     refuse_starts(&bench, Some("below-floor"));
@@ -176,8 +284,16 @@ async fn starts_that_the_machine_does_not_want_any_more_are_no_problem() {
     assert_eq!(next, "waits-for-administrator");
 }
 
+/// Sets whether PID 1 has not read the slots since they changed.
+fn set_outdated(facts: &SharedFacts, outdated: bool) {
+    let mut changed = MachineFacts::clone(&facts.load());
+    changed.update.outdated = outdated;
+    facts.store(Arc::new(changed));
+}
+
 /// As soon as the machine's own session has begun, a client asks for the next one without a pause. It would have PID 1
-/// busy at the machine's next decision, or another version in the slot.
+/// busy at the machine's next decision, or another version in the slot. PID 1 reads the slots only some time after the end
+/// of the session, so that the machine cannot start at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_client_comes_between_the_staging_and_the_start_of_the_machine_itself() {
     let server = breaking_server(FILE, 7, true).await;
@@ -191,13 +307,15 @@ async fn no_client_comes_between_the_staging_and_the_start_of_the_machine_itself
     }
     bench.updates.auto().has_asked = false;
     mark_staged(&bench, "1.1.0");
-    let sessions = bench.updates.0.sessions.clone();
+    let (sessions, facts) = (bench.updates.0.sessions.clone(), Arc::clone(&bench.facts));
     let attack = tokio::spawn(async move {
         let is_own = |it: &Arc<session::StagingSession>| it.request.owner == BY;
         while !sessions.current().as_ref().is_some_and(is_own) {
             tokio::task::yield_now().await;
         }
-        loop {
+        set_outdated(&facts, true);
+        let mut refused = 0;
+        let taken = loop {
             let of_client = StagingRequest {
                 owner: CLIENT.0.to_owned(),
                 by: CLIENT.0.to_owned(),
@@ -206,9 +324,19 @@ async fn no_client_comes_between_the_staging_and_the_start_of_the_machine_itself
             };
             match sessions.begin(of_client, None) {
                 Ok(session) => break session.id.clone(),
-                Err(_) => tokio::task::yield_now().await,
+                Err(_) if sessions.current().is_some() => tokio::task::yield_now().await,
+                // The machine's session has ended, and its turn keeps the client away.
+                Err(_) => {
+                    refused += 1;
+                    if refused == 100 {
+                        set_outdated(&facts, false);
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
             }
-        }
+        };
+        set_outdated(&facts, false);
+        taken
     });
     act(&bench, 1).await;
     let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), attack).await;

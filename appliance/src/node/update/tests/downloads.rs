@@ -213,9 +213,15 @@ pub(super) async fn stable_follower() -> NodeUpdateBench {
 
 /// The same with this server.
 pub(super) fn follower_of(server: &PeerAddr) -> NodeUpdateBench {
-    let document =
-        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n";
-    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    follower_with(server, "", StagingPace::default())
+}
+
+/// The same with more lines of `[update]`, and this pace.
+pub(super) fn follower_with(server: &PeerAddr, more: &str, pace: StagingPace) -> NodeUpdateBench {
+    let document = format!(
+        "[update]\nurl = \"https://updates.example.org\"\nauto = \"apply\"\njitter = \"0s\"\n{more}"
+    );
+    let bench = NodeUpdateBench::with(&document, pace, Some(server.clone()));
     ask_instead(&bench, server);
     bench
 }
@@ -286,10 +292,14 @@ const CHANNEL: &[(&str, &[u8])] = &[("bundle.tar", FILE), ("from-ab12.tar", DELT
 
 /// A machine that runs this program, and is to follow a channel by itself.
 async fn new_follower(running: Option<&str>) -> NodeUpdateBench {
+    new_follower_with(running, StagingPace::default()).await
+}
+
+async fn new_follower_with(running: Option<&str>, pace: StagingPace) -> NodeUpdateBench {
     let server = channel_server(CHANNEL).await;
     let document =
         "[update]\nurl = \"https://updates.example.org\"\nauto = \"stage\"\njitter = \"0s\"\n";
-    let bench = NodeUpdateBench::with(document, StagingPace::default(), Some(server.clone()));
+    let bench = NodeUpdateBench::with(document, pace, Some(server.clone()));
     let downloader = &bench.updates.0.downloader;
     downloader.instead(format!("http://{server}/stable/"));
     bench.set(|facts| facts.update.running_sha256 = running.map(str::to_owned));
@@ -392,6 +402,31 @@ async fn a_machine_takes_the_whole_program_of_a_release_whose_delta_was_not_stag
         assert_eq!(taken(&bench)[4..], [FILE, DELTA]);
         assert_eq!(bench.updates.auto_shown()["error"], Value::Null);
     }
+}
+
+/// The disk is too slow for the delta. The machine does not wait for its next look, and tries this delta once.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_delta_that_pid_1_does_not_finish_the_whole_program_follows_ten_minutes_later() {
+    let pace = StagingPace {
+        answer: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    let bench = new_follower_with(Some("ab12"), pace).await;
+    bench.judge(Verdict::AppliesUntilGivenUp);
+    {
+        let now = bench.updates.now_s().expect("the time");
+        let steady = bench.updates.steady_now();
+        let mut auto = bench.updates.auto();
+        auto.note_look(now, steady);
+        auto.found = Some(plan());
+    }
+    bench.updates.act().await;
+    assert_eq!(taken(&bench), [DELTA]);
+    bench.updates.act().await;
+    assert_eq!(taken(&bench), [DELTA], "the pause is not over");
+    bench.clocks.steady_s.fetch_add(600, Ordering::Relaxed);
+    bench.updates.act().await;
+    assert_eq!(taken(&bench), [DELTA, FILE]);
 }
 
 /// Dashboards and hubs may read. Without a pause their checks would have the one session nearly all the time.

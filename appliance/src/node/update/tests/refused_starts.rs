@@ -308,9 +308,31 @@ async fn a_clock_that_was_set_back_keeps_the_first_look_within_the_delay() {
     assert!(first > now && first <= now + 87_000, "{first}");
     assert!(first < ahead - 300 * 86_400, "{ahead}");
     // The delay does not begin again at each decision.
-    set_clock(&bench, 5);
+    set_clock(&bench, 3600);
     act(&bench, 1).await;
-    assert_eq!(next_look(), first);
+    let again = next_look();
+    assert!((again - first).abs() < 1800, "{first} {again}");
+    // Nor does it begin again with each step of the clock back.
+    set_clock(&bench, 0);
+    pass_steady(&bench, 1800);
+    act(&bench, 1).await;
+    let again = next_look();
+    assert!((first - 1800 - again).abs() < 600, "{first} {again}");
+}
+
+/// A time server sets the clock back to the moment after the last look, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_after_each_look_keeps_no_look_away() {
+    let bench = refused_follower("below-floor").await;
+    let half = LOOK_PERIOD_S.unsigned_abs() / 2;
+    for looks in 1..4 {
+        pass_steady(&bench, half);
+        act(&bench, 3).await;
+        assert_eq!(sent(&bench).len(), 3 + looks - 1);
+        pass_steady(&bench, half);
+        act(&bench, 3).await;
+        assert_eq!(sent(&bench)[3..], vec!["look"; looks]);
+    }
 }
 
 /// A client that may only stage takes the slot after the start was refused. That the machine takes it back is not the one

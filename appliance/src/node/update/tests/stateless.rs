@@ -10,6 +10,7 @@ use super::refused_starts::{act, mark_staged, sent};
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
+const HUB: (&str, &[&str]) = ("hub", &[OFFER_SCOPE, READ_SCOPE]);
 
 /// A stateless machine that follows a channel, with the server of the channel.
 async fn stateless() -> (NodeUpdateBench, PeerAddr) {
@@ -93,10 +94,29 @@ async fn a_version_of_an_administrator_waits_as_long_as_pid_1_would_start_it() {
     assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(BY));
 }
 
-/// A client that may only stage has the machine forget a version whose trial failed, which would then be tried without end.
+/// The note about an administrator's version cannot be written, and the node restarts. PID 1 has verified the program since
+/// the start of the machine, and would start it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_another_one() {
+async fn a_version_of_an_administrator_waits_also_if_its_note_was_not_written() {
     let (mut bench, server) = stateless().await;
+    // A folder has the name of the file.
+    let in_the_way = bench.dir.path().join("state/update-notes.json");
+    std::fs::create_dir_all(&in_the_way).expect("writable");
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    let node = UpdateCaller::new(&bench.updates);
+    upload(&node, ADMIN, b"chosen").await.expect("staged");
+    wait_for_note(&bench, "admin").await;
+    mark_staged(&bench, "1.0.5");
+    bench.judge(Verdict::Plans);
+    restart(&mut bench, &server);
+    assert_eq!(bench.updates.0.notes.current().staged, None);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "waits-for-administrator");
+    assert_eq!(sent(&bench), ["stage", "look"]);
+}
+
+/// PID 1 says that the trial of 1.1.0 has failed.
+fn mark_failed(bench: &NodeUpdateBench) {
     bench.set(|facts| {
         facts.update.state = "failed".to_owned();
         facts.update.other_version = Some("1.1.0".to_owned());
@@ -106,6 +126,44 @@ async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_anot
             ..UpdateOutcome::default()
         });
     });
+}
+
+/// The same before the first decision of the node, which comes a minute after its start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stages_before_the_first_decision_has_no_failure_forgotten() {
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    let node = UpdateCaller::new(&bench.updates);
+    bench.judge(Verdict::PlansVersion("1.0.5"));
+    upload(&node, CLIENT, b"older").await.expect("staged");
+    wait_for_note(&bench, "eve").await;
+    mark_staged(&bench, "1.0.5");
+    bench.set(|facts| facts.update.last = None);
+    bench.judge(Verdict::Plans);
+    let next = next_after_look(&bench).await;
+    assert_eq!(next, "left-before");
+    assert_eq!(sent(&bench), ["stage", "look"]);
+    // The bundle of a hub, and one that the node downloads, have sessions of their own.
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    let node = UpdateCaller::new(&bench.updates);
+    let offer = json!({ "version": "1.0.5", "bytes": 3 });
+    let wanted = node.call(HUB, "update/offer", offer).await;
+    assert_eq!(wanted.expect("an answer")["wanted"], true);
+    assert_eq!(bench.updates.0.notes.current().left, ["1.1.0"]);
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    let node = UpdateCaller::new(&bench.updates);
+    let begun = node.call(CLIENT, "update/stage", Value::Null).await;
+    begun.expect("it begins");
+    assert_eq!(bench.updates.0.notes.current().left, ["1.1.0"]);
+}
+
+/// A client that may only stage has the machine forget a version whose trial failed, which would then be tried without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_another_one() {
+    let (mut bench, server) = stateless().await;
+    mark_failed(&bench);
     let next = next_after_look(&bench).await;
     assert_eq!(next, "failed-before");
     let node = UpdateCaller::new(&bench.updates);
@@ -148,6 +206,41 @@ async fn a_version_that_an_administrator_has_taken_back_stays_away() {
     let next = next_after_look(&bench).await;
     assert_eq!(next, "left-before");
     assert_eq!(sent(&bench), ["look", "stage", "look"]);
+    // A hub does not bring it either, and callers see why.
+    let node = UpdateCaller::new(&bench.updates);
+    let offer = |version: &str| json!({ "version": version, "bytes": 3 });
+    let refused = node.call(HUB, "update/offer", offer("1.1.0")).await;
+    assert_eq!(refused.expect("an answer")["wanted"], false);
+    bench.set(|facts| facts.update.left = vec!["1.0.9".to_owned()]);
+    let status = node.call(HUB, "update/status", Value::Null).await;
+    let status = status.expect("a status");
+    assert_eq!(status["left"], json!(["1.0.9", "1.1.0"]));
+    let wanted = node.call(HUB, "update/offer", offer("1.2.0")).await;
+    assert_eq!(wanted.expect("an answer")["wanted"], true);
+}
+
+/// The data of a machine could not be mounted once, so the node wrote notes. Later PID 1 has the list, from which it takes
+/// a version that an administrator has confirmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_data_does_not_go_by_notes_of_left_versions() {
+    let (bench, _server) = stateless().await;
+    mark_failed(&bench);
+    act(&bench, 1).await;
+    assert_eq!(bench.updates.0.notes.current().left, ["1.1.0"]);
+    bench.set(|facts| {
+        facts.data.mode = "rw".to_owned();
+        facts.update.state = "idle".to_owned();
+        facts.update.other_version = None;
+        facts.update.last = None;
+    });
+    let node = UpdateCaller::new(&bench.updates);
+    let status = node.call(HUB, "update/status", Value::Null).await;
+    assert_eq!(status.expect("a status")["left"], json!([]));
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench), ["look", "stage"]);
+    let offer = json!({ "version": "1.1.0", "bytes": 3 });
+    let wanted = node.call(HUB, "update/offer", offer).await;
+    assert_eq!(wanted.expect("an answer")["wanted"], true);
 }
 
 /// A machine with data has the log of PID 1, and writes no notes beside it.
