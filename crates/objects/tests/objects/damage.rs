@@ -95,6 +95,29 @@ fn a_flipped_byte_of_an_outboard_is_refused_at_its_group_and_computed_again() {
     }
 }
 
+/// The root of the outboard is readable, and its pairs are not: a file that stayed would fail each later reader as well.
+#[test]
+fn an_outboard_whose_pairs_cannot_be_read_is_removed_and_computed_again() {
+    let size = 8 * GROUP;
+    let content = content(size);
+    for policy in [OutboardPolicy::Placed, CACHED] {
+        let scene = ObjectScene::new(policy);
+        let hash = scene.store(&content, GROUP);
+        let open = scene.objects.reader(&hash).expect("it is stored");
+        let outboard = scene.outboard(&hash, size);
+        let whole = fs::read(&outboard).expect("it is there");
+        let file = File::options().write(true).open(&outboard);
+        file.expect("writable").set_len(32).expect("it is shorter");
+        let mut blocks = open.bytes(0..size as u64).expect("it is within");
+        let first = blocks.next().expect("an error");
+        assert_eq!(damaged_part(first.err()), Some(DamagedPart::Outboard));
+        assert!(!outboard.exists());
+        let (bytes, error) = read(&scene.objects, &hash);
+        assert!(error.is_none() && bytes == content, "{error:?}");
+        assert!(fs::read(&outboard).expect("it is there again") == whole);
+    }
+}
+
 /// An outboard with another root or length is not the one of the object.
 #[test]
 fn an_outboard_with_another_root_or_length_is_computed_again() {
