@@ -1,12 +1,13 @@
 //! Objects are removed while others read and write them.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use alknet_objects::{ObjectError, ObjectRemoval, OutboardPolicy};
+use alknet_objects::{ObjectError, ObjectRemoval, OutboardPolicy, Placement};
 
-use crate::store::{CACHED, GROUP, ObjectScene, content, read};
+use crate::store::{CACHED, GROUP, ObjectScene, bound_by_permissions, content, read, set_mode};
 
 /// How often an object is stored and removed.
 const ROUNDS: usize = 60;
@@ -58,6 +59,44 @@ fn a_pinned_object_and_one_that_is_not_free_stay() {
     let taken = scene.objects.remove_if(&hash, || false);
     assert_eq!(taken.expect("writable"), ObjectRemoval::InUse);
     assert_eq!(remove(), ObjectRemoval::Removed { bytes: 100 });
+}
+
+/// The folder of the object cannot be opened, so that it cannot be synced, while names in it are given and removed.
+#[test]
+fn what_was_placed_or_removed_is_reported_when_its_folder_cannot_be_synced() {
+    for policy in [OutboardPolicy::Placed, CACHED] {
+        let scene = ObjectScene::new(policy);
+        let content = content(100);
+        let hash = blake3::hash(&content);
+        let path = scene.objects.path(&hash);
+        let folder = path.parent().expect("a folder");
+        fs::create_dir(folder).expect("writable");
+        set_mode(folder, 0o300);
+        let placed = bound_by_permissions(|| {
+            let mut staged = scene.objects.stage().expect("writable");
+            staged.write_at(0, &content).expect("room");
+            staged.place()
+        });
+        let error = placed.expect_err("it is not synced");
+        let is_reported = matches!(
+            error,
+            ObjectError::PlacedNotSynced { hash: placed, placement: Placement::New, .. }
+                if placed == hash
+        );
+        assert!(is_reported, "{error}");
+        assert!(path.exists());
+        let removed = bound_by_permissions(|| scene.objects.remove(&hash));
+        let error = removed.expect_err("it is not synced");
+        let is_reported = matches!(
+            error,
+            ObjectError::RemovedNotSynced { hash: removed, bytes: 100, .. } if removed == hash
+        );
+        assert!(is_reported, "{error}");
+        assert!(!path.exists());
+        set_mode(folder, 0o700);
+        let again = scene.objects.remove(&hash).expect("nothing to remove");
+        assert_eq!(again, ObjectRemoval::Missing);
+    }
 }
 
 /// Two readers open the object again and again while it is stored and removed: they read it whole, or it is missing.
