@@ -187,6 +187,8 @@ fn no_name_leads_to_an_object_that_was_removed() {
             while !is_over.load(Ordering::SeqCst) {
                 let is_free = || !is_named.load(Ordering::SeqCst);
                 counts.add(&scene.objects.remove_if(&hash, is_free));
+                // The writer needs the lock that each attempt holds.
+                thread::yield_now();
             }
         });
         let _over = SetOnDrop(&is_over);
