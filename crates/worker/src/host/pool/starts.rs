@@ -57,7 +57,7 @@ impl WorkerPool {
         let Some(slot) = self.slots.get_mut(&worker) else {
             return;
         };
-        // The others have their worker beside sessions that took it before.
+        // A later session shares a worker that an earlier lease has taken.
         if slot.served != 1 {
             return;
         }
