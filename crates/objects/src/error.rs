@@ -7,6 +7,8 @@ use std::ops::Range;
 use blake3::Hash;
 use thiserror::Error;
 
+use crate::staged::Placement;
+
 /// Why a folder of objects cannot do something.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -50,6 +52,28 @@ pub enum ObjectError {
         range: Range<u64>,
         /// Bytes of the object.
         size: u64,
+    },
+    /// The object has its place and takes room, but the system failed after that: a power cut may take its name away
+    /// again, or it has no outboard. No pin keeps it.
+    #[error("object {hash} has its place, but may lose it: {source}")]
+    PlacedNotSynced {
+        /// The object.
+        hash: Hash,
+        /// How it came to its place.
+        placement: Placement,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The object was removed and takes no room, but the system failed after that: a power cut may bring it back, or an
+    /// outboard of it has stayed.
+    #[error("object {hash} was removed, but may come back: {source}")]
+    RemovedNotSynced {
+        /// The object.
+        hash: Hash,
+        /// Bytes that it had.
+        bytes: u64,
+        /// The error of the system.
+        source: io::Error,
     },
 }
 

@@ -134,7 +134,7 @@ impl ObjectFolder {
     /// this returns, the removal is on the disk. Blocks.
     ///
     /// # Errors
-    /// [`ObjectError::Io`].
+    /// [`ObjectError::Io`]; [`ObjectError::RemovedNotSynced`].
     pub fn remove(&self, hash: &Hash) -> Result<ObjectRemoval, ObjectError> {
         self.remove_if(hash, || true)
     }
@@ -143,7 +143,7 @@ impl ObjectFolder {
     /// object while it had a pin is there by then. `is_free` must not pin, and must not drop a pin.
     ///
     /// # Errors
-    /// [`ObjectError::Io`].
+    /// [`ObjectError::Io`]; [`ObjectError::RemovedNotSynced`].
     pub fn remove_if(
         &self,
         hash: &Hash,
@@ -160,12 +160,20 @@ impl ObjectFolder {
         };
         // A reader that opened the object before may have computed an outboard meanwhile.
         let removed = self.outboards.remove_of(hash, bytes.unwrap_or(0));
-        removed.map_err(failed)?;
         let Some(bytes) = bytes else {
+            removed.map_err(failed)?;
             return Ok(ObjectRemoval::Missing);
         };
-        sync_folder(path.parent().unwrap_or(&self.objects)).map_err(failed)?;
-        Ok(ObjectRemoval::Removed { bytes })
+        let synced = sync_folder(path.parent().unwrap_or(&self.objects));
+        // The file is gone, so that what fails from here on is no failed removal.
+        match removed.and(synced) {
+            Ok(()) => Ok(ObjectRemoval::Removed { bytes }),
+            Err(source) => Err(ObjectError::RemovedNotSynced {
+                hash: *hash,
+                bytes,
+                source,
+            }),
+        }
     }
 
     /// Removes the outboards and the file of an object; returns its bytes, if it was there.

@@ -1,6 +1,6 @@
 //! All objects of a folder, one after the other.
 
-use std::fs::{self, ReadDir};
+use std::fs::{self, DirEntry, ReadDir};
 use std::io::{self, ErrorKind};
 
 use blake3::Hash;
@@ -39,8 +39,26 @@ impl ObjectFolder {
         &self,
         cursor: &mut ObjectCursor,
     ) -> Result<Option<ListedObject>, ObjectError> {
+        let list = |error| ObjectError::io("list the objects", error);
+        while let Some((hash, entry)) = self.find_next(cursor).map_err(list)? {
+            match entry.metadata() {
+                Ok(metadata) => {
+                    let size = metadata.len();
+                    return Ok(Some(ListedObject { hash, size }));
+                }
+                // It was removed after the folder was read.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(list(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The hash of the next object of a list, by its name alone: an object whose inode the disk cannot read has one, too.
+    pub(crate) fn next_hash(&self, cursor: &mut ObjectCursor) -> Result<Option<Hash>, ObjectError> {
         let next = self.find_next(cursor);
-        next.map_err(|error| ObjectError::io("list the objects", error))
+        let next = next.map_err(|error| ObjectError::io("list the objects", error))?;
+        Ok(next.map(|(hash, _)| hash))
     }
 
     /// All objects, as by [`next_object`](Self::next_object).
@@ -58,7 +76,7 @@ impl ObjectFolder {
         })
     }
 
-    fn find_next(&self, cursor: &mut ObjectCursor) -> io::Result<Option<ListedObject>> {
+    fn find_next(&self, cursor: &mut ObjectCursor) -> io::Result<Option<(Hash, DirEntry)>> {
         loop {
             let Some(entries) = &mut cursor.entries else {
                 if cursor.folder == FOLDERS {
@@ -90,17 +108,8 @@ impl ObjectFolder {
             let Some(hash) = name.to_str().and_then(|name| Hash::from_hex(name).ok()) else {
                 continue;
             };
-            if self.path(&hash) != entry.path() {
-                continue;
-            }
-            match entry.metadata() {
-                Ok(metadata) => {
-                    let size = metadata.len();
-                    return Ok(Some(ListedObject { hash, size }));
-                }
-                // It was removed after the folder was read.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+            if self.path(&hash) == entry.path() {
+                return Ok(Some((hash, entry)));
             }
         }
     }

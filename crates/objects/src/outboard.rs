@@ -50,17 +50,16 @@ impl Outboard {
     }
 
     /// The pair of this number.
-    pub(crate) fn pair(&self, at: u64) -> Result<[u8; PAIR_BYTES], ObjectError> {
+    pub(crate) fn pair(&self, at: u64) -> io::Result<[u8; PAIR_BYTES]> {
         let mut bytes = [0; PAIR_BYTES];
-        let pairs = self.pairs.as_ref().ok_or(io::ErrorKind::UnexpectedEof);
+        let pairs = self.pairs.as_ref().ok_or(io::ErrorKind::UnexpectedEof)?;
         let at = ROOT_BYTES + at * PAIR_BYTES as u64;
-        let read = pairs.map_err(io::Error::from);
-        let read = read.and_then(|pairs| pairs.file.read_exact_at(&mut bytes, at));
-        read.map_err(|error| ObjectError::io("read an outboard", error))?;
+        pairs.file.read_exact_at(&mut bytes, at)?;
         Ok(bytes)
     }
 
-    /// Removes the file, because a pair in it is not the one of the tree. The next reader computes it again.
+    /// Removes the file, because a pair in it is not the one of the tree, or cannot be read. The next reader computes it
+    /// again.
     pub(crate) fn remove_file(&self) {
         if let Some(pairs) = &self.pairs {
             // If it cannot be removed, the next reader refuses the pair as well.

@@ -13,7 +13,7 @@ use tempfile::{NamedTempFile, TempPath};
 use crate::error::ObjectError;
 use crate::folder::{ObjectFolder, ObjectPin, size};
 use crate::limits::BLOCK_BYTES;
-use crate::outboard_folder::outboard_name;
+use crate::outboard_folder::{OutboardFolder, outboard_name};
 use crate::scrub::ObjectDamage;
 use crate::tree_hasher::ContentHasher;
 
@@ -199,8 +199,8 @@ impl StagedObject {
     /// An object that is there already is read, and replaced if it has other bytes.
     ///
     /// # Errors
-    /// [`ObjectError::Io`]. The object may be there all the same, whole, if its name could not be synced or its outboard
-    /// not be placed.
+    /// [`ObjectError::Io`]; [`ObjectError::PlacedNotSynced`] if the object is there, whole, but its name could not be
+    /// synced or its outboard not be placed.
     pub fn place(self) -> Result<PlacedObject, ObjectError> {
         let path = self.name.to_path_buf();
         let what = |error| ObjectError::io(format_args!("store {}", path.display()), error);
@@ -209,13 +209,20 @@ impl StagedObject {
         let pin = hashed.folder.pin(hashed.hash);
         let (hash, size) = (hashed.hash, hashed.size);
         let what = |error| ObjectError::io(format_args!("store object {hash}"), error);
-        let placement = hashed.place().map_err(what)?;
-        Ok(PlacedObject {
-            hash,
-            size,
-            placement,
-            pin,
-        })
+        let (placement, finished) = hashed.place(&ObjectDisk).map_err(what)?;
+        match finished {
+            Ok(()) => Ok(PlacedObject {
+                hash,
+                size,
+                placement,
+                pin,
+            }),
+            Err(source) => Err(ObjectError::PlacedNotSynced {
+                hash,
+                placement,
+                source,
+            }),
+        }
     }
 
     /// Hashes what the hash does not have yet.
@@ -256,7 +263,45 @@ impl StagedObject {
     }
 }
 
-/// A staged file whose hash is known. The steps of its placement are apart, so that tests can end between them.
+/// What a placement asks of the disk, in steps between which a power cut may come.
+trait PlacementDisk {
+    /// Returns when the content and the permission bits of the object are on the disk.
+    fn sync_object(&self, object: &File) -> io::Result<()> {
+        object.sync_all()
+    }
+
+    /// Returns when the bytes of the outboard are on the disk.
+    fn sync_outboard(&self, outboard: &File) -> io::Result<()> {
+        outboard.sync_data()
+    }
+
+    /// Gives the object its name.
+    fn rename(&self, staged: TempPath, object: &Path) -> io::Result<()> {
+        staged.persist(object)?;
+        Ok(())
+    }
+
+    /// Returns when the names in the folder are on the disk.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        sync_folder(folder)
+    }
+
+    /// Gives the outboard its name, which is then on the disk.
+    fn add_outboard(
+        &self,
+        outboards: &OutboardFolder,
+        name: String,
+        outboard: NamedTempFile,
+    ) -> io::Result<()> {
+        outboards.add(name, outboard).map(drop)
+    }
+}
+
+struct ObjectDisk;
+
+impl PlacementDisk for ObjectDisk {}
+
+/// A staged file whose hash is known.
 #[derive(Debug)]
 struct HashedObject {
     folder: Arc<ObjectFolder>,
@@ -268,39 +313,49 @@ struct HashedObject {
 }
 
 impl HashedObject {
-    fn place(mut self) -> io::Result<Placement> {
+    /// Returns how the object came to its place, and what failed after it was there.
+    fn place(mut self, disk: &impl PlacementDisk) -> io::Result<(Placement, io::Result<()>)> {
         let path = self.folder.path(&self.hash);
         let folder = self.folder.make_folder_of(&path)?;
         let stored = self.folder.stored_content(&self.hash, &path)?;
         let outboard = self.outboard.take();
         if !matches!(stored, StoredContent::Whole) {
-            self.sync(outboard.as_ref())?;
+            self.sync(outboard.as_ref(), disk)?;
         }
         let (size, hash) = (self.size, self.hash);
         let objects = Arc::clone(&self.folder);
-        let placement = self.rename(stored, &path)?;
+        let (placement, renamed) = self.rename(stored, &path, disk)?;
         // Also of an object that another writer has just given its name. A name is on the disk only once its folder is
         // synced (fsync(2)).
-        sync_folder(&folder)?;
-        if let Some(outboard) = outboard {
-            add_outboard(&objects, &hash, size, &placement, outboard)?;
-        }
-        Ok(placement)
+        let synced = disk.sync_folder(&folder);
+        let named = renamed.and(synced);
+        let finished = match outboard {
+            Some(outboard) => named.and_then(|()| {
+                let name = outboard_name(&hash, &(0..size));
+                add_outboard(&objects, name, &placement, outboard, disk)
+            }),
+            None => named,
+        };
+        Ok((placement, finished))
     }
 
     /// Returns when the content and the outboard are on the disk, under their temporary names.
-    fn sync(&self, outboard: Option<&NamedTempFile>) -> io::Result<()> {
+    fn sync(&self, outboard: Option<&NamedTempFile>, disk: &impl PlacementDisk) -> io::Result<()> {
         self.file
             .set_permissions(Permissions::from_mode(OBJECT_MODE))?;
-        // Not only the data: the permission bits have to be on the disk, too.
-        self.file.sync_all()?;
-        outboard.map_or(Ok(()), |outboard| outboard.as_file().sync_data())
+        disk.sync_object(&self.file)?;
+        outboard.map_or(Ok(()), |outboard| disk.sync_outboard(outboard.as_file()))
     }
 
-    /// Gives the file its name, unless the object is there.
-    fn rename(self, stored: StoredContent, path: &Path) -> io::Result<Placement> {
+    /// Gives the file its name, unless the object is there. Returns also what failed after that.
+    fn rename(
+        self,
+        stored: StoredContent,
+        path: &Path,
+        disk: &impl PlacementDisk,
+    ) -> io::Result<(Placement, io::Result<()>)> {
         let damage = match stored {
-            StoredContent::Whole => return Ok(Placement::Present),
+            StoredContent::Whole => return Ok((Placement::Present, Ok(()))),
             StoredContent::Damaged(damage) => Some(damage),
             StoredContent::Missing => None,
         };
@@ -308,7 +363,7 @@ impl HashedObject {
         let _pins = self.folder.pins();
         let placement = match (size(path)?, damage) {
             // Another writer has stored the same content meanwhile.
-            (Some(_), None) => return Ok(Placement::Present),
+            (Some(_), None) => return Ok((Placement::Present, Ok(()))),
             (Some(bytes), Some(damage)) => Placement::Repaired { bytes, damage },
             (None, _) => Placement::New,
         };
@@ -316,29 +371,29 @@ impl HashedObject {
             // They may have been computed of the damaged bytes.
             outboards.remove_of(&self.hash, bytes)?;
         }
-        self.name.persist(path)?;
-        if let Placement::Repaired { bytes, .. } = placement {
+        disk.rename(self.name, path)?;
+        let renamed = match placement {
             // A reader of the damaged bytes may have computed one meanwhile.
-            outboards.remove_of(&self.hash, bytes)?;
-        }
-        Ok(placement)
+            Placement::Repaired { bytes, .. } => outboards.remove_of(&self.hash, bytes),
+            Placement::New | Placement::Present => Ok(()),
+        };
+        Ok((placement, renamed))
     }
 }
 
 /// Gives an outboard its name, unless an object that was there before has one.
 fn add_outboard(
     folder: &ObjectFolder,
-    hash: &Hash,
-    size: u64,
+    name: String,
     placement: &Placement,
     outboard: NamedTempFile,
+    disk: &impl PlacementDisk,
 ) -> io::Result<()> {
     let outboards = folder.outboards();
-    let name = outboard_name(hash, &(0..size));
     let is_there = matches!(placement, Placement::Present) && outboards.path(&name).try_exists()?;
     match is_there {
         true => Ok(()),
-        false => outboards.add(name, outboard).map(drop),
+        false => disk.add_outboard(outboards, name, outboard),
     }
 }
 

@@ -49,8 +49,8 @@ impl VerifiedPart {
     /// The next block, which is empty at the end: 256 KiB, and a group and its hashes more at most. Blocks.
     ///
     /// # Errors
-    /// [`ObjectError::Damaged`] for the first pair or group that is not what was stored. The blocks before have
-    /// everything that comes before it. [`ObjectError::Io`].
+    /// [`ObjectError::Damaged`] for the first pair or group that is not what was stored, and for a pair that cannot be
+    /// read. The blocks before have everything that comes before it. [`ObjectError::Io`].
     pub fn next_block(&mut self, object: &ObjectView<'_>) -> Result<Vec<u8>, ObjectError> {
         let mut block = Vec::new();
         while self.refused.is_none() && block.len() < BLOCK_BYTES {
@@ -83,11 +83,14 @@ impl VerifiedPart {
                 left,
                 right,
             } => {
-                let bytes = self.outboard.pair(at)?;
-                if !self.expected.pair(&bytes, (root, left, right)) {
+                let pair = self.outboard.pair(at);
+                let is_expected =
+                    |bytes: &[u8; PAIR_BYTES]| self.expected.pair(bytes, (root, left, right));
+                // A pair that the disk cannot read is damaged, too: the same file would fail each later reader.
+                let Some(bytes) = pair.ok().filter(is_expected) else {
                     self.outboard.remove_file();
                     return Ok(Some(DamagedPart::Outboard));
-                }
+                };
                 if self.only.is_none() {
                     block.extend(bytes);
                 }

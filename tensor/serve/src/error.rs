@@ -1,5 +1,7 @@
 //! The errors with which a request ends, on the wire of `alknet/tensor` and on that of calls.
 
+use std::io;
+
 use alknet_call::{CallError, ErrorCode};
 use alknet_objects::ObjectError;
 use alknet_tensor::{TensorError, TensorErrorCode};
@@ -66,8 +68,16 @@ impl ServeError {
         Self::Input(TensorError::new(code, what))
     }
 
-    /// The system failed.
-    pub(crate) fn io(what: impl std::fmt::Display, error: std::io::Error) -> Self {
+    /// The system failed. Peers may read the text, so `what` has no path of this node.
+    pub(crate) fn io(what: impl std::fmt::Display, error: io::Error) -> Self {
+        let error = match error.raw_os_error() {
+            Some(_) => error,
+            // A library may have put a path into the text.
+            None => {
+                tracing::warn!("{what}: {error}");
+                error.kind().into()
+            }
+        };
         Self::Stored(TensorError::io(what, error))
     }
 
@@ -94,7 +104,19 @@ impl From<ObjectError> for ServeError {
         let code = match error {
             // Another request may have removed the file.
             ObjectError::Missing(_) => return Self::Missing,
-            ObjectError::Io { what, source } => return Self::io(what, source),
+            // The log has the path or the object, and the peer does not.
+            ObjectError::Io { what, source } => {
+                tracing::warn!("{what}: {source}");
+                return Self::io("the store of tensors", source);
+            }
+            ObjectError::PlacedNotSynced { hash, source, .. } => {
+                tracing::warn!(file = %hash, "stored, but not synced: {source}");
+                return Self::io("sync a stored file", source);
+            }
+            ObjectError::RemovedNotSynced { hash, source, .. } => {
+                tracing::warn!(file = %hash, "removed, but not synced: {source}");
+                return Self::io("sync the removal of a file", source);
+            }
             ObjectError::Damaged { .. } | ObjectError::OtherHash { .. } => TensorErrorCode::Hash,
             _ => TensorErrorCode::Io,
         };
@@ -120,7 +142,43 @@ impl From<ServeError> for CallError {
 
 #[cfg(test)]
 mod tests {
+    use alknet_objects::Placement;
+
     use super::*;
+
+    #[test]
+    fn errors_of_the_system_tell_peers_no_path() {
+        let path = "/var/lib/node/tensors";
+        let failed = || io::Error::other(format!("no such file at path {path}"));
+        let hash = blake3::hash(b"x");
+        let placement = Placement::New;
+        let source = failed();
+        let placed = ObjectError::PlacedNotSynced {
+            hash,
+            placement,
+            source,
+        };
+        let (bytes, source) = (1, failed());
+        let removed = ObjectError::RemovedNotSynced {
+            hash,
+            bytes,
+            source,
+        };
+        let (what, source) = (format!("write to {path}"), failed());
+        let unwritten = ObjectError::Io { what, source };
+        let errors = [
+            ServeError::from(placed),
+            ServeError::from(removed),
+            ServeError::from(unwritten),
+            ServeError::io("name a", failed()),
+        ];
+        for error in errors {
+            assert_eq!(error.code(), "E_IO");
+            assert!(!error.to_string().contains(path), "{error}");
+            let call = CallError::from(error);
+            assert!(!call.message.contains(path), "{call:?}");
+        }
+    }
 
     #[test]
     fn words_of_others_stay_on_their_line() {

@@ -1,6 +1,8 @@
+use std::cell::RefCell;
 use std::fs;
-use std::mem::forget;
-use std::path::Path;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
 
 use super::*;
 use crate::{DamagedPart, ObjectRemoval, OutboardPolicy};
@@ -33,81 +35,169 @@ fn read(objects: &ObjectFolder, hash: &Hash) -> Result<Vec<u8>, ObjectError> {
     Ok(blocks?.concat())
 }
 
-/// The last step of a placement before the power fails.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-enum LastStep {
-    Write,
-    Hash,
-    Sync,
+/// A step of a placement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum PlacementStep {
+    SyncObject,
+    SyncOutboard,
     Rename,
-    Outboard,
+    SyncFolder,
+    AddOutboard,
 }
 
-/// Places the content up to this step. What has a temporary name then keeps it.
-fn place_until(objects: &Arc<ObjectFolder>, last: LastStep) {
-    let staged = stage(objects);
-    if last == LastStep::Write {
-        forget(staged);
-        return;
+/// Takes each step of a placement, and keeps a copy of the folder as a power cut before the step leaves it.
+struct RecordedDisk {
+    root: PathBuf,
+    copies: TempDir,
+    taken: RefCell<Vec<PlacementStep>>,
+    /// Fails this step.
+    fails: Option<PlacementStep>,
+}
+
+impl RecordedDisk {
+    fn new(root: &Path, fails: Option<PlacementStep>) -> Self {
+        Self {
+            root: root.to_owned(),
+            copies: tempfile::tempdir().expect("writable"),
+            taken: RefCell::default(),
+            fails,
+        }
     }
-    let mut hashed = staged.hash_rest().expect("readable");
-    if last == LastStep::Hash {
-        forget(hashed);
-        return;
+
+    /// The copy that was taken before the step of this number.
+    fn before(&self, step: usize) -> PathBuf {
+        self.copies.path().join(step.to_string())
     }
-    if last == LastStep::Outboard {
-        hashed.place().expect("room");
-        return;
+
+    fn take(&self, step: PlacementStep, action: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut taken = self.taken.borrow_mut();
+        copy_folder(&self.root, &self.before(taken.len()));
+        taken.push(step);
+        match self.fails == Some(step) {
+            true => Err(io::Error::other("the disk failed")),
+            false => action(),
+        }
     }
-    let path = objects.path(&hashed.hash);
-    objects.make_folder_of(&path).expect("writable");
-    let outboard = hashed.outboard.take();
-    hashed.sync(outboard.as_ref()).expect("writable");
-    forget(outboard);
-    match last {
-        LastStep::Sync => forget(hashed),
-        _ => drop(
-            hashed
-                .rename(StoredContent::Missing, &path)
-                .expect("writable"),
-        ),
+}
+
+impl PlacementDisk for RecordedDisk {
+    fn sync_object(&self, object: &File) -> io::Result<()> {
+        self.take(PlacementStep::SyncObject, || ObjectDisk.sync_object(object))
     }
+
+    fn sync_outboard(&self, outboard: &File) -> io::Result<()> {
+        self.take(PlacementStep::SyncOutboard, || {
+            ObjectDisk.sync_outboard(outboard)
+        })
+    }
+
+    fn rename(&self, staged: TempPath, object: &Path) -> io::Result<()> {
+        self.take(PlacementStep::Rename, || ObjectDisk.rename(staged, object))
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.take(PlacementStep::SyncFolder, || ObjectDisk.sync_folder(folder))
+    }
+
+    fn add_outboard(
+        &self,
+        outboards: &OutboardFolder,
+        name: String,
+        outboard: NamedTempFile,
+    ) -> io::Result<()> {
+        self.take(PlacementStep::AddOutboard, || {
+            ObjectDisk.add_outboard(outboards, name, outboard)
+        })
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("writable");
+    for entry in fs::read_dir(from).expect("readable") {
+        let entry = entry.expect("readable");
+        let copy = to.join(entry.file_name());
+        if entry.file_type().expect("readable").is_dir() {
+            copy_folder(&entry.path(), &copy);
+        } else {
+            fs::copy(entry.path(), &copy).expect("room");
+        }
+    }
+}
+
+/// Opens what a power cut left, with so many staged files, and stores the content once more.
+fn recover(root: &Path, staged: usize, is_named: bool) {
+    let hash = blake3::hash(&content());
+    let staging = root.join("uploads");
+    assert_eq!(count(&staging), staged);
+    let objects = open(root);
+    assert_eq!(count(&staging), 0);
+    let found = read(&objects, &hash);
+    match is_named {
+        true => assert!(found.expect("it is there") == content()),
+        false => assert!(matches!(found, Err(ObjectError::Missing(_)))),
+    }
+    let placed = stage(&objects).place().expect("room");
+    let is_new = matches!(placed.placement(), Placement::New);
+    assert_eq!(is_new, !is_named);
+    drop(placed);
+    assert!(read(&objects, &hash).expect("it is there") == content());
+    assert_eq!(count(&root.join("outboards")), 1);
+    assert_eq!(count(&staging), 0);
+}
+
+/// Were the name given before the content is on the disk, or an outboard before the name of its object, a power cut
+/// would leave what no later start repairs.
+#[test]
+fn a_power_cut_between_the_steps_leaves_a_whole_object_or_none() {
+    let root = tempfile::tempdir().expect("writable");
+    let disk = RecordedDisk::new(root.path(), None);
+    let staged = stage(&open(root.path()));
+    let written = disk.copies.path().join("written");
+    copy_folder(root.path(), &written);
+    let hashed = staged.hash_rest().expect("readable");
+    let (placement, finished) = hashed.place(&disk).expect("room");
+    finished.expect("room");
+    assert!(matches!(placement, Placement::New), "{placement:?}");
+    let taken = disk.taken.borrow().clone();
+    assert_eq!(
+        taken,
+        [
+            PlacementStep::SyncObject,
+            PlacementStep::SyncOutboard,
+            PlacementStep::Rename,
+            PlacementStep::SyncFolder,
+            PlacementStep::AddOutboard,
+        ]
+    );
+    recover(&written, 1, false);
+    for (at, step) in taken.iter().enumerate() {
+        let is_named = matches!(step, PlacementStep::SyncFolder | PlacementStep::AddOutboard);
+        // The object until it has its name, and its outboard.
+        recover(&disk.before(at), if is_named { 1 } else { 2 }, is_named);
+    }
+    recover(root.path(), 0, true);
 }
 
 #[test]
-fn a_power_cut_between_the_steps_leaves_a_whole_object_or_none() {
-    let hash = blake3::hash(&content());
-    for last in [
-        LastStep::Write,
-        LastStep::Hash,
-        LastStep::Sync,
-        LastStep::Rename,
-        LastStep::Outboard,
+fn what_fails_after_the_name_is_given_is_reported_with_the_placement() {
+    for (fails, is_named) in [
+        (PlacementStep::SyncObject, false),
+        (PlacementStep::SyncOutboard, false),
+        (PlacementStep::Rename, false),
+        (PlacementStep::SyncFolder, true),
+        (PlacementStep::AddOutboard, true),
     ] {
         let root = tempfile::tempdir().expect("writable");
-        place_until(&open(root.path()), last);
-        let staging = root.path().join("uploads");
-        let left = match last {
-            LastStep::Write | LastStep::Rename => 1,
-            // The object and its outboard.
-            LastStep::Hash | LastStep::Sync => 2,
-            LastStep::Outboard => 0,
-        };
-        assert_eq!(count(&staging), left, "{last:?}");
         let objects = open(root.path());
-        assert_eq!(count(&staging), 0, "{last:?}");
-        let found = read(&objects, &hash);
-        match last < LastStep::Rename {
-            true => assert!(matches!(found, Err(ObjectError::Missing(_))), "{last:?}"),
-            false => assert!(found.expect("it is there") == content(), "{last:?}"),
-        }
-        let placed = stage(&objects).place().expect("room");
-        let is_new = matches!(placed.placement(), Placement::New);
-        assert_eq!(is_new, last < LastStep::Rename, "{last:?}");
-        drop(placed);
-        assert!(read(&objects, &hash).expect("it is there") == content());
-        assert_eq!(count(&root.path().join("outboards")), 1, "{last:?}");
-        assert_eq!(count(&staging), 0, "{last:?}");
+        let disk = RecordedDisk::new(root.path(), Some(fails));
+        let hashed = stage(&objects).hash_rest().expect("readable");
+        let placed = hashed.place(&disk);
+        let is_reported = matches!(placed, Ok((Placement::New, Err(_))));
+        assert_eq!(is_reported, is_named, "{placed:?}");
+        assert_eq!(placed.is_err(), !is_named, "{fails:?}");
+        let path = objects.path(&blake3::hash(&content()));
+        assert_eq!(path.exists(), is_named, "{fails:?}");
+        assert_eq!(disk.taken.borrow().last(), Some(&fails));
     }
 }
 

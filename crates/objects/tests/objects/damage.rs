@@ -1,17 +1,19 @@
 //! Bytes that changed on the disk reach no reader.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use alknet_objects::{
     DamagedPart, ObjectDamage, ObjectError, ObjectScrub, OutboardPolicy, Placement,
 };
 
-use crate::store::{CACHED, GROUP, ObjectScene, SIZES, content, read};
+use crate::store::{
+    CACHED, GROUP, ObjectScene, SIZES, bound_by_permissions, content, read, set_mode,
+};
 
 fn flip(path: &Path, at: u64) {
-    fs::set_permissions(path, Permissions::from_mode(0o600)).expect("it is ours");
+    set_mode(path, 0o600);
     let file = File::options().read(true).write(true).open(path);
     let file = file.expect("it is there");
     let mut byte = [0];
@@ -87,6 +89,29 @@ fn a_flipped_byte_of_an_outboard_is_refused_at_its_group_and_computed_again() {
         assert_eq!(damaged_part(error), Some(DamagedPart::Outboard), "{pair}");
         assert_eq!(bytes.len(), proven, "{pair}");
         assert!(bytes == content[..proven]);
+        let (bytes, error) = read(&scene.objects, &hash);
+        assert!(error.is_none() && bytes == content, "{error:?}");
+        assert!(fs::read(&outboard).expect("it is there again") == whole);
+    }
+}
+
+/// The root of the outboard is readable, and its pairs are not: a file that stayed would fail each later reader as well.
+#[test]
+fn an_outboard_whose_pairs_cannot_be_read_is_removed_and_computed_again() {
+    let size = 8 * GROUP;
+    let content = content(size);
+    for policy in [OutboardPolicy::Placed, CACHED] {
+        let scene = ObjectScene::new(policy);
+        let hash = scene.store(&content, GROUP);
+        let open = scene.objects.reader(&hash).expect("it is stored");
+        let outboard = scene.outboard(&hash, size);
+        let whole = fs::read(&outboard).expect("it is there");
+        let file = File::options().write(true).open(&outboard);
+        file.expect("writable").set_len(32).expect("it is shorter");
+        let mut blocks = open.bytes(0..size as u64).expect("it is within");
+        let first = blocks.next().expect("an error");
+        assert_eq!(damaged_part(first.err()), Some(DamagedPart::Outboard));
+        assert!(!outboard.exists());
         let (bytes, error) = read(&scene.objects, &hash);
         assert!(error.is_none() && bytes == content, "{error:?}");
         assert!(fs::read(&outboard).expect("it is there again") == whole);
@@ -176,6 +201,31 @@ fn a_check_reads_whole_objects_and_finds_damaged_ones() {
     }
     let absent = scene.objects.verify(&blake3::hash(b"absent"));
     assert!(matches!(absent, Err(ObjectError::Missing(_))));
+}
+
+/// The disk has the names of a folder, and cannot read the inodes that they lead to.
+#[test]
+fn a_check_names_objects_whose_inodes_cannot_be_read_and_goes_on() {
+    let scene = ObjectScene::new(OutboardPolicy::Placed);
+    let hashes: Vec<_> = (1..40)
+        .map(|size| scene.store(&content(size), GROUP))
+        .collect();
+    let folder_of = |hash: &blake3::Hash| {
+        let path = scene.objects.path(hash);
+        path.parent().expect("a folder").to_owned()
+    };
+    let folder = folder_of(&hashes[0]);
+    let unreadable = hashes.iter().filter(|hash| folder_of(hash) == folder);
+    let mut expected: Vec<_> = unreadable.map(ToString::to_string).collect();
+    expected.sort();
+    // Such a folder can be listed, and no file in it be looked at or opened.
+    set_mode(&folder, 0o600);
+    let (mut damaged, good, _) = bound_by_permissions(|| scrub(&scene, u64::MAX));
+    damaged.sort();
+    assert_eq!(damaged, expected);
+    assert_eq!(good, hashes.len() - expected.len());
+    set_mode(&folder, 0o700);
+    assert_eq!(scrub(&scene, u64::MAX).0, Vec::<String>::new());
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Objects are removed while others read and write them.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use alknet_objects::{ObjectError, ObjectRemoval, OutboardPolicy};
+use alknet_objects::{ObjectError, ObjectRemoval, OutboardPolicy, Placement};
 
-use crate::store::{CACHED, GROUP, ObjectScene, content, read};
+use crate::store::{CACHED, GROUP, ObjectScene, bound_by_permissions, content, read, set_mode};
 
 /// How often an object is stored and removed.
 const ROUNDS: usize = 60;
@@ -60,6 +60,44 @@ fn a_pinned_object_and_one_that_is_not_free_stay() {
     assert_eq!(remove(), ObjectRemoval::Removed { bytes: 100 });
 }
 
+/// The folder of the object cannot be opened, so that it cannot be synced, while names in it are given and removed.
+#[test]
+fn what_was_placed_or_removed_is_reported_when_its_folder_cannot_be_synced() {
+    for policy in [OutboardPolicy::Placed, CACHED] {
+        let scene = ObjectScene::new(policy);
+        let content = content(100);
+        let hash = blake3::hash(&content);
+        let path = scene.objects.path(&hash);
+        let folder = path.parent().expect("a folder");
+        fs::create_dir(folder).expect("writable");
+        set_mode(folder, 0o300);
+        let placed = bound_by_permissions(|| {
+            let mut staged = scene.objects.stage().expect("writable");
+            staged.write_at(0, &content).expect("room");
+            staged.place()
+        });
+        let error = placed.expect_err("it is not synced");
+        let is_reported = matches!(
+            error,
+            ObjectError::PlacedNotSynced { hash: placed, placement: Placement::New, .. }
+                if placed == hash
+        );
+        assert!(is_reported, "{error}");
+        assert!(path.exists());
+        let removed = bound_by_permissions(|| scene.objects.remove(&hash));
+        let error = removed.expect_err("it is not synced");
+        let is_reported = matches!(
+            error,
+            ObjectError::RemovedNotSynced { hash: removed, bytes: 100, .. } if removed == hash
+        );
+        assert!(is_reported, "{error}");
+        assert!(!path.exists());
+        set_mode(folder, 0o700);
+        let again = scene.objects.remove(&hash).expect("nothing to remove");
+        assert_eq!(again, ObjectRemoval::Missing);
+    }
+}
+
 /// Two readers open the object again and again while it is stored and removed: they read it whole, or it is missing.
 #[test]
 fn an_object_that_is_removed_while_it_is_read_is_whole_or_missing() {
@@ -97,30 +135,86 @@ fn an_object_that_is_removed_while_it_is_read_is_whole_or_missing() {
     }
 }
 
-/// A writer names what it has placed before it drops the pin, and a remover looks at the names. Whatever their order, no
-/// name leads to an object that is gone.
+/// Ends a loop of another thread, also if this one panics.
+struct SetOnDrop<'f>(&'f AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// How many attempts of a remover had each result.
+#[derive(Default)]
+struct RemovalCounts {
+    in_use: AtomicUsize,
+    removed: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl RemovalCounts {
+    fn add(&self, removal: &Result<ObjectRemoval, ObjectError>) {
+        let count = match removal {
+            Ok(ObjectRemoval::InUse) => Some(&self.in_use),
+            Ok(ObjectRemoval::Removed { .. }) => Some(&self.removed),
+            Ok(ObjectRemoval::Missing) => None,
+            Err(_) => Some(&self.failed),
+        };
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits until there are more than this many of these, or an attempt has failed.
+    fn wait_for_more(&self, of: &AtomicUsize, before: usize) {
+        while of.load(Ordering::SeqCst) == before && self.failed.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+    }
+}
+
+/// A writer names what it has placed before it drops the pin, and a remover, which tries until the writer has ended,
+/// looks at the names. Whatever their order, no name leads to an object that is gone.
 #[test]
 fn no_name_leads_to_an_object_that_was_removed() {
     let scene = ObjectScene::new(OutboardPolicy::Placed);
     let content = content(100);
     let hash = blake3::hash(&content);
-    let is_named = Arc::new(AtomicBool::new(false));
+    let [is_named, is_over] = [const { AtomicBool::new(false) }; 2];
+    let counts = RemovalCounts::default();
     thread::scope(|scope| {
-        let remover = scope.spawn(|| {
-            let is_free = || !is_named.load(Ordering::SeqCst);
-            let removals = (0..ROUNDS).map(|_| scene.objects.remove_if(&hash, is_free));
-            removals.filter(|removal| removal.is_ok()).count()
+        scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                let is_free = || !is_named.load(Ordering::SeqCst);
+                counts.add(&scene.objects.remove_if(&hash, is_free));
+                // The writer needs the lock that each attempt holds.
+                thread::yield_now();
+            }
         });
-        for _ in 0..ROUNDS {
+        let _over = SetOnDrop(&is_over);
+        for round in 0..ROUNDS {
             let mut staged = scene.objects.stage().expect("writable");
             staged.write_at(0, &content).expect("room");
             let placed = staged.place().expect("room");
             is_named.store(true, Ordering::SeqCst);
             drop(placed);
+            // In the other rounds the remover may come at any time, also where the object is there already.
+            let waits = round % 2 == 0;
+            if waits {
+                counts.wait_for_more(&counts.in_use, counts.in_use.load(Ordering::SeqCst));
+            }
             assert!(scene.objects.path(&hash).exists());
             assert!(read(&scene.objects, &hash).1.is_none());
+            // The object cannot be removed before it has no name.
+            let before = counts.removed.load(Ordering::SeqCst);
             is_named.store(false, Ordering::SeqCst);
+            if waits {
+                counts.wait_for_more(&counts.removed, before);
+                assert!(!scene.objects.path(&hash).exists());
+            }
         }
-        assert_eq!(remover.join().expect("it does not panic"), ROUNDS);
     });
+    assert_eq!(counts.failed.into_inner(), 0);
+    assert!(counts.in_use.into_inner() >= ROUNDS / 2);
+    assert!(counts.removed.into_inner() >= ROUNDS / 2);
 }

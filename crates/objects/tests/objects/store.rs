@@ -1,10 +1,14 @@
 //! A folder of objects that goes away, and what the tests store there.
 
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use alknet_objects::{ObjectError, ObjectFolder, OutboardPolicy};
 use blake3::Hash;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 pub(crate) const GROUP: usize = 16 << 10;
 
@@ -48,9 +52,25 @@ impl ObjectScene {
 
     /// Files in a folder of the store.
     pub(crate) fn count(&self, folder: &str) -> usize {
-        let entries = std::fs::read_dir(self.path(folder)).expect("readable");
+        let entries = fs::read_dir(self.path(folder)).expect("readable");
         entries.count()
     }
+}
+
+/// Runs this in a thread that the permission bits of files bind, also where the tests run as root.
+pub(crate) fn bound_by_permissions<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let bound = || {
+        let mut sets = capabilities(None).expect("they are its own");
+        let beyond = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        sets.effective.remove(beyond);
+        set_capabilities(None, sets).expect("a thread may have fewer");
+        work()
+    };
+    thread::scope(|scope| scope.spawn(bound).join().expect("it does not panic"))
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
 }
 
 pub(crate) fn content(size: usize) -> Vec<u8> {

@@ -3,12 +3,16 @@
 //! A worker that has had a tenant is never given to another one: what a hostile session left in it stays with its
 //! tenant. It waits a while for the tenant's next session and then ends.
 
+mod starts;
+
 use std::collections::BTreeMap;
 
 use super::WorkerLease;
 use crate::host::quarantine::TenantOperation;
 use crate::limits::{LINGER, SESSIONS_MAX, SESSIONS_SERVED_MAX};
 use crate::{Bytes32, WorkerRole};
+
+pub(super) use starts::StartingFor;
 
 /// Every worker that is starting or running.
 #[derive(Debug, Default)]
@@ -30,6 +34,8 @@ struct PoolSlot {
     rights: Option<Bytes32>,
     /// Whether it was started for one lease, with its folders.
     reserved: bool,
+    /// The tenant for whose lease it starts, also once the caller has given up, until it is ready.
+    started_for: Option<StartingFor>,
     /// Whether it ends after a while although no tenant took it: its caller gave up while it started.
     lingers: bool,
     sessions: u32,
@@ -73,6 +79,7 @@ impl WorkerPool {
             lent: false,
             rights: None,
             reserved,
+            started_for: None,
             lingers: false,
             sessions: 0,
             served: 0,

@@ -96,3 +96,31 @@ fn a_start_whose_caller_gave_up_is_for_the_next_one() {
     assert!(answers(&open(&workers, WorkerRole::Gpu, "d")));
     assert_eq!(workers.stats().started, 1);
 }
+
+/// A tenant with short deadlines would otherwise start its share of workers of each role.
+#[test]
+fn a_start_whose_caller_gave_up_counts_for_the_tenant_until_it_is_over() {
+    let mut config = config();
+    config.start = ENDLESS;
+    // One worker for a tenant.
+    config.workers_max = 4;
+    config.roles = [WorkerRole::Gpu, WorkerRole::Git]
+        .map(|role| {
+            let mut role = RoleConfig::new(role);
+            role.environment = vec![(START_VARIABLE.to_owned(), "2000".to_owned())];
+            role
+        })
+        .to_vec();
+    let workers = Workers::start(config).expect("a supervisor");
+    {
+        let opening = pin!(workers.open(lease("a")));
+        let polled = opening.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending());
+    }
+    let other = block_on(workers.open(WorkerLease::new(WorkerRole::Git, "a")));
+    assert!(matches!(other, Err(WorkerError::TenantShare)), "{other:?}");
+    // The worker that starts is for the tenant's next call.
+    assert!(answers(&open(&workers, WorkerRole::Gpu, "a")));
+    assert!(answers(&open(&workers, WorkerRole::Git, "b")));
+    assert_eq!(workers.stats().started, 2);
+}

@@ -25,8 +25,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::{PeerId, ScopeSet};
-use alknet_objects::{ObjectFolder, ObjectRemoval, OutboardPolicy};
-use alknet_tensor::{ContainerLimits, FileId, TensorErrorCode};
+use alknet_objects::{ObjectError, ObjectFolder, ObjectRemoval, OutboardPolicy};
+use alknet_tensor::{ContainerLimits, FileId, TensorError, TensorErrorCode};
 
 use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
@@ -106,7 +106,10 @@ impl TensorStore {
             count_max: TREES,
             bytes_max: options.bytes_max / TREES_PART,
         };
-        let objects = ObjectFolder::open(&root, outboards)?;
+        // The administrator reads this, and no peer, so the text has the path.
+        let failed = |error: ObjectError| TensorError::new(TensorErrorCode::Io, error.to_string());
+        let objects = ObjectFolder::open(&root, outboards);
+        let objects = objects.map_err(|error| ServeError::Stored(failed(error)))?;
         for object in objects.objects() {
             state.used = state.used.saturating_add(bytes_on_disk(object?.size));
         }
@@ -330,13 +333,20 @@ impl TensorStore {
             }
             is_free
         };
-        match self.objects.remove_if(&id.0, is_free)? {
-            ObjectRemoval::Removed { bytes } => {
+        match self.objects.remove_if(&id.0, is_free) {
+            Ok(ObjectRemoval::Removed { bytes }) => {
                 self.forget_file(id, bytes);
                 Ok(bytes)
             }
             // Another request or another program has already removed it.
-            ObjectRemoval::InUse | ObjectRemoval::Missing => Ok(0),
+            Ok(ObjectRemoval::InUse | ObjectRemoval::Missing) => Ok(0),
+            Err(error) => {
+                // The file takes no room any more, and no later request would count that.
+                if let ObjectError::RemovedNotSynced { bytes, .. } = &error {
+                    self.forget_file(id, *bytes);
+                }
+                Err(error.into())
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use alknet_objects::{Placement, StagedObject, bytes_on_disk};
+use alknet_objects::{ObjectError, Placement, StagedObject, bytes_on_disk};
 use alknet_tensor::{
     ContainerReader, FileId, Meta, PREFIX_BYTES, SchemaLayouts, TensorErrorCode, VerifyDepth,
     header_len, verify,
@@ -129,18 +129,23 @@ impl TensorUpload {
             return Err(ServeError::Input(problem));
         }
         // No request removes the file before the path leads to it, because what was placed has a pin.
-        let placed = self.staged.place()?;
-        let id = FileId(placed.hash());
-        match placed.placement() {
-            // The reserved room belongs to the file from now on.
-            Placement::New => self.reservation.spend(bytes_on_disk(self.len)),
-            Placement::Present => {}
-            Placement::Repaired { bytes, damage } => {
-                tracing::warn!(file = %id, "damaged in the store of tensors ({damage}), and stored again");
-                self.store.forget_file(&id, *bytes);
-                self.reservation.spend(bytes_on_disk(self.len));
+        let placed = match self.staged.place() {
+            Ok(placed) => placed,
+            Err(error) => {
+                // The file is there, so it takes the room, whatever failed after that.
+                if let ObjectError::PlacedNotSynced {
+                    hash, placement, ..
+                } = &error
+                {
+                    let id = FileId(*hash);
+                    self.reservation.account_for(&id, placement, self.len);
+                }
+                return Err(error.into());
             }
-        }
+        };
+        let id = FileId(placed.hash());
+        self.reservation
+            .account_for(&id, placed.placement(), self.len);
         if let Some(path) = self.path {
             self.store.lead(path, id)?;
         }
@@ -150,6 +155,19 @@ impl TensorUpload {
 }
 
 impl UploadReservation {
+    /// Leaves the room that a file of this length took at its placement to the file.
+    fn account_for(&mut self, id: &FileId, placement: &Placement, len: u64) {
+        match placement {
+            Placement::New => self.spend(bytes_on_disk(len)),
+            Placement::Present => {}
+            Placement::Repaired { bytes, damage } => {
+                tracing::warn!(file = %id, "damaged in the store of tensors ({damage}), and stored again");
+                self.store.forget_file(id, *bytes);
+                self.spend(bytes_on_disk(len));
+            }
+        }
+    }
+
     /// Leaves this many of the bytes to what was stored.
     const fn spend(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -159,5 +177,88 @@ impl UploadReservation {
 impl Drop for UploadReservation {
     fn drop(&mut self) {
         self.store.release(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::io::Cursor;
+    use std::os::unix::fs::PermissionsExt;
+    use std::thread;
+
+    use alknet_tensor::{ContainerWriter, Dtype};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+    use super::*;
+    use crate::store::StoreOptions;
+
+    fn container() -> Vec<u8> {
+        let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
+        let content = vec![7; 64].into();
+        writer
+            .flat("x", Dtype::U8, &[64], content)
+            .expect("it fits");
+        writer.finish().expect("memory").1.into_inner()
+    }
+
+    /// Runs this in a thread that the permission bits of files bind, also where the tests run as root.
+    fn bound_by_permissions<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        let bound = || {
+            let mut sets = capabilities(None).expect("they are its own");
+            let beyond = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+            sets.effective.remove(beyond);
+            set_capabilities(None, sets).expect("a thread may have fewer");
+            work()
+        };
+        thread::scope(|scope| scope.spawn(bound).join().expect("it does not panic"))
+    }
+
+    /// The folder of the file cannot be opened, so that it cannot be synced, while names in it are given and removed.
+    /// A peer that stored a file then took room that no quota counted, and room that a removal freed stayed taken.
+    #[test]
+    fn room_is_counted_when_a_file_comes_and_goes_also_if_its_folder_cannot_be_synced() {
+        let folder = tempfile::tempdir().expect("writable");
+        let store = TensorStore::open(folder.path(), StoreOptions::default()).expect("writable");
+        let file = container();
+        let id = FileId(blake3::hash(&file));
+        let path = store.object_path(&id);
+        let above = path.parent().expect("a folder");
+        fs::create_dir(above).expect("writable");
+        let used = || store.state().used;
+        let before = used();
+        fs::set_permissions(above, Permissions::from_mode(0o300)).expect("it is ours");
+        let stored = bound_by_permissions(|| store.add(file.as_slice(), None));
+        assert_eq!(stored.expect_err("it is not synced").code(), "E_IO");
+        assert!(path.exists());
+        assert_eq!(used(), before + bytes_on_disk(file.len() as u64));
+        let removed = bound_by_permissions(|| store.remove_file(id));
+        assert_eq!(removed.expect_err("it is not synced").code(), "E_IO");
+        assert!(!path.exists());
+        assert_eq!(used(), before);
+        fs::set_permissions(above, Permissions::from_mode(0o700)).expect("it is ours");
+        store.add(file.as_slice(), None).expect("a good file");
+        assert_eq!(used(), before + bytes_on_disk(file.len() as u64));
+    }
+
+    /// What a peer sends fails at a folder of the node.
+    #[test]
+    fn an_upload_that_the_disk_refuses_tells_no_path_of_the_node() {
+        let folder = tempfile::tempdir().expect("writable");
+        let store = TensorStore::open(folder.path(), StoreOptions::default()).expect("writable");
+        let file = container();
+        let root = folder.path().to_str().expect("text");
+        let add = |path: Option<&str>| {
+            let path = path.map(|path| StorePath::parse(path).expect("a path"));
+            let error = store.add(file.as_slice(), path);
+            error.expect_err("the disk refuses").to_string()
+        };
+        fs::remove_dir(store.objects().staging()).expect("it is empty");
+        let text = add(None);
+        assert!(!text.contains(root), "{text}");
+        fs::create_dir(store.objects().staging()).expect("writable");
+        fs::remove_dir_all(folder.path().join("objects")).expect("it is ours");
+        let text = add(Some("a"));
+        assert!(!text.contains(root), "{text}");
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::starting::workers_to_come;
 use super::{LeaseWaiter, OpenSession, StartBackoff, WorkerSupervisor};
 use crate::host::WorkerLease;
 use crate::host::config::TenantShares;
 use crate::host::handle::{LEASE_CHARGE, OpenedSession};
-use crate::host::pool::WorkerPool;
+use crate::host::pool::{StartingFor, WorkerPool};
 use crate::host::spawn::SpawnJob;
 use crate::host::worker::WorkerState;
 use crate::limits::{
@@ -122,18 +123,23 @@ impl WorkerSupervisor {
         }
         self.evict_idle()?;
         let worker = self.begin_start(config, reserved);
+        self.pool.start_for(worker, StartingFor::lease(lease));
         Ok(WorkerChoice::Later(reserved.then_some(worker)))
     }
 
     /// Refuses another worker to a tenant that has its share, or will have it once the workers are ready for which
-    /// its sessions wait. Its workers without a session make room first.
+    /// its sessions wait, or that start for callers that gave up. Its workers without a session make room first.
     fn keep_to_share(&mut self, lease: &WorkerLease) -> Result<(), WorkerError> {
         let tenant = &lease.tenant;
         let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
         let own: Vec<_> = waiting.filter(|other| other.tenant == *tenant).collect();
         let lent = own.iter().filter(|other| other.lent).copied();
-        let lent = workers_for(lent.chain([lease]));
-        let all = workers_for(own.into_iter().chain([lease]));
+        let lent = workers_to_come(lent.chain([lease]), |role| {
+            self.pool.starting_for(tenant, role, true)
+        });
+        let all = workers_to_come(own.into_iter().chain([lease]), |role| {
+            self.pool.starting_for(tenant, role, false)
+        });
         if lease.lent {
             self.keep_to(lent, self.config.workers_lent_max(), |pool| {
                 (pool.lent_by(tenant), pool.evictable_lent_by(tenant))
@@ -315,9 +321,14 @@ impl WorkerSupervisor {
             if missing == 0 || self.paused(config.role) || self.ending.is_some() {
                 continue;
             }
+            let mut starts_for = self.missing_starts(config.role).into_iter();
             for _ in 0..missing {
                 if self.pool.len() < self.config.workers_max {
-                    self.begin_start(config.clone(), false);
+                    let worker = self.begin_start(config.clone(), false);
+                    // A worker beyond those that leases wait for is kept ready for any tenant.
+                    if let Some(tenant) = starts_for.next() {
+                        self.pool.start_for(worker, tenant);
+                    }
                 }
             }
         }
@@ -351,6 +362,7 @@ impl WorkerSupervisor {
         self.pool.ready(number);
         self.forget_given_up();
         self.serve();
+        self.pool.forget_start(number);
         self.note_surplus(number, role);
     }
 
@@ -387,6 +399,9 @@ impl WorkerSupervisor {
             match found {
                 Some(worker) => {
                     let waiting = self.waiting.remove(at);
+                    if waiting.worker.is_none() {
+                        self.pool.trade_start(worker, &waiting.lease);
+                    }
                     self.hand_over(worker, waiting.lease, waiting.reply);
                 }
                 // A later request of another tenant may fit where this one does not.
@@ -504,7 +519,7 @@ impl WorkerSupervisor {
 
 /// Number of new workers that these sessions take: those of one tenant with equal rights share theirs, unless they want
 /// to be alone.
-fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
+pub(super) fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
     let mut alone = 0;
     let mut together: HashMap<(WorkerRole, &str, bool, Option<Bytes32>), usize> = HashMap::new();
     for lease in leases {

@@ -1,6 +1,11 @@
 //! The starts of workers, from the process on until it is ready.
 
+use std::collections::BTreeMap;
+
 use super::WorkerSupervisor;
+use super::opening::workers_for;
+use crate::host::WorkerLease;
+use crate::host::pool::StartingFor;
 use crate::host::spawn::SpawnedWorker;
 use crate::host::start_watch::StartWatch;
 use crate::host::worker::{WorkerProcess, WorkerState};
@@ -53,8 +58,8 @@ impl WorkerSupervisor {
     }
 
     /// Forgets the leases whose callers gave up while a worker started: a caller that tries again with a short deadline
-    /// would otherwise start one more worker with every few tries. The starts go on, for the next leases. A lease with
-    /// folders stays, as only its own worker has them.
+    /// would otherwise start one more worker with every few tries. The starts go on, for the next leases, and count
+    /// for the tenant until they are over. A lease with folders stays, as only its own worker has them.
     pub(super) fn forget_given_up(&mut self) {
         self.waiting
             .retain(|waiting| waiting.worker.is_some() || !waiting.reply.is_closed());
@@ -66,5 +71,76 @@ impl WorkerSupervisor {
         let least = self.config.role(role).map_or(0, |config| config.min_idle);
         let now = self.now();
         self.pool.linger(number, least, now);
+    }
+
+    /// The tenants whose waiting leases take more new workers of the role than start for them, once for each such
+    /// worker.
+    pub(super) fn missing_starts(&self, role: WorkerRole) -> Vec<StartingFor> {
+        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
+        let waiting = waiting.filter(|lease| lease.role == role && lease.binds.is_empty());
+        let mut of_tenants: BTreeMap<(&str, bool), Vec<&WorkerLease>> = BTreeMap::new();
+        for lease in waiting {
+            let tenant = (lease.tenant.as_str(), lease.lent);
+            of_tenants.entry(tenant).or_default().push(lease);
+        }
+        let mut missing = Vec::new();
+        for ((tenant, lent), leases) in of_tenants {
+            let first = StartingFor::lease(leases[0]);
+            // Starts for the tenant's own leases are not those for leases of other callers.
+            let all = self.pool.starting_for(tenant, role, lent);
+            let starting = match lent {
+                true => all,
+                false => all - self.pool.starting_for(tenant, role, true),
+            };
+            let wanted = workers_for(leases.into_iter());
+            missing.extend(vec![first; wanted.saturating_sub(starting)]);
+        }
+        missing
+    }
+}
+
+/// Number of new workers that one tenant will have once all starts are over: those that these leases take, and those of
+/// each role that `starting` has beyond them, whose callers gave up.
+pub(super) fn workers_to_come<'a>(
+    leases: impl Iterator<Item = &'a WorkerLease>,
+    starting: impl Fn(WorkerRole) -> usize,
+) -> usize {
+    // A lease with folders has a worker of its own, which no other lease takes.
+    let (with_folders, plain): (Vec<_>, Vec<_>) = leases.partition(|lease| !lease.binds.is_empty());
+    let of_roles = WorkerRole::ALL.into_iter().map(|role| {
+        let own = plain.iter().copied().filter(|lease| lease.role == role);
+        workers_for(own).max(starting(role))
+    });
+    with_folders.len() + of_roles.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bind, Bytes32};
+
+    /// A tenant with short deadlines starts workers whose callers give up, of one role after the other.
+    #[test]
+    fn starts_whose_callers_gave_up_count_as_the_tenants() {
+        let of = |role| WorkerLease::new(role, "a");
+        let rights = |digest| of(WorkerRole::Js).with_rights(Bytes32([digest; 32]));
+        let abandoned = |role| match role {
+            WorkerRole::Gpu => 3,
+            WorkerRole::Js => 1,
+            _ => 0,
+        };
+        let count = |leases: &[WorkerLease]| workers_to_come(leases.iter(), abandoned);
+        assert_eq!(count(&[]), 4);
+        assert_eq!(count(&[of(WorkerRole::Git)]), 5);
+        // These take what starts.
+        assert_eq!(count(&[of(WorkerRole::Gpu)]), 4);
+        assert_eq!(count(&[rights(1)]), 4);
+        assert_eq!(count(&[rights(1), rights(2)]), 5);
+        let bind = Bind {
+            source: "/data".to_owned(),
+            name: "objects".to_owned(),
+            writable: false,
+        };
+        assert_eq!(count(&[of(WorkerRole::Js).with(bind), rights(1)]), 5);
     }
 }

@@ -1,0 +1,130 @@
+//! For which tenants workers start. A worker that starts has no tenant, and any tenant may get it; it counts for the one
+//! whose lease it was started for, or a tenant whose callers give up early would start more than its share.
+
+use super::{PoolSlot, WorkerPhase, WorkerPool};
+use crate::WorkerRole;
+use crate::host::WorkerLease;
+
+/// The tenant for whose lease a worker starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::host) struct StartingFor {
+    tenant: String,
+    /// Whether it is to run the tenant's code for other callers.
+    lent: bool,
+}
+
+impl StartingFor {
+    pub(in crate::host) fn lease(lease: &WorkerLease) -> Self {
+        Self {
+            tenant: lease.tenant.clone(),
+            lent: lease.lent,
+        }
+    }
+}
+
+impl WorkerPool {
+    /// Notes for whose lease a worker starts. A reserved one counts with its lease, which waits until it is ready.
+    pub(in crate::host) fn start_for(&mut self, worker: u64, tenant: StartingFor) {
+        if let Some(slot) = self.slots.get_mut(&worker)
+            && !slot.reserved
+        {
+            slot.started_for = Some(tenant);
+        }
+    }
+
+    /// Number of workers of the role that start for the tenant's leases, whether their callers wait or have given up;
+    /// with `lent`, for leases of other callers alone.
+    pub(in crate::host) fn starting_for(
+        &self,
+        tenant: &str,
+        role: WorkerRole,
+        lent: bool,
+    ) -> usize {
+        let counts = |slot: &&PoolSlot| {
+            slot.phase == WorkerPhase::Starting
+                && slot.role == role
+                && slot
+                    .started_for
+                    .as_ref()
+                    .is_some_and(|of| of.tenant == tenant && (of.lent || !lent))
+        };
+        self.slots.values().filter(counts).count()
+    }
+
+    /// Notes that a lease that waited has taken this worker, which became ready. If it was started for another tenant's
+    /// lease, the worker that starts for this one is now the other's.
+    pub(in crate::host) fn trade_start(&mut self, worker: u64, lease: &WorkerLease) {
+        let Some(slot) = self.slots.get_mut(&worker) else {
+            return;
+        };
+        // A later session shares a worker that an earlier lease has taken.
+        if slot.served != 1 {
+            return;
+        }
+        let taken = slot.started_for.take();
+        let own = Some(StartingFor::lease(lease));
+        if taken == own {
+            return;
+        }
+        let of_lease = |slot: &&mut PoolSlot| {
+            slot.phase == WorkerPhase::Starting
+                && slot.role == lease.role
+                && slot.started_for == own
+        };
+        if let Some(slot) = self.slots.values_mut().find(of_lease) {
+            slot.started_for = taken;
+        }
+    }
+
+    /// Counts a worker that is ready for no tenant, unless a lease has taken it.
+    pub(in crate::host) fn forget_start(&mut self, worker: u64) {
+        if let Some(slot) = self.slots.get_mut(&worker) {
+            slot.started_for = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(tenant: &str) -> WorkerLease {
+        WorkerLease::new(WorkerRole::Js, tenant)
+    }
+
+    /// A tenant whose callers give up would otherwise have none of the workers that start for them.
+    #[test]
+    fn a_worker_that_starts_counts_for_the_tenant_of_its_lease_until_it_is_ready() {
+        let mut pool = WorkerPool::default();
+        let [own, lent] = [lease("a"), lease("a").lent()];
+        let start = |lease: &WorkerLease| {
+            let worker = pool.add(WorkerRole::Js, false);
+            pool.start_for(worker, StartingFor::lease(lease));
+            worker
+        };
+        let [first, second, third] = [&own, &lent, &lease("b")].map(start);
+        let counts = |pool: &WorkerPool| {
+            let count = |tenant, lent| pool.starting_for(tenant, WorkerRole::Js, lent);
+            [count("a", false), count("a", true), count("b", false)]
+        };
+        assert_eq!(counts(&pool), [2, 1, 1]);
+        assert_eq!(pool.starting_for("a", WorkerRole::Gpu, false), 0);
+        // The worker of b's lease takes no session of b, but one of a, for which the second starts.
+        pool.ready(third);
+        assert_eq!(counts(&pool), [2, 1, 0]);
+        assert_eq!(pool.assign(&lent), Some(third));
+        pool.trade_start(third, &lent);
+        assert_eq!(counts(&pool), [1, 0, 1], "the second is b's now");
+        pool.ready(second);
+        assert_eq!(pool.assign(&lease("b")), Some(second));
+        pool.trade_start(second, &lease("b"));
+        assert_eq!(counts(&pool), [1, 0, 0]);
+        // Another lease has that of a, whose caller gave up.
+        pool.ready(first);
+        pool.forget_start(first);
+        assert_eq!(counts(&pool), [0, 0, 0]);
+        let reserved = pool.add(WorkerRole::Js, true);
+        pool.start_for(reserved, StartingFor::lease(&own));
+        assert_eq!(counts(&pool), [0, 0, 0], "its lease counts");
+    }
+}
