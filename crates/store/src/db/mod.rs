@@ -77,7 +77,7 @@ struct StoreDbInner {
     path: PathBuf,
     store_id: [u8; 16],
     was_clean: bool,
-    aside: Vec<PathBuf>,
+    quarantined: Vec<PathBuf>,
     is_damaged: Arc<AtomicBool>,
     last_event: watch::Receiver<i64>,
     /// `None` only while the value is dropped.
@@ -128,7 +128,7 @@ impl StoreDb {
             path: path.to_owned(),
             store_id: opened.store_id,
             was_clean: opened.was_clean,
-            aside: opened.aside,
+            quarantined: opened.quarantined,
             is_damaged,
             last_event,
             jobs: Some(jobs),
@@ -220,8 +220,8 @@ impl StoreDb {
 
     /// Damaged files that earlier starts set aside, oldest first.
     #[must_use]
-    pub fn set_aside(&self) -> &[PathBuf] {
-        &self.0.aside
+    pub fn quarantined_files(&self) -> &[PathBuf] {
+        &self.0.quarantined
     }
 
     /// Whether a page of the file proved damaged since the start.

@@ -33,10 +33,10 @@ pub enum StoreOpenError {
     /// The file is damaged, and lies aside under this path with its log. Until a copy takes its place, or
     /// [`StoreDbOptions::begin_again`](crate::StoreDbOptions::begin_again) is set, every start fails so: a new empty
     /// store would make all contents look unused.
-    #[error("the damaged file of names was set aside as {}", aside.display())]
+    #[error("the damaged file of names was set aside as {}", quarantined.display())]
     Damaged {
         /// Where the file lies.
-        aside: PathBuf,
+        quarantined: PathBuf,
     },
     /// A newer program wrote the file, and this one left it alone.
     #[error("{} has version {version}, and this program knows {known}", path.display(), known = schema::STORE_SCHEMA_VERSION)]
@@ -66,7 +66,7 @@ pub(crate) struct OpenedFile {
     pub(crate) last_event: i64,
     pub(crate) was_clean: bool,
     /// Damaged files of earlier starts.
-    pub(crate) aside: Vec<PathBuf>,
+    pub(crate) quarantined: Vec<PathBuf>,
 }
 
 /// Why an attempt to open the file fails.
@@ -100,23 +100,24 @@ pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedFile, StoreOp
     };
     let lock = lock(path).map_err(unusable)?;
     quarantine::finish(path).map_err(|error| unusable(error.to_string()))?;
-    let aside = quarantine::found(path);
-    if let Some(last) = aside.last()
+    let quarantined = quarantine::found(path);
+    if let Some(last) = quarantined.last()
         && !begin_again
         && !path.exists()
     {
-        let aside = last.clone();
-        return Err(StoreOpenError::Damaged { aside });
+        let quarantined = last.clone();
+        return Err(StoreOpenError::Damaged { quarantined });
     }
-    match try_open(path, lock, aside) {
+    match try_open(path, lock, quarantined) {
         Ok(opened) => Ok(opened),
         Err(AttemptError::Left(error)) => Err(error),
         Err(AttemptError::Refused(reason)) => Err(unusable(reason)),
         // The damaged file stays on the disk for an administrator and for `fs/repair`.
         Err(AttemptError::Damaged(reason)) => {
             tracing::error!(%reason, "the file of names is damaged");
-            let aside = quarantine::set_aside(path).map_err(|error| unusable(error.to_string()))?;
-            Err(StoreOpenError::Damaged { aside })
+            let quarantined =
+                quarantine::set_aside(path).map_err(|error| unusable(error.to_string()))?;
+            Err(StoreOpenError::Damaged { quarantined })
         }
     }
 }
@@ -142,7 +143,11 @@ fn lock(path: &Path) -> Result<File, String> {
     }
 }
 
-fn try_open(path: &Path, lock: File, aside: Vec<PathBuf>) -> Result<OpenedFile, AttemptError> {
+fn try_open(
+    path: &Path,
+    lock: File,
+    quarantined: Vec<PathBuf>,
+) -> Result<OpenedFile, AttemptError> {
     // SQLite would make the file with the mode of the umask. It gives its log the mode of the file.
     alknet_durable::private(path).map_err(|error| at(path, &error))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -186,7 +191,7 @@ fn try_open(path: &Path, lock: File, aside: Vec<PathBuf>) -> Result<OpenedFile, 
         connection,
         lock,
         was_clean,
-        aside,
+        quarantined,
     })
 }
 

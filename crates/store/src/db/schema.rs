@@ -24,8 +24,8 @@ pub(crate) const META_CLOCK: &str = "hlc";
 /// The tables. Text of enumerations is checked when it is read.
 ///
 /// Numbers of buckets and branches are never used again (`AUTOINCREMENT`): commits, events and merges of a deleted branch
-/// keep its number. `origin_id` and `origin_seq` are where a branch began, `base_seq` moves with a rebase. In a branch with
-/// `flat_seq`, its level has copies of the rows that its ancestors had at that commit.
+/// keep its number. `origin_seq` is where on its parent a branch began, and `base_seq` moves with a rebase. The level of a branch with
+/// `flat_seq` has copies of the rows that its ancestors showed at that commit.
 const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE TABLE bucket(
@@ -40,9 +40,10 @@ CREATE TABLE branch(
   parent_id INTEGER REFERENCES branch, base_seq INTEGER,
   head_seq INTEGER NOT NULL DEFAULT 0, created_ms INTEGER NOT NULL, expires_ms INTEGER,
   protected INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'open',
-  origin_id INTEGER, origin_seq INTEGER, flat_seq INTEGER,
+  origin_seq INTEGER, flat_seq INTEGER,
   UNIQUE(bucket_id,name));
 CREATE INDEX branch_parent ON branch(parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX branch_deleted ON branch(state) WHERE state = 'deleted';
 CREATE TABLE chain(
   branch_id INTEGER NOT NULL, depth INTEGER NOT NULL, anc_id INTEGER NOT NULL, max_seq INTEGER NOT NULL,
   PRIMARY KEY(branch_id,depth)) WITHOUT ROWID;
