@@ -13,7 +13,7 @@
 //!
 //! ```
 //! use alknet_store::{
-//!     ChangeRequest, ContentHash, EntryChange, FileContent, MergeRequest, NewBranch, NewBucket, StoreDb,
+//!     ChangeRequest, ContentHash, TreeChange, FileContent, MergeRequest, NewBranch, NewBucket, StoreDb,
 //!     StoreDbOptions,
 //! };
 //!
@@ -29,7 +29,7 @@
 //!
 //! // A file. Its content is durable before it gets a name.
 //! let content = FileContent::new(ContentHash::new([7; 32]), 1000);
-//! let put = EntryChange::put(report.clone(), content);
+//! let put = TreeChange::put(report.clone(), content);
 //! let put = ChangeRequest::new(draft.id, "alice", put);
 //! db.write(move |tx| tx.apply(&put)).wait()?;
 //!
@@ -63,6 +63,13 @@ pub use db::{
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};
-pub use names::*;
+pub use names::{
+    Branch, BranchId, BranchState, Bucket, BucketId, BucketKind, BucketSettings, BucketState,
+    BucketUsage, ChangeRequest, CommitReceipt, ConflictKind, ContentPresence,
+    DIRECTORY_MODE_DEFAULT, Entry, EntryAttributes, EntryKind, EntryPage, EntryPrecondition,
+    EntryState, EntryVersion, FILE_MODE_DEFAULT, FileContent, ListRequest, MergeConflict,
+    MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket, PurgeProgress, Snapshot,
+    TreeChange, TreeDifference, TreeView,
+};
 pub use outbox::{EventPayload, EventTopic};
 pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};

@@ -57,7 +57,7 @@ pub enum StoreOpenError {
 }
 
 /// The open file, for the writer.
-pub(crate) struct OpenedFile {
+pub(crate) struct OpenedStoreFile {
     pub(crate) connection: Connection,
     /// The lock of the file, which lasts as long as this.
     pub(crate) lock: File,
@@ -93,7 +93,7 @@ impl From<rusqlite::Error> for AttemptError {
 }
 
 /// Opens the file, or makes it.
-pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedFile, StoreOpenError> {
+pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedStoreFile, StoreOpenError> {
     let unusable = |reason: String| StoreOpenError::Unusable {
         path: path.to_owned(),
         reason,
@@ -147,7 +147,7 @@ fn try_open(
     path: &Path,
     lock: File,
     quarantined: Vec<PathBuf>,
-) -> Result<OpenedFile, AttemptError> {
+) -> Result<OpenedStoreFile, AttemptError> {
     // SQLite would make the file with the mode of the umask. It gives its log the mode of the file.
     alknet_durable::private(path).map_err(|error| at(path, &error))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -184,7 +184,7 @@ fn try_open(
     let last_time: Option<[u8; HybridTimestamp::BYTES]> = read_meta(&connection, META_CLOCK)?;
     let last_event = "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'";
     let last_event = connection.query_row(last_event, [], |row| row.get(0));
-    Ok(OpenedFile {
+    Ok(OpenedStoreFile {
         store_id: store_id.ok_or_else(|| AttemptError::Damaged("it has no identity".to_owned()))?,
         last_time: last_time.map(HybridTimestamp::from_bytes),
         last_event: last_event.optional()?.unwrap_or(0),

@@ -16,13 +16,13 @@ pub struct ChangeRequest {
     /// Why.
     pub message: Option<String>,
     /// The changes, which happen in this order: each sees those before it.
-    pub changes: Vec<EntryChange>,
+    pub changes: Vec<TreeChange>,
 }
 
 impl ChangeRequest {
     /// One change.
     #[must_use]
-    pub fn new(branch: BranchId, actor: &str, change: EntryChange) -> Self {
+    pub fn new(branch: BranchId, actor: &str, change: TreeChange) -> Self {
         Self {
             branch,
             actor: actor.to_owned(),
@@ -61,7 +61,7 @@ pub enum EntryPrecondition {
 /// One change. Directories that are missing above its path are made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum EntryChange {
+pub enum TreeChange {
     /// Gives a file a content, and makes the file if it is missing. A symbolic link is replaced, not followed.
     Put {
         /// The file.
@@ -142,7 +142,7 @@ pub enum EntryChange {
     },
 }
 
-impl EntryChange {
+impl TreeChange {
     /// A new content without conditions.
     #[must_use]
     pub fn put(path: EntryPath, content: FileContent) -> Self {

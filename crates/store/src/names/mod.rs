@@ -22,7 +22,7 @@ use rusqlite::{Row, ToSql};
 
 pub use branches::{Branch, BranchState, NewBranch};
 pub use buckets::{Bucket, BucketKind, BucketSettings, BucketState, NewBucket};
-pub use change::{ChangeRequest, EntryAttributes, EntryChange, EntryPrecondition};
+pub use change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
 pub use commit::CommitReceipt;
 pub use diff::TreeDifference;
 pub use entry::{DIRECTORY_MODE_DEFAULT, Entry, EntryKind, EntryState, FILE_MODE_DEFAULT};

@@ -1,6 +1,6 @@
 //! How each change is made.
 
-use super::change::{ChangeRequest, EntryAttributes, EntryChange, EntryPrecondition};
+use super::change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
 use super::commit::{CommitHeader, CommitReceipt, OpenCommit};
 use super::entry::{Entry, EntryKind, EntryState, FILE_MODE_DEFAULT, MODE_MASK};
 use super::list::too_many_entries;
@@ -54,10 +54,10 @@ impl WriteTransaction<'_> {
     fn apply_change(
         &mut self,
         commit: &mut OpenCommit,
-        change: &EntryChange,
+        change: &TreeChange,
     ) -> Result<(), StoreError> {
         match change {
-            EntryChange::Put {
+            TreeChange::Put {
                 path,
                 content,
                 attributes,
@@ -66,17 +66,17 @@ impl WriteTransaction<'_> {
                 let current = self.expect(commit, path, *precondition)?;
                 self.put(commit, path, content, attributes, current)
             }
-            EntryChange::Mkdir {
+            TreeChange::Mkdir {
                 path,
                 attributes,
                 may_exist,
             } => self.mkdir(commit, path, attributes, *may_exist),
-            EntryChange::Symlink {
+            TreeChange::Symlink {
                 path,
                 target,
                 may_replace,
             } => self.symlink(commit, path, target, *may_replace),
-            EntryChange::Rename {
+            TreeChange::Rename {
                 from,
                 to,
                 may_replace,
@@ -90,7 +90,7 @@ impl WriteTransaction<'_> {
                 };
                 self.rename(commit, transfer, source)
             }
-            EntryChange::Copy {
+            TreeChange::Copy {
                 view,
                 from,
                 to,
@@ -104,7 +104,7 @@ impl WriteTransaction<'_> {
                 };
                 self.copy(commit, view.as_ref(), transfer, *is_recursive)
             }
-            EntryChange::Delete {
+            TreeChange::Delete {
                 path,
                 is_recursive,
                 precondition,
@@ -112,7 +112,7 @@ impl WriteTransaction<'_> {
                 let current = self.expect(commit, path, *precondition)?;
                 self.delete(commit, path, *is_recursive, current)
             }
-            EntryChange::SetAttributes {
+            TreeChange::SetAttributes {
                 path,
                 attributes,
                 precondition,
@@ -120,7 +120,7 @@ impl WriteTransaction<'_> {
                 let current = self.expect(commit, path, *precondition)?;
                 self.set_attributes(commit, path, attributes, current)
             }
-            EntryChange::Restore { path, seq } => self.restore(commit, path, *seq),
+            TreeChange::Restore { path, seq } => self.restore(commit, path, *seq),
         }
     }
 
