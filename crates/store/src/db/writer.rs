@@ -255,7 +255,7 @@ impl Writer<'_> {
         if let Some(id) = last {
             self.transaction.note_event(id);
         }
-        let result = run.and(end.map_err(StoreError::from));
+        let result = run.and_then(|()| Ok(end?));
         result.map_err(|error| self.noted(error))
     }
 
