@@ -168,7 +168,7 @@ fn a_damaged_file_is_set_aside_with_its_log_and_no_other_is_made() {
         ..StoreDbOptions::default()
     };
     let db = StoreDb::open(&copy, options).expect("a new store");
-    assert_eq!(db.quarantined_files(), [aside.clone()]);
+    assert_eq!(db.quarantined_files(), std::slice::from_ref(&aside));
     drop(db);
     // A file lies there again.
     assert_eq!(open(&copy).quarantined_files(), [aside]);
