@@ -194,7 +194,7 @@ pub enum StoreError {
     /// The entry is not in the state that the caller expected.
     #[error("the entry is not in the state that the request expects")]
     PreconditionFailed {
-        /// The present content of the entry. `None` if there is none, or if the entry has no content.
+        /// The present content of the entry. `None` for an entry without content, and where no entry is.
         current: Option<ContentHash>,
     },
     /// Both branches changed the same paths. Nothing was written.

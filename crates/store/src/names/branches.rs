@@ -133,7 +133,7 @@ impl ReadTransaction<'_> {
     /// The branch with this number.
     ///
     /// # Errors
-    /// There is none.
+    /// The store has no such branch.
     pub fn branch(&self, id: BranchId) -> Result<Branch, StoreError> {
         let query = select_branch!("WHERE id = ?1 AND state <> 'deleted'");
         let branch = self.query_row(query, [id], read_branch)?;
@@ -143,7 +143,7 @@ impl ReadTransaction<'_> {
     /// The branch of a bucket with this name.
     ///
     /// # Errors
-    /// There is none.
+    /// The store has no such branch.
     pub fn branch_by_name(
         &self,
         bucket: BucketId,

@@ -201,7 +201,7 @@ impl ReadTransaction<'_> {
     /// The bucket with this name.
     ///
     /// # Errors
-    /// There is none.
+    /// The store has no such bucket.
     pub fn bucket_by_name(&self, name: &BucketName) -> Result<Bucket, StoreError> {
         let query = select_bucket!("WHERE name = ?1");
         let bucket = self.query_row(query, [name.as_str()], read_bucket)?;
@@ -211,7 +211,7 @@ impl ReadTransaction<'_> {
     /// The bucket with this number.
     ///
     /// # Errors
-    /// There is none, or it is being deleted.
+    /// The store has no such bucket, or is deleting it.
     pub fn bucket(&self, id: BucketId) -> Result<Bucket, StoreError> {
         let query = select_bucket!("WHERE id = ?1 AND state <> 'deleting'");
         let bucket = self.query_row(query, [id], read_bucket)?;

@@ -127,8 +127,8 @@ impl EntryState {
         (self.kind, self.hash, &self.target) == (other.kind, other.hash, &other.target)
     }
 
-    /// Whether there is no difference that a merge has to take in. The time of a directory is none: it says when the
-    /// directory was made, and a directory that was made twice is the same.
+    /// Whether a merge has nothing to take in. The time of a directory does not count: two branches that make the same
+    /// directory at different times do not contradict each other.
     pub(crate) fn is_same_version(&self, other: &Self) -> bool {
         let is_same_time = self.is_directory() || self.mtime_ns == other.mtime_ns;
         let are_attributes_same = (self.mode, &self.xattr) == (other.mode, &other.xattr);

@@ -53,7 +53,7 @@ impl ReadTransaction<'_> {
     /// A page of what is in a directory.
     ///
     /// # Errors
-    /// The directory does not exist or is none, or the page begins outside of it.
+    /// The path leads to nothing or not to a directory, or the page begins outside of the directory.
     pub fn list(&self, view: &TreeView, request: &ListRequest) -> Result<EntryPage, StoreError> {
         let directory = self.stat(view, &request.directory)?;
         if !directory.state.is_directory() {

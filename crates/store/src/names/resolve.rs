@@ -119,7 +119,7 @@ impl ReadTransaction<'_> {
     /// The entry at a path.
     ///
     /// # Errors
-    /// There is none.
+    /// The path leads to nothing.
     pub fn stat(&self, view: &TreeView, path: &EntryPath) -> Result<Entry, StoreError> {
         let entry = self.find(view, path)?;
         entry.ok_or(StoreError::NotFound(StoreObject::Entry))

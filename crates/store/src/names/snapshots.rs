@@ -35,7 +35,7 @@ impl ReadTransaction<'_> {
     /// The snapshot of a bucket with this name.
     ///
     /// # Errors
-    /// There is none.
+    /// The bucket has no such snapshot.
     pub fn snapshot(&self, bucket: BucketId, name: &BranchName) -> Result<Snapshot, StoreError> {
         let query = "SELECT name, branch_id, seq, created_ms FROM snapshot WHERE bucket_id = ?1 AND name = ?2";
         let snapshot = self.query_row(query, params![bucket, name.as_str()], read_snapshot)?;
@@ -118,7 +118,7 @@ impl WriteTransaction<'_> {
     /// Deletes a snapshot. The version that it named stays until the retention is over.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// The bucket has no such snapshot.
     pub fn delete_snapshot(
         &mut self,
         bucket: BucketId,

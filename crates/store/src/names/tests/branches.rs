@@ -254,7 +254,7 @@ fn differences_are_those_of_the_trees() {
         "+/removed",
     ];
     assert_eq!(diff(&store, (draft, None), (main, None)), back);
-    // A change of the parent is a difference too, and one that was taken back is none.
+    // A change of the parent is a difference too, until the parent takes it back.
     store.put(main, "/later", 7);
     assert!(diff(&store, (draft, None), (main, None)).contains(&"+/later".to_owned()));
     store.delete(main, "/later");
