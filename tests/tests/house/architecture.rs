@@ -526,6 +526,27 @@ fn objects_know_no_network_and_no_database() {
     );
 }
 
+/// Other parts stand on it: git, messages, SFTP, HTTP. Of the asynchronous runtime it uses the channels only.
+#[test]
+fn the_store_of_files_knows_no_network() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-store");
+    let ours: Vec<_> = closure
+        .iter()
+        .filter(|name| name.starts_with("alknet"))
+        .collect();
+    assert_eq!(ours, ["alknet-durable"]);
+    graph.forbid("alknet-store", &["http", "hyper", "quinn", "rustls"]);
+    let sources = sources().iter();
+    let own = sources.filter(|it| it.path.starts_with("crates/store/src/"));
+    let own: Vec<_> = own.collect();
+    assert!(own.len() > 20, "the folder is there");
+    for part in ["tokio::net", "tokio::spawn", "tokio::task", "tokio::time"] {
+        let with = own.iter().find(|it| it.text.contains(part));
+        assert!(with.is_none(), "{part}: {:?}", with.map(|it| &it.path));
+    }
+}
+
 /// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {

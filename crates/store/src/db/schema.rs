@@ -1,0 +1,129 @@
+//! The tables, and the numbers by which a file says that it has them.
+
+use rusqlite::{Connection, TransactionBehavior, params};
+
+/// `application_id` of the file: "alkf".
+pub const STORE_APPLICATION_ID: i64 = 0x616c_6b66;
+
+/// `user_version` of the file. A program leaves a file with a higher version alone.
+pub const STORE_SCHEMA_VERSION: i64 = 1;
+
+/// Set before the first table, because SQLite cannot change them later without a copy of the file.
+pub(crate) const CREATION_PRAGMAS: &str =
+    "PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL;";
+
+/// `meta` key of the random identity of the store, 16 bytes.
+pub(crate) const META_STORE_ID: &str = "store_id";
+
+/// `meta` key that exists only while the file is closed and was closed in order.
+pub(crate) const META_CLEAN_SHUTDOWN: &str = "clean_shutdown";
+
+/// `meta` key of the clock's last value.
+pub(crate) const META_CLOCK: &str = "hlc";
+
+/// The tables. Text of enumerations is checked when it is read.
+///
+/// Numbers of buckets and branches are never used again (`AUTOINCREMENT`): commits, events and merges of a deleted branch
+/// keep its number. `origin_seq` is where on its parent a branch began, and `base_seq` moves with a rebase. The level of a branch with
+/// `flat_seq` has copies of the rows that its ancestors showed at that commit.
+const TABLES: &str = "
+CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID;
+CREATE TABLE bucket(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
+  kind TEXT NOT NULL DEFAULT 'files',
+  owner TEXT NOT NULL, created_ms INTEGER NOT NULL,
+  quota_bytes INTEGER, quota_entries INTEGER, retention_s INTEGER NOT NULL DEFAULT 604800,
+  sync TEXT NOT NULL DEFAULT 'off', state TEXT NOT NULL DEFAULT 'live',
+  durability TEXT NOT NULL DEFAULT 'full');
+CREATE TABLE branch(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, bucket_id INTEGER NOT NULL REFERENCES bucket, name TEXT NOT NULL,
+  parent_id INTEGER REFERENCES branch, base_seq INTEGER,
+  head_seq INTEGER NOT NULL DEFAULT 0, created_ms INTEGER NOT NULL, expires_ms INTEGER,
+  protected INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'open',
+  origin_seq INTEGER, flat_seq INTEGER,
+  UNIQUE(bucket_id,name));
+CREATE INDEX branch_parent ON branch(parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX branch_deleted ON branch(state) WHERE state = 'deleted';
+CREATE TABLE chain(
+  branch_id INTEGER NOT NULL, depth INTEGER NOT NULL, anc_id INTEGER NOT NULL, max_seq INTEGER NOT NULL,
+  PRIMARY KEY(branch_id,depth)) WITHOUT ROWID;
+CREATE INDEX chain_ancestor ON chain(anc_id);
+CREATE TABLE commit_(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, bucket_id INTEGER NOT NULL, branch_id INTEGER NOT NULL,
+  ts_ms INTEGER NOT NULL, hlc BLOB NOT NULL, actor TEXT NOT NULL, op TEXT NOT NULL, message TEXT,
+  merge_branch INTEGER, merge_seq INTEGER);
+CREATE INDEX commit_branch ON commit_(bucket_id, branch_id);
+CREATE INDEX commit_merge ON commit_(branch_id, merge_branch, merge_seq) WHERE merge_branch IS NOT NULL;
+CREATE TABLE entry(
+  branch_id INTEGER NOT NULL, parent TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL REFERENCES commit_,
+  kind INTEGER NOT NULL,
+  hash BLOB CHECK(hash IS NULL OR length(hash)=32), size INTEGER NOT NULL DEFAULT 0,
+  mode INTEGER NOT NULL DEFAULT 420, mtime_ns INTEGER NOT NULL, target TEXT, xattr BLOB,
+  PRIMARY KEY(branch_id,parent,name,seq)) WITHOUT ROWID;
+CREATE INDEX entry_hash ON entry(hash) WHERE hash IS NOT NULL;
+CREATE INDEX entry_seq ON entry(seq, branch_id);
+CREATE TABLE inline_(hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE blob(
+  hash BLOB PRIMARY KEY, size INTEGER NOT NULL, state INTEGER NOT NULL,
+  verified_ms INTEGER, fetched_from TEXT) WITHOUT ROWID;
+CREATE TABLE blob_bucket(hash BLOB, bucket_id INTEGER, refs INTEGER NOT NULL,
+  PRIMARY KEY(hash,bucket_id)) WITHOUT ROWID;
+CREATE INDEX blob_bucket_bucket ON blob_bucket(bucket_id);
+CREATE TABLE pin(hash BLOB, owner TEXT, until_ms INTEGER, recursive INTEGER, PRIMARY KEY(hash,owner)) WITHOUT ROWID;
+CREATE TABLE snapshot(bucket_id INTEGER, name TEXT, branch_id INTEGER, seq INTEGER, created_ms INTEGER,
+  PRIMARY KEY(bucket_id,name)) WITHOUT ROWID;
+CREATE TABLE session(
+  id BLOB PRIMARY KEY, branch_id INTEGER, parent TEXT, name TEXT, base_hash BLOB, mode TEXT,
+  identity TEXT, staged TEXT, size INTEGER, opened_ms INTEGER, touched_ms INTEGER, state TEXT) WITHOUT ROWID;
+CREATE TABLE usage(bucket_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL, staged INTEGER NOT NULL);
+CREATE TABLE outbox(id INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER, bucket_id INTEGER, branch_id INTEGER,
+  topic TEXT NOT NULL, payload TEXT NOT NULL, ts_ms INTEGER NOT NULL);
+CREATE TABLE consumer(name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, lease_ms INTEGER, owner TEXT) WITHOUT ROWID;
+CREATE TABLE job(id INTEGER PRIMARY KEY, queue TEXT, payload TEXT, run_at_ms INTEGER, tries INTEGER, lease_ms INTEGER,
+  key TEXT UNIQUE);
+CREATE TABLE sync_doc(branch_id INTEGER PRIMARY KEY, doc_id BLOB, doc BLOB, applied INTEGER);
+CREATE TABLE sync_peer(branch_id INTEGER, peer TEXT, state BLOB, PRIMARY KEY(branch_id,peer)) WITHOUT ROWID;
+";
+
+/// The kind of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreFileKind {
+    /// A file without tables.
+    Empty,
+    /// A file of this program, of this version.
+    Ours,
+    /// A file of this program, of a later version.
+    Newer(i64),
+    /// The database of another program.
+    Foreign,
+}
+
+pub(crate) fn identify(connection: &Connection) -> rusqlite::Result<StoreFileKind> {
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let tables: i64 = connection.query_row(tables, [], |row| row.get(0))?;
+    Ok(match (application, version) {
+        // A file without these numbers but with tables belongs to another program.
+        (0, 0) if tables == 0 => StoreFileKind::Empty,
+        (STORE_APPLICATION_ID, STORE_SCHEMA_VERSION) => StoreFileKind::Ours,
+        (STORE_APPLICATION_ID, later) if later > STORE_SCHEMA_VERSION => {
+            StoreFileKind::Newer(later)
+        }
+        _ => StoreFileKind::Foreign,
+    })
+}
+
+/// Creates all tables, or none of them.
+pub(crate) fn create(connection: &mut Connection, store_id: [u8; 16]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(TABLES)?;
+    let put = "INSERT INTO meta VALUES (?1, ?2)";
+    transaction.execute(put, params![META_STORE_ID, store_id])?;
+    transaction.execute(put, params!["schema_version", STORE_SCHEMA_VERSION])?;
+    // The numbers are written in the transaction of the tables: without them, the next start would
+    // take the file for a foreign one.
+    transaction.pragma_update(None, "application_id", STORE_APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", STORE_SCHEMA_VERSION)?;
+    transaction.commit()
+}

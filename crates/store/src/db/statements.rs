@@ -1,0 +1,78 @@
+//! Prepared statements of one connection, which are compiled once.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use rusqlite::{Connection, OptionalExtension, Params, Row, Statement};
+
+/// Compiled statements that no caller uses at the moment, by their text.
+///
+/// rusqlite's own cache is a feature of its own, with a further package. The texts here are constants, so that their
+/// number is bounded.
+pub(crate) struct StatementCache<'c> {
+    connection: &'c Connection,
+    idle: RefCell<HashMap<&'static str, Vec<Statement<'c>>>>,
+}
+
+impl<'c> StatementCache<'c> {
+    pub(crate) fn new(connection: &'c Connection) -> Self {
+        let idle = RefCell::default();
+        Self { connection, idle }
+    }
+
+    pub(crate) const fn connection(&self) -> &'c Connection {
+        self.connection
+    }
+
+    /// Runs a statement, and returns how many rows it changed.
+    pub(crate) fn execute(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+    ) -> rusqlite::Result<usize> {
+        self.with(sql, |statement| statement.execute(params))
+    }
+
+    /// The first row of a query, if there is one.
+    pub(crate) fn query_row<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Option<T>> {
+        self.with(sql, |statement| {
+            statement.query_row(params, read).optional()
+        })
+    }
+
+    /// All rows of a query. The text of the query bounds their number, or the caller has a reason to take them all.
+    pub(crate) fn query_all<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        self.with(sql, |statement| {
+            statement.query_map(params, read)?.collect()
+        })
+    }
+
+    /// Lends a statement. One that is in use already, by a caller further up, is compiled a second time.
+    fn with<T>(
+        &self,
+        sql: &'static str,
+        run: impl FnOnce(&mut Statement<'c>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let idle = self.idle.borrow_mut().get_mut(sql).and_then(Vec::pop);
+        let mut statement = match idle {
+            Some(statement) => statement,
+            None => self.connection.prepare(sql)?,
+        };
+        let result = run(&mut statement);
+        // A blob that is still bound would stay in memory.
+        statement.clear_bindings();
+        let mut idle = self.idle.borrow_mut();
+        idle.entry(sql).or_default().push(statement);
+        result
+    }
+}

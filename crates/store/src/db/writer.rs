@@ -1,0 +1,312 @@
+//! The one thread that writes, with its group commit.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use rusqlite::{Connection, params};
+use tokio::sync::{oneshot, watch};
+
+use super::open;
+use super::schema::META_CLOCK;
+use super::transaction::WriteTransaction;
+use crate::clock::{HybridClock, TimeSource};
+use crate::error::StoreError;
+use crate::limits::{GROUP_JOBS_MAX, GROUP_TIME_MAX};
+
+/// What a power cut may take of an acknowledged write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: the log is on the disk before the acknowledgement.
+    #[default]
+    Full,
+    /// The last writes. What stays is a state that the store once had.
+    Normal,
+}
+
+impl Durability {
+    /// The name in the bucket's row.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Normal => "normal",
+        }
+    }
+
+    /// The value with this name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Full, Self::Normal]
+            .into_iter()
+            .find(|it| it.name() == name)
+    }
+
+    const fn synchronous(self) -> &'static str {
+        match self {
+            Self::Full => "FULL",
+            Self::Normal => "NORMAL",
+        }
+    }
+}
+
+/// A job whose result has a type of its own.
+pub(super) trait WriteJob: Send {
+    /// Runs the job and holds its result back. The writer runs it a second time if the transaction of its group fails.
+    fn run(&mut self, transaction: &mut WriteTransaction<'_>) -> Result<(), StoreError>;
+
+    /// Sends the result, or the failure of the transaction in its place.
+    fn answer(self: Box<Self>, failure: Option<StoreError>);
+}
+
+/// A job, and where its result goes.
+pub(super) struct ReplyingJob<T, F> {
+    pub(super) work: F,
+    pub(super) result: Option<T>,
+    pub(super) reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> WriteJob for ReplyingJob<T, F>
+where
+    T: Send,
+    F: FnMut(&mut WriteTransaction<'_>) -> Result<T, StoreError> + Send,
+{
+    fn run(&mut self, transaction: &mut WriteTransaction<'_>) -> Result<(), StoreError> {
+        self.result = None;
+        self.result = Some((self.work)(transaction)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, failure: Option<StoreError>) {
+        let Self { result, reply, .. } = *self;
+        let result = match failure {
+            Some(error) => Err(error),
+            None => result.ok_or(StoreError::Closed),
+        };
+        // A caller that dropped its reply does not need the result.
+        reply.send(result).ok();
+    }
+}
+
+/// A job in the queue.
+pub(super) struct QueuedJob {
+    pub(super) job: Box<dyn WriteJob>,
+    pub(super) durability: Durability,
+}
+
+/// A job that ran in the transaction that is open.
+struct RunJob {
+    job: Box<dyn WriteJob>,
+    failure: Option<StoreError>,
+}
+
+/// What the thread has beside the connection.
+pub(super) struct WriterSetup {
+    pub(super) jobs: Receiver<QueuedJob>,
+    pub(super) last_event: watch::Sender<i64>,
+    pub(super) is_damaged: Arc<AtomicBool>,
+    pub(super) time: Arc<dyn TimeSource>,
+    pub(super) clock: HybridClock,
+}
+
+/// The thread: runs jobs until every sender of the queue is dropped, and then closes the file in order.
+pub(super) fn run(connection: Connection, setup: WriterSetup) {
+    let WriterSetup {
+        jobs,
+        last_event,
+        is_damaged,
+        time,
+        clock,
+    } = setup;
+    let mut writer = Writer {
+        connection: &connection,
+        transaction: WriteTransaction::new(&connection, time, clock),
+        durability: Durability::Full,
+        jobs,
+        last_event,
+        is_damaged: &is_damaged,
+    };
+    writer.serve();
+    drop(writer);
+    // The next start checks a file without the mark.
+    if !is_damaged.load(Ordering::Relaxed)
+        && let Err(error) = close(&connection)
+    {
+        tracing::warn!(%error, "the file of names was not closed in order");
+    }
+    if let Err((_, error)) = connection.close() {
+        tracing::warn!(%error, "the file of names was not closed");
+    }
+}
+
+fn close(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", Durability::Full.synchronous())?;
+    open::mark_clean(connection)
+}
+
+struct Writer<'c> {
+    connection: &'c Connection,
+    transaction: WriteTransaction<'c>,
+    /// The present setting of the connection.
+    durability: Durability,
+    jobs: Receiver<QueuedJob>,
+    last_event: watch::Sender<i64>,
+    is_damaged: &'c AtomicBool,
+}
+
+impl Writer<'_> {
+    fn serve(&mut self) {
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| self.jobs.recv().ok()) {
+            next = self.run_group(first);
+        }
+    }
+
+    /// Runs a job, and the jobs that wait behind it, in one transaction. Returns a job that needs another one.
+    ///
+    /// The writer never waits for further jobs: while the disk syncs one group, the next one gathers in the queue.
+    fn run_group(&mut self, first: QueuedJob) -> Option<QueuedJob> {
+        let durability = first.durability;
+        if let Err(error) = self.begin(durability) {
+            first.job.answer(Some(self.noted(error)));
+            return None;
+        }
+        let end = Instant::now() + GROUP_TIME_MAX;
+        let mut group = Vec::new();
+        let mut next = Some(first.job);
+        let mut left = None;
+        while let Some(mut job) = next.take() {
+            let failure = self.run_one(&mut *job).err();
+            group.push(RunJob { job, failure });
+            let is_full = group.len() >= GROUP_JOBS_MAX || Instant::now() >= end;
+            if is_full || self.connection.is_autocommit() {
+                break;
+            }
+            match self.jobs.try_recv() {
+                // A transaction without a sync acknowledges nothing that asks for one.
+                Ok(queued)
+                    if durability == Durability::Normal && queued.durability != durability =>
+                {
+                    left = Some(queued);
+                }
+                Ok(queued) => next = Some(queued.job),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
+            }
+        }
+        self.finish_group(group, durability);
+        left
+    }
+
+    fn finish_group(&mut self, group: Vec<RunJob>, durability: Durability) {
+        // SQLite ends the whole transaction where it cannot go on, as on a full disk.
+        let committed = if self.connection.is_autocommit() {
+            let cause = group.last().and_then(|it| it.failure.clone());
+            Err(cause.unwrap_or(StoreError::Closed))
+        } else {
+            self.commit()
+        };
+        let is_alone = group.len() == 1;
+        for RunJob { job, failure } in group {
+            match &committed {
+                Ok(()) => job.answer(failure),
+                Err(error) if is_alone => {
+                    job.answer(Some(failure.unwrap_or_else(|| error.clone())))
+                }
+                // What one job asks of a full disk is no reason to refuse the others.
+                Err(_) if failure.is_none() => self.run_alone(job, durability),
+                Err(_) => job.answer(failure),
+            }
+        }
+    }
+
+    /// Runs a job of a failed group again, in a transaction of its own.
+    fn run_alone(&mut self, mut job: Box<dyn WriteJob>, durability: Durability) {
+        let begun = self.begin(durability);
+        let run = begun.and_then(|()| self.run_one(&mut *job));
+        let committed = run.and_then(|()| self.commit());
+        if committed.is_err() {
+            self.roll_back();
+        }
+        job.answer(committed.err().map(|error| self.noted(error)));
+    }
+
+    /// Runs a job so that an error or a panic takes back what the job wrote, and nothing else.
+    fn run_one(&mut self, job: &mut dyn WriteJob) -> Result<(), StoreError> {
+        self.connection.execute_batch("SAVEPOINT job")?;
+        let events_before = self.transaction.take_last_event();
+        let transaction = &mut self.transaction;
+        let run = catch_unwind(AssertUnwindSafe(|| job.run(transaction)));
+        let run = run.unwrap_or_else(|payload| Err(StoreError::panicked(&*payload)));
+        let event = self.transaction.take_last_event();
+        let end = match run {
+            Ok(()) => self.connection.execute_batch("RELEASE job"),
+            // The error may have ended the transaction, and the savepoint with it.
+            Err(_) if self.connection.is_autocommit() => Ok(()),
+            Err(_) => self
+                .connection
+                .execute_batch("ROLLBACK TO job; RELEASE job"),
+        };
+        let last = if run.is_ok() {
+            event.or(events_before)
+        } else {
+            events_before
+        };
+        if let Some(id) = last {
+            self.transaction.note_event(id);
+        }
+        let result = run.and_then(|()| Ok(end?));
+        result.map_err(|error| self.noted(error))
+    }
+
+    fn begin(&mut self, durability: Durability) -> Result<(), StoreError> {
+        if self.durability != durability {
+            let name = durability.synchronous();
+            self.connection.pragma_update(None, "synchronous", name)?;
+            self.durability = durability;
+        }
+        // Before the first job: events and times of a transaction that failed are not announced.
+        self.transaction.take_last_event();
+        self.transaction.take_last_time();
+        // A transaction that takes the write lock at its first write can be refused in the middle.
+        Ok(self.connection.execute_batch("BEGIN IMMEDIATE")?)
+    }
+
+    /// Commits, and then announces the last event: a consumer that reads at once finds it.
+    fn commit(&mut self) -> Result<(), StoreError> {
+        let committed = self.try_commit();
+        if let Err(error) = committed {
+            self.roll_back();
+            return Err(self.noted(error));
+        }
+        if let Some(id) = self.transaction.take_last_event() {
+            self.last_event.send_replace(id);
+        }
+        Ok(())
+    }
+
+    fn try_commit(&mut self) -> Result<(), StoreError> {
+        if let Some(time) = self.transaction.take_last_time() {
+            let put = "INSERT OR REPLACE INTO meta VALUES (?1, ?2)";
+            let time = time.to_bytes();
+            self.transaction.execute(put, params![META_CLOCK, time])?;
+        }
+        Ok(self.connection.execute_batch("COMMIT")?)
+    }
+
+    fn roll_back(&self) {
+        if !self.connection.is_autocommit()
+            && let Err(error) = self.connection.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "a transaction of the file of names cannot be rolled back");
+        }
+    }
+
+    /// Remembers that the file is damaged, so that the next start checks it.
+    fn noted(&self, error: StoreError) -> StoreError {
+        if matches!(error, StoreError::Damaged(_)) {
+            self.is_damaged.store(true, Ordering::Relaxed);
+        }
+        error
+    }
+}

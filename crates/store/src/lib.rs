@@ -1,0 +1,75 @@
+//! A store of files: which bucket, branch and path has which content, in one SQLite file.
+//!
+//! A bucket has branches. Each row of an entry carries the number of the commit that made it, and a branch shows the rows
+//! of its ancestors up to the commits that it began at. So a branch, a snapshot and a former version cost nothing, and a
+//! merge compares each path with the version that both branches have in common.
+//!
+//! The store keeps addresses of contents and counts references to them. The caller makes a content durable before it names
+//! it here. Who may do what is the caller's as well: a path, a branch and a quota are checked, and no right.
+//!
+//! One thread writes. It takes the jobs that wait into one transaction, so that one sync of the disk serves them all, and
+//! an error or a panic of a job takes back that job alone. Every change writes its events in the same transaction. A few
+//! threads read, each read within a time limit. Calls return a [`StoreReply`], to be awaited or waited for.
+//!
+//! ```
+//! use alknet_store::{
+//!     ChangeRequest, ContentHash, TreeChange, FileContent, MergeRequest, NewBranch, NewBucket, StoreDb,
+//!     StoreDbOptions,
+//! };
+//!
+//! let folder = tempfile::tempdir()?;
+//! let db = StoreDb::open(&folder.path().join("fs.db"), StoreDbOptions::default())?;
+//! let report = "/2026/report.txt".parse::<alknet_store::EntryPath>()?;
+//!
+//! // A bucket, and a branch of it for changes that are not ready.
+//! let docs = NewBucket::new("docs".parse()?, "alice");
+//! let (_, main) = db.write(move |tx| tx.create_bucket(&docs)).wait()?;
+//! let draft = NewBranch::new("draft".parse()?, main.id, "alice");
+//! let draft = db.write(move |tx| tx.create_branch(&draft)).wait()?;
+//!
+//! // A file. Its content is durable before it gets a name.
+//! let content = FileContent::new(ContentHash::new([7; 32]), 1000);
+//! let put = TreeChange::put(report.clone(), content);
+//! let put = ChangeRequest::new(draft.id, "alice", put);
+//! db.write(move |tx| tx.apply(&put)).wait()?;
+//!
+//! // The main branch shows it once the draft is merged.
+//! # let is_there = |path: &alknet_store::EntryPath| {
+//! #     let path = path.clone();
+//! #     db.read(move |tx| Ok(tx.find(&tx.view(main.id, None)?, &path)?.is_some())).wait()
+//! # };
+//! assert!(!is_there(&report)?);
+//! let merge = MergeRequest::new(draft.id, main.id, "alice");
+//! db.write(move |tx| tx.merge(&merge)).wait()?;
+//! assert!(is_there(&report)?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod address;
+mod clock;
+mod db;
+mod error;
+mod hash;
+pub mod limits;
+mod names;
+mod outbox;
+mod path;
+
+pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion};
+pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
+pub use db::{
+    Durability, ReadTransaction, STORE_APPLICATION_ID, STORE_SCHEMA_VERSION, StoreDb,
+    StoreDbOptions, StoreOpenError, StoreReply, WriteTransaction,
+};
+pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
+pub use hash::{ContentHash, InvalidContentHash};
+pub use names::{
+    Branch, BranchId, BranchState, Bucket, BucketId, BucketKind, BucketSettings, BucketState,
+    BucketUsage, ChangeRequest, CommitReceipt, ConflictKind, ContentPresence,
+    DIRECTORY_MODE_DEFAULT, Entry, EntryAttributes, EntryKind, EntryPage, EntryPrecondition,
+    EntryState, EntryVersion, FILE_MODE_DEFAULT, FileContent, ListRequest, MergeConflict,
+    MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket, PurgeProgress, Snapshot,
+    TreeChange, TreeDifference, TreeView,
+};
+pub use outbox::{EventPayload, EventTopic};
+pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};

@@ -1,0 +1,264 @@
+//! Commits: a group of rows on one branch with one number, their usage and their events.
+
+use rusqlite::params;
+
+use super::branches::{Branch, BranchState};
+use super::buckets::{Bucket, BucketState};
+use super::entry::{EntryKind, EntryState};
+use super::resolve::TreeView;
+use super::usage::UsageChange;
+use super::{BranchId, BucketId};
+use crate::clock::HybridTimestamp;
+use crate::db::{WriteTransaction, from_sql, to_sql, to_sql_option};
+use crate::error::StoreError;
+use crate::hash::ContentHash;
+use crate::limits::{ACTOR_BYTES_MAX, MESSAGE_BYTES_MAX};
+use crate::outbox::{EventPayload, EventTopic};
+use crate::path::EntryPath;
+
+/// What a finished commit is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitReceipt {
+    /// Its number. A later commit of any branch has a higher one.
+    pub seq: u64,
+    /// Its time.
+    pub timestamp: HybridTimestamp,
+}
+
+/// What a commit says of itself.
+#[derive(Clone, Copy)]
+pub(super) struct CommitHeader<'a> {
+    pub(super) branch: BranchId,
+    pub(super) op: &'a str,
+    pub(super) actor: &'a str,
+    pub(super) message: Option<&'a str>,
+    /// The branch and the commit that a merge takes in.
+    pub(super) merged: Option<(BranchId, u64)>,
+}
+
+/// A commit whose rows are being written.
+pub(super) struct OpenCommit {
+    pub(super) bucket: Bucket,
+    pub(super) branch: Branch,
+    /// The branch with the rows of this commit.
+    pub(super) view: TreeView,
+    pub(super) seq: u64,
+    pub(super) timestamp: HybridTimestamp,
+    /// Time of the commit, for entries that bring none.
+    pub(super) now_ns: i64,
+    pub(super) actor: String,
+    usage: UsageChange,
+    has_rows: bool,
+}
+
+impl WriteTransaction<'_> {
+    /// A bucket that takes changes.
+    pub(super) fn writable_bucket(&self, id: BucketId) -> Result<Bucket, StoreError> {
+        let bucket = self.bucket(id)?;
+        match bucket.state {
+            BucketState::Live => Ok(bucket),
+            BucketState::Frozen | BucketState::Deleting => {
+                Err(StoreError::ReadOnly("the bucket is frozen"))
+            }
+        }
+    }
+
+    /// Begins a commit.
+    pub(super) fn begin_commit(
+        &mut self,
+        header: CommitHeader<'_>,
+    ) -> Result<OpenCommit, StoreError> {
+        check_actor(header.actor)?;
+        if header
+            .message
+            .is_some_and(|it| it.len() > MESSAGE_BYTES_MAX)
+        {
+            return Err(StoreError::TooLarge {
+                unit: "bytes in a message",
+                limit: MESSAGE_BYTES_MAX as u64,
+            });
+        }
+        let branch = self.branch(header.branch)?;
+        let bucket = self.writable_bucket(branch.bucket)?;
+        if branch.state != BranchState::Open {
+            return Err(StoreError::ReadOnly("the branch is closed"));
+        }
+        if branch.is_protected && header.merged.is_none() {
+            return Err(StoreError::Denied("the branch takes merges only"));
+        }
+        let view = self.view(branch.id, None)?;
+        let timestamp = self.tick();
+        let now_ms = self.unix_ms();
+        let (merge_branch, merge_seq) = header.merged.unzip();
+        let seq = self.insert(
+            "INSERT INTO commit_(bucket_id, branch_id, ts_ms, hlc, actor, op, message, merge_branch, merge_seq) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                bucket.id,
+                branch.id,
+                to_sql(now_ms),
+                timestamp.to_bytes(),
+                header.actor,
+                header.op,
+                header.message,
+                merge_branch,
+                to_sql_option(merge_seq),
+            ],
+        )?;
+        let head = "UPDATE branch SET head_seq = ?2 WHERE id = ?1";
+        self.execute(head, params![branch.id, seq])?;
+        Ok(OpenCommit {
+            bucket,
+            branch,
+            view,
+            seq: from_sql(seq),
+            timestamp,
+            now_ns: to_sql(now_ms).saturating_mul(1_000_000),
+            actor: header.actor.to_owned(),
+            usage: UsageChange::default(),
+            has_rows: false,
+        })
+    }
+
+    /// Writes what an entry is from this commit on.
+    pub(super) fn write_entry(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        state: &EntryState,
+    ) -> Result<(), StoreError> {
+        if commit.has_rows {
+            self.take_back_entry(commit, path)?;
+        }
+        commit.has_rows = true;
+        self.insert_entry(commit.branch.id, path, commit.seq, state)?;
+        commit.usage.entries += i64::from(state.is_live());
+        if let Some(hash) = state.hash {
+            let bucket = commit.bucket.id;
+            self.retain_content(bucket, hash, state.size, &mut commit.usage)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a row that an earlier change of the same commit wrote.
+    fn take_back_entry(&self, commit: &mut OpenCommit, path: &EntryPath) -> Result<(), StoreError> {
+        let (parent, name) = path.columns()?;
+        let key = params![commit.branch.id, parent, name, to_sql(commit.seq)];
+        let query = "SELECT kind, hash, size FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name = ?3 AND seq = ?4";
+        let before = self.query_row(query, key, |row| {
+            let kind: EntryKind = row.get(0)?;
+            let hash: Option<ContentHash> = row.get(1)?;
+            Ok((kind, hash, from_sql(row.get(2)?)))
+        })?;
+        let Some((kind, hash, size)) = before else {
+            return Ok(());
+        };
+        let delete =
+            "DELETE FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name = ?3 AND seq = ?4";
+        self.execute(delete, key)?;
+        commit.usage.entries -= i64::from(kind != EntryKind::Deleted);
+        match hash {
+            Some(hash) => {
+                let bucket = commit.bucket.id;
+                self.release_content(bucket, hash, size, &mut commit.usage)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Inserts a row, and counts nothing.
+    pub(super) fn insert_entry(
+        &self,
+        branch: BranchId,
+        path: &EntryPath,
+        seq: u64,
+        state: &EntryState,
+    ) -> Result<(), StoreError> {
+        let (parent, name) = path.columns()?;
+        self.execute(
+            "INSERT INTO entry(branch_id, parent, name, seq, kind, hash, size, mode, mtime_ns, target, xattr) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            params![
+                branch,
+                parent,
+                name,
+                to_sql(seq),
+                state.kind,
+                state.hash,
+                to_sql(state.size),
+                state.mode,
+                state.mtime_ns,
+                state.target,
+                state.xattr,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Announces a change of an entry.
+    pub(super) fn emit_entry(
+        &mut self,
+        commit: &OpenCommit,
+        topic: EventTopic,
+        path: &EntryPath,
+        to: Option<&EntryPath>,
+        state: &EntryState,
+    ) -> Result<(), StoreError> {
+        let payload = EventPayload {
+            path: Some(path.to_string()),
+            to: to.map(ToString::to_string),
+            kind: Some(state.kind.name().to_owned()),
+            hash: state.hash.map(|hash| hash.to_string()),
+            size: state.hash.map(|_| state.size),
+            ..commit.payload()
+        };
+        self.emit_in(commit, topic, &payload)
+    }
+
+    /// Announces something about the branch of a commit.
+    pub(super) fn emit_in(
+        &mut self,
+        commit: &OpenCommit,
+        topic: EventTopic,
+        payload: &EventPayload,
+    ) -> Result<(), StoreError> {
+        let (bucket, branch) = (Some(commit.bucket.id), Some(commit.branch.id));
+        self.emit(topic, bucket, branch, payload).map(drop)
+    }
+
+    /// Ends a commit: adds its use to the counters of the bucket.
+    ///
+    /// # Errors
+    /// The bucket would use more than its quota.
+    pub(super) fn finish_commit(&self, commit: &OpenCommit) -> Result<CommitReceipt, StoreError> {
+        self.charge(&commit.bucket, commit.usage)?;
+        Ok(CommitReceipt {
+            seq: commit.seq,
+            timestamp: commit.timestamp,
+        })
+    }
+}
+
+impl OpenCommit {
+    /// What every event of the commit says.
+    pub(super) fn payload(&self) -> EventPayload {
+        EventPayload {
+            bucket: Some(self.bucket.name.to_string()),
+            branch: Some(self.branch.name.to_string()),
+            seq: Some(self.seq),
+            actor: Some(self.actor.clone()),
+            ..EventPayload::default()
+        }
+    }
+}
+
+/// Refuses the name of an actor that is no name.
+pub(super) fn check_actor(actor: &str) -> Result<(), StoreError> {
+    if actor.len() > ACTOR_BYTES_MAX {
+        return Err(StoreError::TooLarge {
+            unit: "bytes in the name of an actor",
+            limit: ACTOR_BYTES_MAX as u64,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! Listings, page by page, in bounded memory.
+
+use std::collections::BTreeMap;
+
+use rusqlite::params;
+
+use super::entry::{Entry, EntryState};
+use super::resolve::{TreeLevel, TreeView};
+use crate::db::{ReadTransaction, from_sql, to_sql};
+use crate::error::StoreError;
+use crate::limits::{PAGE_ENTRIES_MAX, SUBTREE_ENTRIES_MAX};
+use crate::path::{EntryPath, PathRule};
+
+/// Rows that a scan of a whole directory takes from each level at a time.
+const SUBTREE_CHUNK: usize = 4096;
+
+/// What to list.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// The directory.
+    pub directory: EntryPath,
+    /// Whether to list what is below its directories too. Then entries are ordered by their directory and name.
+    pub is_recursive: bool,
+    /// The last entry of the page before.
+    pub after: Option<EntryPath>,
+    /// Most entries of the page. Above [`PAGE_ENTRIES_MAX`] that limit counts.
+    pub limit: usize,
+}
+
+impl ListRequest {
+    /// The first page of a directory.
+    #[must_use]
+    pub const fn new(directory: EntryPath) -> Self {
+        Self {
+            directory,
+            is_recursive: false,
+            after: None,
+            limit: PAGE_ENTRIES_MAX,
+        }
+    }
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryPage {
+    /// The entries, without their extended attributes.
+    pub entries: Vec<Entry>,
+    /// What to give as [`after`](ListRequest::after) for the next page. `None` on the last page.
+    pub next: Option<EntryPath>,
+}
+
+impl ReadTransaction<'_> {
+    /// A page of what is in a directory.
+    ///
+    /// # Errors
+    /// The path leads to nothing or not to a directory, or the page begins outside of the directory.
+    pub fn list(&self, view: &TreeView, request: &ListRequest) -> Result<EntryPage, StoreError> {
+        let directory = self.stat(view, &request.directory)?;
+        if !directory.state.is_directory() {
+            let path = request.directory.to_string();
+            return Err(StoreError::NotDirectory { path });
+        }
+        let mut scan = TreeScan::new(view, &request.directory, request.is_recursive);
+        if let Some(after) = &request.after {
+            scan.skip_to(after)?;
+        }
+        let limit = request.limit.clamp(1, PAGE_ENTRIES_MAX);
+        let mut entries = Vec::new();
+        // One more than the page, which says whether there is a next one.
+        while entries.len() <= limit
+            && let Some(chunk) = scan.next_chunk(self, limit + 1)?
+        {
+            entries.extend(chunk);
+        }
+        let has_more = entries.len() > limit;
+        entries.truncate(limit);
+        let last = entries.last().filter(|_| has_more);
+        let next = last.map(|entry| entry.path.clone());
+        Ok(EntryPage { entries, next })
+    }
+
+    /// Everything below a directory, with extended attributes.
+    ///
+    /// # Errors
+    /// There is more than one transaction may change.
+    pub(crate) fn subtree(
+        &self,
+        view: &TreeView,
+        directory: &EntryPath,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let mut scan = TreeScan::new(view, directory, true);
+        scan.with_xattr = true;
+        let mut entries = Vec::new();
+        while let Some(chunk) = scan.next_chunk(self, SUBTREE_CHUNK)? {
+            entries.extend(chunk);
+            if entries.len() > SUBTREE_ENTRIES_MAX {
+                return Err(too_many_entries());
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Whether a directory has no entries.
+    pub(crate) fn is_empty(
+        &self,
+        view: &TreeView,
+        directory: &EntryPath,
+    ) -> Result<bool, StoreError> {
+        let mut scan = TreeScan::new(view, directory, false);
+        while let Some(chunk) = scan.next_chunk(self, SUBTREE_CHUNK)? {
+            if !chunk.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The error of a change or a comparison of too much at once.
+pub(crate) const fn too_many_entries() -> StoreError {
+    StoreError::TooLarge {
+        unit: "entries in one transaction",
+        limit: SUBTREE_ENTRIES_MAX as u64,
+    }
+}
+
+/// A walk over the entries of a directory, or over everything below it, in the order of the rows: by directory, then by
+/// name.
+struct TreeScan<'v> {
+    view: &'v TreeView,
+    directory: &'v EntryPath,
+    is_recursive: bool,
+    with_xattr: bool,
+    position: ScanPosition,
+}
+
+/// Where a scan goes on.
+enum ScanPosition {
+    /// Within a directory, behind this name.
+    Within { parent: String, after: String },
+    /// In the directories behind this one.
+    Behind { parent: String },
+    /// Nowhere.
+    End,
+}
+
+impl<'v> TreeScan<'v> {
+    fn new(view: &'v TreeView, directory: &'v EntryPath, is_recursive: bool) -> Self {
+        Self {
+            view,
+            directory,
+            is_recursive,
+            with_xattr: false,
+            position: ScanPosition::Within {
+                parent: directory.to_string(),
+                after: String::new(),
+            },
+        }
+    }
+
+    /// Goes on behind this entry, which need not exist any more.
+    fn skip_to(&mut self, after: &EntryPath) -> Result<(), StoreError> {
+        let (parent, name) = after.split().ok_or(PathRule::PageToken)?;
+        let is_inside = if self.is_recursive {
+            after.is_below(self.directory)
+        } else {
+            parent == self.directory.as_str()
+        };
+        if !is_inside {
+            return Err(PathRule::PageToken.into());
+        }
+        self.position = ScanPosition::Within {
+            parent: parent.to_owned(),
+            after: name.to_owned(),
+        };
+        Ok(())
+    }
+
+    /// The next entries, of which there may be none although the scan goes on. `None` at its end.
+    fn next_chunk(
+        &mut self,
+        transaction: &ReadTransaction<'_>,
+        rows: usize,
+    ) -> Result<Option<Vec<Entry>>, StoreError> {
+        if matches!(self.position, ScanPosition::End) {
+            return Ok(None);
+        }
+        let mut merged = BTreeMap::new();
+        let mut horizon: Option<(String, String)> = None;
+        for level in &self.view.levels {
+            let entries = self.rows_of_level(transaction, *level, rows)?;
+            let is_cut = entries.len() >= rows;
+            let last = entries.last().filter(|_| is_cut).map(key_of);
+            for entry in entries {
+                // An earlier level has decided already.
+                merged.entry(key_of(&entry)).or_insert(entry);
+            }
+            // Behind the last row of a level that was cut, that level may have rows which come first.
+            horizon = [horizon, last].into_iter().flatten().min();
+        }
+        if let Some(horizon) = &horizon {
+            merged.retain(|key, _| key <= horizon);
+        }
+        self.advance(horizon);
+        let entries = merged.into_values();
+        Ok(Some(entries.filter(|it| it.state.is_live()).collect()))
+    }
+
+    /// The next rows of one level, the newest of each path.
+    fn rows_of_level(
+        &self,
+        transaction: &ReadTransaction<'_>,
+        level: TreeLevel,
+        rows: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        // SQLite takes the other columns from the row that has the maximum.
+        let (query, from, to) = match &self.position {
+            ScanPosition::Within { parent, after } => (
+                "SELECT parent, name, max(seq), kind, hash, size, mode, mtime_ns, target, CASE WHEN ?6 THEN xattr END \
+                 FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name > ?3 AND seq <= ?4 \
+                 GROUP BY name ORDER BY name LIMIT ?5",
+                parent.clone(),
+                after.clone(),
+            ),
+            ScanPosition::Behind { parent } => (
+                "SELECT parent, name, max(seq), kind, hash, size, mode, mtime_ns, target, CASE WHEN ?6 THEN xattr END \
+                 FROM entry WHERE branch_id = ?1 AND parent > ?2 AND parent < ?3 AND seq <= ?4 \
+                 GROUP BY parent, name ORDER BY parent, name LIMIT ?5",
+                parent.clone(),
+                self.end_of_parents(),
+            ),
+            ScanPosition::End => return Ok(Vec::new()),
+        };
+        let max_seq = to_sql(level.max_seq);
+        let rows = to_sql(rows as u64);
+        transaction.query_all(
+            query,
+            params![level.branch, from, to, max_seq, rows, self.with_xattr],
+            |row| {
+                let parent: String = row.get(0)?;
+                let name: String = row.get(1)?;
+                Ok(Entry {
+                    path: EntryPath::from_stored(&parent, &name),
+                    state: EntryState::read(row, 3)?,
+                    seq: from_sql(row.get(2)?),
+                    branch: level.branch,
+                })
+            },
+        )
+    }
+
+    /// Where the next chunk begins: behind the horizon, or in the next directories.
+    fn advance(&mut self, horizon: Option<(String, String)>) {
+        let position = std::mem::replace(&mut self.position, ScanPosition::End);
+        self.position = match (position, horizon) {
+            (ScanPosition::End, _) => ScanPosition::End,
+            (_, Some((parent, after))) => ScanPosition::Within { parent, after },
+            (ScanPosition::Within { .. }, None) if !self.is_recursive => ScanPosition::End,
+            (ScanPosition::Within { parent, .. }, None) => {
+                // A directory whose name only begins alike would come before the first slash.
+                let is_start = parent == self.directory.as_str() && !self.directory.is_root();
+                let parent = if is_start { parent + "/" } else { parent };
+                ScanPosition::Behind { parent }
+            }
+            (ScanPosition::Behind { .. }, None) => ScanPosition::End,
+        };
+    }
+
+    /// The first text behind all directories below the one that is scanned: `0` is the byte behind `/`.
+    fn end_of_parents(&self) -> String {
+        if self.directory.is_root() {
+            return "0".to_owned();
+        }
+        format!("{}0", self.directory)
+    }
+}
+
+fn key_of(entry: &Entry) -> (String, String) {
+    let (parent, name) = entry.path.split().unwrap_or_default();
+    (parent.to_owned(), name.to_owned())
+}

@@ -1,0 +1,503 @@
+//! Random changes, branches, merges and restarts, compared with the model after each step.
+
+use std::collections::BTreeSet;
+
+use super::reference::{
+    Reference, ReferenceBranch, ReferenceChange, above, differing, is_below, merge,
+};
+use super::*;
+
+/// Random numbers that are the same in each run (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).expect("small")
+    }
+
+    fn is_one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
+    }
+
+    /// A path of one to three components, from few, so that paths meet.
+    fn path(&mut self) -> String {
+        let depth = 1 + self.below(3);
+        let component = |_| format!("/{}", self.pick(&["a", "b", "c", "a-b", "a0"]));
+        (0..depth).map(component).collect()
+    }
+}
+
+/// A store, and what it has to be like.
+struct ModelRun {
+    store: TestStore,
+    random: Random,
+    reference: Reference,
+    /// The name, the branch and the version.
+    snapshots: Vec<(String, BranchId, u64)>,
+    branches_max: usize,
+    names: usize,
+    /// How often each step did something.
+    done: BTreeMap<&'static str, usize>,
+}
+
+impl ModelRun {
+    fn new(seed: u64, branches_max: usize) -> Self {
+        let store = TestStore::new();
+        let main = ReferenceBranch {
+            id: store.main,
+            name: "main".to_owned(),
+            parent: None,
+            origin: 0,
+            begin: 0,
+            versions: vec![(0, Tree::new())],
+            merges: Vec::new(),
+            is_deleted: false,
+        };
+        let mut reference = Reference::default();
+        reference.branches.insert(main.id, main);
+        Self {
+            store,
+            random: Random(seed),
+            reference,
+            snapshots: Vec::new(),
+            branches_max,
+            names: 0,
+            done: BTreeMap::new(),
+        }
+    }
+
+    fn step(&mut self) {
+        let what = match self.random.below(100) {
+            0..64 => self.change(),
+            64..74 => self.merge(),
+            74..78 => self.rebase(),
+            78..86 => self.create_branch(),
+            86..89 => self.delete_branch(),
+            89..93 => self.create_snapshot(),
+            93..95 => self.delete_snapshot(),
+            95..98 => self.purge(),
+            _ => self.reopen(),
+        };
+        *self.done.entry(what).or_default() += 1;
+    }
+
+    fn any_branch(&mut self) -> BranchId {
+        let live = self.reference.live();
+        self.random.pick(&live)
+    }
+
+    fn any_version(&mut self, branch: BranchId) -> u64 {
+        let versions = &self.reference.branches[&branch].versions;
+        let seqs: Vec<u64> = versions.iter().map(|(seq, _)| *seq).collect();
+        self.random.pick(&seqs)
+    }
+
+    fn fresh_name(&mut self, kind: &str) -> String {
+        self.names += 1;
+        format!("{kind}-{}", self.names)
+    }
+
+    fn change(&mut self) -> &'static str {
+        let branch = self.any_branch();
+        let count = if self.random.is_one_in(5) {
+            2 + self.random.below(4)
+        } else {
+            1
+        };
+        let mut tree = self.reference.branches[&branch].tree().clone();
+        let mut expected = Ok(());
+        let mut changes = Vec::new();
+        for _ in 0..count {
+            let (model, change) = self.any_change(branch);
+            expected = expected.and_then(|()| model.apply(&mut tree));
+            changes.push(change);
+        }
+        let shown = format!("{changes:?}");
+        let applied = self.store.apply_all(branch, changes);
+        assert_eq!(applied.is_ok(), expected.is_ok(), "{shown}: {applied:?}");
+        match applied {
+            Ok(seq) => {
+                self.add_version(branch, seq, tree);
+                "change"
+            }
+            Err(_) => "refused change",
+        }
+    }
+
+    fn add_version(&mut self, branch: BranchId, seq: u64, tree: Tree) {
+        let branch = self.reference.branches.get_mut(&branch).expect("there");
+        assert!(seq > branch.head());
+        branch.versions.push((seq, tree));
+    }
+
+    fn any_change(&mut self, branch: BranchId) -> (ReferenceChange, TreeChange) {
+        let (one, other) = (self.random.path(), self.random.path());
+        let flag = self.random.is_one_in(2);
+        let number = 1 + u8::try_from(self.random.below(6)).expect("small");
+        match self.random.below(16) {
+            0..6 => (
+                ReferenceChange::Put(one.clone(), number),
+                TreeChange::put(path(&one), content(number)),
+            ),
+            6 => (
+                ReferenceChange::Mkdir(one.clone()),
+                TreeChange::mkdir(path(&one)),
+            ),
+            7 => (
+                ReferenceChange::Symlink(one.clone(), flag),
+                TreeChange::Symlink {
+                    path: path(&one),
+                    target: "x".to_owned(),
+                    may_replace: flag,
+                },
+            ),
+            8..11 => (
+                ReferenceChange::Delete(one.clone(), flag),
+                TreeChange::Delete {
+                    path: path(&one),
+                    is_recursive: flag,
+                    precondition: EntryPrecondition::Any,
+                },
+            ),
+            11..13 => (
+                ReferenceChange::Rename(one.clone(), other.clone(), flag),
+                TreeChange::Rename {
+                    from: path(&one),
+                    to: path(&other),
+                    may_replace: flag,
+                    precondition: EntryPrecondition::Any,
+                },
+            ),
+            13..15 => self.any_copy(branch, &one, &other, flag),
+            _ => {
+                let seq = self.any_version(branch);
+                let then = self.reference.branches[&branch].tree_at(seq).clone();
+                let change = TreeChange::Restore {
+                    path: path(&one),
+                    seq,
+                };
+                (ReferenceChange::Restore(then, one), change)
+            }
+        }
+    }
+
+    /// A copy from the branch itself, or from a version of another one.
+    fn any_copy(
+        &mut self,
+        branch: BranchId,
+        from: &str,
+        to: &str,
+        may_replace: bool,
+    ) -> (ReferenceChange, TreeChange) {
+        let source = self.any_branch();
+        let seq = self.any_version(source);
+        let other = (source != branch).then_some((source, seq));
+        let tree = other.map(|(id, seq)| self.reference.branches[&id].tree_at(seq).clone());
+        let view = other.map(|(id, seq)| {
+            let view = self.store.read(move |tx| tx.view(id, Some(seq)));
+            view.expect("there")
+        });
+        let model = ReferenceChange::Copy(tree, from.to_owned(), to.to_owned(), may_replace);
+        let change = TreeChange::Copy {
+            view,
+            from: path(from),
+            to: path(to),
+            is_recursive: true,
+            may_replace,
+        };
+        (model, change)
+    }
+
+    fn create_branch(&mut self) -> &'static str {
+        let live = self.reference.live();
+        if live.len() >= self.branches_max {
+            return self.delete_branch();
+        }
+        // Often from the newest one, for long chains.
+        let parent = if self.random.is_one_in(3) {
+            self.any_branch()
+        } else {
+            *live.last().expect("main")
+        };
+        let seq = if self.random.is_one_in(3) {
+            Some(self.any_version(parent))
+        } else {
+            None
+        };
+        let text = self.fresh_name("branch");
+        let new = NewBranch {
+            seq,
+            ..NewBranch::new(name(&text), parent, "alice")
+        };
+        let created = self.store.write(move |tx| tx.create_branch(&new));
+        let created = created.expect("a branch");
+        let of = &self.reference.branches[&parent];
+        let begin = seq.unwrap_or_else(|| of.head());
+        assert_eq!(created.head_seq, begin);
+        let branch = ReferenceBranch {
+            id: created.id,
+            name: text,
+            parent: Some(parent),
+            origin: begin,
+            begin,
+            versions: vec![(begin, of.tree_at(begin).clone())],
+            merges: Vec::new(),
+            is_deleted: false,
+        };
+        self.reference.branches.insert(created.id, branch);
+        "branch"
+    }
+
+    fn delete_branch(&mut self) -> &'static str {
+        let id = self.any_branch();
+        let is_forced = self.random.is_one_in(2);
+        let deleted = self
+            .store
+            .write(move |tx| tx.delete_branch(id, is_forced, "alice"));
+        let has_snapshots = self.snapshots.iter().any(|(_, branch, _)| *branch == id);
+        match deleted {
+            Ok(()) => {
+                assert!(is_forced || !has_snapshots);
+                self.reference.delete(id);
+                self.snapshots.retain(|(_, branch, _)| *branch != id);
+                "deleted branch"
+            }
+            Err(error) if id == self.store.main => {
+                assert_eq!(error.code(), StoreErrorCode::Denied);
+                "refused deletion"
+            }
+            Err(error) => {
+                assert!(!is_forced, "{error}");
+                assert_eq!(error.code(), StoreErrorCode::NotEmpty);
+                "refused deletion"
+            }
+        }
+    }
+
+    fn merge(&mut self) -> &'static str {
+        let (source, target) = (self.any_branch(), self.any_branch());
+        let strategies = [
+            "fail",
+            "fail",
+            "fail",
+            "ours",
+            "theirs",
+            "latest",
+            "keep-both",
+        ];
+        let strategy = self.random.pick(&strategies);
+        if source == target {
+            return "nothing";
+        }
+        let strategy = MergeStrategy::from_name(strategy).expect("a strategy");
+        let merged = self.store.merge(source, target, strategy);
+        self.check_merge(source, target, strategy, merged)
+    }
+
+    fn rebase(&mut self) -> &'static str {
+        let branch = self.any_branch();
+        let Some(parent) = self.reference.branches[&branch].parent else {
+            return "nothing";
+        };
+        let rebased = self.store.write(move |tx| tx.rebase(branch, "alice"));
+        self.check_merge(parent, branch, MergeStrategy::Fail, rebased)
+    }
+
+    fn check_merge(
+        &mut self,
+        source: BranchId,
+        target: BranchId,
+        strategy: MergeStrategy,
+        merged: Result<MergeOutcome, StoreError>,
+    ) -> &'static str {
+        let base = self.reference.base(source, target);
+        let ours = self.reference.branches[&target].tree().clone();
+        let theirs = self.reference.branches[&source].tree().clone();
+        let (expected, conflicts) = merge(&base, &ours, &theirs);
+        let outcome = match merged {
+            Ok(outcome) => outcome,
+            Err(StoreError::MergeConflicts {
+                conflicts: found, ..
+            }) => {
+                assert_eq!(strategy, MergeStrategy::Fail);
+                let none = found.iter().all(|it| !conflicts.contains(it.path.as_str()));
+                assert!(!none, "{found:?} {conflicts:?}");
+                return "refused merge";
+            }
+            Err(other) => panic!("{other}"),
+        };
+        let tree = self.store.tree(target);
+        for path in tree.keys() {
+            assert!(above(path).all(|it| tree.get(&it).is_some_and(|what| what == "directory")));
+        }
+        if conflicts.is_empty() {
+            assert_eq!(outcome.conflicts, []);
+            assert_eq!(tree, expected);
+        } else {
+            assert_ne!(strategy, MergeStrategy::Fail);
+            assert_ne!(outcome.conflicts, []);
+            let found = outcome.conflicts.iter().map(|it| it.path.to_string());
+            let decided: BTreeSet<String> = found.chain(conflicts).collect();
+            let is_decided = |path: &String| {
+                let is_near = |it: &String| it == path || is_below(it, path) || is_below(path, it);
+                path.contains(".conflict-") || decided.iter().any(is_near)
+            };
+            let differing = differing(&tree, &expected);
+            assert!(
+                differing.iter().all(is_decided),
+                "{differing:?} {decided:?}"
+            );
+        }
+        match outcome.receipt {
+            Some(receipt) => {
+                let head = self.reference.branches[&source].head();
+                self.add_version(target, receipt.seq, tree);
+                let branch = self.reference.branches.get_mut(&target).expect("there");
+                branch.merges.push((receipt.seq, source, head));
+                if conflicts_decided(&outcome) {
+                    "decided merge"
+                } else {
+                    "merge"
+                }
+            }
+            None => {
+                assert_eq!(tree, ours);
+                "nothing to merge"
+            }
+        }
+    }
+
+    fn create_snapshot(&mut self) -> &'static str {
+        let branch = self.any_branch();
+        let seq = self.any_version(branch);
+        let text = self.fresh_name("snapshot");
+        let new = name(&text);
+        let created = self
+            .store
+            .write(move |tx| tx.create_snapshot(&new, branch, Some(seq), "alice"));
+        assert_eq!(created.expect("free").seq, seq);
+        self.snapshots.push((text, branch, seq));
+        "snapshot"
+    }
+
+    fn delete_snapshot(&mut self) -> &'static str {
+        if self.snapshots.is_empty() {
+            return "nothing";
+        }
+        let at = self.random.below(self.snapshots.len());
+        let (text, ..) = self.snapshots.swap_remove(at);
+        let bucket = self.store.bucket;
+        let deleted = self
+            .store
+            .write(move |tx| tx.delete_snapshot(bucket, &name(&text)));
+        deleted.expect("there");
+        "deleted snapshot"
+    }
+
+    fn purge(&mut self) -> &'static str {
+        let rows = 1 + self.random.below(20);
+        let step = self.store.write(move |tx| tx.purge(rows)).expect("room");
+        if step.is_done { "nothing" } else { "purge" }
+    }
+
+    fn reopen(&mut self) -> &'static str {
+        self.store.reopen();
+        assert!(self.store.db().was_closed_in_order());
+        "restart"
+    }
+
+    /// Compares everything with the model.
+    fn check(&mut self) {
+        self.store.check_usage();
+        for id in self.reference.live() {
+            let branch = &self.reference.branches[&id];
+            assert_eq!(self.store.tree(id), *branch.tree(), "{}", branch.name);
+        }
+        let (one, other) = (self.any_branch(), self.any_branch());
+        let (first, second) = (self.any_version(one), self.any_version(other));
+        let first_tree = self.reference.branches[&one].tree_at(first).clone();
+        let second_tree = self.reference.branches[&other].tree_at(second).clone();
+        assert_eq!(self.store.tree_at(one, Some(first)), first_tree);
+        let found = self.store.read(move |tx| {
+            let first = tx.view(one, Some(first))?;
+            tx.diff(&first, &tx.view(other, Some(second))?)
+        });
+        let paths = found
+            .expect("readable")
+            .into_iter()
+            .flat_map(|it| match it {
+                TreeDifference::Renamed { before, after } => vec![before.path, after.path],
+                it => vec![it.path().clone()],
+            });
+        let paths: BTreeSet<String> = paths.map(|it| it.to_string()).collect();
+        assert_eq!(paths, differing(&first_tree, &second_tree));
+        for (text, branch, seq) in self.snapshots.clone() {
+            let expected = self.reference.branches[&branch].tree_at(seq);
+            let bucket = self.store.bucket;
+            let snapshot = self.store.read(move |tx| tx.snapshot(bucket, &name(&text)));
+            let snapshot = snapshot.expect("there");
+            let tree = self.store.tree_at(snapshot.branch, Some(snapshot.seq));
+            assert_eq!(tree, *expected);
+        }
+    }
+}
+
+fn conflicts_decided(outcome: &MergeOutcome) -> bool {
+    !outcome.conflicts.is_empty()
+}
+
+/// Runs so many steps, and returns how often each kind did something.
+fn run(seed: u64, steps: usize, branches_max: usize) -> BTreeMap<&'static str, usize> {
+    let mut run = ModelRun::new(seed, branches_max);
+    for step in 0..steps {
+        run.step();
+        run.store.check_usage();
+        if step % 10 == 0 {
+            run.check();
+        }
+    }
+    run.check();
+    run.done
+}
+
+#[test]
+fn a_store_with_few_branches_behaves_as_the_model() {
+    let done = run(1, 1200, 5);
+    for kind in [
+        "change",
+        "refused change",
+        "branch",
+        "deleted branch",
+        "refused deletion",
+        "merge",
+        "decided merge",
+        "refused merge",
+        "nothing to merge",
+        "snapshot",
+        "deleted snapshot",
+        "purge",
+        "restart",
+    ] {
+        assert!(
+            done.get(kind).is_some_and(|count| *count > 2),
+            "{kind}: {done:?}"
+        );
+    }
+}
+
+#[test]
+fn a_store_with_long_chains_behaves_as_the_model() {
+    let done = run(2, 800, 26);
+    assert!(done["branch"] > 20, "{done:?}");
+}

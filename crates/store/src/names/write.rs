@@ -1,0 +1,463 @@
+//! How each change is made.
+
+use super::change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
+use super::commit::{CommitHeader, CommitReceipt, OpenCommit};
+use super::entry::{Entry, EntryKind, EntryState, FILE_MODE_DEFAULT, MODE_MASK};
+use super::list::too_many_entries;
+use super::resolve::TreeView;
+use super::usage::FileContent;
+use crate::db::WriteTransaction;
+use crate::error::{StoreError, StoreObject};
+use crate::limits::{
+    BATCH_CHANGES_MAX, SUBTREE_ENTRIES_MAX, SYMLINK_TARGET_BYTES_MAX, XATTR_BYTES_MAX,
+};
+use crate::outbox::EventTopic;
+use crate::path::{EntryPath, PathRule};
+
+/// A copy or a move of one entry.
+#[derive(Clone, Copy)]
+struct Transfer<'a> {
+    from: &'a EntryPath,
+    to: &'a EntryPath,
+    may_replace: bool,
+}
+
+impl WriteTransaction<'_> {
+    /// Makes all changes of a request in one commit, or none of them.
+    ///
+    /// # Errors
+    /// The first change that is not possible says why.
+    pub fn apply(&mut self, request: &ChangeRequest) -> Result<CommitReceipt, StoreError> {
+        let op = match request.changes.as_slice() {
+            [one] => one.op(),
+            _ => "batch",
+        };
+        if request.changes.len() > BATCH_CHANGES_MAX {
+            return Err(StoreError::TooLarge {
+                unit: "changes in a batch",
+                limit: BATCH_CHANGES_MAX as u64,
+            });
+        }
+        let mut commit = self.begin_commit(CommitHeader {
+            branch: request.branch,
+            op,
+            actor: &request.actor,
+            message: request.message.as_deref(),
+            merged: None,
+        })?;
+        for change in &request.changes {
+            self.apply_change(&mut commit, change)?;
+        }
+        self.finish_commit(&commit)
+    }
+
+    fn apply_change(
+        &mut self,
+        commit: &mut OpenCommit,
+        change: &TreeChange,
+    ) -> Result<(), StoreError> {
+        match change {
+            TreeChange::Put {
+                path,
+                content,
+                attributes,
+                precondition,
+            } => {
+                let current = self.expect(commit, path, *precondition)?;
+                self.put(commit, path, content, attributes, current)
+            }
+            TreeChange::Mkdir {
+                path,
+                attributes,
+                may_exist,
+            } => self.mkdir(commit, path, attributes, *may_exist),
+            TreeChange::Symlink {
+                path,
+                target,
+                may_replace,
+            } => self.symlink(commit, path, target, *may_replace),
+            TreeChange::Rename {
+                from,
+                to,
+                may_replace,
+                precondition,
+            } => {
+                let source = self.expect(commit, from, *precondition)?;
+                let transfer = Transfer {
+                    from,
+                    to,
+                    may_replace: *may_replace,
+                };
+                self.rename(commit, transfer, source)
+            }
+            TreeChange::Copy {
+                view,
+                from,
+                to,
+                is_recursive,
+                may_replace,
+            } => {
+                let transfer = Transfer {
+                    from,
+                    to,
+                    may_replace: *may_replace,
+                };
+                self.copy(commit, view.as_ref(), transfer, *is_recursive)
+            }
+            TreeChange::Delete {
+                path,
+                is_recursive,
+                precondition,
+            } => {
+                let current = self.expect(commit, path, *precondition)?;
+                self.delete(commit, path, *is_recursive, current)
+            }
+            TreeChange::SetAttributes {
+                path,
+                attributes,
+                precondition,
+            } => {
+                let current = self.expect(commit, path, *precondition)?;
+                self.set_attributes(commit, path, attributes, current)
+            }
+            TreeChange::Restore { path, seq } => self.restore(commit, path, *seq),
+        }
+    }
+
+    /// The entry at a path, if it is what the caller expects.
+    fn expect(
+        &self,
+        commit: &OpenCommit,
+        path: &EntryPath,
+        precondition: EntryPrecondition,
+    ) -> Result<Option<Entry>, StoreError> {
+        let entry = self.find(&commit.view, path)?;
+        let current = entry.as_ref().and_then(|entry| entry.state.hash);
+        let holds = match precondition {
+            EntryPrecondition::Any => true,
+            EntryPrecondition::Absent => entry.is_none(),
+            EntryPrecondition::Present => entry.is_some(),
+            EntryPrecondition::Content(hash) => current == Some(hash),
+        };
+        if !holds {
+            return Err(StoreError::PreconditionFailed { current });
+        }
+        Ok(entry)
+    }
+
+    /// Makes the directories above a path that are missing.
+    pub(super) fn make_parents(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+    ) -> Result<(), StoreError> {
+        let Some(parent) = path.parent() else {
+            return Ok(());
+        };
+        // Above a directory there are only directories.
+        if self.is_directory(&commit.view, &parent)? {
+            return Ok(());
+        }
+        for directory in path.ancestors() {
+            if !self.is_directory(&commit.view, &directory)? {
+                let state = EntryState::directory(commit.now_ns);
+                self.write_entry(commit, &directory, &state)?;
+                self.emit_entry(commit, EventTopic::Mkdir, &directory, None, &state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a directory.
+    ///
+    /// # Errors
+    /// There is something else.
+    fn is_directory(&self, view: &TreeView, path: &EntryPath) -> Result<bool, StoreError> {
+        match self.find(view, path)? {
+            None => Ok(false),
+            Some(entry) if entry.state.is_directory() => Ok(true),
+            Some(_) => Err(StoreError::NotDirectory {
+                path: path.to_string(),
+            }),
+        }
+    }
+
+    fn put(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        content: &FileContent,
+        attributes: &EntryAttributes,
+        current: Option<Entry>,
+    ) -> Result<(), StoreError> {
+        path.columns()?;
+        if current.as_ref().is_some_and(|it| it.state.is_directory()) {
+            return Err(StoreError::IsDirectory {
+                path: path.to_string(),
+            });
+        }
+        self.make_parents(commit, path)?;
+        self.declare_content(content)?;
+        let file = current.filter(|entry| entry.state.kind == EntryKind::File);
+        let (mode, xattr) = match file {
+            Some(entry) => (entry.state.mode, entry.state.xattr),
+            None => (FILE_MODE_DEFAULT, None),
+        };
+        let state = EntryState {
+            kind: EntryKind::File,
+            hash: Some(content.hash),
+            size: content.size,
+            mode,
+            mtime_ns: commit.now_ns,
+            target: None,
+            xattr,
+        };
+        let state = with_attributes(state, attributes)?;
+        self.write_entry(commit, path, &state)?;
+        self.emit_entry(commit, EventTopic::Put, path, None, &state)
+    }
+
+    fn mkdir(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        attributes: &EntryAttributes,
+        may_exist: bool,
+    ) -> Result<(), StoreError> {
+        match self.find(&commit.view, path)? {
+            Some(entry) if may_exist && entry.state.is_directory() => return Ok(()),
+            Some(_) => return Err(StoreError::Exists(StoreObject::Entry)),
+            None => {}
+        }
+        self.make_parents(commit, path)?;
+        let state = EntryState::directory(commit.now_ns);
+        let state = with_attributes(state, attributes)?;
+        self.write_entry(commit, path, &state)?;
+        self.emit_entry(commit, EventTopic::Mkdir, path, None, &state)
+    }
+
+    fn symlink(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        target: &str,
+        may_replace: bool,
+    ) -> Result<(), StoreError> {
+        if target.len() > SYMLINK_TARGET_BYTES_MAX {
+            return Err(StoreError::TooLarge {
+                unit: "bytes in the target of a link",
+                limit: SYMLINK_TARGET_BYTES_MAX as u64,
+            });
+        }
+        if target.contains('\0') {
+            return Err(PathRule::Nul.into());
+        }
+        if target.is_empty() {
+            return Err(PathRule::EmptyComponent.into());
+        }
+        match self.find(&commit.view, path)? {
+            Some(entry) if entry.state.is_directory() => {
+                return Err(StoreError::IsDirectory {
+                    path: path.to_string(),
+                });
+            }
+            Some(_) if !may_replace => return Err(StoreError::Exists(StoreObject::Entry)),
+            _ => {}
+        }
+        self.make_parents(commit, path)?;
+        let state = EntryState {
+            kind: EntryKind::Symlink,
+            // The bits of a link have no effect. Linux shows all of them.
+            mode: 0o777,
+            target: Some(target.to_owned()),
+            ..EntryState::deletion(commit.now_ns)
+        };
+        self.write_entry(commit, path, &state)?;
+        self.emit_entry(commit, EventTopic::Put, path, None, &state)
+    }
+
+    fn rename(
+        &mut self,
+        commit: &mut OpenCommit,
+        transfer: Transfer<'_>,
+        source: Option<Entry>,
+    ) -> Result<(), StoreError> {
+        let Transfer { from, to, .. } = transfer;
+        from.columns()?;
+        let source = source.ok_or(StoreError::NotFound(StoreObject::Entry))?;
+        // As rename(2) has it.
+        if from == to {
+            return Ok(());
+        }
+        if to.is_below(from) {
+            return Err(PathRule::IntoItself.into());
+        }
+        let moved = self.with_subtree(&commit.view, source)?;
+        self.transfer(commit, transfer, &moved)?;
+        let deletion = EntryState::deletion(commit.now_ns);
+        for entry in &moved {
+            self.write_entry(commit, &entry.path, &deletion)?;
+        }
+        match moved.first() {
+            Some(entry) => {
+                self.emit_entry(commit, EventTopic::Rename, from, Some(to), &entry.state)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn copy(
+        &mut self,
+        commit: &mut OpenCommit,
+        view: Option<&TreeView>,
+        transfer: Transfer<'_>,
+        is_recursive: bool,
+    ) -> Result<(), StoreError> {
+        let Transfer { from, to, .. } = transfer;
+        let is_within = view.is_none_or(|view| view.branch() == commit.branch.id);
+        if is_within && (from == to || to.is_below(from)) {
+            return Err(PathRule::IntoItself.into());
+        }
+        let view = view.unwrap_or(&commit.view);
+        let source = self.stat(view, from)?;
+        let copied = if is_recursive {
+            self.with_subtree(view, source)?
+        } else {
+            vec![source]
+        };
+        self.transfer(commit, transfer, &copied)?;
+        match copied.first() {
+            Some(entry) => self.emit_entry(commit, EventTopic::Put, to, None, &entry.state),
+            None => Ok(()),
+        }
+    }
+
+    /// An entry, and everything below it.
+    pub(super) fn with_subtree(
+        &self,
+        view: &TreeView,
+        entry: Entry,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let below = if entry.state.is_directory() {
+            self.subtree(view, &entry.path)?
+        } else {
+            Vec::new()
+        };
+        let mut entries = vec![entry];
+        entries.extend(below);
+        if entries.len() > SUBTREE_ENTRIES_MAX {
+            return Err(too_many_entries());
+        }
+        Ok(entries)
+    }
+
+    /// Writes entries at their new paths.
+    fn transfer(
+        &mut self,
+        commit: &mut OpenCommit,
+        transfer: Transfer<'_>,
+        entries: &[Entry],
+    ) -> Result<(), StoreError> {
+        let Transfer {
+            from,
+            to,
+            may_replace,
+        } = transfer;
+        to.columns()?;
+        let is_directory = entries.first().is_some_and(|it| it.state.is_directory());
+        if let Some(target) = self.find(&commit.view, to)? {
+            self.check_replaced(commit, &target, may_replace, is_directory)?;
+        }
+        // All paths are checked before the first row is written.
+        let paths = entries.iter().map(|entry| entry.path.moved(from, to));
+        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        self.make_parents(commit, to)?;
+        for (path, entry) in paths.iter().zip(entries) {
+            self.write_entry(commit, path, &entry.state)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an entry may be replaced by another one, as rename(2) has it.
+    fn check_replaced(
+        &self,
+        commit: &OpenCommit,
+        target: &Entry,
+        may_replace: bool,
+        by_directory: bool,
+    ) -> Result<(), StoreError> {
+        let path = target.path.to_string();
+        if !may_replace {
+            return Err(StoreError::Exists(StoreObject::Entry));
+        }
+        match (target.state.is_directory(), by_directory) {
+            (false, false) => Ok(()),
+            (false, true) => Err(StoreError::NotDirectory { path }),
+            (true, false) => Err(StoreError::IsDirectory { path }),
+            (true, true) if self.is_empty(&commit.view, &target.path)? => Ok(()),
+            (true, true) => Err(StoreError::NotEmpty { path }),
+        }
+    }
+
+    fn delete(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        is_recursive: bool,
+        current: Option<Entry>,
+    ) -> Result<(), StoreError> {
+        path.columns()?;
+        let current = current.ok_or(StoreError::NotFound(StoreObject::Entry))?;
+        if current.state.is_directory() && !is_recursive && !self.is_empty(&commit.view, path)? {
+            return Err(StoreError::NotEmpty {
+                path: path.to_string(),
+            });
+        }
+        let entries = self.with_subtree(&commit.view, current)?;
+        let deletion = EntryState::deletion(commit.now_ns);
+        for entry in &entries {
+            self.write_entry(commit, &entry.path, &deletion)?;
+        }
+        match entries.first() {
+            Some(entry) => self.emit_entry(commit, EventTopic::Delete, path, None, &entry.state),
+            None => Ok(()),
+        }
+    }
+
+    fn set_attributes(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        attributes: &EntryAttributes,
+        current: Option<Entry>,
+    ) -> Result<(), StoreError> {
+        path.columns()?;
+        let current = current.ok_or(StoreError::NotFound(StoreObject::Entry))?;
+        let state = with_attributes(current.state, attributes)?;
+        self.write_entry(commit, path, &state)?;
+        self.emit_entry(commit, EventTopic::Put, path, None, &state)
+    }
+}
+
+/// The state with new attributes.
+fn with_attributes(
+    state: EntryState,
+    attributes: &EntryAttributes,
+) -> Result<EntryState, StoreError> {
+    let xattr = match &attributes.xattr {
+        None => state.xattr,
+        Some(bytes) if bytes.len() > XATTR_BYTES_MAX => {
+            return Err(StoreError::TooLarge {
+                unit: "bytes of extended attributes",
+                limit: XATTR_BYTES_MAX as u64,
+            });
+        }
+        Some(bytes) => (!bytes.is_empty()).then(|| bytes.clone()),
+    };
+    Ok(EntryState {
+        mode: attributes.mode.map_or(state.mode, |mode| mode & MODE_MASK),
+        mtime_ns: attributes.mtime_ns.unwrap_or(state.mtime_ns),
+        xattr,
+        ..state
+    })
+}
