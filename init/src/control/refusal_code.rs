@@ -105,7 +105,8 @@ refusal_codes! {
         "the staged version raises the floor further than the caller of the start agreed to: a caller has staged \
          the same program with a higher floor",
         "look at the plan again, and start the version again: `alknet update` shows the plan and asks. \
-         `alknet update log` names the caller (`noted`)";
+         `alknet update log` names the caller that brought the floor, in a record `noted`, or `staged` if the program came \
+         with it";
     Full, "full", Conflict,
         "the boot partition has too little room",
         "remove [files of others](#files-of-others) from the boot partition";

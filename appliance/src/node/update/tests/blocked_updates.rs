@@ -68,6 +68,12 @@ async fn looks_that_a_client_blocks_for_an_hour_are_a_problem_with_its_name() {
     assert_eq!(cancelled, Ok(json!({ "cancelled": true })));
     act(&bench, 1).await;
     assert_eq!(sent(&bench)[2..], ["look"]);
+    // The start, which this has kept away as well, is still to come.
+    assert_blocked(&bench, "start", "start the version", Some("eve"));
+    act(&bench, 1).await;
+    mark_staged(&bench, "1.1.0");
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[3..], ["stage", "start"]);
     assert_eq!(blocked_problem(&bench), None);
     assert_eq!(bench.updates.auto_shown()["blocked"], Value::Null);
 }
