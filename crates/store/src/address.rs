@@ -141,6 +141,8 @@ impl FromStr for EntryAddress {
             && seq.is_none()
             && let Some((snapshot, path)) = parse_snapshot(path)?
         {
+            // Only without a branch and a number: a snapshot names both already, and two versions
+            // would contradict each other.
             let version = TreeVersion::Snapshot(snapshot);
             return Ok(Self {
                 bucket,
@@ -193,6 +195,7 @@ fn parse_snapshot(path: &str) -> Result<Option<(BranchName, EntryPath)>, Invalid
     };
     let (name, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
+        // The root of a snapshot is shown without a slash, and that form has to be readable.
         None => (rest, "/"),
     };
     Ok(Some((BranchName::parse(name)?, EntryPath::parse(path)?)))

@@ -21,6 +21,8 @@ pub struct SystemTimeSource;
 impl TimeSource for SystemTimeSource {
     fn unix_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        // A time before 1970 is a wrong one, and the hybrid clock goes on from its last value
+        // anyway.
         since.map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
@@ -68,6 +70,7 @@ impl HybridTimestamp {
     #[must_use]
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
+        // The highest byte first, so that the bytes sort as the times do.
         bytes[..6].copy_from_slice(&self.ms.to_be_bytes()[2..]);
         bytes[6..8].copy_from_slice(&self.counter.to_be_bytes());
         bytes[8..].copy_from_slice(&self.node);
@@ -141,6 +144,8 @@ impl HybridClock {
 
     /// The next value, at this time of the system.
     pub fn tick(&mut self, now_ms: u64) -> HybridTimestamp {
+        // The stored form has 48 bits: a larger number would lose its upper bits and sort before
+        // earlier values.
         let now_ms = now_ms.min(MS_MAX);
         if now_ms > self.ms {
             (self.ms, self.counter) = (now_ms, 0);

@@ -271,6 +271,8 @@ impl StoreError {
             Self::NotDirectory { .. } => StoreErrorCode::NotDir,
             Self::IsDirectory { .. } => StoreErrorCode::IsDir,
             Self::NotEmpty { .. } | Self::BranchInUse { .. } => StoreErrorCode::NotEmpty,
+            // A client has to read the present state before it tries again, also after a wrong
+            // size.
             Self::PreconditionFailed { .. }
             | Self::MergeConflicts { .. }
             | Self::SizeMismatch { .. } => StoreErrorCode::Conflict,
@@ -278,6 +280,8 @@ impl StoreError {
             Self::NoSpace => StoreErrorCode::NoSpace,
             Self::TooLarge { .. } => StoreErrorCode::TooLarge,
             Self::InvalidPath(_) => StoreErrorCode::InvalidPath,
+            // A later attempt may succeed after each of these three, which this code tells a
+            // client.
             Self::Busy(_) | Self::TimedOut | Self::Closed => StoreErrorCode::Busy,
             Self::ReadOnly(_) => StoreErrorCode::ReadOnly,
             Self::Damaged(_) | Self::Database(_) | Self::Panicked(_) => StoreErrorCode::Internal,
@@ -286,6 +290,7 @@ impl StoreError {
 
     /// The error of a job that panicked.
     pub(crate) fn panicked(payload: &(dyn Any + Send)) -> Self {
+        // A panic with a plain text carries a `&str`, and one with arguments a `String`.
         let text = payload.downcast_ref::<&str>().map(|it| (*it).to_owned());
         let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
         Self::Panicked(text.unwrap_or_else(|| "without a text".to_owned()))

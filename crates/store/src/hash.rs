@@ -51,6 +51,8 @@ impl FromStr for ContentHash {
 
     fn from_str(text: &str) -> Result<Self, InvalidContentHash> {
         let digits = text.as_bytes();
+        // Before the loop, which would take the first 32 bytes of a longer text and leave the rest
+        // unseen.
         if digits.len() != 2 * Self::BYTES {
             return Err(InvalidContentHash);
         }

@@ -130,6 +130,7 @@ impl WriteTransaction<'_> {
         branch: Option<BranchId>,
         payload: &EventPayload,
     ) -> Result<i64, StoreError> {
+        // JSON, because a later version may add members, which an earlier one ignores.
         let text = serde_json::to_string(payload);
         let text = text.map_err(|error| StoreError::Database(error.to_string()))?;
         let id = self.insert(

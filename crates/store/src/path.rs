@@ -260,6 +260,7 @@ impl EntryPath {
         if directory.is_root() {
             return !self.is_root();
         }
+        // With the slash, because `/ab` begins with `/a` and is not below it.
         let rest = self.0.strip_prefix(&directory.0);
         rest.is_some_and(|rest| rest.starts_with('/'))
     }
@@ -278,6 +279,7 @@ impl EntryPath {
         }
         let rest = self.0.strip_prefix(&from.0).unwrap_or(&self.0);
         let rest = rest.trim_start_matches('/');
+        // Checked again: a move to a deeper directory can take the path over its length or depth.
         Self::parse(Self::from_stored(&to.0, rest).as_str())
     }
 }
@@ -311,6 +313,8 @@ fn check(text: &str) -> Result<(), PathRule> {
         }
         check_component(component)?;
     }
+    // Only the first component: views list snapshots at the root alone, and deeper the name is
+    // free.
     match rest.split('/').next() {
         Some(SNAPSHOT_DIRECTORY) => Err(PathRule::Reserved),
         _ => Ok(()),
@@ -323,6 +327,7 @@ fn check_component(component: &str) -> Result<(), PathRule> {
         "." => Err(PathRule::Dot),
         ".." => Err(PathRule::DotDot),
         long if long.len() > COMPONENT_BYTES_MAX => Err(PathRule::ComponentLength),
+        // C programs end a text at this byte, so that two names could pass for one.
         with if with.contains('\0') => Err(PathRule::Nul),
         _ => Ok(()),
     }

@@ -106,9 +106,13 @@ impl StoreDb {
         let is_damaged = Arc::new(AtomicBool::new(false));
         let readers = ReaderPool::start(connections, options.read_time_max, &is_damaged);
         let readers = readers.map_err(|error| unusable(error.to_string()))?;
+        // Timestamps of two stores must differ even in the same millisecond, and the identity is
+        // random.
         let [a, b, c, d, e, f, g, h, ..] = opened.store_id;
         let mut clock = HybridClock::new(options.node.unwrap_or([a, b, c, d, e, f, g, h]));
         if let Some(last) = opened.last_time {
+            // The clock of the system may have been set back since: new commits would lose against
+            // older ones in a merge.
             clock.resume(last);
         }
         let (jobs, receiver) = sync_channel(WRITES_QUEUED_MAX);
@@ -162,6 +166,8 @@ impl StoreDb {
         });
         let queued = QueuedJob { job, durability };
         let sent = match &self.0.jobs {
+            // Refused instead of waiting: the caller may be a task of the runtime, which must not
+            // block.
             Some(jobs) => jobs.try_send(queued).map_err(|refused| match refused {
                 TrySendError::Full(_) => StoreError::Busy("too many writes wait"),
                 TrySendError::Disconnected(_) => StoreError::Closed,
@@ -184,6 +190,8 @@ impl StoreDb {
         let (reply, receiver) = oneshot::channel();
         let is_damaged = Arc::clone(&self.0.is_damaged);
         let job: ReadJob = Box::new(move |transaction| {
+            // A panic would end the thread, and after four of them the store would serve no read
+            // until the next start.
             let run = catch_unwind(AssertUnwindSafe(|| transaction.and_then(work)));
             let result = run.unwrap_or_else(|payload| Err(StoreError::panicked(&*payload)));
             if matches!(result, Err(StoreError::Damaged(_))) {

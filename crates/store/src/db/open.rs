@@ -99,6 +99,8 @@ pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedStoreFile, St
         reason,
     };
     let lock = lock(path).map_err(unusable)?;
+    // Before the look for the file: a log that stayed behind would be replayed into the new file of
+    // that name.
     quarantine::finish(path).map_err(|error| unusable(error.to_string()))?;
     let quarantined = quarantine::found(path);
     if let Some(last) = quarantined.last()
@@ -126,6 +128,8 @@ pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedStoreFile, St
 /// other processes away.
 fn lock(path: &Path) -> Result<File, String> {
     let mut options = OpenOptions::new();
+    // A separate file: closing a descriptor of the store itself would drop the POSIX locks that
+    // SQLite has on it.
     let options = options
         .read(true)
         .write(true)
@@ -169,6 +173,8 @@ fn try_open(
             alknet_durable::sync_folder(folder).map_err(|error| at(folder, &error))?;
         }
         StoreFileKind::Ours => was_clean = check(&connection)?,
+        // Not damaged: a machine that goes back to the older version may go forward again and needs
+        // the file whole.
         StoreFileKind::Newer(version) => {
             let path = path.to_owned();
             return Err(AttemptError::Left(StoreOpenError::Newer { path, version }));
@@ -178,10 +184,14 @@ fn try_open(
         }
     }
     configure(&connection)?;
+    // Before the first write: a power cut from here on leaves a file without the mark, so that the
+    // next start checks it.
     connection.execute("DELETE FROM meta WHERE k = ?1", [META_CLEAN_SHUTDOWN])?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     let store_id = read_meta(&connection, META_STORE_ID)?;
     let last_time: Option<[u8; HybridTimestamp::BYTES]> = read_meta(&connection, META_CLOCK)?;
+    // Not the largest row: the rows of the outbox may all be gone, and a number must not go
+    // backwards for a consumer.
     let last_event = "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'";
     let last_event = connection.query_row(last_event, [], |row| row.get(0));
     Ok(OpenedStoreFile {
@@ -202,6 +212,8 @@ fn check(connection: &Connection) -> Result<bool, AttemptError> {
     if clean.is_some() {
         return Ok(true);
     }
+    // The short check, which reads no index against its table: the long one would delay the start
+    // of a large store.
     let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     match check.as_str() {
         "ok" => Ok(false),
@@ -241,6 +253,8 @@ pub(crate) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     harden(&connection)?;
+    // The only writer is the writing thread; a statement of a reader that writes is a fault of this
+    // program.
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
 }

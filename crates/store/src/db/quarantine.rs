@@ -17,6 +17,8 @@ const QUARANTINED_MAX: u32 = 100;
 /// Moves the file away, and then its log, and returns the new path. In the other order, a power cut in between would
 /// leave a file without its log, which could pass for a whole one.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    // A free name, because a rename would replace an earlier damaged file, which may be the better
+    // one to repair.
     let free = names(path).find(|name| !name.exists());
     let free = free.ok_or_else(|| {
         io::Error::other(format!("{QUARANTINED_MAX} damaged files lie there already"))

@@ -93,6 +93,7 @@ impl ReaderPool {
 
     pub(super) fn send(&self, job: ReadJob) -> Result<(), StoreError> {
         let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        // Refused instead of waiting, as for writes: the caller may be a task of the runtime.
         jobs.try_send(job).map_err(|refused| match refused {
             TrySendError::Full(_) => StoreError::Busy("too many reads wait"),
             TrySendError::Disconnected(_) => StoreError::Closed,
@@ -103,6 +104,8 @@ impl ReaderPool {
 impl Drop for ReaderPool {
     fn drop(&mut self) {
         self.jobs = None;
+        // Before the watcher ends: without it, a long read would keep the store from closing beyond
+        // its time limit.
         for reader in self.readers.drain(..) {
             join(reader);
         }
@@ -143,9 +146,11 @@ impl Reader {
     fn run(&self, transaction: &ReadTransaction<'_>, job: ReadJob) {
         let connection = transaction.connection();
         transaction.set_deadline(Some(self.watch.begin(self.index)));
+        // One transaction, so that all queries of the job see one state while the writer goes on.
         let begun = connection.execute_batch("BEGIN");
         let begun = begun.map(|()| transaction).map_err(StoreError::from);
         job(begun);
+        // Before the rollback below, so that the watcher cannot interrupt it.
         self.watch.end(self.index);
         transaction.set_deadline(None);
         if !connection.is_autocommit()

@@ -39,6 +39,8 @@ impl<T> StoreReply<T> {
     pub fn wait(self) -> Result<T, StoreError> {
         match self.0 {
             ReplyState::Pending(receiver) => {
+                // The sender is dropped without a result only if the thread ended before the job
+                // ran.
                 receiver.blocking_recv().unwrap_or(Err(StoreError::Closed))
             }
             ReplyState::Refused(error) => Err(error.unwrap_or(StoreError::Closed)),

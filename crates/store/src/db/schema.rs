@@ -116,6 +116,8 @@ pub(crate) fn identify(connection: &Connection) -> rusqlite::Result<StoreFileKin
 
 /// Creates all tables, or none of them.
 pub(crate) fn create(connection: &mut Connection, store_id: [u8; 16]) -> rusqlite::Result<()> {
+    // One transaction: a power cut leaves an empty file, which the next start fills, and no half of
+    // the tables.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
     let put = "INSERT INTO meta VALUES (?1, ?2)";

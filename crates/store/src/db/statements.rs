@@ -63,6 +63,8 @@ impl<'c> StatementCache<'c> {
         sql: &'static str,
         run: impl FnOnce(&mut Statement<'c>) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
+        // Taken out of the map, so that no borrow lasts while the statement runs: its reader may
+        // run further queries.
         let idle = self.idle.borrow_mut().get_mut(sql).and_then(Vec::pop);
         let mut statement = match idle {
             Some(statement) => statement,

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::outbox::{EventPayload, EventTopic};
 
+mod first_format;
 mod group;
 
 /// A folder, and the path of the file in it.

@@ -108,6 +108,8 @@ impl<'c> WriteTransaction<'c> {
 
     /// The next value of the hybrid clock.
     pub fn tick(&mut self) -> HybridTimestamp {
+        // The value stays used even if the job is taken back: a gap does no harm, and a value used
+        // twice would.
         let timestamp = self.clock.tick(self.time.unix_ms());
         self.last_time = Some(timestamp);
         timestamp
@@ -117,6 +119,8 @@ impl<'c> WriteTransaction<'c> {
     pub fn observe(&mut self, remote: HybridTimestamp) -> ObservedTimestamp {
         let observed = self.clock.observe(remote, self.time.unix_ms());
         if observed.is_clamped {
+            // Reported and not refused: the changes of the peer are valid, and only its clock is
+            // wrong.
             tracing::warn!(remote = %remote, "the clock of a peer is more than five minutes ahead");
         }
         observed

@@ -73,6 +73,7 @@ where
     F: FnMut(&mut WriteTransaction<'_>) -> Result<T, StoreError> + Send,
 {
     fn run(&mut self, transaction: &mut WriteTransaction<'_>) -> Result<(), StoreError> {
+        // The result of the first run belongs to a transaction that was rolled back.
         self.result = None;
         self.result = Some((self.work)(transaction)?);
         Ok(())
@@ -141,6 +142,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
 }
 
 fn close(connection: &Connection) -> rusqlite::Result<()> {
+    // The sync of the mark also takes the writes of groups without a sync to the disk.
     connection.pragma_update(None, "synchronous", Durability::Full.synchronous())?;
     open::mark_clean(connection)
 }
@@ -158,6 +160,8 @@ struct Writer<'c> {
 impl Writer<'_> {
     fn serve(&mut self) {
         let mut next = None;
+        // A job that needs a sync was taken from the queue already, so it goes first: the order of
+        // the jobs stays.
         while let Some(first) = next.take().or_else(|| self.jobs.recv().ok()) {
             next = self.run_group(first);
         }
@@ -172,6 +176,8 @@ impl Writer<'_> {
             first.job.answer(Some(self.noted(error)));
             return None;
         }
+        // The first job of a group waits for the last one, so a busy queue must not make the group
+        // grow without end.
         let end = Instant::now() + GROUP_TIME_MAX;
         let mut group = Vec::new();
         let mut next = Some(first.job);
@@ -234,6 +240,8 @@ impl Writer<'_> {
     /// Runs a job so that an error or a panic takes back what the job wrote, and nothing else.
     fn run_one(&mut self, job: &mut dyn WriteJob) -> Result<(), StoreError> {
         self.connection.execute_batch("SAVEPOINT job")?;
+        // Set aside, because a job that is taken back must not announce its events, and those of
+        // earlier jobs stay.
         let events_before = self.transaction.take_last_event();
         let transaction = &mut self.transaction;
         let run = catch_unwind(AssertUnwindSafe(|| job.run(transaction)));
@@ -260,6 +268,7 @@ impl Writer<'_> {
     }
 
     fn begin(&mut self, durability: Durability) -> Result<(), StoreError> {
+        // SQLite refuses this setting inside a transaction, so it is set between two of them.
         if self.durability != durability {
             let name = durability.synchronous();
             self.connection.pragma_update(None, "synchronous", name)?;
@@ -287,6 +296,8 @@ impl Writer<'_> {
 
     fn try_commit(&mut self) -> Result<(), StoreError> {
         if let Some(time) = self.transaction.take_last_time() {
+            // In the same transaction: after a power cut the clock must not repeat a value that a
+            // durable commit has.
             let put = "INSERT OR REPLACE INTO meta VALUES (?1, ?2)";
             let time = time.to_bytes();
             self.transaction.execute(put, params![META_CLOCK, time])?;

@@ -230,6 +230,8 @@ impl WriteTransaction<'_> {
             let max_seq = to_sql(ancestor.max_seq);
             self.execute(level, params![id, depth, ancestor.branch, max_seq])?;
         }
+        // A read looks at each level, so branches of branches would make every read of the newest
+        // one slower.
         if view.levels.len() >= CHAIN_LEVELS_MAX {
             let usage = self.flatten(id)?;
             self.charge(&bucket, usage)?;
@@ -260,6 +262,8 @@ impl WriteTransaction<'_> {
         };
         let mut usage = UsageChange::default();
         for entry in self.subtree(&above, &EntryPath::root())? {
+            // Without the count of `write_entry`, which belongs to a commit: a copy has none of its
+            // own.
             self.insert_entry(id, &entry.path, entry.seq, &entry.state)?;
             usage.entries += 1;
             if let Some(hash) = entry.state.hash {
@@ -340,6 +344,7 @@ impl WriteTransaction<'_> {
         let children = self.descendants(id)?;
         let snapshots = "SELECT count(*) FROM snapshot WHERE bucket_id = ?1 AND branch_id = ?2";
         let snapshots = self.query_count(snapshots, params![branch.bucket, id])?;
+        // Snapshots would be lost and children copied, which a caller may not expect of a deletion.
         if !is_forced && (!children.is_empty() || snapshots > 0) {
             return Err(StoreError::BranchInUse {
                 children: children.len() as u64,
@@ -353,6 +358,8 @@ impl WriteTransaction<'_> {
         }
         let snapshots = "DELETE FROM snapshot WHERE bucket_id = ?1 AND branch_id = ?2";
         self.execute(snapshots, params![branch.bucket, id])?;
+        // The purge deletes the row of the branch, and a child that still refers to it would make
+        // that fail.
         self.adopt_children(&branch)?;
         self.end_branch(&branch, BranchState::Deleted, actor)?;
         // A name with this sign is no branch's.
@@ -385,6 +392,7 @@ impl WriteTransaction<'_> {
 
 pub(super) fn refuse_main(branch: &Branch) -> Result<(), StoreError> {
     match branch.name.as_str() {
+        // An address without a branch means `main`, so it would lead to nothing.
         MAIN_BRANCH => Err(StoreError::Denied("the branch main stays open")),
         _ => Ok(()),
     }

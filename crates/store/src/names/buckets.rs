@@ -18,7 +18,7 @@ pub enum BucketKind {
     /// Files of users.
     #[default]
     Files,
-    /// Repositories.
+    /// Repositories of Git.
     Git,
     /// Names of tensor files.
     Tensor,
@@ -243,6 +243,8 @@ impl WriteTransaction<'_> {
     /// # Errors
     /// The name is taken.
     pub fn create_bucket(&mut self, new: &NewBucket) -> Result<(Bucket, Branch), StoreError> {
+        // Asked before the insertion, so that the caller gets the code of a taken name and no error
+        // of the database.
         let taken = "SELECT count(*) FROM bucket WHERE name = ?1";
         if self.query_count(taken, [new.name.as_str()])? > 0 {
             return Err(StoreError::Exists(StoreObject::Bucket));
@@ -264,6 +266,8 @@ impl WriteTransaction<'_> {
             ],
         )?;
         let bucket = BucketId::new(bucket);
+        // The row is there from the start: an update of a missing row would count nothing and
+        // report no error.
         let usage = "INSERT INTO usage(bucket_id, bytes, entries, staged) VALUES (?1, 0, 0, 0)";
         self.execute(usage, [bucket])?;
         let branch = self.insert(
@@ -320,6 +324,7 @@ impl WriteTransaction<'_> {
                 settings.durability.unwrap_or(before.durability).name(),
             ],
         )?;
+        // A call that leaves the quota as it is must not look like a change to consumers.
         if (quota_bytes, quota_entries) != (before.quota_bytes, before.quota_entries) {
             let payload = EventPayload {
                 bucket: Some(before.name.to_string()),
@@ -344,6 +349,7 @@ impl WriteTransaction<'_> {
         // A name with this sign is no bucket's.
         let bucket = "UPDATE bucket SET state = 'deleting', name = '#' || id WHERE id = ?1";
         self.execute(bucket, [id])?;
+        // At once: a snapshot would name a branch that the purge removes.
         self.execute("DELETE FROM snapshot WHERE bucket_id = ?1", [id])?;
         // The rows of branches go one after the other, and none may refer to one that is gone.
         let branches = "UPDATE branch SET state = 'deleted', name = '#' || id, parent_id = NULL, base_seq = NULL \

@@ -13,7 +13,7 @@ pub struct ChangeRequest {
     pub branch: BranchId,
     /// Who changes it.
     pub actor: String,
-    /// Why.
+    /// Text of the caller for the history, at most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
     pub message: Option<String>,
     /// The changes, which happen in this order: each sees those before it.
     pub changes: Vec<TreeChange>,
@@ -47,7 +47,7 @@ pub struct EntryAttributes {
 /// [`StoreError::PreconditionFailed`](crate::StoreError::PreconditionFailed).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EntryPrecondition {
-    /// Anything.
+    /// Any entry, or none: the last write wins.
     #[default]
     Any,
     /// Nothing: `If-None-Match: *`.

@@ -83,9 +83,13 @@ impl WriteTransaction<'_> {
         if branch.state != BranchState::Open {
             return Err(StoreError::ReadOnly("the branch is closed"));
         }
+        // The name of the operation does not decide: a rebase takes in a branch too, and is
+        // allowed.
         if branch.is_protected && header.merged.is_none() {
             return Err(StoreError::Denied("the branch takes merges only"));
         }
+        // Without an upper limit, so that each change of the commit sees the rows of those before
+        // it.
         let view = self.view(branch.id, None)?;
         let timestamp = self.tick();
         let now_ms = self.unix_ms();
@@ -127,6 +131,8 @@ impl WriteTransaction<'_> {
         path: &EntryPath,
         state: &EntryState,
     ) -> Result<(), StoreError> {
+        // The first row of a commit can have no predecessor in it, and most commits have one row:
+        // the query is spared.
         if commit.has_rows {
             self.take_back_entry(commit, path)?;
         }
@@ -209,6 +215,8 @@ impl WriteTransaction<'_> {
             to: to.map(ToString::to_string),
             kind: Some(state.kind.name().to_owned()),
             hash: state.hash.map(|hash| hash.to_string()),
+            // A directory or a link has a size of 0 in its row, which a consumer would take for an
+            // empty file.
             size: state.hash.map(|_| state.size),
             ..commit.payload()
         };

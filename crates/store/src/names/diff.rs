@@ -92,6 +92,8 @@ impl ReadTransaction<'_> {
                     let range = (one.min(other), one.max(other));
                     self.add_paths_between(first.bucket, branch, range, &mut paths)?;
                 }
+                // The other tree does not look at this branch, so every row of it may make a
+                // difference.
                 (Some(only), None) | (None, Some(only)) => {
                     self.add_paths_until(branch, only, &mut paths)?;
                 }
@@ -150,6 +152,7 @@ fn read_path(row: &rusqlite::Row<'_>) -> rusqlite::Result<EntryPath> {
 }
 
 fn add(paths: &mut BTreeSet<EntryPath>, found: Vec<EntryPath>) -> Result<(), StoreError> {
+    // By the rows: many rows of one path would hide that the query was cut.
     let is_cut = found.len() > SUBTREE_ENTRIES_MAX;
     paths.extend(found);
     if is_cut || paths.len() > SUBTREE_ENTRIES_MAX {
@@ -165,6 +168,7 @@ fn pair_renames(differences: Vec<TreeDifference>) -> Vec<TreeDifference> {
         if let TreeDifference::Removed(entry) = difference
             && let Some(hash) = hash_of_file(entry)
         {
+            // A queue for each content: of several files with the same bytes each is paired once.
             removed.entry(hash).or_default().push_back(entry.clone());
         }
     }

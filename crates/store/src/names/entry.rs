@@ -124,6 +124,7 @@ impl EntryState {
 
     /// Whether both have the same kind, content and target.
     pub(crate) fn has_content_of(&self, other: &Self) -> bool {
+        // No size: the hash decides it, and the store knows a content with one size only.
         (self.kind, self.hash, &self.target) == (other.kind, other.hash, &other.target)
     }
 

@@ -29,7 +29,7 @@ pub struct EntryVersion {
     pub actor: String,
     /// What it did: the name of a change, `batch`, `merge` or `rebase`.
     pub op: String,
-    /// Why.
+    /// Text that the actor gave with the commit. `None` if there was none.
     pub message: Option<String>,
 }
 
@@ -48,6 +48,7 @@ impl ReadTransaction<'_> {
     ) -> Result<Vec<EntryVersion>, StoreError> {
         let (parent, name) = path.columns()?;
         let limit = limit.clamp(1, PAGE_ENTRIES_MAX);
+        // The number is excluded, so that a page begins behind the last version of the page before.
         let last = before.map_or(SEQ_MAX, |before| before.saturating_sub(1));
         let mut versions = Vec::new();
         // Every row of a level is newer than all rows of the levels behind it.
@@ -88,6 +89,8 @@ impl WriteTransaction<'_> {
         path: &EntryPath,
         seq: u64,
     ) -> Result<(), StoreError> {
+        // The root has no row, so it cannot be written back; its former state is read through a
+        // view.
         path.columns()?;
         let then = self.view(commit.branch.id, Some(seq.min(commit.seq)))?;
         let wanted = self.tree_at(&then, path)?;

@@ -89,6 +89,7 @@ impl ReadTransaction<'_> {
         directory: &EntryPath,
     ) -> Result<Vec<Entry>, StoreError> {
         let mut scan = TreeScan::new(view, directory, true);
+        // A copy or a move writes whole rows, and without them the attributes would be lost.
         scan.with_xattr = true;
         let mut entries = Vec::new();
         while let Some(chunk) = scan.next_chunk(self, SUBTREE_CHUNK)? {
@@ -107,6 +108,7 @@ impl ReadTransaction<'_> {
         directory: &EntryPath,
     ) -> Result<bool, StoreError> {
         let mut scan = TreeScan::new(view, directory, false);
+        // A chunk of deletions alone is empty, although entries may follow.
         while let Some(chunk) = scan.next_chunk(self, SUBTREE_CHUNK)? {
             if !chunk.is_empty() {
                 return Ok(false);
@@ -140,7 +142,7 @@ enum ScanPosition {
     Within { parent: String, after: String },
     /// In the directories behind this one.
     Behind { parent: String },
-    /// Nowhere.
+    /// The scan has returned its last entry.
     End,
 }
 
@@ -189,6 +191,7 @@ impl<'v> TreeScan<'v> {
         let mut horizon: Option<(String, String)> = None;
         for level in &self.view.levels {
             let entries = self.rows_of_level(transaction, *level, rows)?;
+            // A full chunk may have ended at the limit, so what follows in this level is unknown.
             let is_cut = entries.len() >= rows;
             let last = entries.last().filter(|_| is_cut).map(key_of);
             for entry in entries {
@@ -199,6 +202,7 @@ impl<'v> TreeScan<'v> {
             horizon = [horizon, last].into_iter().flatten().min();
         }
         if let Some(horizon) = &horizon {
+            // What is dropped comes again in the next chunk, with the rows of every level.
             merged.retain(|key, _| key <= horizon);
         }
         self.advance(horizon);

@@ -91,6 +91,8 @@ fn read_name<T>(
     from_name: impl FnOnce(&str) -> Option<T>,
 ) -> rusqlite::Result<T> {
     let name: String = row.get(column)?;
+    // An error instead of a default: a damaged row must not turn a frozen bucket into a writable
+    // one.
     from_name(&name).ok_or_else(|| {
         let error = format!("'{name}' is no value of this column").into();
         rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error)

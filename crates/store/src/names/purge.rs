@@ -35,6 +35,7 @@ impl WriteTransaction<'_> {
     pub fn purge(&mut self, rows_max: usize) -> Result<PurgeProgress, StoreError> {
         let branch = "SELECT id, bucket_id FROM branch WHERE state = 'deleted' ORDER BY id LIMIT 1";
         let branch = self.query_row(branch, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        // Branches first: a bucket may go only when no row of a branch refers to it.
         if let Some((branch, bucket)) = branch {
             let rows = self.purge_branch(branch, bucket, rows_max)?;
             let is_done = false;
@@ -61,6 +62,7 @@ impl WriteTransaction<'_> {
         bucket: BucketId,
         rows_max: usize,
     ) -> Result<usize, StoreError> {
+        // Any rows will do, because each step takes those that are left.
         let query = "SELECT parent, name, seq, kind <> 0, hash, size FROM entry WHERE branch_id = ?1 LIMIT ?2";
         let limit = to_sql(rows_max as u64);
         let entries = self.query_all(query, params![branch, limit], |row| {
@@ -102,6 +104,7 @@ impl WriteTransaction<'_> {
     fn purge_bucket(&self, bucket: BucketId, rows_max: usize) -> Result<usize, StoreError> {
         let commits = "DELETE FROM commit_ WHERE seq IN (SELECT seq FROM commit_ WHERE bucket_id = ?1 LIMIT ?2)";
         let rows = self.execute(commits, params![bucket, to_sql(rows_max as u64)])?;
+        // Fewer than asked for means that none is left, so the bucket itself can go.
         if rows < rows_max {
             self.execute("DELETE FROM blob_bucket WHERE bucket_id = ?1", [bucket])?;
             self.execute("DELETE FROM usage WHERE bucket_id = ?1", [bucket])?;

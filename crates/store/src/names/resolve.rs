@@ -73,6 +73,7 @@ impl ReadTransaction<'_> {
         let bucket = "SELECT bucket_id FROM branch WHERE id = ?1 AND state <> 'deleted'";
         let bucket = self.query_row(bucket, [branch], |row| row.get(0))?;
         let bucket = bucket.ok_or(StoreError::NotFound(StoreObject::Branch))?;
+        // Not the head of the branch: a commit that is being written has to see its own rows.
         let as_of = as_of.unwrap_or(SEQ_MAX);
         let levels = self.query_all(
             "SELECT c.anc_id, min(c.max_seq, ?2), coalesce(b.flat_seq, 0) FROM chain c JOIN branch b ON b.id = c.anc_id \
@@ -140,6 +141,7 @@ impl ReadTransaction<'_> {
         view: &TreeView,
         path: &EntryPath,
     ) -> Result<Option<Entry>, StoreError> {
+        // The root has no row, and every version of every branch has it.
         let Some((parent, name)) = path.split() else {
             return Ok(Some(Entry::root(view.branch)));
         };

@@ -86,11 +86,14 @@ impl WriteTransaction<'_> {
                 limit: SNAPSHOTS_MAX,
             });
         }
+        // A number beyond the head would let later commits appear in a version that is to stay.
         let seq = seq.map_or(branch.head_seq, |seq| seq.min(branch.head_seq));
         // Before it began, the branch had no versions of its own: those of its parent go when the parent is deleted.
         if branch.origin_seq.is_some_and(|origin| seq < origin) {
             return Err(StoreError::NotFound(StoreObject::Version));
         }
+        // Only to see that the version is still there: a name of a lost version would fail at its
+        // first read.
         self.view(branch.id, Some(seq))?;
         self.execute(
             "INSERT INTO snapshot(bucket_id, name, branch_id, seq, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -22,9 +22,9 @@ mod model;
 mod reference;
 
 /// A clock that stands, so that two runs of a test write the same.
-struct StandingTime;
+struct FixedTimeSource;
 
-impl TimeSource for StandingTime {
+impl TimeSource for FixedTimeSource {
     fn unix_ms(&self) -> u64 {
         1_800_000_000_000
     }
@@ -179,7 +179,7 @@ type Tree = BTreeMap<String, String>;
 
 fn open(path: &std::path::Path) -> StoreDb {
     let options = StoreDbOptions {
-        time: Arc::new(StandingTime),
+        time: Arc::new(FixedTimeSource),
         ..StoreDbOptions::default()
     };
     StoreDb::open(path, options).expect("a store")

@@ -128,6 +128,7 @@ impl WriteTransaction<'_> {
     /// # Errors
     /// It is larger than any file, or known with another size.
     pub(crate) fn declare_content(&mut self, content: &FileContent) -> Result<(), StoreError> {
+        // Here and not at the operation, because every new content passes this function.
         if content.size > FILE_BYTES_MAX {
             return Err(StoreError::TooLarge {
                 unit: "bytes in a file",
@@ -175,6 +176,8 @@ impl WriteTransaction<'_> {
         if self.execute(again, params![hash, bucket])? == 0 {
             let first = "INSERT INTO blob_bucket(hash, bucket_id, refs) VALUES (?1, ?2, 1)";
             self.execute(first, params![hash, bucket])?;
+            // Only for the first reference: a bucket pays once for a content, however many files
+            // have it.
             usage.bytes += to_sql(size);
         }
         Ok(())
@@ -188,6 +191,8 @@ impl WriteTransaction<'_> {
         size: u64,
         usage: &mut UsageChange,
     ) -> Result<(), StoreError> {
+        // The row goes with its last reference, because a row says that the bucket uses the
+        // content.
         let last = "DELETE FROM blob_bucket WHERE hash = ?1 AND bucket_id = ?2 AND refs <= 1";
         if self.execute(last, params![hash, bucket])? > 0 {
             usage.bytes -= to_sql(size);
@@ -203,6 +208,7 @@ impl WriteTransaction<'_> {
     /// # Errors
     /// The bucket would use more than its quota. A change that frees something is never refused.
     pub(crate) fn charge(&self, bucket: &Bucket, change: UsageChange) -> Result<(), StoreError> {
+        // Counted first and compared then: a refusal takes back the whole job with its counters.
         self.add_usage(bucket.id, change)?;
         let usage = self.usage(bucket.id)?;
         let resources = [

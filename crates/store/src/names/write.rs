@@ -28,6 +28,7 @@ impl WriteTransaction<'_> {
     /// # Errors
     /// The first change that is not possible says why.
     pub fn apply(&mut self, request: &ChangeRequest) -> Result<CommitReceipt, StoreError> {
+        // A history shows what a single change was; a batch has no one name.
         let op = match request.changes.as_slice() {
             [one] => one.op(),
             _ => "batch",
@@ -133,6 +134,8 @@ impl WriteTransaction<'_> {
     ) -> Result<Option<Entry>, StoreError> {
         let entry = self.find(&commit.view, path)?;
         let current = entry.as_ref().and_then(|entry| entry.state.hash);
+        // In the transaction of the change, so that no other write comes between the check and the
+        // change.
         let holds = match precondition {
             EntryPrecondition::Any => true,
             EntryPrecondition::Absent => entry.is_none(),
@@ -196,6 +199,8 @@ impl WriteTransaction<'_> {
                 path: path.to_string(),
             });
         }
+        // After the checks of the path itself, so that a refusal names the entry and not its
+        // directories.
         self.make_parents(commit, path)?;
         self.declare_content(content)?;
         let file = current.filter(|entry| entry.state.kind == EntryKind::File);
@@ -289,6 +294,7 @@ impl WriteTransaction<'_> {
         if from == to {
             return Ok(());
         }
+        // The directory would become its own ancestor, and no path from the root would lead to it.
         if to.is_below(from) {
             return Err(PathRule::IntoItself.into());
         }
@@ -314,6 +320,7 @@ impl WriteTransaction<'_> {
         is_recursive: bool,
     ) -> Result<(), StoreError> {
         let Transfer { from, to, .. } = transfer;
+        // From another branch the same path is no copy into itself: a caller takes a file over so.
         let is_within = view.is_none_or(|view| view.branch() == commit.branch.id);
         if is_within && (from == to || to.is_below(from)) {
             return Err(PathRule::IntoItself.into());
@@ -345,6 +352,7 @@ impl WriteTransaction<'_> {
         };
         let mut entries = vec![entry];
         entries.extend(below);
+        // The entry itself counts too, which the limit of the scan below it does not see.
         if entries.len() > SUBTREE_ENTRIES_MAX {
             return Err(too_many_entries());
         }
@@ -455,6 +463,8 @@ fn with_attributes(
         Some(bytes) => (!bytes.is_empty()).then(|| bytes.clone()),
     };
     Ok(EntryState {
+        // The upper bits of a mode from SFTP name the kind of file, which the column `kind` has
+        // already.
         mode: attributes.mode.map_or(state.mode, |mode| mode & MODE_MASK),
         mtime_ns: attributes.mtime_ns.unwrap_or(state.mtime_ns),
         xattr,

@@ -54,6 +54,7 @@ impl ReachedVersions {
             MergeSide::Source => (&mut self.source, self.target),
             MergeSide::Target => (&mut self.target, self.source),
         };
+        // The heap gives the newest version first, so a second visit of the branch adds nothing.
         if own.is_some() {
             return None;
         }
@@ -98,6 +99,7 @@ impl ReadTransaction<'_> {
                     view => return view.map(Some),
                 }
             }
+            // Counted, because a long history of merges would keep the writer from all other jobs.
             steps += 1;
             if steps > MERGE_BASE_STEPS_MAX {
                 return Err(StoreError::TooLarge {

@@ -105,7 +105,7 @@ pub struct MergeRequest {
     pub strategy: MergeStrategy,
     /// Who merges.
     pub actor: String,
-    /// Why.
+    /// Text of the caller for the history, at most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
     pub message: Option<String>,
     /// Whether the source takes no changes afterwards.
     pub closes_source: bool,
@@ -178,6 +178,8 @@ impl ReadTransaction<'_> {
         let ours = self.view(target.id, None)?;
         let theirs = self.view(source.id, None)?;
         let base = self.merge_base(source, target)?;
+        // Without a common version everything in the source is new, and paths that both have may
+        // conflict.
         let base = base.unwrap_or_else(|| ours.emptied());
         let trees = MergeTrees { base, ours, theirs };
         if self.changed_paths(&trees.base, &trees.theirs)?.is_empty() {
@@ -226,6 +228,8 @@ impl WriteTransaction<'_> {
             },
         };
         if request.closes_source && source.state == BranchState::Open {
+            // Refused after the merge is written: the error takes back the whole job, and with it
+            // the merge.
             super::branches::refuse_main(&source)?;
             self.end_branch(&source, BranchState::Merged, &request.actor)?;
         }
@@ -245,6 +249,8 @@ impl WriteTransaction<'_> {
         } = planned;
         if request.strategy == MergeStrategy::Fail && !conflicts.is_empty() {
             let total = conflicts.len();
+            // The error goes to the client as one message, which a merge of large trees would make
+            // too large.
             conflicts.truncate(CONFLICTS_LISTED_MAX);
             return Err(StoreError::MergeConflicts { total, conflicts });
         }
@@ -264,6 +270,8 @@ impl WriteTransaction<'_> {
                 &state.unwrap_or_else(|| deletion.clone()),
             )?;
         }
+        // One event for all paths: a merge of 200,000 of them would fill the outbox in one
+        // transaction.
         self.emit_in(&commit, EventTopic::BranchMerge, &commit.payload())?;
         Ok(MergeOutcome {
             receipt: Some(self.finish_commit(&commit)?),

@@ -123,6 +123,8 @@ impl<'a, 'c> MergePlan<'a, 'c> {
             theirs: newest(&self.trees.theirs)?,
         };
         self.sides.insert(path.clone(), sides);
+        // Entries below removed directories are added one by one, so the limit of the comparison
+        // does not hold them.
         if self.sides.len() > SUBTREE_ENTRIES_MAX {
             return Err(too_many_entries());
         }
@@ -161,6 +163,7 @@ impl<'a, 'c> MergePlan<'a, 'c> {
             (MergeStrategy::Theirs, _) => theirs,
             (MergeStrategy::Latest, _) if self.is_theirs_later(sides)? => theirs,
             (MergeStrategy::Latest, _) => ours,
+            // A deletion has no content to put beside: the changed version alone stays.
             (MergeStrategy::KeepBoth, ConflictKind::DeletedInTarget) => theirs,
             (MergeStrategy::KeepBoth, ConflictKind::DeletedInSource) => ours,
             (MergeStrategy::KeepBoth, _) => {
@@ -185,6 +188,8 @@ impl<'a, 'c> MergePlan<'a, 'c> {
         let seq = to_sql(entry.seq);
         let actor = self.transaction.query_row(query, [seq], |row| row.get(0))?;
         let actor: String = actor.unwrap_or_default();
+        // The name may be taken by a file of a user, or by an earlier merge that kept the same
+        // version.
         for attempt in 1.. {
             let path = conflict_path(&entry.path, &actor, entry.seq, attempt)?;
             if self.state_of(&path)?.is_none() {
@@ -256,6 +261,7 @@ impl<'a, 'c> MergePlan<'a, 'c> {
             return Ok(());
         };
         self.note_repair(path, top)?;
+        // Without its directory the entry would be a row that no listing reaches.
         if !self.stays(path, top)? {
             self.result.insert(path.clone(), None);
             return Ok(());
@@ -379,6 +385,7 @@ impl<'a, 'c> MergePlan<'a, 'c> {
                 (Some(ours), Some(state)) => ours.state.is_same_version(state),
                 _ => false,
             };
+            // A row that changes nothing would count against the quota and appear in the history.
             if !is_same {
                 changes.push((path, state));
             }
@@ -411,6 +418,7 @@ fn conflict_path(
     };
     let suffix = format!(".conflict-{actor}-{seq:08}{again}");
     let mut end = name.len().min(COMPONENT_BYTES_MAX - suffix.len());
+    // A cut inside of a letter would not be UTF-8, which every path has to be.
     while !name.is_char_boundary(end) {
         end -= 1;
     }
