@@ -28,7 +28,7 @@ impl WriteTransaction<'_> {
     /// # Errors
     /// The first change that is not possible says why.
     pub fn apply(&mut self, request: &ChangeRequest) -> Result<CommitReceipt, StoreError> {
-        // A history shows what a single change was; a batch has no one name.
+        // A history shows what a single change was; a batch has several names.
         let op = match request.changes.as_slice() {
             [one] => one.op(),
             _ => "batch",
