@@ -24,6 +24,12 @@ pub enum StoreObject {
     Entry,
     /// A version of an entry or a tree, by its sequence number.
     Version,
+    /// A named reader of the outbox.
+    Consumer,
+    /// A job of a queue.
+    Job,
+    /// A lock of an entry.
+    Lock,
 }
 
 impl fmt::Display for StoreObject {
@@ -34,6 +40,9 @@ impl fmt::Display for StoreObject {
             Self::Snapshot => "the snapshot",
             Self::Entry => "the entry",
             Self::Version => "the version",
+            Self::Consumer => "the consumer",
+            Self::Job => "the job",
+            Self::Lock => "the lock",
         })
     }
 }
@@ -246,6 +255,38 @@ pub enum StoreError {
     /// A bucket or a branch takes no changes.
     #[error("read-only: {0}")]
     ReadOnly(&'static str),
+    /// The outbox does not have all events behind the cursor. The caller lists what it follows again, and goes on behind
+    /// `last`, which it reads before it lists.
+    #[error(
+        "the events behind the cursor are gone: those up to {pruned} were removed, and {last} is the last one"
+    )]
+    EventGap {
+        /// Number of the last event that was removed.
+        pruned: i64,
+        /// Number of the newest event.
+        last: i64,
+    },
+    /// Another owner has the lease.
+    #[error("another owner has the lease until {until_ms} ms")]
+    Leased {
+        /// When the lease lapses, in milliseconds since 1970-01-01 UTC.
+        until_ms: u64,
+    },
+    /// The lease lapsed, or another owner took it. What the caller did meanwhile may be done a second time.
+    #[error("the lease has lapsed")]
+    LeaseLost,
+    /// A lock covers the entry, and the request has not its token.
+    #[error("{path} is locked")]
+    Locked {
+        /// The path that the lock was taken on: the entry itself, a directory above it, or something below it.
+        path: String,
+    },
+    /// The name of a queue, a consumer or a job breaks a rule.
+    #[error("invalid name: {0}")]
+    InvalidName(&'static str),
+    /// The file system refused an operation on a file beside the file of names.
+    #[error("a file beside the file of names: {0}")]
+    FileSystem(String),
     /// The file is damaged. The next start checks it.
     #[error("the file of names is damaged: {0}")]
     Damaged(String),
@@ -275,16 +316,33 @@ impl StoreError {
             // size.
             Self::PreconditionFailed { .. }
             | Self::MergeConflicts { .. }
-            | Self::SizeMismatch { .. } => StoreErrorCode::Conflict,
+            | Self::SizeMismatch { .. }
+            | Self::LeaseLost
+            | Self::Locked { .. } => StoreErrorCode::Conflict,
             Self::QuotaExceeded { .. } => StoreErrorCode::QuotaExceeded,
             Self::NoSpace => StoreErrorCode::NoSpace,
             Self::TooLarge { .. } => StoreErrorCode::TooLarge,
-            Self::InvalidPath(_) => StoreErrorCode::InvalidPath,
-            // A later attempt may succeed after each of these three, which this code tells a
+            Self::InvalidPath(_) | Self::InvalidName(_) => StoreErrorCode::InvalidPath,
+            // A later attempt may succeed after each of these four, which this code tells a
             // client.
-            Self::Busy(_) | Self::TimedOut | Self::Closed => StoreErrorCode::Busy,
+            Self::Busy(_) | Self::TimedOut | Self::Closed | Self::Leased { .. } => {
+                StoreErrorCode::Busy
+            }
             Self::ReadOnly(_) => StoreErrorCode::ReadOnly,
-            Self::Damaged(_) | Self::Database(_) | Self::Panicked(_) => StoreErrorCode::Internal,
+            Self::EventGap { .. } => StoreErrorCode::Gap,
+            Self::Damaged(_) | Self::Database(_) | Self::Panicked(_) | Self::FileSystem(_) => {
+                StoreErrorCode::Internal
+            }
+        }
+    }
+
+    /// HTTP status of the error: that of its code, and 423 for a lock, which WebDAV tells apart from a failed
+    /// precondition (RFC 4918 §11.3).
+    #[must_use]
+    pub const fn http_status(&self) -> u16 {
+        match self {
+            Self::Locked { .. } => 423,
+            _ => self.code().http_status(),
         }
     }
 
@@ -294,6 +352,17 @@ impl StoreError {
         let text = payload.downcast_ref::<&str>().map(|it| (*it).to_owned());
         let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
         Self::Panicked(text.unwrap_or_else(|| "without a text".to_owned()))
+    }
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            // A full file system and a used-up quota of the system ask the administrator for the
+            // same thing.
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::FileSystem(error.to_string()),
+        }
     }
 }
 
@@ -354,6 +423,17 @@ mod tests {
             let found = (code.name(), code.http_status(), code.sftp_status());
             assert_eq!(found, (name, http, sftp));
         }
+    }
+
+    #[test]
+    fn a_lock_has_the_status_of_webdav_and_the_code_of_a_conflict() {
+        let path = "/a".to_owned();
+        let locked = StoreError::Locked { path };
+        assert_eq!(locked.code(), StoreErrorCode::Conflict);
+        assert_eq!(locked.http_status(), 423);
+        assert_eq!(StoreError::LeaseLost.http_status(), 412);
+        let gap = StoreError::EventGap { pruned: 1, last: 2 };
+        assert_eq!(gap.http_status(), 410);
     }
 
     #[test]

@@ -46,6 +46,7 @@
 //! ```
 
 mod address;
+mod bounds;
 mod clock;
 mod db;
 mod error;
@@ -54,12 +55,14 @@ pub mod limits;
 mod names;
 mod outbox;
 mod path;
+#[cfg(test)]
+mod testing;
 
 pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion};
 pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
 pub use db::{
-    Durability, ReadTransaction, STORE_APPLICATION_ID, STORE_SCHEMA_VERSION, StoreDb,
-    StoreDbOptions, StoreOpenError, StoreReply, WriteTransaction,
+    Durability, ReadTransaction, STORE_APPLICATION_ID, STORE_SCHEMA_VERSION, SpaceSource, StoreDb,
+    StoreDbOptions, StoreOpenError, StoreReply, StoreSpace, SystemSpaceSource, WriteTransaction,
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};

@@ -89,3 +89,87 @@ pub const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Milliseconds by which the clock of a peer may be ahead. A later time is clamped.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
+
+/// Time for which the outbox keeps an event.
+pub const EVENTS_KEPT_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Events that the outbox keeps, the newest ones.
+pub const EVENTS_KEPT_MAX: u64 = 1_000_000;
+
+/// Events in one page.
+pub const EVENTS_PAGE_MAX: usize = 1000;
+
+/// Bytes of stored events after which a page ends. The event that reaches it is in the page.
+pub const EVENTS_PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Events that one read looks at, whether its filter takes them or not.
+pub const EVENTS_SCANNED_MAX: usize = 20_000;
+
+/// Events that one query loads. An event has at most two paths, each escaped in JSON.
+pub const EVENTS_CHUNK: usize = 100;
+
+/// Named consumers of the outbox.
+pub const CONSUMERS_MAX: u64 = 1024;
+
+/// Bytes of the name of a consumer or a queue.
+pub const CONSUMER_NAME_BYTES_MAX: usize = 128;
+
+/// Longest lease of a consumer or a job. The owner renews it; after a crash the next one waits for so long.
+pub const LEASE_TIME_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Jobs of one queue, dead ones counted.
+pub const QUEUE_JOBS_MAX: u64 = 10_000;
+
+/// Queues.
+pub const QUEUES_MAX: u64 = 256;
+
+/// Bytes of the payload of a job.
+pub const JOB_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of the key of a job.
+pub const JOB_KEY_BYTES_MAX: usize = 256;
+
+/// Jobs that one call claims or lists.
+pub const JOBS_PAGE_MAX: usize = 100;
+
+/// Times that a job is claimed. After the last one fails, the job is dead.
+pub const JOB_TRIES_MAX: u32 = 20;
+
+/// Pause before the second try of a job. Each further pause is twice as long.
+pub const JOB_PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// Longest pause between two tries of a job.
+pub const JOB_PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Locks of entries in the whole store.
+pub const LOCKS_MAX: u64 = 10_000;
+
+/// Locks of entries of one owner, so that one client cannot use up those of all others.
+pub const LOCKS_OF_OWNER_MAX: u64 = 1000;
+
+/// Longest time of a lock. WebDAV clients ask for an infinite one and renew it (RFC 4918 §10.7 lets the server choose).
+pub const LOCK_TIME_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Bytes of the text by which the owner of a WebDAV lock describes itself.
+pub const LOCK_NOTE_BYTES_MAX: usize = 4096;
+
+/// Daily copies of the file of names.
+pub const COPIES_KEPT: usize = 3;
+
+/// Smallest free space below which the store takes no writes that grow it.
+pub const RESERVE_BYTES_MIN: u64 = 64 << 20;
+
+/// Part of the file system below which the store takes no writes that grow it, in percent.
+pub const RESERVE_PERCENT: u64 = 5;
+
+/// Bytes of the file that is freed first when the space runs out, so that deletions have room for their rows.
+pub const RESERVE_FILE_BYTES: u64 = 8 << 20;
+
+/// Bytes of the largest content that lies in the file of names.
+pub const INLINE_BYTES_MAX: u64 = 16 << 10;
+
+/// Lost events that the report of a repair lists. It has the number of all of them.
+pub const LOST_EVENTS_LISTED_MAX: usize = 1000;
+
+/// Numbers of events and commits that a repair leaves out where the damaged file does not say which was its last.
+pub const REPAIR_NUMBERS_SKIPPED: u64 = 1_000_000;

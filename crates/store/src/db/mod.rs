@@ -5,6 +5,7 @@ mod quarantine;
 mod readers;
 mod reply;
 mod schema;
+mod space;
 mod statements;
 mod transaction;
 mod writer;
@@ -25,11 +26,14 @@ use crate::clock::{HybridClock, SystemTimeSource, TimeSource};
 use crate::error::StoreError;
 use crate::limits::{READ_TIME_MAX, READERS, WRITES_QUEUED_MAX};
 use readers::{ReadJob, ReaderPool};
+use space::SpaceWatch;
 use writer::{QueuedJob, ReplyingJob, WriterSetup};
 
 pub use open::StoreOpenError;
 pub use reply::StoreReply;
+pub(crate) use schema::{META_EVENTS_PRUNED, META_LAST_JOB, META_SWEEP_HELD};
 pub use schema::{STORE_APPLICATION_ID, STORE_SCHEMA_VERSION};
+pub use space::{SpaceSource, StoreSpace, SystemSpaceSource};
 pub use transaction::{ReadTransaction, WriteTransaction};
 pub(crate) use transaction::{from_sql, to_sql, to_sql_option};
 pub use writer::Durability;
@@ -41,6 +45,8 @@ pub struct StoreDbOptions {
     pub node: Option<[u8; 8]>,
     /// Where the store takes the time from.
     pub time: Arc<dyn TimeSource>,
+    /// Where the store learns how much room there is.
+    pub space: Arc<dyn SpaceSource>,
     /// Makes a new file although a damaged one lies aside and no file took its place.
     pub begin_again: bool,
     /// Longest time of one read.
@@ -52,6 +58,7 @@ impl Default for StoreDbOptions {
         Self {
             node: None,
             time: Arc::new(SystemTimeSource),
+            space: Arc::new(SystemSpaceSource),
             begin_again: false,
             read_time_max: READ_TIME_MAX,
         }
@@ -80,6 +87,8 @@ struct StoreDbInner {
     quarantined: Vec<PathBuf>,
     is_damaged: Arc<AtomicBool>,
     last_event: watch::Receiver<i64>,
+    time: Arc<dyn TimeSource>,
+    space: Arc<SpaceWatch>,
     /// `None` only while the value is dropped.
     jobs: Option<SyncSender<QueuedJob>>,
     writer: Option<JoinHandle<()>>,
@@ -117,11 +126,13 @@ impl StoreDb {
         }
         let (jobs, receiver) = sync_channel(WRITES_QUEUED_MAX);
         let (sender, last_event) = watch::channel(opened.last_event);
+        let space = Arc::new(SpaceWatch::new(path, options.space));
         let setup = WriterSetup {
             jobs: receiver,
             last_event: sender,
             is_damaged: Arc::clone(&is_damaged),
-            time: options.time,
+            time: Arc::clone(&options.time),
+            space: Arc::clone(&space),
             clock,
         };
         let connection = opened.connection;
@@ -135,6 +146,8 @@ impl StoreDb {
             quarantined: opened.quarantined,
             is_damaged,
             last_event,
+            time: options.time,
+            space,
             jobs: Some(jobs),
             writer: Some(writer),
             readers: Some(readers),

@@ -167,7 +167,9 @@ fn try_open(
             connection.execute_batch(schema::CREATION_PRAGMAS)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            schema::create(&mut connection, random_id(path)?)?;
+            // The names in a damaged file are not in the new one, so every content looks unused.
+            let is_sweep_held = !quarantined.is_empty();
+            schema::create(&mut connection, random_id(path)?, is_sweep_held)?;
             // The file's name is on the disk before the first content that only it refers to.
             let folder = path.parent().unwrap_or(path);
             alknet_durable::sync_folder(folder).map_err(|error| at(folder, &error))?;
@@ -187,6 +189,7 @@ fn try_open(
     // Before the first write: a power cut from here on leaves a file without the mark, so that the
     // next start checks it.
     connection.execute("DELETE FROM meta WHERE k = ?1", [META_CLEAN_SHUTDOWN])?;
+    connection.execute_batch(schema::LATER_INDEXES)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     let store_id = read_meta(&connection, META_STORE_ID)?;
     let last_time: Option<[u8; HybridTimestamp::BYTES]> = read_meta(&connection, META_CLOCK)?;

@@ -21,6 +21,19 @@ pub(crate) const META_CLEAN_SHUTDOWN: &str = "clean_shutdown";
 /// `meta` key of the clock's last value.
 pub(crate) const META_CLOCK: &str = "hlc";
 
+/// `meta` key of the number of the last event that was removed from the outbox.
+pub(crate) const META_EVENTS_PRUNED: &str = "outbox_pruned";
+
+/// `meta` key of the number of the last job. `job.id` itself would be used again after the deletion of its row.
+pub(crate) const META_LAST_JOB: &str = "job_last";
+
+/// `meta` key that exists while no content may be swept.
+pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
+
+/// Indexes that came after the first format. An earlier program reads a file with them, so they need no new version.
+pub(crate) const LATER_INDEXES: &str =
+    "CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id)";
+
 /// The tables. Text of enumerations is checked when it is read.
 ///
 /// Numbers of buckets and branches are never used again (`AUTOINCREMENT`): commits, events and merges of a deleted branch
@@ -114,8 +127,13 @@ pub(crate) fn identify(connection: &Connection) -> rusqlite::Result<StoreFileKin
     })
 }
 
-/// Creates all tables, or none of them.
-pub(crate) fn create(connection: &mut Connection, store_id: [u8; 16]) -> rusqlite::Result<()> {
+/// Creates all tables, or none of them. The mark that holds the sweep is in the same transaction: without it, the next
+/// start after a power cut would take the file for one that knows all names.
+pub(crate) fn create(
+    connection: &mut Connection,
+    store_id: [u8; 16],
+    is_sweep_held: bool,
+) -> rusqlite::Result<()> {
     // One transaction: a power cut leaves an empty file, which the next start fills, and no half of
     // the tables.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -123,6 +141,9 @@ pub(crate) fn create(connection: &mut Connection, store_id: [u8; 16]) -> rusqlit
     let put = "INSERT INTO meta VALUES (?1, ?2)";
     transaction.execute(put, params![META_STORE_ID, store_id])?;
     transaction.execute(put, params!["schema_version", STORE_SCHEMA_VERSION])?;
+    if is_sweep_held {
+        transaction.execute(put, params![META_SWEEP_HELD, 1])?;
+    }
     // The numbers are written in the transaction of the tables: without them, the next start would
     // take the file for a foreign one.
     transaction.pragma_update(None, "application_id", STORE_APPLICATION_ID)?;

@@ -19,7 +19,12 @@ fn scratch() -> (TempDir, PathBuf) {
 }
 
 fn open(path: &Path) -> StoreDb {
-    StoreDb::open(path, StoreDbOptions::default()).expect("a store")
+    let options = StoreDbOptions {
+        // The disk of the machine may be almost full.
+        space: crate::testing::ManualSpaceSource::ample(),
+        ..StoreDbOptions::default()
+    };
+    StoreDb::open(path, options).expect("a store")
 }
 
 fn refused(path: &Path) -> StoreOpenError {

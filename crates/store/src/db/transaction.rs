@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rusqlite::types::ToSql;
-use rusqlite::{Connection, Params, Row};
+use rusqlite::{Connection, Params, Row, params};
 
 use super::statements::StatementCache;
 use crate::clock::{HybridClock, HybridTimestamp, ObservedTimestamp, TimeSource};
@@ -66,6 +66,12 @@ impl<'c> ReadTransaction<'c> {
         Ok(count.map_or(0, from_sql))
     }
 
+    /// A number in the table of single values.
+    pub(crate) fn meta_number(&self, key: &'static str) -> Result<Option<i64>, StoreError> {
+        let query = "SELECT v FROM meta WHERE k = ?1";
+        self.query_row(query, [key], |row| row.get(0))
+    }
+
     /// An interruption ends a statement that runs, and has no effect between two statements.
     fn check_time(&self) -> Result<(), StoreError> {
         match self.deadline.get() {
@@ -83,6 +89,7 @@ pub struct WriteTransaction<'c> {
     clock: HybridClock,
     last_time: Option<HybridTimestamp>,
     last_event: Option<i64>,
+    is_space_low: bool,
 }
 
 impl<'c> WriteTransaction<'c> {
@@ -97,6 +104,7 @@ impl<'c> WriteTransaction<'c> {
             clock,
             last_time: None,
             last_event: None,
+            is_space_low: false,
         }
     }
 
@@ -141,9 +149,24 @@ impl<'c> WriteTransaction<'c> {
         Ok(self.connection().last_insert_rowid())
     }
 
+    /// Sets a number in the table of single values.
+    pub(crate) fn set_meta_number(&self, key: &'static str, value: i64) -> Result<(), StoreError> {
+        let put = "INSERT OR REPLACE INTO meta VALUES (?1, ?2)";
+        self.execute(put, params![key, value]).map(drop)
+    }
+
     /// Notes the number of a new row of the outbox. The writer announces the last one after the commit.
     pub(crate) const fn note_event(&mut self, id: i64) {
         self.last_event = Some(id);
+    }
+
+    /// Whether the file system had less room than the reserve when the transaction began.
+    pub(super) const fn is_space_low(&self) -> bool {
+        self.is_space_low
+    }
+
+    pub(super) const fn set_space_low(&mut self, is_low: bool) {
+        self.is_space_low = is_low;
     }
 
     /// The last row of the outbox since the last call.

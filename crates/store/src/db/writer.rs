@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::open;
 use super::schema::META_CLOCK;
+use super::space::SpaceWatch;
 use super::transaction::WriteTransaction;
 use crate::clock::{HybridClock, TimeSource};
 use crate::error::StoreError;
@@ -108,6 +109,7 @@ pub(super) struct WriterSetup {
     pub(super) last_event: watch::Sender<i64>,
     pub(super) is_damaged: Arc<AtomicBool>,
     pub(super) time: Arc<dyn TimeSource>,
+    pub(super) space: Arc<SpaceWatch>,
     pub(super) clock: HybridClock,
 }
 
@@ -118,6 +120,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         last_event,
         is_damaged,
         time,
+        space,
         clock,
     } = setup;
     let mut writer = Writer {
@@ -127,6 +130,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         jobs,
         last_event,
         is_damaged: &is_damaged,
+        space: &space,
     };
     writer.serve();
     drop(writer);
@@ -155,6 +159,7 @@ struct Writer<'c> {
     jobs: Receiver<QueuedJob>,
     last_event: watch::Sender<i64>,
     is_damaged: &'c AtomicBool,
+    space: &'c SpaceWatch,
 }
 
 impl Writer<'_> {
@@ -277,6 +282,9 @@ impl Writer<'_> {
         // Before the first job: events and times of a transaction that failed are not announced.
         self.transaction.take_last_event();
         self.transaction.take_last_time();
+        // Measured once for a group: its jobs see the same answer, and one call of the system
+        // serves them all.
+        self.transaction.set_space_low(self.space.check_low());
         // A transaction that takes the write lock at its first write can be refused in the middle.
         Ok(self.connection.execute_batch("BEGIN IMMEDIATE")?)
     }
@@ -313,10 +321,15 @@ impl Writer<'_> {
         }
     }
 
-    /// Remembers that the file is damaged, so that the next start checks it.
+    /// Remembers that the file is damaged, so that the next start checks it, or that the disk is full.
     fn noted(&self, error: StoreError) -> StoreError {
         if matches!(error, StoreError::Damaged(_)) {
             self.is_damaged.store(true, Ordering::Relaxed);
+        }
+        if matches!(error, StoreError::NoSpace) {
+            // The disk may have filled within the transaction. The caller's next deletion needs
+            // the room of the reserve file.
+            self.space.check_low();
         }
         error
     }

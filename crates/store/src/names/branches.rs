@@ -191,6 +191,7 @@ impl WriteTransaction<'_> {
     /// The name is taken, the parent does not exist or does not have that version, or the bucket has too many branches.
     pub fn create_branch(&mut self, new: &NewBranch) -> Result<Branch, StoreError> {
         super::commit::check_actor(&new.actor)?;
+        self.check_space()?;
         let parent = self.branch(new.parent)?;
         let bucket = self.writable_bucket(parent.bucket)?;
         let taken = "SELECT count(*) FROM branch WHERE bucket_id = ?1 AND name = ?2";

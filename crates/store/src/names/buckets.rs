@@ -250,6 +250,7 @@ impl WriteTransaction<'_> {
             return Err(StoreError::Exists(StoreObject::Bucket));
         }
         super::commit::check_actor(&new.owner)?;
+        self.check_space()?;
         let now = to_sql(self.unix_ms());
         let bucket = self.insert(
             "INSERT INTO bucket(name, kind, owner, created_ms, quota_bytes, quota_entries, retention_s, durability) \

@@ -185,6 +185,11 @@ impl TreeChange {
         }
     }
 
+    /// Whether the change only takes something away.
+    pub(super) const fn is_deletion(&self) -> bool {
+        matches!(self, Self::Delete { .. })
+    }
+
     /// What a commit with this change alone is called in the history.
     pub(super) const fn op(&self) -> &'static str {
         match self {

@@ -73,6 +73,7 @@ impl WriteTransaction<'_> {
         actor: &str,
     ) -> Result<Snapshot, StoreError> {
         super::commit::check_actor(actor)?;
+        self.check_space()?;
         let branch = self.branch(branch)?;
         let bucket = self.writable_bucket(branch.bucket)?;
         let taken = "SELECT count(*) FROM snapshot WHERE bucket_id = ?1 AND name = ?2";

@@ -180,6 +180,8 @@ type Tree = BTreeMap<String, String>;
 fn open(path: &std::path::Path) -> StoreDb {
     let options = StoreDbOptions {
         time: Arc::new(FixedTimeSource),
+        // The disk of the machine may be almost full.
+        space: crate::testing::ManualSpaceSource::ample(),
         ..StoreDbOptions::default()
     };
     StoreDb::open(path, options).expect("a store")

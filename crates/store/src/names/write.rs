@@ -39,6 +39,10 @@ impl WriteTransaction<'_> {
                 limit: BATCH_CHANGES_MAX as u64,
             });
         }
+        // A deletion writes rows too, and they fit into the reserve that all others leave.
+        if !request.changes.iter().all(TreeChange::is_deletion) {
+            self.check_space()?;
+        }
         let mut commit = self.begin_commit(CommitHeader {
             branch: request.branch,
             op,

@@ -254,6 +254,7 @@ impl WriteTransaction<'_> {
             conflicts.truncate(CONFLICTS_LISTED_MAX);
             return Err(StoreError::MergeConflicts { total, conflicts });
         }
+        self.check_space()?;
         let mut commit = self.begin_commit(CommitHeader {
             branch: request.target,
             op,

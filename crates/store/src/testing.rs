@@ -1,0 +1,117 @@
+//! A store with a clock and a disk of the test's own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::bounds::duration_ms;
+use crate::clock::TimeSource;
+use crate::db::{
+    ReadTransaction, SpaceSource, StoreDb, StoreDbOptions, StoreSpace, WriteTransaction,
+};
+use crate::error::StoreError;
+
+/// Where the clock of a test begins: 2027-01-15, 08:00 UTC.
+pub(crate) const START_MS: u64 = 1_800_000_000_000;
+
+/// A clock that a test moves.
+pub(crate) struct ManualTimeSource(AtomicU64);
+
+impl ManualTimeSource {
+    pub(crate) fn advance(&self, time: Duration) {
+        self.0.fetch_add(duration_ms(time), Ordering::SeqCst);
+    }
+}
+
+impl TimeSource for ManualTimeSource {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A disk of 1 GiB with as much room as a test says.
+pub(crate) struct ManualSpaceSource(AtomicU64);
+
+impl ManualSpaceSource {
+    /// An empty disk.
+    pub(crate) fn ample() -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(1 << 30)))
+    }
+
+    pub(crate) fn set_free(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::SeqCst);
+    }
+}
+
+impl SpaceSource for ManualSpaceSource {
+    fn measure(&self, _folder: &Path) -> io::Result<StoreSpace> {
+        Ok(StoreSpace {
+            total: 1 << 30,
+            free: self.0.load(Ordering::SeqCst),
+        })
+    }
+}
+
+/// A store in a folder of its own.
+pub(crate) struct ScratchStore {
+    pub(crate) path: PathBuf,
+    pub(crate) time: Arc<ManualTimeSource>,
+    pub(crate) space: Arc<ManualSpaceSource>,
+    db: Option<StoreDb>,
+    /// Removed last.
+    pub(crate) dir: TempDir,
+}
+
+impl ScratchStore {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut store = Self {
+            path: dir.path().join("fs.db"),
+            time: Arc::new(ManualTimeSource(AtomicU64::new(START_MS))),
+            space: ManualSpaceSource::ample(),
+            db: None,
+            dir,
+        };
+        store.reopen();
+        store
+    }
+
+    pub(crate) fn options(&self) -> StoreDbOptions {
+        StoreDbOptions {
+            time: self.time.clone(),
+            space: self.space.clone(),
+            ..StoreDbOptions::default()
+        }
+    }
+
+    pub(crate) fn db(&self) -> &StoreDb {
+        self.db.as_ref().expect("open")
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.db = None;
+    }
+
+    pub(crate) fn reopen(&mut self) {
+        self.close();
+        self.db = Some(StoreDb::open(&self.path, self.options()).expect("a store"));
+    }
+
+    pub(crate) fn write<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut WriteTransaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.db().write(work).wait()
+    }
+
+    pub(crate) fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ReadTransaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.db().read(work).wait()
+    }
+}
