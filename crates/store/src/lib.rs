@@ -74,5 +74,8 @@ pub use names::{
     MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket, PurgeProgress, Snapshot,
     TreeChange, TreeDifference, TreeView,
 };
-pub use outbox::{EventPayload, EventTopic};
+pub use outbox::{
+    EventFilter, EventPage, EventPayload, EventTopic, EventWatch, OutboxConsumer, OutboxStart,
+    StoreEvent,
+};
 pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};

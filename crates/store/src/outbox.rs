@@ -1,12 +1,20 @@
 //! Events: rows that a change writes in its own transaction. A change that is taken back has no event, and a crash after
 //! the commit loses none.
 
+mod consumers;
+mod read;
+mod watch;
+
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
 use crate::db::{WriteTransaction, to_sql, to_sql_option};
 use crate::error::StoreError;
 use crate::names::{BranchId, BucketId};
+
+pub use consumers::{OutboxConsumer, OutboxStart};
+pub use read::{EventFilter, EventPage, StoreEvent};
+pub use watch::EventWatch;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -148,6 +156,9 @@ impl WriteTransaction<'_> {
         Ok(id)
     }
 }
+
+#[cfg(test)]
+mod reading_tests;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,258 @@
+//! Named consumers: each has its cursor in the file, and one owner at a time.
+
+use std::time::Duration;
+
+use rusqlite::{Row, params};
+
+use super::read::{EventFilter, EventPage};
+use crate::bounds::{check_length, check_name, duration_ms, end_ms};
+use crate::db::{META_EVENTS_PRUNED, ReadTransaction, WriteTransaction, from_sql, to_sql};
+use crate::error::{StoreError, StoreObject};
+use crate::limits::{
+    ACTOR_BYTES_MAX, CONSUMER_NAME_BYTES_MAX, CONSUMERS_MAX, EVENTS_KEPT_MAX, EVENTS_KEPT_TIME,
+    LEASE_TIME_MAX,
+};
+use crate::names::PurgeProgress;
+
+/// A named reader of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxConsumer {
+    /// Its name.
+    pub name: String,
+    /// Number of the last event that it has handled.
+    pub cursor: i64,
+    /// Who has the lease, or had it last.
+    pub owner: Option<String>,
+    /// When the lease lapses, in milliseconds since 1970-01-01 UTC. `None` if it was given back.
+    pub lease_until_ms: Option<u64>,
+}
+
+impl OutboxConsumer {
+    /// Whether an owner has the lease at this time.
+    fn is_leased(&self, now_ms: u64) -> bool {
+        self.lease_until_ms.is_some_and(|until| until > now_ms)
+    }
+}
+
+/// Where a consumer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutboxStart {
+    /// With the oldest event that is kept.
+    Oldest,
+    /// With the next event.
+    Now,
+    /// Behind the event with this number.
+    After(i64),
+}
+
+const SELECT: &str = "SELECT name, cursor, owner, lease_ms FROM consumer WHERE name = ?1";
+
+fn read_consumer(row: &Row<'_>) -> rusqlite::Result<OutboxConsumer> {
+    Ok(OutboxConsumer {
+        name: row.get(0)?,
+        cursor: row.get(1)?,
+        owner: row.get(2)?,
+        lease_until_ms: row.get::<_, Option<i64>>(3)?.map(from_sql),
+    })
+}
+
+impl ReadTransaction<'_> {
+    /// The consumer with this name.
+    ///
+    /// # Errors
+    /// There is no such consumer.
+    pub fn outbox_consumer(&self, name: &str) -> Result<OutboxConsumer, StoreError> {
+        let consumer = self.query_row(SELECT, [name], read_consumer)?;
+        consumer.ok_or(StoreError::NotFound(StoreObject::Consumer))
+    }
+
+    /// Every consumer, by name. There are at most [`CONSUMERS_MAX`].
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn outbox_consumers(&self) -> Result<Vec<OutboxConsumer>, StoreError> {
+        let query = "SELECT name, cursor, owner, lease_ms FROM consumer ORDER BY name";
+        self.query_all(query, [], read_consumer)
+    }
+
+    /// The events behind the cursor of a consumer, as [`read_events`](Self::read_events) returns them. The cursor stays: the
+    /// consumer gets them again until it acknowledges them.
+    ///
+    /// # Errors
+    /// There is no such consumer, or [`StoreError::EventGap`].
+    pub fn consumer_events(
+        &self,
+        name: &str,
+        filter: &EventFilter,
+        limit: usize,
+    ) -> Result<EventPage, StoreError> {
+        let cursor = self.outbox_consumer(name)?.cursor;
+        self.read_events(cursor, filter, limit)
+    }
+
+    /// The cursor of a start.
+    fn cursor_of(&self, start: OutboxStart) -> Result<i64, StoreError> {
+        let (pruned, last) = (self.pruned_event_id()?, self.last_event_id()?);
+        match start {
+            OutboxStart::Oldest => Ok(pruned),
+            OutboxStart::Now => Ok(last),
+            OutboxStart::After(id) if id < pruned || id > last => {
+                Err(StoreError::EventGap { pruned, last })
+            }
+            OutboxStart::After(id) => Ok(id),
+        }
+    }
+}
+
+impl WriteTransaction<'_> {
+    /// Makes a consumer. One that exists stays as it is, with its cursor.
+    ///
+    /// # Errors
+    /// The name is not valid, there are too many consumers, or [`StoreError::EventGap`].
+    pub fn add_outbox_consumer(
+        &mut self,
+        name: &str,
+        start: OutboxStart,
+    ) -> Result<OutboxConsumer, StoreError> {
+        check_name(name, CONSUMER_NAME_BYTES_MAX)?;
+        if let Some(known) = self.query_row(SELECT, [name], read_consumer)? {
+            return Ok(known);
+        }
+        if self.query_count("SELECT count(*) FROM consumer", [])? >= CONSUMERS_MAX {
+            return Err(StoreError::TooLarge {
+                unit: "consumers",
+                limit: CONSUMERS_MAX,
+            });
+        }
+        self.check_space()?;
+        let cursor = self.cursor_of(start)?;
+        let insert = "INSERT INTO consumer(name, cursor) VALUES (?1, ?2)";
+        self.execute(insert, params![name, cursor])?;
+        self.outbox_consumer(name)
+    }
+
+    /// Takes the lease of a consumer, or renews it. Times above [`LEASE_TIME_MAX`] are clamped.
+    ///
+    /// # Errors
+    /// [`StoreError::Leased`] if another owner has it; or there is no such consumer.
+    pub fn claim_outbox_consumer(
+        &mut self,
+        name: &str,
+        owner: &str,
+        lease: Duration,
+    ) -> Result<OutboxConsumer, StoreError> {
+        check_length("bytes in the name of an owner", owner, ACTOR_BYTES_MAX)?;
+        let now_ms = self.unix_ms();
+        let consumer = self.outbox_consumer(name)?;
+        let is_own = consumer.owner.as_deref() == Some(owner);
+        if let Some(until_ms) = consumer.lease_until_ms
+            && consumer.is_leased(now_ms)
+            && !is_own
+        {
+            return Err(StoreError::Leased { until_ms });
+        }
+        let until = to_sql(end_ms(now_ms, lease, LEASE_TIME_MAX));
+        let claim = "UPDATE consumer SET owner = ?2, lease_ms = ?3 WHERE name = ?1";
+        self.execute(claim, params![name, owner, until])?;
+        self.outbox_consumer(name)
+    }
+
+    /// Gives the lease back, so that the next owner does not wait for its end.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] if the lease is not the owner's any more; or there is no such consumer.
+    pub fn release_outbox_consumer(&mut self, name: &str, owner: &str) -> Result<(), StoreError> {
+        self.leased_consumer(name, owner)?;
+        let release = "UPDATE consumer SET lease_ms = NULL WHERE name = ?1";
+        self.execute(release, [name]).map(drop)
+    }
+
+    /// Notes that a consumer has handled all events up to this number. A number below the cursor changes nothing: it comes
+    /// from a repetition.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] if the lease is not the owner's any more; no event has the number yet; or there is no
+    /// such consumer.
+    pub fn acknowledge_events(
+        &mut self,
+        name: &str,
+        owner: &str,
+        id: i64,
+    ) -> Result<(), StoreError> {
+        self.leased_consumer(name, owner)?;
+        // A cursor in the future would leave out events that do not exist yet.
+        if id > self.last_event_id()? {
+            return Err(StoreError::Denied("no event has this number yet"));
+        }
+        let set = "UPDATE consumer SET cursor = max(cursor, ?2) WHERE name = ?1";
+        self.execute(set, params![name, id]).map(drop)
+    }
+
+    /// Sets the cursor of a consumer, also back. After a gap the consumer begins again so.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`], [`StoreError::EventGap`], or there is no such consumer.
+    pub fn reset_outbox_consumer(
+        &mut self,
+        name: &str,
+        owner: &str,
+        start: OutboxStart,
+    ) -> Result<OutboxConsumer, StoreError> {
+        self.leased_consumer(name, owner)?;
+        let cursor = self.cursor_of(start)?;
+        let set = "UPDATE consumer SET cursor = ?2 WHERE name = ?1";
+        self.execute(set, params![name, cursor])?;
+        self.outbox_consumer(name)
+    }
+
+    /// Removes a consumer, leased or not.
+    ///
+    /// # Errors
+    /// There is no such consumer.
+    pub fn remove_outbox_consumer(&mut self, name: &str) -> Result<(), StoreError> {
+        match self.execute("DELETE FROM consumer WHERE name = ?1", [name])? {
+            0 => Err(StoreError::NotFound(StoreObject::Consumer)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The consumer, if this owner has its lease.
+    fn leased_consumer(&self, name: &str, owner: &str) -> Result<OutboxConsumer, StoreError> {
+        let consumer = self.outbox_consumer(name)?;
+        let is_own = consumer.owner.as_deref() == Some(owner);
+        // A lapsed lease is lost even if no other owner took it: two owners that both believe in
+        // theirs would move the cursor past events that neither has handled.
+        if !is_own || !consumer.is_leased(self.unix_ms()) {
+            return Err(StoreError::LeaseLost);
+        }
+        Ok(consumer)
+    }
+
+    /// Removes at most this many events that are older than [`EVENTS_KEPT_TIME`], or not among the newest
+    /// [`EVENTS_KEPT_MAX`]. A consumer that has not read them gets [`StoreError::EventGap`].
+    ///
+    /// # Errors
+    /// The database refuses a statement.
+    pub fn prune_outbox(&mut self, rows_max: usize) -> Result<PurgeProgress, StoreError> {
+        let last = self.last_event_id()?;
+        let newest_surplus = last.saturating_sub(to_sql(EVENTS_KEPT_MAX));
+        let kept_ms = duration_ms(EVENTS_KEPT_TIME);
+        let oldest_ms = to_sql(self.unix_ms().saturating_sub(kept_ms));
+        let query = "SELECT id, ts_ms FROM outbox ORDER BY id LIMIT ?1";
+        let rows = self.query_all(query, [to_sql(rows_max as u64)], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        })?;
+        // Only a run from the oldest one on: a time that a wrong clock wrote must not tear a hole
+        // that no consumer would notice.
+        let is_surplus = |(id, ts_ms): &&(i64, i64)| *id <= newest_surplus || *ts_ms < oldest_ms;
+        let surplus: Vec<_> = rows.iter().take_while(is_surplus).collect();
+        if let Some((id, _)) = surplus.last() {
+            self.execute("DELETE FROM outbox WHERE id <= ?1", [id])?;
+            self.set_meta_number(META_EVENTS_PRUNED, *id)?;
+        }
+        Ok(PurgeProgress {
+            rows: surplus.len(),
+            is_done: surplus.len() < rows_max,
+        })
+    }
+}

@@ -1,0 +1,304 @@
+//! Consumers, pages, gaps and watches.
+
+use std::time::Duration;
+
+use super::*;
+use crate::db::{StoreDb, StoreReply};
+use crate::error::StoreErrorCode;
+use crate::limits::{CONSUMERS_MAX, EVENTS_CHUNK, EVENTS_KEPT_TIME, EVENTS_PAGE_MAX};
+use crate::path::EntryPath;
+use crate::testing::{START_MS, ScratchStore};
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// Writes events with these paths, each a put in bucket 1.
+fn emit_paths(store: &ScratchStore, paths: &[&str]) {
+    let paths: Vec<_> = paths.iter().map(|it| (*it).to_owned()).collect();
+    let written = store.write(move |tx| {
+        for path in &paths {
+            emit_one(tx, EventTopic::Put, Some(path), None)?;
+        }
+        Ok(())
+    });
+    written.expect("room");
+}
+
+fn emit_one(
+    tx: &mut WriteTransaction<'_>,
+    topic: EventTopic,
+    path: Option<&str>,
+    to: Option<&str>,
+) -> Result<i64, StoreError> {
+    let payload = EventPayload {
+        path: path.map(str::to_owned),
+        to: to.map(str::to_owned),
+        ..EventPayload::default()
+    };
+    let (bucket, branch) = (Some(BucketId::new(1)), Some(BranchId::new(1)));
+    tx.emit(topic, bucket, branch, &payload)
+}
+
+fn emit_many(store: &ScratchStore, count: usize) {
+    let written = store.write(move |tx| {
+        (0..count).try_for_each(|_| emit_one(tx, EventTopic::Put, Some("/a"), None).map(drop))
+    });
+    written.expect("room");
+}
+
+fn page(store: &ScratchStore, after: i64, filter: &EventFilter) -> EventPage {
+    let filter = filter.clone();
+    let read = store.read(move |tx| tx.read_events(after, &filter, EVENTS_PAGE_MAX));
+    read.expect("readable")
+}
+
+fn ids(page: &EventPage) -> Vec<i64> {
+    page.events.iter().map(|event| event.id).collect()
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, StoreError>) -> StoreErrorCode {
+    result.expect_err("refused").code()
+}
+
+#[test]
+fn pages_follow_each_other_without_a_gap() {
+    let store = ScratchStore::new();
+    let total = 2 * EVENTS_CHUNK + 7;
+    emit_many(&store, total);
+    let (mut cursor, mut seen, mut is_end) = (0, Vec::new(), false);
+    while !is_end {
+        let read = store.read(move |tx| tx.read_events(cursor, &EventFilter::default(), 60));
+        let page = read.expect("readable");
+        assert!(page.events.len() <= 60);
+        seen.extend(ids(&page));
+        (cursor, is_end) = (page.cursor, page.is_end);
+    }
+    let all: Vec<_> = (1..=i64::try_from(total).expect("small")).collect();
+    assert_eq!(seen, all);
+    let whole = page(&store, 0, &EventFilter::default());
+    assert_eq!((ids(&whole), whole.is_end), (all, true));
+    assert_eq!(whole.events[0].ts_ms, START_MS);
+    assert_eq!(whole.events[0].payload.path.as_deref(), Some("/a"));
+}
+
+#[test]
+fn a_filter_takes_what_may_change_its_prefix() {
+    let store = ScratchStore::new();
+    emit_paths(&store, &["/a", "/a/b", "/a/b/c", "/ab", "/x"]);
+    let written = store.write(|tx| {
+        emit_one(tx, EventTopic::Mkdir, Some("/a"), None)?;
+        emit_one(tx, EventTopic::Delete, Some("/a"), None)?;
+        emit_one(tx, EventTopic::Rename, Some("/x"), Some("/a/b/d"))?;
+        emit_one(tx, EventTopic::BranchMerge, None, None)?;
+        tx.emit(
+            EventTopic::BucketCreate,
+            Some(BucketId::new(2)),
+            None,
+            &EventPayload::default(),
+        )
+    });
+    written.expect("room");
+    let prefix: EntryPath = "/a/b".parse().expect("a path");
+    let filter = EventFilter {
+        bucket: Some(BucketId::new(1)),
+        prefix: Some(prefix),
+        ..EventFilter::default()
+    };
+    let found = page(&store, 0, &filter);
+    assert_eq!(ids(&found), [1, 2, 3, 7, 8, 9]);
+    assert_eq!((found.cursor, found.is_end), (10, true));
+    let filter = EventFilter {
+        topics: vec![EventTopic::BranchMerge, EventTopic::BucketCreate],
+        ..filter
+    };
+    assert_eq!(ids(&page(&store, 0, &filter)), [9]);
+    let filter = EventFilter {
+        branch: Some(BranchId::new(2)),
+        ..EventFilter::default()
+    };
+    // An event of a whole bucket is one of each of its branches.
+    assert_eq!(ids(&page(&store, 0, &filter)), [10]);
+}
+
+#[test]
+fn an_event_of_a_later_program_is_passed_over() {
+    let store = ScratchStore::new();
+    emit_many(&store, 1);
+    let later = store.write(|tx| {
+        let insert = "INSERT INTO outbox(topic, payload, ts_ms) VALUES ('fs.later', '{}', 0)";
+        tx.execute(insert, []).map(drop)
+    });
+    later.expect("room");
+    emit_many(&store, 1);
+    assert_eq!(ids(&page(&store, 0, &EventFilter::default())), [1, 3]);
+}
+
+#[test]
+fn a_consumer_keeps_its_cursor_over_a_restart() {
+    let mut store = ScratchStore::new();
+    emit_many(&store, 3);
+    let made = store.write(|tx| tx.add_outbox_consumer("mail/1", OutboxStart::Oldest));
+    assert_eq!(made.expect("free").cursor, 0);
+    let claimed = store.write(|tx| tx.claim_outbox_consumer("mail/1", "a", LEASE));
+    let until = START_MS + 30_000;
+    assert_eq!(claimed.expect("free").lease_until_ms, Some(until));
+    store
+        .write(|tx| tx.acknowledge_events("mail/1", "a", 2))
+        .expect("its own");
+    store.reopen();
+    let read =
+        store.read(|tx| tx.consumer_events("mail/1", &EventFilter::default(), EVENTS_PAGE_MAX));
+    assert_eq!(ids(&read.expect("there")), [3]);
+    // A late repetition does not move the cursor back, and the future cannot be acknowledged.
+    store
+        .write(|tx| tx.acknowledge_events("mail/1", "a", 1))
+        .expect("its own");
+    let future = store.write(|tx| tx.acknowledge_events("mail/1", "a", 4));
+    assert_eq!(code(future), StoreErrorCode::Denied);
+    let again = store.write(|tx| tx.add_outbox_consumer("mail/1", OutboxStart::Now));
+    assert_eq!(again.expect("there").cursor, 2);
+}
+
+#[test]
+fn a_lease_has_one_owner_until_it_lapses() {
+    let store = ScratchStore::new();
+    emit_many(&store, 2);
+    let add = |tx: &mut WriteTransaction<'_>| tx.add_outbox_consumer("c", OutboxStart::Now);
+    assert_eq!(store.write(add).expect("free").cursor, 2);
+    let claim =
+        |owner: &'static str| store.write(move |tx| tx.claim_outbox_consumer("c", owner, LEASE));
+    claim("a").expect("free");
+    let until_ms = START_MS + 30_000;
+    assert_eq!(claim("b"), Err(StoreError::Leased { until_ms }));
+    store.time.advance(LEASE / 2);
+    claim("a").expect("renewed");
+    store.time.advance(LEASE / 2);
+    assert_eq!(code(claim("b")), StoreErrorCode::Busy);
+    store.time.advance(LEASE / 2);
+    // Lapsed: the former owner must not move the cursor under the next one.
+    let late = store.write(|tx| tx.acknowledge_events("c", "a", 2));
+    assert_eq!(late, Err(StoreError::LeaseLost));
+    claim("b").expect("lapsed");
+    let release =
+        |owner: &'static str| store.write(move |tx| tx.release_outbox_consumer("c", owner));
+    assert_eq!(release("a"), Err(StoreError::LeaseLost));
+    release("b").expect("its own");
+    claim("a").expect("given back");
+    store
+        .write(|tx| tx.remove_outbox_consumer("c"))
+        .expect("there");
+    assert_eq!(code(claim("a")), StoreErrorCode::NotFound);
+}
+
+#[test]
+fn names_and_numbers_of_consumers_are_bounded() {
+    let store = ScratchStore::new();
+    for name in ["", "a:b", "a b", &"x".repeat(200)] {
+        let name = name.to_owned();
+        let made = store.write(move |tx| tx.add_outbox_consumer(&name, OutboxStart::Now));
+        assert_eq!(code(made), StoreErrorCode::InvalidPath);
+    }
+    let filled = store.write(|tx| {
+        (0..CONSUMERS_MAX).try_for_each(|number| {
+            let name = format!("c{number}");
+            tx.add_outbox_consumer(&name, OutboxStart::Now).map(drop)
+        })
+    });
+    filled.expect("room");
+    let more = store.write(|tx| tx.add_outbox_consumer("more", OutboxStart::Now));
+    assert_eq!(code(more), StoreErrorCode::TooLarge);
+    let all = store.read(|tx| tx.outbox_consumers()).expect("readable");
+    assert_eq!(all.len() as u64, CONSUMERS_MAX);
+}
+
+#[test]
+fn a_consumer_behind_what_is_kept_gets_a_gap() {
+    let mut store = ScratchStore::new();
+    emit_many(&store, 5);
+    let make = store.write(|tx| {
+        tx.add_outbox_consumer("c", OutboxStart::Oldest)?;
+        tx.claim_outbox_consumer("c", "a", LEASE)
+    });
+    make.expect("free");
+    store.time.advance(EVENTS_KEPT_TIME);
+    emit_many(&store, 1);
+    let nothing = store.write(|tx| tx.prune_outbox(10)).expect("possible");
+    assert_eq!(
+        (nothing.rows, nothing.is_done),
+        (0, true),
+        "as old as allowed"
+    );
+    store.time.advance(Duration::from_millis(1));
+    let first = store.write(|tx| tx.prune_outbox(3)).expect("possible");
+    assert_eq!((first.rows, first.is_done), (3, false));
+    let rest = store.write(|tx| tx.prune_outbox(3)).expect("possible");
+    assert_eq!((rest.rows, rest.is_done), (2, true));
+    store.reopen();
+    let gap = StoreError::EventGap { pruned: 5, last: 6 };
+    let read = |store: &ScratchStore| {
+        store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 10))
+    };
+    assert_eq!(read(&store), Err(gap.clone()));
+    assert_eq!(ids(&page(&store, 5, &EventFilter::default())), [6]);
+    // A cursor that the file has not reached comes from a file that a copy replaced.
+    let future = store.read(|tx| tx.read_events(7, &EventFilter::default(), 1));
+    assert_eq!(future, Err(gap.clone()));
+    let start = store.write(|tx| tx.add_outbox_consumer("d", OutboxStart::After(4)));
+    assert_eq!(start, Err(gap));
+    let reset = store.write(|tx| {
+        tx.claim_outbox_consumer("c", "a", LEASE)?;
+        tx.reset_outbox_consumer("c", "a", OutboxStart::Oldest)
+    });
+    assert_eq!(reset.expect("its own").cursor, 5);
+    assert_eq!(ids(&read(&store).expect("no gap")), [6]);
+}
+
+#[test]
+fn the_outbox_keeps_a_number_of_events_only() {
+    let store = ScratchStore::new();
+    emit_many(&store, 3);
+    let jump = store.write(|tx| {
+        let set = "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'outbox'";
+        let newest = to_sql(crate::limits::EVENTS_KEPT_MAX) + 1;
+        tx.execute(set, [newest]).map(drop)
+    });
+    jump.expect("room");
+    emit_many(&store, 1);
+    let pruned = store.write(|tx| tx.prune_outbox(10)).expect("possible");
+    assert_eq!((pruned.rows, pruned.is_done), (2, true));
+    assert_eq!(store.read(|tx| tx.pruned_event_id()), Ok(2));
+}
+
+fn puts_one(db: &StoreDb) -> StoreReply<i64> {
+    db.write(|tx| emit_one(tx, EventTopic::Put, Some("/a"), None))
+}
+
+#[tokio::test]
+async fn a_watch_waits_and_resumes_by_its_cursor() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = crate::db::StoreDbOptions {
+        space: crate::testing::ManualSpaceSource::ample(),
+        ..crate::db::StoreDbOptions::default()
+    };
+    let db = StoreDb::open(&dir.path().join("fs.db"), options).expect("a store");
+    puts_one(&db).await.expect("room");
+    let mut watch = db.watch_events(EventFilter::default(), None);
+    assert_eq!(watch.cursor(), 1);
+    let mut resumed = db.watch_events(EventFilter::default(), Some(0));
+    assert_eq!(ids(&resumed.next_page(10).await.expect("there")), [1]);
+    let topics = vec![EventTopic::Delete];
+    let filter = EventFilter {
+        topics,
+        ..EventFilter::default()
+    };
+    let mut deletions = db.watch_events(filter, Some(0));
+    // All of them wait while the events are written.
+    let write = async {
+        puts_one(&db).await.expect("room");
+        let deletion = db.write(|tx| emit_one(tx, EventTopic::Delete, Some("/a"), None));
+        deletion.await.expect("room");
+    };
+    let (page, deleted, ()) = tokio::join!(watch.next_page(10), deletions.next_page(10), write);
+    assert_eq!(ids(&page.expect("an event"))[0], 2);
+    assert_eq!(ids(&deleted.expect("an event")), [3]);
+    assert_eq!(deletions.cursor(), 3);
+}
