@@ -21,6 +21,13 @@ impl ContentHash {
     /// Bytes of an address.
     pub const BYTES: usize = 32;
 
+    /// The address of no bytes at all.
+    pub const EMPTY: Self = Self([
+        0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9,
+        0x49, 0x9b, 0xcb, 0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f,
+        0x32, 0x62,
+    ]);
+
     /// Takes the bytes as they are.
     #[must_use]
     pub const fn new(bytes: [u8; Self::BYTES]) -> Self {
@@ -91,6 +98,13 @@ impl FromSql for ContentHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first test vector of BLAKE3.
+    #[test]
+    fn no_bytes_have_the_address_of_the_specification() {
+        let expected = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(ContentHash::EMPTY.to_string(), expected);
+    }
 
     #[test]
     fn an_address_has_one_text() {

@@ -52,9 +52,11 @@ mod db;
 mod error;
 mod hash;
 pub mod limits;
+mod locks;
 mod names;
 mod outbox;
 mod path;
+mod queue;
 #[cfg(test)]
 mod testing;
 
@@ -66,6 +68,9 @@ pub use db::{
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};
+pub use locks::{
+    EntryLock, LockDepth, LockHolder, LockKind, LockToken, LockedChange, LockedEntry, NewLock,
+};
 pub use names::{
     Branch, BranchId, BranchState, Bucket, BucketId, BucketKind, BucketSettings, BucketState,
     BucketUsage, ChangeRequest, CommitReceipt, ConflictKind, ContentPresence,
@@ -79,3 +84,6 @@ pub use outbox::{
     StoreEvent,
 };
 pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};
+pub use queue::{
+    ClaimedJob, DeadJob, EnqueuedJob, JobClaim, JobRetry, NewJob, QueueName, QueueUsage,
+};

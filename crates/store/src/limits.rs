@@ -117,6 +117,9 @@ pub const CONSUMER_NAME_BYTES_MAX: usize = 128;
 /// Longest lease of a consumer or a job. The owner renews it; after a crash the next one waits for so long.
 pub const LEASE_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// Shortest lease of a job. A lease that has ended at once would let one call claim the same job without end.
+pub const LEASE_TIME_MIN: Duration = Duration::from_secs(1);
+
 /// Jobs of one queue, dead ones counted.
 pub const QUEUE_JOBS_MAX: u64 = 10_000;
 

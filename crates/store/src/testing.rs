@@ -92,6 +92,11 @@ impl ScratchStore {
         self.db.as_ref().expect("open")
     }
 
+    /// The time of the store, in milliseconds since 1970-01-01 UTC.
+    pub(crate) fn read_ms(&self) -> u64 {
+        self.time.unix_ms()
+    }
+
     pub(crate) fn close(&mut self) {
         self.db = None;
     }

@@ -13,6 +13,7 @@ use crate::db::{WriteTransaction, from_sql, to_sql, to_sql_option};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::limits::{ACTOR_BYTES_MAX, MESSAGE_BYTES_MAX};
+use crate::locks::LockToken;
 use crate::outbox::{EventPayload, EventTopic};
 use crate::path::EntryPath;
 
@@ -47,6 +48,8 @@ pub(super) struct OpenCommit {
     /// Time of the commit, for entries that bring none.
     pub(super) now_ns: i64,
     pub(super) actor: String,
+    /// Tokens of locks that the actor has.
+    pub(super) lock_tokens: Vec<LockToken>,
     usage: UsageChange,
     has_rows: bool,
 }
@@ -119,6 +122,7 @@ impl WriteTransaction<'_> {
             timestamp,
             now_ns: to_sql(now_ms).saturating_mul(1_000_000),
             actor: header.actor.to_owned(),
+            lock_tokens: Vec::new(),
             usage: UsageChange::default(),
             has_rows: false,
         })

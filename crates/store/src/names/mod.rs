@@ -8,6 +8,7 @@ mod diff;
 mod entry;
 mod history;
 mod list;
+mod locked;
 mod merge;
 mod purge;
 mod resolve;

@@ -1,7 +1,7 @@
 //! How each change is made.
 
 use super::change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
-use super::commit::{CommitHeader, CommitReceipt, OpenCommit};
+use super::commit::{CommitHeader, OpenCommit};
 use super::entry::{Entry, EntryKind, EntryState, FILE_MODE_DEFAULT, MODE_MASK};
 use super::list::too_many_entries;
 use super::resolve::TreeView;
@@ -11,6 +11,7 @@ use crate::error::{StoreError, StoreObject};
 use crate::limits::{
     BATCH_CHANGES_MAX, SUBTREE_ENTRIES_MAX, SYMLINK_TARGET_BYTES_MAX, XATTR_BYTES_MAX,
 };
+use crate::locks::LockedChange;
 use crate::outbox::EventTopic;
 use crate::path::{EntryPath, PathRule};
 
@@ -23,11 +24,11 @@ struct Transfer<'a> {
 }
 
 impl WriteTransaction<'_> {
-    /// Makes all changes of a request in one commit, or none of them.
-    ///
-    /// # Errors
-    /// The first change that is not possible says why.
-    pub fn apply(&mut self, request: &ChangeRequest) -> Result<CommitReceipt, StoreError> {
+    /// Begins the commit of a request.
+    pub(super) fn begin_changes(
+        &mut self,
+        request: &ChangeRequest,
+    ) -> Result<OpenCommit, StoreError> {
         // A history shows what a single change was; a batch has several names.
         let op = match request.changes.as_slice() {
             [one] => one.op(),
@@ -43,20 +44,16 @@ impl WriteTransaction<'_> {
         if !request.changes.iter().all(TreeChange::is_deletion) {
             self.check_space()?;
         }
-        let mut commit = self.begin_commit(CommitHeader {
+        self.begin_commit(CommitHeader {
             branch: request.branch,
             op,
             actor: &request.actor,
             message: request.message.as_deref(),
             merged: None,
-        })?;
-        for change in &request.changes {
-            self.apply_change(&mut commit, change)?;
-        }
-        self.finish_commit(&commit)
+        })
     }
 
-    fn apply_change(
+    pub(super) fn apply_change(
         &mut self,
         commit: &mut OpenCommit,
         change: &TreeChange,
@@ -167,6 +164,7 @@ impl WriteTransaction<'_> {
         }
         for directory in path.ancestors() {
             if !self.is_directory(&commit.view, &directory)? {
+                self.check_lock_of(commit, &directory, LockedChange::Name)?;
                 let state = EntryState::directory(commit.now_ns);
                 self.write_entry(commit, &directory, &state)?;
                 self.emit_entry(commit, EventTopic::Mkdir, &directory, None, &state)?;

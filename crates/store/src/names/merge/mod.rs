@@ -10,6 +10,7 @@ use super::entry::EntryState;
 use crate::db::{ReadTransaction, WriteTransaction, to_sql};
 use crate::error::{StoreError, StoreObject};
 use crate::limits::CONFLICTS_LISTED_MAX;
+use crate::locks::LockedChange;
 use crate::outbox::EventTopic;
 use crate::path::EntryPath;
 use plan::{MergePlan, MergeResult, MergeTrees};
@@ -264,7 +265,12 @@ impl WriteTransaction<'_> {
         })?;
         let deletion = EntryState::deletion(commit.now_ns);
         let changed = changes.len();
+        let is_locked = self.has_locks(request.target)?;
         for (path, state) in changes {
+            // A merge brings no tokens: the owner of a lock decides when the file changes.
+            if is_locked {
+                self.check_lock_of(&commit, &path, LockedChange::Name)?;
+            }
             self.write_entry(
                 &mut commit,
                 &path,

@@ -1,0 +1,442 @@
+//! Queues: jobs that one worker at a time claims, and that are tried again until a worker acknowledges them.
+//!
+//! A job waits until `run_at_ms`. A claimed job has the end of its lease there, so that it is due again by itself when its
+//! worker is gone. A dead job has nothing there.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rusqlite::{Row, params};
+
+use crate::bounds::{check_length, check_name, duration_ms, end_ms};
+use crate::db::{META_LAST_JOB, ReadTransaction, WriteTransaction, from_sql, to_sql};
+use crate::error::{StoreError, StoreObject};
+use crate::limits::{
+    CONSUMER_NAME_BYTES_MAX, JOB_KEY_BYTES_MAX, JOB_PAUSE_MAX, JOB_PAUSE_MIN,
+    JOB_PAYLOAD_BYTES_MAX, JOB_TRIES_MAX, JOBS_PAGE_MAX, LEASE_TIME_MAX, LEASE_TIME_MIN,
+    QUEUE_JOBS_MAX, QUEUES_MAX,
+};
+use crate::locks::LOCK_QUEUE;
+
+/// The name of a queue: 1 to 128 letters, digits, `.`, `_`, `-` and `/`. A queue is there as long as it has a job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueName(String);
+
+impl QueueName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// The name breaks a rule, or is the store's own.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        check_name(text, CONSUMER_NAME_BYTES_MAX)?;
+        // Locks are rows of the same table, and a worker that claims one would end it.
+        if text == LOCK_QUEUE {
+            return Err(StoreError::InvalidName("the store itself uses it"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for QueueName {
+    type Err = StoreError;
+
+    fn from_str(text: &str) -> Result<Self, StoreError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A job to be enqueued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewJob {
+    /// Its queue.
+    pub queue: QueueName,
+    /// What the worker gets. The store does not read it.
+    pub payload: String,
+    /// A text that only one job of the queue has. A second one with the same key is not enqueued.
+    pub key: Option<String>,
+    /// When it is due, in milliseconds since 1970-01-01 UTC. `None` is at once.
+    pub run_at_ms: Option<u64>,
+}
+
+impl NewJob {
+    /// A job that is due at once.
+    #[must_use]
+    pub fn new(queue: QueueName, payload: &str) -> Self {
+        Self {
+            queue,
+            payload: payload.to_owned(),
+            key: None,
+            run_at_ms: None,
+        }
+    }
+}
+
+/// What became of a job that was enqueued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnqueuedJob {
+    /// Its number, which no later job gets.
+    pub id: i64,
+    /// Whether it is a new one. Otherwise the queue has a job with its key.
+    pub is_new: bool,
+}
+
+/// By what a worker shows that a job is still its own. Each claim and each renewal makes another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobClaim {
+    /// The job.
+    pub id: i64,
+    /// How often it was claimed, this time counted.
+    pub tries: u32,
+    /// When the lease lapses, in milliseconds since 1970-01-01 UTC.
+    pub lease_until_ms: u64,
+}
+
+/// A job in the hands of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimedJob {
+    /// The claim, with which the worker ends or renews it.
+    pub claim: JobClaim,
+    /// What the job is.
+    pub payload: String,
+    /// Its key.
+    pub key: Option<String>,
+}
+
+/// What becomes of a job that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobRetry {
+    /// It is due again.
+    At {
+        /// When, in milliseconds since 1970-01-01 UTC.
+        run_at_ms: u64,
+    },
+    /// It was tried [`JOB_TRIES_MAX`] times, and waits for an administrator.
+    Dead,
+}
+
+/// A job that failed too often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadJob {
+    /// Its number.
+    pub id: i64,
+    /// What the job is.
+    pub payload: String,
+    /// Its key.
+    pub key: Option<String>,
+}
+
+/// Jobs of a queue, by their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueUsage {
+    /// Jobs that wait, due or not.
+    pub waiting: u64,
+    /// Jobs that a worker has, or had until its lease lapsed.
+    pub claimed: u64,
+    /// Jobs that failed too often.
+    pub dead: u64,
+}
+
+/// A row that is due.
+struct DueJob {
+    id: i64,
+    payload: String,
+    key: Option<String>,
+    tries: u32,
+}
+
+/// The key of a row: with the queue, because the column is unique over all queues.
+fn row_key(queue: &QueueName, key: &str) -> String {
+    format!("job:{queue}:{key}")
+}
+
+/// The key that the caller gave. Neither `job` nor the name of a queue has a colon.
+fn own_key(stored: Option<String>) -> Option<String> {
+    let stored = stored?;
+    stored.splitn(3, ':').nth(2).map(str::to_owned)
+}
+
+/// The pause before the next try of a job that was tried this often.
+fn pause_after(tries: u32) -> Duration {
+    let doublings = tries.saturating_sub(1).min(u32::BITS - 1);
+    JOB_PAUSE_MIN
+        .saturating_mul(1 << doublings)
+        .min(JOB_PAUSE_MAX)
+}
+
+fn read_due(row: &Row<'_>) -> rusqlite::Result<DueJob> {
+    Ok(DueJob {
+        id: row.get(0)?,
+        payload: row.get(1)?,
+        key: own_key(row.get(2)?),
+        tries: row.get(3)?,
+    })
+}
+
+impl ReadTransaction<'_> {
+    /// Jobs of a queue, by their state.
+    ///
+    /// # Errors
+    /// The database refuses a query.
+    pub fn queue_usage(&self, queue: &QueueName) -> Result<QueueUsage, StoreError> {
+        let count = |query| self.query_count(query, [queue.as_str()]);
+        Ok(QueueUsage {
+            waiting: count(
+                "SELECT count(*) FROM job WHERE queue = ?1 AND run_at_ms IS NOT NULL AND lease_ms IS NULL",
+            )?,
+            claimed: count("SELECT count(*) FROM job WHERE queue = ?1 AND lease_ms IS NOT NULL")?,
+            dead: count("SELECT count(*) FROM job WHERE queue = ?1 AND run_at_ms IS NULL")?,
+        })
+    }
+
+    /// When the next job of a queue is due, in milliseconds since 1970-01-01 UTC. A worker waits until then, or until it
+    /// enqueues another one itself.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn next_job_ms(&self, queue: &QueueName) -> Result<Option<u64>, StoreError> {
+        let query = "SELECT min(run_at_ms) FROM job WHERE queue = ?1";
+        let next = self.query_row(query, [queue.as_str()], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(next.flatten().map(from_sql))
+    }
+
+    /// Dead jobs of a queue behind this number, at most `limit` and [`JOBS_PAGE_MAX`].
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn dead_jobs(
+        &self,
+        queue: &QueueName,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<DeadJob>, StoreError> {
+        let limit = to_sql(limit.clamp(1, JOBS_PAGE_MAX) as u64);
+        self.query_all(
+            "SELECT id, payload, key FROM job WHERE queue = ?1 AND run_at_ms IS NULL AND id > ?2 ORDER BY id LIMIT ?3",
+            params![queue.as_str(), after, limit],
+            |row| {
+                Ok(DeadJob {
+                    id: row.get(0)?,
+                    payload: row.get(1)?,
+                    key: own_key(row.get(2)?),
+                })
+            },
+        )
+    }
+}
+
+impl WriteTransaction<'_> {
+    /// Puts a job into its queue.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if the queue is full; or the payload or the key is too long, or there are too many queues.
+    pub fn enqueue(&mut self, new: &NewJob) -> Result<EnqueuedJob, StoreError> {
+        check_length("bytes of a job", &new.payload, JOB_PAYLOAD_BYTES_MAX)?;
+        let key = match &new.key {
+            Some(key) => {
+                check_length("bytes of the key of a job", key, JOB_KEY_BYTES_MAX)?;
+                Some(row_key(&new.queue, key))
+            }
+            None => None,
+        };
+        if let Some(key) = &key
+            && let Some(id) =
+                self.query_row("SELECT id FROM job WHERE key = ?1", [key], |row| row.get(0))?
+        {
+            return Ok(EnqueuedJob { id, is_new: false });
+        }
+        self.check_queue(&new.queue)?;
+        self.check_space()?;
+        let id = self.next_job_id()?;
+        let run_at = to_sql(new.run_at_ms.unwrap_or_else(|| self.unix_ms()));
+        self.execute(
+            "INSERT INTO job(id, queue, payload, run_at_ms, tries, key) VALUES (?1, ?2, ?3, ?4, 0, ?5)",
+            params![id, new.queue.as_str(), new.payload, run_at, key],
+        )?;
+        Ok(EnqueuedJob { id, is_new: true })
+    }
+
+    /// Whether a queue takes another job.
+    fn check_queue(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let count = "SELECT count(*) FROM job WHERE queue = ?1";
+        match self.query_count(count, [queue.as_str()])? {
+            // The first job makes the queue. Each step of this query jumps to the next name in the
+            // index.
+            0 => {
+                let queues = self.query_count(
+                    "WITH RECURSIVE q(name) AS (SELECT min(queue) FROM job UNION ALL \
+                     SELECT (SELECT min(queue) FROM job WHERE queue > q.name) FROM q WHERE q.name IS NOT NULL) \
+                     SELECT count(name) FROM q WHERE name <> 'lock'",
+                    [],
+                )?;
+                if queues >= QUEUES_MAX {
+                    return Err(StoreError::TooLarge {
+                        unit: "queues",
+                        limit: QUEUES_MAX,
+                    });
+                }
+                Ok(())
+            }
+            QUEUE_JOBS_MAX.. => Err(StoreError::Busy("the queue is full")),
+            _ => Ok(()),
+        }
+    }
+
+    /// A number that no job had before.
+    pub(crate) fn next_job_id(&self) -> Result<i64, StoreError> {
+        let next = self.meta_number(META_LAST_JOB)?.unwrap_or(0) + 1;
+        self.set_meta_number(META_LAST_JOB, next)?;
+        Ok(next)
+    }
+
+    /// Claims jobs that are due, the longest due first, at most `limit` and [`JOBS_PAGE_MAX`]. The lease lasts
+    /// [`LEASE_TIME_MIN`] to [`LEASE_TIME_MAX`].
+    ///
+    /// # Errors
+    /// The database refuses a statement.
+    pub fn claim_jobs(
+        &mut self,
+        queue: &QueueName,
+        limit: usize,
+        lease: Duration,
+    ) -> Result<Vec<ClaimedJob>, StoreError> {
+        let now_ms = self.unix_ms();
+        let limit = limit.clamp(1, JOBS_PAGE_MAX);
+        let lease_until_ms = end_ms(now_ms, lease.max(LEASE_TIME_MIN), LEASE_TIME_MAX);
+        let mut claimed = Vec::new();
+        while claimed.len() < limit {
+            let wanted = to_sql((limit - claimed.len()) as u64);
+            let due = self.query_all(
+                "SELECT id, payload, key, tries FROM job WHERE queue = ?1 AND run_at_ms <= ?2 ORDER BY run_at_ms, id LIMIT ?3",
+                params![queue.as_str(), to_sql(now_ms), wanted],
+                read_due,
+            )?;
+            if due.is_empty() {
+                break;
+            }
+            // Each of these rows leaves the range of the query, so that the loop ends.
+            for job in due {
+                if job.tries >= JOB_TRIES_MAX {
+                    // The worker of the last try is gone without a word.
+                    self.bury_job(job.id)?;
+                } else {
+                    claimed.push(self.claim_job(job, lease_until_ms)?);
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    fn claim_job(&self, job: DueJob, lease_until_ms: u64) -> Result<ClaimedJob, StoreError> {
+        let tries = job.tries + 1;
+        let until = to_sql(lease_until_ms);
+        let claim = "UPDATE job SET tries = ?2, lease_ms = ?3, run_at_ms = ?3 WHERE id = ?1";
+        self.execute(claim, params![job.id, tries, until])?;
+        Ok(ClaimedJob {
+            claim: JobClaim {
+                id: job.id,
+                tries,
+                lease_until_ms,
+            },
+            payload: job.payload,
+            key: job.key,
+        })
+    }
+
+    fn bury_job(&self, id: i64) -> Result<(), StoreError> {
+        let bury = "UPDATE job SET run_at_ms = NULL, lease_ms = NULL WHERE id = ?1";
+        self.execute(bury, [id]).map(drop)
+    }
+
+    /// Removes a job that is done. A lapsed lease does no harm as long as no other worker has claimed the job.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] if the claim is not the last one.
+    pub fn acknowledge_job(&mut self, claim: &JobClaim) -> Result<(), StoreError> {
+        let until = to_sql(claim.lease_until_ms);
+        let delete = "DELETE FROM job WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3";
+        match self.execute(delete, params![claim.id, claim.tries, until])? {
+            0 => Err(StoreError::LeaseLost),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lengthens a lease, from now on. The former claim ends.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] if the claim is not the last one.
+    pub fn renew_job(&mut self, claim: &JobClaim, lease: Duration) -> Result<JobClaim, StoreError> {
+        let lease = lease.max(LEASE_TIME_MIN);
+        let lease_until_ms = end_ms(self.unix_ms(), lease, LEASE_TIME_MAX);
+        let renew = "UPDATE job SET lease_ms = ?4, run_at_ms = ?4 WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3";
+        let before = to_sql(claim.lease_until_ms);
+        let until = to_sql(lease_until_ms);
+        match self.execute(renew, params![claim.id, claim.tries, before, until])? {
+            0 => Err(StoreError::LeaseLost),
+            _ => Ok(JobClaim {
+                lease_until_ms,
+                ..*claim
+            }),
+        }
+    }
+
+    /// Gives a failed job back, to be tried again after a pause.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] if the claim is not the last one.
+    pub fn retry_job(&mut self, claim: &JobClaim) -> Result<JobRetry, StoreError> {
+        let run_at_ms = self
+            .unix_ms()
+            .saturating_add(duration_ms(pause_after(claim.tries)));
+        let is_last = claim.tries >= JOB_TRIES_MAX;
+        let next = (!is_last).then(|| to_sql(run_at_ms));
+        let set = "UPDATE job SET run_at_ms = ?4, lease_ms = NULL WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3";
+        let until = to_sql(claim.lease_until_ms);
+        match self.execute(set, params![claim.id, claim.tries, until, next])? {
+            0 => Err(StoreError::LeaseLost),
+            _ if is_last => Ok(JobRetry::Dead),
+            _ => Ok(JobRetry::At { run_at_ms }),
+        }
+    }
+
+    /// Makes a dead job due at once, with all its tries.
+    ///
+    /// # Errors
+    /// The queue has no such dead job.
+    pub fn requeue_job(&mut self, queue: &QueueName, id: i64) -> Result<(), StoreError> {
+        let now = to_sql(self.unix_ms());
+        let set = "UPDATE job SET run_at_ms = ?3, tries = 0 WHERE id = ?2 AND queue = ?1 AND run_at_ms IS NULL";
+        match self.execute(set, params![queue.as_str(), id, now])? {
+            0 => Err(StoreError::NotFound(StoreObject::Job)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a dead job.
+    ///
+    /// # Errors
+    /// The queue has no such dead job.
+    pub fn remove_dead_job(&mut self, queue: &QueueName, id: i64) -> Result<(), StoreError> {
+        // Only a dead one: a worker may still be at any other.
+        let delete = "DELETE FROM job WHERE id = ?2 AND queue = ?1 AND run_at_ms IS NULL";
+        match self.execute(delete, params![queue.as_str(), id])? {
+            0 => Err(StoreError::NotFound(StoreObject::Job)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
