@@ -57,14 +57,16 @@ mod names;
 mod outbox;
 mod path;
 mod queue;
+mod sweep;
 #[cfg(test)]
 mod testing;
 
 pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion};
 pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
 pub use db::{
-    Durability, ReadTransaction, STORE_APPLICATION_ID, STORE_SCHEMA_VERSION, SpaceSource, StoreDb,
-    StoreDbOptions, StoreOpenError, StoreReply, StoreSpace, SystemSpaceSource, WriteTransaction,
+    CopyOutcome, Durability, ReadTransaction, STORE_APPLICATION_ID, STORE_SCHEMA_VERSION,
+    SpaceSource, StoreCopy, StoreDb, StoreDbOptions, StoreOpenError, StoreReply, StoreSpace,
+    SystemSpaceSource, WriteTransaction, store_copies,
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};
@@ -87,3 +89,4 @@ pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};
 pub use queue::{
     ClaimedJob, DeadJob, EnqueuedJob, JobClaim, JobRetry, NewJob, QueueName, QueueUsage,
 };
+pub use sweep::SweepRelease;

@@ -1,5 +1,6 @@
 //! The file of names: one thread that writes, and a few that read.
 
+mod copies;
 mod open;
 mod quarantine;
 mod readers;
@@ -29,6 +30,7 @@ use readers::{ReadJob, ReaderPool};
 use space::SpaceWatch;
 use writer::{QueuedJob, ReplyingJob, WriterSetup};
 
+pub use copies::{CopyOutcome, StoreCopy, store_copies};
 pub use open::StoreOpenError;
 pub use reply::StoreReply;
 pub(crate) use schema::{META_EVENTS_PRUNED, META_LAST_JOB, META_SWEEP_HELD};

@@ -126,7 +126,7 @@ pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedStoreFile, St
 
 /// Takes the lock of the store. The file itself has readers of its own process, so SQLite's exclusive lock cannot keep
 /// other processes away.
-fn lock(path: &Path) -> Result<File, String> {
+pub(super) fn lock(path: &Path) -> Result<File, String> {
     let mut options = OpenOptions::new();
     // A separate file: closing a descriptor of the store itself would drop the POSIX locks that
     // SQLite has on it.
@@ -260,6 +260,32 @@ pub(crate) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     // program.
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
+}
+
+/// Opens a connection that copies the file. It cannot write to it, and unlike a reader it can write to the copy.
+pub(crate) fn open_copier(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    harden(&connection)?;
+    Ok(connection)
+}
+
+/// Whether the file is one of this program and every page and index of it is whole. The text says what is wrong.
+pub(crate) fn check_whole(path: &Path) -> Result<(), String> {
+    let check = || -> rusqlite::Result<String> {
+        let connection = open_copier(path)?;
+        if schema::identify(&connection)? != StoreFileKind::Ours {
+            return Ok("it is no file of names of this version".to_owned());
+        }
+        // The long check: a copy is read once, and may be all that is left one day.
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+    };
+    match check() {
+        Ok(answer) if answer == "ok" => Ok(()),
+        Ok(answer) => Err(answer),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Says in the file that it was closed in order.

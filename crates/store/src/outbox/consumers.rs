@@ -248,7 +248,9 @@ impl WriteTransaction<'_> {
         let surplus: Vec<_> = rows.iter().take_while(is_surplus).collect();
         if let Some((id, _)) = surplus.last() {
             self.execute("DELETE FROM outbox WHERE id <= ?1", [id])?;
-            self.set_meta_number(META_EVENTS_PRUNED, *id)?;
+            // A repair sets the mark above events that are still there.
+            let mark = self.pruned_event_id()?.max(*id);
+            self.set_meta_number(META_EVENTS_PRUNED, mark)?;
         }
         Ok(PurgeProgress {
             rows: surplus.len(),
