@@ -64,9 +64,10 @@ mod testing;
 pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion};
 pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
 pub use db::{
-    CopyOutcome, Durability, ReadTransaction, STORE_APPLICATION_ID, STORE_SCHEMA_VERSION,
-    SpaceSource, StoreCopy, StoreDb, StoreDbOptions, StoreOpenError, StoreReply, StoreSpace,
-    SystemSpaceSource, WriteTransaction, store_copies,
+    CopyOutcome, Durability, LostEvent, ReadTransaction, STORE_APPLICATION_ID,
+    STORE_SCHEMA_VERSION, SpaceSource, StoreCopy, StoreDb, StoreDbOptions, StoreOpenError,
+    StoreRepair, StoreRepairError, StoreReply, StoreSpace, SystemSpaceSource, WriteTransaction,
+    repair_store, store_copies,
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};

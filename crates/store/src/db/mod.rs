@@ -4,10 +4,12 @@ mod copies;
 mod open;
 mod quarantine;
 mod readers;
+mod repair;
 mod reply;
 mod schema;
 mod space;
 mod statements;
+mod tail;
 mod transaction;
 mod writer;
 
@@ -32,10 +34,12 @@ use writer::{QueuedJob, ReplyingJob, WriterSetup};
 
 pub use copies::{CopyOutcome, StoreCopy, store_copies};
 pub use open::StoreOpenError;
+pub use repair::{StoreRepair, StoreRepairError, repair_store};
 pub use reply::StoreReply;
 pub(crate) use schema::{META_EVENTS_PRUNED, META_LAST_JOB, META_SWEEP_HELD};
 pub use schema::{STORE_APPLICATION_ID, STORE_SCHEMA_VERSION};
 pub use space::{SpaceSource, StoreSpace, SystemSpaceSource};
+pub use tail::LostEvent;
 pub use transaction::{ReadTransaction, WriteTransaction};
 pub(crate) use transaction::{from_sql, to_sql, to_sql_option};
 pub use writer::Durability;

@@ -288,6 +288,15 @@ pub(crate) fn check_whole(path: &Path) -> Result<(), String> {
     }
 }
 
+/// The version of a file that a newer program wrote.
+pub(crate) fn newer_version(path: &Path) -> Option<i64> {
+    let connection = open_copier(path).ok()?;
+    match schema::identify(&connection).ok()? {
+        StoreFileKind::Newer(version) => Some(version),
+        _ => None,
+    }
+}
+
 /// Says in the file that it was closed in order.
 pub(crate) fn mark_clean(connection: &Connection) -> rusqlite::Result<()> {
     let put = "INSERT OR REPLACE INTO meta VALUES (?1, 1)";
