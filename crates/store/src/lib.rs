@@ -11,6 +11,11 @@
 //! an error or a panic of a job takes back that job alone. Every change writes its events in the same transaction. A few
 //! threads read, each read within a time limit. Calls return a [`StoreReply`], to be awaited or waited for.
 //!
+//! Events are read behind a cursor: by a consumer whose cursor lies in the file, or by an [`EventWatch`] that waits. Jobs of
+//! a queue are claimed with a lease. Locks of entries bind writers only. Below a reserve of free space the store takes
+//! nothing but deletions. A damaged file is repaired from its last daily copy and the events after it, by
+//! [`repair_store`].
+//!
 //! ```
 //! use alknet_store::{
 //!     ChangeRequest, ContentHash, TreeChange, FileContent, MergeRequest, NewBranch, NewBucket, StoreDb,

@@ -336,6 +336,7 @@ impl WriteTransaction<'_> {
         self.check_lock_is_free(new)?;
         self.check_lock_count(&new.owner)?;
         let view = self.view(new.branch, None)?;
+        // Only for WebDAV: an advisory lock is often taken before its program decides what it writes.
         let is_missing = self.find(&view, &new.path)?.is_none();
         let made = if is_missing && new.kind == LockKind::Exclusive {
             Some(self.make_empty_file(new, tokens)?)
@@ -357,6 +358,7 @@ impl WriteTransaction<'_> {
 
     /// When a lock that begins now ends.
     fn lock_end(&self, time: Duration) -> u64 {
+        // At least a moment: a lock of no time would answer a client that it has one.
         end_ms(self.unix_ms(), time.max(LEASE_TIME_MIN), LOCK_TIME_MAX)
     }
 
@@ -387,6 +389,7 @@ impl WriteTransaction<'_> {
     fn check_lock_is_free(&self, new: &NewLock) -> Result<(), StoreError> {
         let now_ms = self.unix_ms();
         let mut locks = self.covering_locks(new.branch, &new.path, now_ms)?;
+        // A lock of depth 0 covers nothing below its path, and locks there stay.
         if new.depth == LockDepth::Infinity {
             locks.extend(self.locks_below(new.branch, &new.path, now_ms)?);
         }
@@ -400,6 +403,7 @@ impl WriteTransaction<'_> {
 
     fn check_lock_count(&self, owner: &str) -> Result<(), StoreError> {
         let all = self.query_count("SELECT count(*) FROM job WHERE queue = ?1", [LOCK_QUEUE])?;
+        // Lapsed locks count until the sweep reaches them, so the caller may succeed later.
         if all >= LOCKS_MAX {
             return Err(StoreError::Busy("the store has too many locks"));
         }

@@ -65,7 +65,8 @@ pub struct NewJob {
     pub queue: QueueName,
     /// What the worker gets. The store does not read it.
     pub payload: String,
-    /// A text that only one job of the queue has. A second one with the same key is not enqueued.
+    /// A text that only one job of the queue has. A second one with the same key is not
+    /// enqueued, also while the first one is dead.
     pub key: Option<String>,
     /// When it is due, in milliseconds since 1970-01-01 UTC. `None` is at once.
     pub run_at_ms: Option<u64>,
@@ -170,6 +171,7 @@ fn own_key(stored: Option<String>) -> Option<String> {
 
 /// The pause before the next try of a job that was tried this often.
 fn pause_after(tries: u32) -> Duration {
+    // Bounded before the shift, which a larger number would overflow.
     let doublings = tries.saturating_sub(1).min(u32::BITS - 1);
     JOB_PAUSE_MIN
         .saturating_mul(1 << doublings)
@@ -255,6 +257,7 @@ impl WriteTransaction<'_> {
             && let Some(id) =
                 self.query_row("SELECT id FROM job WHERE key = ?1", [key], |row| row.get(0))?
         {
+            // No error: a caller that repeats its request wants one job, and it has one.
             return Ok(EnqueuedJob { id, is_new: false });
         }
         self.check_queue(&new.queue)?;
@@ -289,6 +292,7 @@ impl WriteTransaction<'_> {
                 }
                 Ok(())
             }
+            // Busy and not too large: the caller can try again when a worker has made room.
             QUEUE_JOBS_MAX.. => Err(StoreError::Busy("the queue is full")),
             _ => Ok(()),
         }
@@ -340,6 +344,7 @@ impl WriteTransaction<'_> {
     }
 
     fn claim_job(&self, job: DueJob, lease_until_ms: u64) -> Result<ClaimedJob, StoreError> {
+        // Counted at the claim and not at the failure: a worker that crashes reports none.
         let tries = job.tries + 1;
         let until = to_sql(lease_until_ms);
         let claim = "UPDATE job SET tries = ?2, lease_ms = ?3, run_at_ms = ?3 WHERE id = ?1";
@@ -366,6 +371,8 @@ impl WriteTransaction<'_> {
     /// [`StoreError::LeaseLost`] if the claim is not the last one.
     pub fn acknowledge_job(&mut self, claim: &JobClaim) -> Result<(), StoreError> {
         let until = to_sql(claim.lease_until_ms);
+        // Both numbers are of the last claim only, so that no late worker removes the job of
+        // another one.
         let delete = "DELETE FROM job WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3";
         match self.execute(delete, params![claim.id, claim.tries, until])? {
             0 => Err(StoreError::LeaseLost),
@@ -400,6 +407,7 @@ impl WriteTransaction<'_> {
         let run_at_ms = self
             .unix_ms()
             .saturating_add(duration_ms(pause_after(claim.tries)));
+        // Without a time the job is dead: it stays for an administrator, and no claim finds it.
         let is_last = claim.tries >= JOB_TRIES_MAX;
         let next = (!is_last).then(|| to_sql(run_at_ms));
         let set = "UPDATE job SET run_at_ms = ?4, lease_ms = NULL WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3";
@@ -417,6 +425,7 @@ impl WriteTransaction<'_> {
     /// The queue has no such dead job.
     pub fn requeue_job(&mut self, queue: &QueueName, id: i64) -> Result<(), StoreError> {
         let now = to_sql(self.unix_ms());
+        // In its queue only: the right to one queue must not reach the jobs of another one.
         let set = "UPDATE job SET run_at_ms = ?3, tries = 0 WHERE id = ?2 AND queue = ?1 AND run_at_ms IS NULL";
         match self.execute(set, params![queue.as_str(), id, now])? {
             0 => Err(StoreError::NotFound(StoreObject::Job)),

@@ -15,7 +15,8 @@ pub enum SweepRelease {
         /// The identity of the administrator.
         actor: String,
     },
-    /// The references of all buckets are counted again by the release itself.
+    /// The references of all buckets are counted again by the release itself. That shows that no count is wrong; names that
+    /// a repair could not bring back have no reference, and their contents go with the next sweep.
     Recount,
 }
 
@@ -25,6 +26,7 @@ impl ReadTransaction<'_> {
     /// # Errors
     /// The database refuses the query. The caller must not sweep then.
     pub fn is_sweep_held(&self) -> Result<bool, StoreError> {
+        // Any value holds: a damaged one must not let contents go.
         Ok(self.meta_number(META_SWEEP_HELD)?.is_some())
     }
 
@@ -32,6 +34,8 @@ impl ReadTransaction<'_> {
     fn bucket_with_wrong_references(&self) -> Result<Option<BucketId>, StoreError> {
         let buckets: Vec<BucketId> =
             self.query_all("SELECT id FROM bucket ORDER BY id", [], |row| row.get(0))?;
+        // Frozen ones and those that are being deleted as well: their contents count until their
+        // rows are gone.
         for bucket in buckets {
             if !self.wrong_references(bucket)?.is_empty() {
                 return Ok(Some(bucket));

@@ -154,7 +154,7 @@ impl OutboxTail {
                 // loop go round.
                 _ => {
                     self.is_whole = false;
-                    after = after.saturating_add(1 << failed);
+                    after = after.saturating_add(1_i64 << failed);
                     failed += 1;
                 }
             }

@@ -28,6 +28,8 @@ impl WriteTransaction<'_> {
         let mut commit = self.begin_changes(request)?;
         tokens.clone_into(&mut commit.lock_tokens);
         for change in &request.changes {
+            // One after the other: an earlier change of the batch may make the entry
+            // that a later one changes.
             self.check_change(&commit, change)?;
             self.apply_change(&mut commit, change)?;
             self.remove_moved_locks(&commit, change)?;
@@ -37,6 +39,7 @@ impl WriteTransaction<'_> {
 
     /// Refuses a change of what is locked.
     fn check_change(&self, commit: &OpenCommit, change: &TreeChange) -> Result<(), StoreError> {
+        // Before the look at the entry, which most writes can spare so.
         if !self.has_locks(commit.branch.id)? {
             return Ok(());
         }

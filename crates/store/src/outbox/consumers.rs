@@ -115,6 +115,7 @@ impl WriteTransaction<'_> {
         start: OutboxStart,
     ) -> Result<OutboxConsumer, StoreError> {
         check_name(name, CONSUMER_NAME_BYTES_MAX)?;
+        // A program adds its consumer at each start, and must not lose its place by that.
         if let Some(known) = self.query_row(SELECT, [name], read_consumer)? {
             return Ok(known);
         }
@@ -163,6 +164,7 @@ impl WriteTransaction<'_> {
     /// [`StoreError::LeaseLost`] if the lease is not the owner's any more; or there is no such consumer.
     pub fn release_outbox_consumer(&mut self, name: &str, owner: &str) -> Result<(), StoreError> {
         self.leased_consumer(name, owner)?;
+        // The owner stays in the row, for an administrator who asks who read last.
         let release = "UPDATE consumer SET lease_ms = NULL WHERE name = ?1";
         self.execute(release, [name]).map(drop)
     }
