@@ -136,6 +136,7 @@ impl OutboxTail {
         after: i64,
         count: &mut ReplayCount,
     ) -> Result<(), StoreError> {
+        let last = self.last_number("outbox", after);
         let Some(damaged) = self.damaged.take() else {
             return Ok(());
         };
@@ -146,6 +147,8 @@ impl OutboxTail {
                 Ok(events) if is_in_order(&events, after) => {
                     failed = 0;
                     for event in events {
+                        // Numbers have no gaps, so what is missing was pruned or is damaged.
+                        self.is_whole &= event.id == after.saturating_add(1);
                         after = event.id;
                         replay_event(db, &damaged, &event, count)?;
                     }
@@ -159,6 +162,7 @@ impl OutboxTail {
                 }
             }
         }
+        self.is_whole &= last.is_some_and(|last| after >= last);
         Ok(())
     }
 }

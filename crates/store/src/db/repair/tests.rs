@@ -290,6 +290,26 @@ fn what_a_power_cut_left_of_a_repair_does_not_stand_in_the_way() {
     assert_eq!(damaged.files().len(), 1);
 }
 
+#[test]
+fn a_report_says_that_events_after_the_copy_are_missing() {
+    let take_away = ["= 3", "= 4"];
+    for which in take_away {
+        let mut damaged = DamagedStore::new();
+        damaged.put("/a", 1, LARGE);
+        damaged.copy();
+        damaged.put("/b", 2, LARGE);
+        damaged.put("/c", 3, LARGE);
+        let aside = damaged.set_aside();
+        let connection = Connection::open(&aside).expect("a database");
+        let delete = format!("DELETE FROM outbox WHERE id {which}");
+        assert_eq!(connection.execute(&delete, []), Ok(1));
+        drop(connection);
+        let repair = damaged.repair().expect("a copy");
+        assert_eq!((repair.recovered, repair.lost), (1, 0));
+        assert!(!repair.is_tail_whole, "without the event {which}");
+    }
+}
+
 /// Copies every file of a folder.
 fn duplicate(from: &Path) -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
