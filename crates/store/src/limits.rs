@@ -123,7 +123,7 @@ pub const LEASE_TIME_MIN: Duration = Duration::from_secs(1);
 /// Jobs of one queue, dead ones counted.
 pub const QUEUE_JOBS_MAX: u64 = 10_000;
 
-/// Queues.
+/// Queues of one store that have jobs. A job for one more queue is refused.
 pub const QUEUES_MAX: u64 = 256;
 
 /// Bytes of the payload of a job.

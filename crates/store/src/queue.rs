@@ -164,7 +164,7 @@ fn row_key(queue: &QueueName, key: &str) -> String {
 }
 
 /// The key that the caller gave. Neither `job` nor the name of a queue has a colon.
-fn own_key(stored: Option<String>) -> Option<String> {
+fn strip_own_key(stored: Option<String>) -> Option<String> {
     let stored = stored?;
     stored.splitn(3, ':').nth(2).map(str::to_owned)
 }
@@ -182,7 +182,7 @@ fn read_due(row: &Row<'_>) -> rusqlite::Result<DueJob> {
     Ok(DueJob {
         id: row.get(0)?,
         payload: row.get(1)?,
-        key: own_key(row.get(2)?),
+        key: strip_own_key(row.get(2)?),
         tries: row.get(3)?,
     })
 }
@@ -232,7 +232,7 @@ impl ReadTransaction<'_> {
                 Ok(DeadJob {
                     id: row.get(0)?,
                     payload: row.get(1)?,
-                    key: own_key(row.get(2)?),
+                    key: strip_own_key(row.get(2)?),
                 })
             },
         )

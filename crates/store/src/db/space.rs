@@ -1,4 +1,4 @@
-//! Free space: what the store leaves of it, and the file that it gives back when there is none.
+//! Free space: what the store leaves of it, and the file that it gives back when the disk is full.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
