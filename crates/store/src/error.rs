@@ -24,6 +24,10 @@ pub enum StoreObject {
     Entry,
     /// A version of an entry or a tree, by its sequence number.
     Version,
+    /// A content, by its hash.
+    Content,
+    /// A write session, which may be over.
+    Session,
 }
 
 impl fmt::Display for StoreObject {
@@ -34,6 +38,8 @@ impl fmt::Display for StoreObject {
             Self::Snapshot => "the snapshot",
             Self::Entry => "the entry",
             Self::Version => "the version",
+            Self::Content => "the content",
+            Self::Session => "the write session",
         })
     }
 }
@@ -46,6 +52,10 @@ pub enum QuotaResource {
     Bytes,
     /// Versions of entries in a bucket, deletions left out.
     Entries,
+    /// Bytes that the write sessions of one identity have staged.
+    StagedBytes,
+    /// Open write sessions of one identity.
+    OpenSessions,
 }
 
 impl fmt::Display for QuotaResource {
@@ -53,6 +63,8 @@ impl fmt::Display for QuotaResource {
         f.write_str(match self {
             Self::Bytes => "bytes",
             Self::Entries => "entries",
+            Self::StagedBytes => "staged bytes",
+            Self::OpenSessions => "open write sessions",
         })
     }
 }
@@ -223,6 +235,21 @@ pub enum StoreError {
         /// Use before the change.
         used: u64,
     },
+    /// The content is damaged or lost. Storing it again mends it.
+    #[error("the content {hash} is damaged or lost")]
+    ContentMissing {
+        /// The content.
+        hash: ContentHash,
+    },
+    /// The content is on peers only.
+    #[error("the content {hash} is not on this node")]
+    ContentUnavailable {
+        /// The content.
+        hash: ContentHash,
+    },
+    /// The system failed at a file of the folder of contents.
+    #[error("the folder of contents: {0}")]
+    ContentFolder(String),
     /// The disk is full.
     #[error("the disk is full")]
     NoSpace,
@@ -277,6 +304,8 @@ impl StoreError {
             | Self::MergeConflicts { .. }
             | Self::SizeMismatch { .. } => StoreErrorCode::Conflict,
             Self::QuotaExceeded { .. } => StoreErrorCode::QuotaExceeded,
+            Self::ContentMissing { .. } => StoreErrorCode::ContentMissing,
+            Self::ContentUnavailable { .. } => StoreErrorCode::ContentUnavailable,
             Self::NoSpace => StoreErrorCode::NoSpace,
             Self::TooLarge { .. } => StoreErrorCode::TooLarge,
             Self::InvalidPath(_) => StoreErrorCode::InvalidPath,
@@ -284,7 +313,9 @@ impl StoreError {
             // client.
             Self::Busy(_) | Self::TimedOut | Self::Closed => StoreErrorCode::Busy,
             Self::ReadOnly(_) => StoreErrorCode::ReadOnly,
-            Self::Damaged(_) | Self::Database(_) | Self::Panicked(_) => StoreErrorCode::Internal,
+            Self::Damaged(_) | Self::Database(_) | Self::ContentFolder(_) | Self::Panicked(_) => {
+                StoreErrorCode::Internal
+            }
         }
     }
 
