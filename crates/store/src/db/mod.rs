@@ -123,6 +123,7 @@ impl StoreDb {
             is_damaged: Arc::clone(&is_damaged),
             time: options.time,
             clock,
+            path: path.to_owned(),
         };
         let connection = opened.connection;
         let thread = thread::Builder::new().name("fs-write".to_owned());
