@@ -1,9 +1,11 @@
-//! Flags for the C compilers that build scripts start, so that no program names a folder of its
-//! build.
+//! Flags for the C compilers that build scripts start, so that no program names a folder or the time
+//! of its build.
 //!
 //! C code has the path of its file wherever it uses `__FILE__`, as in assertions and in the errors
 //! of AWS-LC. Build scripts compile files of cargo's registry, and copies of them in the target
-//! folder. With these flags the same source gives the same bytes in any folder.
+//! folder. C code has the time of its build wherever it uses `__DATE__`, `__TIME__` or
+//! `__TIMESTAMP__`, as mimalloc's line about itself does. With these flags the same source gives the
+//! same bytes in any folder and at any time.
 
 use std::env;
 use std::ffi::OsString;
@@ -18,6 +20,17 @@ pub const TARGET_FOLDER: &str = "/target";
 
 /// What programs have in the place of cargo's own folder.
 pub const CARGO_FOLDER: &str = "/cargo";
+
+/// Flags that fix the macros with the time of the build. `SOURCE_DATE_EPOCH` would not do: Clang has
+/// it from version 16 on, cargo does not run a build script again when it changes, and the image
+/// takes the time of its bill of materials from it. The first flag ends the compiler's warning that
+/// the others redefine a macro of its own.
+const FIXED_TIME: [&str; 4] = [
+    "-Wno-builtin-macro-redefined",
+    "-D__DATE__=\"1970-01-01\"",
+    "-D__TIME__=\"00:00:00\"",
+    "-D__TIMESTAMP__=\"1970-01-01T00:00:00\"",
+];
 
 /// The variables with which the crate `cc` begins the names of those that it reads.
 const VARIABLES: [&str; 2] = ["CFLAGS", "CXXFLAGS"];
@@ -37,16 +50,14 @@ pub fn cargo_home() -> Option<PathBuf> {
 /// Every cargo command of the same build has to get the same flags: the build scripts of C
 /// libraries run again if a variable differs.
 pub fn add(command: &mut Command, triple: &str, tree: &Path, target: &Path) {
-    let flags = prefix_maps(tree, target, cargo_home().as_deref());
+    let mut flags = prefix_maps(tree, target, cargo_home().as_deref());
+    flags.extend(FIXED_TIME.map(str::to_owned));
     for variable in VARIABLES {
         // With the target in the name, only compilers for it get the flags. `cc` appends them to
         // those of the variables without it.
         let variable = format!("{variable}_{}", triple.replace(['-', '.'], "_"));
         let value = with_flags(env::var_os(&variable).unwrap_or_default(), &flags);
-        // An empty variable would change the warnings that `cc` asks for.
-        if !value.is_empty() {
-            command.env(variable, value);
-        }
+        command.env(variable, value);
     }
 }
 
@@ -130,6 +141,26 @@ mod tests {
                 folder.display()
             );
         }
+    }
+
+    #[test]
+    fn what_is_compiled_has_no_time_of_its_build() {
+        let base = tempfile::tempdir().expect("a folder of this test's own");
+        let (source, object) = (base.path().join("code.c"), base.path().join("code.o"));
+        let code = "const char *const built = __DATE__ \" \" __TIME__ \" \" __TIMESTAMP__;\n";
+        fs::write(&source, code).expect("ours");
+        let status = Command::new("cc")
+            .args(FIXED_TIME)
+            .args(["-Wall", "-Werror", "-c"])
+            .arg(&source)
+            .arg("-o")
+            .arg(&object)
+            .status()
+            .expect("it starts");
+        assert!(status.success(), "a compiler may warn of a flag");
+        let bytes = fs::read(&object).expect("compiled");
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains("1970-01-01 00:00:00 1970-01-01T00:00:00\0"));
     }
 
     #[test]
