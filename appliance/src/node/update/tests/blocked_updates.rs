@@ -218,6 +218,15 @@ async fn a_client_that_swaps_the_slot_before_each_window_is_a_problem_in_the_sec
     assert_eq!(blocked_problem(&bench), None);
 }
 
+/// The machine has looked at its channel, which has this version.
+fn note_found(bench: &NodeUpdateBench, found: Option<UpdatePlan>) {
+    let now = bench.updates.now_s().expect("the time");
+    let steady = bench.updates.steady_now();
+    let mut auto = bench.updates.auto();
+    auto.note_look(now, steady);
+    auto.found = found;
+}
+
 /// PID 1 does not say in time what it makes of a bundle. This is no judgement about the look, or about the version that was
 /// found.
 #[tokio::test(flavor = "multi_thread")]
@@ -235,11 +244,28 @@ async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() 
         let bench = follower_with(&server, "", pace);
         bench.judge(Verdict::AppliesUntilGivenUp);
         if found.is_some() {
-            let now = bench.updates.now_s().expect("the time");
-            let steady = bench.updates.steady_now();
-            let mut auto = bench.updates.auto();
-            auto.note_look(now, steady);
-            auto.found.clone_from(&found);
+            note_found(&bench, found.clone());
+        }
+        act_for_an_hour(&bench).await;
+        assert_blocked(&bench, step, purpose, None);
+        assert_eq!(bench.updates.auto().found, found);
+        assert_eq!(sent(&bench), [step; 7]);
+    }
+}
+
+/// The attack: a person at the console asks for the media during each bundle of the machine, and PID 1 gives the bundle up.
+/// The machine would go on as after a judgement, six hours later.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_that_pid_1_gives_up_for_the_console_for_an_hour_are_a_problem() {
+    let of_stage = "stage the version of its channel";
+    for (found, step, purpose) in [
+        (None, "look", "look at its channel"),
+        (Some(plan()), "stage", of_stage),
+    ] {
+        let bench = stable_follower().await;
+        bench.judge(Verdict::Refuses(FILE, "aborted"));
+        if found.is_some() {
+            note_found(&bench, found.clone());
         }
         act_for_an_hour(&bench).await;
         assert_blocked(&bench, step, purpose, None);
