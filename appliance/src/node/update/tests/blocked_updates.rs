@@ -219,7 +219,7 @@ async fn a_client_that_swaps_the_slot_before_each_window_is_a_problem_in_the_sec
 }
 
 /// The machine has looked at its channel, which has this version.
-fn note_found(bench: &NodeUpdateBench, found: Option<UpdatePlan>) {
+pub(super) fn note_found(bench: &NodeUpdateBench, found: Option<UpdatePlan>) {
     let now = bench.updates.now_s().expect("the time");
     let steady = bench.updates.steady_now();
     let mut auto = bench.updates.auto();
@@ -314,6 +314,49 @@ async fn starts_that_the_machine_does_not_want_any_more_are_no_problem() {
     ended.expect("the administrator has staged it");
     let next = bench.updates.auto_shown()["next"].clone();
     assert_eq!(next, "waits-for-administrator");
+}
+
+/// PID 1 stages the program of an administrator on a slow disk without an answer. It has the version that the machine has
+/// staged by itself, and would start like it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_staged_without_an_answer_is_not_the_machines_own() {
+    for is_cancelled in [false, true] {
+        let answer = match is_cancelled {
+            true => StagingPace::default().answer,
+            false => Duration::from_millis(20),
+        };
+        let pace = StagingPace {
+            answer,
+            abort: Duration::from_millis(20),
+            ..StagingPace::default()
+        };
+        let server = breaking_server(FILE, 1000, true).await;
+        let bench = follower_with(&server, "", pace);
+        note_found(&bench, Some(plan()));
+        mark_staged(&bench, "1.1.0");
+        {
+            let mut auto = bench.updates.auto();
+            auto.own = Some("1.1.0".to_owned());
+            auto.has_asked = true;
+        }
+        bench.seen.lock().expect("no panic").stager = ADMIN.0.to_owned();
+        bench.judge(Verdict::Silent);
+        let node = UpdateCaller::new(&bench.updates);
+        let cancelling = async {
+            if is_cancelled {
+                wait_until(|| bench.bundles().len() == 1).await;
+                let cancelled = node.call(STARTER, "update/cancel", Value::Null).await;
+                cancelled.expect("it is cancelled");
+            }
+        };
+        let (unanswered, ()) = tokio::join!(upload(&node, ADMIN, b"other"), cancelling);
+        assert!(unanswered.is_err(), "{unanswered:?}");
+        wait_until(|| !bench.updates.auto().has_asked).await;
+        act(&bench, 2).await;
+        let next = bench.updates.auto_shown()["next"].clone();
+        assert_eq!(next, "waits-for-administrator", "{is_cancelled}");
+        assert!(!sent(&bench).contains(&"start"));
+    }
 }
 
 /// Sets whether PID 1 has not read the slots since they changed.
