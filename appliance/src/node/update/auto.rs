@@ -161,7 +161,11 @@ impl NodeUpdates {
                     let start = blocked.clone();
                     auto.blocked.note_wait(AutoTry::Start, now, start);
                 }
-                auto.blocked.note_try(kind, now, blocked);
+                let is_slow = blocked.by.is_none() && error.is_some_and(is_unanswered);
+                match is_slow {
+                    true => auto.blocked.note_slow_try(kind, now, blocked),
+                    false => auto.blocked.note_try(kind, now, blocked),
+                }
             }
             // A start that this kept away counts until PID 1 judges one.
             None => auto.blocked.end(kind),
