@@ -17,12 +17,14 @@ pub enum ObjectError {
     #[error("object {0} changed while it was read")]
     Changed(Hash),
     /// The disk has other bytes than were stored.
-    #[error("{part} of object {hash} is not what was stored")]
+    #[error("{part} of object {hash} is not what was stored{}", reason_text(.source.as_ref()))]
     Damaged {
         /// The object.
         hash: Hash,
         /// What is damaged.
         part: DamagedPart,
+        /// The error of the system, if it does not give the bytes.
+        source: Option<io::Error>,
     },
     /// The system failed.
     #[error("{what}: {source}")]
@@ -94,6 +96,11 @@ impl ObjectError {
             source,
         }
     }
+}
+
+/// What follows a text, if the system gave a reason.
+fn reason_text(source: Option<&io::Error>) -> String {
+    source.map_or_else(String::new, |source| format!(": {source}"))
 }
 
 impl fmt::Display for DamagedPart {

@@ -63,6 +63,7 @@ impl ObjectFolder {
             ObjectError::OtherHash { .. } => ObjectError::Damaged {
                 hash,
                 part: DamagedPart::Content,
+                source: None,
             },
             error => error,
         })?;

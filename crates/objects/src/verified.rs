@@ -1,5 +1,6 @@
 //! A part of an object whose every byte is compared with the hash before it is handed out.
 
+use std::io;
 use std::ops::Range;
 
 use crate::error::{DamagedPart, ObjectError};
@@ -17,7 +18,14 @@ pub struct VerifiedPart {
     /// The only bytes that are handed out, without hashes. They count as the tree's bytes do.
     only: Option<Range<u64>>,
     /// What was refused. Nothing comes after it.
-    refused: Option<DamagedPart>,
+    refused: Option<RefusedPart>,
+}
+
+/// What is damaged, and the error of the system if it does not give the bytes. The first caller gets the error.
+#[derive(Debug)]
+struct RefusedPart {
+    part: DamagedPart,
+    source: Option<io::Error>,
 }
 
 impl VerifiedPart {
@@ -60,10 +68,11 @@ impl VerifiedPart {
             self.refused = self.step(step, object, &mut block)?;
         }
         debug_assert!(block.len() < BLOCK_BYTES + PAIR_BYTES + GROUP_BYTES as usize + 1);
-        match self.refused {
-            Some(part) if block.is_empty() => Err(ObjectError::Damaged {
+        match &mut self.refused {
+            Some(refused) if block.is_empty() => Err(ObjectError::Damaged {
                 hash: object.hash(),
-                part,
+                part: refused.part,
+                source: refused.source.take(),
             }),
             _ => Ok(block),
         }
@@ -75,7 +84,7 @@ impl VerifiedPart {
         step: TreeStep,
         object: &ObjectView<'_>,
         block: &mut Vec<u8>,
-    ) -> Result<Option<DamagedPart>, ObjectError> {
+    ) -> Result<Option<RefusedPart>, ObjectError> {
         match step {
             TreeStep::Pair {
                 at,
@@ -83,13 +92,18 @@ impl VerifiedPart {
                 left,
                 right,
             } => {
-                let pair = self.outboard.pair(at);
+                let (pair, source) = match self.outboard.pair(at) {
+                    Ok(pair) => (Some(pair), None),
+                    // A pair that the disk cannot read is damaged, too: the same file would fail each later reader. The
+                    // file is removed, so this error alone says what the disk did.
+                    Err(error) => (None, Some(error)),
+                };
                 let is_expected =
                     |bytes: &[u8; PAIR_BYTES]| self.expected.pair(bytes, (root, left, right));
-                // A pair that the disk cannot read is damaged, too: the same file would fail each later reader.
-                let Some(bytes) = pair.ok().filter(is_expected) else {
+                let Some(bytes) = pair.filter(is_expected) else {
                     self.outboard.remove_file();
-                    return Ok(Some(DamagedPart::Outboard));
+                    let part = DamagedPart::Outboard;
+                    return Ok(Some(RefusedPart { part, source }));
                 };
                 if self.only.is_none() {
                     block.extend(bytes);
@@ -102,7 +116,8 @@ impl VerifiedPart {
                 object.read_exact_at(&mut block[from..], start_in_object)?;
                 if !self.expected.group(start, &block[from..], root) {
                     block.truncate(from);
-                    return Ok(Some(DamagedPart::Content));
+                    let part = DamagedPart::Content;
+                    return Ok(Some(RefusedPart { part, source: None }));
                 }
                 if let Some(only) = &self.only {
                     trim(block, from, start, only);

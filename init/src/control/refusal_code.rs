@@ -77,7 +77,7 @@ macro_rules! refusal_codes {
 
 refusal_codes! {
     Aborted, "aborted", Conflict,
-        "the sender gave the upload up, or was silent for too long, or a person at the console needed the media",
+        "the sender gave the upload up, or a person at the console needed the media",
         "send the bundle again";
     BelowFloor, "below-floor", Forbidden,
         "the version is older than the floor: a confirmed version has forbidden it for good",
@@ -173,6 +173,9 @@ refusal_codes! {
     Signature, "signature", Forbidden,
         "no signature is valid and of a key that this machine trusts",
         "sign with the keys that this machine trusts";
+    Silent, "silent", Conflict,
+        "the sender sent nothing of the bundle for too long",
+        "send the bundle again";
     SlotDamaged, "slot-damaged", Conflict,
         "a program on the boot partition is damaged",
         "do what the text says: it names the damaged program. A [check](storage.md) reads both slots once a day. \

@@ -24,7 +24,8 @@ const BLKSSZGET: libc::c_ulong = 0x1268;
 /// torn, and its backup brings them back. Returns whether the kernel has read a disk again.
 ///
 /// The names of the disks that it wrote to, or tried to, are added to `attempted`. Disks that are named there are skipped: such
-/// a disk may have lost what it took, and the search for the data would not end.
+/// a disk may have lost what it took, and the search for the data would not end. A disk that could not be opened is not
+/// among them: it may only have been slow.
 pub(super) fn repair_tables(sys: &Path, attempted: &mut BTreeSet<String>, log: &InitLog) -> bool {
     let repair = |name: &str| match is_of_this_system(name) {
         Ok(true) => Some(repair_table(name, log)),
@@ -37,30 +38,43 @@ pub(super) fn repair_tables(sys: &Path, attempted: &mut BTreeSet<String>, log: &
     repair_each(find::disks(sys), attempted, log, repair)
 }
 
-/// Calls `repair` for the `disks` that are not in `attempted`, until one was repaired. `repair` returns `None` for a disk of
-/// another system, and whether it changed the table of one of this system.
+/// What a disk and the kernel made of the repair of a table.
+struct TableRepair {
+    /// Whether the table was not as it should be. An error says that one copy of it may still not be.
+    changed: Result<bool, gpt::GptError>,
+    /// Whether the kernel has read the table since.
+    reread: io::Result<()>,
+}
+
+/// Calls `repair` for the `disks` that are not in `attempted`, until the kernel has read a table again that was not as it
+/// should be. `repair` returns `None` for a disk of another system, and an error for one to which it wrote nothing.
 fn repair_each(
     disks: Vec<String>,
     attempted: &mut BTreeSet<String>,
     log: &InitLog,
-    repair: impl Fn(&str) -> Option<Result<bool, gpt::GptError>>,
+    repair: impl Fn(&str) -> Option<io::Result<TableRepair>>,
 ) -> bool {
     disks.into_iter().any(|name| {
         if attempted.contains(&name) {
             return false;
         }
-        let Some(repaired) = repair(&name) else {
-            return false;
+        let repaired = match repair(&name) {
+            None => return false,
+            Some(Ok(repaired)) => repaired,
+            Some(Err(error)) => {
+                log.warn(format_args!("partition table of {name}: {error}"));
+                return false;
+            }
         };
-        match &repaired {
-            Ok(true) => log.warn(format_args!("partition table of {name} repaired")),
-            Ok(false) => {}
-            Err(error) => log.warn(format_args!("partition table of {name}: {error}")),
+        match (&repaired.changed, &repaired.reread) {
+            (Ok(false), Ok(())) => return false,
+            (Ok(true), Ok(())) => log.warn(format_args!("partition table of {name} repaired")),
+            (Err(error), _) => log.warn(format_args!("partition table of {name}: {error}")),
+            (Ok(_), Err(error)) => log.warn(format_args!("partition table of {name}: {error}")),
         }
-        if !matches!(repaired, Ok(false)) {
-            attempted.insert(name);
-        }
-        matches!(repaired, Ok(true))
+        attempted.insert(name);
+        // With one copy repaired the kernel finds the partition, although the other copy has failed.
+        repaired.reread.is_ok()
     })
 }
 
@@ -73,15 +87,19 @@ fn is_of_this_system(name: &str) -> io::Result<bool> {
     Ok(gpt::names(&geometry(&file, &access)?, find::LABEL))
 }
 
-fn repair_table(name: &str, log: &InitLog) -> Result<bool, gpt::GptError> {
+/// Corrects the table of a disk, and has the kernel read it again.
+fn repair_table(name: &str, log: &InitLog) -> io::Result<TableRepair> {
     let disk = WritableDisk::open(name)?;
     let settled = disk.settle(name, log)?;
     // The kernel reads the table also after an error: the primary may be whole, and the disk does not keep the backup.
     // SAFETY: the ioctl takes no argument.
     let outcome = unsafe { libc::ioctl(disk.file.as_raw_fd(), BLKRRPART) };
-    let placement = settled.placement?;
-    Errno::result(outcome).map_err(io::Error::from)?;
-    Ok(!placement.changes.is_empty())
+    let reread = Errno::result(outcome).map(drop).map_err(io::Error::from);
+    let placement = settled.placement;
+    Ok(TableRepair {
+        changed: placement.map(|placement| !placement.changes.is_empty()),
+        reread,
+    })
 }
 
 /// What became of the partition table of a disk.
@@ -228,8 +246,14 @@ mod tests {
             calls.borrow_mut().push(name.to_owned());
             match name {
                 "sda" => None,
-                "sdb" => Some(Err(gpt::GptError::NotKept(1))),
-                _ => Some(Ok(name != "sdd")),
+                "sdb" => Some(Ok(TableRepair {
+                    changed: Err(gpt::GptError::NotKept(1)),
+                    reread: Err(io::ErrorKind::ResourceBusy.into()),
+                })),
+                _ => Some(Ok(TableRepair {
+                    changed: Ok(name != "sdd"),
+                    reread: Ok(()),
+                })),
             }
         };
         let mut attempted = BTreeSet::new();
@@ -242,5 +266,43 @@ mod tests {
             "sda", "sdb", "sdc", "sda", "sdd", "sda", "sdd", "sda", "sdd",
         ];
         assert_eq!(calls.take(), expected);
+    }
+
+    /// The only disk has a primary that was repaired and a backup that takes no write. A search that does not look for the
+    /// partition again would end without the data.
+    #[test]
+    fn a_table_that_the_kernel_has_read_again_is_searched_although_its_other_copy_failed() {
+        let log = InitLog::default();
+        let calls = RefCell::new(0);
+        let repair = |_: &str| {
+            *calls.borrow_mut() += 1;
+            Some(Ok(TableRepair {
+                changed: Err(gpt::GptError::NotKept(1)),
+                reread: Ok(()),
+            }))
+        };
+        let mut attempted = BTreeSet::new();
+        let mut search = || repair_each(vec!["sda".to_owned()], &mut attempted, &log, repair);
+        assert_eq!([search(), search()], [true, false]);
+        assert_eq!(calls.take(), 1, "the disk fails again each time");
+    }
+
+    /// A disk does not answer when it is opened, and does so at the next search.
+    #[test]
+    fn a_disk_that_could_not_be_opened_is_tried_again() {
+        let log = InitLog::default();
+        let is_slow = RefCell::new(true);
+        let repair = |_: &str| {
+            Some(match is_slow.replace(false) {
+                true => Err(io::Error::from(Errno::EIO)),
+                false => Ok(TableRepair {
+                    changed: Ok(true),
+                    reread: Ok(()),
+                }),
+            })
+        };
+        let mut attempted = BTreeSet::new();
+        let mut search = || repair_each(vec!["sda".to_owned()], &mut attempted, &log, repair);
+        assert_eq!([search(), search(), search()], [false, true, false]);
     }
 }

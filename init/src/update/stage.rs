@@ -231,7 +231,7 @@ fn of_stream<R: Read>(refusal: UpdateRefusal, frames: &BundleFrameReader<R>) -> 
     match frames.end() {
         _ if frames.progress().is_given_up() => UpdateRefusal::given_up(),
         None if frames.is_silent() => UpdateRefusal::new(
-            RefusalCode::Aborted,
+            RefusalCode::Silent,
             "the bundle stopped arriving, and was given up; send it again",
         ),
         Some(FramesEnd::Aborted) => UpdateRefusal::given_up(),

@@ -117,6 +117,16 @@ impl From<ObjectError> for ServeError {
                 tracing::warn!(file = %hash, "removed, but not synced: {source}");
                 return Self::io("sync the removal of a file", source);
             }
+            // The outboard was removed, so the log alone says that the disk has failed.
+            ObjectError::Damaged {
+                hash,
+                part,
+                source: Some(source),
+            } => {
+                tracing::warn!(file = %hash, "{part} cannot be read: {source}");
+                let text = format!("{part} of a stored file cannot be read");
+                return Self::Stored(TensorError::new(TensorErrorCode::Hash, text));
+            }
             ObjectError::Damaged { .. } | ObjectError::OtherHash { .. } => TensorErrorCode::Hash,
             _ => TensorErrorCode::Io,
         };
@@ -142,7 +152,7 @@ impl From<ServeError> for CallError {
 
 #[cfg(test)]
 mod tests {
-    use alknet_objects::Placement;
+    use alknet_objects::{DamagedPart, Placement};
 
     use super::*;
 
@@ -164,6 +174,14 @@ mod tests {
             bytes,
             source,
         };
+        let unread = ObjectError::Damaged {
+            hash,
+            part: DamagedPart::Outboard,
+            source: Some(failed()),
+        };
+        let unread = ServeError::from(unread);
+        assert_eq!(unread.code(), "E_HASH");
+        assert!(!unread.to_string().contains(path), "{unread}");
         let (what, source) = (format!("write to {path}"), failed());
         let unwritten = ObjectError::Io { what, source };
         let errors = [

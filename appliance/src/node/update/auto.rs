@@ -50,7 +50,8 @@ impl NodeUpdates {
 
     /// Decides once, and does it.
     pub(super) async fn act(&self) {
-        if !self.auto().has_asked {
+        // Before PID 1 has read the slots, the log may not have what it stages at this moment.
+        if !self.auto().has_asked && !self.0.facts.load().update.outdated {
             self.remember_own().await;
         }
         let now = self.now_s();
@@ -160,7 +161,11 @@ impl NodeUpdates {
                     let start = blocked.clone();
                     auto.blocked.note_wait(AutoTry::Start, now, start);
                 }
-                auto.blocked.note_try(kind, now, blocked);
+                let is_slow = blocked.by.is_none() && error.is_some_and(is_unanswered);
+                match is_slow {
+                    true => auto.blocked.note_slow_try(kind, now, blocked),
+                    false => auto.blocked.note_try(kind, now, blocked),
+                }
             }
             // A start that this kept away counts until PID 1 judges one.
             None => auto.blocked.end(kind),
@@ -328,9 +333,12 @@ impl NodeUpdates {
     pub(super) fn watch(&self, session: &std::sync::Arc<super::session::StagingSession>) {
         let updates = self.clone();
         let session = std::sync::Arc::clone(session);
+        // Before its end: PID 1 may stage it without an answer.
+        self.note_sender(&session.request);
         tokio::spawn(async move {
             let (by, is_dry) = (session.request.by.clone(), session.request.dry_run);
             let limited = session.request.limited;
+            let ending = std::sync::Arc::clone(&session);
             let outcome = updates.0.sessions.outcome(session).await;
             let attempts = &updates.0.attempts;
             let count = match &outcome {
@@ -345,22 +353,33 @@ impl NodeUpdates {
                     tracing::info!(by, version = plan.to, "update.stage");
                     updates.note_stager(&plan, &by, limited);
                     updates.end_start_of_others();
-                    if by != BY {
-                        // Until PID 1 has said whose it is, it counts as that of an administrator.
-                        let mut auto = updates.auto();
-                        auto.own = None;
-                        auto.is_replaceable = false;
-                        auto.has_asked = false;
-                    }
+                    updates.forget_own(&by);
                 }
                 StagingOutcome::Refused { code, text } => {
+                    updates.note_answered(&ending.request);
                     tracing::warn!(by, code, "update.stage refused: {text}");
                 }
                 StagingOutcome::GivenUp(why) | StagingOutcome::Unanswered(why) => {
+                    match ending.is_complete() && !is_dry {
+                        // PID 1 may have staged it, or do so later.
+                        true => updates.forget_own(&by),
+                        false => updates.note_answered(&ending.request),
+                    }
                     tracing::warn!(by, "update.stage given up: {why}");
                 }
             }
         });
+    }
+
+    /// The version that waits is one of this caller's, or may be. Until PID 1 has said whose it is, one that is not the
+    /// machine's counts as that of an administrator.
+    fn forget_own(&self, by: &str) {
+        if by != BY {
+            let mut auto = self.auto();
+            auto.own = None;
+            auto.is_replaceable = false;
+            auto.has_asked = false;
+        }
     }
 
     /// What `update/status` says about it.

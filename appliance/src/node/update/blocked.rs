@@ -11,15 +11,18 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::auto::BY;
 use super::refusal::is_busy;
-use super::schedule::{AutoStep, AutoView, next_start, own_delay, step};
+use super::schedule::{AutoStep, AutoView, LOOK_PERIOD_S, next_start, own_delay, step};
 
 /// How long the tries of one kind are blocked before this is a problem.
 pub(super) const BLOCKED_MAX: Duration = Duration::from_secs(3600);
 /// The longest pause between two blocked tries that counts as blocked. The machine tries each kind more often while it
-/// wants it; outside its window it tries no start.
+/// wants it; outside its window it tries no start. A pause that it has made longer itself counts as well.
 const GAP_MAX: Duration = Duration::from_secs(900);
 /// How long the machine waits after a look or a staging that was blocked: the channel is asked for each try.
 pub(super) const BLOCKED_PAUSE: Duration = Duration::from_secs(600);
+
+/// The longest pause between two tries whose bundles PID 1 does not finish in time.
+const SLOW_PAUSE_MAX: Duration = Duration::from_secs(LOOK_PERIOD_S.unsigned_abs());
 
 /// What tells the time since the node began. It goes on whatever a time server or a person does with the clock.
 pub(super) type SteadyClock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -90,6 +93,8 @@ struct BlockedTries {
     lasted: Duration,
     /// There is no further try before this moment.
     next_try: Duration,
+    /// The pause before the next try if PID 1 leaves that one without an answer, too. Zero after another try.
+    slow_pause: Duration,
     /// The last one.
     blocked: BlockedTry,
     /// The last caller that was known, and how long the tries had lasted then.
@@ -97,6 +102,11 @@ struct BlockedTries {
 }
 
 impl BlockedTries {
+    /// The pause after the last one.
+    fn pause(&self) -> Duration {
+        self.next_try.saturating_sub(self.last)
+    }
+
     /// The last caller that was known, if it blocked none of the last tries itself. One of more than [`BLOCKED_MAX`] ago has
     /// no part in the problem any more.
     fn earlier(&self) -> Option<&str> {
@@ -113,21 +123,40 @@ pub(super) struct BlockedUpdates([Option<BlockedTries>; 3]);
 impl BlockedUpdates {
     /// A try of this kind was blocked at the moment `now`. The next one comes after a pause.
     pub(super) fn note_try(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
-        let next_try = now + kind.pause();
-        self.note(kind, now, next_try, blocked);
+        self.note(kind, now, (kind.pause(), Duration::ZERO), blocked);
+    }
+
+    /// The same for a bundle that PID 1 did not finish in time, although no other caller had it busy: the disk may be too
+    /// slow, and each try writes a whole program to it. Each further one doubles the pause, up to that between two looks.
+    pub(super) fn note_slow_try(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
+        let before = self.0[kind as usize].as_ref();
+        let before = before.map_or(Duration::ZERO, |tries| tries.slow_pause);
+        let pause = before.max(kind.pause());
+        let next = (pause * 2).min(SLOW_PAUSE_MAX);
+        self.note(kind, now, (pause, next), blocked);
     }
 
     /// At the moment `now` there is no try of this kind, because it would be blocked. That the session or PID 1 is free
     /// costs nothing to see, so this begins no pause.
     pub(super) fn note_wait(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
-        self.note(kind, now, now, blocked);
+        let before = self.0[kind as usize].as_ref();
+        let slow_pause = before.map_or(Duration::ZERO, |tries| tries.slow_pause);
+        self.note(kind, now, (Duration::ZERO, slow_pause), blocked);
     }
 
-    fn note(&mut self, kind: AutoTry, now: Duration, next_try: Duration, blocked: BlockedTry) {
+    fn note(
+        &mut self,
+        kind: AutoTry,
+        now: Duration,
+        (pause, slow_pause): (Duration, Duration),
+        blocked: BlockedTry,
+    ) {
         let before = self.0[kind as usize].take();
         let (lasted, known) = match before {
             Some(before) => {
-                let gap = now.saturating_sub(before.last).min(GAP_MAX);
+                // A pause that the machine itself made longer counts as a whole.
+                let longer = before.pause().saturating_sub(kind.pause());
+                let gap = now.saturating_sub(before.last).min(GAP_MAX + longer);
                 (before.lasted + gap, before.known)
             }
             None => (Duration::ZERO, None),
@@ -136,7 +165,8 @@ impl BlockedUpdates {
         self.0[kind as usize] = Some(BlockedTries {
             last: now,
             lasted,
-            next_try,
+            next_try: now + pause,
+            slow_pause,
             blocked,
             known,
         });
@@ -418,6 +448,36 @@ mod tests {
         }
         blocked.note_try(AutoTry::Start, now, by(None));
         assert_eq!(blocked.pause_left_s(AutoTry::Start, now), None);
+    }
+
+    /// The disk is too slow for the program. The machine would download and write it each ten minutes without end.
+    #[test]
+    fn a_bundle_that_is_never_finished_in_time_is_tried_ever_more_rarely() {
+        let mut blocked = BlockedUpdates::default();
+        let (kind, mut now) = (AutoTry::Stage, minutes(0));
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            blocked.note_slow_try(kind, now, by(None));
+            let pause = blocked.pause_left_s(kind, now).expect("a pause");
+            pauses.push(pause / 60);
+            now += Duration::from_secs(pause.unsigned_abs());
+            assert_eq!(blocked.pause_left_s(kind, now), None);
+            // A client has the session at this decision.
+            blocked.note_wait(kind, now, by(Some("eve")));
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 360, 360]);
+        // The pauses count, or the problem would come hours later.
+        let mut slow = BlockedUpdates::default();
+        for at in [0, 10, 30] {
+            slow.note_slow_try(kind, minutes(at), by(None));
+            assert_eq!(slow.text(), None, "{at}");
+        }
+        slow.note_slow_try(kind, minutes(70), by(None));
+        assert!(slow.text().is_some());
+        // Another reason begins with the short pause.
+        blocked.note_try(kind, now, by(Some("eve")));
+        blocked.note_slow_try(kind, now, by(None));
+        assert_eq!(blocked.pause_left_s(kind, now), Some(600));
     }
 
     #[test]

@@ -28,6 +28,9 @@ const ABOUT_DELTA: [RefusalCode; 10] = [
     RefusalCode::Truncated,
 ];
 
+/// Refusals that are no judgement about a bundle: PID 1 has other work. It gives a bundle up for a person at the console.
+const OTHER_WORK: [RefusalCode; 2] = [RefusalCode::Aborted, RefusalCode::Busy];
+
 /// Refusals of a start whose reason may pass without another request for this start.
 const MAY_PASS: [RefusalCode; 5] = [
     RefusalCode::Busy,
@@ -78,10 +81,10 @@ pub(super) fn is_about_delta(error: &CallError) -> bool {
     code_of(error).is_some_and(may_lie_in_delta)
 }
 
-/// Whether PID 1 has other work: it says so, or does not answer.
+/// Whether PID 1 has other work: it says so, gives a bundle up for another user of the media, or does not answer.
 pub(super) fn is_busy(error: &CallError) -> bool {
     match code_of(error) {
-        Some(code) => code == RefusalCode::Busy.name() || code == UNANSWERED,
+        Some(code) => code == UNANSWERED || is_among(&OTHER_WORK, code),
         None => matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
     }
 }
@@ -239,6 +242,9 @@ mod tests {
             assert_eq!(may_pass(&refused(code, "why")), expected, "{code}");
             assert_eq!(is_busy(&refused(code, "why")), code == "busy", "{code}");
         }
+        // A bundle that PID 1 gave up for a person at the console was not judged. Its sender alone makes it silent.
+        assert!(is_busy(&refused("aborted", "why")));
+        assert!(!is_busy(&refused("silent", "why")));
         for (error, expected) in [
             (UpdateClientError::Broken, true),
             (UpdateClientError::Late, true),

@@ -158,6 +158,11 @@ impl StagingSession {
         self.offset.load(Ordering::Relaxed)
     }
 
+    /// Whether PID 1 has all of its bundle.
+    pub(super) fn is_complete(&self) -> bool {
+        self.offset() == self.request.bytes
+    }
+
     /// Why it was given up.
     pub(super) fn why(&self) -> String {
         self.reason.get().cloned().unwrap_or_default()
@@ -553,13 +558,14 @@ impl StagingSessions {
         sending: BundleSending<'_>,
     ) -> Result<StagingOutcome, UpdateClientError> {
         let is_dry = sending.session.request.dry_run;
-        let (outcome, is_known) = sending.finish(self.pace.answer).await?;
+        let ended = sending.finish(self.pace.answer).await;
+        let is_known = matches!(ended, Ok((_, true)));
         if !is_known && !is_dry {
             // PID 1 may stage it all the same. From now on its facts alone say what waits, as after a restart of the node.
             // They are outdated since it has the bundle, until it has read the slots after the bundle's end.
             self.forget_staged();
         }
-        Ok(outcome)
+        ended.map(|(outcome, _)| outcome)
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {

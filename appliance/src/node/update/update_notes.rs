@@ -6,12 +6,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_init::control::{MachineFacts, UpdateAnswer, UpdatePlan, UpdateRecord, UpdateRequest};
+use alknet_init::control::{
+    MachineFacts, UpdateAnswer, UpdateFacts, UpdatePlan, UpdateRecord, UpdateRequest,
+};
 use serde::{Deserialize, Serialize};
 
 use super::NodeUpdates;
 use super::auto::BY;
 use super::init_client::UpdateClientError;
+use super::session::StagingRequest;
 
 /// The file of the notes, in the state directory. That of a stateless machine is in memory, and outlives the node alone.
 const NOTES_FILE: &str = "state/update-notes.json";
@@ -34,12 +37,24 @@ pub(super) struct StagedNote {
     pub(super) limited: bool,
 }
 
+/// The caller of a bundle of which PID 1 has not said what it made of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SenderNote {
+    by: String,
+    /// The caller may not start versions.
+    #[serde(default)]
+    limited: bool,
+}
+
 /// The notes, as their file has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct UpdateNotes {
     /// What was staged last.
     pub(super) staged: Option<StagedNote>,
+    /// Whose bundle is sent, or was sent last and has no answer yet: PID 1 may stage it all the same. `None` for a bundle
+    /// of the machine itself.
+    sender: Option<SenderNote>,
     /// Versions that failed, or that an administrator took back: the machine does not install them by itself. The last
     /// one is at the end.
     pub(super) left: Vec<String>,
@@ -49,10 +64,37 @@ impl UpdateNotes {
     /// A version was staged. A caller that may not start versions does not take the program of another one over by
     /// sending it again.
     fn stage(&mut self, new: StagedNote) {
+        self.sender = None;
         let is_taken_over =
             |known: &StagedNote| new.limited && !known.limited && known.sha256 == new.sha256;
         if !self.staged.as_ref().is_some_and(is_taken_over) {
             self.staged = Some(new);
+        }
+    }
+
+    /// The bundle of this caller is sent. One that may not start versions does not take the place of one that may.
+    fn send(&mut self, new: SenderNote) {
+        let is_kept = |known: &SenderNote| new.limited && !known.limited;
+        if !self.sender.as_ref().is_some_and(is_kept) {
+            self.sender = Some(new);
+        }
+    }
+
+    /// Who staged the version that waits, as far as the notes say. PID 1 names no hash of a damaged program.
+    fn stager(&self, waiting: &UpdateFacts) -> Option<StagedNote> {
+        let sha256 = waiting.other_sha256.as_deref();
+        let is_waiting = |note: &&StagedNote| sha256.is_none_or(|sha256| sha256 == note.sha256);
+        let staged = self.staged.as_ref().filter(is_waiting);
+        // As in `stage`, a caller that may not start versions takes no program over.
+        let is_senders = |sender: &&SenderNote| staged.is_none() || !sender.limited;
+        match (self.sender.as_ref().filter(is_senders), sha256) {
+            (Some(sender), Some(sha256)) => Some(StagedNote {
+                version: waiting.other_version.clone().unwrap_or_default(),
+                sha256: sha256.to_owned(),
+                by: sender.by.clone(),
+                limited: sender.limited,
+            }),
+            _ => staged.cloned(),
         }
     }
 
@@ -155,6 +197,24 @@ impl NodeUpdates {
         }
     }
 
+    /// Notes whose bundle is about to be sent, other than one of the machine itself.
+    pub(super) fn note_sender(&self, request: &StagingRequest) {
+        if request.by != BY && !request.dry_run && is_stateless(&self.0.facts.load()) {
+            let sender = SenderNote {
+                by: request.by.clone(),
+                limited: request.limited,
+            };
+            self.0.notes.change(|notes| notes.send(sender));
+        }
+    }
+
+    /// Notes that PID 1 has staged nothing of a bundle. One of the machine itself says nothing of an earlier one.
+    pub(super) fn note_answered(&self, request: &StagingRequest) {
+        if request.by != BY && !request.dry_run && is_stateless(&self.0.facts.load()) {
+            self.0.notes.change(|notes| notes.sender = None);
+        }
+    }
+
     /// Notes a version whose trial failed, by what PID 1 says now. Before each session, because PID 1 forgets the failure
     /// once another version is staged, and the node decides only a minute after its start.
     pub(super) fn note_failure_before_session(&self) {
@@ -203,13 +263,8 @@ impl NodeUpdates {
         let (version, by, limited) = match (sessions.staged(), sessions.staged_by()) {
             (Some(plan), Some(request)) => (plan.to, request.by, request.limited),
             _ => {
-                let note = self.0.notes.current().staged?;
                 let facts = self.0.facts.load();
-                let staged = facts.update.other_sha256.as_ref();
-                // Of a damaged program PID 1 names no hash.
-                if staged.is_some_and(|staged| *staged != note.sha256) {
-                    return None;
-                }
+                let note = self.0.notes.current().stager(&facts.update)?;
                 (note.version, note.by, note.limited)
             }
         };
@@ -278,6 +333,39 @@ mod tests {
     }
 
     #[test]
+    fn a_bundle_without_an_answer_counts_as_staged_if_another_program_waits() {
+        let waiting = |sha256: Option<&str>| UpdateFacts {
+            other_version: Some("1.2.0".to_owned()),
+            other_sha256: sha256.map(str::to_owned),
+            ..UpdateFacts::default()
+        };
+        for (limited, sha256, expected) in [
+            (true, Some("b2"), "eve"),
+            (false, Some("b2"), "eve"),
+            // The program of the earlier caller: an administrator takes it over, and a client does not.
+            (true, Some("a1"), BY),
+            (false, Some("a1"), "eve"),
+            (true, None, BY),
+        ] {
+            let notes = UpdateNotes {
+                staged: Some(note("a1", BY, false)),
+                sender: Some(SenderNote {
+                    by: "eve".to_owned(),
+                    limited,
+                }),
+                left: Vec::new(),
+            };
+            let stager = notes.stager(&waiting(sha256)).expect("it is known");
+            assert_eq!(stager.by, expected, "{limited} {sha256:?}");
+            assert_eq!(stager.limited, limited && expected == "eve");
+        }
+        let mut notes = UpdateNotes::default();
+        assert_eq!(notes.stager(&waiting(Some("b2"))), None);
+        notes.stage(note("a1", BY, false));
+        assert_eq!(notes.stager(&waiting(Some("b2"))), None);
+    }
+
+    #[test]
     fn the_versions_that_were_left_last_are_remembered_once_each() {
         let mut notes = UpdateNotes::default();
         notes.take_back();
@@ -325,6 +413,7 @@ mod tests {
         fs::write(file, SAMPLE).expect("writable");
         let expected = UpdateNotes {
             staged: Some(note("a1", "eve", true)),
+            sender: None,
             left: vec!["1.0.9".to_owned()],
         };
         assert_eq!(UpdateNotesStore::open(folder.path()).current(), expected);

@@ -1,5 +1,6 @@
 //! Bytes that changed on the disk reach no reader.
 
+use std::error::Error as _;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -110,7 +111,11 @@ fn an_outboard_whose_pairs_cannot_be_read_is_removed_and_computed_again() {
         file.expect("writable").set_len(32).expect("it is shorter");
         let mut blocks = open.bytes(0..size as u64).expect("it is within");
         let first = blocks.next().expect("an error");
-        assert_eq!(damaged_part(first.err()), Some(DamagedPart::Outboard));
+        let error = first.expect_err("the pairs are missing");
+        // The file is gone, so nothing else says what the disk did.
+        let source = error.source().expect("the error of the system").to_string();
+        assert!(error.to_string().ends_with(&source), "{error}");
+        assert_eq!(damaged_part(Some(error)), Some(DamagedPart::Outboard));
         assert!(!outboard.exists());
         let (bytes, error) = read(&scene.objects, &hash);
         assert!(error.is_none() && bytes == content, "{error:?}");

@@ -97,9 +97,8 @@ fn a_start_whose_caller_gave_up_is_for_the_next_one() {
     assert_eq!(workers.stats().started, 1);
 }
 
-/// A tenant with short deadlines would otherwise start its share of workers of each role.
-#[test]
-fn a_start_whose_caller_gave_up_counts_for_the_tenant_until_it_is_over() {
+/// Workers of roles gpu and git, of which a tenant may have one. A worker of role gpu starts for a, whose caller gave up.
+fn workers_with_start_for_a() -> Workers {
     let mut config = config();
     config.start = ENDLESS;
     // One worker for a tenant.
@@ -117,10 +116,41 @@ fn a_start_whose_caller_gave_up_counts_for_the_tenant_until_it_is_over() {
         let polled = opening.poll(&mut Context::from_waker(Waker::noop()));
         assert!(polled.is_pending());
     }
+    workers
+}
+
+/// A tenant with short deadlines would otherwise start its share of workers of each role.
+#[test]
+fn a_start_whose_caller_gave_up_counts_for_the_tenant_until_it_is_over() {
+    let workers = workers_with_start_for_a();
     let other = block_on(workers.open(WorkerLease::new(WorkerRole::Git, "a")));
     assert!(matches!(other, Err(WorkerError::TenantShare)), "{other:?}");
     // The worker that starts is for the tenant's next call.
     assert!(answers(&open(&workers, WorkerRole::Gpu, "a")));
     assert!(answers(&open(&workers, WorkerRole::Git, "b")));
     assert_eq!(workers.stats().started, 2);
+}
+
+/// The lease of b takes the worker that starts for a, so a is refused no other one for it. It counts for b from then on, also
+/// if b gives up.
+#[test]
+fn a_start_that_another_tenant_waits_for_counts_for_that_tenant() {
+    for gives_up in [false, true] {
+        let workers = workers_with_start_for_a();
+        let mut waiting = Some(Box::pin(workers.open(lease("b"))));
+        let polled = waiting
+            .as_mut()
+            .map(|it| it.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+        assert!(polled.is_some_and(|polled| polled.is_pending()));
+        if gives_up {
+            waiting = None;
+            let other = block_on(workers.open(WorkerLease::new(WorkerRole::Git, "b")));
+            assert!(matches!(other, Err(WorkerError::TenantShare)), "{other:?}");
+        }
+        assert!(answers(&open(&workers, WorkerRole::Git, "a")));
+        if let Some(waiting) = waiting {
+            assert!(answers(&block_on(waiting).expect("a session")));
+        }
+        assert_eq!(workers.stats().started, 2, "{gives_up}");
+    }
 }

@@ -174,7 +174,7 @@ fn a_withheld_bundle_changes_neither_slot() {
     let whole = framed(&bundle, 40_000);
     for sent in [0, 3_000, whole.len() / 2, whole.len() - 2_000] {
         let silent = SilentStream(&whole[..sent]);
-        refuses_stream(&bench, RefusalCode::Aborted, bundle.len(), silent);
+        refuses_stream(&bench, RefusalCode::Silent, bundle.len(), silent);
     }
     let mut given_up = framed(&bundle[..bundle.len() / 2], 40_000);
     given_up.truncate(given_up.len() - 4);

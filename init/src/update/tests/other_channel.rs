@@ -117,7 +117,9 @@ fn a_refused_bundle_of_beta_makes_no_release_of_stable_too_old() {
     assert_eq!(staged.expect("staged").to, NEW);
 }
 
-/// What a bundle of `beta` leaves as it was still protects from replays, also of `beta`.
+/// What a bundle of `beta` leaves as it was still protects from replays, also of `beta`. This is about the limits of the rule
+/// by which bundles of `beta` do not count as seen. It fails if such a bundle takes back what was seen, if a replay of `beta`
+/// is not compared with it, or if a version that an administrator chose does not count. Without the rule it passes.
 #[test]
 fn a_bundle_of_beta_opens_no_replay_on_a_machine_that_follows_stable() {
     let bench = UpdateBench::new();

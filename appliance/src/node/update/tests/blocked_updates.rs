@@ -218,6 +218,15 @@ async fn a_client_that_swaps_the_slot_before_each_window_is_a_problem_in_the_sec
     assert_eq!(blocked_problem(&bench), None);
 }
 
+/// The machine has looked at its channel, which has this version.
+pub(super) fn note_found(bench: &NodeUpdateBench, found: Option<UpdatePlan>) {
+    let now = bench.updates.now_s().expect("the time");
+    let steady = bench.updates.steady_now();
+    let mut auto = bench.updates.auto();
+    auto.note_look(now, steady);
+    auto.found = found;
+}
+
 /// PID 1 does not say in time what it makes of a bundle. This is no judgement about the look, or about the version that was
 /// found.
 #[tokio::test(flavor = "multi_thread")]
@@ -235,11 +244,32 @@ async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() 
         let bench = follower_with(&server, "", pace);
         bench.judge(Verdict::AppliesUntilGivenUp);
         if found.is_some() {
-            let now = bench.updates.now_s().expect("the time");
-            let steady = bench.updates.steady_now();
-            let mut auto = bench.updates.auto();
-            auto.note_look(now, steady);
-            auto.found.clone_from(&found);
+            note_found(&bench, found.clone());
+        }
+        act_for_an_hour(&bench).await;
+        assert_eq!(bench.updates.auto().found, found);
+        // Each try writes a program to a disk that may be too slow for it, so they become rare: after 10, 20 and 40 minutes.
+        assert_eq!(sent(&bench), [step; 3]);
+        pass_steady(&bench, BLOCKED_PAUSE.as_secs());
+        act(&bench, 1).await;
+        assert_eq!(sent(&bench), [step; 4]);
+        assert_blocked(&bench, step, purpose, None);
+    }
+}
+
+/// The attack: a person at the console asks for the media during each bundle of the machine, and PID 1 gives the bundle up.
+/// The machine would go on as after a judgement, six hours later.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_that_pid_1_gives_up_for_the_console_for_an_hour_are_a_problem() {
+    let of_stage = "stage the version of its channel";
+    for (found, step, purpose) in [
+        (None, "look", "look at its channel"),
+        (Some(plan()), "stage", of_stage),
+    ] {
+        let bench = stable_follower().await;
+        bench.judge(Verdict::Refuses(FILE, "aborted"));
+        if found.is_some() {
+            note_found(&bench, found.clone());
         }
         act_for_an_hour(&bench).await;
         assert_blocked(&bench, step, purpose, None);
@@ -288,6 +318,49 @@ async fn starts_that_the_machine_does_not_want_any_more_are_no_problem() {
     ended.expect("the administrator has staged it");
     let next = bench.updates.auto_shown()["next"].clone();
     assert_eq!(next, "waits-for-administrator");
+}
+
+/// PID 1 stages the program of an administrator on a slow disk without an answer. It has the version that the machine has
+/// staged by itself, and would start like it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_staged_without_an_answer_is_not_the_machines_own() {
+    for is_cancelled in [false, true] {
+        let answer = match is_cancelled {
+            true => StagingPace::default().answer,
+            false => Duration::from_millis(20),
+        };
+        let pace = StagingPace {
+            answer,
+            abort: Duration::from_millis(20),
+            ..StagingPace::default()
+        };
+        let server = breaking_server(FILE, 1000, true).await;
+        let bench = follower_with(&server, "", pace);
+        note_found(&bench, Some(plan()));
+        mark_staged(&bench, "1.1.0");
+        {
+            let mut auto = bench.updates.auto();
+            auto.own = Some("1.1.0".to_owned());
+            auto.has_asked = true;
+        }
+        bench.seen.lock().expect("no panic").stager = ADMIN.0.to_owned();
+        bench.judge(Verdict::Silent);
+        let node = UpdateCaller::new(&bench.updates);
+        let cancelling = async {
+            if is_cancelled {
+                wait_until(|| bench.bundles().len() == 1).await;
+                let cancelled = node.call(STARTER, "update/cancel", Value::Null).await;
+                cancelled.expect("it is cancelled");
+            }
+        };
+        let (unanswered, ()) = tokio::join!(upload(&node, ADMIN, b"other"), cancelling);
+        assert!(unanswered.is_err(), "{unanswered:?}");
+        wait_until(|| !bench.updates.auto().has_asked).await;
+        act(&bench, 2).await;
+        let next = bench.updates.auto_shown()["next"].clone();
+        assert_eq!(next, "waits-for-administrator", "{is_cancelled}");
+        assert!(!sent(&bench).contains(&"start"));
+    }
 }
 
 /// Sets whether PID 1 has not read the slots since they changed.

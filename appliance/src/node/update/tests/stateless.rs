@@ -4,9 +4,11 @@ use alknet_init::control::UpdateOutcome;
 use alknet_test_support::deadline;
 
 use super::attacks::upload;
-use super::downloads::{FILE, ask_instead, breaking_server, follower_of};
+use super::blocked_updates::note_found;
+use super::downloads::{FILE, ask_instead, breaking_server, follower_of, follower_with};
 use super::operations::{ADMIN, UpdateCaller};
 use super::refused_starts::{act, mark_staged, sent};
+use super::scheduled_starts::wait_until;
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
@@ -252,4 +254,40 @@ async fn a_machine_with_data_writes_no_notes() {
     act(&bench, 2).await;
     let notes = bench.updates.0.notes.current();
     assert_eq!(notes, update_notes::UpdateNotes::default());
+}
+
+/// The attack: a client stages a version on a slow disk, and PID 1 does not say so. The node restarts, and the machine waits
+/// for an administrator who has staged nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_a_client_staged_without_an_answer_is_replaced() {
+    let server = breaking_server(FILE, 1000, true).await;
+    let pace = StagingPace {
+        answer: Duration::from_millis(20),
+        abort: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    for (who, has_restart, expected) in [
+        (CLIENT, false, "stage"),
+        (CLIENT, true, "stage"),
+        (ADMIN, true, "waits-for-administrator"),
+    ] {
+        let mut bench = follower_with(&server, "", pace);
+        bench.set(|facts| facts.data.mode = "volatile".to_owned());
+        bench.seen.lock().expect("no panic").keeps_no_log = true;
+        bench.judge(Verdict::Silent);
+        bench.updates.auto().has_asked = true;
+        let node = UpdateCaller::new(&bench.updates);
+        let unanswered = upload(&node, who, b"older").await;
+        let error = unanswered.expect_err("PID 1 says nothing");
+        assert_eq!(error.details.expect("details")["code"], "unanswered");
+        wait_until(|| !bench.updates.auto().has_asked).await;
+        mark_staged(&bench, "1.0.5");
+        bench.judge(Verdict::Plans);
+        if has_restart {
+            restart(&mut bench, &server);
+        }
+        note_found(&bench, Some(plan()));
+        act(&bench, 1).await;
+        assert_eq!(bench.updates.auto_shown()["next"], expected);
+    }
 }

@@ -20,6 +20,11 @@ impl StartingFor {
             lent: lease.lent,
         }
     }
+
+    /// Whether a lease is one of those that this start is for.
+    pub(in crate::host) fn is_of(&self, lease: &WorkerLease) -> bool {
+        self.tenant == lease.tenant && self.lent == lease.lent
+    }
 }
 
 impl WorkerPool {
@@ -49,6 +54,30 @@ impl WorkerPool {
                     .is_some_and(|of| of.tenant == tenant && (of.lent || !lent))
         };
         self.slots.values().filter(counts).count()
+    }
+
+    /// The tenants for whose leases workers of the role start, once for each such worker.
+    pub(in crate::host) fn starting_tenants(&self, role: WorkerRole) -> Vec<StartingFor> {
+        let starts = self.slots.values();
+        let starts = starts.filter(|slot| slot.phase == WorkerPhase::Starting && slot.role == role);
+        starts.filter_map(|slot| slot.started_for.clone()).collect()
+    }
+
+    /// Counts one worker of the role that starts for a tenant for another one.
+    pub(in crate::host) fn hand_start(
+        &mut self,
+        role: WorkerRole,
+        from: &StartingFor,
+        to: StartingFor,
+    ) {
+        let is_from = |slot: &&mut PoolSlot| {
+            slot.phase == WorkerPhase::Starting
+                && slot.role == role
+                && slot.started_for.as_ref() == Some(from)
+        };
+        if let Some(slot) = self.slots.values_mut().find(is_from) {
+            slot.started_for = Some(to);
+        }
     }
 
     /// Notes that a lease that waited has taken this worker, which became ready. If it was started for another tenant's

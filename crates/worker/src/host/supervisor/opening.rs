@@ -119,6 +119,7 @@ impl WorkerSupervisor {
         let reserved = !lease.binds.is_empty();
         // A starting worker that no other session waits for will do.
         if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
+            self.hand_surplus_start(lease);
             return Ok(WorkerChoice::Later(None));
         }
         self.evict_idle()?;

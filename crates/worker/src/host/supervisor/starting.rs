@@ -1,5 +1,6 @@
 //! The starts of workers, from the process on until it is ready.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::WorkerSupervisor;
@@ -71,6 +72,37 @@ impl WorkerSupervisor {
         let least = self.config.role(role).map_or(0, |config| config.min_idle);
         let now = self.now();
         self.pool.linger(number, least, now);
+    }
+
+    /// Notes that a new lease waits for a worker that starts already. Of a tenant with more starts than its waiting leases
+    /// take, one counts for the tenant of this lease from now on: the other tenant does not get that worker any more, and
+    /// would be refused another one for it.
+    pub(super) fn hand_surplus_start(&mut self, lease: &WorkerLease) {
+        let (role, own) = (lease.role, StartingFor::lease(lease));
+        if self.compare_starts(role, &own, Some(lease)) != Ordering::Less {
+            return;
+        }
+        let mut tenants = self.pool.starting_tenants(role).into_iter();
+        let surplus = tenants.find(|of| self.compare_starts(role, of, None) == Ordering::Greater);
+        if let Some(surplus) = surplus {
+            self.pool.hand_start(role, &surplus, own);
+        }
+    }
+
+    /// Compares the workers of the role that start for a tenant with those that its waiting leases, and `also`, will take.
+    fn compare_starts(
+        &self,
+        role: WorkerRole,
+        tenant: &StartingFor,
+        also: Option<&WorkerLease>,
+    ) -> Ordering {
+        let starts = self.pool.starting_tenants(role);
+        let starts = starts.iter().filter(|of| *of == tenant).count();
+        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
+        let leases = waiting
+            .chain(also)
+            .filter(|lease| lease.role == role && lease.binds.is_empty() && tenant.is_of(lease));
+        starts.cmp(&workers_for(leases))
     }
 
     /// The tenants whose waiting leases take more new workers of the role than start for them, once for each such

@@ -34,7 +34,8 @@ fn sectors(disk: &FaultyDisk, range: Range<u64>) -> Vec<Vec<u8>> {
 }
 
 /// A damaged block at the end of a disk can be read once it is written, and one where the image has its backup is nothing that
-/// the growth needs.
+/// the growth needs. If the error of a read ends the growth, the blocks fail that it reads before it writes (`is_read`). The
+/// other two fail if it needs more than these.
 #[test]
 fn a_block_that_cannot_be_read_keeps_no_table_from_growing() {
     let whole = FaultyDisk::new(&image(GROWN_BYTES));
