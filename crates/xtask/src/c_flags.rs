@@ -24,7 +24,9 @@ pub const CARGO_FOLDER: &str = "/cargo";
 /// Flags that fix the macros with the time of the build. `SOURCE_DATE_EPOCH` would not do: Clang has
 /// it from version 16 on, cargo does not run a build script again when it changes, and the image
 /// takes the time of its bill of materials from it. The first flag ends the compiler's warning that
-/// the others redefine a macro of its own.
+/// the others redefine a macro of its own. `cc` hands the quotation marks to the compiler. A build
+/// script that starts `make` would lose them in its shell; no package of the workspace does, and one
+/// whose code uses the macros would fail to compile.
 const FIXED_TIME: [&str; 4] = [
     "-Wno-builtin-macro-redefined",
     "-D__DATE__=\"1970-01-01\"",
@@ -149,8 +151,14 @@ mod tests {
         let (source, object) = (base.path().join("code.c"), base.path().join("code.o"));
         let code = "const char *const built = __DATE__ \" \" __TIME__ \" \" __TIMESTAMP__;\n";
         fs::write(&source, code).expect("ours");
+        let mut cargo = Command::new("cargo");
+        add(&mut cargo, "a-b", base.path(), &base.path().join("target"));
+        let set = cargo.get_envs().find(|(name, _)| *name == "CFLAGS_a_b");
+        let flags = set.and_then(|(_, value)| value?.to_str());
+        // As `cc` splits the variable.
+        let flags = flags.expect("set").split_ascii_whitespace();
         let status = Command::new("cc")
-            .args(FIXED_TIME)
+            .args(flags)
             .args(["-Wall", "-Werror", "-c"])
             .arg(&source)
             .arg("-o")
