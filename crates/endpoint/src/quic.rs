@@ -1,11 +1,13 @@
 //! QUIC connections as core's carriage.
 
 mod carriage;
+mod connection_ids;
 mod datagram_splitter;
 
 use quinn::{MtuDiscoveryConfig, TransportConfig};
 
 pub(crate) use carriage::quic_carriage;
+pub(crate) use connection_ids::ConnectionIdIssuer;
 pub(crate) use datagram_splitter::DatagramSplitter;
 
 quic_carriage!(quinn);

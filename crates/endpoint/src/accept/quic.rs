@@ -343,5 +343,77 @@ pub(crate) fn endpoint_config(key: &NodeKey) -> EndpointConfig {
     // The key is derived from the node key: a restarted node can still end the connections of its predecessor by a
     // stateless reset (RFC 9000 section 10.3).
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &*key.derive("quic stateless reset"));
-    EndpointConfig::new(Arc::new(reset_key))
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    // A restarted node has to know the IDs of its predecessor for that.
+    let id_key = key.derive("quic connection ids");
+    config.cid_generator(move || Box::new(quic::ConnectionIdIssuer::new(&*id_key)));
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use alknet_test_support::deadline;
+    use quinn::{ConnectionError, Endpoint};
+
+    use super::*;
+
+    /// A server of the node with this key, and the certificate that it shows.
+    fn serve(key: &NodeKey, port: u16) -> (Endpoint, CertificateDer<'static>) {
+        let shown = rcgen::generate_simple_self_signed(["node".to_owned()]).expect("a name");
+        let certificate = shown.cert.der().clone();
+        let private = shown.signing_key.serialize_der().try_into();
+        let server = quinn::ServerConfig::with_single_cert(
+            vec![certificate.clone()],
+            private.expect("PKCS #8"),
+        );
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).expect("free");
+        let endpoint = Endpoint::new(
+            endpoint_config(key),
+            Some(server.expect("a key that fits")),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        );
+        (endpoint.expect("a socket"), certificate)
+    }
+
+    /// The node ended without a word to its clients, as after a power cut.
+    #[tokio::test]
+    async fn a_restarted_node_ends_the_connections_of_its_predecessor() {
+        let key = NodeKey::generate().expect("the system has entropy");
+        let (first, certificate) = serve(&key, 0);
+        let address = first.local_addr().expect("bound");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate).expect("a certificate");
+        let config = quinn::ClientConfig::with_root_certificates(Arc::new(roots));
+        let client = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+        let connecting = client.connect_with(config.expect("roots"), address, "node");
+        let (connection, accepted) = tokio::join!(connecting.expect("a name"), async {
+            first.accept().await.expect("open").await
+        });
+        let (connection, _accepted) = (connection.expect("served"), accepted.expect("dialled"));
+        // From here on the first one hears and says nothing at the address.
+        let elsewhere = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("free");
+        first.rebind(elsewhere).expect("a socket");
+        let (_second, _) = serve(&key, address.port());
+        let sending = async {
+            // Packets until the answer, of which the node owes only one in a while.
+            loop {
+                let stream = connection.open_uni().await;
+                if let Ok(mut stream) = stream {
+                    let _ = stream.write_all(b"still there?").await;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let ended = tokio::select! {
+            () = sending => unreachable!("it never ends"),
+            ended = connection.closed() => ended,
+            () = tokio::time::sleep(deadline(std::time::Duration::from_secs(10))) => {
+                panic!("the node says nothing")
+            }
+        };
+        assert_eq!(ended, ConnectionError::Reset);
+    }
 }
