@@ -382,23 +382,31 @@ mod tests {
     #[tokio::test]
     async fn a_restarted_node_ends_the_connections_of_its_predecessor() {
         let key = NodeKey::generate().expect("the system has entropy");
-        let (first, certificate) = serve(&key, 0);
+        let process = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (first, certificate) = {
+            let _within = process.enter();
+            serve(&key, 0)
+        };
         let address = first.local_addr().expect("bound");
+        process.spawn(async move {
+            let _connection = first.accept().await.expect("open").await;
+            std::future::pending::<()>().await;
+        });
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate).expect("a certificate");
         let config = quinn::ClientConfig::with_root_certificates(Arc::new(roots));
         let client = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
         let connecting = client.connect_with(config.expect("roots"), address, "node");
-        let (connection, accepted) = tokio::join!(connecting.expect("a name"), async {
-            first.accept().await.expect("open").await
-        });
-        let (connection, _accepted) = (connection.expect("served"), accepted.expect("dialled"));
-        // From here on the first one hears and says nothing at the address.
-        let elsewhere = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("free");
-        first.rebind(elsewhere).expect("a socket");
+        let connection = connecting.expect("a name").await.expect("served");
+        let ends = tokio::task::spawn_blocking(move || drop(process));
+        ends.await.expect("all its tasks are gone");
         let (_second, _) = serve(&key, address.port());
         let sending = async {
-            // Packets until the answer, of which the node owes only one in a while.
+            // More than one packet: the node sends few resets in a second.
             loop {
                 let stream = connection.open_uni().await;
                 if let Ok(mut stream) = stream {
