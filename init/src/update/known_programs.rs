@@ -42,7 +42,7 @@ pub(super) struct KnownProgram {
     measured: Option<Box<[String; 3]>>,
     /// The caller that staged it, on a machine that keeps nothing. Any other machine has this in the note of the release.
     #[serde(skip)]
-    pub(super) stager: Option<UpdateStager>,
+    pub(super) stager: Option<Box<UpdateStager>>,
 }
 
 impl KnownProgram {

@@ -647,7 +647,7 @@ fn keep_release(
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
     let mut program = KnownProgram::new(release.version.clone(), release.sha256.clone());
-    program.stager.clone_from(&release.stager);
+    program.stager = release.stager.clone().map(Box::new);
     let mut known = at.known.load();
     known.put(slot, program);
     let Some(folder) = at.folder else {

@@ -183,7 +183,7 @@ pub(super) fn staged_last(
 ) -> Option<(String, UpdateStager)> {
     let known = program.map(|program| program.version.to_string());
     let Some(folder) = folder else {
-        return known.zip(program?.stager.clone());
+        return known.zip(program?.stager.as_deref().cloned());
     };
     let is_its = |noted: &StagedRelease| match program {
         Some(program) => noted.is_of_program(slot, &program.version, &program.sha256),
