@@ -79,11 +79,11 @@ fn the_facts_name_the_caller_of_a_bundle_that_was_given_up_too_late() {
 #[test]
 fn a_caller_that_may_only_stage_takes_no_program_over() {
     let bench = UpdateBench::new();
-    let (release, other) = (TestRelease::new(NEW, 1), TestRelease::new(NEW, 2));
+    let (release, other) = (TestRelease::new(NEW, 1), TestRelease::new(NEW, 3));
     let higher = TestRelease {
         floor: Some(NEW.to_owned()),
         program: Some(release.content()),
-        ..TestRelease::new(NEW, 3)
+        ..TestRelease::new(NEW, 2)
     };
     let (ada, eve, bob) = (
         caller("ada", false),
@@ -95,7 +95,7 @@ fn a_caller_that_may_only_stage_takes_no_program_over() {
         (&release, &ada, &ada),
         (&release, &eve, &ada),
         (&higher, &eve, &ada),
-        (&release, &bob, &bob),
+        (&higher, &bob, &bob),
         (&other, &eve, &eve),
         (&other, &ada, &ada),
     ] {
