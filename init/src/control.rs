@@ -467,6 +467,11 @@ pub struct UpdateFacts {
     pub other_sha256: Option<String>,
     /// The floor after the confirmation of the program in that slot, if its noted release raises the floor.
     pub other_floor: Option<String>,
+    /// The version that is staged, as PID 1 has written it: the program may have been damaged since, and the slot then names
+    /// another version, or none. `None` in any other state, and if it is not known.
+    pub staged_version: Option<String>,
+    /// The caller whose bundle that was. `None` like `staged_version`.
+    pub stager: Option<UpdateStager>,
     /// SHA-256 of the program that runs, in hex, as it was verified or noted: a delta starts from it.
     pub running_sha256: Option<String>,
     /// Versions that the machine does not install by itself: an administrator left them, or they failed.
@@ -487,6 +492,16 @@ pub struct UpdateFacts {
     pub gate: Vec<String>,
     /// How the last update ended.
     pub last: Option<UpdateOutcome>,
+}
+
+/// The caller that staged a version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateStager {
+    /// The caller, as the node names it.
+    pub by: String,
+    /// Whether the caller may not start versions.
+    #[serde(default)]
+    pub limited: bool,
 }
 
 /// Files on the boot partition that are neither the loader nor the program of a boot slot.

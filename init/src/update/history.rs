@@ -134,12 +134,16 @@ fn surplus(all: &[LoggedUpdate], share: usize) -> Option<usize> {
 /// Whether the log says already that the caller of this record has staged the version that waits. A caller that may not
 /// start versions does not take the version of another one over by staging it again.
 pub(super) fn has_staging(folder: &Path, staging: &UpdateRecord) -> bool {
-    let mut last = read_all(folder).into_iter().map(|logged| logged.record);
-    let last = last.rfind(|record| record.event == STAGED);
-    last.is_some_and(|last| {
+    last_staging(folder).is_some_and(|last| {
         let is_same = last.by == staging.by && last.limited == staging.limited;
         last.version == staging.version && (is_same || (staging.limited && !last.limited))
     })
+}
+
+/// The last version that was staged.
+pub(super) fn last_staging(folder: &Path) -> Option<UpdateRecord> {
+    let mut all = read_all(folder).into_iter().map(|logged| logged.record);
+    all.rfind(|record| record.event == STAGED)
 }
 
 /// The newest records that fit into a message, the oldest first.

@@ -19,6 +19,7 @@ use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::program::read_version;
 use super::progress::{StagingProgress, aborted};
 use super::refusal::{RefusalCode, UpdateRefusal};
+use crate::control::UpdateStager;
 
 /// Name of the file in the folder of updates.
 const FILE: &str = "programs.json";
@@ -39,6 +40,9 @@ pub(super) struct KnownProgram {
     /// and of its kernel, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     measured: Option<Box<[String; 3]>>,
+    /// The caller that staged it, on a machine that keeps nothing. Any other machine has this in the note of the release.
+    #[serde(skip)]
+    pub(super) stager: Option<Box<UpdateStager>>,
 }
 
 impl KnownProgram {
@@ -47,6 +51,7 @@ impl KnownProgram {
             version,
             sha256,
             measured: None,
+            stager: None,
         }
     }
 

@@ -15,6 +15,7 @@ use super::anchor::UpdateAnchor;
 use super::delta;
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
+use super::history;
 use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest_for_staging};
 use super::left_versions::LeftVersions;
 use super::other_channel::{may_be_beta, require_own_channel};
@@ -22,19 +23,22 @@ use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
-use super::staged::{StagedBundle, StagedRelease, raised_by};
+use super::staged::{StagedBundle, StagedRelease, raised_by, staged_last};
 use super::trust_store::TrustStore;
-use crate::control::UpdatePlan;
+use crate::control::{UpdatePlan, UpdateStager};
 use crate::log::InitLog;
+use crate::text::cut_text;
 
 /// Longest bundle: metadata and targets as long as any.
 const BUNDLE_BYTES_MAX: u64 = BUNDLE_METADATA_BYTES_MAX + TARGETS_MAX as u64 * TARGET_BYTES_MAX;
 /// Room for folders of the boot partition, in clusters, beside the program.
 const FOLDER_CLUSTERS: u64 = 4;
 
-/// What an administrator asks for.
+/// What a caller asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StageOrder {
+    /// The caller.
+    pub(crate) by: String,
     /// Bytes of the bundle.
     pub(crate) bytes: u64,
     /// The one older version that is permitted.
@@ -264,7 +268,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     let record = usable_record(before, at)?;
     let mut bundle = BundleReader::open(frames)?;
     let verified = verify(&mut bundle, order, at)?;
-    let (chosen, release, mut plan) = choose(&verified, order, at)?;
+    let (chosen, mut release, mut plan) = choose(&verified, order, at)?;
     let slot = at.running.other();
     if !order.dry_run {
         check_wanted(&plan, chosen.release, order, at)?;
@@ -283,6 +287,8 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     if before.good() == at.running {
         StagedRelease::require_settled(at.folder, at.running, at.version)?;
     }
+    let stager = noted_stager(slot, &release, at).filter(|_| record.phase() == BootPhase::Staged);
+    release.stager = Some(stager_to_note(stager.as_ref(), order));
     let lies_there = lies_there(disk, slot, &plan, at, &progress)?;
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
@@ -292,8 +298,10 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     if lies_there && is_whole {
         undo.before = Some(StateBefore::load(before, true, at));
         let noted = at.folder.map(StagedRelease::load);
-        let was_noted = noted.is_none_or(|noted| noted.as_ref() == Some(&release));
-        let was_staged = stage_again(disk, &record, was_noted, keep)?;
+        let was_noted =
+            noted.is_none_or(|noted| noted.is_some_and(|noted| noted.is_same_release(&release)));
+        let is_kept = was_noted && stager == release.stager;
+        let was_staged = stage_again(disk, &record, is_kept, keep)?;
         return Ok(StagedBundle {
             plan,
             was_staged,
@@ -468,6 +476,34 @@ fn check_wanted(
     }
 }
 
+/// The caller that staged this program last, if the slot has it.
+fn noted_stager(
+    slot: BootSlot,
+    release: &StagedRelease,
+    at: &StageMachine<'_>,
+) -> Option<UpdateStager> {
+    let known = at.known.load();
+    let known = known.of_slot(slot);
+    let known = known.filter(|known| known.sha256 == release.sha256)?;
+    staged_last(at.folder, slot, Some(known)).map(|(_, stager)| stager)
+}
+
+/// The caller to note for a program that `noted` has staged before and that is staged still. A caller that may not start
+/// versions does not take the program of another one over by sending it again: the machine would replace it then.
+fn stager_to_note(noted: Option<&UpdateStager>, order: &StageOrder) -> UpdateStager {
+    match noted {
+        Some(noted) if order.limited && !noted.limited => noted.clone(),
+        _ => {
+            let mut by = order.by.clone();
+            cut_text(&mut by, history::TEXT_BYTES_MAX);
+            UpdateStager {
+                by,
+                limited: order.limited,
+            }
+        }
+    }
+}
+
 /// Whether the slot has this program already. Then the disk keeps its file, however often the program is staged.
 fn lies_there<D: BlockDevice>(
     disk: &mut SlotDisk<D>,
@@ -502,8 +538,8 @@ fn stage_again<D: BlockDevice>(
     keep: impl FnOnce() -> Result<(), UpdateRefusal>,
 ) -> Result<bool, UpdateRefusal> {
     let is_staged = record.phase() == BootPhase::Staged;
-    // A staged program that lost its note does not start until it has one again, and one whose note has a lower floor than
-    // this release would be confirmed with the lower floor. If the higher one cannot be noted, the note that is left is of
+    // A staged program that lost its note does not start until it has one again, one whose note has a lower floor than this
+    // release would be confirmed with the lower floor, and one that another caller takes over is that caller's from now on. If the higher one cannot be noted, the note that is left is of
     // the slot's program all the same, so the record may stay.
     if !is_staged || !is_noted {
         keep()?;
@@ -610,7 +646,8 @@ fn keep_release(
     release: &StagedRelease,
     at: &StageMachine<'_>,
 ) -> Result<(), UpdateRefusal> {
-    let program = KnownProgram::new(release.version.clone(), release.sha256.clone());
+    let mut program = KnownProgram::new(release.version.clone(), release.sha256.clone());
+    program.stager = release.stager.clone().map(Box::new);
     let mut known = at.known.load();
     known.put(slot, program);
     let Some(folder) = at.folder else {

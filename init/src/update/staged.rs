@@ -9,8 +9,10 @@ use alknet_boot_state::BootSlot;
 use alknet_update::{ReleaseVersion, raised_floor};
 use serde::{Deserialize, Serialize};
 
+use super::history;
+use super::known_programs::KnownProgram;
 use super::refusal::{RefusalCode, UpdateRefusal};
-use crate::control::UpdatePlan;
+use crate::control::{UpdatePlan, UpdateStager};
 
 /// Name of the file in the folder of updates.
 const FILE: &str = "staged.json";
@@ -41,6 +43,9 @@ pub(super) struct StagedRelease {
     pub(super) sha256: String,
     /// The floor after the confirmation.
     pub(super) floor: Option<ReleaseVersion>,
+    /// The caller that staged it. `None` in a note of an earlier version of PID 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) stager: Option<UpdateStager>,
 }
 
 impl StagedRelease {
@@ -57,7 +62,17 @@ impl StagedRelease {
             bytes,
             sha256,
             floor,
+            stager: None,
         }
+    }
+
+    /// Whether this is the same release, whichever callers have staged the two.
+    pub(super) fn is_same_release(&self, other: &Self) -> bool {
+        let of_other = Self {
+            stager: other.stager.clone(),
+            ..self.clone()
+        };
+        of_other == *other
     }
 
     /// The noted release of a program, whose floor counts after the trial of this program.
@@ -157,6 +172,39 @@ impl StagedRelease {
             removed => removed,
         }
     }
+}
+
+/// Which version was staged into a slot last, and by which caller. `program` is what is known of the program there. Where
+/// the note of the release lacks the caller, because an earlier version of PID 1 wrote it, or is lost, the log says it.
+pub(super) fn staged_last(
+    folder: Option<&Path>,
+    slot: BootSlot,
+    program: Option<&KnownProgram>,
+) -> Option<(String, UpdateStager)> {
+    let known = program.map(|program| program.version.to_string());
+    let Some(folder) = folder else {
+        return known.zip(program?.stager.as_deref().cloned());
+    };
+    let is_its = |noted: &StagedRelease| match program {
+        Some(program) => noted.is_of_program(slot, &program.version, &program.sha256),
+        None => noted.is_of(slot),
+    };
+    let noted = StagedRelease::load(folder).filter(is_its);
+    let (noted, stager) = match noted {
+        Some(noted) => (Some(noted.version.to_string()), noted.stager),
+        None => (None, None),
+    };
+    if let (Some(version), Some(stager)) = (&noted, stager) {
+        return Some((version.clone(), stager));
+    }
+    let expected = noted.or(known);
+    let logged = history::last_staging(folder)?;
+    let is_it = expected.is_none_or(|expected| expected == logged.version);
+    let stager = UpdateStager {
+        by: logged.by,
+        limited: logged.limited,
+    };
+    is_it.then_some((logged.version, stager))
 }
 
 /// The floor after the confirmation of a release with this floor, if that raises the floor of the machine.

@@ -12,6 +12,7 @@ mod lost_program;
 mod lying_hub;
 mod other_channel;
 mod scrub;
+mod stager;
 mod verified_programs;
 
 use std::fs;

@@ -165,10 +165,11 @@ pub(super) fn rollback(updates: NodeUpdates) -> Registration {
             let limited = is_limited(&ctx);
             let request = UpdateRequest::Rollback { limited };
             let by = caller(&ctx);
+            let left = updates.version_to_leave().await;
             updates.send_request(request, &by).await?;
             // Only now: a rollback that PID 1 refused takes no moment away.
             updates.take_back_start(by, limited);
-            updates.note_taken_back();
+            updates.note_taken_back(left);
             updates.0.sessions.forget_staged();
             Ok::<_, CallError>(json!({ "accepted": true }))
         }

@@ -19,6 +19,7 @@ use super::refusal::{StartRefusal, is_about_delta, is_unanswered};
 use super::schedule::{AutoStep, AutoView, own_delay, step};
 use super::session::{SessionTurn, StagingOutcome};
 use super::stage::{BegunDownload, DownloadOrigin, DownloadRequest, LOOK_STEP};
+use super::waiting::{is_own, is_replaceable, waiting_version};
 use crate::update_plan::agreed_floor;
 
 /// How often the node decides.
@@ -50,10 +51,6 @@ impl NodeUpdates {
 
     /// Decides once, and does it.
     pub(super) async fn act(&self) {
-        // Before PID 1 has read the slots, the log may not have what it stages at this moment.
-        if !self.auto().has_asked && !self.0.facts.load().update.outdated {
-            self.remember_own().await;
-        }
         let now = self.now_s();
         let step = self.decide(now);
         self.auto().step = Some(step.clone());
@@ -94,13 +91,13 @@ impl NodeUpdates {
             look_again: again(AutoTry::Look),
             stage_again: again(AutoTry::Stage),
             facts: &facts.update,
-            waiting: auto.waiting_version(&facts.update),
+            waiting: waiting_version(&facts.update),
             left: &left,
             found: auto.found.as_ref(),
             refused: auto.refused.as_ref(),
             was_blocked: auto.blocked.has(AutoTry::Start),
-            is_own: auto.is_own(&facts.update),
-            is_replaceable: auto.is_replaceable,
+            is_own: is_own(&facts.update),
+            is_replaceable: is_replaceable(&facts),
             is_busy: false,
         };
         let wanted = step(&view);
@@ -108,10 +105,11 @@ impl NodeUpdates {
         let is_before_start =
             matches!(wanted, AutoStep::Look | AutoStep::Stage) && is_start_near(&view);
         auto.is_before_start = is_before_start;
-        // By outdated facts, and before PID 1 has said whose version waits, it is not known what the machine wants.
-        if auto.has_asked && !facts.update.outdated {
+        // Outdated facts do not say what the machine does not want any more. What it wanted before still counts as blocked: a
+        // caller that begins one session after the other keeps PID 1 from reading the slots.
+        if !facts.update.outdated {
             // In the place of a client's version the machine still wants its own, until a look says otherwise.
-            let is_kept = auto.is_own(&facts.update) || auto.found.is_none();
+            let is_kept = is_own(&facts.update) || auto.found.is_none();
             let is_staged = facts.update.state == "staged" && is_kept;
             auto.blocked.end_unwanted(&wanted, is_staged);
             if config.config.update.auto != AutoUpdate::Apply {
@@ -126,25 +124,6 @@ impl NodeUpdates {
             auto.blocked.note_wait(kind, steady, blocked);
         }
         decided
-    }
-
-    /// Asks PID 1 who staged the version that waits: the node may have restarted since, or another caller may have staged
-    /// one.
-    async fn remember_own(&self) {
-        // Before the question: a version that is staged meanwhile leads to another one.
-        self.auto().has_asked = true;
-        let Some(staged) = self.logged_staging().await else {
-            self.auto().has_asked = false;
-            return;
-        };
-        let is_replaceable = match &staged {
-            Some(record) => record.limited,
-            None => self.has_forgotten_staging(),
-        };
-        let mut auto = self.auto();
-        auto.is_replaceable = is_replaceable;
-        let own = staged.filter(|record| record.by == BY);
-        auto.own = own.map(|record| record.version);
     }
 
     /// Notes how a try of the machine itself ended. Returns whether another caller or PID 1's other work blocked it.
@@ -231,14 +210,14 @@ impl NodeUpdates {
             return;
         };
         let facts = self.0.facts.load_full();
-        let before = self.waiting_version(&facts.update);
+        let before = waiting_version(&facts.update);
         let staging = self.stage_from_channel(Some(&found)).await;
         let is_blocked = self.end_try(AutoTry::Stage, staging.ended.as_ref().err());
         let Ok(plan) = staging.ended else {
             return self.auto().note_not_staged(found, is_blocked);
         };
         tracing::info!(version = plan.to, "update.auto staged");
-        self.auto().note_staged(plan, before.as_deref());
+        self.auto().note_staged(plan, before);
         self.wait_for_facts().await;
         let now = self.now_s();
         if let (AutoStep::Start, Some(now)) = (self.decide(now), now) {
@@ -250,7 +229,7 @@ impl NodeUpdates {
     }
 
     /// Waits for a short time until PID 1 has read the slots since they changed.
-    async fn wait_for_facts(&self) {
+    pub(super) async fn wait_for_facts(&self) {
         let known = async {
             while self.0.facts.load().update.outdated {
                 tokio::time::sleep(LOOK_STEP).await;
@@ -333,12 +312,8 @@ impl NodeUpdates {
     pub(super) fn watch(&self, session: &std::sync::Arc<super::session::StagingSession>) {
         let updates = self.clone();
         let session = std::sync::Arc::clone(session);
-        // Before its end: PID 1 may stage it without an answer.
-        self.note_sender(&session.request);
         tokio::spawn(async move {
             let (by, is_dry) = (session.request.by.clone(), session.request.dry_run);
-            let limited = session.request.limited;
-            let ending = std::sync::Arc::clone(&session);
             let outcome = updates.0.sessions.outcome(session).await;
             let attempts = &updates.0.attempts;
             let count = match &outcome {
@@ -351,35 +326,16 @@ impl NodeUpdates {
             match outcome {
                 StagingOutcome::Planned(plan) => {
                     tracing::info!(by, version = plan.to, "update.stage");
-                    updates.note_stager(&plan, &by, limited);
                     updates.end_start_of_others();
-                    updates.forget_own(&by);
                 }
                 StagingOutcome::Refused { code, text } => {
-                    updates.note_answered(&ending.request);
                     tracing::warn!(by, code, "update.stage refused: {text}");
                 }
                 StagingOutcome::GivenUp(why) | StagingOutcome::Unanswered(why) => {
-                    match ending.is_complete() && !is_dry {
-                        // PID 1 may have staged it, or do so later.
-                        true => updates.forget_own(&by),
-                        false => updates.note_answered(&ending.request),
-                    }
                     tracing::warn!(by, "update.stage given up: {why}");
                 }
             }
         });
-    }
-
-    /// The version that waits is one of this caller's, or may be. Until PID 1 has said whose it is, one that is not the
-    /// machine's counts as that of an administrator.
-    fn forget_own(&self, by: &str) {
-        if by != BY {
-            let mut auto = self.auto();
-            auto.own = None;
-            auto.is_replaceable = false;
-            auto.has_asked = false;
-        }
     }
 
     /// What `update/status` says about it.
@@ -388,10 +344,8 @@ impl NodeUpdates {
         let section = &config.config.update;
         let facts = self.0.facts.load();
         let auto = self.auto();
-        let staged = Some(&facts.update).filter(|facts| facts.state == "staged");
-        let staged = staged.and_then(|facts| auto.waiting_version(facts));
         // Not in `error`, which the next look replaces: it may be hours until the next try of the start.
-        let refusal = staged.and_then(|version| auto.start_refusal(version));
+        let refusal = auto.start_refusal(&facts.update);
         let (next, at) = auto.step.as_ref().map_or(("off", None), shown);
         json!({
             "mode": section.auto,
@@ -413,20 +367,14 @@ impl NodeUpdates {
         self.auto().step.clone()
     }
 
-    /// The version that waits, by what the node and the slot say.
-    pub(super) fn waiting_version(&self, facts: &UpdateFacts) -> Option<String> {
-        let auto = self.auto();
-        auto.waiting_version(facts).map(str::to_owned)
-    }
-
     /// What the problem says about tries that others blocked.
     pub(super) fn blocked_text(&self) -> Option<String> {
         self.auto().blocked.text()
     }
 
-    /// Why this version, which the machine staged by itself, does not start, for problems.
-    pub(super) fn start_refusal(&self, version: &str) -> Option<StartRefusal> {
-        self.auto().start_refusal(version).cloned()
+    /// Why the version that waits, which the machine staged by itself, does not start, for problems.
+    pub(super) fn start_refusal(&self, facts: &UpdateFacts) -> Option<StartRefusal> {
+        self.auto().start_refusal(facts).cloned()
     }
 }
 

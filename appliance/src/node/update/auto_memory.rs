@@ -8,6 +8,7 @@ use alknet_init::control::{UpdateFacts, UpdatePlan};
 use super::blocked::BlockedUpdates;
 use super::refusal::{StartRefusal, ends_by_staging, may_pass};
 use super::schedule::{AutoStep, LOOK_PERIOD_S, RefusedStart, StartRemedy};
+use super::waiting::{is_own, waiting_version};
 
 /// How long the node waits, in seconds, after PID 1 refused a start for a reason that may pass, such as a closed vault:
 /// each try makes PID 1 read the whole program. After any other reason it waits for [`LOOK_PERIOD_S`].
@@ -46,12 +47,6 @@ pub(super) struct AutoMemory {
     /// SHA-256 of the program that was staged again because PID 1 refused its start. If this does not help, it most likely
     /// does not help the next time either.
     staged_again: Option<String>,
-    /// The version that the node staged by itself. `None` before PID 1 was asked after a start.
-    pub(super) own: Option<String>,
-    /// Whether the version that waits is of a caller that may not start versions, or such that PID 1 does not start it.
-    pub(super) is_replaceable: bool,
-    /// Whether PID 1 was asked who staged the version that waits.
-    pub(super) has_asked: bool,
     /// What it decided last.
     pub(super) step: Option<AutoStep>,
     /// Why the last look, stage or start failed.
@@ -95,23 +90,6 @@ impl AutoMemory {
         pause.saturating_sub_unsigned(passed).max(0)
     }
 
-    /// Whether the node has staged what waits by itself. The slot of a damaged program names no version, or another one.
-    /// Then PID 1 knows no program that fits this name, and the version is still that of the last staging.
-    pub(super) fn is_own(&self, facts: &UpdateFacts) -> bool {
-        let own = self.own.as_deref();
-        let is_named = own == facts.other_version.as_deref();
-        let is_damaged = facts.other_sha256.is_none();
-        facts.state == "staged" && own.is_some() && (is_named || is_damaged)
-    }
-
-    /// The version that waits: as the node has staged it, or as the slot names it.
-    pub(super) fn waiting_version<'a>(&'a self, facts: &'a UpdateFacts) -> Option<&'a str> {
-        match self.is_own(facts) {
-            true => self.own.as_deref(),
-            false => facts.other_version.as_deref(),
-        }
-    }
-
     /// The node has staged this version by itself. `before` is the version that waited before.
     pub(super) fn note_staged(&mut self, plan: UpdatePlan, before: Option<&str>) {
         let refused = self.refused.take();
@@ -125,8 +103,6 @@ impl AutoMemory {
         if is_mended {
             self.staged_again = Some(plan.sha256.clone());
         }
-        self.own = Some(plan.to.clone());
-        self.is_replaceable = false;
         self.found = Some(plan);
     }
 
@@ -162,51 +138,13 @@ impl AutoMemory {
         });
     }
 
-    /// Why this version, which the machine staged by itself, does not start. `None` while it is about to be staged again
-    /// for that.
-    pub(super) fn start_refusal(&self, version: &str) -> Option<&StartRefusal> {
-        if self.own.as_deref() != Some(version) {
-            return None;
-        }
+    /// Why the version that waits, which the machine staged by itself, does not start. `None` while it is about to be staged
+    /// again for that.
+    pub(super) fn start_refusal(&self, facts: &UpdateFacts) -> Option<&StartRefusal> {
+        let version = waiting_version(facts).filter(|_| is_own(facts))?;
         let refused = self.refused.as_ref().filter(|refused| {
             refused.version == version && refused.remedy != StartRemedy::StageAgain
         });
         refused.map(|refused| &refused.reason)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A byte of the program's head has changed, so that it names another version, or none. PID 1 knows no program of
-    /// that name.
-    #[test]
-    fn a_damaged_program_is_still_the_one_that_the_node_has_staged() {
-        let memory = AutoMemory {
-            own: Some("1.1.0".to_owned()),
-            ..AutoMemory::default()
-        };
-        let facts = |state: &str, version: Option<&str>, sha256: Option<&str>| UpdateFacts {
-            state: state.to_owned(),
-            other_version: version.map(str::to_owned),
-            other_sha256: sha256.map(str::to_owned),
-            ..UpdateFacts::default()
-        };
-        for (state, version, sha256, is_own) in [
-            ("staged", Some("1.1.0"), Some("a1"), true),
-            ("staged", None, None, true),
-            ("staged", Some("1.9.0"), None, true),
-            // The program of another caller, whose staging is not in the log.
-            ("staged", Some("1.2.0"), Some("b2"), false),
-            ("idle", None, None, false),
-        ] {
-            let facts = facts(state, version, sha256);
-            assert_eq!(memory.is_own(&facts), is_own, "{facts:?}");
-            let expected = if is_own { Some("1.1.0") } else { version };
-            assert_eq!(memory.waiting_version(&facts), expected);
-        }
-        let none = AutoMemory::default();
-        assert!(!none.is_own(&facts("staged", None, None)));
     }
 }

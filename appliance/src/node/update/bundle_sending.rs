@@ -39,18 +39,26 @@ impl BundleSending<'_> {
         sent.await.map(ControlFlow::Break)
     }
 
-    /// Ends a bundle before its end.
-    pub(super) async fn give_up(self, why: String) -> Result<StagingOutcome, UpdateClientError> {
+    /// Ends a bundle before its end. Returns the same as [`finish`](Self::finish).
+    pub(super) async fn give_up(
+        self,
+        why: String,
+    ) -> Result<(StagingOutcome, bool), UpdateClientError> {
         self.init.give_up(self.n).await?;
         self.abort(why).await
     }
 
     /// Ends the frames of a bundle that PID 1 gives up. PID 1 is free again once it has answered.
-    pub(super) async fn abort(mut self, why: String) -> Result<StagingOutcome, UpdateClientError> {
+    pub(super) async fn abort(
+        mut self,
+        why: String,
+    ) -> Result<(StagingOutcome, bool), UpdateClientError> {
         self.frames.abort().await?;
-        // Whatever PID 1 says of it, the bundle was not complete.
-        wait(self.answer, self.abort).await.ok();
-        Ok(StagingOutcome::GivenUp(why))
+        Ok(match wait(self.answer, self.abort).await {
+            // PID 1 needs neither the end of a bundle nor its last frame.
+            Ok(answer @ UpdateAnswer::Planned { .. }) => (outcome_of(answer), true),
+            answer => (StagingOutcome::GivenUp(why), answer.is_ok()),
+        })
     }
 
     /// Ends a complete bundle, and waits for what PID 1 makes of it. Returns also whether this is known: a bundle that is

@@ -24,8 +24,11 @@ impl NodeUpdates {
             return;
         };
         let version = self.staged_version();
-        // After a restart the node does not know who staged it.
-        let by = self.0.sessions.staged_by().map(|request| request.by);
+        // After a restart the node does not know who staged it, and PID 1 does.
+        let known = self.0.sessions.staged_by().map(|request| request.by);
+        let facts = self.0.facts.load();
+        let noted = || facts.update.stager.as_ref().map(|stager| stager.by.clone());
+        let by = known.or_else(noted);
         let why = match &by {
             Some(by) => format!("{by} has staged another program, of version {version}"),
             None => format!("another program was staged, of version {version}"),

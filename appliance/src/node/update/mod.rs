@@ -20,6 +20,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 mod update_notes;
+mod waiting;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -77,7 +78,7 @@ struct NodeUpdatesInner {
     /// The time since the node began.
     steady: SteadyClock,
     auto: Mutex<AutoMemory>,
-    /// What a stateless machine has instead of the log of updates.
+    /// What a stateless machine has instead of PID 1's list of versions that were left.
     notes: UpdateNotesStore,
     /// The turn to ask PID 1 for the log of updates.
     log_turn: Arc<tokio::sync::Mutex<()>>,

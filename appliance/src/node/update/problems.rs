@@ -13,6 +13,7 @@ use super::NodeUpdates;
 use super::problem_codes::PROBLEM_CODES;
 use super::refusal::may_end_by_staging;
 use super::schedule::AutoStep;
+use super::waiting::waiting_version;
 
 /// Code of the problem that a version waits for an administrator.
 pub(crate) const UPDATE_AVAILABLE: &str = "update-available";
@@ -100,12 +101,12 @@ impl NodeUpdates {
     /// has this problem: an administrator who stages a version knows of it.
     fn available(&self, facts: &UpdateFacts) -> Option<MachineDiagnostic> {
         let config = self.0.reloader.current();
-        let version = self.waiting_version(facts)?;
+        let version = waiting_version(facts)?;
         if config.config.update.auto == AutoUpdate::Off || facts.state != "staged" {
             return None;
         }
         let is_apply = config.config.update.auto == AutoUpdate::Apply;
-        if let Some(refusal) = self.start_refusal(&version).filter(|_| is_apply) {
+        if let Some(refusal) = self.start_refusal(facts).filter(|_| is_apply) {
             return Some(MachineDiagnostic {
                 code: UPDATE_AVAILABLE.to_owned(),
                 text: format!(

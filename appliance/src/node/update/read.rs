@@ -1,13 +1,15 @@
 //! `update/status`, `update/check` and `update/log`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_init::control::{UpdateAnswer, UpdateFacts};
+use alknet_init::control::{UpdateAnswer, UpdateFacts, UpdateRequest};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::download::planned;
+use super::init_client::UpdateClientError;
 use super::refusal::UNANSWERED;
 use super::scheduled_start::ScheduledStart;
 use super::session::{EndedStaging, StagingError, StagingOutcome, StagingSession};
@@ -145,6 +147,20 @@ pub(super) fn other_kind() -> CallError {
 }
 
 impl NodeUpdates {
+    /// Asks PID 1 for the log of updates. PID 1 answers one such question at a time and refuses a second one, so each caller
+    /// waits here for its turn: those that ask for the log again and again must not keep it from the machine itself.
+    pub(super) async fn ask_log(&self, by: &str) -> Result<UpdateAnswer, UpdateClientError> {
+        let turn = Arc::clone(&self.0.log_turn).lock_owned().await;
+        let (init, by) = (self.0.init.clone(), by.to_owned());
+        // A task of its own: if the caller goes away, PID 1 still answers before the next question.
+        let asked = tokio::spawn(async move {
+            let answer = init.ask(UpdateRequest::Log, &by).await;
+            drop(turn);
+            answer
+        });
+        asked.await.unwrap_or(Err(UpdateClientError::Broken))
+    }
+
     /// Whether there is a PID 1 that does updates.
     pub(super) fn check_init(&self) -> Result<(), CallError> {
         Ok(self.0.init.check()?)

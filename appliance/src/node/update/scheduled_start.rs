@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use super::act::{StagedProgram, StartOrder};
 use super::refusal::{is_busy, may_pass, refused};
 use super::session::{SessionTurn, StagingRequest};
+use super::waiting::waiting_version;
 use super::{ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates};
 use crate::node::ops::caller;
 
@@ -365,8 +366,9 @@ impl NodeUpdates {
     /// The version that is staged, for texts. Empty if it is not known.
     pub(super) fn staged_version(&self) -> String {
         let known = self.0.sessions.staged().map(|plan| plan.to);
-        let other = || self.0.facts.load().update.other_version.clone();
-        known.or_else(other).unwrap_or_default()
+        let facts = self.0.facts.load();
+        let waiting = || waiting_version(&facts.update).map(str::to_owned);
+        known.or_else(waiting).unwrap_or_default()
     }
 
     /// The start with the task that waits for its moment, or that looks what became of its program if it has failed.
@@ -462,9 +464,13 @@ impl NodeUpdates {
     /// Whether what is staged is known now. While a bundle is staged, and until PID 1 has read the slots again, its facts
     /// say how they stood before, and that may be before what this node has staged and forgotten.
     pub(super) fn knows_slots(&self) -> bool {
+        self.0.sessions.staged().is_some() || self.has_current_facts()
+    }
+
+    /// Whether PID 1 has read the slots since they changed last.
+    pub(super) fn has_current_facts(&self) -> bool {
         let facts = self.0.facts.load();
-        let update = &facts.update;
-        self.0.sessions.staged().is_some() || !(update.state.is_empty() || update.outdated)
+        !(facts.update.state.is_empty() || facts.update.outdated)
     }
 
     /// Whether a version may be staged although none is known.

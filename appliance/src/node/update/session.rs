@@ -158,11 +158,6 @@ impl StagingSession {
         self.offset.load(Ordering::Relaxed)
     }
 
-    /// Whether PID 1 has all of its bundle.
-    pub(super) fn is_complete(&self) -> bool {
-        self.offset() == self.request.bytes
-    }
-
     /// Why it was given up.
     pub(super) fn why(&self) -> String {
         self.reason.get().cloned().unwrap_or_default()
@@ -431,7 +426,8 @@ impl StagingSessions {
     async fn carry(self, session: Arc<StagingSession>, mut pieces: mpsc::Receiver<BundlePiece>) {
         let mut last = None;
         let carried = self.carry_pieces(&session, &mut pieces, &mut last).await;
-        let outcome = carried.unwrap_or_else(|error| StagingOutcome::Unanswered(error.to_string()));
+        let (outcome, is_known) =
+            carried.unwrap_or_else(|error| (StagingOutcome::Unanswered(error.to_string()), false));
         let ended = EndedStaging {
             id: session.id.clone(),
             request: session.request.clone(),
@@ -439,8 +435,13 @@ impl StagingSessions {
         };
         let claim = {
             let mut table = self.lock();
-            if let (StagingOutcome::Planned(plan), false) = (&outcome, ended.request.dry_run) {
-                table.note_staged(plan, &ended.request);
+            match &outcome {
+                _ if ended.request.dry_run => {}
+                StagingOutcome::Planned(plan) => table.note_staged(plan, &ended.request),
+                _ if is_known => {}
+                // PID 1 may stage it all the same. From now on its facts alone say what waits, as after a restart of the
+                // node. They are outdated since it has the bundle, until it has read the slots after the bundle's end.
+                _ => table.staged = None,
             }
             table.ended = Some(ended);
             table.current = None;
@@ -494,13 +495,13 @@ impl StagingSessions {
         })
     }
 
-    /// `last` gets the piece that waits for the answer of PID 1.
+    /// Returns also whether it is known what PID 1 made of the bundle. `last` gets the piece that waits for its answer.
     async fn carry_pieces(
         &self,
         session: &StagingSession,
         pieces: &mut mpsc::Receiver<BundlePiece>,
         last: &mut Option<BundlePiece>,
-    ) -> Result<StagingOutcome, UpdateClientError> {
+    ) -> Result<(StagingOutcome, bool), UpdateClientError> {
         let mut sending = self.begin_bundle(session).await?;
         let bytes = session.request.bytes;
         let began = Instant::now();
@@ -513,7 +514,8 @@ impl StagingSessions {
                 // PID 1 may refuse a bundle by its first bytes, and plan a dry run by its metadata.
                 early = &mut sending.answer => {
                     sending.frames.abort().await?;
-                    return early.map(outcome_of).map_err(|_| UpdateClientError::Broken);
+                    let outcome = early.map(outcome_of).map_err(|_| UpdateClientError::Broken);
+                    return outcome.map(|outcome| (outcome, true));
                 }
                 () = session.given_up.notified() => return sending.give_up(session.why()).await,
                 () = sleep_until(due) => None,
@@ -549,23 +551,7 @@ impl StagingSessions {
                 piece.taken.send(Ok(taken)).ok();
             }
         }
-        self.finish(sending).await
-    }
-
-    /// Ends a complete bundle.
-    async fn finish(
-        &self,
-        sending: BundleSending<'_>,
-    ) -> Result<StagingOutcome, UpdateClientError> {
-        let is_dry = sending.session.request.dry_run;
-        let ended = sending.finish(self.pace.answer).await;
-        let is_known = matches!(ended, Ok((_, true)));
-        if !is_known && !is_dry {
-            // PID 1 may stage it all the same. From now on its facts alone say what waits, as after a restart of the node.
-            // They are outdated since it has the bundle, until it has read the slots after the bundle's end.
-            self.forget_staged();
-        }
-        ended.map(|(outcome, _)| outcome)
+        sending.finish(self.pace.answer).await
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {

@@ -18,6 +18,7 @@ use super::schedule::is_left;
 use super::session::{
     BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
 };
+use super::waiting::is_replaceable;
 use super::{
     ADMIN_SCOPE, APPLY_SCOPE, NodeUpdates, OFFER_SCOPE, STAGE_SCOPE, direct, for_scopes,
     from_hub_itself, may, owner, plan_schema,
@@ -535,7 +536,7 @@ impl NodeUpdates {
             loop {
                 // The number comes first: of a session that begins after this, the offer learns by the number.
                 let last = sessions.require_idle()?;
-                if self.knows_slots() {
+                if self.has_current_facts() {
                     return Ok::<u64, StagingError>(last);
                 }
                 tokio::time::sleep(LOOK_STEP).await;
@@ -547,18 +548,17 @@ impl NodeUpdates {
 
     /// Why a hub may not replace what is staged: it waits for the administrator who staged it. A version waits for no
     /// administrator if its caller may not start versions.
-    async fn kept_from(&self, hub: &str) -> Option<String> {
+    fn kept_from(&self, hub: &str) -> Option<String> {
+        let facts = self.0.facts.load();
         let known = self.0.sessions.staged_by();
-        let is_limited = known.as_ref().is_some_and(|request| request.limited);
-        let is_staged = is_limited || self.0.facts.load().update.state == "staged";
         let is_replaced = match known.filter(|request| !request.limited) {
             Some(request) => request.owner == hub || request.owner == BY,
-            // After a restart the node no longer knows who staged the version first, and PID 1's log does.
-            None if is_staged => match self.logged_staging().await.flatten() {
-                Some(record) => record.limited || record.by == hub || record.by == BY,
-                None => is_limited || self.has_forgotten_staging(),
-            },
-            None => return None,
+            None if facts.update.state != "staged" => return None,
+            // After a restart the node no longer knows who staged the version first, and PID 1 does.
+            None => {
+                let stager = facts.update.stager.as_ref();
+                is_replaceable(&facts) || stager.is_some_and(|it| it.by == hub || it.by == BY)
+            }
         };
         let text = "a version is staged here that this hub did not send: an administrator starts it, or takes it back";
         (!is_replaced).then(|| text.to_owned())
@@ -608,7 +608,7 @@ impl NodeUpdates {
         if let Some(reason) = version_refusal(&facts.update, &self.noted_left(), &input.version) {
             return unwanted(reason);
         }
-        if let Some(reason) = self.kept_from(&owner).await {
+        if let Some(reason) = self.kept_from(&owner) {
             return unwanted(reason);
         }
         let request = StagingRequest {

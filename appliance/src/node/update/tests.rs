@@ -6,14 +6,15 @@ mod blocked_updates;
 mod clients;
 mod downloads;
 mod ended_starts;
+mod fake_init;
 mod offers;
 mod operations;
 mod refused_starts;
 mod scheduled_starts;
 mod sessions;
+mod stagers;
 mod stateless;
 
-use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,16 +22,15 @@ use std::time::Duration;
 use alknet_core::config::NodeConfig;
 use alknet_core::{IdentityEntries, PeerAddr, PeerEntry, PeerKey};
 use alknet_init::control::{
-    InitMessage, MachineFacts, UPDATE_FRAME_ABORT, UpdateFacts, UpdatePlan, UpdateRecord,
-    UpdateRequest,
+    InitMessage, MachineFacts, UpdateFacts, UpdatePlan, UpdateRecord, UpdateRequest, UpdateStager,
 };
-use alknet_update::{AgreedFloor, ReleaseVersion};
+use alknet_update::AgreedFloor;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 
+use self::fake_init::{FakeInit, busy};
 use super::auto::BY;
 use super::scheduled_start::ScheduledStartStore;
 use super::session::{StagingError, StagingRequest};
@@ -61,8 +61,10 @@ enum Verdict {
     StallsUntilGivenUp,
     /// It reads all of it, and answers with the plan once the node gives the bundle up: it was staged already.
     StagedBeforeGivenUp,
-    /// It reads all of it, and says nothing even when the node gives the bundle up.
-    Silent,
+    /// It reads all of it, stages this version, and says nothing even when the node gives the bundle up.
+    Silent(&'static str),
+    /// It stages this version when it has so many bytes, and answers when it has read the bundle to its end.
+    StagesAfter(u64, &'static str),
 }
 
 impl Verdict {
@@ -81,13 +83,23 @@ impl Verdict {
                 floor: Some((*floor).to_owned()),
                 ..plan()
             },
-            Self::PlansVersion(version) => UpdatePlan {
-                to: (*version).to_owned(),
-                sha256: "b2".to_owned(),
-                ..plan()
-            },
+            Self::PlansVersion(version) | Self::Silent(version) | Self::StagesAfter(_, version) => {
+                UpdatePlan {
+                    to: (*version).to_owned(),
+                    sha256: sha256_of(version).to_owned(),
+                    ..plan()
+                }
+            }
             _ => plan(),
         }
+    }
+}
+
+/// SHA-256 of the program of this version.
+fn sha256_of(version: &str) -> &'static str {
+    match version {
+        "1.1.0" => "a1",
+        _ => "b2",
     }
 }
 
@@ -98,12 +110,13 @@ struct InitSeen {
     /// The bytes of each bundle, and whether it ended or was given up.
     bundles: Vec<(Vec<u8>, bool)>,
     frame_max: u32,
-    /// Who staged the last version, by the log. Empty: the machine itself.
-    stager: String,
-    /// Whether the log says that this caller may not start versions.
-    stager_limited: bool,
-    /// Whether PID 1 keeps no log, as on a stateless machine.
-    keeps_no_log: bool,
+    /// What PID 1 has staged last.
+    slot: Option<StagedSlot>,
+    /// Whether the facts say what PID 1 has staged as soon as it has read the slots. Otherwise they say whose version it is,
+    /// and a test says the rest.
+    shows_slot: bool,
+    /// Whether PID 1 does not come to read the slots, because there is another bundle after each one.
+    has_no_look: bool,
     /// Holds back the next answer about the log, which says how it stood at the question, until a test notifies this.
     log_release: Option<Arc<Notify>>,
     /// The code with which PID 1 refuses a rollback.
@@ -118,23 +131,58 @@ struct InitSeen {
     raises: Option<&'static str>,
 }
 
-impl InitSeen {
-    /// What the log says of the version that was staged last.
-    fn log_answer(&self) -> UpdateAnswer {
-        let by = Some(self.stager.clone()).filter(|by| !by.is_empty());
-        let record = UpdateRecord {
-            event: "staged".to_owned(),
-            version: "1.1.0".to_owned(),
-            by: by.unwrap_or_else(|| BY.to_owned()),
-            limited: self.stager_limited,
-            ..UpdateRecord::default()
-        };
-        let records = match self.keeps_no_log {
-            true => Vec::new(),
-            false => vec![record],
-        };
-        UpdateAnswer::Log { records }
+/// A version in the other slot.
+#[derive(Clone, Debug)]
+struct StagedSlot {
+    version: String,
+    sha256: String,
+    stager: UpdateStager,
+}
+
+/// What the log says.
+fn log_answer() -> UpdateAnswer {
+    let record = UpdateRecord {
+        event: "staged".to_owned(),
+        version: "1.1.0".to_owned(),
+        by: BY.to_owned(),
+        ..UpdateRecord::default()
+    };
+    UpdateAnswer::Log {
+        records: vec![record],
     }
+}
+
+/// Changes the facts. Tests and their PID 1 do so at the same time.
+fn change_facts(facts: &SharedFacts, change: impl FnOnce(&mut MachineFacts)) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut changed = MachineFacts::clone(&facts.load());
+    change(&mut changed);
+    facts.store(Arc::new(changed));
+}
+
+/// PID 1 reads the slots, if it comes to this.
+fn look_at_slots(seen: &Mutex<InitSeen>, facts: &SharedFacts) {
+    let (slot, shows_slot, has_no_look) = {
+        let seen = seen.lock().expect("no panic");
+        (seen.slot.clone(), seen.shows_slot, seen.has_no_look)
+    };
+    if has_no_look {
+        return;
+    }
+    change_facts(facts, |facts| {
+        let update = &mut facts.update;
+        update.outdated = false;
+        if let Some(slot) = slot {
+            update.staged_version = Some(slot.version.clone());
+            update.stager = Some(slot.stager);
+            if shows_slot {
+                update.state = "staged".to_owned();
+                update.other_version = Some(slot.version);
+                update.other_sha256 = Some(slot.sha256);
+            }
+        }
+    });
 }
 
 /// How long the node of the tests waits between two tries of a start.
@@ -251,9 +299,17 @@ impl NodeUpdateBench {
     }
 
     fn set(&self, change: impl FnOnce(&mut MachineFacts)) {
-        let mut facts = MachineFacts::clone(&self.facts.load());
-        change(&mut facts);
-        self.facts.store(Arc::new(facts));
+        change_facts(&self.facts, change);
+    }
+
+    /// PID 1 names this caller as the one that has staged the version that waits.
+    fn set_stager(&self, by: &str, limited: bool) {
+        self.set(|facts| {
+            facts.update.stager = Some(UpdateStager {
+                by: by.to_owned(),
+                limited,
+            });
+        });
     }
 
     fn bundles(&self) -> Vec<(Vec<u8>, bool)> {
@@ -337,6 +393,7 @@ fn start_updates(
         stream: UnixStream::from_std(theirs).expect("a socket"),
         seen: Arc::clone(seen),
         verdict: Arc::clone(verdict),
+        facts: Arc::clone(facts),
     };
     tokio::spawn(init.run(work));
     updates
@@ -387,7 +444,7 @@ fn answer_log_later(init: &UpdateClient, seen: &Mutex<InitSeen>, message: &InitM
         return false;
     };
     seen.requests.push((UpdateRequest::Log, by.clone()));
-    let (init, n, answer) = (init.clone(), *n, seen.log_answer());
+    let (init, n, answer) = (init.clone(), *n, log_answer());
     tokio::spawn(async move {
         release.notified().await;
         init.answered(n, answer);
@@ -406,176 +463,5 @@ fn request(bytes: usize) -> StagingRequest {
         unasked: false,
         other_source: false,
         limited: false,
-    }
-}
-
-/// PID 1, as far as the node sees it.
-struct FakeInit {
-    init: UpdateClient,
-    stream: UnixStream,
-    seen: Arc<Mutex<InitSeen>>,
-    verdict: Arc<Mutex<Verdict>>,
-}
-
-impl FakeInit {
-    async fn run(mut self, mut messages: mpsc::Receiver<InitMessage>) {
-        while let Some(message) = messages.recv().await {
-            let (n, request, by) = match message {
-                InitMessage::Update { n, request, by } => (n, request, by),
-                // The frames say the same a moment later.
-                InitMessage::GiveUpBundle { .. } => continue,
-                other => panic!("the node sends {other:?}"),
-            };
-            {
-                let mut seen = self.seen.lock().expect("no panic");
-                seen.is_staging = matches!(request, UpdateRequest::Stage { .. });
-                seen.requests.push((request.clone(), by));
-            }
-            match request {
-                UpdateRequest::Stage { .. } => {
-                    let verdict = self.verdict.lock().expect("no panic").clone();
-                    if let Verdict::StallsUntilGivenUp = verdict {
-                        given_up(&mut messages, n).await;
-                    }
-                    self.read(n, verdict, &mut messages).await.expect("frames");
-                }
-                UpdateRequest::Log => {
-                    let answer = self.seen.lock().expect("no panic").log_answer();
-                    self.init.answered(n, answer);
-                }
-                UpdateRequest::Unscheduled { .. } => self.init.answered(n, UpdateAnswer::Done),
-                UpdateRequest::Confirm => {
-                    let (code, text) = ("no-trial".to_owned(), "no version is on trial".to_owned());
-                    self.init.answered(n, UpdateAnswer::Refused { code, text });
-                }
-                UpdateRequest::Rollback { .. } => {
-                    let refused = self.seen.lock().expect("no panic").refuses_rollback;
-                    let answer = refused.map_or(UpdateAnswer::Done, busy);
-                    self.init.answered(n, answer);
-                }
-                UpdateRequest::Apply {
-                    sha256,
-                    agreed_floor,
-                    ..
-                } => {
-                    let answer = self.start_answer(sha256, agreed_floor);
-                    self.init.answered(n, answer);
-                }
-            }
-        }
-    }
-
-    fn start_answer(&self, sha256: Option<String>, agreed: Option<AgreedFloor>) -> UpdateAnswer {
-        let seen = self.seen.lock().expect("no panic");
-        let floor = |floor: &str| floor.parse::<ReleaseVersion>().expect("a version");
-        let raised = seen.raises.map(floor);
-        let is_raised = agreed.is_some_and(|agreed| !agreed.permits(raised.as_ref()));
-        let is_other = sha256.is_some_and(|it| seen.waits.is_some_and(|waits| waits != it));
-        match seen.refuses_start {
-            Some(code) => busy(code),
-            None if is_other => UpdateAnswer::Refused {
-                code: "other-staged".to_owned(),
-                text: "another program waits".to_owned(),
-            },
-            None if is_raised => UpdateAnswer::Refused {
-                code: "floor-raised".to_owned(),
-                text: "the floor is a higher one".to_owned(),
-            },
-            None => UpdateAnswer::Done,
-        }
-    }
-
-    fn see_frame(&self, length: u32) {
-        let mut seen = self.seen.lock().expect("no panic");
-        seen.frame_max = seen.frame_max.max(length);
-    }
-
-    /// Reads one bundle to its end, whatever it says of it meanwhile.
-    async fn read(
-        &mut self,
-        n: u64,
-        verdict: Verdict,
-        messages: &mut mpsc::Receiver<InitMessage>,
-    ) -> io::Result<()> {
-        let (mut bundle, mut has_answered) = (Vec::new(), false);
-        let is_whole = loop {
-            let length = self.stream.read_u32().await?;
-            match length {
-                0 => break true,
-                UPDATE_FRAME_ABORT => break false,
-                _ => {}
-            }
-            let mut frame = vec![0; length as usize];
-            self.stream.read_exact(&mut frame).await?;
-            bundle.extend(frame);
-            self.see_frame(length);
-            let answer = match verdict {
-                Verdict::RefusesAfter(bytes) if bundle.len() as u64 >= bytes => Some(refusal()),
-                Verdict::PlansAfter(bytes) if bundle.len() as u64 >= bytes => {
-                    Some(UpdateAnswer::Planned { plan: plan() })
-                }
-                _ => None,
-            };
-            if let Some(answer) = answer.filter(|_| !has_answered) {
-                has_answered = true;
-                self.init.answered(n, answer);
-            }
-        };
-        let refused = match verdict {
-            Verdict::Refuses(begin, code) if bundle.starts_with(begin) => Some(code),
-            _ => None,
-        };
-        {
-            let mut seen = self.seen.lock().expect("no panic");
-            seen.is_staging = false;
-            seen.bundles.push((bundle, is_whole));
-        }
-        if let Verdict::AppliesUntilGivenUp | Verdict::StagedBeforeGivenUp | Verdict::Silent =
-            verdict
-        {
-            given_up(messages, n).await;
-        }
-        if let Verdict::Silent = verdict {
-            return Ok(());
-        }
-        let is_aborted = matches!(verdict, Verdict::AppliesUntilGivenUp);
-        if !has_answered {
-            let answer = match (is_whole && !is_aborted, refused) {
-                (true, Some(code)) => UpdateAnswer::Refused {
-                    code: code.to_owned(),
-                    text: "this bundle is of no use here".to_owned(),
-                },
-                (true, None) => UpdateAnswer::Planned {
-                    plan: verdict.plan(),
-                },
-                (false, _) => UpdateAnswer::Refused {
-                    code: "given-up".to_owned(),
-                    text: "the node gave it up".to_owned(),
-                },
-            };
-            self.init.answered(n, answer);
-        }
-        Ok(())
-    }
-}
-
-/// Waits until the node gives up the bundle of its request `n`.
-async fn given_up(messages: &mut mpsc::Receiver<InitMessage>, n: u64) {
-    let message = messages.recv().await;
-    assert_eq!(message, Some(InitMessage::GiveUpBundle { n }));
-}
-
-/// A refusal with this code by a PID 1 that has other work.
-fn busy(code: &str) -> UpdateAnswer {
-    UpdateAnswer::Refused {
-        code: code.to_owned(),
-        text: "another request is under way".to_owned(),
-    }
-}
-
-fn refusal() -> UpdateAnswer {
-    UpdateAnswer::Refused {
-        code: "signature".to_owned(),
-        text: "too few keys have signed".to_owned(),
     }
 }

@@ -56,6 +56,7 @@ impl InitMachine {
                 busy,
             ) => {
                 let order = StageOrder {
+                    by: ticket.by.clone(),
                     bytes,
                     downgrade,
                     dry_run,
@@ -287,9 +288,8 @@ impl InitMachine {
         }));
         self.blocking("staging an update", failed, move || {
             let end = in_background(|| {
-                let outcome = (!is_refused).then(|| {
-                    system.stage_for(&ticket.by, &mut frames, &order, &anchor, is_time_known)
-                });
+                let outcome = (!is_refused)
+                    .then(|| system.stage_for(&mut frames, &order, &anchor, is_time_known));
                 read_to_end(&mut frames, outcome, early)
             });
             MachineEvent::Update(Box::new(UpdateEvent::Staged { ticket, end }))

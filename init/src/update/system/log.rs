@@ -12,10 +12,9 @@ use crate::update::staged::StagedBundle;
 use crate::update::{history, starts};
 
 impl UpdateSystem {
-    /// Stages a bundle that comes in frames, for this caller, and logs what came of it.
+    /// Stages a bundle that comes in frames, and logs what came of it.
     pub(crate) fn stage_for<R: Read>(
         &self,
-        by: &str,
         frames: &mut BundleFrameReader<R>,
         order: &StageOrder,
         anchor: &UpdateAnchor,
@@ -25,8 +24,8 @@ impl UpdateSystem {
         match &outcome {
             // Nothing was to change, and callers that may only read can repeat it.
             _ if order.dry_run => {}
-            Ok(staged) => self.log_staged(staged, by, order.limited),
-            Err(refusal) => self.append(history::REFUSED, "", by, &refusal.text),
+            Ok(staged) => self.log_staged(staged, &order.by, order.limited),
+            Err(refusal) => self.append(history::REFUSED, "", &order.by, &refusal.text),
         }
         outcome.map(|staged| staged.plan)
     }

@@ -1,14 +1,14 @@
 //! What the disk says about the boot slots, for facts.
 
-use alknet_boot_state::BootSlot;
+use alknet_boot_state::{BootPhase, BootSlot};
 
 use super::{SystemDisk, UpdateSystem};
-use crate::control::{ForeignFiles, UpdateOutcome};
+use crate::control::{ForeignFiles, UpdateOutcome, UpdateStager};
 use crate::update::history;
 use crate::update::known_programs::KnownProgram;
 use crate::update::left_versions::LeftVersions;
 use crate::update::refusal::RefusalCode;
-use crate::update::staged::{StagedRelease, raised_by};
+use crate::update::staged::{StagedRelease, raised_by, staged_last};
 
 /// What the disk says about its slots now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(crate) struct SlotStatus {
     pub(crate) other_version: Option<String>,
     pub(crate) other_sha256: Option<String>,
     pub(crate) other_floor: Option<String>,
+    pub(crate) staged_version: Option<String>,
+    pub(crate) stager: Option<UpdateStager>,
     pub(crate) running_sha256: Option<String>,
     pub(crate) left: Vec<String>,
     pub(crate) tries: u8,
@@ -49,8 +51,10 @@ impl UpdateSystem {
                 return status;
             }
         };
+        let mut is_staged = false;
         match on.disk.record() {
             Ok(record) => {
+                is_staged = record.phase() == BootPhase::Staged;
                 status.state = record.phase().name().to_owned();
                 status.good = Some(record.good().letter().to_owned());
                 status.tries = record.tries();
@@ -68,6 +72,13 @@ impl UpdateSystem {
         let running = known.of_slot(on.running);
         status.running_sha256 = running.map(|known| known.sha256.clone());
         let known = known.of_slot(on.running.other());
+        if is_staged
+            && let Some((version, stager)) =
+                staged_last(self.folder.as_deref(), on.running.other(), known)
+        {
+            status.staged_version = Some(version);
+            status.stager = Some(stager);
+        }
         let known = known.filter(|known| Some(&*known.version.to_string()) == other);
         status.other_sha256 = known.map(|known| known.sha256.clone());
         status.other_floor = known.and_then(|known| self.floor_after(on.running, known));

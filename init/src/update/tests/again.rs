@@ -274,7 +274,7 @@ fn dry_runs_write_nothing_to_the_data_disk() {
     let refused = |order: &StageOrder| {
         let stream = framed(&bundle, 65_536);
         let mut frames = BundleFrameReader::new(&*stream, order.bytes, Arc::default());
-        let refused = system.stage_for("client", &mut frames, order, &bench.anchor, true);
+        let refused = system.stage_for(&mut frames, order, &bench.anchor, true);
         assert_eq!(refused.expect_err("no slots").code, RefusalCode::NoSlots);
         system.records().len()
     };

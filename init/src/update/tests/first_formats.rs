@@ -58,6 +58,13 @@ fn the_first_format_of_a_staged_release_is_read() {
     let written = fs::read_to_string(folder.path().join("staged.json"));
     let first = sample.replace(r#","later":{}"#, "");
     assert_eq!(written.expect("readable"), first);
+    // Later versions note the caller as well.
+    assert_eq!(staged.stager, None);
+    let later = r#","stager":{"by":"eve","limited":true,"later":1},"later":{}"#;
+    let folder = folder_with("staged.json", &sample.replace(r#","later":{}"#, later));
+    let staged = StagedRelease::load(folder.path()).expect("a release");
+    let stager = staged.stager.expect("a caller");
+    assert_eq!((&*stager.by, stager.limited), ("eve", true));
 }
 
 #[test]

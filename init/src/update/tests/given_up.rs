@@ -79,9 +79,7 @@ impl FileMachine {
         let anchor = UpdateAnchor::of_root(Path::new("/missing"));
         let mut frames = BundleFrameReader::new(std::io::empty(), 9, Arc::clone(progress));
         let order = StageOrder::default();
-        let staged = self
-            .system
-            .stage_for("client", &mut frames, &order, &anchor, true);
+        let staged = self.system.stage_for(&mut frames, &order, &anchor, true);
         staged.expect_err("it has no bytes").code
     }
 

@@ -114,9 +114,8 @@ async fn a_hub_sets_no_moment_and_replaces_no_version_of_an_administrator() {
     upload(&node, ADMIN, b"good").await.expect("staged");
     let kept = node.call(HUB, "update/offer", offer("1.2.0")).await;
     assert_eq!(kept.expect("an answer")["wanted"], false);
-    // Also after the node restarted, when only the log says who staged it: the machine itself, or another one.
+    // Also after the node restarted, when only PID 1 knows who staged it: the machine itself, or another one.
     bench.updates.0.sessions.forget_staged();
-    bench.seen.lock().expect("no panic").stager = "admin".to_owned();
     // The facts are from before, so the offer waits for the next ones.
     bench.set(|facts| facts.update.outdated = true);
     let look = async {
@@ -126,7 +125,7 @@ async fn a_hub_sets_no_moment_and_replaces_no_version_of_an_administrator() {
     let (kept, ()) = tokio::join!(node.call(HUB, "update/offer", offer("1.2.0")), look);
     assert_eq!(kept.expect("an answer")["wanted"], false);
     for by in ["the machine", "hub"] {
-        bench.seen.lock().expect("no panic").stager = by.to_owned();
+        bench.set_stager(by, false);
         let taken = node.call(HUB, "update/offer", offer("1.2.0")).await;
         let taken = taken.expect("an answer");
         assert_eq!(taken["wanted"], true, "{by}");

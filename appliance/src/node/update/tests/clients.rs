@@ -116,31 +116,17 @@ async fn followed_and_staged(server: &PeerAddr, who: (&str, &[&str])) -> NodeUpd
     let session = begun.expect("it begins")["session"].clone();
     let piece = json!({ "session": session, "offset": 0, "data": BASE64.encode(b"abc") });
     node.call(who, "update/write", piece).await.expect("staged");
-    let (stage, _) = bench.requests().pop().expect("a request");
-    let UpdateRequest::Stage { limited, .. } = stage else {
-        panic!("{stage:?}");
-    };
     bench.set(|facts| {
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some("1.1.0".to_owned());
         facts.update.other_sha256 = Some("a1".to_owned());
     });
-    log_as(&bench, who.0, limited);
     bench
 }
 
-/// From now on the log names this caller as the one who staged the version that waits.
-fn log_as(bench: &NodeUpdateBench, who: &str, limited: bool) {
-    let mut seen = bench.seen.lock().expect("no panic");
-    seen.stager = who.to_owned();
-    seen.stager_limited = limited;
-}
-
-/// What the machine asked of PID 1 last, other than the log.
+/// What the machine asked of PID 1 last.
 fn last_request(bench: &NodeUpdateBench) -> (UpdateRequest, String) {
-    let requests = bench.requests().into_iter();
-    let mut requests = requests.filter(|(request, _)| *request != UpdateRequest::Log);
-    requests.next_back().expect("a request")
+    bench.requests().pop().expect("a request")
 }
 
 /// The client stages a version once, and starts it never: neither the machine nor a hub waits for it.
@@ -150,7 +136,7 @@ async fn a_client_that_may_only_stage_ends_no_updates_of_the_machine_or_of_a_hub
     let bench = followed_and_staged(&server, CLIENT).await;
     let node = UpdateCaller::new(&bench.updates);
     let offer = json!({ "version": "1.2.0", "bytes": 3 });
-    // Also after a restart of the node, when only the log says who staged the version.
+    // Also after a restart of the node, when only PID 1 knows who staged the version.
     for _ in 0..2 {
         let wanted = node.call(HUB, "update/offer", offer.clone()).await;
         assert_eq!(wanted.expect("an answer")["wanted"], true);

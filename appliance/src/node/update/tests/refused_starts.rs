@@ -45,10 +45,7 @@ pub(super) fn refuse_starts(bench: &NodeUpdateBench, code: Option<&'static str>)
 
 /// PID 1 says that this version is staged, with the program of [`Verdict`].
 pub(super) fn mark_staged(bench: &NodeUpdateBench, version: &str) {
-    let sha256 = match version {
-        "1.1.0" => "a1",
-        _ => "b2",
-    };
+    let sha256 = sha256_of(version);
     bench.set(|facts| {
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some(version.to_owned());
@@ -341,11 +338,6 @@ async fn a_clock_that_is_set_back_after_each_look_keeps_no_look_away() {
 async fn a_version_that_another_caller_replaced_is_still_staged_again_once() {
     for code in ["locked", "other-staged"] {
         let bench = refused_follower(code).await;
-        {
-            let mut seen = bench.seen.lock().expect("no panic");
-            seen.stager = "eve".to_owned();
-            seen.stager_limited = true;
-        }
         bench.judge(Verdict::PlansVersion("1.0.5"));
         let node = UpdateCaller::new(&bench.updates);
         let client = ("eve", &[STAGE_SCOPE][..]);

@@ -1,14 +1,11 @@
 //! A machine that keeps no data: its PID 1 has no log of updates, and no list of the versions that were left.
 
 use alknet_init::control::UpdateOutcome;
-use alknet_test_support::deadline;
 
 use super::attacks::upload;
-use super::blocked_updates::note_found;
-use super::downloads::{FILE, ask_instead, breaking_server, follower_of, follower_with};
+use super::downloads::{FILE, ask_instead, breaking_server, follower_of};
 use super::operations::{ADMIN, UpdateCaller};
 use super::refused_starts::{act, mark_staged, sent};
-use super::scheduled_starts::wait_until;
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
@@ -19,7 +16,6 @@ async fn stateless() -> (NodeUpdateBench, PeerAddr) {
     let server = breaking_server(FILE, 1000, true).await;
     let bench = follower_of(&server);
     bench.set(|facts| facts.data.mode = "volatile".to_owned());
-    bench.seen.lock().expect("no panic").keeps_no_log = true;
     (bench, server)
 }
 
@@ -32,21 +28,14 @@ fn restart(bench: &mut NodeUpdateBench, server: &PeerAddr) {
 /// Restarts the machine, whose state is in memory.
 fn restart_machine(bench: &mut NodeUpdateBench, server: &PeerAddr) {
     std::fs::remove_dir_all(bench.dir.path().join("state")).expect("the node has written there");
-    // PID 1 does not know any more which programs it has verified.
-    bench.set(|facts| facts.update.other_sha256 = None);
+    // PID 1 does not know any more which programs it has verified, and for which callers.
+    bench.seen.lock().expect("no panic").slot = None;
+    bench.set(|facts| {
+        facts.update.other_sha256 = None;
+        facts.update.staged_version = None;
+        facts.update.stager = None;
+    });
     restart(bench, server);
-}
-
-/// Waits until the notes say that this caller has staged the version that waits.
-async fn wait_for_note(bench: &NodeUpdateBench, by: &str) {
-    let staged = || bench.updates.0.notes.current().staged;
-    let noted = async {
-        while staged().is_none_or(|staged| staged.by != by) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let noted = tokio::time::timeout(deadline(Duration::from_secs(60)), noted).await;
-    noted.expect("it is noted");
 }
 
 /// What the machine does next, after it has looked at its channel.
@@ -61,7 +50,6 @@ async fn after_a_restart_of_the_node_the_machine_starts_what_it_has_staged() {
     for has_client in [false, true] {
         let (mut bench, server) = stateless().await;
         act(&bench, 2).await;
-        wait_for_note(&bench, BY).await;
         mark_staged(&bench, "1.1.0");
         restart(&mut bench, &server);
         if has_client {
@@ -83,7 +71,6 @@ async fn a_version_of_an_administrator_waits_as_long_as_pid_1_would_start_it() {
     bench.judge(Verdict::PlansVersion("1.0.5"));
     let node = UpdateCaller::new(&bench.updates);
     upload(&node, ADMIN, b"chosen").await.expect("staged");
-    wait_for_note(&bench, "admin").await;
     mark_staged(&bench, "1.0.5");
     bench.judge(Verdict::Plans);
     restart(&mut bench, &server);
@@ -96,8 +83,8 @@ async fn a_version_of_an_administrator_waits_as_long_as_pid_1_would_start_it() {
     assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(BY));
 }
 
-/// The note about an administrator's version cannot be written, and the node restarts. PID 1 has verified the program since
-/// the start of the machine, and would start it.
+/// The node cannot write its notes, and restarts. PID 1 has staged the program since the start of the machine, and would
+/// start it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_of_an_administrator_waits_also_if_its_note_was_not_written() {
     let (mut bench, server) = stateless().await;
@@ -107,11 +94,9 @@ async fn a_version_of_an_administrator_waits_also_if_its_note_was_not_written() 
     bench.judge(Verdict::PlansVersion("1.0.5"));
     let node = UpdateCaller::new(&bench.updates);
     upload(&node, ADMIN, b"chosen").await.expect("staged");
-    wait_for_note(&bench, "admin").await;
     mark_staged(&bench, "1.0.5");
     bench.judge(Verdict::Plans);
     restart(&mut bench, &server);
-    assert_eq!(bench.updates.0.notes.current().staged, None);
     let next = next_after_look(&bench).await;
     assert_eq!(next, "waits-for-administrator");
     assert_eq!(sent(&bench), ["stage", "look"]);
@@ -138,7 +123,6 @@ async fn a_client_that_stages_before_the_first_decision_has_no_failure_forgotten
     let node = UpdateCaller::new(&bench.updates);
     bench.judge(Verdict::PlansVersion("1.0.5"));
     upload(&node, CLIENT, b"older").await.expect("staged");
-    wait_for_note(&bench, "eve").await;
     mark_staged(&bench, "1.0.5");
     bench.set(|facts| facts.update.last = None);
     bench.judge(Verdict::Plans);
@@ -171,7 +155,6 @@ async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_anot
     let node = UpdateCaller::new(&bench.updates);
     bench.judge(Verdict::PlansVersion("1.0.5"));
     upload(&node, CLIENT, b"older").await.expect("staged");
-    wait_for_note(&bench, "eve").await;
     // PID 1 knows of the failure by the slot alone.
     mark_staged(&bench, "1.0.5");
     bench.set(|facts| facts.update.last = None);
@@ -194,7 +177,6 @@ async fn a_version_that_failed_is_not_tried_again_after_a_client_has_staged_anot
 async fn a_version_that_an_administrator_has_taken_back_stays_away() {
     let (mut bench, server) = stateless().await;
     act(&bench, 2).await;
-    wait_for_note(&bench, BY).await;
     mark_staged(&bench, "1.1.0");
     let node = UpdateCaller::new(&bench.updates);
     let back = node.call(ADMIN, "update/rollback", Value::Null).await;
@@ -245,49 +227,17 @@ async fn a_machine_with_data_does_not_go_by_notes_of_left_versions() {
     assert_eq!(wanted.expect("an answer")["wanted"], true);
 }
 
-/// A machine with data has the log of PID 1, and writes no notes beside it.
+/// A machine with data has the list of PID 1, and writes no notes beside it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_with_data_writes_no_notes() {
     let bench = follower_of(&breaking_server(FILE, 1000, true).await);
+    mark_failed(&bench);
+    act(&bench, 1).await;
     let node = UpdateCaller::new(&bench.updates);
     upload(&node, CLIENT, b"older").await.expect("staged");
-    act(&bench, 2).await;
+    mark_staged(&bench, "1.1.0");
+    let back = node.call(ADMIN, "update/rollback", Value::Null).await;
+    back.expect("taken back");
     let notes = bench.updates.0.notes.current();
     assert_eq!(notes, update_notes::UpdateNotes::default());
-}
-
-/// The attack: a client stages a version on a slow disk, and PID 1 does not say so. The node restarts, and the machine waits
-/// for an administrator who has staged nothing.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_a_client_staged_without_an_answer_is_replaced() {
-    let server = breaking_server(FILE, 1000, true).await;
-    let pace = StagingPace {
-        answer: Duration::from_millis(20),
-        abort: Duration::from_millis(20),
-        ..StagingPace::default()
-    };
-    for (who, has_restart, expected) in [
-        (CLIENT, false, "stage"),
-        (CLIENT, true, "stage"),
-        (ADMIN, true, "waits-for-administrator"),
-    ] {
-        let mut bench = follower_with(&server, "", pace);
-        bench.set(|facts| facts.data.mode = "volatile".to_owned());
-        bench.seen.lock().expect("no panic").keeps_no_log = true;
-        bench.judge(Verdict::Silent);
-        bench.updates.auto().has_asked = true;
-        let node = UpdateCaller::new(&bench.updates);
-        let unanswered = upload(&node, who, b"older").await;
-        let error = unanswered.expect_err("PID 1 says nothing");
-        assert_eq!(error.details.expect("details")["code"], "unanswered");
-        wait_until(|| !bench.updates.auto().has_asked).await;
-        mark_staged(&bench, "1.0.5");
-        bench.judge(Verdict::Plans);
-        if has_restart {
-            restart(&mut bench, &server);
-        }
-        note_found(&bench, Some(plan()));
-        act(&bench, 1).await;
-        assert_eq!(bench.updates.auto_shown()["next"], expected);
-    }
 }

@@ -1,0 +1,175 @@
+//! Which caller the facts name as the one that staged the version that waits.
+
+use super::super::history;
+use super::super::staged::staged_last;
+use super::given_up::in_files;
+use super::*;
+use crate::control::{UpdateRecord, UpdateStager};
+
+/// The part of a bundle that PID 1 does not need: it ends behind the last target.
+const BUNDLE_TAIL_BYTES: usize = 512;
+
+fn caller(by: &str, limited: bool) -> UpdateStager {
+    UpdateStager {
+        by: by.to_owned(),
+        limited,
+    }
+}
+
+fn order_of(bundle: &[u8], caller: &UpdateStager) -> StageOrder {
+    StageOrder {
+        by: caller.by.clone(),
+        limited: caller.limited,
+        ..order(bundle)
+    }
+}
+
+fn stage_as(bench: &UpdateBench, release: &TestRelease, caller: &UpdateStager) {
+    let bundle = bench.publisher.bundle(release);
+    let staged = bench.stage_bundle(&bundle, &order_of(&bundle, caller));
+    staged.expect("staged");
+}
+
+fn take_back(bench: &UpdateBench) {
+    let back = apply::plan_rollback(&mut bench.disk.open(), BootSlot::A, bench.rules());
+    assert_eq!(back, Ok(RollbackPlan::TakenBack));
+}
+
+/// What the facts say after a restart of this machine.
+fn shown(bench: &UpdateBench) -> Option<(String, UpdateStager)> {
+    let esp_bytes = BlockDevice::len(bench.disk.volume().device());
+    let (_disk, partitions) = in_files(&bench.disk, esp_bytes);
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let folder = data.path().join("update");
+    fs::create_dir(&folder).expect("a new folder");
+    for note in fs::read_dir(bench.folder.path()).expect("readable") {
+        let note = note.expect("readable");
+        if note.file_type().expect("known").is_file() {
+            fs::copy(note.path(), folder.join(note.file_name())).expect("writable");
+        }
+    }
+    let mut system = UpdateSystem::on_disk(partitions, BootSlot::A);
+    assert!(system.set_data(Some(data.path())));
+    let status = system.inspect();
+    status.staged_version.zip(status.stager)
+}
+
+/// The attack: the sender gives its bundle up when PID 1 has all of the program. PID 1 needs neither the end of the bundle
+/// nor its last frame, so it stages the version, and the node has no answer.
+#[test]
+fn the_facts_name_the_caller_of_a_bundle_that_was_given_up_too_late() {
+    let bench = UpdateBench::new();
+    let ada = caller("ada", false);
+    stage_as(&bench, &TestRelease::new(NEW, 1), &ada);
+    assert_eq!(shown(&bench), Some((NEW.to_owned(), ada)));
+    let bundle = bench.publisher.bundle(&TestRelease::new("1.2.0", 2));
+    let mut stream = framed(&bundle[..bundle.len() - BUNDLE_TAIL_BYTES], 40_000);
+    stream.truncate(stream.len() - 4);
+    stream.extend(UPDATE_FRAME_ABORT.to_be_bytes());
+    let eve = caller("eve", true);
+    let staged = bench.stage_stream(&bench.disk, &*stream, &order_of(&bundle, &eve));
+    assert_eq!(staged.expect("staged").to, "1.2.0");
+    assert_eq!(shown(&bench), Some(("1.2.0".to_owned(), eve)));
+    take_back(&bench);
+    assert_eq!(shown(&bench), None);
+}
+
+/// The attack: a client that may not start versions sends the program of an administrator again, so that the machine and
+/// hubs would take it for one that they may replace.
+#[test]
+fn a_caller_that_may_only_stage_takes_no_program_over() {
+    let bench = UpdateBench::new();
+    let (release, other) = (TestRelease::new(NEW, 1), TestRelease::new(NEW, 3));
+    let higher = TestRelease {
+        floor: Some(NEW.to_owned()),
+        program: Some(release.content()),
+        ..TestRelease::new(NEW, 2)
+    };
+    let (ada, eve, bob) = (
+        caller("ada", false),
+        caller("eve", true),
+        caller("bob", false),
+    );
+    let named = || shown(&bench).map(|(_, stager)| stager);
+    for (release, by, expected) in [
+        (&release, &ada, &ada),
+        (&release, &eve, &ada),
+        (&higher, &eve, &ada),
+        (&higher, &bob, &bob),
+        (&other, &eve, &eve),
+        (&other, &ada, &ada),
+    ] {
+        stage_as(&bench, release, by);
+        assert_eq!(named().as_ref(), Some(expected));
+    }
+    // It was taken back, so the client is the one that wants it.
+    take_back(&bench);
+    stage_as(&bench, &other, &eve);
+    assert_eq!(named(), Some(eve));
+}
+
+/// An earlier version of PID 1 has noted the release without its caller, or the note is lost.
+#[test]
+fn without_a_noted_caller_the_facts_name_the_one_in_the_log() {
+    let bench = UpdateBench::new();
+    stage_as(&bench, &TestRelease::new(NEW, 1), &caller("ada", false));
+    let folder = bench.folder.path();
+    let mut release = StagedRelease::load(folder).expect("noted");
+    release.stager = None;
+    release.save(folder).expect("writable");
+    assert_eq!(shown(&bench), None);
+    let log = |version: &str, caller: &UpdateStager| {
+        let record = UpdateRecord {
+            event: history::STAGED.to_owned(),
+            version: version.to_owned(),
+            by: caller.by.clone(),
+            limited: caller.limited,
+            ..UpdateRecord::default()
+        };
+        history::append(folder, record, 0).expect("writable");
+    };
+    let eve = caller("eve", true);
+    log(NEW, &eve);
+    assert_eq!(shown(&bench), Some((NEW.to_owned(), eve.clone())));
+    StagedRelease::remove(folder).expect("writable");
+    assert_eq!(shown(&bench), Some((NEW.to_owned(), eve.clone())));
+    // Of another version it says nothing.
+    log("1.2.0", &eve);
+    assert_eq!(shown(&bench), None);
+}
+
+/// A machine that keeps nothing has the caller in memory, together with the program.
+#[test]
+fn a_stateless_machine_knows_the_caller_until_it_restarts() {
+    let bench = UpdateBench::new();
+    let known = KnownStore::new(None);
+    let stage_as = |caller: &UpdateStager| {
+        let bundle = bench.publisher.bundle(&TestRelease::new(NEW, 1));
+        let stream = framed(&bundle, 40_000);
+        let order = order_of(&bundle, caller);
+        let mut frames = BundleFrameReader::new(&*stream, order.bytes, Arc::default());
+        let machine = StageMachine {
+            running: bench.running,
+            version: &bench.version,
+            anchor: &bench.anchor,
+            trust: &bench.trust,
+            known: &known,
+            clock: UpdateClock::Known(UnixSeconds(NOW)),
+            init: &bench.folder.path().join("init"),
+            folder: None,
+            foreign: &bench.foreign,
+            log: &bench.log,
+        };
+        let staged = stage(&mut bench.disk.open(), &mut frames, &order, &machine);
+        staged.expect("staged");
+    };
+    let named =
+        |known: &KnownStore| staged_last(None, BootSlot::B, known.load().of_slot(BootSlot::B));
+    let (ada, eve) = (caller("ada", false), caller("eve", true));
+    for (by, expected) in [(&eve, &eve), (&ada, &ada), (&eve, &ada)] {
+        stage_as(by);
+        assert_eq!(named(&known), Some((NEW.to_owned(), expected.clone())));
+    }
+    let restarted = KnownStore::new(None);
+    assert_eq!(named(&restarted), None);
+}
