@@ -251,43 +251,61 @@ pub(crate) fn wait_for_usb_drives(sys: &Path, log: &InitLog) {
 
 /// Finds the device with the data, and waits for it if it may still appear.
 fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic>> {
-    let begun = Instant::now();
     let mut attempted = BTreeSet::new();
+    locate_with(sys, || partition::repair_tables(sys, &mut attempted, log))
+}
+
+/// The same, where `repair` repairs partition tables, has the kernel read them, and returns whether one was repaired.
+fn locate_with(
+    sys: &Path,
+    mut repair: impl FnMut() -> bool,
+) -> Result<DataDevice, Box<MachineDiagnostic>> {
+    let begun = Instant::now();
     loop {
-        let found = find::scan(sys);
-        match find::choose(&found) {
-            Ok(Some(one)) => return Ok(one.clone()),
-            Ok(None) => {}
-            Err(names) => {
-                return refuse(
-                    "data-ambiguous",
-                    format!(
-                        "several disks call themselves {}: {}",
-                        LABEL,
-                        names.join(", ")
-                    ),
-                    "detach all but one; none was touched",
-                );
-            }
+        if let Some(one) = find_one(sys)? {
+            return Ok(one);
         }
         // The kernel has read a partition table again, and the partition may be there now.
-        if partition::repair_tables(sys, &mut attempted, log) {
+        if repair() {
             continue;
         }
         let starts = find::is_usb_drive_starting(sys) && begun.elapsed() < USB_DRIVE_MAX;
         if !starts && (begun.elapsed() >= APPEAR_MAX || !find::may_appear(sys)) {
-            return refuse(
-                MISSING,
-                format!(
-                    "no partition labelled {0} and no disk with serial {0}",
-                    LABEL
-                ),
-                "attach a disk with that serial, or say node.stateless = true in the configuration; nothing is \
-                 served until then",
-            );
+            // The kernel has also read the tables that were right. At its first read the disk may have failed.
+            return find_one(sys)?.map_or_else(missing, Ok);
         }
         std::thread::sleep(APPEAR_POLL);
     }
+}
+
+/// The device with the data, if it is there now.
+fn find_one(sys: &Path) -> Result<Option<DataDevice>, Box<MachineDiagnostic>> {
+    let found = find::scan(sys);
+    match find::choose(&found) {
+        Ok(one) => Ok(one.cloned()),
+        Err(names) => refuse(
+            "data-ambiguous",
+            format!(
+                "several disks call themselves {}: {}",
+                LABEL,
+                names.join(", ")
+            ),
+            "detach all but one; none was touched",
+        ),
+    }
+}
+
+/// The refusal of a machine that has no device with the data.
+fn missing<T>() -> Result<T, Box<MachineDiagnostic>> {
+    refuse(
+        MISSING,
+        format!(
+            "no partition labelled {0} and no disk with serial {0}",
+            LABEL
+        ),
+        "attach a disk with that serial, or say node.stateless = true in the configuration; nothing is served until \
+         then",
+    )
 }
 
 fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<PreparedData, DataError> {
@@ -419,4 +437,40 @@ fn random_uuid() -> io::Result<[u8; 16]> {
     Ok(uuid::Builder::from_random_bytes(random()?)
         .into_uuid()
         .into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// The disk failed when the kernel read its table first, and no slow bus is there. The table is right, so nothing is
+    /// repaired, but the kernel reads it again.
+    #[test]
+    fn a_partition_that_the_kernel_finds_at_its_second_read_is_found() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let class = root.path().join("class/block");
+        fs::create_dir_all(&class).expect("writable");
+        let reads = Cell::new(0);
+        let read_again = || {
+            reads.set(reads.get() + 1);
+            let device = root.path().join("devices/sda/sda3");
+            fs::create_dir_all(&device).expect("writable");
+            fs::write(device.join("partition"), "3\n").expect("writable");
+            let uevent = format!("PARTNAME={LABEL}\n");
+            fs::write(device.join("uevent"), uevent).expect("writable");
+            symlink(&device, class.join("sda3")).expect("writable");
+            false
+        };
+        let missing = locate_with(root.path(), || false);
+        assert_eq!(missing.expect_err("no partition").code, MISSING);
+        let found = locate_with(root.path(), read_again);
+        let expected = DataDevice::Partition {
+            name: "sda3".to_owned(),
+            disk: "sda".to_owned(),
+        };
+        assert_eq!(found.ok(), Some(expected));
+        assert_eq!(reads.get(), 1);
+    }
 }

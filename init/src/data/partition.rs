@@ -7,6 +7,8 @@ use std::{
     io,
     os::fd::AsRawFd,
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use nix::errno::Errno;
@@ -20,15 +22,24 @@ const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
 const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKSSZGET: libc::c_ulong = 0x1268;
 
+/// How often the kernel is asked to read a table again.
+const READS_MAX: u32 = 10;
+/// The pause between two of these orders.
+const READ_PAUSE: Duration = Duration::from_millis(50);
+
 /// Repairs torn partition tables. The kernel hides the partitions of a disk whose primary table is
-/// torn, and its backup brings them back. Returns whether the kernel has read a disk again.
+/// torn, and its backup brings them back. The kernel also reads a table again that is right, because the disk may have
+/// failed before. Returns whether the kernel has read one again that was not right.
 ///
 /// The names of the disks that it wrote to, or tried to, are added to `attempted`. Disks that are named there are skipped: such
 /// a disk may have lost what it took, and the search for the data would not end. A disk that could not be opened is not
 /// among them: it may only have been slow.
 pub(super) fn repair_tables(sys: &Path, attempted: &mut BTreeSet<String>, log: &InitLog) -> bool {
     let repair = |name: &str| match is_of_this_system(name) {
-        Ok(true) => Some(repair_table(name, log)),
+        Ok(true) => Some(WritableDisk::open(name).and_then(|disk| {
+            let order = || read_partitions(&disk.file);
+            repair_table(&disk, name, log, order)
+        })),
         Ok(false) => None,
         Err(error) => {
             log.warn(format_args!("partition table of {name}: {error}"));
@@ -87,19 +98,39 @@ fn is_of_this_system(name: &str) -> io::Result<bool> {
     Ok(gpt::names(&geometry(&file, &access)?, find::LABEL))
 }
 
-/// Corrects the table of a disk, and has the kernel read it again.
-fn repair_table(name: &str, log: &InitLog) -> io::Result<TableRepair> {
-    let disk = WritableDisk::open(name)?;
-    let settled = disk.settle(name, log)?;
-    // The kernel reads the table also after an error: the primary may be whole, and the disk does not keep the backup.
-    // SAFETY: the ioctl takes no argument.
-    let outcome = unsafe { libc::ioctl(disk.file.as_raw_fd(), BLKRRPART) };
-    let reread = Errno::result(outcome).map(drop).map_err(io::Error::from);
-    let placement = settled.placement;
+/// Corrects the table of a disk, and has the kernel read it again by `order`.
+fn repair_table(
+    disk: &WritableDisk,
+    name: &str,
+    log: &InitLog,
+    order: impl FnMut() -> io::Result<()>,
+) -> io::Result<TableRepair> {
+    let placement = disk.settle(name, log)?.placement;
     Ok(TableRepair {
         changed: placement.map(|placement| !placement.changes.is_empty()),
-        reread,
+        // Also after an error: the primary may be whole, and the disk does not keep the backup.
+        reread: reread(order),
     })
+}
+
+/// Gives the `order` to read a table again until the kernel follows it, a few times: the kernel refuses while a partition
+/// of the disk is open, or the disk may be slow. The table is not written again.
+fn reread(mut order: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let mut reads_left = READS_MAX;
+    loop {
+        reads_left -= 1;
+        match order() {
+            Err(_) if reads_left > 0 => thread::sleep(READ_PAUSE),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Has the kernel read the table of a disk again.
+fn read_partitions(disk: &File) -> io::Result<()> {
+    // SAFETY: the ioctl takes no argument.
+    let outcome = unsafe { libc::ioctl(disk.as_raw_fd(), BLKRRPART) };
+    Ok(Errno::result(outcome).map(drop)?)
 }
 
 /// What became of the partition table of a disk.
@@ -146,21 +177,29 @@ struct WritableDisk {
     /// For questions and orders to the kernel.
     file: File,
     /// For the table.
-    access: gpt::DirectDisk,
+    access: Box<dyn gpt::DiskAccess>,
+    /// Bytes of a logical sector.
+    sector: u64,
 }
 
 impl WritableDisk {
     fn open(name: &str) -> io::Result<Self> {
+        let file = open_rw(name)?;
         Ok(Self {
-            file: open_rw(name)?,
-            access: gpt::DirectDisk::open(&device(name))?,
+            access: Box::new(gpt::DirectDisk::open(&device(name))?),
+            sector: sector_bytes(&file)?,
+            file,
         })
     }
 
     /// Corrects the table, and says in the log what the disk had before, and which blocks it does not give.
     fn settle(&self, name: &str, log: &InitLog) -> io::Result<gpt::SettledTable> {
-        let geometry = geometry(&self.file, &self.access)?;
-        let settled = gpt::settle(&geometry, find::LABEL, random);
+        let disk = gpt::GptDisk {
+            access: self.access.as_ref(),
+            sector: self.sector,
+            sectors: size(&self.file)? / self.sector,
+        };
+        let settled = gpt::settle(&disk, find::LABEL, random);
         for block in &settled.unreadable {
             log.warn(format_args!(
                 "partition table of {name}: {block}; it is taken for a block without a table"
@@ -219,11 +258,7 @@ pub(crate) fn partition_guid(device: &Path, start: u64) -> Option<String> {
 
 /// The disk in `file`, which is read and written by `access`.
 fn geometry<'a>(file: &File, access: &'a dyn gpt::DiskAccess) -> io::Result<gpt::GptDisk<'a>> {
-    let mut sector: libc::c_int = 0;
-    // SAFETY: the ioctl writes one int behind the pointer, which outlives the call.
-    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector) };
-    Errno::result(outcome)?;
-    let sector = u64::try_from(sector).unwrap_or(0).max(512);
+    let sector = sector_bytes(file)?;
     Ok(gpt::GptDisk {
         access,
         sector,
@@ -231,11 +266,22 @@ fn geometry<'a>(file: &File, access: &'a dyn gpt::DiskAccess) -> io::Result<gpt:
     })
 }
 
+/// Bytes of a logical sector of a disk.
+fn sector_bytes(file: &File) -> io::Result<u64> {
+    let mut sector: libc::c_int = 0;
+    // SAFETY: the ioctl writes one int behind the pointer, which outlives the call.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector) };
+    Errno::result(outcome)?;
+    Ok(u64::try_from(sector).unwrap_or(0).max(512))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
+    use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::data::gpt::tests::{IMAGE_BYTES, SECTOR, image};
 
     /// The attack: the only disk takes each write to its partition table and loses it, so each search finds something to repair.
     #[test]
@@ -304,5 +350,78 @@ mod tests {
         let mut attempted = BTreeSet::new();
         let mut search = || repair_each(vec!["sda".to_owned()], &mut attempted, &log, repair);
         assert_eq!([search(), search(), search()], [false, true, false]);
+    }
+
+    /// A disk in a file, from which a machine was started.
+    fn started_disk(file: &tempfile::NamedTempFile) -> WritableDisk {
+        let reopen = || file.reopen().expect("the file is there");
+        let disk = WritableDisk {
+            file: reopen(),
+            access: Box::new(reopen()),
+            sector: SECTOR,
+        };
+        let settled = disk.settle("sda", &InitLog::default());
+        let placement = settled.expect("readable").placement.expect("a table");
+        assert!(!placement.changes.is_empty(), "the GUIDs of the image");
+        disk
+    }
+
+    /// The primary is torn. The kernel is busy at the first orders to read the table that was repaired, which is not written
+    /// again for them.
+    #[test]
+    fn the_kernel_reads_a_repaired_table_although_it_is_busy_at_first() {
+        let file = image(IMAGE_BYTES);
+        let disk = started_disk(&file);
+        let header = || {
+            let mut header = [0; SECTOR as usize];
+            let read = disk.file.read_exact_at(&mut header, SECTOR);
+            read.expect("readable");
+            header
+        };
+        let whole = header();
+        let torn = disk.file.write_all_at(&[0; SECTOR as usize], SECTOR);
+        torn.expect("writable");
+        let log = InitLog::default();
+        let orders = Cell::new(0);
+        let order = || {
+            assert_eq!(header(), whole, "the primary is whole before");
+            orders.set(orders.get() + 1);
+            match orders.get() {
+                1 | 2 => Err(io::ErrorKind::ResourceBusy.into()),
+                _ => Ok(()),
+            }
+        };
+        let repair = |_: &str| Some(repair_table(&disk, "sda", &log, order));
+        let mut attempted = BTreeSet::new();
+        let mut search = || repair_each(vec!["sda".to_owned()], &mut attempted, &log, repair);
+        assert_eq!([search(), search()], [true, false]);
+        assert_eq!(orders.get(), 3);
+    }
+
+    /// The table was right, and the kernel could not read it at first.
+    #[test]
+    fn the_kernel_reads_a_table_that_is_right_without_a_write() {
+        let file = image(IMAGE_BYTES);
+        let disk = started_disk(&file);
+        let before = fs::read(file.path()).expect("readable");
+        let repaired = repair_table(&disk, "sda", &InitLog::default(), || Ok(()));
+        let repaired = repaired.expect("readable");
+        assert!(matches!(repaired.changed, Ok(false)));
+        assert!(repaired.reread.is_ok());
+        assert_eq!(fs::read(file.path()).expect("readable"), before);
+    }
+
+    /// The attack: a disk that the kernel never reads. The start of the machine must not wait for it without an end.
+    #[test]
+    fn a_disk_that_the_kernel_does_not_read_is_given_up() {
+        let file = image(IMAGE_BYTES);
+        let disk = started_disk(&file);
+        let mut orders = 0;
+        let repaired = repair_table(&disk, "sda", &InitLog::default(), || {
+            orders += 1;
+            Err(Errno::EIO.into())
+        });
+        assert!(repaired.expect("readable").reread.is_err());
+        assert_eq!(orders, READS_MAX);
     }
 }

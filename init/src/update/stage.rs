@@ -538,9 +538,9 @@ fn stage_again<D: BlockDevice>(
     keep: impl FnOnce() -> Result<(), UpdateRefusal>,
 ) -> Result<bool, UpdateRefusal> {
     let is_staged = record.phase() == BootPhase::Staged;
-    // A staged program that lost its note does not start until it has one again, one whose note has a lower floor than this
-    // release would be confirmed with the lower floor, and one that another caller takes over is that caller's from now on. If the higher one cannot be noted, the note that is left is of
-    // the slot's program all the same, so the record may stay.
+    // A staged program that lost its note does not start until it has one again. One whose note has a lower floor than this
+    // release would be confirmed with the lower floor. One that another caller takes over is that caller's from now on. If
+    // the note cannot be changed, the one that is left is of the slot's program all the same, so the record may stay.
     if !is_staged || !is_noted {
         keep()?;
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::NodeUpdates;
 use super::act::StartOrder;
 use super::auto_memory::AutoMemory;
-use super::blocked::{AutoTry, is_start_near};
+use super::blocked::{AutoTry, SentProgram, is_start_near};
 use super::download::planned;
 use super::refusal::{StartRefusal, is_about_delta, is_unanswered};
 use super::schedule::{AutoStep, AutoView, own_delay, step};
@@ -126,8 +126,9 @@ impl NodeUpdates {
         decided
     }
 
-    /// Notes how a try of the machine itself ended. Returns whether another caller or PID 1's other work blocked it.
-    fn end_try(&self, kind: AutoTry, error: Option<&CallError>) -> bool {
+    /// Notes how a try of the machine itself ended; `sent` is the program of a staging. Returns whether another caller or
+    /// PID 1's other work blocked it.
+    fn end_try(&self, kind: AutoTry, error: Option<&CallError>, sent: Option<SentProgram>) -> bool {
         let blocked = error.and_then(|error| self.find_block(error));
         if let Some(error) = error {
             tracing::warn!(error = error.message, "update.auto");
@@ -141,9 +142,9 @@ impl NodeUpdates {
                     auto.blocked.note_wait(AutoTry::Start, now, start);
                 }
                 let is_slow = blocked.by.is_none() && error.is_some_and(is_unanswered);
-                match is_slow {
-                    true => auto.blocked.note_slow_try(kind, now, blocked),
-                    false => auto.blocked.note_try(kind, now, blocked),
+                match sent.filter(|_| is_slow) {
+                    Some(program) => auto.blocked.note_slow_staging(now, blocked, program),
+                    None => auto.blocked.note_try(kind, now, blocked),
                 }
             }
             // A start that this kept away counts until PID 1 judges one.
@@ -169,7 +170,7 @@ impl NodeUpdates {
         let started = self.start(BY, order).await;
         // The pause counts from the answer: PID 1 may have read the whole program for it.
         let now = self.now_s().unwrap_or(now);
-        let is_blocked = self.end_try(AutoTry::Start, started.as_ref().err());
+        let is_blocked = self.end_try(AutoTry::Start, started.as_ref().err(), None);
         let mut auto = self.auto();
         match &started {
             Ok(()) => auto.refused = None,
@@ -192,10 +193,13 @@ impl NodeUpdates {
         let steady = self.steady_now();
         let before = self.begin_try().note_look(now, steady);
         let ended = self.stage_from_channel(None).await.ended;
-        let is_blocked = self.end_try(AutoTry::Look, ended.as_ref().err());
+        let is_blocked = self.end_try(AutoTry::Look, ended.as_ref().err(), None);
         let mut auto = self.auto();
         match ended {
-            Ok(plan) => auto.found = Some(plan),
+            Ok(plan) => {
+                auto.blocked.note_found(&plan.sha256);
+                auto.found = Some(plan);
+            }
             // One that another caller blocked says nothing of the channel, and is repeated after a short pause.
             Err(_) if is_blocked => auto.forget_look(before),
             Err(_) => {}
@@ -212,7 +216,11 @@ impl NodeUpdates {
         let facts = self.0.facts.load_full();
         let before = waiting_version(&facts.update);
         let staging = self.stage_from_channel(Some(&found)).await;
-        let is_blocked = self.end_try(AutoTry::Stage, staging.ended.as_ref().err());
+        let sent = SentProgram {
+            sha256: found.sha256.clone(),
+            is_delta: staging.is_delta,
+        };
+        let is_blocked = self.end_try(AutoTry::Stage, staging.ended.as_ref().err(), Some(sent));
         let Ok(plan) = staging.ended else {
             return self.auto().note_not_staged(found, is_blocked);
         };

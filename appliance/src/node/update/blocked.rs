@@ -21,7 +21,7 @@ const GAP_MAX: Duration = Duration::from_secs(900);
 /// How long the machine waits after a look or a staging that was blocked: the channel is asked for each try.
 pub(super) const BLOCKED_PAUSE: Duration = Duration::from_secs(600);
 
-/// The longest pause between two tries whose bundles PID 1 does not finish in time.
+/// The longest pause between two stagings of a program that PID 1 does not finish in time.
 const SLOW_PAUSE_MAX: Duration = Duration::from_secs(LOOK_PERIOD_S.unsigned_abs());
 
 /// What tells the time since the node began. It goes on whatever a time server or a person does with the clock.
@@ -93,8 +93,6 @@ struct BlockedTries {
     lasted: Duration,
     /// There is no further try before this moment.
     next_try: Duration,
-    /// The pause before the next try if PID 1 leaves that one without an answer, too. Zero after another try.
-    slow_pause: Duration,
     /// The last one.
     blocked: BlockedTry,
     /// The last caller that was known, and how long the tries had lasted then.
@@ -116,42 +114,77 @@ impl BlockedTries {
     }
 }
 
+/// A program on its way to its slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SentProgram {
+    /// SHA-256 of the program, in hex.
+    pub(super) sha256: String,
+    /// Whether PID 1 gets a delta, and makes the program of it.
+    pub(super) is_delta: bool,
+}
+
+/// Stagings of one program that PID 1 did not finish in time, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SlowStagings {
+    program: SentProgram,
+    /// The pause after the next one.
+    next_pause: Duration,
+}
+
 /// The blocked tries of each kind. A kind has none once a try of it goes through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct BlockedUpdates([Option<BlockedTries>; 3]);
+pub(super) struct BlockedUpdates {
+    tries: [Option<BlockedTries>; 3],
+    /// Whether the last blocked staging was one of these.
+    slow: Option<SlowStagings>,
+}
 
 impl BlockedUpdates {
     /// A try of this kind was blocked at the moment `now`. The next one comes after a pause.
     pub(super) fn note_try(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
-        self.note(kind, now, (kind.pause(), Duration::ZERO), blocked);
+        if kind == AutoTry::Stage {
+            self.slow = None;
+        }
+        self.note(kind, now, kind.pause(), blocked);
     }
 
-    /// The same for a bundle that PID 1 did not finish in time, although no other caller had it busy: the disk may be too
-    /// slow, and each try writes a whole program to it. Each further one doubles the pause, up to that between two looks.
-    pub(super) fn note_slow_try(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
-        let before = self.0[kind as usize].as_ref();
-        let before = before.map_or(Duration::ZERO, |tries| tries.slow_pause);
-        let pause = before.max(kind.pause());
-        let next = (pause * 2).min(SLOW_PAUSE_MAX);
-        self.note(kind, now, (pause, next), blocked);
+    /// The same for a staging of this program that PID 1 did not finish in time, although no other caller had it busy: the
+    /// disk may be too slow for the program, and each staging writes all of it. Each further one of the same program doubles
+    /// the pause, up to that between two looks. A delta and the whole program are different work for the disk.
+    pub(super) fn note_slow_staging(
+        &mut self,
+        now: Duration,
+        blocked: BlockedTry,
+        program: SentProgram,
+    ) {
+        let before = self.slow.take().filter(|slow| slow.program == program);
+        let pause = before.map_or(BLOCKED_PAUSE, |slow| slow.next_pause);
+        self.note(AutoTry::Stage, now, pause, blocked);
+        self.slow = Some(SlowStagings {
+            program,
+            next_pause: (pause * 2).min(SLOW_PAUSE_MAX),
+        });
+    }
+
+    /// The channel has this program, by its SHA-256. If another one was too much for the disk, this one may be not, so it
+    /// does not wait longer than after any other blocked staging.
+    pub(super) fn note_found(&mut self, sha256: &str) {
+        let slow = self.slow.take_if(|slow| slow.program.sha256 != sha256);
+        if slow.is_some()
+            && let Some(tries) = &mut self.tries[AutoTry::Stage as usize]
+        {
+            tries.next_try = tries.next_try.min(tries.last + BLOCKED_PAUSE);
+        }
     }
 
     /// At the moment `now` there is no try of this kind, because it would be blocked. That the session or PID 1 is free
     /// costs nothing to see, so this begins no pause.
     pub(super) fn note_wait(&mut self, kind: AutoTry, now: Duration, blocked: BlockedTry) {
-        let before = self.0[kind as usize].as_ref();
-        let slow_pause = before.map_or(Duration::ZERO, |tries| tries.slow_pause);
-        self.note(kind, now, (Duration::ZERO, slow_pause), blocked);
+        self.note(kind, now, Duration::ZERO, blocked);
     }
 
-    fn note(
-        &mut self,
-        kind: AutoTry,
-        now: Duration,
-        (pause, slow_pause): (Duration, Duration),
-        blocked: BlockedTry,
-    ) {
-        let before = self.0[kind as usize].take();
+    fn note(&mut self, kind: AutoTry, now: Duration, pause: Duration, blocked: BlockedTry) {
+        let before = self.tries[kind as usize].take();
         let (lasted, known) = match before {
             Some(before) => {
                 // A pause that the machine itself made longer counts as a whole.
@@ -162,11 +195,10 @@ impl BlockedUpdates {
             None => (Duration::ZERO, None),
         };
         let known = blocked.by.clone().map(|by| (by, lasted)).or(known);
-        self.0[kind as usize] = Some(BlockedTries {
+        self.tries[kind as usize] = Some(BlockedTries {
             last: now,
             lasted,
             next_try: now + pause,
-            slow_pause,
             blocked,
             known,
         });
@@ -174,7 +206,10 @@ impl BlockedUpdates {
 
     /// A try of this kind went through.
     pub(super) fn end(&mut self, kind: AutoTry) {
-        self.0[kind as usize] = None;
+        self.tries[kind as usize] = None;
+        if kind == AutoTry::Stage {
+            self.slow = None;
+        }
     }
 
     /// Forgets the kinds that the machine does not want any more, by what it would do if it were not blocked.
@@ -204,12 +239,12 @@ impl BlockedUpdates {
 
     /// Whether the last try of this kind was blocked.
     pub(super) fn has(&self, kind: AutoTry) -> bool {
-        self.0[kind as usize].is_some()
+        self.tries[kind as usize].is_some()
     }
 
     /// Seconds until the next try of this kind, rounded up. `None` if there is no pause at the moment `now`.
     pub(super) fn pause_left_s(&self, kind: AutoTry, now: Duration) -> Option<i64> {
-        let tries = self.0[kind as usize].as_ref()?;
+        let tries = self.tries[kind as usize].as_ref()?;
         let left = tries.next_try.checked_sub(now)?;
         let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
         i64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
@@ -219,7 +254,7 @@ impl BlockedUpdates {
     fn find_lasting(&self) -> Option<(AutoTry, &BlockedTries)> {
         let mut kinds = AutoTry::ALL.into_iter();
         kinds.find_map(|kind| {
-            let tries = self.0[kind as usize].as_ref()?;
+            let tries = self.tries[kind as usize].as_ref()?;
             (tries.lasted >= BLOCKED_MAX).then_some((kind, tries))
         })
     }
@@ -450,6 +485,13 @@ mod tests {
         assert_eq!(blocked.pause_left_s(AutoTry::Start, now), None);
     }
 
+    fn program(sha256: &str, is_delta: bool) -> SentProgram {
+        SentProgram {
+            sha256: sha256.to_owned(),
+            is_delta,
+        }
+    }
+
     /// The disk is too slow for the program. The machine would download and write it each ten minutes without end.
     #[test]
     fn a_bundle_that_is_never_finished_in_time_is_tried_ever_more_rarely() {
@@ -457,7 +499,9 @@ mod tests {
         let (kind, mut now) = (AutoTry::Stage, minutes(0));
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            blocked.note_slow_try(kind, now, by(None));
+            blocked.note_slow_staging(now, by(None), program("a1", false));
+            // A look finds the same program.
+            blocked.note_found("a1");
             let pause = blocked.pause_left_s(kind, now).expect("a pause");
             pauses.push(pause / 60);
             now += Duration::from_secs(pause.unsigned_abs());
@@ -469,15 +513,47 @@ mod tests {
         // The pauses count, or the problem would come hours later.
         let mut slow = BlockedUpdates::default();
         for at in [0, 10, 30] {
-            slow.note_slow_try(kind, minutes(at), by(None));
+            slow.note_slow_staging(minutes(at), by(None), program("a1", false));
             assert_eq!(slow.text(), None, "{at}");
         }
-        slow.note_slow_try(kind, minutes(70), by(None));
+        slow.note_slow_staging(minutes(70), by(None), program("a1", false));
         assert!(slow.text().is_some());
         // Another reason begins with the short pause.
         blocked.note_try(kind, now, by(Some("eve")));
-        blocked.note_slow_try(kind, now, by(None));
+        blocked.note_slow_staging(now, by(None), program("a1", false));
         assert_eq!(blocked.pause_left_s(kind, now), Some(600));
+    }
+
+    /// A smaller release, or the whole program in the place of a delta, may be staged in time.
+    #[test]
+    fn the_pause_of_a_program_that_was_too_much_for_the_disk_is_not_that_of_another_one() {
+        let slow = |programs: &[SentProgram]| {
+            let mut blocked = BlockedUpdates::default();
+            for program in programs {
+                blocked.note_slow_staging(minutes(0), by(None), program.clone());
+            }
+            blocked
+        };
+        let pause = |blocked: &BlockedUpdates| blocked.pause_left_s(AutoTry::Stage, minutes(0));
+        let whole = program("a1", false);
+        let thrice = vec![whole.clone(); 3];
+        assert_eq!(pause(&slow(&thrice)), Some(40 * 60));
+        let others = [program("b2", false), program("a1", true)];
+        for other in others {
+            let after = slow(&[&thrice[..], &[other.clone()]].concat());
+            assert_eq!(pause(&after), Some(600), "{other:?}");
+        }
+        // A pause that has begun ends for a newer release as well.
+        let mut blocked = slow(&thrice);
+        blocked.note_found("b2");
+        assert_eq!(pause(&blocked), Some(600));
+        blocked.note_slow_staging(minutes(10), by(None), whole);
+        let again = blocked.pause_left_s(AutoTry::Stage, minutes(10));
+        assert_eq!(again, Some(600), "the row has ended");
+        // Without a slow staging there is nothing to end.
+        let mut none = BlockedUpdates::default();
+        none.note_found("b2");
+        assert_eq!(none, BlockedUpdates::default());
     }
 
     #[test]

@@ -29,13 +29,13 @@ impl DiskAccess for File {
     }
 }
 
-const SECTOR: u64 = 512;
-const IMAGE_BYTES: u64 = 24 << 20;
+pub(in crate::data) const SECTOR: u64 = 512;
+pub(in crate::data) const IMAGE_BYTES: u64 = 24 << 20;
 const GROWN_BYTES: u64 = 40 << 20;
 
 /// A small image like the shipped one, which another program made, whose GUIDs say "from the
 /// build".
-fn image(bytes: u64) -> tempfile::NamedTempFile {
+pub(in crate::data) fn image(bytes: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.as_file().set_len(IMAGE_BYTES).expect("a sparse file");
     let status = Command::new("sgdisk")

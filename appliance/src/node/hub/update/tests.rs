@@ -8,6 +8,7 @@ use alknet_test_support::deadline;
 
 use super::bundle::HubBundle;
 use super::rollout::{RolloutReport, RolloutState, RolloutTurn, WorkerRow, read_report};
+use super::worker::OFFERS_AGAIN_MAX;
 use super::*;
 
 /// What a worker does with the version.
@@ -42,6 +43,8 @@ enum Behaviour {
     IsBusy,
     /// The same, for a while.
     IsBusyOnce,
+    /// So often a person at its console needs the media when it has the whole bundle.
+    GivesUp(usize),
     /// It never answers to the start.
     StartsForEver,
 }
@@ -53,7 +56,16 @@ struct ModelWorker {
     /// The input of the call that started it.
     start: Value,
     has_lost: bool,
+    /// How many bundles it has given up.
+    given_up: usize,
     requests: usize,
+}
+
+impl ModelWorker {
+    /// The session of its last offer.
+    fn session(&self) -> String {
+        format!("s{}", self.given_up + 1)
+    }
 }
 
 /// Workers of a model, by their names.
@@ -116,7 +128,10 @@ impl ModelFleet {
                 _ => {
                     let busy = self.busy.fetch_add(1, Ordering::SeqCst) + 1;
                     self.most_busy.fetch_max(busy, Ordering::SeqCst);
-                    Ok(json!({ "wanted": true, "session": "s1", "bytes": self.bytes, "offset": 0 }))
+                    let session = worker.session();
+                    Ok(
+                        json!({ "wanted": true, "session": session, "bytes": self.bytes, "offset": 0 }),
+                    )
                 }
             },
             "update/write" if behaviour == Behaviour::Circles => {
@@ -125,6 +140,7 @@ impl ModelFleet {
                 Err(CallError::new(ErrorCode::Conflict, "another piece").with_details(details))
             }
             "update/write" => {
+                assert_eq!(input["session"], worker.session());
                 if behaviour == Behaviour::LosesPieces && !worker.has_lost && !worker.got.is_empty()
                 {
                     worker.has_lost = true;
@@ -171,6 +187,13 @@ impl ModelFleet {
             return Ok(json!({ "offset": worker.got.len(), "plan": null }));
         }
         let needs = match behaviour {
+            Behaviour::GivesUp(times) if worker.given_up < times => {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                worker.given_up += 1;
+                worker.got.clear();
+                let details = json!({ "code": "aborted" });
+                return Err(CallError::new(ErrorCode::Conflict, "the media").with_details(details));
+            }
             Behaviour::Refuses => {
                 self.busy.fetch_sub(1, Ordering::SeqCst);
                 return Err(CallError::new(ErrorCode::Forbidden, "too few signatures"));
@@ -372,6 +395,32 @@ async fn a_worker_to_which_another_caller_sends_a_bundle_is_waited_for() {
     let fleet = bench.fleet(|_| Behaviour::IsBusyOnce, 1);
     let report = bench.run(&fleet, plan(&[], 1)).await;
     assert_eq!(states(&report), [RolloutTurn::Confirmed], "{report:?}");
+}
+
+/// A person at a worker's console unlocks its vault from a stick while it gets the bundle. Without another offer the update
+/// of all workers would end.
+#[tokio::test]
+async fn a_worker_whose_console_needs_the_media_is_offered_the_bundle_again() {
+    for (times, expected) in [
+        (1, RolloutTurn::Confirmed),
+        (OFFERS_AGAIN_MAX, RolloutTurn::Confirmed),
+        (usize::MAX, RolloutTurn::Failed),
+    ] {
+        let bench = RolloutBench::new();
+        let fleet = bench.fleet(|_| Behaviour::GivesUp(times), 1);
+        let plan = RolloutPlan {
+            limit: deadline(Duration::from_secs(60)),
+            ..plan(&[], 1)
+        };
+        let report = bench.run(&fleet, plan).await;
+        assert_eq!(states(&report), [expected], "{report:?}");
+        let workers = fleet.workers.lock().expect("no panic");
+        let worker = workers.values().next().expect("it was asked");
+        match expected {
+            RolloutTurn::Confirmed => assert_eq!(worker.got, bench.bundle),
+            _ => assert_eq!(worker.given_up, OFFERS_AGAIN_MAX + 1),
+        }
+    }
 }
 
 /// Any peer can serve `update/offer`. One that did not enrol as a worker gets no turn, and so cannot make the update fail.

@@ -15,6 +15,9 @@ use super::bundle::{HubBundle, piece_of};
 use super::rollout::RolloutTurn;
 use crate::update_plan::agreed_floor;
 
+/// How often a worker is offered the bundle again that its PID 1 gave up for a person at its console.
+pub(super) const OFFERS_AGAIN_MAX: usize = 4;
+
 /// Calls operations of workers.
 pub(super) trait WorkerCaller: Send + Sync {
     /// Calls an operation of a worker.
@@ -54,10 +57,7 @@ impl WorkerUpdate {
     pub(super) async fn run(&self, worker: &PeerId, note: impl Fn(RolloutTurn)) -> TurnEnd {
         note(RolloutTurn::Sending);
         let until = Instant::now() + self.limit;
-        let sent = timeout_at(until, async {
-            let session = self.offer(worker).await?;
-            self.send(worker, &session, until).await
-        });
+        let sent = timeout_at(until, self.send(worker, until));
         let sent = match sent.await {
             Ok(Ok(sent)) => sent,
             Ok(Err(end)) => return end,
@@ -127,14 +127,12 @@ impl WorkerUpdate {
         Ok(text(&answer["session"]))
     }
 
-    /// Sends the bundle piece by piece. A worker that is away for a while gets the rest when it is back.
-    async fn send(
-        &self,
-        worker: &PeerId,
-        session: &str,
-        until: Instant,
-    ) -> Result<SentBundle, TurnEnd> {
-        let mut offset = 0;
+    /// Offers the bundle, and sends it piece by piece. A worker that is away for a while gets the rest when it is back, and
+    /// one whose PID 1 gives the bundle up for a person at its console gets another offer. It could ask for the bundle
+    /// without an end in this way, so there are only so many.
+    async fn send(&self, worker: &PeerId, until: Instant) -> Result<SentBundle, TurnEnd> {
+        let mut session = self.offer(worker).await?;
+        let (mut offset, mut offers_left) = (0, OFFERS_AGAIN_MAX);
         loop {
             let path = self.path.clone();
             let read = tokio::task::spawn_blocking(move || piece_of(&path, offset)).await;
@@ -163,6 +161,12 @@ impl WorkerUpdate {
                     let next = answer["offset"].as_u64().filter(|next| *next > offset);
                     offset =
                         next.ok_or_else(|| lost("it takes no more of the bundle".to_owned()))?;
+                }
+                Err(error) if has_code(&error, "aborted") && offers_left > 0 => {
+                    offers_left -= 1;
+                    sleep(self.poll).await;
+                    session = self.offer(worker).await?;
+                    offset = 0;
                 }
                 Err(error) => {
                     let right = error.details.as_ref().and_then(|it| it["offset"].as_u64());

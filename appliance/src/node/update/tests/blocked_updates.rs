@@ -11,7 +11,7 @@ use super::refused_starts::{
 };
 use super::scheduled_starts::wait_until;
 use super::*;
-use crate::node::update::blocked::{BLOCKED_MAX, BLOCKED_PAUSE};
+use crate::node::update::blocked::{BLOCKED_MAX, BLOCKED_PAUSE, BlockedTry, SentProgram};
 
 /// A client that may only stage.
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
@@ -233,7 +233,8 @@ pub(super) fn note_found(bench: &NodeUpdateBench, found: Option<UpdatePlan>) {
 }
 
 /// PID 1 does not say in time what it makes of a bundle. This is no judgement about the look, or about the version that was
-/// found.
+/// found. Each staging writes a program to a disk that may be too slow for it, so they become rare: after 10, 20 and 40
+/// minutes. A look writes none.
 #[tokio::test(flavor = "multi_thread")]
 async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() {
     let pace = StagingPace {
@@ -241,9 +242,9 @@ async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() 
         ..StagingPace::default()
     };
     let of_stage = "stage the version of its channel";
-    for (found, step, purpose) in [
-        (None, "look", "look at its channel"),
-        (Some(plan()), "stage", of_stage),
+    for (found, step, tries, purpose) in [
+        (None, "look", 7, "look at its channel"),
+        (Some(plan()), "stage", 3, of_stage),
     ] {
         let server = breaking_server(FILE, 1000, true).await;
         let bench = follower_with(&server, "", pace);
@@ -253,13 +254,75 @@ async fn bundles_that_pid_1_does_not_answer_in_time_for_an_hour_are_a_problem() 
         }
         act_for_an_hour(&bench).await;
         assert_eq!(bench.updates.auto().found, found);
-        // Each try writes a program to a disk that may be too slow for it, so they become rare: after 10, 20 and 40 minutes.
-        assert_eq!(sent(&bench), [step; 3]);
+        assert_eq!(sent(&bench), vec![step; tries]);
         pass_steady(&bench, BLOCKED_PAUSE.as_secs());
         act(&bench, 1).await;
-        assert_eq!(sent(&bench), [step; 4]);
+        assert_eq!(sent(&bench), vec![step; tries + 1]);
         assert_blocked(&bench, step, purpose, None);
     }
+}
+
+/// The attack: PID 1 reads the program of another caller's start while it has the machine's bundle. This says nothing of the
+/// disk, so the tries of the machine do not become rare, and the caller is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_that_pid_1_leaves_for_the_request_of_a_caller_are_tried_each_ten_minutes() {
+    let pace = StagingPace {
+        answer: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    let server = breaking_server(FILE, 1000, true).await;
+    let bench = follower_with(&server, "", pace);
+    bench.judge(Verdict::AppliesUntilGivenUp);
+    bench.seen.lock().expect("no panic").keeps_starts = true;
+    note_found(&bench, Some(plan()));
+    let start = UpdateRequest::Apply {
+        sha256: None,
+        agreed_floor: None,
+        limited: true,
+        unasked: false,
+    };
+    let open = bench.updates.0.init.begin(start, STARTER.0).await;
+    act_for_an_hour(&bench).await;
+    assert_eq!(sent(&bench), ["stage"; 7]);
+    let purpose = "stage the version of its channel";
+    assert_blocked(&bench, "stage", purpose, Some("mallory"));
+    assert!(open.is_ok());
+}
+
+/// The disk is too slow for one release, and a look in the long pause finds the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_release_does_not_wait_for_the_pause_of_one_that_the_disk_is_too_slow_for() {
+    let bench = stable_follower().await;
+    bench.judge(Verdict::PlansOf("b2"));
+    act(&bench, 1).await;
+    pass_steady(&bench, 3600);
+    {
+        let now = bench.updates.steady_now();
+        let mut auto = bench.updates.auto();
+        for _ in 0..8 {
+            let unanswered = BlockedTry {
+                by: None,
+                reason: "PID 1 did not stage it".to_owned(),
+            };
+            let program = SentProgram {
+                sha256: "b2".to_owned(),
+                is_delta: false,
+            };
+            auto.blocked.note_slow_staging(now, unanswered, program);
+        }
+    }
+    // An hour is left of the pause when the next look is due.
+    pass_steady(&bench, 5 * 3600 - 60);
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench), ["look"]);
+    pass_steady(&bench, 60);
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench), ["look", "look"], "the same release");
+    bench.judge(Verdict::Plans);
+    // As if the next look were due.
+    bench.updates.auto().looked = None;
+    act(&bench, 2).await;
+    assert_eq!(sent(&bench)[2..], ["look", "stage"]);
 }
 
 /// The attack: a person at the console asks for the media during each bundle of the machine, and PID 1 gives the bundle up.

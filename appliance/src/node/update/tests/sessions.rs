@@ -4,6 +4,7 @@ use alknet_call::CallError;
 use alknet_init::control::UPDATE_FRAME_BYTES_MAX;
 
 use super::*;
+use crate::node::update::init_client::UpdateClientError;
 use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome};
 
 #[tokio::test]
@@ -247,4 +248,39 @@ async fn the_plan_of_an_administrator_has_the_floor_that_a_client_brought() {
         let by = sessions.staged_by().expect("a request");
         assert_eq!((by.by.as_str(), by.limited), ("ada", false));
     }
+}
+
+/// The channel to PID 1 breaks off while PID 1 has a whole bundle, which it may have staged over the version before.
+#[tokio::test]
+async fn a_bundle_at_whose_end_pid_1_does_not_listen_may_have_replaced_what_was_staged() {
+    let (to_init, mut messages) = mpsc::channel(8);
+    let (ours, theirs) = StdStream::pair().expect("sockets");
+    let init = UpdateClient::new(Some(to_init), Some(UpdateStream::of_test(ours)));
+    let pace = StagingPace {
+        answer: Duration::from_millis(20),
+        ..StagingPace::default()
+    };
+    let sessions = StagingSessions::new(init.clone(), pace);
+    let first = sessions.begin(request(4), None).expect("it begins");
+    let message = messages.recv().await;
+    let Some(InitMessage::Update { n, .. }) = message else {
+        panic!("{message:?}");
+    };
+    init.answered(n, UpdateAnswer::Planned { plan: plan() });
+    let staged = sessions.outcome(first).await;
+    assert_eq!(staged, StagingOutcome::Planned(plan()));
+    assert_eq!(sessions.staged(), Some(plan()));
+    let second = sessions.begin(request(4), None).expect("it begins");
+    assert!(messages.recv().await.is_some());
+    drop(messages);
+    let piece = (0, Bytes::from_static(b"next"));
+    let ended = sessions.write((&second.id, "ada"), piece).await;
+    let Err(StagingError::Ended(outcome)) = ended else {
+        panic!("{ended:?}");
+    };
+    let broken = UpdateClientError::Broken.to_string();
+    assert_eq!(*outcome, StagingOutcome::Unanswered(broken));
+    assert_eq!(sessions.staged(), None);
+    assert!(sessions.staged_by().is_none());
+    drop(theirs);
 }

@@ -1,6 +1,8 @@
 //! For which tenants workers start. A worker that starts has no tenant, and any tenant may get it; it counts for the one
 //! whose lease it was started for, or a tenant whose callers give up early would start more than its share.
 
+use std::collections::BTreeMap;
+
 use super::{PoolSlot, WorkerPhase, WorkerPool};
 use crate::WorkerRole;
 use crate::host::WorkerLease;
@@ -14,16 +16,15 @@ pub(in crate::host) struct StartingFor {
 }
 
 impl StartingFor {
-    pub(in crate::host) fn lease(lease: &WorkerLease) -> Self {
+    pub(in crate::host) fn new(tenant: &str, lent: bool) -> Self {
         Self {
-            tenant: lease.tenant.clone(),
-            lent: lease.lent,
+            tenant: tenant.to_owned(),
+            lent,
         }
     }
 
-    /// Whether a lease is one of those that this start is for.
-    pub(in crate::host) fn is_of(&self, lease: &WorkerLease) -> bool {
-        self.tenant == lease.tenant && self.lent == lease.lent
+    pub(in crate::host) fn lease(lease: &WorkerLease) -> Self {
+        Self::new(&lease.tenant, lease.lent)
     }
 }
 
@@ -56,11 +57,19 @@ impl WorkerPool {
         self.slots.values().filter(counts).count()
     }
 
-    /// The tenants for whose leases workers of the role start, once for each such worker.
-    pub(in crate::host) fn starting_tenants(&self, role: WorkerRole) -> Vec<StartingFor> {
+    /// The tenants for whose leases workers of the role start, and whether these leases are for other callers, with the
+    /// number of these workers.
+    pub(in crate::host) fn starting_tenants(
+        &self,
+        role: WorkerRole,
+    ) -> BTreeMap<(&str, bool), usize> {
         let starts = self.slots.values();
         let starts = starts.filter(|slot| slot.phase == WorkerPhase::Starting && slot.role == role);
-        starts.filter_map(|slot| slot.started_for.clone()).collect()
+        let mut tenants = BTreeMap::new();
+        for of in starts.filter_map(|slot| slot.started_for.as_ref()) {
+            *tenants.entry((of.tenant.as_str(), of.lent)).or_default() += 1;
+        }
+        tenants
     }
 
     /// Counts one worker of the role that starts for a tenant for another one.
@@ -155,5 +164,19 @@ mod tests {
         let reserved = pool.add(WorkerRole::Js, true);
         pool.start_for(reserved, StartingFor::lease(&own));
         assert_eq!(counts(&pool), [0, 0, 0], "its lease counts");
+    }
+
+    /// The supervisor looks at each tenant once, however many workers start for it.
+    #[test]
+    fn the_starts_of_a_tenant_are_counted_together() {
+        let mut pool = WorkerPool::default();
+        for lease in [lease("b"), lease("a"), lease("a").lent(), lease("a")] {
+            let worker = pool.add(WorkerRole::Js, false);
+            pool.start_for(worker, StartingFor::lease(&lease));
+        }
+        let starts = pool.starting_tenants(WorkerRole::Js).into_iter();
+        let expected = [(("a", false), 2), (("a", true), 1), (("b", false), 1)];
+        assert!(starts.eq(expected));
+        assert!(pool.starting_tenants(WorkerRole::Gpu).is_empty());
     }
 }

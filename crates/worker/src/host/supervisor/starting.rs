@@ -1,6 +1,5 @@
 //! The starts of workers, from the process on until it is ready.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::WorkerSupervisor;
@@ -78,52 +77,53 @@ impl WorkerSupervisor {
     /// take, one counts for the tenant of this lease from now on: the other tenant does not get that worker any more, and
     /// would be refused another one for it.
     pub(super) fn hand_surplus_start(&mut self, lease: &WorkerLease) {
-        let (role, own) = (lease.role, StartingFor::lease(lease));
-        if self.compare_starts(role, &own, Some(lease)) != Ordering::Less {
+        let role = lease.role;
+        let starts = self.pool.starting_tenants(role);
+        let leases = self.leases_of_tenants(role, Some(lease));
+        let wanted = |tenant: &(&str, bool)| {
+            let leases = leases.get(tenant).into_iter().flatten();
+            workers_for(leases.copied())
+        };
+        let own = (lease.tenant.as_str(), lease.lent);
+        if starts.get(&own).is_some_and(|has| *has >= wanted(&own)) {
             return;
         }
-        let mut tenants = self.pool.starting_tenants(role).into_iter();
-        let surplus = tenants.find(|of| self.compare_starts(role, of, None) == Ordering::Greater);
+        let mut tenants = starts.iter();
+        let surplus = tenants.find(|(tenant, has)| **has > wanted(tenant));
+        let surplus = surplus.map(|((tenant, lent), _)| StartingFor::new(tenant, *lent));
         if let Some(surplus) = surplus {
-            self.pool.hand_start(role, &surplus, own);
+            self.pool
+                .hand_start(role, &surplus, StartingFor::lease(lease));
         }
     }
 
-    /// Compares the workers of the role that start for a tenant with those that its waiting leases, and `also`, will take.
-    fn compare_starts(
-        &self,
+    /// The waiting leases, and `also`, that take a new worker of the role without folders, by their tenants and by
+    /// whether they are for other callers.
+    fn leases_of_tenants<'a>(
+        &'a self,
         role: WorkerRole,
-        tenant: &StartingFor,
-        also: Option<&WorkerLease>,
-    ) -> Ordering {
-        let starts = self.pool.starting_tenants(role);
-        let starts = starts.iter().filter(|of| *of == tenant).count();
+        also: Option<&'a WorkerLease>,
+    ) -> BTreeMap<(&'a str, bool), Vec<&'a WorkerLease>> {
         let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
-        let leases = waiting
-            .chain(also)
-            .filter(|lease| lease.role == role && lease.binds.is_empty() && tenant.is_of(lease));
-        starts.cmp(&workers_for(leases))
+        let leases = waiting.chain(also);
+        let leases = leases.filter(|lease| lease.role == role && lease.binds.is_empty());
+        let mut of_tenants: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for lease in leases {
+            let tenant = (lease.tenant.as_str(), lease.lent);
+            of_tenants.entry(tenant).or_default().push(lease);
+        }
+        of_tenants
     }
 
     /// The tenants whose waiting leases take more new workers of the role than start for them, once for each such
     /// worker.
     pub(super) fn missing_starts(&self, role: WorkerRole) -> Vec<StartingFor> {
-        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
-        let waiting = waiting.filter(|lease| lease.role == role && lease.binds.is_empty());
-        let mut of_tenants: BTreeMap<(&str, bool), Vec<&WorkerLease>> = BTreeMap::new();
-        for lease in waiting {
-            let tenant = (lease.tenant.as_str(), lease.lent);
-            of_tenants.entry(tenant).or_default().push(lease);
-        }
+        let starts = self.pool.starting_tenants(role);
         let mut missing = Vec::new();
-        for ((tenant, lent), leases) in of_tenants {
+        for (tenant, leases) in self.leases_of_tenants(role, None) {
             let first = StartingFor::lease(leases[0]);
             // Starts for the tenant's own leases are not those for leases of other callers.
-            let all = self.pool.starting_for(tenant, role, lent);
-            let starting = match lent {
-                true => all,
-                false => all - self.pool.starting_for(tenant, role, true),
-            };
+            let starting = starts.get(&tenant).copied().unwrap_or_default();
             let wanted = workers_for(leases.into_iter());
             missing.extend(vec![first; wanted.saturating_sub(starting)]);
         }
