@@ -129,7 +129,7 @@ impl EndpointServer {
         quic: &Arc<accept::quic::QuinnConfig>,
     ) -> Result<(), EndpointError> {
         let address = pair.address;
-        let config = accept::quic::endpoint_config(key);
+        let config = accept::quic::endpoint_config(key, address);
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = runtime
             .wrap_udp_socket(pair.udp)

@@ -12,6 +12,7 @@ use aws_lc_rs::{hkdf, hmac};
 use quinn::EndpointConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
+use zeroize::Zeroizing;
 
 use super::{Handshake, Probe, bounded, canonical, proof, stopped};
 use crate::admission::{self, AddressValidation, AdmissionLimit};
@@ -338,16 +339,23 @@ pub(crate) fn server_config(
     Ok(QuinnConfig { server, chooser })
 }
 
-/// The settings of the endpoint that do not depend on the client.
-pub(crate) fn endpoint_config(key: &NodeKey) -> EndpointConfig {
+/// The settings of the endpoint at the address `bound` that do not depend on the client.
+pub(crate) fn endpoint_config(key: &NodeKey, bound: SocketAddr) -> EndpointConfig {
     // The key is derived from the node key: a restarted node can still end the connections of its predecessor by a
     // stateless reset (RFC 9000 section 10.3).
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &*key.derive("quic stateless reset"));
     let mut config = EndpointConfig::new(Arc::new(reset_key));
-    // A restarted node has to know the IDs of its predecessor for that.
-    let id_key = key.derive("quic connection ids");
+    let id_key = id_key(key, bound);
     config.cid_generator(move || Box::new(quic::ConnectionIdIssuer::new(&*id_key)));
     config
+}
+
+/// The key of the connection IDs at the address `bound`. A restarted node has to know the IDs of its predecessor. It must
+/// not know those of its other addresses: it answers a packet for an ID without a connection with the token that ends the
+/// connection of this ID, and an observer could have one address make the token for a connection of another one (RFC 9000
+/// section 21.11).
+fn id_key(key: &NodeKey, bound: SocketAddr) -> Zeroizing<[u8; 32]> {
+    key.derive(&format!("quic connection ids at {bound}"))
 }
 
 #[cfg(test)]
@@ -355,7 +363,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use alknet_test_support::deadline;
-    use quinn::{ConnectionError, Endpoint};
+    use quinn::{ConnectionError, ConnectionIdGenerator, Endpoint};
 
     use super::*;
 
@@ -369,13 +377,28 @@ mod tests {
             private.expect("PKCS #8"),
         );
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).expect("free");
+        let bound = socket.local_addr().expect("bound");
         let endpoint = Endpoint::new(
-            endpoint_config(key),
+            endpoint_config(key, bound),
             Some(server.expect("a key that fits")),
             socket,
             Arc::new(quinn::TokioRuntime),
         );
         (endpoint.expect("a socket"), certificate)
+    }
+
+    #[test]
+    fn an_id_of_one_address_is_none_of_another_one() {
+        let key = NodeKey::from_seed(&[1; 32]);
+        let issuer = |address: &str| {
+            let bound = address.parse().expect("an address");
+            quic::ConnectionIdIssuer::new(&*id_key(&key, bound))
+        };
+        let id = issuer("[::]:443").generate_cid();
+        issuer("[::]:443").validate(&id).expect("its own");
+        for other in ["0.0.0.0:443", "[::]:444", "[::1]:443"] {
+            issuer(other).validate(&id).expect_err(other);
+        }
     }
 
     /// The node ended without a word to its clients, as after a power cut.

@@ -21,7 +21,7 @@ const ID_BYTES: usize = RANDOM_BYTES + CODE_BYTES;
 
 /// Makes IDs that end with a code, by which the node and its successor know them. A packet with another ID gets no
 /// stateless reset (RFC 9000 section 10.3): of these the node sends a limited number, and clients of its predecessor
-/// need them.
+/// need them. A client that keeps an ID of its own can still use that number up.
 pub(crate) struct ConnectionIdIssuer(hmac::Key);
 
 impl ConnectionIdIssuer {

@@ -1,7 +1,7 @@
 //! Bundles that the node downloads.
 
 use alknet_test_support::deadline;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
