@@ -35,15 +35,10 @@ fn take_back(bench: &UpdateBench) {
     assert_eq!(back, Ok(RollbackPlan::TakenBack));
 }
 
-/// What the facts say after a restart of this machine.
-fn shown(bench: &UpdateBench) -> Option<(String, UpdateStager)> {
-    shown_in(bench, BootSlot::A)
-}
-
-/// The same if this slot runs then.
-fn shown_in(bench: &UpdateBench, running: BootSlot) -> Option<(String, UpdateStager)> {
+/// This machine after a restart from this slot, and the folders that have its disk and its data.
+fn restarted(bench: &UpdateBench, running: BootSlot) -> (UpdateSystem, [tempfile::TempDir; 2]) {
     let esp_bytes = BlockDevice::len(bench.disk.volume().device());
-    let (_disk, partitions) = in_files(&bench.disk, esp_bytes);
+    let (disk, partitions) = in_files(&bench.disk, esp_bytes);
     let data = tempfile::tempdir().expect("a temporary directory");
     let folder = data.path().join("update");
     fs::create_dir(&folder).expect("a new folder");
@@ -55,6 +50,17 @@ fn shown_in(bench: &UpdateBench, running: BootSlot) -> Option<(String, UpdateSta
     }
     let mut system = UpdateSystem::on_disk(partitions, running);
     assert!(system.set_data(Some(data.path())));
+    (system, [disk, data])
+}
+
+/// What the facts say after a restart of this machine.
+fn shown(bench: &UpdateBench) -> Option<(String, UpdateStager)> {
+    shown_in(bench, BootSlot::A)
+}
+
+/// The same if this slot runs then.
+fn shown_in(bench: &UpdateBench, running: BootSlot) -> Option<(String, UpdateStager)> {
+    let (system, _folders) = restarted(bench, running);
     let status = system.inspect();
     status.staged_version.zip(status.stager)
 }
@@ -271,4 +277,20 @@ fn the_facts_name_no_version_that_waits_on_a_machine_whose_good_slot_did_not_sta
     };
     history::append(bench.folder.path(), record, 0).expect("writable");
     assert_eq!(shown_in(&bench, BootSlot::B), None);
+}
+
+/// An administrator takes back a version that was to start with the next restart. It is staged again, and the machine would
+/// start its own once more.
+#[test]
+fn the_machine_leaves_its_own_version_that_is_taken_back_before_its_start() {
+    for (by, expected) in [("the machine", vec![NEW.to_owned()]), ("ada", vec![])] {
+        let bench = UpdateBench::new();
+        stage_as(&bench, &TestRelease::new(NEW, 1), &caller(by, false));
+        bench.arm(&bench.disk);
+        let (system, _folders) = restarted(&bench, BootSlot::A);
+        let back = system.plan_rollback("ada");
+        assert_eq!(back, Ok(RollbackPlan::TakenBack));
+        let status = system.inspect();
+        assert_eq!((&*status.state, status.left), ("staged", expected), "{by}");
+    }
 }
