@@ -1,11 +1,13 @@
 //! Versions that PID 1 stages without an answer to the node, which has to know all the same whose they are.
 
+use alknet_call::CallOptions;
+
 use super::attacks::upload;
 use super::blocked_updates::note_found;
 use super::downloads::{FILE, ask_instead, breaking_server, follower_with};
 use super::operations::{ADMIN, UpdateCaller};
 use super::refused_starts::{act, sent};
-use super::scheduled_starts::wait_until;
+use super::scheduled_starts::{connected, wait_until};
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
@@ -226,4 +228,42 @@ async fn the_machine_waits_for_a_version_that_was_staged_after_its_decision() {
     act(&bench, 1).await;
     assert_eq!(sent(&bench)[..2], ["stage", "stage"]);
     assert_eq!(stager(&bench).as_deref(), Some(BY));
+}
+
+/// The attack: a hub stages a version for an administrator who calls it by `hub/invoke`, and the node restarts. PID 1 alone
+/// knows then that the hub has passed it on, and the hub would replace it by its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hub_passes_on_does_not_become_its_own() {
+    let bench = NodeUpdateBench::new();
+    let scopes = [STAGE_SCOPE, APPLY_SCOPE, OFFER_SCOPE];
+    let entries = admins_and("hub", &[2], &scopes);
+    bench.identities.identities.replace_config(entries);
+    let hub = connected(&bench, PeerKey::Ed25519([2; 32]));
+    for (hops, by) in [(0, "hub"), (1, "hub, for its clients")] {
+        let options = CallOptions {
+            hops,
+            ..CallOptions::default()
+        };
+        let input = json!({ "bytes": 3 });
+        let begun = hub.call_with("update/stage", &input, &options).await;
+        let session = begun.expect("it begins").value()["session"].clone();
+        let abort = json!({ "session": session, "abort": true });
+        let ended = hub.call_with("update/write", &abort, &options).await;
+        ended.expect("given up");
+        assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(by));
+        bench.set(|facts| {
+            facts.update.outdated = false;
+            facts.update.state = "staged".to_owned();
+        });
+        bench.set_stager(by, false);
+        let offer = json!({ "version": "1.2.0", "bytes": 3 });
+        let answer = hub.call("update/offer", &offer).await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.value()["wanted"], hops == 0, "{by}");
+        if hops == 0 {
+            let abort = json!({ "session": answer.value()["session"], "abort": true });
+            let ended = hub.call("update/write", &abort).await;
+            ended.expect("given up");
+        }
+    }
 }
