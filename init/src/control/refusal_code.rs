@@ -158,8 +158,9 @@ refusal_codes! {
         "the bundle has no program for this machine",
         "send a bundle for this machine";
     OtherStaged, "other-staged", Conflict,
-        "another program was staged meanwhile than the one that was to start",
-        "look at the other version, and start it";
+        "another program was staged meanwhile than the one that was to start; or the machine itself or a hub brings a \
+         version, and another one waits for the caller that staged it",
+        "look at the other version, and start it or take it back";
     OutsideWindow, "outside-window", Conflict,
         "a hub starts the version outside of `update.window` of this machine, or while the machine does not know \
          the time",

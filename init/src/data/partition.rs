@@ -404,8 +404,13 @@ mod tests {
         let file = image(IMAGE_BYTES);
         let disk = started_disk(&file);
         let before = fs::read(file.path()).expect("readable");
-        let repaired = repair_table(&disk, "sda", &InitLog::default(), || Ok(()));
+        let mut orders = 0;
+        let repaired = repair_table(&disk, "sda", &InitLog::default(), || {
+            orders += 1;
+            Ok(())
+        });
         let repaired = repaired.expect("readable");
+        assert_eq!(orders, 1, "the kernel is ordered to read the table");
         assert!(matches!(repaired.changed, Ok(false)));
         assert!(repaired.reread.is_ok());
         assert_eq!(fs::read(file.path()).expect("readable"), before);

@@ -29,6 +29,7 @@ mod self_calls;
 mod slot_write;
 mod stage;
 mod staged;
+mod stager;
 mod starts;
 mod system;
 #[cfg(test)]

@@ -15,7 +15,6 @@ use super::anchor::UpdateAnchor;
 use super::delta;
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
-use super::history;
 use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest_for_staging};
 use super::left_versions::LeftVersions;
 use super::other_channel::{may_be_beta, require_own_channel};
@@ -23,11 +22,11 @@ use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
-use super::staged::{StagedBundle, StagedRelease, raised_by, staged_last};
+use super::staged::{StagedBundle, StagedRelease, raised_by};
+use super::stager::{keeps_stager, noted_stager, require_replaceable, stager_to_note};
 use super::trust_store::TrustStore;
-use crate::control::{UpdatePlan, UpdateStager};
+use crate::control::UpdatePlan;
 use crate::log::InitLog;
-use crate::text::cut_text;
 
 /// Longest bundle: metadata and targets as long as any.
 const BUNDLE_BYTES_MAX: u64 = BUNDLE_METADATA_BYTES_MAX + TARGETS_MAX as u64 * TARGET_BYTES_MAX;
@@ -282,13 +281,16 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
             plan,
             was_staged: false,
             was_noted: false,
+            kept: None,
         });
     }
     if before.good() == at.running {
         StagedRelease::require_settled(at.folder, at.running, at.version)?;
+        require_replaceable(&before, slot, order, at)?;
     }
     let stager = noted_stager(slot, &release, at).filter(|_| record.phase() == BootPhase::Staged);
     release.stager = Some(stager_to_note(stager.as_ref(), order));
+    let kept = stager.clone().filter(|noted| keeps_stager(noted, order));
     let lies_there = lies_there(disk, slot, &plan, at, &progress)?;
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
@@ -306,6 +308,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
             plan,
             was_staged,
             was_noted,
+            kept,
         });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
@@ -325,6 +328,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         plan,
         was_staged: false,
         was_noted: false,
+        kept,
     })
 }
 
@@ -473,34 +477,6 @@ fn check_wanted(
             ),
         )),
         false => Ok(()),
-    }
-}
-
-/// The caller that staged this program last, if the slot has it.
-fn noted_stager(
-    slot: BootSlot,
-    release: &StagedRelease,
-    at: &StageMachine<'_>,
-) -> Option<UpdateStager> {
-    let known = at.known.load();
-    let known = known.of_slot(slot);
-    let known = known.filter(|known| known.sha256 == release.sha256)?;
-    staged_last(at.folder, slot, Some(known)).map(|(_, stager)| stager)
-}
-
-/// The caller to note for a program that `noted` has staged before and that is staged still. A caller that may not start
-/// versions does not take the program of another one over by sending it again: the machine would replace it then.
-fn stager_to_note(noted: Option<&UpdateStager>, order: &StageOrder) -> UpdateStager {
-    match noted {
-        Some(noted) if order.limited && !noted.limited => noted.clone(),
-        _ => {
-            let mut by = order.by.clone();
-            cut_text(&mut by, history::TEXT_BYTES_MAX);
-            UpdateStager {
-                by,
-                limited: order.limited,
-            }
-        }
     }
 }
 

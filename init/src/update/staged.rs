@@ -30,6 +30,8 @@ pub(super) struct StagedBundle {
     /// Whether the note of the release was already what it is now. With `was_staged`, `false` says that the sender has
     /// changed what is noted of a staged program: its floor has risen, or the note was lost.
     pub(super) was_noted: bool,
+    /// The caller whose version this stays, if the sender has not taken it over.
+    pub(super) kept: Option<UpdateStager>,
 }
 
 /// A version that was staged.

@@ -28,7 +28,8 @@ use super::partition_repair::ForeignCount;
 use super::program::{SlotPrograms, slot_programs};
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::stage::{self, StageMachine, StageOrder};
-use super::staged::{StagedBundle, StagedRelease};
+use super::staged::{StagedBundle, StagedRelease, staged_last};
+use super::stager::MACHINE;
 use super::trust_store::TrustStore;
 use super::{history, note_schedule};
 use crate::control::UpdateOutcome;
@@ -314,12 +315,20 @@ impl UpdateSystem {
             let slot = on.running.other();
             let version = programs.of_slot(slot).unwrap_or_default();
             self.append("rolled-back", version, by, "it was not started yet");
-            // One that was to start with the next restart is staged again.
-            if on.disk.record()?.phase() == BootPhase::Idle {
+            // One that was to start with the next restart is staged again. The machine would start its own once more.
+            let is_idle = on.disk.record()?.phase() == BootPhase::Idle;
+            if is_idle || self.is_staged_by_machine(slot) {
                 self.leave_slot(slot);
             }
         }
         Ok(plan)
+    }
+
+    /// Whether no caller but the machine itself has staged the program of this slot.
+    fn is_staged_by_machine(&self, slot: BootSlot) -> bool {
+        let known = self.known.load();
+        let staged = staged_last(self.folder.as_deref(), slot, known.of_slot(slot));
+        staged.is_some_and(|(_, stager)| stager.by == MACHINE)
     }
 
     /// Puts a version on trial. The machine has to restart then.
@@ -412,7 +421,7 @@ impl UpdateSystem {
             Ok(record)
                 if record.good() == on.running && owes.version.to_string() == self.version =>
             {
-                self.settle_confirmed(&mut on, record.seq(), "the machine", anchor);
+                self.settle_confirmed(&mut on, record.seq(), MACHINE, anchor);
             }
             Ok(_) => {}
             Err(error) => self.log.error(format_args!("{CONFIRMATION_OPEN}: {error}")),
@@ -495,7 +504,7 @@ impl UpdateSystem {
         };
         if !history::has_end(folder, record.seq()) {
             let (event, version) = (&end.outcome, &end.version);
-            self.append_as(event, version, "the machine", &end.reason, record.seq());
+            self.append_as(event, version, MACHINE, &end.reason, record.seq());
             if let Some(slot) = record.failed() {
                 self.leave_slot(slot);
             }

@@ -15,7 +15,7 @@ use super::act::StartOrder;
 use super::auto_memory::AutoMemory;
 use super::blocked::{AutoTry, SentProgram, is_start_near};
 use super::download::planned;
-use super::refusal::{StartRefusal, is_about_delta, is_unanswered};
+use super::refusal::{StartRefusal, is_about_delta, is_unanswered, waits_for_other};
 use super::schedule::{AutoStep, AutoView, own_delay, step};
 use super::session::{SessionTurn, StagingOutcome};
 use super::stage::{BegunDownload, DownloadOrigin, DownloadRequest, LOOK_STEP};
@@ -221,8 +221,14 @@ impl NodeUpdates {
             is_delta: staging.is_delta,
         };
         let is_blocked = self.end_try(AutoTry::Stage, staging.ended.as_ref().err(), Some(sent));
-        let Ok(plan) = staging.ended else {
-            return self.auto().note_not_staged(found, is_blocked);
+        let plan = match staging.ended {
+            Ok(plan) => plan,
+            Err(error) => {
+                // An administrator staged another version since this was decided. The machine waits, and PID 1 has not said
+                // that its own version is of no use.
+                let is_kept = is_blocked || waits_for_other(&error);
+                return self.auto().note_not_staged(found, is_kept);
+            }
         };
         tracing::info!(version = plan.to, "update.auto staged");
         self.auto().note_staged(plan, before);
@@ -258,9 +264,10 @@ impl NodeUpdates {
         let (Err(error), Some(found), true) = (&staging.ended, found, staging.is_delta) else {
             return staging;
         };
-        // What another caller blocked is not the fault of the delta. One that PID 1 did not finish in time may be too much
-        // for the disk, so the next try is without it.
-        if self.find_block(error).is_some() && !is_unanswered(error) {
+        // What another caller blocked, or what it has staged, is not the fault of the delta. One that PID 1 did not finish in
+        // time may be too much for the disk, so the next try is without it.
+        let is_blocked = self.find_block(error).is_some() && !is_unanswered(error);
+        if is_blocked || waits_for_other(error) {
             return staging;
         }
         self.auto().whole = Some(found.sha256.clone());

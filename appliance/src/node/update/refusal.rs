@@ -100,6 +100,11 @@ pub(super) fn may_pass(error: &CallError) -> bool {
     is_busy(error) || code_of(error).is_some_and(|code| is_among(&MAY_PASS, code))
 }
 
+/// Whether a version waits for the caller that staged it, so that the machine itself may not put another one in its place.
+pub(super) fn waits_for_other(error: &CallError) -> bool {
+    code_of(error) == Some(RefusalCode::OtherStaged.name())
+}
+
 /// Whether a start that was refused so may succeed once its program is staged again.
 pub(super) fn ends_by_staging(error: &CallError) -> bool {
     code_of(error).is_some_and(may_end_by_staging)

@@ -16,7 +16,8 @@ use super::download::{OpenedBundle, shortened};
 use super::read::no_channel;
 use super::schedule::is_left;
 use super::session::{
-    BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingRequest, StagingSession,
+    BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingOutcome, StagingRequest,
+    StagingSession,
 };
 use super::waiting::is_replaceable;
 use super::{
@@ -106,7 +107,7 @@ pub(super) fn write(updates: NodeUpdates) -> Registration {
         "properties": {
             "offset": { "type": "integer", "description": "Where the next piece begins" },
             "plan": plan_schema(),
-            "aborted": { "const": true },
+            "aborted": { "const": true, "description": "The bundle was given up: not if PID 1 was done with it, and the answer has its plan then" },
         }
     }));
     spec.default_timeout_ms = Some(STAGE_TIMEOUT_MS);
@@ -360,7 +361,10 @@ fn begun(session: &StagingSession) -> Value {
 impl NodeUpdates {
     async fn stage(&self, input: StageInput, ctx: &Ctx) -> Result<Arc<StagingSession>, CallError> {
         self.check_init()?;
-        let (owner, by) = (owner(ctx)?, caller(ctx));
+        let owner = owner(ctx)?;
+        // PID 1 notes the caller by this name, and after a restart of the node a hub may replace what is noted as its own. What
+        // it passes on is its clients'.
+        let by = owner.clone();
         let StageInput {
             bytes,
             url,
@@ -569,8 +573,11 @@ impl NodeUpdates {
         match step {
             WriteStep::Abort { session } => {
                 let why = "its sender gave it up".to_owned();
-                sessions.give_up((session.as_str(), owner), why).await?;
-                Ok(json!({ "aborted": true }))
+                match sessions.give_up((session.as_str(), owner), why).await? {
+                    // PID 1 was done with it.
+                    StagingOutcome::Planned(plan) => Ok(json!({ "plan": shown_plan(&plan) })),
+                    _ => Ok(json!({ "aborted": true })),
+                }
             }
             WriteStep::Piece {
                 session,

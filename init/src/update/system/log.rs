@@ -47,21 +47,33 @@ impl UpdateSystem {
                 .map_or_else(String::new, floor_text),
             ..UpdateRecord::default()
         };
-        // The log says who staged the version that waits, so that a hub does not replace that of an administrator.
-        let is_known = |folder| history::has_staging(folder, &record);
+        // The log says who staged the version that waits, so that a hub does not replace that of an administrator. The note
+        // says the same: it keeps the caller of a program that another one may not take over.
+        let staging = match &staged.kept {
+            Some(stager) => UpdateRecord {
+                by: stager.by.clone(),
+                limited: stager.limited,
+                // The floor is the one of the sender's bundle.
+                reason: String::new(),
+                ..record.clone()
+            },
+            None => record.clone(),
+        };
+        let is_known = |folder| history::has_staging(folder, &staging);
         let is_repeated = staged.was_staged && self.folder.as_deref().is_some_and(is_known);
         // An event of its own, because the version may stay the one of the caller who staged it. What may run after its
         // confirmation is not what that caller has agreed to any more.
-        let noted = (staged.was_staged && !staged.was_noted).then(|| UpdateRecord {
+        let was_staged = staged.was_staged || staged.kept.is_some();
+        let noted = (was_staged && !staged.was_noted).then(|| UpdateRecord {
             event: history::NOTED.to_owned(),
             reason: match &staged.plan.floor {
                 Some(floor) => floor_text(floor),
                 None => "its release was noted again".to_owned(),
             },
-            ..record.clone()
+            ..record
         });
         if !is_repeated {
-            self.append_record(record, 0);
+            self.append_record(staging, 0);
         }
         if let Some(noted) = noted {
             self.append_record(noted, 0);

@@ -54,7 +54,8 @@ impl UpdateSystem {
         let mut is_staged = false;
         match on.disk.record() {
             Ok(record) => {
-                is_staged = record.phase() == BootPhase::Staged;
+                // The staged slot is the other one than the good one. If that did not start, what is staged runs.
+                is_staged = record.phase() == BootPhase::Staged && record.good() == on.running;
                 status.state = record.phase().name().to_owned();
                 status.good = Some(record.good().letter().to_owned());
                 status.tries = record.tries();

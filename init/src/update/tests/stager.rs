@@ -35,10 +35,10 @@ fn take_back(bench: &UpdateBench) {
     assert_eq!(back, Ok(RollbackPlan::TakenBack));
 }
 
-/// What the facts say after a restart of this machine.
-fn shown(bench: &UpdateBench) -> Option<(String, UpdateStager)> {
+/// This machine after a restart from this slot, and the folders that have its disk and its data.
+fn restarted(bench: &UpdateBench, running: BootSlot) -> (UpdateSystem, [tempfile::TempDir; 2]) {
     let esp_bytes = BlockDevice::len(bench.disk.volume().device());
-    let (_disk, partitions) = in_files(&bench.disk, esp_bytes);
+    let (disk, partitions) = in_files(&bench.disk, esp_bytes);
     let data = tempfile::tempdir().expect("a temporary directory");
     let folder = data.path().join("update");
     fs::create_dir(&folder).expect("a new folder");
@@ -48,8 +48,19 @@ fn shown(bench: &UpdateBench) -> Option<(String, UpdateStager)> {
             fs::copy(note.path(), folder.join(note.file_name())).expect("writable");
         }
     }
-    let mut system = UpdateSystem::on_disk(partitions, BootSlot::A);
+    let mut system = UpdateSystem::on_disk(partitions, running);
     assert!(system.set_data(Some(data.path())));
+    (system, [disk, data])
+}
+
+/// What the facts say after a restart of this machine.
+fn shown(bench: &UpdateBench) -> Option<(String, UpdateStager)> {
+    shown_in(bench, BootSlot::A)
+}
+
+/// The same if this slot runs then.
+fn shown_in(bench: &UpdateBench, running: BootSlot) -> Option<(String, UpdateStager)> {
+    let (system, _folders) = restarted(bench, running);
     let status = system.inspect();
     status.staged_version.zip(status.stager)
 }
@@ -172,4 +183,114 @@ fn a_stateless_machine_knows_the_caller_until_it_restarts() {
     }
     let restarted = KnownStore::new(None);
     assert_eq!(named(&restarted), None);
+}
+
+/// The attack: the machine or a hub decides to stage its version, and waits for the server of the channel. An administrator
+/// stages another one meanwhile, which the machine or the hub would write over. A version of a client that may not start
+/// versions is no reason to wait, nor is one of the machine itself.
+#[test]
+fn a_version_that_waits_for_an_administrator_is_replaced_only_for_one() {
+    let bench = UpdateBench::new();
+    let ada = caller("ada", false);
+    let bundle = bench.publisher.bundle(&TestRelease::new("1.2.0", 2));
+    let unasked = |by: &str| StageOrder {
+        unasked: true,
+        ..order_of(&bundle, &caller(by, false))
+    };
+    let named = || shown(&bench).map(|(version, stager)| (version, stager.by));
+    let waits = |version: &str, by: &str| Some((version.to_owned(), by.to_owned()));
+    stage_as(&bench, &TestRelease::new(NEW, 1), &ada);
+    for by in ["the machine", "hub"] {
+        bench.refuses(RefusalCode::OtherStaged, |bench| {
+            bench.stage_bundle(&bundle, &unasked(by)).map(drop)
+        });
+        assert_eq!(named(), waits(NEW, "ada"));
+        let dry = StageOrder {
+            dry_run: true,
+            ..unasked(by)
+        };
+        bench.stage_bundle(&bundle, &dry).expect("a plan");
+    }
+    let refused = bench.stage_bundle(&bundle, &unasked("hub"));
+    let text = refused.expect_err("it waits").text;
+    assert!(text.contains(NEW) && text.contains("ada"), "{text}");
+    take_back(&bench);
+    // What the machine has staged gives way to a hub, and each to a later version of its own.
+    for by in ["the machine", "hub", "hub"] {
+        bench.stage_bundle(&bundle, &unasked(by)).expect("staged");
+        assert_eq!(named(), waits("1.2.0", by));
+    }
+    let of_machine = bench.stage_bundle(&bundle, &unasked("the machine"));
+    let refused = of_machine.expect_err("the version of the hub waits");
+    assert_eq!(refused.code, RefusalCode::OtherStaged);
+    stage_as(&bench, &TestRelease::new(NEW, 3), &caller("eve", true));
+    let later = bench.publisher.bundle(&TestRelease::new("1.3.0", 4));
+    let order = StageOrder {
+        bytes: later.len() as u64,
+        ..unasked("the machine")
+    };
+    let replaced = bench.stage_bundle(&later, &order);
+    assert_eq!(replaced.map(|plan| plan.to), Ok("1.3.0".to_owned()));
+}
+
+/// The disk damages the file of the staged program, and a client that may not start versions sends the program again. PID 1
+/// writes it, and the version stays the administrator's by the note and by the log.
+#[test]
+fn the_log_and_the_note_name_the_same_caller_of_a_program_that_is_written_again() {
+    let bench = UpdateBench::new();
+    let data = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(data.path().join("update")).expect("a new folder");
+    let mut system = UpdateSystem::absent(&bench.log);
+    assert!(system.set_data(Some(data.path())));
+    let bundle = bench.publisher.bundle(&TestRelease::new(NEW, 1));
+    let stage = |by: &UpdateStager| {
+        let stream = framed(&bundle, 65_536);
+        let order = order_of(&bundle, by);
+        let staged = bench.staged_stream(&bench.disk, &*stream, &order);
+        system.log_staged(&staged.expect("staged"), &by.by, by.limited);
+    };
+    let (ada, eve) = (caller("ada", false), caller("eve", true));
+    stage(&ada);
+    bench.disk.lengthen_entry(BootSlot::B);
+    stage(&eve);
+    let noted = StagedRelease::load(bench.folder.path()).and_then(|noted| noted.stager);
+    assert_eq!(noted, Some(ada));
+    let records = system.records().into_iter();
+    let lines: Vec<_> = records.map(|it| (it.event, it.by, it.limited)).collect();
+    let line = |event: &str, by: &str, limited| (event.to_owned(), by.to_owned(), limited);
+    let by_ada = line("staged", "ada", false);
+    assert_eq!(lines, [by_ada.clone(), by_ada, line("noted", "eve", true)]);
+}
+
+/// The good slot did not start, so the slot runs that has what was staged: the other slot has no version that waits.
+#[test]
+fn the_facts_name_no_version_that_waits_on_a_machine_whose_good_slot_did_not_start() {
+    let bench = UpdateBench::new();
+    stage_as(&bench, &TestRelease::new(NEW, 1), &caller("ada", false));
+    assert!(shown(&bench).is_some());
+    // The version in slot a was staged once as well, and the log says so.
+    let record = UpdateRecord {
+        event: history::STAGED.to_owned(),
+        version: OLD.to_owned(),
+        by: "ada".to_owned(),
+        ..UpdateRecord::default()
+    };
+    history::append(bench.folder.path(), record, 0).expect("writable");
+    assert_eq!(shown_in(&bench, BootSlot::B), None);
+}
+
+/// An administrator takes back a version that was to start with the next restart. It is staged again, and the machine would
+/// start its own once more.
+#[test]
+fn the_machine_leaves_its_own_version_that_is_taken_back_before_its_start() {
+    for (by, expected) in [("the machine", vec![NEW.to_owned()]), ("ada", vec![])] {
+        let bench = UpdateBench::new();
+        stage_as(&bench, &TestRelease::new(NEW, 1), &caller(by, false));
+        bench.arm(&bench.disk);
+        let (system, _folders) = restarted(&bench, BootSlot::A);
+        let back = system.plan_rollback("ada");
+        assert_eq!(back, Ok(RollbackPlan::TakenBack));
+        let status = system.inspect();
+        assert_eq!((&*status.state, status.left), ("staged", expected), "{by}");
+    }
 }

@@ -370,7 +370,7 @@ async fn another_token_with_the_name_of_the_caller_has_no_version_started() {
 }
 
 /// A connection to the node by a client that proved this key.
-fn connected(bench: &NodeUpdateBench, key: PeerKey) -> CallConnection {
+pub(super) fn connected(bench: &NodeUpdateBench, key: PeerKey) -> CallConnection {
     let mut builder = Registry::builder();
     bench.updates.register(&mut builder);
     let registry = builder.build().expect("every rule is kept");

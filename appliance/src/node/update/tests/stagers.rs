@@ -1,11 +1,13 @@
 //! Versions that PID 1 stages without an answer to the node, which has to know all the same whose they are.
 
+use alknet_call::CallOptions;
+
 use super::attacks::upload;
 use super::blocked_updates::note_found;
 use super::downloads::{FILE, ask_instead, breaking_server, follower_with};
 use super::operations::{ADMIN, UpdateCaller};
 use super::refused_starts::{act, sent};
-use super::scheduled_starts::wait_until;
+use super::scheduled_starts::{connected, wait_until};
 use super::*;
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
@@ -134,7 +136,10 @@ async fn a_bundle_that_is_given_up_too_late_is_not_the_machines_own() {
     written.expect("it is taken");
     let abort = json!({ "session": session, "abort": true });
     let aborted = node.call(CLIENT, "update/write", abort).await;
-    aborted.expect("its end is known");
+    // It was staged all the same, and the answer says so.
+    let aborted = aborted.expect("its end is known");
+    assert_eq!(aborted["aborted"], Value::Null);
+    assert_eq!(aborted["plan"]["to"], "1.0.5");
     let known = bench.updates.0.sessions.staged().map(|plan| plan.to);
     assert_eq!(known.as_deref(), Some("1.0.5"));
     bench.judge(Verdict::Plans);
@@ -179,4 +184,86 @@ async fn a_rollback_leaves_the_version_that_was_staged_without_an_answer() {
     let (back, ()) = tokio::join!(back, look);
     back.expect("taken back");
     assert_eq!(bench.updates.0.notes.current().left, ["1.0.5"]);
+}
+
+/// The attack: an administrator stages a version while the machine waits for the server of its channel. PID 1 refuses the
+/// machine's own version then, and with a delta as well. The machine does not send it once more as the whole program, waits
+/// for the administrator, and installs its own version when the other one was taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_machine_waits_for_a_version_that_was_staged_after_its_decision() {
+    let (bench, _server) = follower("mounted", StagingPace::default()).await;
+    bench.set(|facts| facts.update.running_sha256 = Some("c3".to_owned()));
+    note_found(&bench, Some(plan()));
+    bench.judge(Verdict::Refuses(b"", "other-staged"));
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench), ["stage"]);
+    let (found, whole) = {
+        let auto = bench.updates.auto();
+        (auto.found.clone(), auto.whole.clone())
+    };
+    assert_eq!((found, whole), (Some(plan()), None));
+    bench.seen.lock().expect("no panic").slot = Some(StagedSlot {
+        version: "1.0.5".to_owned(),
+        sha256: "b2".to_owned(),
+        stager: UpdateStager {
+            by: ADMIN.0.to_owned(),
+            limited: false,
+        },
+    });
+    look_at_slots(&bench.seen, &bench.facts);
+    bench.judge(Verdict::Plans);
+    act(&bench, 1).await;
+    assert_eq!(
+        bench.updates.auto_shown()["next"],
+        "waits-for-administrator"
+    );
+    assert_eq!(sent(&bench), ["stage"]);
+    bench.seen.lock().expect("no panic").slot = None;
+    bench.set(|facts| {
+        facts.update.state = "idle".to_owned();
+        facts.update.other_version = None;
+        facts.update.staged_version = None;
+        facts.update.stager = None;
+    });
+    act(&bench, 1).await;
+    assert_eq!(sent(&bench)[..2], ["stage", "stage"]);
+    assert_eq!(stager(&bench).as_deref(), Some(BY));
+}
+
+/// The attack: a hub stages a version for an administrator who calls it by `hub/invoke`, and the node restarts. PID 1 alone
+/// knows then that the hub has passed it on, and the hub would replace it by its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hub_passes_on_does_not_become_its_own() {
+    let bench = NodeUpdateBench::new();
+    let scopes = [STAGE_SCOPE, APPLY_SCOPE, OFFER_SCOPE];
+    let entries = admins_and("hub", &[2], &scopes);
+    bench.identities.identities.replace_config(entries);
+    let hub = connected(&bench, PeerKey::Ed25519([2; 32]));
+    for (hops, by) in [(0, "hub"), (1, "hub, for its clients")] {
+        let options = CallOptions {
+            hops,
+            ..CallOptions::default()
+        };
+        let input = json!({ "bytes": 3 });
+        let begun = hub.call_with("update/stage", &input, &options).await;
+        let session = begun.expect("it begins").value()["session"].clone();
+        let abort = json!({ "session": session, "abort": true });
+        let ended = hub.call_with("update/write", &abort, &options).await;
+        ended.expect("given up");
+        assert_eq!(bench.requests().last().map(|it| it.1.as_str()), Some(by));
+        bench.set(|facts| {
+            facts.update.outdated = false;
+            facts.update.state = "staged".to_owned();
+        });
+        bench.set_stager(by, false);
+        let offer = json!({ "version": "1.2.0", "bytes": 3 });
+        let answer = hub.call("update/offer", &offer).await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.value()["wanted"], hops == 0, "{by}");
+        if hops == 0 {
+            let abort = json!({ "session": answer.value()["session"], "abort": true });
+            let ended = hub.call("update/write", &abort).await;
+            ended.expect("given up");
+        }
+    }
 }

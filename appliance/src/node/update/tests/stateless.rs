@@ -97,6 +97,9 @@ async fn a_version_of_an_administrator_waits_also_if_its_note_was_not_written() 
     mark_staged(&bench, "1.0.5");
     bench.judge(Verdict::Plans);
     restart(&mut bench, &server);
+    let stager = bench.facts.load().update.stager.clone();
+    let by = stager.map(|stager| stager.by);
+    assert_eq!(by.as_deref(), Some(ADMIN.0), "PID 1 alone knows it");
     let next = next_after_look(&bench).await;
     assert_eq!(next, "waits-for-administrator");
     assert_eq!(sent(&bench), ["stage", "look"]);
