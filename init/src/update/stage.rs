@@ -15,7 +15,6 @@ use super::anchor::UpdateAnchor;
 use super::delta;
 use super::disk::{SlotDisk, SlotFile, slot_path};
 use super::frames::{BundleFrameReader, FramesEnd};
-use super::history;
 use super::known_programs::{KnownProgram, KnownPrograms, KnownStore, digest_for_staging};
 use super::left_versions::LeftVersions;
 use super::other_channel::{may_be_beta, require_own_channel};
@@ -23,11 +22,10 @@ use super::partition_repair::{ForeignCount, own_paths, repair};
 use super::progress::StagingProgress;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use super::slot_write::{SlotTarget, require_kept, write};
-use super::staged::{StagedBundle, StagedRelease, raised_by, staged_last};
+use super::staged::{StagedBundle, StagedRelease, raised_by, staged_last, stager_to_note};
 use super::trust_store::TrustStore;
 use crate::control::{UpdatePlan, UpdateStager};
 use crate::log::InitLog;
-use crate::text::cut_text;
 
 /// Longest bundle: metadata and targets as long as any.
 const BUNDLE_BYTES_MAX: u64 = BUNDLE_METADATA_BYTES_MAX + TARGETS_MAX as u64 * TARGET_BYTES_MAX;
@@ -288,7 +286,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         StagedRelease::require_settled(at.folder, at.running, at.version)?;
     }
     let stager = noted_stager(slot, &release, at).filter(|_| record.phase() == BootPhase::Staged);
-    release.stager = Some(stager_to_note(stager.as_ref(), order));
+    release.stager = Some(stager_to_note(stager.as_ref(), &order.by, order.limited));
     let lies_there = lies_there(disk, slot, &plan, at, &progress)?;
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
@@ -486,22 +484,6 @@ fn noted_stager(
     let known = known.of_slot(slot);
     let known = known.filter(|known| known.sha256 == release.sha256)?;
     staged_last(at.folder, slot, Some(known)).map(|(_, stager)| stager)
-}
-
-/// The caller to note for a program that `noted` has staged before and that is staged still. A caller that may not start
-/// versions does not take the program of another one over by sending it again: the machine would replace it then.
-fn stager_to_note(noted: Option<&UpdateStager>, order: &StageOrder) -> UpdateStager {
-    match noted {
-        Some(noted) if order.limited && !noted.limited => noted.clone(),
-        _ => {
-            let mut by = order.by.clone();
-            cut_text(&mut by, history::TEXT_BYTES_MAX);
-            UpdateStager {
-                by,
-                limited: order.limited,
-            }
-        }
-    }
 }
 
 /// Whether the slot has this program already. Then the disk keeps its file, however often the program is staged.

@@ -13,6 +13,7 @@ use super::history;
 use super::known_programs::KnownProgram;
 use super::refusal::{RefusalCode, UpdateRefusal};
 use crate::control::{UpdatePlan, UpdateStager};
+use crate::text::cut_text;
 
 /// Name of the file in the folder of updates.
 const FILE: &str = "staged.json";
@@ -205,6 +206,23 @@ pub(super) fn staged_last(
         limited: logged.limited,
     };
     is_it.then_some((logged.version, stager))
+}
+
+/// The caller to note for a program that `noted` has staged before and that is staged still. A caller that may not start
+/// versions does not take the program of another one over by sending it again: the machine would replace it then.
+pub(super) fn stager_to_note(
+    noted: Option<&UpdateStager>,
+    by: &str,
+    limited: bool,
+) -> UpdateStager {
+    match noted {
+        Some(noted) if limited && !noted.limited => noted.clone(),
+        _ => {
+            let mut by = by.to_owned();
+            cut_text(&mut by, history::TEXT_BYTES_MAX);
+            UpdateStager { by, limited }
+        }
+    }
 }
 
 /// The floor after the confirmation of a release with this floor, if that raises the floor of the machine.
