@@ -46,11 +46,26 @@ pub(super) fn refuse_starts(bench: &NodeUpdateBench, code: Option<&'static str>)
 /// PID 1 says that this version is staged, with the program of [`Verdict`].
 pub(super) fn mark_staged(bench: &NodeUpdateBench, version: &str) {
     let sha256 = sha256_of(version);
+    let slot = {
+        let mut seen = bench.seen.lock().expect("no panic");
+        seen.has_no_look = false;
+        seen.slot.clone()
+    };
     bench.set(|facts| {
+        facts.update.outdated = false;
+        if let Some(slot) = slot {
+            facts.update.staged_version = Some(slot.version);
+            facts.update.stager = Some(slot.stager);
+        }
         facts.update.state = "staged".to_owned();
         facts.update.other_version = Some(version.to_owned());
         facts.update.other_sha256 = Some(sha256.to_owned());
     });
+}
+
+/// PID 1 does not look at the slot that it writes, until [`mark_staged`].
+fn withhold_look(bench: &NodeUpdateBench) {
+    bench.seen.lock().expect("no panic").has_no_look = true;
 }
 
 /// How far the clock is ahead, in seconds, after a wrong answer of a time server or with a wrong hardware clock: a year.
@@ -178,6 +193,7 @@ async fn a_start_that_pid_1_refuses_keeps_no_later_version_away() {
     assert_eq!(sent(&bench)[7..], ["look"]);
     let auto = bench.updates.auto_shown();
     assert_eq!((&auto["refusal"], &auto["error"]), (&refusal, &Value::Null));
+    withhold_look(&bench);
     act(&bench, 1).await;
     assert_eq!(sent(&bench)[7..], ["look", "stage"]);
     mark_staged(&bench, "1.2.0");
@@ -344,6 +360,7 @@ async fn a_version_that_another_caller_replaced_is_still_staged_again_once() {
         upload(&node, client, b"other").await.expect("staged");
         mark_staged(&bench, "1.0.5");
         bench.judge(Verdict::Plans);
+        withhold_look(&bench);
         // The upload of the client is one of the four before it.
         act_until(&bench, 5).await;
         assert_eq!(sent(&bench)[3..], ["stage", "stage"], "{code}");
@@ -369,6 +386,7 @@ async fn a_start_for_which_pid_1_is_busy_keeps_no_look_away() {
     assert_eq!(sent(&bench)[4..], ["look", "start", "start"]);
     pass_looks(&bench, 2);
     bench.judge(Verdict::PlansVersion("1.2.0"));
+    withhold_look(&bench);
     act(&bench, 2).await;
     assert_eq!(sent(&bench)[7..], ["look", "stage"]);
     mark_staged(&bench, "1.2.0");
