@@ -540,7 +540,7 @@ mod tests {
         assert_eq!(pause(&slow(&thrice)), Some(40 * 60));
         let others = [program("b2", false), program("a1", true)];
         for other in others {
-            let after = slow(&[&thrice[..], &[other.clone()]].concat());
+            let after = slow(&[&thrice[..], std::slice::from_ref(&other)].concat());
             assert_eq!(pause(&after), Some(600), "{other:?}");
         }
         // A pause that has begun ends for a newer release as well.
