@@ -67,12 +67,15 @@ impl ReadTransaction<'_> {
     /// A branch as it is, or as it was after a commit.
     ///
     /// # Errors
-    /// The branch does not exist, or it was made independent of its ancestors after that commit and does not have the
-    /// version any more.
+    /// The branch does not exist, or it does not have the version any more: it was made independent of its ancestors after
+    /// that commit, or the commit is older than the retention and a collection came by.
     pub fn view(&self, branch: BranchId, as_of: Option<u64>) -> Result<TreeView, StoreError> {
         let bucket = "SELECT bucket_id FROM branch WHERE id = ?1 AND state <> 'deleted'";
         let bucket = self.query_row(bucket, [branch], |row| row.get(0))?;
         let bucket = bucket.ok_or(StoreError::NotFound(StoreObject::Branch))?;
+        if let Some(as_of) = as_of {
+            self.check_version_kept(bucket, branch, as_of)?;
+        }
         // Not the head of the branch: a commit that is being written has to see its own rows.
         let as_of = as_of.unwrap_or(SEQ_MAX);
         let levels = self.query_all(
