@@ -1,1 +1,394 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use tempfile::TempDir;
+
+use super::*;
+use crate::clock::TimeSource;
+use crate::collect::CollectPhase;
+use crate::limits::INLINE_BYTES_MAX;
+use crate::names::{BranchId, BucketId, BucketSettings, NewBucket, TreeChange};
+use crate::path::EntryPath;
+use crate::sessions::WriteSessionMode;
+
+/// When the tests begin: later than any file of theirs.
+const BEGIN_MS: u64 = 4_000_000_000_000;
+
+/// A clock that a test sets.
+#[derive(Debug)]
+pub(crate) struct SettableClock(AtomicU64);
+
+impl SettableClock {
+    pub(crate) fn advance(&self, ms: u64) {
+        self.0.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, ms: u64) {
+        self.0.store(ms, Ordering::Relaxed);
+    }
+}
+
+impl TimeSource for SettableClock {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A whole store with one bucket.
+pub(crate) struct TestFiles {
+    dir: TempDir,
+    pub(crate) clock: Arc<SettableClock>,
+    store: Option<Store>,
+    pub(crate) bucket: BucketId,
+    pub(crate) main: BranchId,
+}
+
+impl TestFiles {
+    pub(crate) fn new() -> Self {
+        Self::with_observer(Arc::new(UnobservedCommits))
+    }
+
+    fn with_observer(observer: Arc<dyn CommitObserver>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::open_in(dir, observer)
+    }
+
+    fn open_in(dir: TempDir, observer: Arc<dyn CommitObserver>) -> Self {
+        let clock = Arc::new(SettableClock(AtomicU64::new(BEGIN_MS)));
+        let store = open(&dir.path().join("fs"), &clock, observer);
+        let new = NewBucket::new("docs".parse().expect("a name"), "alice");
+        let created = store.write(move |tx| tx.create_bucket(&new)).wait();
+        let (bucket, main) = created.expect("a bucket");
+        Self {
+            dir,
+            clock,
+            store: Some(store),
+            bucket: bucket.id,
+            main: main.id,
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.store.as_ref().expect("open")
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("fs")
+    }
+
+    pub(crate) fn reopen(&mut self) {
+        self.store = None;
+        let clock = Arc::clone(&self.clock);
+        self.store = Some(open(&self.root(), &clock, Arc::new(UnobservedCommits)));
+    }
+
+    /// Opens a copy of the files as a power cut leaves them now.
+    pub(crate) fn cut(&self) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        copy_folder(&self.root(), &dir.path().join("fs"));
+        self.opened_copy(dir)
+    }
+
+    fn opened_copy(&self, dir: TempDir) -> Self {
+        let now = self.clock.unix_ms();
+        let clock = Arc::new(SettableClock(AtomicU64::new(now)));
+        let store = open(&dir.path().join("fs"), &clock, Arc::new(UnobservedCommits));
+        Self {
+            dir,
+            clock,
+            store: Some(store),
+            bucket: self.bucket,
+            main: self.main,
+        }
+    }
+
+    pub(crate) fn apply(&self, branch: BranchId, change: TreeChange) -> Result<u64, StoreError> {
+        let request = ChangeRequest::new(branch, "alice", change);
+        let receipt = self.store().apply(request, Vec::new()).wait();
+        receipt.map(|receipt| receipt.seq)
+    }
+
+    /// Stores bytes, and names them.
+    pub(crate) fn put_on(&self, branch: BranchId, at: &str, bytes: &[u8]) -> ContentHash {
+        let content = self.store().put_bytes(bytes).expect("room");
+        let hash = content.hash();
+        let put = TreeChange::put(path(at), content.content());
+        let request = ChangeRequest::new(branch, "alice", put);
+        let applied = self.store().apply(request, vec![content]).wait();
+        applied.expect(at);
+        hash
+    }
+
+    pub(crate) fn put(&self, at: &str, bytes: &[u8]) -> ContentHash {
+        self.put_on(self.main, at, bytes)
+    }
+
+    pub(crate) fn delete(&self, at: &str) {
+        let deletion = TreeChange::delete(path(at));
+        self.apply(self.main, deletion).expect(at);
+    }
+
+    /// The content of a file.
+    pub(crate) fn hash_at(&self, at: &str) -> Option<ContentHash> {
+        let (main, at) = (self.main, path(at));
+        let found = self
+            .store()
+            .read(move |tx| tx.find(&tx.view(main, None)?, &at));
+        found
+            .wait()
+            .expect("readable")
+            .and_then(|entry| entry.state.hash)
+    }
+
+    /// All bytes of a content.
+    pub(crate) fn bytes(&self, hash: ContentHash) -> Result<Vec<u8>, StoreError> {
+        let reader = self.store().read_content(hash)?;
+        reader.read(0..reader.size())
+    }
+
+    pub(crate) fn set_bucket(&self, settings: BucketSettings) {
+        let bucket = self.bucket;
+        let set = self
+            .store()
+            .write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+        set.wait().expect("there");
+    }
+
+    pub(crate) fn set_retention(&self, retention_s: u64) {
+        self.set_bucket(BucketSettings {
+            retention_s: Some(retention_s),
+            ..BucketSettings::default()
+        });
+    }
+
+    /// Runs a collection to its end.
+    pub(crate) fn collect(&self) -> CollectProgress {
+        let mut collection = GarbageCollection::default();
+        while !collection.is_done() {
+            self.store().collect_step(&mut collection).expect("a step");
+        }
+        collection.progress()
+    }
+
+    /// The hashes of all objects.
+    pub(crate) fn objects(&self) -> BTreeSet<String> {
+        let listed = self.store().content().objects().objects();
+        listed
+            .map(|it| it.expect("readable").hash.to_string())
+            .collect()
+    }
+
+    /// Number of the rows that a query counts.
+    pub(crate) fn count(&self, query: &'static str) -> u64 {
+        let counted = self.store().read(move |tx| tx.query_count(query, []));
+        counted.wait().expect("readable")
+    }
+
+    /// Compares the counters with a count of the rows.
+    pub(crate) fn check_usage(&self) {
+        let bucket = self.bucket;
+        let read = self.store().read(move |tx| {
+            let usage = tx.usage(bucket)?;
+            Ok((usage, tx.recount(bucket)?, tx.wrong_references(bucket)?))
+        });
+        let (usage, counted, wrong) = read.wait().expect("readable");
+        assert_eq!(usage, counted);
+        assert_eq!(wrong, Vec::<ContentHash>::new());
+        let staged = self.count("SELECT coalesce(sum(size), 0) FROM session");
+        assert_eq!(usage.staged, staged);
+    }
+}
+
+fn open(root: &Path, clock: &Arc<SettableClock>, observer: Arc<dyn CommitObserver>) -> Store {
+    let time: Arc<dyn TimeSource> = Arc::clone(clock) as Arc<dyn TimeSource>;
+    let options = FileStoreOptions {
+        db: StoreDbOptions {
+            time,
+            ..StoreDbOptions::default()
+        },
+        ..FileStoreOptions::default()
+    };
+    Store::open_observed(root, options, observer).expect("a store")
+}
+
+pub(crate) fn path(text: &str) -> EntryPath {
+    text.parse().expect(text)
+}
+
+/// Bytes that differ with the number, and from group to group.
+pub(crate) fn content(number: u64, len: usize) -> Vec<u8> {
+    let byte = |at: usize| ((at as u64 + number) * 31 % 251) as u8;
+    (0..len).map(byte).collect()
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("writable");
+    for entry in fs::read_dir(from).expect("readable") {
+        let entry = entry.expect("readable");
+        let copy = to.join(entry.file_name());
+        if entry.file_type().expect("readable").is_dir() {
+            copy_folder(&entry.path(), &copy);
+        } else {
+            fs::copy(entry.path(), &copy).expect("room");
+        }
+    }
+}
+
+/// Copies the files at each step of a commit, as a power cut leaves them, and ends the commit at one of them.
+#[derive(Debug)]
+struct RecordedCommits {
+    root: PathBuf,
+    copies: TempDir,
+    taken: Mutex<Vec<CommitStep>>,
+    fails: Mutex<Option<CommitStep>>,
+}
+
+impl RecordedCommits {
+    fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            copies: tempfile::tempdir().expect("a temporary directory"),
+            taken: Mutex::default(),
+            fails: Mutex::default(),
+        }
+    }
+
+    fn taken(&self) -> Vec<CommitStep> {
+        self.taken.lock().expect("no panic").clone()
+    }
+
+    /// A folder with the copy of this number.
+    fn copy(&self, number: usize) -> TempDir {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let copy = self.copies.path().join(number.to_string());
+        copy_folder(&copy, &dir.path().join("fs"));
+        dir
+    }
+}
+
+impl CommitObserver for RecordedCommits {
+    fn observe_step(&self, step: CommitStep) -> Result<(), StoreError> {
+        let mut taken = self.taken.lock().expect("no panic");
+        let copy = self.copies.path().join(taken.len().to_string());
+        copy_folder(&self.root, &copy);
+        taken.push(step);
+        match *self.fails.lock().expect("no panic") == Some(step) {
+            true => Err(StoreError::Busy("the test ends the commit")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A store with a first version of `/a`, whose next commits are recorded.
+fn recorded() -> (TestFiles, Arc<RecordedCommits>) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let recording = Arc::new(RecordedCommits::new(&dir.path().join("fs")));
+    let observer: Arc<dyn CommitObserver> = Arc::clone(&recording) as Arc<dyn CommitObserver>;
+    let files = TestFiles::open_in(dir, observer);
+    files.put("/a", &content(1, 70_000));
+    recording.taken.lock().expect("no panic").clear();
+    (files, recording)
+}
+
+/// Gives `/a` another content, by a session or at once.
+fn replace(files: &TestFiles, bytes: &[u8], by_session: bool) -> Result<(), StoreError> {
+    let store = files.store();
+    if by_session {
+        let mode = WriteSessionMode::Truncate;
+        let new = NewWriteSession::new(files.main, path("/a"), mode, "alice");
+        let id = store.open_session(&new)?;
+        store.sessions().write(id, "alice", 0, bytes)?;
+        store.sessions().close(id, "alice", None).map(drop)
+    } else {
+        let prepared = store.put_bytes(bytes)?;
+        let put = TreeChange::put(path("/a"), prepared.content());
+        let request = ChangeRequest::new(files.main, "alice", put);
+        store.apply(request, vec![prepared]).wait().map(drop)
+    }
+}
+
+/// Were the name durable before its bytes, a cut after `RowsWritten` or `Committed` would show a file without content.
+#[test]
+fn a_crash_at_each_step_leaves_one_of_the_two_versions() {
+    for (len, by_session) in [
+        (1000, false),
+        (1000, true),
+        (100_000, false),
+        (100_000, true),
+    ] {
+        let (files, recording) = recorded();
+        let (before, after) = (content(1, 70_000), content(2, len));
+        replace(&files, &after, by_session).expect("room");
+        let mut expected = vec![CommitStep::StagingComplete];
+        expected.extend((len > INLINE_BYTES_MAX).then_some(CommitStep::ObjectPlaced));
+        expected.push(CommitStep::RowsWritten);
+        expected.extend(by_session.then_some(CommitStep::Committed));
+        assert_eq!(recording.taken(), expected);
+        for (number, step) in expected.iter().enumerate() {
+            let cut = files.opened_copy(recording.copy(number));
+            let hash = cut.hash_at("/a").expect("a file");
+            let bytes = cut.bytes(hash).expect("whole");
+            let is_new = *step == CommitStep::Committed;
+            assert!(
+                bytes
+                    == if is_new {
+                        after.clone()
+                    } else {
+                        before.clone()
+                    }
+            );
+            assert_eq!(cut.count("SELECT count(*) FROM session"), 0);
+            cut.check_usage();
+            // What the interrupted commit left is collected, and nothing else.
+            cut.clock.advance(20 * 60 * 1000);
+            cut.collect();
+            assert!(cut.bytes(hash).expect("whole") == bytes);
+            let objects = cut.count("SELECT count(DISTINCT hash) FROM entry WHERE size > 16384");
+            assert_eq!(cut.objects().len() as u64, objects, "{step:?}");
+            // The same commit succeeds afterwards.
+            replace(&cut, &after, by_session).expect("room");
+            let hash = cut.hash_at("/a").expect("a file");
+            assert!(cut.bytes(hash).expect("whole") == after);
+        }
+    }
+}
+
+#[test]
+fn a_commit_that_fails_at_a_step_changes_nothing_and_frees_its_session() {
+    for step in [
+        CommitStep::StagingComplete,
+        CommitStep::ObjectPlaced,
+        CommitStep::RowsWritten,
+    ] {
+        for by_session in [false, true] {
+            let (files, recording) = recorded();
+            let before = files.hash_at("/a");
+            *recording.fails.lock().expect("no panic") = Some(step);
+            let failed = replace(&files, &content(2, 100_000), by_session);
+            assert!(matches!(failed, Err(StoreError::Busy(_))), "{failed:?}");
+            assert_eq!(files.hash_at("/a"), before);
+            assert_eq!(files.store().sessions().count(), 0);
+            files.check_usage();
+            *recording.fails.lock().expect("no panic") = None;
+            replace(&files, &content(2, 100_000), by_session).expect("room");
+            files.check_usage();
+        }
+    }
+}
+
+#[test]
+fn a_store_comes_back_as_it_was() {
+    let mut files = TestFiles::new();
+    let short = files.put("/short", b"some bytes");
+    let long = files.put("/long", &content(1, 300_000));
+    files.reopen();
+    assert!(files.store().is_verified(), "it was closed in order");
+    assert_eq!(files.bytes(short).expect("whole"), b"some bytes");
+    assert!(files.bytes(long).expect("whole") == content(1, 300_000));
+    let mut collection = GarbageCollection::default();
+    assert_eq!(collection.progress().phase, CollectPhase::Purge);
+    let step = files.store().collect_step(&mut collection);
+    assert_eq!(step.expect("a step").phase, CollectPhase::Prune);
+}
