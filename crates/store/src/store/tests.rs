@@ -259,6 +259,16 @@ impl RecordedCommits {
         self.taken.lock().expect("no panic").clone()
     }
 
+    /// Begins again.
+    fn forget(&self) {
+        let mut taken = self.taken.lock().expect("no panic");
+        for number in 0..taken.len() {
+            let copy = self.copies.path().join(number.to_string());
+            fs::remove_dir_all(copy).expect("it is ours");
+        }
+        taken.clear();
+    }
+
     /// A folder with the copy of this number.
     fn copy(&self, number: usize) -> TempDir {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -288,7 +298,7 @@ fn recorded() -> (TestFiles, Arc<RecordedCommits>) {
     let observer: Arc<dyn CommitObserver> = Arc::clone(&recording) as Arc<dyn CommitObserver>;
     let files = TestFiles::open_in(dir, observer);
     files.put("/a", &content(1, 70_000));
-    recording.taken.lock().expect("no panic").clear();
+    recording.forget();
     (files, recording)
 }
 
