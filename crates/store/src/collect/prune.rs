@@ -111,9 +111,8 @@ impl WriteTransaction<'_> {
         let mut has_older = cursor.has_older;
         let mut before = cursor.after.as_ref();
         for (at, row) in rows.iter().take(COLLECT_STEP_ROWS).enumerate() {
-            if !before.is_some_and(|before| before.is_of_path(&row.key)) {
-                has_older = false;
-            }
+            // The first row of a path has no older one.
+            has_older &= before.is_some_and(|before| before.is_of_path(&row.key));
             before = Some(&row.key);
             let next = rows.get(at + 1).filter(|it| it.key.is_of_path(&row.key));
             let is_old = match next {

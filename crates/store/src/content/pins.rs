@@ -22,7 +22,7 @@ impl ContentFolder {
     /// contents that it lists are pinned as well. Blocks.
     ///
     /// # Errors
-    /// The name of the owner is too long or reserved; or the sequence is not here, is none, or lists too many contents.
+    /// The name of the owner is too long or reserved; or the content is not here, is no sequence of hashes, or lists too many.
     pub fn pin_content(
         &self,
         hash: ContentHash,

@@ -1,6 +1,6 @@
 //! The close of a session.
 
-use super::state::{SessionStaging, SessionState};
+use super::state::{SessionStaging, WriteSessionState};
 use super::{ClosedSession, WriteSessionId, WriteSessionMode, WriteSessions};
 use crate::content::{CommitStep, PreparedContent};
 use crate::error::{StoreError, StoreObject};
@@ -41,7 +41,7 @@ impl WriteSessions {
 
     fn commit(
         &self,
-        state: &mut SessionState,
+        state: &mut WriteSessionState,
         precondition: Option<EntryPrecondition>,
     ) -> Result<ClosedSession, StoreError> {
         let known = state.size.saturating_sub(state.origin);
@@ -90,7 +90,7 @@ impl WriteSessions {
     }
 
     /// The whole content, made ready to be named.
-    fn prepare(&self, state: &mut SessionState) -> Result<PreparedContent, StoreError> {
+    fn prepare(&self, state: &mut WriteSessionState) -> Result<PreparedContent, StoreError> {
         let whole = 0..state.size;
         if state.size <= SESSION_MEMORY_BYTES {
             return self.content.put_bytes(&state.read(whole)?);

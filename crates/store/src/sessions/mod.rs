@@ -26,8 +26,8 @@ use crate::names::{
 };
 use crate::path::EntryPath;
 use ranges::ByteRanges;
-use registry::{SessionRegistry, SessionSlot};
-use state::{SessionStaging, SessionState};
+use registry::{SessionRegistry, WriteSessionSlot};
+use state::{SessionStaging, WriteSessionState};
 
 /// How a session begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -234,7 +234,7 @@ impl WriteSessions {
             WriteSessionMode::Append => base_len,
             _ => 0,
         };
-        let state = SessionState {
+        let state = WriteSessionState {
             id,
             new: new.clone(),
             bucket: target.bucket,
@@ -250,7 +250,7 @@ impl WriteSessions {
             quota_left: target.quota_left,
             is_broken: false,
         };
-        let slot = SessionSlot {
+        let slot = WriteSessionSlot {
             identity: new.identity.clone(),
             touched_ms: AtomicU64::new(self.time.unix_ms()),
             state: Mutex::new(Some(state)),
@@ -298,7 +298,7 @@ impl WriteSessions {
     }
 
     /// Removes the row of a session that is over, and its count. The staging file goes with the state.
-    fn discard(&self, state: &SessionState) -> Result<(), StoreError> {
+    fn discard(&self, state: &WriteSessionState) -> Result<(), StoreError> {
         let (id, bucket, saved) = (state.id, state.bucket, state.saved);
         // The count first: it must not stay where the database fails.
         self.registry.end(id, &state.new.identity, state.charged);

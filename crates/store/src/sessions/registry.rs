@@ -5,23 +5,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::WriteSessionId;
-use super::state::SessionState;
+use super::state::WriteSessionState;
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::limits::{SESSIONS_MAX, SESSIONS_PER_IDENTITY_MAX};
 
 /// A session, and who has opened it. Its writes come one after the other.
 #[derive(Debug)]
-pub(super) struct SessionSlot {
+pub(super) struct WriteSessionSlot {
     pub(super) identity: String,
     /// Time of the last call, in milliseconds.
     pub(super) touched_ms: AtomicU64,
     /// `None` once the session is over.
-    pub(super) state: Mutex<Option<SessionState>>,
+    pub(super) state: Mutex<Option<WriteSessionState>>,
 }
 
-impl SessionSlot {
+impl WriteSessionSlot {
     /// A panic of another write leaves a state that a commit still checks against its hash.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Option<SessionState>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<WriteSessionState>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -41,7 +41,7 @@ pub(super) struct SessionRegistry {
 
 #[derive(Debug, Default)]
 struct RegistryTables {
-    slots: HashMap<WriteSessionId, Arc<SessionSlot>>,
+    slots: HashMap<WriteSessionId, Arc<WriteSessionSlot>>,
     identities: HashMap<String, IdentityUse>,
 }
 
@@ -79,7 +79,7 @@ impl SessionRegistry {
         Ok(())
     }
 
-    pub(super) fn insert(&self, id: WriteSessionId, slot: SessionSlot) {
+    pub(super) fn insert(&self, id: WriteSessionId, slot: WriteSessionSlot) {
         self.lock().slots.insert(id, Arc::new(slot));
     }
 
@@ -89,7 +89,7 @@ impl SessionRegistry {
         id: WriteSessionId,
         identity: &str,
         now_ms: u64,
-    ) -> Result<Arc<SessionSlot>, StoreError> {
+    ) -> Result<Arc<WriteSessionSlot>, StoreError> {
         let slot = self.lock().slots.get(&id).cloned();
         let slot = slot.filter(|slot| slot.identity == identity);
         let slot = slot.ok_or(StoreError::NotFound(StoreObject::Session))?;
@@ -98,7 +98,7 @@ impl SessionRegistry {
     }
 
     /// Sessions without a call since this time.
-    pub(super) fn idle_since(&self, ms: u64) -> Vec<(WriteSessionId, Arc<SessionSlot>)> {
+    pub(super) fn idle_since(&self, ms: u64) -> Vec<(WriteSessionId, Arc<WriteSessionSlot>)> {
         let tables = self.lock();
         let idle = tables.slots.iter();
         let idle = idle.filter(|(_, slot)| slot.touched_ms.load(Ordering::Relaxed) <= ms);

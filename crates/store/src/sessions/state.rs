@@ -22,7 +22,7 @@ pub(super) enum SessionStaging {
 
 /// An open session.
 #[derive(Debug)]
-pub(super) struct SessionState {
+pub(super) struct WriteSessionState {
     pub(super) id: WriteSessionId,
     pub(super) new: NewWriteSession,
     pub(super) bucket: BucketId,
@@ -46,7 +46,7 @@ pub(super) struct SessionState {
     pub(super) is_broken: bool,
 }
 
-impl SessionState {
+impl WriteSessionState {
     /// The range of a write, if it may be made.
     ///
     /// # Errors

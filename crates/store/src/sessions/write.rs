@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::state::SessionState;
+use super::state::WriteSessionState;
 use super::{WriteSessionId, WriteSessions};
 use crate::content::check_file_size;
 use crate::error::{QuotaResource, StoreError, StoreObject};
@@ -83,7 +83,7 @@ impl WriteSessions {
         &self,
         id: WriteSessionId,
         identity: &str,
-        call: impl FnOnce(&mut SessionState) -> Result<T, StoreError>,
+        call: impl FnOnce(&mut WriteSessionState) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let slot = self.registry.find(id, identity, self.time.unix_ms())?;
         let mut locked = slot.lock();
@@ -110,7 +110,7 @@ impl WriteSessions {
 
     fn write_state(
         &self,
-        state: &mut SessionState,
+        state: &mut WriteSessionState,
         at: u64,
         bytes: &[u8],
     ) -> Result<(), StoreError> {
@@ -123,7 +123,12 @@ impl WriteSessions {
         // Before the first byte is written, so that nothing has to be taken back.
         self.registry.charge(&state.new.identity, added)?;
         state.charged += added;
-        self.check_quota(state, size)?;
+        if let Err(error) = self.check_quota(state, size) {
+            // The caller may try again, and must not pay twice.
+            state.charged -= added;
+            self.registry.release(&state.new.identity, added);
+            return Err(error);
+        }
         if let Err(error) = state.store(&self.content, range, bytes) {
             state.is_broken = true;
             return Err(error);
@@ -132,7 +137,7 @@ impl WriteSessions {
     }
 
     /// Refuses a size above what the bucket had left, once the bucket was looked at again.
-    fn check_quota(&self, state: &mut SessionState, size: u64) -> Result<(), StoreError> {
+    fn check_quota(&self, state: &mut WriteSessionState, size: u64) -> Result<(), StoreError> {
         if state.quota_left.is_some_and(|left| size > left) {
             let bucket = state.bucket;
             let left = self.db.read(move |tx| tx.check_quota(bucket, size));
@@ -141,7 +146,7 @@ impl WriteSessions {
         Ok(())
     }
 
-    fn save_if_due(&self, state: &mut SessionState) -> Result<(), StoreError> {
+    fn save_if_due(&self, state: &mut WriteSessionState) -> Result<(), StoreError> {
         match state.charged.abs_diff(state.saved) >= SESSION_SAVE_BYTES {
             true => self.save(state),
             false => Ok(()),
@@ -149,7 +154,7 @@ impl WriteSessions {
     }
 
     /// Writes how far the session came to its row, and looks at the quota and the room on the disk again.
-    fn save(&self, state: &mut SessionState) -> Result<(), StoreError> {
+    fn save(&self, state: &mut WriteSessionState) -> Result<(), StoreError> {
         self.content.check_space(0)?;
         let progress = state.progress();
         // No sync of the disk: after a power cut the session is swept anyway.
