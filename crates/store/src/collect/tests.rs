@@ -1,4 +1,5 @@
 use std::fs;
+use std::thread;
 use std::time::UNIX_EPOCH;
 
 use super::*;
@@ -333,4 +334,38 @@ fn many_versions_are_pruned_in_steps() {
     }
     assert_eq!(rows, versions / 100 * 100 - 1);
     assert_eq!(files.count("SELECT count(*) FROM entry"), 2);
+}
+
+#[test]
+fn a_collection_during_parallel_uploads_loses_nothing() {
+    let files = without_retention();
+    thread::scope(|scope| {
+        for writer in 0..4_u64 {
+            let files = &files;
+            scope.spawn(move || {
+                let at = format!("/{writer}");
+                for round in 0..12_u64 {
+                    // All writers name the same few contents, which the collection finds without a name in between.
+                    let number = (writer + round) % 3;
+                    let len = if round % 2 == 0 { 100 } else { 20_000 };
+                    let bytes = content(number, len);
+                    let hash = files.put(&at, &bytes);
+                    assert!(files.bytes(hash).expect("whole") == bytes);
+                    files.delete(&at);
+                }
+                files.put(&at, &content(writer, 20_000));
+            });
+        }
+        for _ in 0..12 {
+            files.clock.advance(2 * COLLECT_AGE_MS_MIN);
+            files.collect();
+        }
+    });
+    for writer in 0..4_u64 {
+        let hash = files.hash_at(&format!("/{writer}")).expect("a file");
+        assert!(files.bytes(hash).expect("whole") == content(writer, 20_000));
+    }
+    collect_later(&files);
+    assert_eq!(files.objects().len(), 4);
+    files.check_usage();
 }

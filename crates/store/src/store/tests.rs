@@ -402,3 +402,28 @@ fn a_store_comes_back_as_it_was() {
     let step = files.store().collect_step(&mut collection);
     assert_eq!(step.expect("a step").phase, CollectPhase::Prune);
 }
+
+#[test]
+fn a_start_verifies_up_to_its_bound_and_the_rest_in_steps() {
+    let files = TestFiles::new();
+    for number in 0..3 {
+        files.put(&format!("/{number}"), &content(number, 100_000));
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    copy_folder(&files.root(), dir.path());
+    let options = FileStoreOptions {
+        boot_verify_bytes: 1,
+        ..FileStoreOptions::default()
+    };
+    let store = Store::open(dir.path(), options).expect("a store");
+    assert!(!store.is_verified());
+    let mut bytes = 0;
+    while !store.is_verified() {
+        let step = store.verify_step(50_000).expect("readable");
+        assert_eq!(step.damaged, Vec::<ContentHash>::new());
+        bytes += step.bytes;
+    }
+    assert!(bytes >= 300_000, "{bytes}");
+    let nothing = store.verify_step(u64::MAX).expect("nothing to read");
+    assert_eq!((nothing.bytes, nothing.is_done), (0, true));
+}
