@@ -15,6 +15,9 @@ use crate::limits::{CONTENT_PAGE_ROWS, READ_BLOCK_BYTES};
 /// `meta` key of the time up to which all contents were found whole at a start, in milliseconds.
 const META_VERIFIED: &str = "verified_mark";
 
+/// `meta` key that is there while a verification is under way.
+const META_VERIFYING: &str = "verifying";
+
 /// A verification of all contents that were stored since the last one, the newest first. It holds one open file.
 #[derive(Debug)]
 pub(crate) struct BootVerification {
@@ -95,6 +98,11 @@ impl ReadTransaction<'_> {
         self.query_count("SELECT v FROM meta WHERE k = ?1", [META_VERIFIED])
     }
 
+    fn is_verification_open(&self) -> Result<bool, StoreError> {
+        let query = "SELECT count(*) FROM meta WHERE k = ?1";
+        Ok(self.query_count(query, [META_VERIFYING])? > 0)
+    }
+
     /// Contents that were stored since a time, from the newest one before `last` on.
     fn contents_since(
         &self,
@@ -122,13 +130,17 @@ impl ReadTransaction<'_> {
 }
 
 impl ContentFolder {
-    /// Begins a verification. After an orderly end there is nothing to verify, and the mark moves on.
+    /// Begins a verification. After an orderly end there is nothing to verify, unless the verification of the start before
+    /// was not over, and the mark moves on.
     pub(crate) fn begin_verification(
         &self,
         now_ms: u64,
         was_closed_in_order: bool,
     ) -> Result<BootVerification, StoreError> {
-        let since_ms = self.db.read(|tx| tx.verified_mark()).wait()?;
+        let read = self
+            .db
+            .read(|tx| Ok((tx.verified_mark()?, tx.is_verification_open()?)));
+        let (since_ms, is_open) = read.wait()?;
         let mut verification = BootVerification {
             since_ms,
             begun_ms: now_ms,
@@ -138,9 +150,16 @@ impl ContentFolder {
             open: None,
             is_done: false,
         };
-        if was_closed_in_order {
+        if was_closed_in_order && !is_open {
             self.finish_verification(&mut verification)?;
+            return Ok(verification);
         }
+        // An orderly end before all contents are verified must not make them count as verified.
+        let noted = self.db.write(|tx| {
+            let put = "INSERT OR REPLACE INTO meta VALUES (?1, 1)";
+            tx.execute(put, [META_VERIFYING]).map(drop)
+        });
+        noted.wait()?;
         Ok(verification)
     }
 
@@ -188,8 +207,12 @@ impl ContentFolder {
         progress.bytes += READ_BLOCK_BYTES as u64;
         let hash = row.hash;
         let content = self.db.read(move |tx| tx.content_row(hash)).wait()?;
-        let inline = content.and_then(|content| content.inline);
-        if let Some(bytes) = inline {
+        // It was collected, or stored again, since the page was read.
+        let content = content.filter(|content| content.verified_ms == Some(row.verified_ms));
+        let Some(content) = content else {
+            return Ok(());
+        };
+        if let Some(bytes) = content.inline {
             return match content_hash(blake3::hash(&bytes)) == hash {
                 true => Ok(()),
                 false => self.note_damage(row, progress),
@@ -235,7 +258,9 @@ impl ContentFolder {
         let mark = mark.saturating_sub(1);
         let written = self.db.write(move |tx| {
             let put = "INSERT OR REPLACE INTO meta VALUES (?1, ?2)";
-            tx.execute(put, params![META_VERIFIED, mark]).map(drop)
+            tx.execute(put, params![META_VERIFIED, mark])?;
+            tx.execute("DELETE FROM meta WHERE k = ?1", [META_VERIFYING])?;
+            Ok(())
         });
         written.wait()?;
         verification.is_done = true;

@@ -33,6 +33,8 @@ impl WriteSessions {
         self.with_state(id, identity, |state| {
             check_file_size(size)?;
             state.check_declared(size)?;
+            // A hole takes no room, and its zeros are hashed at the close.
+            self.check_quota(state, size)?;
             let freed = state.set_len(size)?;
             state.charged = state.charged.saturating_sub(freed);
             self.registry.release(identity, freed);

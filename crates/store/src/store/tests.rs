@@ -415,8 +415,12 @@ fn a_start_verifies_up_to_its_bound_and_the_rest_in_steps() {
         boot_verify_bytes: 1,
         ..FileStoreOptions::default()
     };
-    let store = Store::open(dir.path(), options).expect("a store");
+    let store = Store::open(dir.path(), options.clone()).expect("a store");
     assert!(!store.is_verified());
+    drop(store);
+    // An orderly end before the verification was over.
+    let store = Store::open(dir.path(), options).expect("a store");
+    assert!(store.db().was_closed_in_order() && !store.is_verified());
     let mut bytes = 0;
     while !store.is_verified() {
         let step = store.verify_step(50_000).expect("readable");
