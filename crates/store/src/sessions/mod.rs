@@ -12,7 +12,7 @@ mod state;
 mod write;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::clock::TimeSource;
@@ -281,9 +281,14 @@ impl WriteSessions {
             return Ok(0);
         };
         let mut swept = 0;
-        for (_, slot) in self.registry.idle_since(oldest) {
+        for slot in self.registry.idle_since(oldest) {
+            let mut locked = slot.lock();
+            // A call may have come while the lock was waited for.
+            if slot.touched_ms.load(Ordering::Relaxed) > oldest {
+                continue;
+            }
             // A session that is being closed at this moment has no state any more.
-            if let Some(state) = slot.lock().take() {
+            if let Some(state) = locked.take() {
                 self.discard(&state)?;
                 swept += 1;
             }

@@ -98,11 +98,11 @@ impl SessionRegistry {
     }
 
     /// Sessions without a call since this time.
-    pub(super) fn idle_since(&self, ms: u64) -> Vec<(WriteSessionId, Arc<WriteSessionSlot>)> {
+    pub(super) fn idle_since(&self, ms: u64) -> Vec<Arc<WriteSessionSlot>> {
         let tables = self.lock();
-        let idle = tables.slots.iter();
-        let idle = idle.filter(|(_, slot)| slot.touched_ms.load(Ordering::Relaxed) <= ms);
-        idle.map(|(id, slot)| (*id, Arc::clone(slot))).collect()
+        let idle = tables.slots.values();
+        let idle = idle.filter(|slot| slot.touched_ms.load(Ordering::Relaxed) <= ms);
+        idle.cloned().collect()
     }
 
     /// Counts bytes that an identity is about to stage.

@@ -394,3 +394,76 @@ fn a_session_needs_a_path_that_takes_a_file() {
     assert_eq!(refused(on("/b")), StoreErrorCode::ReadOnly);
     assert_eq!(files.store().sessions().count(), 0);
 }
+
+/// The model is a plain vector.
+#[test]
+fn random_sessions_do_what_a_plain_file_does() {
+    let files = TestFiles::new();
+    let sessions = files.store().sessions();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |limit: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % limit as u64) as usize
+    };
+    let modes = [
+        WriteSessionMode::Truncate,
+        WriteSessionMode::Modify,
+        WriteSessionMode::Append,
+    ];
+    let mut before = Vec::new();
+    for round in 0..40 {
+        let mode = modes[below(3)];
+        let mut model: Vec<u8> = match mode {
+            WriteSessionMode::Truncate => Vec::new(),
+            _ => before.clone(),
+        };
+        let origin = match mode {
+            WriteSessionMode::Append => model.len(),
+            _ => 0,
+        };
+        let id = open(&files, "/a", mode);
+        // Every other session stays short, so that the forms in memory and in a row are met as well.
+        let scale = if round % 2 == 0 { 3_000 } else { 50_000 };
+        for _ in 0..below(12) {
+            match below(4) {
+                0 => {
+                    let len = below(2 * scale);
+                    sessions.set_len(id, "alice", len as u64).expect("room");
+                    model.resize(len, 0);
+                }
+                1 => {
+                    let start = below(model.len() + 10);
+                    let end = start + below(scale);
+                    let read = sessions.read(id, "alice", start as u64..end as u64);
+                    let end = end.min(model.len());
+                    let expected = &model[start.min(end)..end];
+                    assert!(read.expect("whole") == expected, "round {round}");
+                }
+                _ => {
+                    let at = below(scale);
+                    let bytes = content(round, below(scale));
+                    write(&files, id, at as u64, &bytes);
+                    let start = origin + at;
+                    let end = if bytes.is_empty() {
+                        0
+                    } else {
+                        start + bytes.len()
+                    };
+                    model.resize(model.len().max(end), 0);
+                    model.splice(start.min(end)..end, bytes);
+                }
+            }
+        }
+        assert_eq!(sessions.size(id, "alice"), Ok(model.len() as u64));
+        close(&files, id).expect("room");
+        assert!(
+            file(&files, "/a").expect("a file") == model,
+            "round {round}"
+        );
+        before = model;
+    }
+    assert_eq!(staged_files(&files), 0);
+    files.check_usage();
+}
