@@ -452,7 +452,7 @@ fn random_sessions_do_what_a_plain_file_does() {
                         start + bytes.len()
                     };
                     model.resize(model.len().max(end), 0);
-                    model.splice(start.min(end)..end, bytes);
+                    drop(model.splice(start.min(end)..end, bytes));
                 }
             }
         }
