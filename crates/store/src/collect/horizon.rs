@@ -53,12 +53,12 @@ impl ReadTransaction<'_> {
         if as_of >= self.horizon(bucket)? {
             return Ok(());
         }
-        // What a snapshot, a branch or a merge refers to, and the head of a branch without later commits, are complete.
+        // What a snapshot or a branch refers to, and the head of a branch without later commits, are complete. Of merges
+        // only the last ones are, so that their versions count for the search of a merge base alone.
         let needed = self.query_count(
             "SELECT EXISTS (SELECT 1 FROM branch WHERE id = ?1 AND head_seq <= ?2) \
              OR EXISTS (SELECT 1 FROM branch WHERE parent_id = ?1 AND (base_seq = ?2 OR origin_seq = ?2)) \
-             OR EXISTS (SELECT 1 FROM snapshot WHERE bucket_id = ?3 AND branch_id = ?1 AND seq = ?2) \
-             OR EXISTS (SELECT 1 FROM commit_ WHERE merge_branch = ?1 AND merge_seq = ?2 AND bucket_id = ?3)",
+             OR EXISTS (SELECT 1 FROM snapshot WHERE bucket_id = ?3 AND branch_id = ?1 AND seq = ?2)",
             params![branch, to_sql(as_of), bucket],
         )?;
         match needed {
