@@ -87,6 +87,9 @@ pub const READS_QUEUED_MAX: usize = 4096;
 /// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow.
 pub const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Bytes of the log of the database. The writer empties a log of half of that.
+pub const LOG_BYTES_MAX: u64 = 64 << 20;
+
 /// Milliseconds by which the clock of a peer may be ahead. A later time is clamped.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
 

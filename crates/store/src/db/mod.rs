@@ -140,6 +140,7 @@ impl StoreDb {
             time: Arc::clone(&options.time),
             space: Arc::clone(&space),
             clock,
+            path: path.to_owned(),
         };
         let connection = opened.connection;
         let thread = thread::Builder::new().name("fs-write".to_owned());

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use alknet_test_support::is_campaign;
+
 use super::reference::{
     Reference, ReferenceBranch, ReferenceChange, above, differing, is_below, merge,
 };
@@ -457,8 +459,20 @@ fn conflicts_decided(outcome: &MergeOutcome) -> bool {
     !outcome.conflicts.is_empty()
 }
 
-/// Runs so many steps, and returns how often each kind did something.
+/// Runs so many steps with each seed, and returns how often each kind did something. A campaign has fifty seeds.
 fn run(seed: u64, steps: usize, branches_max: usize) -> BTreeMap<&'static str, usize> {
+    let seeds = if is_campaign() { 50 } else { 1 };
+    let mut all = BTreeMap::new();
+    for seed in (seed..).step_by(2).take(seeds) {
+        println!("seed {seed}");
+        for (kind, count) in run_once(seed, steps, branches_max) {
+            *all.entry(kind).or_default() += count;
+        }
+    }
+    all
+}
+
+fn run_once(seed: u64, steps: usize, branches_max: usize) -> BTreeMap<&'static str, usize> {
     let mut run = ModelRun::new(seed, branches_max);
     for step in 0..steps {
         run.step();
