@@ -3,6 +3,7 @@ use std::thread;
 use std::time::UNIX_EPOCH;
 
 use super::*;
+use crate::clock::TimeSource;
 use crate::content::object_hash;
 use crate::error::StoreErrorCode;
 use crate::limits::COLLECT_AGE_MS_MIN;

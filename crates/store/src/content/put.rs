@@ -124,7 +124,7 @@ impl ContentFolder {
     /// The disk is full or fails; or the content would be larger than any file.
     pub fn put_bytes(&self, bytes: &[u8]) -> Result<PreparedContent, StoreError> {
         check_file_size(bytes.len() as u64)?;
-        if bytes.len() <= INLINE_BYTES_MAX {
+        if bytes.len() as u64 <= INLINE_BYTES_MAX {
             self.observer.observe_step(CommitStep::StagingComplete)?;
             return Ok(self.prepare_inline(bytes));
         }
@@ -141,10 +141,9 @@ impl ContentFolder {
     pub fn put_staged(&self, staged: StagedContent) -> Result<PreparedContent, StoreError> {
         self.observer.observe_step(CommitStep::StagingComplete)?;
         let size = staged.size();
-        if let Ok(len) = usize::try_from(size)
-            && len <= INLINE_BYTES_MAX
-        {
-            let bytes = staged.read_at(0, len)?;
+        if size <= INLINE_BYTES_MAX {
+            // At most 16 KiB, so the cast keeps its value.
+            let bytes = staged.read_at(0, size as usize)?;
             return Ok(self.prepare_inline(&bytes));
         }
         // Synced and named before any row: a name never leads to bytes that a power cut may take.

@@ -19,7 +19,7 @@ pub(crate) enum ContentState {
 }
 
 impl ContentState {
-    const fn code(self) -> i64 {
+    pub(super) const fn code(self) -> i64 {
         match self {
             Self::Wanted => 0,
             Self::Partial => 1,

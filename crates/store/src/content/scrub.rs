@@ -131,7 +131,7 @@ impl ContentFolder {
             scrub.after = Some(row.hash);
             let is_whole = match &row.inline {
                 Some(bytes) => {
-                    done.bytes += bytes.len().min(INLINE_BYTES_MAX) as u64;
+                    done.bytes += (bytes.len() as u64).min(INLINE_BYTES_MAX);
                     content_hash(blake3::hash(bytes)) == row.hash
                 }
                 None => {

@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::*;
+use crate::clock::TimeSource;
 use crate::error::StoreErrorCode;
 use crate::limits::{INLINE_BYTES_MAX, READ_BLOCK_BYTES};
 use crate::store::tests::{TestFiles, content};
@@ -37,8 +38,8 @@ fn short_contents_are_rows_and_longer_ones_objects() {
     for (len, objects) in [
         (0, 0),
         (1, 0),
-        (INLINE_BYTES_MAX, 0),
-        (INLINE_BYTES_MAX + 1, 1),
+        (INLINE_BYTES_MAX as usize, 0),
+        (INLINE_BYTES_MAX as usize + 1, 1),
         (1_000_000, 2),
     ] {
         let bytes = content(len as u64, len);

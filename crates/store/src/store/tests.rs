@@ -332,7 +332,7 @@ fn a_crash_at_each_step_leaves_one_of_the_two_versions() {
         let (before, after) = (content(1, 70_000), content(2, len));
         replace(&files, &after, by_session).expect("room");
         let mut expected = vec![CommitStep::StagingComplete];
-        expected.extend((len > INLINE_BYTES_MAX).then_some(CommitStep::ObjectPlaced));
+        expected.extend((len as u64 > INLINE_BYTES_MAX).then_some(CommitStep::ObjectPlaced));
         expected.push(CommitStep::RowsWritten);
         expected.extend(by_session.then_some(CommitStep::Committed));
         assert_eq!(recording.taken(), expected);
