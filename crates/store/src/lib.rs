@@ -59,7 +59,6 @@ mod collect;
 mod content;
 mod db;
 mod error;
-mod guards;
 mod hash;
 pub mod limits;
 mod locks;

@@ -213,7 +213,7 @@ pub const STAGED_BYTES_DEFAULT: u64 = 2 << 30;
 /// Bytes of a session that stay in memory until it is closed. A longer content gets a staging file.
 pub const SESSION_MEMORY_BYTES: u64 = 64 << 10;
 
-/// Staged bytes of a session after which its row and the quota of the bucket are looked at again.
+/// Staged bytes after which the room on the disk is looked at again, and for a session its row and the quota of its bucket.
 pub const SESSION_SAVE_BYTES: u64 = 8 << 20;
 
 /// Separate ranges that the writes of a session may leave. Each takes memory for as long as the session is open.

@@ -1,5 +1,6 @@
 //! The store as a whole: names, contents, and what is being written.
 
+use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -14,10 +15,11 @@ use crate::db::{
     Durability, ReadTransaction, StoreDb, StoreDbOptions, StoreOpenError, StoreReply,
     WriteTransaction,
 };
-use crate::error::StoreError;
+use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::BOOT_VERIFY_BYTES_DEFAULT;
-use crate::names::{ChangeRequest, CommitReceipt};
+use crate::locks::LockToken;
+use crate::names::{ChangeRequest, CommitReceipt, ContentPresence, TreeChange};
 use crate::sessions::{NewWriteSession, WriteSessionId, WriteSessionOptions, WriteSessions};
 
 /// The file of names below the folder of the store.
@@ -128,6 +130,9 @@ impl Store {
         let contents = folder.join(CONTENTS);
         let failed = |error: StoreError| unusable(&contents, error.to_string());
         let content = ContentFolder::open(&contents, db.clone(), observer).map_err(failed)?;
+        // At every start: an earlier process may have ended between the making of the folder of contents and its sync.
+        let synced = alknet_durable::sync_folder(folder);
+        synced.map_err(|error| unusable(folder, error.to_string()))?;
         let sessions =
             WriteSessions::start(db.clone(), content.clone(), Arc::clone(&time), sessions);
         let sessions = sessions.map_err(failed)?;
@@ -213,27 +218,32 @@ impl Store {
 
     /// Makes the changes of a request, which name these contents, in one commit. The contents stay pinned until it has
     /// ended, and short ones get their rows in its transaction. Durable when the result is there.
+    ///
+    /// A [`TreeChange::Put`] of a content that is not among these is refused with [`StoreError::NotFound`], unless its bytes
+    /// are said to be on peers: a name must not lead to bytes that may be gone.
     pub fn apply(
         &self,
         request: ChangeRequest,
         contents: Vec<PreparedContent>,
     ) -> StoreReply<CommitReceipt> {
-        self.apply_with(Durability::Full, request, contents)
+        self.apply_with(Durability::Full, request, contents, Vec::new())
     }
 
-    /// The same, with the durability of the bucket.
+    /// The same, with the durability of the bucket, and with tokens of locks that the actor has.
     pub fn apply_with(
         &self,
         durability: Durability,
         request: ChangeRequest,
         contents: Vec<PreparedContent>,
+        tokens: Vec<LockToken>,
     ) -> StoreReply<CommitReceipt> {
         let observer = self.content.observer();
         self.db.write_with(durability, move |tx| {
+            check_contents(&request, &contents)?;
             for content in &contents {
                 tx.record_content(content)?;
             }
-            let receipt = tx.apply(&request)?;
+            let receipt = tx.apply_locked(&request, &tokens)?;
             observer.observe_step(CommitStep::RowsWritten)?;
             Ok(receipt)
         })
@@ -287,6 +297,20 @@ impl Store {
         let locked = self.verification.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Refuses a request that gives a name to a content which the caller did not prepare.
+fn check_contents(request: &ChangeRequest, contents: &[PreparedContent]) -> Result<(), StoreError> {
+    let prepared: HashMap<_, _> = contents.iter().map(|it| (it.hash(), it.size())).collect();
+    for change in &request.changes {
+        if let TreeChange::Put { content, .. } = change
+            && content.presence == ContentPresence::Complete
+            && prepared.get(&content.hash) != Some(&content.size)
+        {
+            return Err(StoreError::NotFound(StoreObject::Content));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -82,16 +82,14 @@ impl GarbageCollection {
             listed.push(object);
         }
         let orphans = db.read(move |tx| tx.without_row(listed)).wait()?;
-        let is_allowed = db.write(|tx| {
+        let is_held = db.write(|tx| {
             tx.remove_expired_pins()?;
-            Ok((crate::guards::is_removal_allowed(tx)?, tx.unix_ms()))
+            Ok((tx.is_sweep_held()?, tx.unix_ms()))
         });
-        let (is_allowed, now_ms) = is_allowed.wait()?;
+        let (is_held, now_ms) = is_held.wait()?;
         for ListedObject { hash, size } in orphans {
             let hash = content_hash(hash);
-            if is_allowed
-                && is_old_object(content, hash, now_ms)
-                && remove_object(db, content, hash)?
+            if !is_held && is_old_object(content, hash, now_ms) && remove_object(db, content, hash)?
             {
                 self.progress.contents += 1;
                 self.progress.bytes += size;
@@ -200,7 +198,8 @@ impl WriteTransaction<'_> {
         hashes: &[ContentHash],
     ) -> Result<Vec<ReleasedContent>, StoreError> {
         self.remove_expired_pins()?;
-        if !crate::guards::is_removal_allowed(self)? {
+        // After a repair, names that it could not bring back may lead to contents that look unused.
+        if self.is_sweep_held()? {
             return Ok(Vec::new());
         }
         let now_ms = self.unix_ms();

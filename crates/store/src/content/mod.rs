@@ -32,6 +32,7 @@ pub use check::VerifyProgress;
 pub(crate) use put::check_file_size;
 pub use put::{PreparedContent, StagedContent};
 pub use read::{ContentBlocks, ContentReader};
+pub(crate) use rows::ContentState;
 pub use rows::ContentStatus;
 pub use scrub::{ContentScrub, ContentScrubStep};
 pub use steps::CommitStep;
@@ -83,7 +84,8 @@ impl ContentFolder {
     /// Refuses what would take the disk below its reserve. Every write of contents asks here first, with the bytes that it
     /// is about to add, or 0 where it does not know them.
     pub(crate) fn check_space(&self, bytes: u64) -> Result<(), StoreError> {
-        crate::guards::check_reserve(self.objects.staging(), bytes)
+        // The folder lies beside the file of names, on the same file system.
+        self.db.check_space(bytes)
     }
 
     /// Marks a content as damaged or lost, with an event.

@@ -11,7 +11,7 @@ use super::steps::CommitStep;
 use super::{ContentFolder, content_hash, io_error, object_error, object_hash};
 use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
-use crate::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
+use crate::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, SESSION_SAVE_BYTES};
 use crate::names::FileContent;
 
 /// A content that a transaction may name. The collection does not remove it while this value, or a clone of it, exists.
@@ -61,6 +61,9 @@ pub struct StagedContent {
     object: StagedObject,
     /// Another descriptor of the file.
     reader: File,
+    folder: ContentFolder,
+    /// Bytes that were written since the last look at the room on the disk.
+    unchecked: u64,
 }
 
 impl StagedContent {
@@ -75,7 +78,14 @@ impl StagedContent {
     /// # Errors
     /// The disk is full or fails; or the content would be larger than any file.
     pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        check_file_size(at.saturating_add(bytes.len() as u64))?;
+        let len = bytes.len() as u64;
+        check_file_size(at.saturating_add(len))?;
+        // Not at each write: the question is a call of the system, and pieces may be small.
+        if self.unchecked.saturating_add(len) > SESSION_SAVE_BYTES {
+            self.folder.check_space(len)?;
+            self.unchecked = 0;
+        }
+        self.unchecked += len;
         self.object.write_at(at, bytes).map_err(object_error)
     }
 
@@ -114,7 +124,12 @@ impl ContentFolder {
         self.check_space(0)?;
         let object = self.objects.stage().map_err(object_error)?;
         let reader = object.reader().map_err(object_error)?;
-        Ok(StagedContent { object, reader })
+        Ok(StagedContent {
+            object,
+            reader,
+            folder: self.clone(),
+            unchecked: 0,
+        })
     }
 
     /// Makes bytes ready to be named: durable as an object, or for at most

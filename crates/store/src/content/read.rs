@@ -60,12 +60,16 @@ impl ContentFolder {
             }
         }
         let source = match row.inline {
-            Some(bytes) if content_hash(blake3::hash(&bytes)) == hash => {
+            Some(bytes)
+                if bytes.len() as u64 == row.size && content_hash(blake3::hash(&bytes)) == hash =>
+            {
                 ContentSource::Row(bytes.into())
             }
             Some(_) => return Err(self.found_damaged(hash, row.verified_ms)),
             None => match self.objects.reader(&object_hash(hash)) {
-                Ok(reader) => ContentSource::Object(reader),
+                // The hash covers the size: with another one in the row, a part would pass for the whole.
+                Ok(reader) if reader.size() == row.size => ContentSource::Object(reader),
+                Ok(_) => return Err(self.found_damaged(hash, row.verified_ms)),
                 Err(error) if is_damage(&error) => {
                     return Err(self.found_damaged(hash, row.verified_ms));
                 }

@@ -19,7 +19,7 @@ pub(crate) enum ContentState {
 }
 
 impl ContentState {
-    pub(super) const fn code(self) -> i64 {
+    pub(crate) const fn code(self) -> i64 {
         match self {
             Self::Wanted => 0,
             Self::Partial => 1,

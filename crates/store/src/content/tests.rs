@@ -1,6 +1,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::clock::TimeSource;
@@ -177,7 +178,7 @@ fn a_reader_of_the_damage_does_not_mark_what_was_stored_again() {
     let read = files.store().read(move |tx| tx.content_row(hash));
     let seen = read.wait().expect("readable").expect("known").verified_ms;
     overwrite(&files, hash, b"damaged");
-    files.clock.advance(5);
+    files.clock.advance(Duration::from_millis(5));
     files.put("/a", &content(1, 100_000));
     let folder = files.store().content();
     folder.report_damage(hash, seen).expect("readable");
@@ -190,7 +191,7 @@ fn a_start_after_a_cut_verifies_the_newest_contents_first() {
     let files = TestFiles::new();
     let mut hashes = Vec::new();
     for number in 0..5 {
-        files.clock.advance(1000);
+        files.clock.advance(Duration::from_millis(1000));
         let at = format!("/{number}");
         hashes.push(files.put(&at, &content(number, 100_000)));
     }
@@ -266,6 +267,50 @@ fn a_scrub_finds_each_kind_of_damage_and_what_was_brought_back() {
     overwrite(&files, damaged, &content(1, 100_000));
     assert!(run().is_empty());
     assert!(files.bytes(damaged).is_ok(), "it is whole again");
+}
+
+/// The row is a caller's word, and the hash covers the size as well.
+#[test]
+fn a_part_of_a_content_does_not_pass_for_the_whole() {
+    let files = TestFiles::new();
+    for bytes in [content(1, 200), content(2, 100_000)] {
+        let hash = files.put("/a", &bytes);
+        let damage = files.store().write(move |tx| {
+            let set = "UPDATE blob SET size = size - 100 WHERE hash = ?1";
+            tx.execute(set, [hash]).map(drop)
+        });
+        damage.wait().expect("room");
+        assert_eq!(refused(files.bytes(hash)), StoreErrorCode::ContentMissing);
+    }
+    assert_eq!(bad_events(&files), 2);
+}
+
+#[test]
+fn contents_leave_the_reserve_of_the_disk_alone() {
+    let files = TestFiles::new();
+    let store = files.store();
+    let reserve = files.reserve();
+    files.put("/a", &content(1, 100_000));
+    files.space.set_free(reserve + 99_999);
+    let refused_put = store.put_bytes(&content(2, 100_000));
+    assert_eq!(refused(refused_put), StoreErrorCode::NoSpace);
+    // A file of unknown length is looked at while it grows.
+    let mut staged = store.stage().expect("room");
+    let piece = vec![1; 1 << 20];
+    files.space.set_free(reserve - 1);
+    let grown = (0..64).map(|at| staged.write_at(at << 20, &piece));
+    let grown: Vec<_> = grown.take_while(Result::is_ok).collect();
+    assert_eq!(grown.len(), 8, "the ninth piece is refused");
+    drop(staged);
+    assert_eq!(refused(store.stage()), StoreErrorCode::NoSpace);
+    // What frees space goes on.
+    files.delete("/a");
+    files.set_retention(0);
+    files.clock.advance(Duration::from_secs(24 * 60 * 60));
+    files.collect();
+    assert_eq!(files.objects().len(), 0);
+    files.space.set_free(reserve + 100_000);
+    files.put("/b", &content(2, 100_000));
 }
 
 #[test]

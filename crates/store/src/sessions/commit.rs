@@ -12,7 +12,8 @@ impl WriteSessions {
     ///
     /// # Errors
     /// The file is not what the session or this call expects ([`StoreError::PreconditionFailed`] has its present content);
-    /// the size is not the declared one; the bucket has no quota; the disk is full. The file is as before then.
+    /// the size is not the declared one; a lock covers the path ([`StoreError::Locked`]); the bucket has no quota; the disk is
+    /// full. The file is as before then.
     pub fn close(
         &self,
         id: WriteSessionId,
@@ -66,15 +67,14 @@ impl WriteSessions {
             precondition,
         };
         let request = ChangeRequest::new(new.branch, &new.identity, put);
-        let (path, identity) = (new.path.clone(), new.identity.clone());
+        let tokens = new.lock_tokens.clone();
         let (id, bucket, saved) = (state.id, state.bucket, state.saved);
         let observer = self.content.observer();
         let committed = self.db.write_with(state.durability, move |tx| {
-            crate::guards::check_path_lock(tx, request.branch, &path, &identity)?;
             // The session's own bytes give way first, so that they do not count beside the content.
             tx.remove_session(id, bucket, saved)?;
             tx.record_content(&prepared)?;
-            let receipt = tx.apply(&request)?;
+            let receipt = tx.apply_locked(&request, &tokens)?;
             observer.observe_step(CommitStep::RowsWritten)?;
             Ok(receipt)
         });

@@ -21,6 +21,7 @@ use crate::db::{Durability, ReadTransaction, StoreDb};
 use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::{SESSION_TTL_MS_DEFAULT, STAGED_BYTES_DEFAULT};
+use crate::locks::LockToken;
 use crate::names::{
     BranchId, BranchState, BucketId, BucketState, EntryAttributes, EntryKind, EntryPrecondition,
 };
@@ -111,6 +112,8 @@ pub struct NewWriteSession {
     pub precondition: EntryPrecondition,
     /// Attributes that the file gets.
     pub attributes: EntryAttributes,
+    /// Tokens of locks that the identity has. They count at the opening and at the close.
+    pub lock_tokens: Vec<LockToken>,
 }
 
 impl NewWriteSession {
@@ -125,6 +128,7 @@ impl NewWriteSession {
             expected_size: None,
             precondition: EntryPrecondition::Any,
             attributes: EntryAttributes::default(),
+            lock_tokens: Vec::new(),
         }
     }
 }
@@ -198,8 +202,9 @@ impl WriteSessions {
     /// Opens a session.
     ///
     /// # Errors
-    /// The branch takes no changes; something else than expected is at the path; the identity has too many sessions or
-    /// staged bytes; the declared size is above the quota of the bucket.
+    /// The branch takes no changes; something else than expected is at the path; a lock covers it, and the session has not
+    /// its token ([`StoreError::Locked`]); the identity has too many sessions or staged bytes; the declared size is above the
+    /// quota of the bucket, or reaches into the reserve of the disk.
     pub fn open(&self, new: &NewWriteSession) -> Result<WriteSessionId, StoreError> {
         let declared = new.expected_size.unwrap_or_default();
         check_file_size(declared)?;

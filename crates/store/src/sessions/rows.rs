@@ -6,6 +6,7 @@ use super::{NewWriteSession, WriteSessionId};
 use crate::db::{ReadTransaction, WriteTransaction, to_sql};
 use crate::error::{QuotaResource, StoreError};
 use crate::hash::ContentHash;
+use crate::locks::{LockHolder, LockedChange};
 use crate::names::BucketId;
 
 /// What a row says of the progress of a session.
@@ -56,6 +57,7 @@ impl WriteTransaction<'_> {
         new: &NewWriteSession,
         base: Option<ContentHash>,
     ) -> Result<(), StoreError> {
+        self.check_session_lock(new)?;
         let (parent, name) = new.path.columns()?;
         let now = to_sql(self.unix_ms());
         self.execute(
@@ -73,6 +75,26 @@ impl WriteTransaction<'_> {
             ],
         )?;
         Ok(())
+    }
+
+    /// Refuses a session that a lock will not let end well. The commit asks again, because a lock may come meanwhile.
+    fn check_session_lock(&self, new: &NewWriteSession) -> Result<(), StoreError> {
+        // Before the look at the entry, which most sessions can spare so.
+        if !self.has_locks(new.branch)? {
+            return Ok(());
+        }
+        let is_there = self
+            .find(&self.view(new.branch, None)?, &new.path)?
+            .is_some();
+        let change = match is_there {
+            true => LockedChange::Content,
+            false => LockedChange::Name,
+        };
+        let holder = LockHolder {
+            owner: &new.identity,
+            tokens: &new.lock_tokens,
+        };
+        self.check_locks(new.branch, &new.path, change, holder)
     }
 
     /// Writes how far a session came, and looks at the quota of its bucket. Returns what is left of it.

@@ -1,10 +1,13 @@
+use std::time::Duration;
+
 use super::*;
 use crate::error::{QuotaResource, StoreErrorCode};
 use crate::limits::{
     FILE_BYTES_MAX, SESSION_MEMORY_BYTES, SESSION_RANGES_MAX, SESSION_SAVE_BYTES,
     SESSIONS_PER_IDENTITY_MAX,
 };
-use crate::names::BucketSettings;
+use crate::locks::{LockDepth, NewLock};
+use crate::names::{BucketSettings, TreeChange};
 use crate::store::tests::{TestFiles, content, path};
 
 fn new_session(files: &TestFiles, at: &str, mode: WriteSessionMode) -> NewWriteSession {
@@ -326,15 +329,64 @@ fn another_identity_does_not_find_the_session() {
 }
 
 #[test]
+fn a_lock_of_the_path_refuses_sessions_without_its_token() {
+    let files = TestFiles::new();
+    files.put("/a", b"before");
+    let take = |at: &str, owner: &'static str| {
+        let (main, at) = (files.main, path(at));
+        let new = NewLock::exclusive(main, at, owner, LockDepth::Zero, Duration::from_secs(60));
+        let taken = files.store().write(move |tx| tx.lock_entry(&new, &[]));
+        taken.wait().expect("it is free").lock.token
+    };
+    // The lock comes while the session is open.
+    let early = open(&files, "/a", WriteSessionMode::Truncate);
+    write(&files, early, 0, b"after");
+    let token = take("/a", "bob");
+    let locked = StoreError::Locked {
+        path: "/a".to_owned(),
+    };
+    assert_eq!(close(&files, early), Err(locked.clone()));
+    assert_eq!(file(&files, "/a"), Some(b"before".to_vec()));
+    assert_eq!(files.store().sessions().count(), 0);
+    files.check_usage();
+    // And before it is opened. A token of another owner is worth nothing.
+    let mut session = new_session(&files, "/a", WriteSessionMode::Truncate);
+    session.lock_tokens = vec![token];
+    let refused = files.store().open_session(&session);
+    assert_eq!(refused, Err(locked));
+    assert_eq!(files.store().sessions().count(), 0);
+    assert_eq!(files.count("SELECT count(*) FROM session"), 0);
+    // A new name is one of its directory, whose lock has depth 0.
+    let create = |at: &str| open(&files, at, WriteSessionMode::Create);
+    files
+        .apply(files.main, TreeChange::mkdir(path("/d")))
+        .expect("room");
+    take("/d", "bob");
+    let below = new_session(&files, "/d/new", WriteSessionMode::Create);
+    let refused = files.store().open_session(&below);
+    assert!(matches!(refused, Err(StoreError::Locked { .. })));
+    close(&files, create("/e")).expect("no lock covers it");
+    // The owner with its token.
+    session.identity = "bob".to_owned();
+    let sessions = files.store().sessions();
+    let id = files.store().open_session(&session).expect("its own lock");
+    sessions.write(id, "bob", 0, b"of bob").expect("room");
+    sessions.close(id, "bob", None).expect("its own lock");
+    assert_eq!(file(&files, "/a"), Some(b"of bob".to_vec()));
+}
+
+#[test]
 fn idle_sessions_are_swept_and_a_start_removes_all() {
     let mut files = TestFiles::new();
     files.put("/a", b"before");
     let idle = open(&files, "/a", WriteSessionMode::Truncate);
     write(&files, idle, 0, &content(1, 100_000));
-    files.clock.advance(SESSION_TTL_MS_DEFAULT - 1);
+    files
+        .clock
+        .advance(Duration::from_millis(SESSION_TTL_MS_DEFAULT - 1));
     let busy = open(&files, "/a", WriteSessionMode::Truncate);
     assert_eq!(files.store().sessions().sweep(), Ok(0));
-    files.clock.advance(1);
+    files.clock.advance(Duration::from_millis(1));
     assert_eq!(files.store().sessions().sweep(), Ok(1));
     assert_eq!(refused(close(&files, idle)), StoreErrorCode::NotFound);
     write(&files, busy, 0, &content(2, 100_000));

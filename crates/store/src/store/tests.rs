@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -9,37 +9,19 @@ use super::*;
 use crate::clock::TimeSource;
 use crate::collect::CollectPhase;
 use crate::limits::INLINE_BYTES_MAX;
-use crate::names::{BranchId, BucketId, BucketSettings, NewBucket, TreeChange};
+use crate::names::{BranchId, BucketId, BucketSettings, FileContent, NewBucket};
 use crate::path::EntryPath;
 use crate::sessions::WriteSessionMode;
+use crate::testing::{ManualSpaceSource, ManualTimeSource};
 
 /// When the tests begin: later than any file of theirs.
 const BEGIN_MS: u64 = 4_000_000_000_000;
 
-/// A clock that a test sets.
-#[derive(Debug)]
-pub(crate) struct SettableClock(AtomicU64);
-
-impl SettableClock {
-    pub(crate) fn advance(&self, ms: u64) {
-        self.0.fetch_add(ms, Ordering::Relaxed);
-    }
-
-    pub(crate) fn set(&self, ms: u64) {
-        self.0.store(ms, Ordering::Relaxed);
-    }
-}
-
-impl TimeSource for SettableClock {
-    fn unix_ms(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// A whole store with one bucket.
 pub(crate) struct TestFiles {
     dir: TempDir,
-    pub(crate) clock: Arc<SettableClock>,
+    pub(crate) clock: Arc<ManualTimeSource>,
+    pub(crate) space: Arc<ManualSpaceSource>,
     store: Option<Store>,
     pub(crate) bucket: BucketId,
     pub(crate) main: BranchId,
@@ -56,14 +38,16 @@ impl TestFiles {
     }
 
     fn open_in(dir: TempDir, observer: Arc<dyn CommitObserver>) -> Self {
-        let clock = Arc::new(SettableClock(AtomicU64::new(BEGIN_MS)));
-        let store = open(&dir.path().join("fs"), &clock, observer);
+        let clock = ManualTimeSource::starting_at(BEGIN_MS);
+        let space = ManualSpaceSource::ample();
+        let store = open(&dir.path().join("fs"), &clock, &space, observer);
         let new = NewBucket::new("docs".parse().expect("a name"), "alice");
         let created = store.write(move |tx| tx.create_bucket(&new)).wait();
         let (bucket, main) = created.expect("a bucket");
         Self {
             dir,
             clock,
+            space,
             store: Some(store),
             bucket: bucket.id,
             main: main.id,
@@ -74,14 +58,20 @@ impl TestFiles {
         self.store.as_ref().expect("open")
     }
 
+    /// Bytes of the disk that the store leaves free.
+    pub(crate) fn reserve(&self) -> u64 {
+        let space = self.store().db().space();
+        space.expect("the test's disk").reserve()
+    }
+
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("fs")
     }
 
     pub(crate) fn reopen(&mut self) {
         self.store = None;
-        let clock = Arc::clone(&self.clock);
-        self.store = Some(open(&self.root(), &clock, Arc::new(UnobservedCommits)));
+        let observer = Arc::new(UnobservedCommits);
+        self.store = Some(open(&self.root(), &self.clock, &self.space, observer));
     }
 
     /// Opens a copy of the files as a power cut leaves them now.
@@ -92,12 +82,14 @@ impl TestFiles {
     }
 
     fn opened_copy(&self, dir: TempDir) -> Self {
-        let now = self.clock.unix_ms();
-        let clock = Arc::new(SettableClock(AtomicU64::new(now)));
-        let store = open(&dir.path().join("fs"), &clock, Arc::new(UnobservedCommits));
+        let clock = ManualTimeSource::starting_at(self.clock.unix_ms());
+        let space = ManualSpaceSource::ample();
+        let observer = Arc::new(UnobservedCommits);
+        let store = open(&dir.path().join("fs"), &clock, &space, observer);
         Self {
             dir,
             clock,
+            space,
             store: Some(store),
             bucket: self.bucket,
             main: self.main,
@@ -201,11 +193,16 @@ impl TestFiles {
     }
 }
 
-fn open(root: &Path, clock: &Arc<SettableClock>, observer: Arc<dyn CommitObserver>) -> Store {
-    let time: Arc<dyn TimeSource> = Arc::clone(clock) as Arc<dyn TimeSource>;
+fn open(
+    root: &Path,
+    clock: &Arc<ManualTimeSource>,
+    space: &Arc<ManualSpaceSource>,
+    observer: Arc<dyn CommitObserver>,
+) -> Store {
     let options = FileStoreOptions {
         db: StoreDbOptions {
-            time,
+            time: clock.clone(),
+            space: space.clone(),
             ..StoreDbOptions::default()
         },
         ..FileStoreOptions::default()
@@ -352,7 +349,7 @@ fn a_crash_at_each_step_leaves_one_of_the_two_versions() {
             assert_eq!(cut.count("SELECT count(*) FROM session"), 0);
             cut.check_usage();
             // What the interrupted commit left is collected, and nothing else.
-            cut.clock.advance(20 * 60 * 1000);
+            cut.clock.advance(Duration::from_millis(20 * 60 * 1000));
             cut.collect();
             assert!(cut.bytes(hash).expect("whole") == bytes);
             let objects = cut.count("SELECT count(DISTINCT hash) FROM entry WHERE size > 16384");
@@ -386,6 +383,33 @@ fn a_commit_that_fails_at_a_step_changes_nothing_and_frees_its_session() {
             files.check_usage();
         }
     }
+}
+
+/// The test asks for a name of bytes that the store may never have had.
+#[test]
+fn a_name_leads_to_prepared_bytes_only() {
+    let files = TestFiles::new();
+    let store = files.store();
+    let prepared = store.put_bytes(&content(1, 100_000)).expect("room");
+    let other = store.put_bytes(b"other").expect("room");
+    let put = |content: FileContent, contents: Vec<PreparedContent>| {
+        let change = TreeChange::put(path("/a"), content);
+        let request = ChangeRequest::new(files.main, "alice", change);
+        store.apply(request, contents).wait().map(drop)
+    };
+    let absent = StoreError::NotFound(StoreObject::Content);
+    let named = prepared.content();
+    assert_eq!(put(named, Vec::new()), Err(absent.clone()));
+    assert_eq!(put(named, vec![other]), Err(absent.clone()));
+    let longer = FileContent::new(named.hash, named.size + 1);
+    assert_eq!(put(longer, vec![prepared.clone()]), Err(absent));
+    let wanted = FileContent {
+        presence: ContentPresence::Wanted,
+        ..FileContent::new(ContentHash::new([7; 32]), 10)
+    };
+    assert_eq!(put(wanted, Vec::new()), Ok(()));
+    assert_eq!(put(named, vec![prepared]), Ok(()));
+    files.check_usage();
 }
 
 #[test]
