@@ -50,16 +50,18 @@ impl ReadTransaction<'_> {
         branch: BranchId,
         as_of: u64,
     ) -> Result<(), StoreError> {
-        if as_of >= self.horizon(bucket)? {
+        let horizon = self.horizon(bucket)?;
+        if as_of >= horizon {
             return Ok(());
         }
-        // What a snapshot or a branch refers to, and the head of a branch without later commits, are complete. Of merges
-        // only the last ones are, so that their versions count for the search of a merge base alone.
+        // The version that the branch had at the horizon is complete, because only rows that were replaced by then are old;
+        // so is what a snapshot or a branch refers to. Of merges only the last ones are, so that their versions count for
+        // the search of a merge base alone.
         let needed = self.query_count(
-            "SELECT EXISTS (SELECT 1 FROM branch WHERE id = ?1 AND head_seq <= ?2) \
+            "SELECT NOT EXISTS (SELECT 1 FROM commit_ WHERE bucket_id = ?3 AND branch_id = ?1 AND seq > ?2 AND seq <= ?4) \
              OR EXISTS (SELECT 1 FROM branch WHERE parent_id = ?1 AND (base_seq = ?2 OR origin_seq = ?2)) \
              OR EXISTS (SELECT 1 FROM snapshot WHERE bucket_id = ?3 AND branch_id = ?1 AND seq = ?2)",
-            params![branch, to_sql(as_of), bucket],
+            params![branch, to_sql(as_of), bucket, to_sql(horizon)],
         )?;
         match needed {
             0 => Err(StoreError::NotFound(StoreObject::Version)),

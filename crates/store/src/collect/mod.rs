@@ -109,13 +109,21 @@ impl GarbageCollection {
         content: &ContentFolder,
     ) -> Result<CollectProgress, StoreError> {
         match self.progress.phase {
-            CollectPhase::Purge => self.purge(db)?,
-            CollectPhase::Prune => self.prune(db)?,
+            CollectPhase::Purge | CollectPhase::Prune => self.step_rows(db)?,
             CollectPhase::SweepContents => self.sweep_contents(db, content)?,
             CollectPhase::SweepObjects => self.sweep_objects(db, content)?,
             CollectPhase::Done => {}
         }
         Ok(self.progress)
+    }
+
+    /// Does one step of the part that needs no contents, and nothing behind it.
+    pub(crate) fn step_rows(&mut self, db: &StoreDb) -> Result<(), StoreError> {
+        match self.progress.phase {
+            CollectPhase::Purge => self.purge(db),
+            CollectPhase::Prune => self.prune(db),
+            CollectPhase::SweepContents | CollectPhase::SweepObjects | CollectPhase::Done => Ok(()),
+        }
     }
 
     fn purge(&mut self, db: &StoreDb) -> Result<(), StoreError> {
