@@ -140,6 +140,22 @@ impl TestFiles {
         reader.read(0..reader.size())
     }
 
+    /// Changes a byte of a content on the disk.
+    fn damage(&self, hash: ContentHash) {
+        let row = self.store().write(move |tx| {
+            let set = "UPDATE inline_ SET data = x'00' WHERE hash = ?1";
+            tx.execute(set, [hash])
+        });
+        if row.wait().expect("room") == 0 {
+            let objects = self.store().content().objects();
+            let object = objects.path(&blake3::Hash::from_bytes(*hash.as_bytes()));
+            let mut bytes = fs::read(&object).expect("it is there");
+            bytes[0] ^= 1;
+            fs::remove_file(&object).expect("it is there");
+            fs::write(&object, bytes).expect("room");
+        }
+    }
+
     pub(crate) fn set_bucket(&self, settings: BucketSettings) {
         let bucket = self.bucket;
         let set = self
@@ -334,30 +350,71 @@ fn a_crash_at_each_step_leaves_one_of_the_two_versions() {
         expected.extend(by_session.then_some(CommitStep::Committed));
         assert_eq!(recording.taken(), expected);
         for (number, step) in expected.iter().enumerate() {
-            let cut = files.opened_copy(recording.copy(number));
-            let hash = cut.hash_at("/a").expect("a file");
-            let bytes = cut.bytes(hash).expect("whole");
             let is_new = *step == CommitStep::Committed;
-            assert!(
-                bytes
-                    == if is_new {
-                        after.clone()
-                    } else {
-                        before.clone()
-                    }
-            );
-            assert_eq!(cut.count("SELECT count(*) FROM session"), 0);
+            let shown = if is_new { &after } else { &before };
+            let cut = files.opened_copy(recording.copy(number));
+            check_recovered(&cut, shown, &after, by_session);
+            // The object has its name, and its outboard has not.
+            if *step == CommitStep::ObjectPlaced {
+                let dir = recording.copy(number);
+                let content = dir.path().join("fs/content");
+                let outboard = format!("outboards/{}-0-{len}", blake3::hash(&after));
+                let (outboard, staged) = (content.join(outboard), content.join("uploads/left"));
+                fs::rename(outboard, staged).expect("it is placed");
+                check_recovered(&files.opened_copy(dir), shown, &after, by_session);
+            }
+        }
+        // The client has its answer.
+        check_recovered(&files.cut(), &after, &after, by_session);
+    }
+}
+
+/// What has to hold after each crash, whatever it interrupted.
+fn check_recovered(cut: &TestFiles, shown: &[u8], after: &[u8], by_session: bool) {
+    let hash = cut.hash_at("/a").expect("a file");
+    assert!(cut.bytes(hash).expect("whole") == shown);
+    assert!(cut.store().is_verified());
+    assert_eq!(cut.count("SELECT count(*) FROM session"), 0);
+    let uploads = fs::read_dir(cut.root().join("content/uploads"));
+    assert_eq!(uploads.expect("readable").count(), 0);
+    cut.check_usage();
+    // One event for each version, whether its client had an answer or not.
+    let puts = "SELECT count(*) FROM outbox WHERE topic = 'fs.put'";
+    let versions = "SELECT count(*) FROM entry WHERE kind = 1";
+    assert_eq!(cut.count(puts), cut.count(versions));
+    // What the interrupted commit left is collected, and nothing else.
+    cut.clock.advance(Duration::from_millis(20 * 60 * 1000));
+    cut.collect();
+    assert!(cut.bytes(hash).expect("whole") == shown);
+    let objects = cut.count("SELECT count(DISTINCT hash) FROM entry WHERE size > 16384");
+    assert_eq!(cut.objects().len() as u64, objects);
+    // The same commit succeeds afterwards.
+    replace(cut, after, by_session).expect("room");
+    let hash = cut.hash_at("/a").expect("a file");
+    assert!(cut.bytes(hash).expect("whole") == after);
+    cut.check_usage();
+}
+
+/// The object of a damaged content is replaced before its row says that it is whole.
+#[test]
+fn a_crash_in_the_repair_of_a_content_shows_no_wrong_byte() {
+    for len in [1000, 100_000] {
+        let (files, recording) = recorded();
+        let bytes = content(2, len);
+        replace(&files, &bytes, false).expect("room");
+        let hash = files.hash_at("/a").expect("a file");
+        recording.forget();
+        files.damage(hash);
+        let missing = Err(StoreError::ContentMissing { hash });
+        assert_eq!(files.bytes(hash), missing);
+        replace(&files, &bytes, false).expect("room");
+        assert!(files.bytes(hash).expect("mended") == bytes);
+        for number in 0..recording.taken().len() {
+            let cut = files.opened_copy(recording.copy(number));
+            assert_eq!(cut.bytes(hash), missing);
+            replace(&cut, &bytes, false).expect("room");
+            assert!(cut.bytes(hash).expect("mended") == bytes);
             cut.check_usage();
-            // What the interrupted commit left is collected, and nothing else.
-            cut.clock.advance(Duration::from_millis(20 * 60 * 1000));
-            cut.collect();
-            assert!(cut.bytes(hash).expect("whole") == bytes);
-            let objects = cut.count("SELECT count(DISTINCT hash) FROM entry WHERE size > 16384");
-            assert_eq!(cut.objects().len() as u64, objects, "{step:?}");
-            // The same commit succeeds afterwards.
-            replace(&cut, &after, by_session).expect("room");
-            let hash = cut.hash_at("/a").expect("a file");
-            assert!(cut.bytes(hash).expect("whole") == after);
         }
     }
 }
