@@ -100,14 +100,16 @@ impl GarbageCollection {
 }
 
 /// Removes an object, unless it is pinned or a name leads to it by now. Returns whether it is gone.
-fn remove_object(
+pub(super) fn remove_object(
     db: &StoreDb,
     content: &ContentFolder,
     hash: ContentHash,
 ) -> Result<bool, StoreError> {
+    // Not on a reading thread: the lock of the pins is held meanwhile, and a reader that ends a pin would wait for it.
+    let reader = db.own_reader()?;
     // A store that cannot answer is no reason to remove something.
     let is_free = || {
-        let unused = db.read(move |tx| tx.is_content_unknown(hash)).wait();
+        let unused = reader.read(|tx| tx.is_content_unknown(hash));
         unused.unwrap_or(false)
     };
     let removed = content.objects().remove_if(&object_hash(hash), is_free);

@@ -1,13 +1,16 @@
 use std::fs;
+use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
+
+use alknet_test_support::deadline;
 
 use super::*;
 use crate::clock::TimeSource;
 use crate::content::object_hash;
 use crate::error::StoreErrorCode;
-use crate::limits::COLLECT_AGE_MS_MIN;
-use crate::names::{ChangeRequest, MergeRequest, NewBranch, NewBucket, TreeChange};
+use crate::limits::{COLLECT_AGE_MS_MIN, READERS};
+use crate::names::{BucketSettings, ChangeRequest, MergeRequest, NewBranch, NewBucket, TreeChange};
 use crate::sessions::{NewWriteSession, WriteSessionMode};
 use crate::store::tests::{TestFiles, content, path};
 use crate::sweep::SweepRelease;
@@ -139,6 +142,15 @@ fn a_version_that_may_be_incomplete_is_refused() {
     };
     let refused = files.store().write(move |tx| tx.create_branch(&old)).wait();
     assert_eq!(refused.expect_err("old").code(), StoreErrorCode::NotFound);
+    // A longer retention does not bring back what is gone.
+    files.set_retention(DAY_MS);
+    files.collect();
+    files.set_retention(3 * 60 * 60);
+    files.clock.advance(Duration::from_millis(DAY_MS));
+    files.put("/b", b"new");
+    files.collect();
+    let gone = tree_at(&files, main, Some(seq)).expect_err("still gone");
+    assert_eq!(gone.code(), StoreErrorCode::NotFound);
 }
 
 #[test]
@@ -310,7 +322,6 @@ fn an_object_without_a_row_is_removed_once_it_is_old() {
     assert!(files.bytes(left).is_ok());
 }
 
-/// Each step is a transaction of its own, and the position is right where a page ends within the versions of one path.
 /// After a repair, contents may look unused because their names are lost.
 #[test]
 fn a_held_sweep_removes_no_content() {
@@ -338,6 +349,86 @@ fn a_held_sweep_removes_no_content() {
     assert_eq!(files.objects().len(), 0);
 }
 
+/// A counter that the disk has damaged does not cost a content, and neither does a name that comes at the last moment.
+#[test]
+fn a_content_with_a_name_stays_whatever_its_counter_says() {
+    let files = without_retention();
+    let hash = files.put("/a", &content(1, 100_000));
+    let lost = files
+        .store()
+        .write(|tx| tx.execute("DELETE FROM blob_bucket", []));
+    assert_eq!(lost.wait(), Ok(1));
+    assert_eq!(collect_later(&files).contents, 0);
+    assert!(files.bytes(hash).is_ok());
+    let (db, folder) = (files.store().db(), files.store().content());
+    assert_eq!(sweep::remove_object(db, folder, hash), Ok(false));
+    assert!(files.bytes(hash).is_ok());
+}
+
+/// The lock of the pins is held while a removal asks for names, and a reader that ends a pin waits for that lock.
+#[test]
+fn a_removal_does_not_wait_for_readers() {
+    let files = TestFiles::new();
+    let orphan = files.store().put_bytes(&content(1, 100_000)).expect("room");
+    let hash = orphan.hash();
+    drop(orphan);
+    let (db, folder) = (files.store().db(), files.store().content());
+    let gate = Arc::new(Barrier::new(READERS + 1));
+    let reads = (0..READERS).map(|_| {
+        let gate = Arc::clone(&gate);
+        db.read(move |_| {
+            gate.wait();
+            Ok(())
+        })
+    });
+    let reads: Vec<_> = reads.collect();
+    let (sender, removed) = mpsc::channel();
+    let removed = thread::scope(|scope| {
+        scope.spawn(move || sender.send(sweep::remove_object(db, folder, hash)));
+        let removed = removed.recv_timeout(deadline(Duration::from_secs(10)));
+        // The readers end whatever became of the removal.
+        gate.wait();
+        removed
+    });
+    assert_eq!(removed, Ok(Ok(true)));
+    for read in reads {
+        read.wait().expect("it ends");
+    }
+}
+
+#[test]
+fn a_stored_content_that_gets_a_further_name_is_not_swept() {
+    let files = without_retention();
+    for bytes in [content(1, 100), content(1, 100_000)] {
+        let hash = files.put("/a", &bytes);
+        let pinned = files.store().content().pin_stored(hash).expect("there");
+        files.delete("/a");
+        collect_later(&files);
+        let put = TreeChange::put(path("/b"), pinned.content());
+        let request = ChangeRequest::new(files.main, "alice", put);
+        let applied = files.store().apply(request, vec![pinned]).wait();
+        applied.expect("room");
+        assert!(files.bytes(hash).expect("whole") == bytes);
+        files.delete("/b");
+    }
+}
+
+/// A peer that has not seen the deletion would bring the file back.
+#[test]
+fn a_synchronised_bucket_keeps_its_deletions() {
+    let files = without_retention();
+    files.set_bucket(BucketSettings {
+        is_synced: Some(true),
+        ..BucketSettings::default()
+    });
+    files.put("/a", &content(1, 100_000));
+    files.delete("/a");
+    assert_eq!(collect_later(&files).contents, 1);
+    let deletions = "SELECT count(*) FROM entry WHERE kind = 0";
+    assert_eq!(files.count(deletions), 1);
+}
+
+/// Each step is a transaction of its own, and the position is right where a page ends within the versions of one path.
 #[test]
 fn many_versions_are_pruned_in_steps() {
     let files = without_retention();

@@ -209,7 +209,32 @@ fn a_start_after_a_cut_verifies_the_newest_contents_first() {
     assert_eq!(bad_events(&cut), 2);
     assert!(cut.store().is_verified());
 
-    // In steps, with the newest one first.
+    // What was stored in the millisecond of the last start is not behind the mark of that start.
+    let files = TestFiles::new();
+    let long = files.put("/long", &content(1, 100_000));
+    let short = files.put("/short", b"short");
+    overwrite(&files, long, &content(2, 100_000));
+    let damage = files.store().write(move |tx| {
+        let set = "UPDATE inline_ SET data = x'00' WHERE hash = ?1";
+        tx.execute(set, [short]).map(drop)
+    });
+    damage.wait().expect("room");
+    let cut = files.cut();
+    assert_eq!(status(&cut, long), ContentStatus::Bad { size: 100_000 });
+    assert_eq!(status(&cut, short), ContentStatus::Bad { size: 5 });
+}
+
+#[test]
+fn a_verification_goes_in_steps_with_the_newest_content_first() {
+    let files = TestFiles::new();
+    let mut hashes = Vec::new();
+    for number in 0..5 {
+        files.clock.advance(Duration::from_millis(1000));
+        let at = format!("/{number}");
+        hashes.push(files.put(&at, &content(number, 100_000)));
+    }
+    overwrite(&files, hashes[4], &content(9, 100_000));
+    fs::remove_file(object_path(&files, hashes[1])).expect("it is there");
     let folder = files.store().content();
     let now = files.clock.unix_ms();
     let mut verification = folder.begin_verification(now, false).expect("readable");

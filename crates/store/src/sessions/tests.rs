@@ -250,6 +250,50 @@ fn staged_bytes_of_an_identity_have_a_limit() {
     sessions.open(&declared).expect("nothing is staged");
 }
 
+/// What the close copies of the base is staged as well: otherwise sessions that write one byte each would fill the disk.
+#[test]
+fn a_copied_base_counts_as_staged() {
+    let files = TestFiles::new();
+    files.put("/a", &content(1, 150_000));
+    let options = WriteSessionOptions {
+        staged_bytes_max: 100_000,
+        ..WriteSessionOptions::default()
+    };
+    let store = files.store();
+    let (db, time) = (store.db().clone(), files.clock.clone());
+    let sessions = WriteSessions::start(db, store.content().clone(), time, options);
+    let sessions = sessions.expect("room");
+    let new = new_session(&files, "/a", WriteSessionMode::Modify);
+    let id = sessions.open(&new).expect("free");
+    sessions.write(id, "alice", 149_999, b"x").expect("room");
+    let refused = sessions.close(id, "alice", None);
+    assert!(matches!(
+        refused,
+        Err(StoreError::QuotaExceeded {
+            resource: QuotaResource::StagedBytes,
+            ..
+        })
+    ));
+    assert_eq!((staged_files(&files), sessions.count()), (0, 0));
+    assert!(file(&files, "/a") == Some(content(1, 150_000)));
+    files.check_usage();
+}
+
+/// A session of more than [`SESSION_SAVE_BYTES`] has told its bucket what it stages.
+#[test]
+fn a_close_gives_back_what_the_bucket_counts_as_staged() {
+    let files = TestFiles::new();
+    let id = open(&files, "/a", WriteSessionMode::Truncate);
+    let piece = content(1, 1 << 20);
+    for number in 0..10 {
+        write(&files, id, number << 20, &piece);
+    }
+    assert!(files.count("SELECT staged FROM usage") >= SESSION_SAVE_BYTES);
+    close(&files, id).expect("room");
+    assert_eq!(files.count("SELECT staged FROM usage"), 0);
+    files.check_usage();
+}
+
 #[test]
 fn the_quota_of_the_bucket_ends_an_upload_early() {
     let files = TestFiles::new();
