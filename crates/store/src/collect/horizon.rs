@@ -139,7 +139,7 @@ impl ReadTransaction<'_> {
         let mut limits: BTreeMap<BranchId, BTreeSet<u64>> = BTreeMap::new();
         for (branch, ancestor, max_seq) in levels {
             let level = limits.entry(ancestor).or_default();
-            level.insert(max_seq);
+            // The head of each branch is among its versions, so where the branch began counts too.
             let shown = versions.get(&branch).into_iter().flatten();
             level.extend(shown.map(|seq| (*seq).min(max_seq)));
         }

@@ -113,7 +113,7 @@ fn a_damaged_object_is_refused_marked_and_mended() {
     overwrite(&files, hash, &damaged);
     // What comes before the damage is served, and not a byte of the damaged group.
     let reader = files.store().read_content(hash).expect("its tree is whole");
-    let blocks: Vec<_> = reader.blocks(0..600_000).collect();
+    let blocks: Vec<_> = reader.blocks(0..600_000).take(1000).collect();
     let (last, whole) = blocks.split_last().expect("some");
     let whole = whole.iter().map(|it| it.clone().expect("whole"));
     let whole = whole.collect::<Vec<_>>().concat();
@@ -143,7 +143,7 @@ fn contents_without_their_bytes_are_missing() {
     assert_eq!(refused(files.bytes(cut)), StoreErrorCode::ContentMissing);
     let short = files.put("/short", b"short");
     let damage = files.store().write(move |tx| {
-        let set = "UPDATE inline_ SET data = x'00' WHERE hash = ?1";
+        let set = "UPDATE inline_ SET data = zeroblob(length(data)) WHERE hash = ?1";
         tx.execute(set, [short]).map(drop)
     });
     damage.wait().expect("room");
@@ -215,7 +215,7 @@ fn a_start_after_a_cut_verifies_the_newest_contents_first() {
     let short = files.put("/short", b"short");
     overwrite(&files, long, &content(2, 100_000));
     let damage = files.store().write(move |tx| {
-        let set = "UPDATE inline_ SET data = x'00' WHERE hash = ?1";
+        let set = "UPDATE inline_ SET data = zeroblob(length(data)) WHERE hash = ?1";
         tx.execute(set, [short]).map(drop)
     });
     damage.wait().expect("room");
@@ -267,7 +267,7 @@ fn a_scrub_finds_each_kind_of_damage_and_what_was_brought_back() {
     overwrite(&files, damaged, &content(4, 100_000));
     fs::remove_file(object_path(&files, gone)).expect("it is there");
     let damage = files.store().write(move |tx| {
-        let set = "UPDATE inline_ SET data = x'00' WHERE hash = ?1";
+        let set = "UPDATE inline_ SET data = zeroblob(length(data)) WHERE hash = ?1";
         tx.execute(set, [short]).map(drop)
     });
     damage.wait().expect("room");

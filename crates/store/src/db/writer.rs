@@ -192,7 +192,7 @@ impl Writer<'_> {
     }
 
     /// Empties a log that is too long. SQLite itself begins the log again only at a moment at which no reader is within
-    /// it, and with enough readers there is none.
+    /// it, and with enough readers no such moment comes.
     fn bound_log(&mut self) {
         let is_long = fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX / 2);
         if !is_long || Instant::now() < self.next_emptying {

@@ -143,7 +143,7 @@ impl TestFiles {
     /// Changes a byte of a content on the disk.
     fn damage(&self, hash: ContentHash) {
         let row = self.store().write(move |tx| {
-            let set = "UPDATE inline_ SET data = x'00' WHERE hash = ?1";
+            let set = "UPDATE inline_ SET data = zeroblob(length(data)) WHERE hash = ?1";
             tx.execute(set, [hash])
         });
         if row.wait().expect("room") == 0 {
