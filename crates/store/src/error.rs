@@ -30,6 +30,10 @@ pub enum StoreObject {
     Job,
     /// A lock of an entry.
     Lock,
+    /// A content, by its hash.
+    Content,
+    /// A write session, which may be over.
+    Session,
 }
 
 impl fmt::Display for StoreObject {
@@ -43,6 +47,8 @@ impl fmt::Display for StoreObject {
             Self::Consumer => "the consumer",
             Self::Job => "the job",
             Self::Lock => "the lock",
+            Self::Content => "the content",
+            Self::Session => "the write session",
         })
     }
 }
@@ -55,6 +61,10 @@ pub enum QuotaResource {
     Bytes,
     /// Versions of entries in a bucket, deletions left out.
     Entries,
+    /// Bytes that the write sessions of one identity have staged.
+    StagedBytes,
+    /// Open write sessions of one identity.
+    OpenSessions,
 }
 
 impl fmt::Display for QuotaResource {
@@ -62,6 +72,8 @@ impl fmt::Display for QuotaResource {
         f.write_str(match self {
             Self::Bytes => "bytes",
             Self::Entries => "entries",
+            Self::StagedBytes => "staged bytes",
+            Self::OpenSessions => "open write sessions",
         })
     }
 }
@@ -232,6 +244,21 @@ pub enum StoreError {
         /// Use before the change.
         used: u64,
     },
+    /// The content is damaged or lost. Storing it again mends it.
+    #[error("the content {hash} is damaged or lost")]
+    ContentMissing {
+        /// The content.
+        hash: ContentHash,
+    },
+    /// The content is on peers only.
+    #[error("the content {hash} is not on this node")]
+    ContentUnavailable {
+        /// The content.
+        hash: ContentHash,
+    },
+    /// The system failed at a file of the folder of contents.
+    #[error("the folder of contents: {0}")]
+    ContentFolder(String),
     /// The disk is full.
     #[error("the disk is full")]
     NoSpace,
@@ -320,6 +347,8 @@ impl StoreError {
             | Self::LeaseLost
             | Self::Locked { .. } => StoreErrorCode::Conflict,
             Self::QuotaExceeded { .. } => StoreErrorCode::QuotaExceeded,
+            Self::ContentMissing { .. } => StoreErrorCode::ContentMissing,
+            Self::ContentUnavailable { .. } => StoreErrorCode::ContentUnavailable,
             Self::NoSpace => StoreErrorCode::NoSpace,
             Self::TooLarge { .. } => StoreErrorCode::TooLarge,
             Self::InvalidPath(_) | Self::InvalidName(_) => StoreErrorCode::InvalidPath,
@@ -330,9 +359,11 @@ impl StoreError {
             }
             Self::ReadOnly(_) => StoreErrorCode::ReadOnly,
             Self::EventGap { .. } => StoreErrorCode::Gap,
-            Self::Damaged(_) | Self::Database(_) | Self::Panicked(_) | Self::FileSystem(_) => {
-                StoreErrorCode::Internal
-            }
+            Self::Damaged(_)
+            | Self::Database(_)
+            | Self::ContentFolder(_)
+            | Self::Panicked(_)
+            | Self::FileSystem(_) => StoreErrorCode::Internal,
         }
     }
 

@@ -1,11 +1,13 @@
-//! A store of files: which bucket, branch and path has which content, in one SQLite file.
+//! A store of files: which bucket, branch and path has which content, in one SQLite file, and the contents beside it.
 //!
 //! A bucket has branches. Each row of an entry carries the number of the commit that made it, and a branch shows the rows
 //! of its ancestors up to the commits that it began at. So a branch, a snapshot and a former version cost nothing, and a
 //! merge compares each path with the version that both branches have in common.
 //!
-//! The store keeps addresses of contents and counts references to them. The caller makes a content durable before it names
-//! it here. Who may do what is the caller's as well: a path, a branch and a quota are checked, and no right.
+//! [`StoreDb`] has the names: it keeps addresses of contents and counts references to them. [`Store`] has the contents as
+//! well: a content is durable before a name leads to it, a reader gets no byte that was not compared with the hash, and a
+//! collection removes what nothing refers to. Who may do what is the caller's business: a path, a branch and a quota are
+//! checked, and no right.
 //!
 //! One thread writes. It takes the jobs that wait into one transaction, so that one sync of the disk serves them all, and
 //! an error or a panic of a job takes back that job alone. Every change writes its events in the same transaction. A few
@@ -53,6 +55,8 @@
 mod address;
 mod bounds;
 mod clock;
+mod collect;
+mod content;
 mod db;
 mod error;
 mod hash;
@@ -62,12 +66,19 @@ mod names;
 mod outbox;
 mod path;
 mod queue;
+mod sessions;
+mod store;
 mod sweep;
 #[cfg(test)]
 mod testing;
 
 pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion};
 pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
+pub use collect::{CollectPhase, CollectProgress, GarbageCollection};
+pub use content::{
+    CommitStep, ContentBlocks, ContentFolder, ContentReader, ContentScrub, ContentScrubStep,
+    ContentStatus, PreparedContent, StagedContent, VerifyProgress,
+};
 pub use db::{
     CopyOutcome, Durability, LostEvent, ReadTransaction, STORE_APPLICATION_ID,
     STORE_SCHEMA_VERSION, SpaceSource, StoreCopy, StoreDb, StoreDbOptions, StoreOpenError,
@@ -95,4 +106,9 @@ pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};
 pub use queue::{
     ClaimedJob, DeadJob, EnqueuedJob, JobClaim, JobRetry, NewJob, QueueName, QueueUsage,
 };
+pub use sessions::{
+    ClosedSession, NewWriteSession, WriteSessionId, WriteSessionMode, WriteSessionOptions,
+    WriteSessions,
+};
+pub use store::{FileStoreOptions, Store};
 pub use sweep::SweepRelease;

@@ -87,6 +87,9 @@ pub const READS_QUEUED_MAX: usize = 4096;
 /// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow.
 pub const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Bytes of the log of the database. The writer empties a log of half of that.
+pub const LOG_BYTES_MAX: u64 = 64 << 20;
+
 /// Milliseconds by which the clock of a peer may be ahead. A later time is clamped.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
 
@@ -176,3 +179,45 @@ pub const LOST_EVENTS_LISTED_MAX: usize = 1000;
 
 /// Numbers of events and commits that a repair leaves out where the damaged file does not say which was its last.
 pub const REPAIR_NUMBERS_SKIPPED: u64 = 1_000_000;
+
+/// Bytes of one block of a read.
+pub const READ_BLOCK_BYTES: usize = 256 << 10;
+
+/// Contents that a recursive pin protects below the pinned one. All of their rows are in one transaction.
+pub const PIN_CHILDREN_MAX: usize = 10_000;
+
+/// Bytes that a start verifies after one that did not end in order. The rest is verified in steps afterwards.
+pub const BOOT_VERIFY_BYTES_DEFAULT: u64 = 1 << 30;
+
+/// Rows of contents that one query of a verification or a sweep takes.
+pub const CONTENT_PAGE_ROWS: usize = 4096;
+
+/// Rows that one step of the collection looks at or removes. Other writers wait for one step at most.
+pub const COLLECT_STEP_ROWS: usize = 1000;
+
+/// Contents that one step of the collection removes. Each removal syncs a folder.
+pub const COLLECT_STEP_CONTENTS: usize = 64;
+
+/// Milliseconds that a content without a name stays at least: a writer may be about to name it.
+pub const COLLECT_AGE_MS_MIN: u64 = 10 * 60 * 1000;
+
+/// Open write sessions of one identity.
+pub const SESSIONS_PER_IDENTITY_MAX: usize = 16;
+
+/// Open write sessions of the store. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
+pub const SESSIONS_MAX: usize = 1024;
+
+/// Bytes that the open write sessions of one identity stage, if the options name no other limit.
+pub const STAGED_BYTES_DEFAULT: u64 = 2 << 30;
+
+/// Bytes of a session that stay in memory until it is closed. A longer content gets a staging file.
+pub const SESSION_MEMORY_BYTES: u64 = 64 << 10;
+
+/// Staged bytes after which the room on the disk is looked at again, and for a session its row and the quota of its bucket.
+pub const SESSION_SAVE_BYTES: u64 = 8 << 20;
+
+/// Separate ranges that the writes of a session may leave. Each takes memory for as long as the session is open.
+pub const SESSION_RANGES_MAX: usize = 65_536;
+
+/// Milliseconds without a write after which a session is swept, if the options name no other time.
+pub const SESSION_TTL_MS_DEFAULT: u64 = 60 * 60 * 1000;

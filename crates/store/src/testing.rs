@@ -22,6 +22,14 @@ pub(crate) const START_MS: u64 = 1_800_000_000_000;
 pub(crate) struct ManualTimeSource(AtomicU64);
 
 impl ManualTimeSource {
+    pub(crate) fn starting_at(unix_ms: u64) -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(unix_ms)))
+    }
+
+    pub(crate) fn set(&self, unix_ms: u64) {
+        self.0.store(unix_ms, Ordering::SeqCst);
+    }
+
     pub(crate) fn advance(&self, time: Duration) {
         self.0.fetch_add(duration_ms(time), Ordering::SeqCst);
     }
@@ -71,7 +79,7 @@ impl ScratchStore {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut store = Self {
             path: dir.path().join("fs.db"),
-            time: Arc::new(ManualTimeSource(AtomicU64::new(START_MS))),
+            time: ManualTimeSource::starting_at(START_MS),
             space: ManualSpaceSource::ample(),
             db: None,
             dir,

@@ -535,7 +535,7 @@ fn the_store_of_files_knows_no_network() {
         .iter()
         .filter(|name| name.starts_with("alknet"))
         .collect();
-    assert_eq!(ours, ["alknet-durable"]);
+    assert_eq!(ours, ["alknet-durable", "alknet-objects"]);
     graph.forbid("alknet-store", &["http", "hyper", "quinn", "rustls"]);
     let sources = sources().iter();
     let own = sources.filter(|it| it.path.starts_with("crates/store/src/"));

@@ -23,6 +23,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::{HybridClock, SystemTimeSource, TimeSource};
@@ -140,6 +141,7 @@ impl StoreDb {
             time: Arc::clone(&options.time),
             space: Arc::clone(&space),
             clock,
+            path: path.to_owned(),
         };
         let connection = opened.connection;
         let thread = thread::Builder::new().name("fs-write".to_owned());
@@ -226,6 +228,11 @@ impl StoreDb {
         }
     }
 
+    /// A connection of the caller's own, for a read that must not wait behind others. Blocks.
+    pub(crate) fn own_reader(&self) -> Result<OwnReader, StoreError> {
+        Ok(OwnReader(open::open_reader(&self.0.path)?))
+    }
+
     /// The number of the last event that is durable. It changes after each commit with events.
     #[must_use]
     pub fn last_event(&self) -> watch::Receiver<i64> {
@@ -255,6 +262,21 @@ impl StoreDb {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.0.is_damaged.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection that reads on the thread of its owner, without a time limit.
+pub(crate) struct OwnReader(Connection);
+
+impl OwnReader {
+    /// Runs one read. It sees one state of the store, and all writes whose result was there before.
+    pub(crate) fn read<T>(
+        self,
+        work: impl FnOnce(&ReadTransaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        // The transaction ends with the connection.
+        self.0.execute_batch("BEGIN")?;
+        work(&ReadTransaction::new(&self.0))
     }
 }
 

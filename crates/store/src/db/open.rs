@@ -12,16 +12,18 @@ use thiserror::Error;
 
 use super::quarantine;
 use super::schema::{self, META_CLEAN_SHUTDOWN, META_CLOCK, META_STORE_ID, StoreFileKind};
+use super::transaction::to_sql;
 use crate::clock::HybridTimestamp;
+use crate::limits::LOG_BYTES_MAX;
 
 /// How long SQLite waits for a lock.
-const BUSY: Duration = Duration::from_secs(5);
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 
 /// Pages of the log after which SQLite moves them into the file.
 const CHECKPOINT_PAGES: i64 = 2000;
 
-/// Bytes that the log keeps after a checkpoint.
-const LOG_BYTES_MAX: i64 = 64 << 20;
+/// Suffix of the write-ahead log behind the file's name.
+pub(super) const LOG: &str = "-wal";
 
 /// Suffix of the file whose lock says that a process uses the store.
 const LOCK: &str = "-lock";
@@ -247,7 +249,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)
+    connection.pragma_update(None, "journal_size_limit", to_sql(LOG_BYTES_MAX))
 }
 
 /// Opens a connection that reads. The writer has opened the file before.

@@ -1,21 +1,30 @@
 //! The one thread that writes, with its group commit.
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 use tokio::sync::{oneshot, watch};
 
-use super::open;
+use super::open::{self, BUSY, LOG};
+use super::quarantine;
 use super::schema::META_CLOCK;
 use super::space::SpaceWatch;
 use super::transaction::WriteTransaction;
 use crate::clock::{HybridClock, TimeSource};
 use crate::error::StoreError;
-use crate::limits::{GROUP_JOBS_MAX, GROUP_TIME_MAX};
+use crate::limits::{GROUP_JOBS_MAX, GROUP_TIME_MAX, LOG_BYTES_MAX};
+
+/// Pause between two attempts to empty the log.
+const EMPTY_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long an attempt waits for readers of older states. No write goes on meanwhile.
+const EMPTY_WAIT: Duration = Duration::from_millis(100);
 
 /// What a power cut may take of an acknowledged write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +120,8 @@ pub(super) struct WriterSetup {
     pub(super) time: Arc<dyn TimeSource>,
     pub(super) space: Arc<SpaceWatch>,
     pub(super) clock: HybridClock,
+    /// The file.
+    pub(super) path: PathBuf,
 }
 
 /// The thread: runs jobs until every sender of the queue is dropped, and then closes the file in order.
@@ -122,6 +133,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         time,
         space,
         clock,
+        path,
     } = setup;
     let mut writer = Writer {
         connection: &connection,
@@ -131,6 +143,8 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         last_event,
         is_damaged: &is_damaged,
         space: &space,
+        log: quarantine::with(&path, LOG),
+        next_emptying: Instant::now(),
     };
     writer.serve();
     drop(writer);
@@ -160,6 +174,10 @@ struct Writer<'c> {
     last_event: watch::Sender<i64>,
     is_damaged: &'c AtomicBool,
     space: &'c SpaceWatch,
+    /// The log of the file.
+    log: PathBuf,
+    /// No attempt to empty the log comes before.
+    next_emptying: Instant,
 }
 
 impl Writer<'_> {
@@ -169,7 +187,27 @@ impl Writer<'_> {
         // the jobs stays.
         while let Some(first) = next.take().or_else(|| self.jobs.recv().ok()) {
             next = self.run_group(first);
+            self.bound_log();
         }
+    }
+
+    /// Empties a log that is too long. SQLite itself begins the log again only at a moment at which no reader is within
+    /// it, and with enough readers no such moment comes.
+    fn bound_log(&mut self) {
+        let is_long = fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX / 2);
+        if !is_long || Instant::now() < self.next_emptying {
+            return;
+        }
+        // Readers that begin meanwhile do not hinder it, and those of older states end within their time.
+        let emptied = self.connection.busy_timeout(EMPTY_WAIT).and_then(|()| {
+            let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let row = |row: &rusqlite::Row<'_>| row.get::<_, bool>(0);
+            self.connection.query_row(checkpoint, [], row)
+        });
+        if let Err(error) = self.connection.busy_timeout(BUSY).and(emptied) {
+            tracing::warn!(%error, "the log of the file of names cannot be emptied");
+        }
+        self.next_emptying = Instant::now() + EMPTY_AGAIN;
     }
 
     /// Runs a job, and the jobs that wait behind it, in one transaction. Returns a job that needs another one.

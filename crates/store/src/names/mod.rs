@@ -33,6 +33,7 @@ pub use merge::{ConflictKind, MergeConflict, MergeOutcome, MergeRequest, MergeSt
 pub use purge::PurgeProgress;
 pub use resolve::TreeView;
 pub use snapshots::Snapshot;
+pub(crate) use usage::UsageChange;
 pub use usage::{BucketUsage, ContentPresence, FileContent};
 
 macro_rules! row_id {

@@ -108,6 +108,7 @@ impl WriteTransaction<'_> {
         if rows < rows_max {
             self.execute("DELETE FROM blob_bucket WHERE bucket_id = ?1", [bucket])?;
             self.execute("DELETE FROM usage WHERE bucket_id = ?1", [bucket])?;
+            self.execute("DELETE FROM meta WHERE k = 'pruned:' || ?1", [bucket])?;
             self.execute("DELETE FROM bucket WHERE id = ?1", [bucket])?;
         }
         Ok(rows)

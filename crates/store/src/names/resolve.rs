@@ -67,9 +67,22 @@ impl ReadTransaction<'_> {
     /// A branch as it is, or as it was after a commit.
     ///
     /// # Errors
-    /// The branch does not exist, or it was made independent of its ancestors after that commit and does not have the
-    /// version any more.
+    /// The branch does not exist, or it does not have the version any more: it was made independent of its ancestors after
+    /// that commit, or the commit is older than the retention and a collection came by.
     pub fn view(&self, branch: BranchId, as_of: Option<u64>) -> Result<TreeView, StoreError> {
+        let view = self.view_unchecked(branch, as_of)?;
+        if let Some(as_of) = as_of {
+            self.check_version_kept(view.bucket, branch, as_of)?;
+        }
+        Ok(view)
+    }
+
+    /// The same for a version that the caller knows to be complete: a collection leaves what a merge compares with.
+    pub(super) fn view_unchecked(
+        &self,
+        branch: BranchId,
+        as_of: Option<u64>,
+    ) -> Result<TreeView, StoreError> {
         let bucket = "SELECT bucket_id FROM branch WHERE id = ?1 AND state <> 'deleted'";
         let bucket = self.query_row(bucket, [branch], |row| row.get(0))?;
         let bucket = bucket.ok_or(StoreError::NotFound(StoreObject::Branch))?;

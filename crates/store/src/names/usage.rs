@@ -4,6 +4,7 @@ use rusqlite::params;
 
 use super::BucketId;
 use super::buckets::Bucket;
+use crate::content::ContentState;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::hash::ContentHash;
@@ -41,10 +42,6 @@ pub enum ContentPresence {
     /// They are durable here. The caller made them so before it names them.
     Complete,
 }
-
-/// `blob.state` of contents that the names know of.
-const WANTED: i64 = 0;
-const COMPLETE: i64 = 2;
 
 /// What a bucket uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,10 +133,11 @@ impl WriteTransaction<'_> {
             });
         }
         let is_complete = content.presence == ContentPresence::Complete;
+        let complete = ContentState::Complete.code();
         let (state, verified_ms) = if is_complete {
-            (COMPLETE, Some(to_sql(self.unix_ms())))
+            (complete, Some(to_sql(self.unix_ms())))
         } else {
-            (WANTED, None)
+            (ContentState::Wanted.code(), None)
         };
         let query = "SELECT size, state FROM blob WHERE hash = ?1";
         let known = self.query_row(query, [content.hash], |row| {
@@ -155,7 +153,7 @@ impl WriteTransaction<'_> {
                 return Err(StoreError::SizeMismatch { known, given });
             }
             // What a caller just made durable also mends a content that was found damaged.
-            Some((_, known)) if is_complete && known != COMPLETE => self.execute(
+            Some((_, known)) if is_complete && known != complete => self.execute(
                 "UPDATE blob SET state = ?2, verified_ms = ?3 WHERE hash = ?1",
                 params![content.hash, state, verified_ms],
             )?,

@@ -93,7 +93,7 @@ impl ReadTransaction<'_> {
             };
             // The other side came by earlier, at this version or a newer one.
             if other.is_some() {
-                match self.view(step.branch, Some(step.seq)) {
+                match self.view_unchecked(step.branch, Some(step.seq)) {
                     // A branch that is deleted has no tree any more, and one that was flattened none of its older versions.
                     Err(StoreError::NotFound(_)) => {}
                     view => return view.map(Some),

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use alknet_test_support::is_campaign;
+
 use super::reference::{
     Reference, ReferenceBranch, ReferenceChange, above, differing, is_below, merge,
 };
 use super::*;
+use crate::collect::{CollectPhase, GarbageCollection};
+use crate::error::StoreObject;
 
 /// Random numbers that are the same in each run (SplitMix64).
 struct Random(u64);
@@ -46,14 +50,23 @@ struct ModelRun {
     /// The name, the branch and the version.
     snapshots: Vec<(String, BranchId, u64)>,
     branches_max: usize,
+    /// Whether old versions are collected, of which the store keeps none for their age.
+    collects: bool,
     names: usize,
     /// How often each step did something.
     done: BTreeMap<&'static str, usize>,
 }
 
 impl ModelRun {
-    fn new(seed: u64, branches_max: usize) -> Self {
+    fn new(seed: u64, branches_max: usize, collects: bool) -> Self {
         let store = TestStore::new();
+        let bucket = store.bucket;
+        let settings = BucketSettings {
+            retention_s: collects.then_some(0),
+            ..BucketSettings::default()
+        };
+        let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+        set.expect("there");
         let main = ReferenceBranch {
             id: store.main,
             name: "main".to_owned(),
@@ -72,6 +85,7 @@ impl ModelRun {
             reference,
             snapshots: Vec::new(),
             branches_max,
+            collects,
             names: 0,
             done: BTreeMap::new(),
         }
@@ -86,6 +100,7 @@ impl ModelRun {
             86..89 => self.delete_branch(),
             89..93 => self.create_snapshot(),
             93..95 => self.delete_snapshot(),
+            95..98 if self.collects => self.collect(),
             95..98 => self.purge(),
             _ => self.reopen(),
         };
@@ -100,7 +115,23 @@ impl ModelRun {
     fn any_version(&mut self, branch: BranchId) -> u64 {
         let versions = &self.reference.branches[&branch].versions;
         let seqs: Vec<u64> = versions.iter().map(|(seq, _)| *seq).collect();
-        self.random.pick(&seqs)
+        let seq = self.random.pick(&seqs);
+        if self.is_kept(branch, seq) {
+            return seq;
+        }
+        // What a live branch or a snapshot shows has to be there.
+        let head = *seqs.last().expect("a version");
+        let is_needed = |(_, of, at): &(String, BranchId, u64)| (*of, *at) == (branch, seq);
+        assert!(self.collects && seq != head && !self.snapshots.iter().any(is_needed));
+        assert!(self.is_kept(branch, head));
+        *self.done.entry("gone version").or_default() += 1;
+        head
+    }
+
+    fn is_kept(&self, branch: BranchId, seq: u64) -> bool {
+        let view = self.store.read(move |tx| tx.view(branch, Some(seq)));
+        let absent = StoreError::NotFound(StoreObject::Version);
+        view.map_err(|error| assert_eq!(error, absent)).is_ok()
     }
 
     fn fresh_name(&mut self, kind: &str) -> String {
@@ -411,6 +442,16 @@ impl ModelRun {
         if step.is_done { "nothing" } else { "purge" }
     }
 
+    fn collect(&mut self) -> &'static str {
+        let mut collection = GarbageCollection::default();
+        let phases = [CollectPhase::Purge, CollectPhase::Prune];
+        while phases.contains(&collection.progress().phase) {
+            collection.step_rows(self.store.db()).expect("room");
+        }
+        let has_rows = collection.progress().rows > 0;
+        if has_rows { "collection" } else { "nothing" }
+    }
+
     fn reopen(&mut self) -> &'static str {
         self.store.reopen();
         assert!(self.store.db().was_closed_in_order());
@@ -457,9 +498,31 @@ fn conflicts_decided(outcome: &MergeOutcome) -> bool {
     !outcome.conflicts.is_empty()
 }
 
-/// Runs so many steps, and returns how often each kind did something.
-fn run(seed: u64, steps: usize, branches_max: usize) -> BTreeMap<&'static str, usize> {
-    let mut run = ModelRun::new(seed, branches_max);
+/// Runs so many steps with each seed, and returns how often each kind did something. A campaign has fifty seeds.
+fn run(
+    seed: u64,
+    steps: usize,
+    branches_max: usize,
+    collects: bool,
+) -> BTreeMap<&'static str, usize> {
+    let seeds = if is_campaign() { 50 } else { 1 };
+    let mut all = BTreeMap::new();
+    for seed in (seed..).step_by(2).take(seeds) {
+        println!("seed {seed}");
+        for (kind, count) in run_once(seed, steps, branches_max, collects) {
+            *all.entry(kind).or_default() += count;
+        }
+    }
+    all
+}
+
+fn run_once(
+    seed: u64,
+    steps: usize,
+    branches_max: usize,
+    collects: bool,
+) -> BTreeMap<&'static str, usize> {
+    let mut run = ModelRun::new(seed, branches_max, collects);
     for step in 0..steps {
         run.step();
         run.store.check_usage();
@@ -473,7 +536,7 @@ fn run(seed: u64, steps: usize, branches_max: usize) -> BTreeMap<&'static str, u
 
 #[test]
 fn a_store_with_few_branches_behaves_as_the_model() {
-    let done = run(1, 1200, 5);
+    let done = run(1, 1200, 5, false);
     for kind in [
         "change",
         "refused change",
@@ -498,6 +561,25 @@ fn a_store_with_few_branches_behaves_as_the_model() {
 
 #[test]
 fn a_store_with_long_chains_behaves_as_the_model() {
-    let done = run(2, 800, 26);
+    let done = run(2, 800, 26, false);
     assert!(done["branch"] > 20, "{done:?}");
+}
+
+/// What a head, a snapshot or a branch shows, and what a merge compares with, is there after each collection.
+#[test]
+fn a_store_whose_old_versions_are_collected_behaves_as_the_model() {
+    let done = run(3, 1000, 6, true);
+    for kind in [
+        "collection",
+        "gone version",
+        "merge",
+        "decided merge",
+        "snapshot",
+        "deleted branch",
+    ] {
+        assert!(
+            done.get(kind).is_some_and(|count| *count > 2),
+            "{kind}: {done:?}"
+        );
+    }
 }

@@ -55,11 +55,10 @@ impl Reference {
 
     /// For each branch the newest version that this version has taken in.
     fn taken_in(&self, branch: BranchId, seq: u64, taken: &mut BTreeMap<BranchId, u64>) {
-        let known = taken.entry(branch).or_insert(0);
-        if *known >= seq && seq > 0 {
+        if taken.get(&branch).is_some_and(|known| *known >= seq) {
             return;
         }
-        *known = seq;
+        taken.insert(branch, seq);
         let of = &self.branches[&branch];
         if let Some(parent) = of.parent {
             self.taken_in(parent, of.origin.min(seq), taken);
