@@ -281,7 +281,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
             plan,
             was_staged: false,
             was_noted: false,
-            kept: None,
+            kept_stager: None,
         });
     }
     if before.good() == at.running {
@@ -290,7 +290,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
     }
     let stager = noted_stager(slot, &release, at).filter(|_| record.phase() == BootPhase::Staged);
     release.stager = Some(stager_to_note(stager.as_ref(), order));
-    let kept = stager.clone().filter(|noted| keeps_stager(noted, order));
+    let kept_stager = stager.clone().filter(|noted| keeps_stager(noted, order));
     let lies_there = lies_there(disk, slot, &plan, at, &progress)?;
     let bytes = if lies_there { 0 } else { plan.bytes };
     check_capacity(disk, slot, at, bytes)?;
@@ -308,7 +308,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
             plan,
             was_staged,
             was_noted,
-            kept,
+            kept_stager,
         });
     }
     let source = delta::find_source(&mut bundle, &verified, chosen.target, &base)?;
@@ -328,7 +328,7 @@ fn stage_or_leave<D: BlockDevice, R: Read>(
         plan,
         was_staged: false,
         was_noted: false,
-        kept,
+        kept_stager,
     })
 }
 

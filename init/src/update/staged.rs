@@ -31,7 +31,7 @@ pub(super) struct StagedBundle {
     /// changed what is noted of a staged program: its floor has risen, or the note was lost.
     pub(super) was_noted: bool,
     /// The caller whose version this stays, if the sender has not taken it over.
-    pub(super) kept: Option<UpdateStager>,
+    pub(super) kept_stager: Option<UpdateStager>,
 }
 
 /// A version that was staged.

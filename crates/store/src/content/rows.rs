@@ -42,7 +42,7 @@ impl FromSql for ContentState {
 /// What the store knows of a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentStatus {
-    /// Nothing.
+    /// The store knows nothing of it.
     Missing,
     /// A name leads to it, and its bytes are on peers only.
     Wanted {

@@ -49,7 +49,7 @@ impl UpdateSystem {
         };
         // The log says who staged the version that waits, so that a hub does not replace that of an administrator. The note
         // says the same: it keeps the caller of a program that another one may not take over.
-        let staging = match &staged.kept {
+        let staging = match &staged.kept_stager {
             Some(stager) => UpdateRecord {
                 by: stager.by.clone(),
                 limited: stager.limited,
@@ -63,7 +63,7 @@ impl UpdateSystem {
         let is_repeated = staged.was_staged && self.folder.as_deref().is_some_and(is_known);
         // An event of its own, because the version may stay the one of the caller who staged it. What may run after its
         // confirmation is not what that caller has agreed to any more.
-        let was_staged = staged.was_staged || staged.kept.is_some();
+        let was_staged = staged.was_staged || staged.kept_stager.is_some();
         let noted = (was_staged && !staged.was_noted).then(|| UpdateRecord {
             event: history::NOTED.to_owned(),
             reason: match &staged.plan.floor {
