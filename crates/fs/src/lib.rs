@@ -1,0 +1,3 @@
+//! Views of the store of files.
+
+pub mod dav;
