@@ -105,9 +105,7 @@ mod tests {
     #[test]
     fn a_condition_without_resources_is_empty() {
         let body = DavCondition::PropfindFiniteDepth.to_body();
-        assert!(body.ends_with(
-            "<D:error xmlns:D=\"DAV:\"><D:propfind-finite-depth/></D:error>"
-        ));
+        assert!(body.ends_with("<D:error xmlns:D=\"DAV:\"><D:propfind-finite-depth/></D:error>"));
         assert_eq!(DavCondition::PropfindFiniteDepth.status(), 403);
     }
 }

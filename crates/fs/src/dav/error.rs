@@ -56,6 +56,9 @@ pub enum DavError {
     /// The path names a bucket, a branch or an entry that breaks a rule.
     #[error(transparent)]
     Path(#[from] InvalidPath),
+    /// A component of the path has an encoded slash, which no name has.
+    #[error("a component of the path has a slash in it")]
+    EncodedSlash,
     /// The path is one of no resource of the mount.
     #[error("the mount has no resource of this path")]
     NoResource,
@@ -79,6 +82,7 @@ impl DavError {
             | Self::TooDeep { .. }
             | Self::UnexpectedBody(_)
             | Self::Header { .. }
+            | Self::EncodedSlash
             | Self::Path(_) => StatusCode::BAD_REQUEST,
             // RFC 4918 §9.8.5 and §9.9.4.
             Self::OtherServer => StatusCode::BAD_GATEWAY,

@@ -40,7 +40,10 @@ mod tests {
     #[test]
     fn fields_are_valid() {
         for (name, value) in FILE_HEADERS {
-            assert!(http::HeaderName::from_lowercase(name.as_bytes()).is_ok(), "{name}");
+            assert!(
+                http::HeaderName::from_lowercase(name.as_bytes()).is_ok(),
+                "{name}"
+            );
             assert!(http::HeaderValue::from_str(value).is_ok(), "{value}");
         }
     }

@@ -24,9 +24,9 @@ pub use condition::{CONDITION_MEDIA_TYPE, DavCondition};
 pub use error::DavError;
 pub use headers::{
     ContentRangeHeader, DavDepth, EntityTag, EntityTagList, EntityVersion, IfCondition, IfHeader,
-    IfList, IfResources, IfState, MultipartRanges, RangeSelection, RequestCondition, UploadAppend,
-    UploadError, UploadProgress, UploadStage, destination, lock_time, overwrites, pin_version,
-    select_ranges, unlock_token,
+    IfList, IfResources, IfState, MultipartRanges, RangeSelection, RequestCondition,
+    UPLOAD_COMPLETE, UPLOAD_LENGTH, UPLOAD_OFFSET, UploadAppend, UploadError, UploadProgress,
+    UploadStage, destination, is_overwrite_allowed, lock_time, pin_version, unlock_token,
 };
 pub use listing::{
     LISTING_HEADERS, ListedEntry, ListingFormat, ListingHead, end_listing, listing_head,
@@ -38,7 +38,7 @@ pub use properties::{
     DeadProperties, DeadProperty, DeadPropertyError, LiveProperty, PropertyElement, PropertySource,
     QuotaUse, active_lock, find_properties,
 };
-pub use target::{DavTarget, RequestOrigin, TargetTree, href_of};
+pub use target::{DavTarget, MOUNT_PREFIX, RequestOrigin, TargetEntry};
 pub use time::{http_date, parse_http_date};
 pub use xml::{XmlAttribute, XmlElement, XmlName, XmlNode};
 

@@ -61,7 +61,8 @@ impl MultistatusWriter {
         }
     }
 
-    /// Writes the properties of a resource, which `href` names (see [`href_of`](super::href_of)).
+    /// Writes the properties of a resource, which `href` names (see
+    /// [`TargetEntry::href`](super::TargetEntry::href)).
     pub fn push_properties(&mut self, href: &str, outcomes: &[PropertyStatus]) {
         self.begin_response(href);
         for outcome in outcomes {
@@ -170,9 +171,17 @@ mod tests {
         body.push_str(&writer.finish());
         let root = XmlElement::parse(body.as_bytes()).expect("well-formed");
         assert!(root.name.is_dav("multistatus"));
-        assert_eq!(root.elements().filter(|it| it.name.is_dav("response")).count(), 3);
+        assert_eq!(
+            root.elements()
+                .filter(|it| it.name.is_dav("response"))
+                .count(),
+            3
+        );
         assert!(body.contains("<D:href>/fs/a&amp;b</D:href>"), "{body}");
-        assert!(body.contains("<D:status>HTTP/1.1 403 Forbidden</D:status><D:error>"), "{body}");
+        assert!(
+            body.contains("<D:status>HTTP/1.1 403 Forbidden</D:status><D:error>"),
+            "{body}"
+        );
     }
 
     #[test]

@@ -11,7 +11,9 @@ const SECOND_NS: i64 = 1_000_000_000;
 #[must_use]
 pub fn http_date(time_ns: i64) -> Option<String> {
     let time = Timestamp::from_second(time_ns.div_euclid(SECOND_NS)).ok()?;
-    DateTimePrinter::new().timestamp_to_rfc9110_string(&time).ok()
+    DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&time)
+        .ok()
 }
 
 /// The seconds since 1970-01-01 UTC of a date. The obsolete forms of RFC 850 and asctime are not read, and such a field is
@@ -32,11 +34,19 @@ mod tests {
     fn dates_are_those_of_the_standard() {
         let text = "Sun, 06 Nov 1994 08:49:37 GMT";
         assert_eq!(http_date(784_111_777 * SECOND_NS).as_deref(), Some(text));
-        assert_eq!(http_date(784_111_778 * SECOND_NS - 1).as_deref(), Some(text));
+        assert_eq!(
+            http_date(784_111_778 * SECOND_NS - 1).as_deref(),
+            Some(text)
+        );
         assert_eq!(parse_http_date(text), Some(784_111_777));
         let before = http_date(-1);
         assert_eq!(before.as_deref(), Some("Wed, 31 Dec 1969 23:59:59 GMT"));
-        for other in ["", "yesterday", "Sun, 06 Nov 1994 08:49:37 +0100", "784111777"] {
+        for other in [
+            "",
+            "yesterday",
+            "Sun, 06 Nov 1994 08:49:37 +0100",
+            "784111777",
+        ] {
             assert_eq!(parse_http_date(other), None, "{other}");
         }
     }

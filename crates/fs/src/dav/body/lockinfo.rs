@@ -35,17 +35,24 @@ impl LockBody {
         }
         let root = parse_root(body, "lockinfo")?;
         let part = |name: &'static str, reason: &'static str| {
-            root.dav_element(name).ok_or(DavError::UnexpectedBody(reason))
+            root.dav_element(name)
+                .ok_or(DavError::UnexpectedBody(reason))
         };
         let scope = part("lockscope", "it has no scope")?;
         let kind = part("locktype", "it has no type")?;
         if kind.dav_element("write").is_none() {
-            return Err(DavError::UnexpectedBody("its type is not that of a write lock"));
+            return Err(DavError::UnexpectedBody(
+                "its type is not that of a write lock",
+            ));
         }
         match (scope.dav_element("exclusive"), scope.dav_element("shared")) {
             (Some(_), None) => {}
             (None, Some(_)) => return Err(DavError::SharedLock),
-            _ => return Err(DavError::UnexpectedBody("its scope is not exclusive or shared")),
+            _ => {
+                return Err(DavError::UnexpectedBody(
+                    "its scope is not exclusive or shared",
+                ));
+            }
         }
         let owner = root.dav_element("owner");
         let owner = owner.map(XmlElement::to_fragment).unwrap_or_default();
@@ -77,7 +84,8 @@ mod tests {
         let bare = parse(&format!("{WRITE}{EXCLUSIVE}"));
         let owner = String::new();
         assert_eq!(bare, Ok(LockBody::New(LockInfo { owner })));
-        let owned = format!("{EXCLUSIVE}{WRITE}<D:owner><D:href>mailto:a@b</D:href> x&amp;y</D:owner>");
+        let owned =
+            format!("{EXCLUSIVE}{WRITE}<D:owner><D:href>mailto:a@b</D:href> x&amp;y</D:owner>");
         let owner = "<owner xmlns=\"DAV:\"><href>mailto:a@b</href> x&amp;y</owner>".to_owned();
         assert_eq!(parse(&owned), Ok(LockBody::New(LockInfo { owner })));
     }
@@ -96,7 +104,11 @@ mod tests {
             "<D:locktype/><D:lockscope><D:exclusive/></D:lockscope>",
             "<D:locktype><D:write/></D:locktype><D:lockscope/>",
         ] {
-            assert_eq!(parse(content).expect_err(content).status(), 400, "{content}");
+            assert_eq!(
+                parse(content).expect_err(content).status(),
+                400,
+                "{content}"
+            );
         }
     }
 }

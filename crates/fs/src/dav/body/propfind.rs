@@ -113,7 +113,9 @@ mod tests {
         }
         let many = "<D:getetag/>".repeat(PROPERTIES_NAMED_MAX);
         assert!(parse(&format!("<D:prop>{many}</D:prop>")).is_ok());
-        let many: String = (0..=PROPERTIES_NAMED_MAX).map(|at| format!("<x{at}/>")).collect();
+        let many: String = (0..=PROPERTIES_NAMED_MAX)
+            .map(|at| format!("<x{at}/>"))
+            .collect();
         let refused = parse(&format!("<D:prop>{many}</D:prop>")).expect_err("too many");
         assert_eq!(refused.status(), 413);
     }

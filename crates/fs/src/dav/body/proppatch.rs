@@ -106,7 +106,11 @@ impl PropertyPatch {
             match change {
                 PropertyChange::Set(property) => match properties.set(property.clone()) {
                     Ok(()) => {}
-                    Err(DeadPropertyError::PropertyTooLarge | DeadPropertyError::TooMany | DeadPropertyError::TooLarge) => {
+                    Err(
+                        DeadPropertyError::PropertyTooLarge
+                        | DeadPropertyError::TooMany
+                        | DeadPropertyError::TooLarge,
+                    ) => {
                         refused.push((change.name(), StatusCode::INSUFFICIENT_STORAGE, None));
                     }
                     Err(DeadPropertyError::ForeignAttributes) => {
@@ -161,7 +165,8 @@ mod tests {
 
     fn statuses(outcome: &PropertyPatchOutcome) -> Vec<(u16, usize)> {
         let each = outcome.statuses.iter();
-        each.map(|it| (it.status.as_u16(), it.properties.len())).collect()
+        each.map(|it| (it.status.as_u16(), it.properties.len()))
+            .collect()
     }
 
     #[test]
@@ -182,9 +187,8 @@ mod tests {
 
     #[test]
     fn a_live_property_lets_all_of_it_fail() {
-        let patch = parse(
-            "<D:set><D:prop><a xmlns='urn:x'>1</a><D:getetag>x</D:getetag></D:prop></D:set>",
-        );
+        let patch =
+            parse("<D:set><D:prop><a xmlns='urn:x'>1</a><D:getetag>x</D:getetag></D:prop></D:set>");
         let outcome = patch.expect("a patch").apply(&DeadProperties::default());
         assert_eq!(outcome.properties, None);
         assert_eq!(statuses(&outcome), [(424, 1), (403, 1)]);
@@ -207,7 +211,9 @@ mod tests {
 
     #[test]
     fn the_language_around_a_property_is_kept() {
-        let patch = parse("<D:set xml:lang='en'><D:prop xml:lang='de'><a xmlns='urn:x'>1</a></D:prop></D:set>");
+        let patch = parse(
+            "<D:set xml:lang='en'><D:prop xml:lang='de'><a xmlns='urn:x'>1</a></D:prop></D:set>",
+        );
         let outcome = patch.expect("a patch").apply(&DeadProperties::default());
         let properties = outcome.properties.expect("done");
         let xml = properties.iter().next().map(DeadProperty::xml);

@@ -21,7 +21,9 @@ pub fn find_properties(
             PropertyStatus::group(names.iter().map(|name| find_named(name, entry, dead)))
         }
         PropfindBody::AllProperties { include } => {
-            let live = LiveProperty::ALL.into_iter().filter(|it| it.is_in_allprop());
+            let live = LiveProperty::ALL
+                .into_iter()
+                .filter(|it| it.is_in_allprop());
             let live = live.filter_map(|it| it.of(entry)).map(found);
             let dead_ones = dead.iter().map(PropertyElement::dead).map(found);
             let is_new = |name: &&XmlName| {
@@ -36,17 +38,16 @@ pub fn find_properties(
             let live = LiveProperty::ALL.into_iter();
             let live = live.filter(|it| it.of(entry).is_some());
             let live = live.map(|it| PropertyElement::empty(&XmlName::dav(it.local_name())));
-            let names = dead.iter().map(DeadProperty::name).map(PropertyElement::empty);
+            let names = dead
+                .iter()
+                .map(DeadProperty::name)
+                .map(PropertyElement::empty);
             PropertyStatus::group(live.chain(names).map(found))
         }
     }
 }
 
-fn find_named(
-    name: &XmlName,
-    entry: &PropertySource<'_>,
-    dead: &DeadProperties,
-) -> PropertyStatus {
+fn find_named(name: &XmlName, entry: &PropertySource<'_>, dead: &DeadProperties) -> PropertyStatus {
     let element = match LiveProperty::from_name(name) {
         Some(live) => live.of(entry),
         None => dead.get(name).map(PropertyElement::dead),
@@ -80,7 +81,8 @@ mod tests {
     fn find(body: &PropfindBody) -> Vec<(u16, Vec<String>)> {
         let mut dead = DeadProperties::default();
         let element = XmlElement::parse(b"<a xmlns='urn:x'>1</a>").expect("well-formed");
-        dead.set(DeadProperty::from_element(&element)).expect("room");
+        dead.set(DeadProperty::from_element(&element))
+            .expect("room");
         let found = find_properties(body, &DIRECTORY, &dead).into_iter();
         let texts = |it: &PropertyStatus| {
             let texts = it.properties.iter().map(|it| it.as_str().to_owned());
@@ -108,7 +110,11 @@ mod tests {
                 ),
                 (
                     404,
-                    vec!["<D:getetag/>".to_owned(), "<D:no-such/>".to_owned(), "<b/>".to_owned()]
+                    vec![
+                        "<D:getetag/>".to_owned(),
+                        "<D:no-such/>".to_owned(),
+                        "<b/>".to_owned()
+                    ]
                 ),
             ]
         );
@@ -116,7 +122,10 @@ mod tests {
 
     #[test]
     fn all_properties_are_those_that_the_entry_has() {
-        let include = vec![XmlName::dav("quota-available-bytes"), XmlName::dav("displayname")];
+        let include = vec![
+            XmlName::dav("quota-available-bytes"),
+            XmlName::dav("displayname"),
+        ];
         let found = find(&PropfindBody::AllProperties { include });
         let [(200, texts)] = &found[..] else {
             panic!("{found:?}");

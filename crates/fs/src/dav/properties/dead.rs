@@ -144,7 +144,10 @@ impl DeadProperties {
             }
             None => changed.properties.push(property),
         }
-        if changed.to_xattr().is_some_and(|it| it.len() > XATTR_BYTES_MAX) {
+        if changed
+            .to_xattr()
+            .is_some_and(|it| it.len() > XATTR_BYTES_MAX)
+        {
             return Err(DeadPropertyError::TooLarge);
         }
         *self = changed;
@@ -191,7 +194,9 @@ mod tests {
         let mut properties = DeadProperties::default();
         assert_eq!(properties.to_xattr(), None);
         properties.set(property("a", "1")).expect("room");
-        properties.set(property("b", "<c xmlns=''>&lt;</c>")).expect("room");
+        properties
+            .set(property("b", "<c xmlns=''>&lt;</c>"))
+            .expect("room");
         properties.set(property("a", "2")).expect("room");
         let row = properties.to_xattr().expect("attributes");
         let read = DeadProperties::from_xattr(Some(&row)).expect("readable");
@@ -236,7 +241,10 @@ mod tests {
         let long = "x".repeat(DEAD_PROPERTY_BYTES_MAX - 100);
         let mut properties = DeadProperties::default();
         let too_long = property("a", &"x".repeat(DEAD_PROPERTY_BYTES_MAX));
-        assert_eq!(properties.set(too_long), Err(DeadPropertyError::PropertyTooLarge));
+        assert_eq!(
+            properties.set(too_long),
+            Err(DeadPropertyError::PropertyTooLarge)
+        );
         properties.set(property("a", &long)).expect("room");
         properties.set(property("b", &long)).expect("room");
         let before = properties.clone();
@@ -246,9 +254,16 @@ mod tests {
 
         let mut properties = DeadProperties::default();
         for at in 0..DEAD_PROPERTIES_MAX {
-            properties.set(property(&format!("p{at}"), "")).expect("room");
+            properties
+                .set(property(&format!("p{at}"), ""))
+                .expect("room");
         }
-        assert_eq!(properties.set(property("q", "")), Err(DeadPropertyError::TooMany));
-        properties.set(property("p0", "changed")).expect("one of them");
+        assert_eq!(
+            properties.set(property("q", "")),
+            Err(DeadPropertyError::TooMany)
+        );
+        properties
+            .set(property("p0", "changed"))
+            .expect("one of them");
     }
 }

@@ -107,7 +107,9 @@ impl LiveProperty {
     /// The property with this name.
     #[must_use]
     pub fn from_name(name: &XmlName) -> Option<Self> {
-        Self::ALL.into_iter().find(|it| name.is_dav(it.local_name()))
+        Self::ALL
+            .into_iter()
+            .find(|it| name.is_dav(it.local_name()))
     }
 
     /// Whether `allprop` means it. Quotas are asked for by name (RFC 4331 §2).
@@ -175,9 +177,18 @@ mod tests {
     #[test]
     fn a_file_has_the_properties_of_the_standard() {
         for (property, expected) in [
-            (LiveProperty::CreationDate, "<D:creationdate>1969-12-31T23:59:59Z</D:creationdate>"),
-            (LiveProperty::DisplayName, "<D:displayname>a&amp;b.txt</D:displayname>"),
-            (LiveProperty::ContentLength, "<D:getcontentlength>7</D:getcontentlength>"),
+            (
+                LiveProperty::CreationDate,
+                "<D:creationdate>1969-12-31T23:59:59Z</D:creationdate>",
+            ),
+            (
+                LiveProperty::DisplayName,
+                "<D:displayname>a&amp;b.txt</D:displayname>",
+            ),
+            (
+                LiveProperty::ContentLength,
+                "<D:getcontentlength>7</D:getcontentlength>",
+            ),
             (
                 LiveProperty::ContentType,
                 "<D:getcontenttype>text/plain; charset=utf-8</D:getcontenttype>",
@@ -214,9 +225,15 @@ mod tests {
             assert_eq!(value(property, &directory), None, "{property:?}");
         }
         let kind = value(LiveProperty::ResourceType, &directory);
-        assert_eq!(kind.as_deref(), Some("<D:resourcetype><D:collection/></D:resourcetype>"));
+        assert_eq!(
+            kind.as_deref(),
+            Some("<D:resourcetype><D:collection/></D:resourcetype>")
+        );
         let used = value(LiveProperty::QuotaUsed, &directory);
-        assert_eq!(used.as_deref(), Some("<D:quota-used-bytes>3</D:quota-used-bytes>"));
+        assert_eq!(
+            used.as_deref(),
+            Some("<D:quota-used-bytes>3</D:quota-used-bytes>")
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use alknet_store::{EntryLock, LockDepth, LockKind};
 
-use crate::dav::xml::escape_text;
+use crate::dav::xml::{XmlElement, escape_text};
 
 /// The content of `supportedlock`.
 pub(super) const SUPPORTED_LOCK: &str = "<D:lockentry><D:lockscope><D:exclusive/></D:lockscope>\
@@ -10,14 +10,12 @@ pub(super) const SUPPORTED_LOCK: &str = "<D:lockentry><D:lockscope><D:exclusive/
 
 /// The content of `lockdiscovery`. `roots` has the URI reference of the entry that each lock was taken on. Advisory locks
 /// are none of WebDAV.
-pub(in crate::dav) fn lock_discovery(
-    locks: &[EntryLock],
-    roots: &[String],
-    now_ms: u64,
-) -> String {
+pub(in crate::dav) fn lock_discovery(locks: &[EntryLock], roots: &[String], now_ms: u64) -> String {
     let locks = locks.iter().zip(roots);
     let locks = locks.filter(|(lock, _)| lock.kind == LockKind::Exclusive);
-    locks.map(|(lock, root)| active_lock(lock, root, now_ms)).collect()
+    locks
+        .map(|(lock, root)| active_lock(lock, root, now_ms))
+        .collect()
 }
 
 /// The element `activelock` (RFC 4918 §14.1), whose prefix `D` the document declares.
@@ -28,13 +26,12 @@ pub fn active_lock(lock: &EntryLock, root: &str, now_ms: u64) -> String {
         LockDepth::Infinity => "infinity",
     };
     let left = lock.until_ms.saturating_sub(now_ms) / 1000;
-    // The store has it as the element that the client sent. Other programs can write another text.
-    let owner = if lock.note.starts_with("<owner xmlns=\"DAV:\"") {
-        lock.note.clone()
-    } else if lock.note.is_empty() {
-        String::new()
-    } else {
-        format!("<D:owner>{}</D:owner>", escape_text(&lock.note))
+    // The store has the element that the client sent. Operations can give a lock any other text.
+    let element = XmlElement::parse(lock.note.as_bytes());
+    let owner = match element {
+        _ if lock.note.is_empty() => String::new(),
+        Ok(element) if element.name.is_dav("owner") => element.to_fragment(),
+        _ => format!("<D:owner>{}</D:owner>", escape_text(&lock.note)),
     };
     format!(
         "<D:activelock><D:locktype><D:write/></D:locktype><D:lockscope><D:exclusive/></D:lockscope>\
@@ -51,7 +48,6 @@ mod tests {
     use alknet_store::EntryPath;
 
     use super::*;
-    use crate::dav::xml::XmlElement;
 
     fn lock(kind: LockKind, note: &str) -> EntryLock {
         let token = "urn:uuid:00010203-0405-4607-8809-0a0b0c0d0e0f";
@@ -68,11 +64,21 @@ mod tests {
 
     #[test]
     fn a_lock_is_shown_with_what_is_left_of_its_time() {
-        for note in ["", "<owner xmlns=\"DAV:\"><href>a</href></owner>", "</D:owner>&"] {
+        let element = "<owner xmlns=\"DAV:\"><href>a</href></owner>";
+        for note in [
+            "",
+            element,
+            "</D:owner>&",
+            "<owner xmlns=\"DAV:\"></D:owner>",
+        ] {
             let xml = active_lock(&lock(LockKind::Exclusive, note), "/fs/a&b", 1000);
             let body = xml.replacen("<D:activelock>", "<D:activelock xmlns:D='DAV:'>", 1);
             let root = XmlElement::parse(body.as_bytes()).expect("well-formed");
-            assert_eq!(root.dav_element("owner").is_some(), !note.is_empty(), "{note}");
+            assert_eq!(
+                root.dav_element("owner").is_some(),
+                !note.is_empty(),
+                "{note}"
+            );
             assert!(xml.contains("<D:timeout>Second-60</D:timeout>"), "{xml}");
             assert!(xml.contains("<D:href>/fs/a&amp;b</D:href>"), "{xml}");
             // The identity of the node is not shown to other clients.

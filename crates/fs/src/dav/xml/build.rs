@@ -51,7 +51,10 @@ impl TreeBuilder {
             self.count()?;
             let attribute = attribute.map_err(|error| malformed(&error.to_string()))?;
             if let Some(attribute) = read_attribute(&attribute, resolver)? {
-                let is_double = element.attributes.iter().any(|it| it.name == attribute.name);
+                let is_double = element
+                    .attributes
+                    .iter()
+                    .any(|it| it.name == attribute.name);
                 if is_double {
                     return Err(malformed("an attribute occurs twice"));
                 }
@@ -173,7 +176,9 @@ fn check_chars(text: &str) -> Result<(), DavError> {
     if text.chars().all(is_xml_char) {
         Ok(())
     } else {
-        Err(malformed("a reference to a character that XML does not have"))
+        Err(malformed(
+            "a reference to a character that XML does not have",
+        ))
     }
 }
 

@@ -58,8 +58,16 @@ mod tests {
     #[test]
     fn utf_16_is_read_by_its_mark() {
         let text = "<a>ä\u{10000}</a>";
-        let big: Vec<u8> = [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(u16::to_be_bytes).collect();
-        let little: Vec<u8> = [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = [0xfeff]
+            .into_iter()
+            .chain(text.encode_utf16())
+            .flat_map(u16::to_be_bytes)
+            .collect();
+        let little: Vec<u8> = [0xfeff]
+            .into_iter()
+            .chain(text.encode_utf16())
+            .flat_map(u16::to_le_bytes)
+            .collect();
         for body in [big, little] {
             let decoded = decode_body(&body);
             assert_eq!(decoded, Ok((text.into(), BodyEncoding::Utf16)));

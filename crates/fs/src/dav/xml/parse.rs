@@ -43,7 +43,9 @@ fn parse_text(text: &str, encoding: BodyEncoding) -> Result<XmlElement, DavError
     let mut builder = TreeBuilder::default();
     let mut is_first = true;
     loop {
-        let event = reader.read_event().map_err(|error| malformed(&error.to_string()))?;
+        let event = reader
+            .read_event()
+            .map_err(|error| malformed(&error.to_string()))?;
         match event {
             Event::Start(start) => builder.open(&start, reader.resolver())?,
             // With `expand_empty_elements` every element has a start and an end.
@@ -63,10 +65,7 @@ fn parse_text(text: &str, encoding: BodyEncoding) -> Result<XmlElement, DavError
     builder.finish()
 }
 
-fn check_declaration(
-    declaration: &BytesDecl<'_>,
-    encoding: BodyEncoding,
-) -> Result<(), DavError> {
+fn check_declaration(declaration: &BytesDecl<'_>, encoding: BodyEncoding) -> Result<(), DavError> {
     match declaration.encoding() {
         None => Ok(()),
         Some(Ok(name)) if encoding.has_name(&name) => Ok(()),
@@ -80,7 +79,11 @@ fn resolve(reference: &BytesRef<'_>) -> Result<String, DavError> {
     let char = char.map_err(|_| malformed("a reference to no character"))?;
     let char = match (char, &**reference) {
         (Some(char), _) if is_xml_char(char) => char,
-        (Some(_), _) => return Err(malformed("a reference to a character that XML does not have")),
+        (Some(_), _) => {
+            return Err(malformed(
+                "a reference to a character that XML does not have",
+            ));
+        }
         (None, "lt") => '<',
         (None, "gt") => '>',
         (None, "amp") => '&',

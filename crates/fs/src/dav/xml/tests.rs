@@ -20,8 +20,15 @@ fn namespaces_are_resolved() {
     assert!(root.name.is_dav("a"));
     let names: Vec<_> = root.elements().map(|it| it.name.to_string()).collect();
     assert_eq!(names, ["{u&v}b", "{}c"]);
-    assert_eq!(root.children.last(), Some(&XmlNode::Text("t<<&A".to_owned())));
-    let names: Vec<_> = root.attributes.iter().map(|it| it.name.to_string()).collect();
+    assert_eq!(
+        root.children.last(),
+        Some(&XmlNode::Text("t<<&A".to_owned()))
+    );
+    let names: Vec<_> = root
+        .attributes
+        .iter()
+        .map(|it| it.name.to_string())
+        .collect();
     assert_eq!(names, ["{DAV:}x", "{}y"]);
 }
 
@@ -75,7 +82,10 @@ fn what_is_not_well_formed_is_refused() {
         "<a><!-- -- --></a>",
     ] {
         let refused = parse(text).expect_err(text);
-        assert!(matches!(refused, DavError::Malformed(_)), "{text}: {refused}");
+        assert!(
+            matches!(refused, DavError::Malformed(_)),
+            "{text}: {refused}"
+        );
         assert_eq!(refused.status(), 400);
     }
 }

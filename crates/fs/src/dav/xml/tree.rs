@@ -102,8 +102,7 @@ impl XmlElement {
     /// The value of `xml:lang` on this element.
     #[must_use]
     pub fn lang(&self) -> Option<&str> {
-        let is_lang =
-            |name: &XmlName| name.namespace == XML_NAMESPACE && name.local == "lang";
+        let is_lang = |name: &XmlName| name.namespace == XML_NAMESPACE && name.local == "lang";
         let mut attributes = self.attributes.iter();
         let lang = attributes.find(|it| is_lang(&it.name))?;
         Some(&lang.value)
