@@ -40,7 +40,7 @@ pub(super) async fn answer<F: DavFiles>(
             });
             let found = found.await?;
             match found.state.kind {
-                EntryKind::Directory => listing::directory(&call, entry).await,
+                EntryKind::Directory => Ok(listing::directory(&call, entry)),
                 EntryKind::File => file(&call, entry, &found).await,
                 // The store follows no link, and its target is no content.
                 EntryKind::Symlink | EntryKind::Deleted => {

@@ -23,10 +23,10 @@ use super::get::text;
 use super::respond::{empty, header_value, insert_fixed, with_body};
 
 /// Lists a directory, which exists.
-pub(super) async fn directory<F: DavFiles>(
+pub(super) fn directory<F: DavFiles>(
     call: &DavCall<F>,
     entry: &TargetEntry,
-) -> Result<Response<MountBody>, DavFailure> {
+) -> Response<MountBody> {
     let format = ListingFormat::from_headers(call.headers());
     let target = entry.at(entry.address.path.clone(), true);
     if format == ListingFormat::Html && !entry.is_collection {
@@ -34,7 +34,7 @@ pub(super) async fn directory<F: DavFiles>(
         let mut response = empty(StatusCode::PERMANENT_REDIRECT);
         let location = header_value(&target.href());
         response.headers_mut().insert(LOCATION, location);
-        return Ok(response);
+        return response;
     }
     let mut source = SentListing {
         files: Arc::clone(call.files()),
@@ -45,7 +45,7 @@ pub(super) async fn directory<F: DavFiles>(
     if *call.method() == Method::HEAD {
         source.stage = ListingStage::End;
     }
-    Ok(shown(format, pulled(source)))
+    shown(format, pulled(source))
 }
 
 /// Lists the buckets that the caller may read.
@@ -148,14 +148,14 @@ impl<F: DavFiles> SentListing<F> {
             let shown = self
                 .target
                 .at(entry.path.clone(), entry.state.is_directory());
-            let hash = file_hash(entry);
+            let hash = file_hash(entry).map(|it| it.to_string());
             let row = ListedEntry {
                 name: shown.display_name(),
                 kind: entry.state.kind.name(),
                 href: &shown.href(),
-                size: hash.map(|_| entry.state.size),
+                size: hash.as_ref().map(|_| entry.state.size),
                 modified_ns: entry.state.mtime_ns,
-                hash: hash.map(|it| it.to_string()).as_deref(),
+                hash: hash.as_deref(),
             };
             rows.push_str(&listing_row(self.format, &row, is_first));
             is_first = false;

@@ -11,6 +11,8 @@ mod locks;
 mod properties;
 mod put;
 mod respond;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Deref;
 use std::sync::Arc;

@@ -198,8 +198,8 @@ fn find_page(
 }
 
 /// Reads what the properties of entries show.
-struct PropertyFinder<'a> {
-    tx: &'a ReadTransaction<'a>,
+struct PropertyFinder<'a, 'c> {
+    tx: &'a ReadTransaction<'c>,
     target: &'a TargetEntry,
     body: &'a PropfindBody,
     branch: Option<DavBranch>,
@@ -209,9 +209,9 @@ struct PropertyFinder<'a> {
     writer: MultistatusWriter,
 }
 
-impl<'a> PropertyFinder<'a> {
+impl<'a, 'c> PropertyFinder<'a, 'c> {
     fn new(
-        tx: &'a ReadTransaction<'_>,
+        tx: &'a ReadTransaction<'c>,
         target: &'a TargetEntry,
         body: &'a PropfindBody,
     ) -> Result<Self, StoreError> {
