@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_core::Identity;
 use alknet_store::{
-    BranchId, BucketId, BucketName, Durability, EntryAddress, ReadTransaction, Store, StoreError,
+    BranchId, BucketName, Durability, EntryAddress, ReadTransaction, Store, StoreError,
     StoreObject, TreeVersion,
 };
 use http::request::Parts;
@@ -26,7 +26,6 @@ pub(super) struct DavCall<F> {
 /// The head of a branch, which takes changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DavBranch {
-    pub(super) bucket: BucketId,
     pub(super) branch: BranchId,
     pub(super) durability: Durability,
 }
@@ -45,7 +44,6 @@ impl DavBranch {
         let bucket = tx.bucket_by_name(&address.bucket)?;
         let branch = tx.branch_by_name(bucket.id, branch)?;
         Ok(Self {
-            bucket: bucket.id,
             branch: branch.id,
             durability: bucket.durability,
         })
@@ -72,10 +70,6 @@ impl<F: DavFiles> DavCall<F> {
 
     pub(super) const fn headers(&self) -> &HeaderMap {
         &self.parts.headers
-    }
-
-    pub(super) fn query(&self) -> Option<&str> {
-        self.parts.uri.query()
     }
 
     pub(super) const fn target(&self) -> &DavTarget {

@@ -88,7 +88,8 @@ fn a_lock_covers_what_is_below_it() {
             .contains("<D:no-conflicting-lock><D:href>/fs/docs/d</D:href>")
     );
     mount.send("DELETE", "/fs/docs/d", &[], "").expect(423);
-    let renewed = [("if", &*format!("({token})")), ("timeout", "Second-60")];
+    let condition = format!("({token})");
+    let renewed = [("if", condition.as_str()), ("timeout", "Second-60")];
     let renewed = mount.send("LOCK", "/fs/docs/d/a", &renewed, "").expect(200);
     assert!(
         renewed
