@@ -14,10 +14,12 @@ use crate::dav::{DavTarget, RequestOrigin, TargetEntry};
 
 use super::DavFiles;
 use super::failure::DavFailure;
+use super::uploads::PendingUploads;
 
 /// A request to the mount.
 pub(super) struct DavCall<F> {
     files: Arc<F>,
+    uploads: Arc<PendingUploads>,
     identity: Arc<Identity>,
     parts: Parts,
     target: DavTarget,
@@ -52,12 +54,13 @@ impl DavBranch {
 
 impl<F: DavFiles> DavCall<F> {
     pub(super) fn new(
-        files: &Arc<F>,
+        (files, uploads): (&Arc<F>, &Arc<PendingUploads>),
         identity: Arc<Identity>,
         parts: Parts,
     ) -> Result<Self, DavFailure> {
         Ok(Self {
             files: Arc::clone(files),
+            uploads: Arc::clone(uploads),
             identity,
             target: DavTarget::parse(parts.uri.path())?,
             parts,
@@ -78,6 +81,10 @@ impl<F: DavFiles> DavCall<F> {
 
     pub(super) const fn files(&self) -> &Arc<F> {
         &self.files
+    }
+
+    pub(super) const fn uploads(&self) -> &Arc<PendingUploads> {
+        &self.uploads
     }
 
     pub(super) const fn identity(&self) -> &Arc<Identity> {

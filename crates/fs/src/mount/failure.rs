@@ -5,7 +5,7 @@ use alknet_store::{QuotaResource, StoreError};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-use crate::dav::{DavCondition, DavError, DavTarget};
+use crate::dav::{DavCondition, DavError, DavTarget, UPLOAD_OFFSET, UploadError};
 
 use super::respond::{empty, full, with_body, xml};
 
@@ -20,6 +20,8 @@ pub(super) enum DavFailure {
     Status(StatusCode),
     /// The store refuses it.
     Store(StoreError),
+    /// An upload does not take it.
+    Upload(UploadError),
 }
 
 impl From<DavError> for DavFailure {
@@ -31,6 +33,12 @@ impl From<DavError> for DavFailure {
 impl From<StoreError> for DavFailure {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<UploadError> for DavFailure {
+    fn from(error: UploadError) -> Self {
+        Self::Upload(error)
     }
 }
 
@@ -55,6 +63,7 @@ impl DavFailure {
             },
             Self::Status(status) => empty(status),
             Self::Store(error) => of_store(&error, target, caller),
+            Self::Upload(error) => of_upload(error),
         }
     }
 }
@@ -90,6 +99,17 @@ fn of_store(
     if status == StatusCode::SERVICE_UNAVAILABLE {
         let second = HeaderValue::from_static("1");
         response.headers_mut().insert(RETRY_AFTER, second);
+    }
+    response
+}
+
+/// The client learns where to go on.
+fn of_upload(error: UploadError) -> Response<MountBody> {
+    let mut response = text(error.status(), error.to_string());
+    if let UploadError::OffsetMismatch { expected } = error {
+        response
+            .headers_mut()
+            .insert(UPLOAD_OFFSET, expected.into());
     }
     response
 }

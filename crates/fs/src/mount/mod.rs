@@ -13,6 +13,7 @@ mod put;
 mod respond;
 #[cfg(test)]
 mod tests;
+mod uploads;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::dav::{DavTarget, MOUNT_PREFIX};
 use call::DavCall;
 use failure::DavFailure;
 use respond::{empty, header_value};
+use uploads::PendingUploads;
 
 /// Classes of WebDAV: locks are class 2. Without it, macOS mounts for reading only.
 const CLASSES: &str = "1, 2";
@@ -65,13 +67,17 @@ pub trait DavFiles: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct DavMount<F> {
     files: Arc<F>,
+    uploads: Arc<PendingUploads>,
 }
 
 impl<F: DavFiles> DavMount<F> {
     /// Serves these files to each caller as its scopes allow.
     #[must_use]
-    pub const fn new(files: Arc<F>) -> Self {
-        Self { files }
+    pub fn new(files: Arc<F>) -> Self {
+        Self {
+            files,
+            uploads: Arc::default(),
+        }
     }
 
     async fn answer(
@@ -86,7 +92,11 @@ impl<F: DavFiles> DavMount<F> {
         if parts.method == Method::OPTIONS {
             return Ok(options());
         }
-        let call = DavCall::new(&self.files, identity, parts)?;
+        let call = DavCall::new((&self.files, &self.uploads), identity, parts)?;
+        if let DavTarget::Upload(id) = call.target() {
+            let id = *id;
+            return uploads::answer(call, id, body).await;
+        }
         match call.method().as_str() {
             "GET" | "HEAD" => get::answer(call).await,
             "PUT" => put::answer(call, body).await,

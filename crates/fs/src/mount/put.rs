@@ -3,14 +3,14 @@
 use alknet_core::MountBody;
 use alknet_store::limits::READ_BLOCK_BYTES;
 use alknet_store::{
-    ClosedSession, EntryPrecondition, NewWriteSession, StoreError, WriteSessionId, WriteSessionMode,
+    ClosedSession, NewWriteSession, StoreError, StoreObject, WriteSessionId, WriteSessionMode,
 };
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, ETAG};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 
-use crate::dav::{ContentRangeHeader, EntityTag};
+use crate::dav::{ContentRangeHeader, EntityTag, UploadAppend, UploadProgress};
 
 use super::DavFiles;
 use super::call::{DavBranch, DavCall, open};
@@ -18,6 +18,7 @@ use super::changes::require_parent;
 use super::conditions::DavConditions;
 use super::failure::DavFailure;
 use super::respond::{empty, header_value};
+use super::uploads;
 
 /// Stores a file.
 pub(super) async fn answer<F: DavFiles>(
@@ -33,13 +34,23 @@ pub(super) async fn answer<F: DavFiles>(
     if ContentRangeHeader::from_headers(call.headers())?.is_some() {
         return Err(DavFailure::Status(StatusCode::BAD_REQUEST));
     }
-    let (session, is_new) = open_session(&call).await?;
+    if let Some(append) = UploadAppend::of_new_upload(call.headers())? {
+        return uploads::begin(&call, body, append).await;
+    }
+    let length = call.headers().get(CONTENT_LENGTH);
+    let length = length.and_then(|it| it.to_str().ok()?.parse().ok());
+    let (session, is_new) = open_session(&call, length).await?;
     let mut upload = OpenSession {
         call: &call,
         session: Some(session),
     };
     // The first read of the body lets the server send 100 to a client that expects it.
     let closed = upload.receive(body).await?;
+    Ok(stored(closed, is_new))
+}
+
+/// The response to a request that made a file.
+pub(super) fn stored(closed: ClosedSession, is_new: bool) -> Response<MountBody> {
     let mut response = empty(if is_new {
         StatusCode::CREATED
     } else {
@@ -47,16 +58,15 @@ pub(super) async fn answer<F: DavFiles>(
     });
     let tag = EntityTag::of_content(closed.hash).to_string();
     response.headers_mut().insert(ETAG, header_value(&tag));
-    Ok(response)
+    response
 }
 
 /// Opens the session, after everything was checked that can be checked without the body. Returns whether the file is new.
-async fn open_session<F: DavFiles>(
+pub(super) async fn open_session<F: DavFiles>(
     call: &DavCall<F>,
+    length: Option<u64>,
 ) -> Result<(WriteSessionId, bool), DavFailure> {
     let conditions = DavConditions::new(call)?;
-    let length = call.headers().get(CONTENT_LENGTH);
-    let length = length.and_then(|it| it.to_str().ok()?.parse().ok());
     let actor = call.actor().to_owned();
     let opened = call.with_store(move |store| {
         let held = conditions.check(store)?;
@@ -87,48 +97,65 @@ struct OpenSession<'a, F: DavFiles> {
 }
 
 impl<F: DavFiles> OpenSession<'_, F> {
-    async fn receive(&mut self, mut body: MountBody) -> Result<ClosedSession, DavFailure> {
-        let gone = || StoreError::NotFound(alknet_store::StoreObject::Session);
+    async fn receive(&mut self, body: MountBody) -> Result<ClosedSession, DavFailure> {
+        let gone = || StoreError::NotFound(StoreObject::Session);
         let session = self.session.ok_or_else(gone)?;
-        let mut at = 0;
-        let mut gathered = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            // The client broke off, or was too slow. The file is as before.
-            let frame = frame.map_err(|_| DavFailure::Status(StatusCode::BAD_REQUEST))?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            gathered.extend_from_slice(&data);
-            if gathered.len() >= READ_BLOCK_BYTES {
-                let block = gathered.split().freeze();
-                let length = block.len() as u64;
-                self.write(session, at, block).await?;
-                at += length;
-            }
-        }
-        self.write(session, at, gathered.freeze()).await?;
-        let actor = self.call.actor().to_owned();
+        write_body(self.call, session, body, &mut UploadProgress::new(None)).await?;
         // From here on the session ends by itself, whatever happens.
         self.session = None;
-        let closed = self.call.with_store(move |store| {
-            let precondition: Option<EntryPrecondition> = None;
-            Ok(store.sessions().close(session, &actor, precondition)?)
-        });
-        closed.await
+        close_session(self.call, session).await
     }
+}
 
-    async fn write(
-        &self,
-        session: WriteSessionId,
-        at: u64,
-        block: Bytes,
-    ) -> Result<(), DavFailure> {
-        let actor = self.call.actor().to_owned();
-        let written = self
-            .call
-            .with_store(move |store| Ok(store.sessions().write(session, &actor, at, &block)?));
-        written.await
+/// Writes a body behind what its session has. If it breaks off, the session has what came.
+pub(super) async fn write_body<F: DavFiles>(
+    call: &DavCall<F>,
+    session: WriteSessionId,
+    mut body: MountBody,
+    progress: &mut UploadProgress,
+) -> Result<(), DavFailure> {
+    let mut gathered = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            // The client broke off, or was too slow.
+            write_block(call, session, gathered.freeze(), progress).await?;
+            return Err(DavFailure::Status(StatusCode::BAD_REQUEST));
+        };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        gathered.extend_from_slice(&data);
+        if gathered.len() >= READ_BLOCK_BYTES {
+            let block = gathered.split().freeze();
+            write_block(call, session, block, progress).await?;
+        }
     }
+    write_block(call, session, gathered.freeze(), progress).await
+}
+
+async fn write_block<F: DavFiles>(
+    call: &DavCall<F>,
+    session: WriteSessionId,
+    block: Bytes,
+    progress: &mut UploadProgress,
+) -> Result<(), DavFailure> {
+    let at = progress.received();
+    // First: the write goes on if the request is dropped meanwhile.
+    progress.push(block.len() as u64)?;
+    let actor = call.actor().to_owned();
+    let written =
+        call.with_store(move |store| Ok(store.sessions().write(session, &actor, at, &block)?));
+    written.await
+}
+
+/// Makes the content of a session that of its file.
+pub(super) async fn close_session<F: DavFiles>(
+    call: &DavCall<F>,
+    session: WriteSessionId,
+) -> Result<ClosedSession, DavFailure> {
+    let actor = call.actor().to_owned();
+    let closed = call.with_store(move |store| Ok(store.sessions().close(session, &actor, None)?));
+    closed.await
 }
 
 impl<F: DavFiles> Drop for OpenSession<'_, F> {

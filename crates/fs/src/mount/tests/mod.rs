@@ -4,6 +4,7 @@ mod changes;
 mod files;
 mod locks;
 mod properties;
+mod uploads;
 
 use std::sync::Arc;
 
