@@ -57,7 +57,7 @@ pub struct ListedEntry<'a> {
 
 /// An entry in a listing as JSON.
 #[derive(Serialize)]
-struct ListedObject<'a> {
+struct ListingObject<'a> {
     name: &'a str,
     kind: &'a str,
     href: &'a str,
@@ -162,7 +162,7 @@ pub fn listing_row(format: ListingFormat, entry: &ListedEntry<'_>, is_first: boo
             )
         }
         ListingFormat::Json => {
-            let object = ListedObject {
+            let object = ListingObject {
                 name: entry.name,
                 kind: entry.kind,
                 href: entry.href,

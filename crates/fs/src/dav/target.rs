@@ -184,7 +184,7 @@ pub struct RequestOrigin {
 impl RequestOrigin {
     /// The origin of a request: the authority of its URI (HTTP/2 and HTTP/3), or else its `Host`.
     #[must_use]
-    pub fn of(parts: &Parts) -> Option<Self> {
+    pub fn from_parts(parts: &Parts) -> Option<Self> {
         if let Some(authority) = parts.uri.authority() {
             return Self::from_authority(authority);
         }

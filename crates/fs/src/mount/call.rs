@@ -98,7 +98,7 @@ impl<F: DavFiles> DavCall<F> {
 
     /// The host that the request was sent to.
     pub(super) fn origin(&self) -> Result<RequestOrigin, DavFailure> {
-        RequestOrigin::of(&self.parts).ok_or(DavFailure::Status(StatusCode::BAD_REQUEST))
+        RequestOrigin::from_parts(&self.parts).ok_or(DavFailure::Status(StatusCode::BAD_REQUEST))
     }
 
     /// The entry that the request is for. Other resources of the mount take reads only.

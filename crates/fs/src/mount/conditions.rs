@@ -163,7 +163,7 @@ impl ResourceState {
 }
 
 impl ResourceStates {
-    fn of(&self, resource: &DavTarget) -> Option<&ResourceState> {
+    fn find(&self, resource: &DavTarget) -> Option<&ResourceState> {
         let DavTarget::Entry(entry) = resource else {
             return None;
         };
@@ -173,12 +173,12 @@ impl ResourceStates {
 
 impl IfResources for ResourceStates {
     fn entity_tag(&self, resource: &DavTarget) -> Option<EntityTag> {
-        self.of(resource)?.tag.clone()
+        self.find(resource)?.tag.clone()
     }
 
     fn is_locked_by(&self, resource: &DavTarget, token: &str) -> bool {
         let token = token.parse::<LockToken>();
-        let state = self.of(resource);
+        let state = self.find(resource);
         state.is_some_and(|it| token.is_ok_and(|token| it.tokens.contains(&token)))
     }
 }

@@ -143,7 +143,7 @@ async fn content<F: DavFiles>(
     if *call.method() == Method::HEAD {
         return Ok(with_head(empty(status), head));
     }
-    let body = pulled(SentContent {
+    let body = pulled(DavContentBody {
         pieces: pieces.into(),
         blocks: None,
         reader,
@@ -196,7 +196,7 @@ enum ContentPiece {
 }
 
 /// A content that is being sent. Each block was compared with the hash.
-struct SentContent<L> {
+struct DavContentBody<L> {
     pieces: VecDeque<ContentPiece>,
     blocks: Option<ContentBlocks>,
     reader: ContentReader,
@@ -204,7 +204,7 @@ struct SentContent<L> {
     _lease: L,
 }
 
-impl<L: Send + 'static> BodySource for SentContent<L> {
+impl<L: Send + 'static> BodySource for DavContentBody<L> {
     fn next_piece(&mut self) -> Result<Option<Bytes>, DavFailure> {
         loop {
             if let Some(blocks) = &mut self.blocks {

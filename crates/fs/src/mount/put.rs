@@ -40,7 +40,7 @@ pub(super) async fn answer<F: DavFiles>(
     let length = call.headers().get(CONTENT_LENGTH);
     let length = length.and_then(|it| it.to_str().ok()?.parse().ok());
     let (session, is_new) = open_session(&call, length).await?;
-    let mut upload = OpenSession {
+    let mut upload = PutSession {
         call: &call,
         session: Some(session),
     };
@@ -91,12 +91,12 @@ pub(super) async fn open_session<F: DavFiles>(
 }
 
 /// A session that is being written. A request that ends before its body does gives the session up.
-struct OpenSession<'a, F: DavFiles> {
+struct PutSession<'a, F: DavFiles> {
     call: &'a DavCall<F>,
     session: Option<WriteSessionId>,
 }
 
-impl<F: DavFiles> OpenSession<'_, F> {
+impl<F: DavFiles> PutSession<'_, F> {
     async fn receive(&mut self, body: MountBody) -> Result<ClosedSession, DavFailure> {
         let gone = || StoreError::NotFound(StoreObject::Session);
         let session = self.session.ok_or_else(gone)?;
@@ -158,7 +158,7 @@ pub(super) async fn close_session<F: DavFiles>(
     closed.await
 }
 
-impl<F: DavFiles> Drop for OpenSession<'_, F> {
+impl<F: DavFiles> Drop for PutSession<'_, F> {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else {
             return;

@@ -24,7 +24,7 @@ pub fn find_properties(
             let live = LiveProperty::ALL
                 .into_iter()
                 .filter(|it| it.is_in_allprop());
-            let live = live.filter_map(|it| it.of(entry)).map(found);
+            let live = live.filter_map(|it| it.find(entry)).map(found);
             let dead_ones = dead.iter().map(PropertyElement::dead).map(found);
             let is_new = |name: &&XmlName| {
                 let live = LiveProperty::from_name(name);
@@ -36,7 +36,7 @@ pub fn find_properties(
         }
         PropfindBody::PropertyNames => {
             let live = LiveProperty::ALL.into_iter();
-            let live = live.filter(|it| it.of(entry).is_some());
+            let live = live.filter(|it| it.find(entry).is_some());
             let live = live.map(|it| PropertyElement::empty(&XmlName::dav(it.local_name())));
             let names = dead
                 .iter()
@@ -49,7 +49,7 @@ pub fn find_properties(
 
 fn find_named(name: &XmlName, entry: &PropertySource<'_>, dead: &DeadProperties) -> PropertyStatus {
     let element = match LiveProperty::from_name(name) {
-        Some(live) => live.of(entry),
+        Some(live) => live.find(entry),
         None => dead.get(name).map(PropertyElement::dead),
     };
     match element {

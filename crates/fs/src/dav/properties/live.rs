@@ -120,7 +120,7 @@ impl LiveProperty {
 
     /// The property of this entry; `None` if an entry of its kind does not have it.
     #[must_use]
-    pub fn of(self, entry: &PropertySource<'_>) -> Option<PropertyElement> {
+    pub fn find(self, entry: &PropertySource<'_>) -> Option<PropertyElement> {
         let text = |text: &str| Some(PropertyElement::dav_text(self.local_name(), text));
         let xml = |xml: &str| Some(PropertyElement::dav_xml(self.local_name(), xml));
         match self {
@@ -171,7 +171,7 @@ mod tests {
     };
 
     fn value(property: LiveProperty, entry: &PropertySource<'_>) -> Option<String> {
-        property.of(entry).map(|it| it.as_str().to_owned())
+        property.find(entry).map(|it| it.as_str().to_owned())
     }
 
     #[test]

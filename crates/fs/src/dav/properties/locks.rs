@@ -9,7 +9,7 @@ pub(super) const SUPPORTED_LOCK: &str = "<D:lockentry><D:lockscope><D:exclusive/
      <D:locktype><D:write/></D:locktype></D:lockentry>";
 
 /// The content of `lockdiscovery`. `roots` has the URI reference of the entry that each lock was taken on. Advisory locks
-/// are none of WebDAV.
+/// are not part of WebDAV.
 pub(in crate::dav) fn lock_discovery(locks: &[EntryLock], roots: &[String], now_ms: u64) -> String {
     let locks = locks.iter().zip(roots);
     let locks = locks.filter(|(lock, _)| lock.kind == LockKind::Exclusive);

@@ -90,7 +90,7 @@ fn a_deletion_is_of_a_whole_tree() {
 }
 
 #[test]
-fn the_classes_of_the_server_are_told() {
+fn the_server_names_its_classes() {
     let mount = TestMount::new();
     let options = mount.send("OPTIONS", "/fs/docs/", &[], "").expect(200);
     assert_eq!(options.header("dav"), "1, 2");

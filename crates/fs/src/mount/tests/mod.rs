@@ -21,9 +21,9 @@ use tokio::runtime::{Builder, Runtime};
 use super::{DavFiles, DavMount};
 
 /// `alice` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
-struct TestFiles(Arc<Store>);
+struct MountTestFiles(Arc<Store>);
 
-impl DavFiles for TestFiles {
+impl DavFiles for MountTestFiles {
     type Lease = Arc<Store>;
 
     fn open(&self) -> Option<Arc<Store>> {
@@ -52,7 +52,7 @@ impl DavFiles for TestFiles {
 
 /// A mount, and what it serves.
 struct TestMount {
-    mount: Arc<DavMount<TestFiles>>,
+    mount: Arc<DavMount<MountTestFiles>>,
     runtime: Runtime,
     _folder: TempDir,
 }
@@ -88,7 +88,7 @@ impl TestMount {
             made.expect("a bucket");
         }
         Self {
-            mount: Arc::new(DavMount::new(Arc::new(TestFiles(Arc::new(store))))),
+            mount: Arc::new(DavMount::new(Arc::new(MountTestFiles(Arc::new(store))))),
             runtime: Builder::new_current_thread()
                 .enable_all()
                 .build()
