@@ -44,7 +44,7 @@ impl PendingUploads {
     }
 
     fn find(&self, id: WriteSessionId, identity: &str) -> Result<Arc<PendingUpload>, StoreError> {
-        let found = self.lock().get(&id).map(Arc::clone);
+        let found = self.lock().get(&id).cloned();
         let found = found.filter(|it| it.identity == identity);
         found.ok_or(StoreError::NotFound(StoreObject::Session))
     }
