@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use alknet_objects::{ObjectPin, Placement, StagedObject};
 
-use super::rows::ContentState;
 use super::steps::CommitStep;
 use super::{ContentFolder, content_hash, io_error, object_error, object_hash};
-use crate::error::{StoreError, StoreObject};
+use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, SESSION_SAVE_BYTES};
 use crate::names::FileContent;
@@ -192,15 +191,10 @@ impl ContentFolder {
     pub fn pin_stored(&self, hash: ContentHash) -> Result<PreparedContent, StoreError> {
         // Before the row is read: a sweep that comes later finds the pin.
         let pin = self.objects.pin(object_hash(hash));
-        let row = self.db.read(move |tx| tx.content_row(hash)).wait()?;
-        let row = row.ok_or(StoreError::NotFound(StoreObject::Content))?;
-        match row.state {
-            ContentState::Complete => {}
-            ContentState::Bad => return Err(StoreError::ContentMissing { hash }),
-            ContentState::Wanted | ContentState::Partial => {
-                return Err(StoreError::ContentUnavailable { hash });
-            }
-        }
+        let row = self
+            .db
+            .read(move |tx| tx.complete_content_row(hash))
+            .wait()?;
         let inline: Option<Arc<[u8]>> = row.inline.map(Into::into);
         // The row of an object may be older than the loss of its file.
         if inline.is_none() {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use alknet_objects::{DamagedPart, ObjectBlocks, ObjectError, ObjectReader};
 
-use super::rows::ContentState;
 use super::{ContentFolder, content_hash, is_damage, object_error, object_hash};
-use crate::error::{StoreError, StoreObject};
+use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::limits::READ_BLOCK_BYTES;
 
@@ -19,11 +18,11 @@ pub struct ContentReader {
     size: u64,
     /// When the row that led here was last verified.
     verified_ms: Option<u64>,
-    source: ContentSource,
+    source: ReaderSource,
 }
 
 #[derive(Clone, Debug)]
-enum ContentSource {
+enum ReaderSource {
     /// The whole content, which was compared with its hash.
     Row(Arc<[u8]>),
     Object(ObjectReader),
@@ -50,25 +49,20 @@ impl ContentFolder {
     /// [`StoreError::NotFound`] if the store does not know the content, [`StoreError::ContentUnavailable`] if it is on peers
     /// only, [`StoreError::ContentMissing`] if it is damaged or lost.
     pub fn reader(&self, hash: ContentHash) -> Result<ContentReader, StoreError> {
-        let row = self.db.read(move |tx| tx.content_row(hash)).wait()?;
-        let row = row.ok_or(StoreError::NotFound(StoreObject::Content))?;
-        match row.state {
-            ContentState::Complete => {}
-            ContentState::Bad => return Err(StoreError::ContentMissing { hash }),
-            ContentState::Wanted | ContentState::Partial => {
-                return Err(StoreError::ContentUnavailable { hash });
-            }
-        }
+        let row = self
+            .db
+            .read(move |tx| tx.complete_content_row(hash))
+            .wait()?;
         let source = match row.inline {
             Some(bytes)
                 if bytes.len() as u64 == row.size && content_hash(blake3::hash(&bytes)) == hash =>
             {
-                ContentSource::Row(bytes.into())
+                ReaderSource::Row(bytes.into())
             }
             Some(_) => return Err(self.found_damaged(hash, row.verified_ms)),
             None => match self.objects.reader(&object_hash(hash)) {
                 // The hash covers the size: with another one in the row, a part would pass for the whole.
-                Ok(reader) if reader.size() == row.size => ContentSource::Object(reader),
+                Ok(reader) if reader.size() == row.size => ReaderSource::Object(reader),
                 Ok(_) => return Err(self.found_damaged(hash, row.verified_ms)),
                 Err(error) if is_damage(&error) => {
                     return Err(self.found_damaged(hash, row.verified_ms));
@@ -151,12 +145,12 @@ impl ContentBlocks {
     fn next_verified(&mut self) -> Result<Vec<u8>, StoreError> {
         let reader = match &self.reader.source {
             // At most 16 KiB, so both casts keep their values.
-            ContentSource::Row(bytes) => {
+            ReaderSource::Row(bytes) => {
                 let range = self.rest.start as usize..self.rest.end as usize;
                 let part = bytes.get(range);
                 return part.map(<[u8]>::to_vec).ok_or_else(|| self.damaged());
             }
-            ContentSource::Object(reader) => reader.clone(),
+            ReaderSource::Object(reader) => reader.clone(),
         };
         loop {
             let mut blocks = match self.object.take() {

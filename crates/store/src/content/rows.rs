@@ -5,7 +5,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 
 use super::put::PreparedContent;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql, to_sql_option};
-use crate::error::StoreError;
+use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::outbox::{EventPayload, EventTopic};
 
@@ -92,6 +92,19 @@ impl ReadTransaction<'_> {
             Some((size, ContentState::Complete)) => ContentStatus::Complete { size },
             Some((size, ContentState::Bad)) => ContentStatus::Bad { size },
         })
+    }
+
+    /// The row of a content that is here whole.
+    pub(crate) fn complete_content_row(&self, hash: ContentHash) -> Result<ContentRow, StoreError> {
+        let row = self.content_row(hash)?;
+        let row = row.ok_or(StoreError::NotFound(StoreObject::Content))?;
+        match row.state {
+            ContentState::Complete => Ok(row),
+            ContentState::Bad => Err(StoreError::ContentMissing { hash }),
+            ContentState::Wanted | ContentState::Partial => {
+                Err(StoreError::ContentUnavailable { hash })
+            }
+        }
     }
 
     pub(crate) fn content_row(&self, hash: ContentHash) -> Result<Option<ContentRow>, StoreError> {

@@ -1,8 +1,10 @@
 //! What a caller asks to change.
 
 use super::BranchId;
+use super::entry::Entry;
 use super::resolve::TreeView;
 use super::usage::FileContent;
+use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::path::EntryPath;
 
@@ -56,6 +58,23 @@ pub enum EntryPrecondition {
     Present,
     /// A file with this content: `If-Match` with its entity tag.
     Content(ContentHash),
+}
+
+impl EntryPrecondition {
+    /// Refuses what is at the path, unless the caller expects it.
+    pub(crate) fn require(self, entry: Option<&Entry>) -> Result<(), StoreError> {
+        let current = entry.and_then(|entry| entry.state.hash);
+        let holds = match self {
+            Self::Any => true,
+            Self::Absent => entry.is_none(),
+            Self::Present => entry.is_some(),
+            Self::Content(hash) => current == Some(hash),
+        };
+        match holds {
+            true => Ok(()),
+            false => Err(StoreError::PreconditionFailed { current }),
+        }
+    }
 }
 
 /// One change. Directories that are missing above its path are made.

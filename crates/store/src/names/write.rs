@@ -134,18 +134,9 @@ impl WriteTransaction<'_> {
         precondition: EntryPrecondition,
     ) -> Result<Option<Entry>, StoreError> {
         let entry = self.find(&commit.view, path)?;
-        let current = entry.as_ref().and_then(|entry| entry.state.hash);
         // In the transaction of the change, so that no other write comes between the check and the
         // change.
-        let holds = match precondition {
-            EntryPrecondition::Any => true,
-            EntryPrecondition::Absent => entry.is_none(),
-            EntryPrecondition::Present => entry.is_some(),
-            EntryPrecondition::Content(hash) => current == Some(hash),
-        };
-        if !holds {
-            return Err(StoreError::PreconditionFailed { current });
-        }
+        precondition.require(entry.as_ref())?;
         Ok(entry)
     }
 

@@ -341,19 +341,10 @@ impl ReadTransaction<'_> {
                 path: new.path.to_string(),
             });
         }
-        let current = entry.as_ref().and_then(|entry| entry.state.hash);
         if new.mode == WriteSessionMode::Create && entry.is_some() {
             return Err(StoreError::Exists(StoreObject::Entry));
         }
-        let holds = match new.precondition {
-            EntryPrecondition::Any => true,
-            EntryPrecondition::Absent => entry.is_none(),
-            EntryPrecondition::Present => entry.is_some(),
-            EntryPrecondition::Content(hash) => current == Some(hash),
-        };
-        if !holds {
-            return Err(StoreError::PreconditionFailed { current });
-        }
+        new.precondition.require(entry.as_ref())?;
         let file = entry.filter(|entry| entry.state.kind == EntryKind::File);
         let declared = new.expected_size.unwrap_or_default();
         Ok(SessionTarget {
