@@ -6,6 +6,7 @@ use alknet_call::{
     CallBody, CallConnection, CallError, CallOptions, ErrorCode, OperationSpec, OperationSummary,
     Subscription, SubscriptionEvent,
 };
+use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -85,6 +86,33 @@ impl NodeCaller {
     ) -> Result<CallBody, CallError> {
         let options = self.addressed(options);
         let answer = self.connection.call_with(operation, input, &options).await;
+        let answer = answer.map_err(|error| self.late(operation, options.timeout, error));
+        self.explained(operation, answer).await
+    }
+
+    /// Like `call_with`, with binary data in the place of its base64: it is the member `name` of the input.
+    ///
+    /// # Errors
+    /// The errors of [`call`](Self::call).
+    pub(crate) async fn call_with_data(
+        &self,
+        operation: &str,
+        input: Value,
+        (name, data): (&str, &[u8]),
+        options: CallOptions,
+    ) -> Result<CallBody, CallError> {
+        let options = self.addressed(options);
+        let mut input = input;
+        let is_binary = self.connection.takes_binary().await?;
+        let (value, tail) = match is_binary {
+            true => (json!({ "$bin": [0, data.len()] }), data),
+            false => (Value::String(BASE64.encode(data)), &[][..]),
+        };
+        input[name] = value;
+        let called = self
+            .connection
+            .call_with_data(operation, &input, tail, &options);
+        let answer = called.await;
         let answer = answer.map_err(|error| self.late(operation, options.timeout, error));
         self.explained(operation, answer).await
     }

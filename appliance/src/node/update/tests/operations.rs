@@ -8,7 +8,7 @@ use data_encoding::BASE64;
 
 use super::*;
 use crate::node::update::act::StartOrder;
-use crate::node::update::session::PIECE_BYTES_MAX;
+use crate::node::update::piece_pacing::PIECE_BYTES_MAX;
 
 /// The operations, called as over a connection.
 pub(super) struct UpdateCaller(LocalCaller);

@@ -5,7 +5,8 @@ use alknet_init::control::UPDATE_FRAME_BYTES_MAX;
 
 use super::*;
 use crate::node::update::init_client::UpdateClientError;
-use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome};
+use crate::node::update::piece_pacing::PIECE_BYTES_MAX;
+use crate::node::update::session::StagingOutcome;
 
 #[tokio::test]
 async fn a_bundle_goes_to_pid_1_in_frames_and_its_plan_comes_back() {
