@@ -16,7 +16,7 @@ use crate::configuration::{NO_VAULT, document};
 use crate::power::is_full;
 use crate::update::bundle::{ReleaseDraft, ReleaseKeys, TimestampSignatures, long_metadata, write};
 use crate::update::disk::{FOREIGN, SlotDiskImage};
-use crate::update::program::{kernel_alone, versioned};
+use crate::update::program::versioned;
 use crate::update::{
     FIRST, ONLY_CAMPAIGN, SECOND, config, is_refused, machine, roll_back, serving, stands,
     start_after_firmware, update,
@@ -64,7 +64,7 @@ fn refusals_change_nothing(start: impl Fn(&TestBench, &str) -> MachineNode) {
     let folder = bench.path();
     let keys = ReleaseKeys::new(&[1, 2, 3], 2);
     let disk = SlotDiskImage::new(bench.raw());
-    disk.put_version_before(&version_before(&disk));
+    disk.put_version_before(&beginning(&disk, BEFORE));
     let filled = fill(&disk);
     let start = || start(&bench, &config(&bench, &keys));
     let node = start();
@@ -208,9 +208,7 @@ fn staged_waits_for_its_administrator(
     add.args(["--scope", "update:offer"]);
     admin.run(add).json();
 
-    let first = disk.program(BootSlot::A).expect("the image has it");
-    // No loader starts it.
-    let waiting = kernel_alone(&first, SECOND, "", &[]);
+    let waiting = beginning(disk, SECOND);
     let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(STAGED, SECOND), &waiting);
     let staged = update(admin, &node, &bundle, &["--stage"]);
     assert_eq!(staged.status, 0, "{staged:?}\n{}", node.vm().report());
@@ -272,10 +270,10 @@ fn logged_stager(node: &MachineNode) -> String {
     by.to_owned()
 }
 
-/// The beginning of the program in slot a, as one of [`BEFORE`]: it says its version, and nothing starts it.
-fn version_before(disk: &SlotDiskImage) -> Vec<u8> {
+/// The beginning of the program in slot a, as one of this version: it says its version, and nothing starts it.
+fn beginning(disk: &SlotDiskImage, version: &str) -> Vec<u8> {
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let mut program = versioned(&first, BEFORE);
+    let mut program = versioned(&first, version);
     program.truncate(SMALL);
     program
 }
@@ -296,7 +294,7 @@ fn update_without_keys_is_refused() {
     let bench = TestBench::new();
     let config = document(&bench, "edge") + NO_VAULT;
     let disk = SlotDiskImage::new(bench.raw());
-    disk.put_version_before(&version_before(&disk));
+    disk.put_version_before(&beginning(&disk, BEFORE));
     let node = start_after_firmware(&bench, &config);
     refuses_small(&bench, &node, &disk, "FORBIDDEN", "no-keys");
 }
@@ -321,7 +319,7 @@ fn disk_that_refuses_writes(kind: MachineKind, not_written: &str) {
     let keys = ReleaseKeys::one(7).config();
     let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys;
     let disk = SlotDiskImage::new(bench.raw());
-    disk.put_version_before(&version_before(&disk));
+    disk.put_version_before(&beginning(&disk, BEFORE));
     let recorder = DiskRecorder::serve(disk.path()).unwrap_or_else(|error| panic!("{error}"));
     recorder.refuse_writes(0..u64::MAX);
     let served = VirtioDisk::recorded(&recorder).on(DiskController::VirtioScsi);
