@@ -229,7 +229,12 @@ fn staged_waits_for_its_administrator(
     stands(&node, &waits);
     assert_eq!(logged_stager(&node), stager);
     // A loader may have written the record.
-    let before = disk.contents();
+    let restarted = disk.contents();
+    assert!(
+        restarted.has_programs_of(&before),
+        "the restart changed a program"
+    );
+    let before = restarted;
     is_not_wanted(&hub, &node);
     assert!(disk.contents() == before, "an offer changed something");
     let own = node.call("update/offer", &other_offer());

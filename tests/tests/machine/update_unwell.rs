@@ -2,10 +2,10 @@
 //! one that is confirmed and ends afterwards: it stays until an administrator rolls back.
 //!
 //! Each test has a copy of the disks of one machine with a vault, which GRUB starts unless the test says otherwise. The
-//! start that makes these disks, and the last one after a failed trial, leave the loader out. The last try of a version is
-//! left, and the clock of the machine is quick, so the ten minutes of a trial pass at once. The version that fills the
-//! memory in its trial has the time of the host: with the quick clock the guest's time goes on while it waits for its
-//! disk, so the memory could be full before PID 1 has written a sector.
+//! start that makes these disks leaves the loader out. The last try of a version is left, and the clock of the machine is
+//! quick, so the ten minutes of a trial pass at once. The version that fills the memory in its trial has the time of the
+//! host: with the quick clock the guest's time goes on while it waits for its disk, so the memory could be full before
+//! PID 1 has written a sector.
 //!
 //! All but the version that refuses the configuration run in `cargo xtask soak update-cuts` only, which has each under
 //! UEFI as well. The gate gives each of them up in the same way, with and without its data, and PID 1 does the same under
@@ -289,13 +289,9 @@ impl UnwellUpdate {
     }
 
     fn builder(&self) -> VmBuilder {
-        self.builder_of(self.loader.kind)
-    }
-
-    fn builder_of(&self, kind: MachineKind) -> VmBuilder {
         let disk = VirtioDisk::file(self.disk.path());
         let data = VirtioDisk::file(&self.data);
-        machine_with(kind, disk, data, &self.served.config)
+        machine_with(self.loader.kind, disk, data, &self.served.config)
     }
 
     /// Starts the last try of a version, on the machine that `clock` makes of it.
@@ -380,9 +376,7 @@ impl UnwellUpdate {
 
     /// After a failed trial: a start of the version before has the token, and its log has the end of the trial once.
     fn has_lost_nothing(&self) {
-        // The loader has started this version after the trial.
-        let vm = without_grub(self.builder_of(MachineKind::Q35), &self.disk);
-        let node = serving(&self.served.bench, vm);
+        let node = serving(&self.served.bench, self.builder());
         assert_eq!(node.identity(), self.served.identity);
         let failed = [("version", FIRST), ("slot", "a"), ("state", "failed")];
         stands(&node, &failed);

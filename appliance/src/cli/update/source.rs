@@ -17,6 +17,8 @@ use crate::cli::{CommandError, CommandExit};
 
 /// Bytes of one piece, until the node has said how many it wants.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
+/// Fewest bytes of a piece, whatever the node wants. The last one may be shorter.
+pub(super) const PIECE_BYTES_LEAST: usize = 16 << 10;
 /// Most bytes of one piece.
 pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 

@@ -7,10 +7,10 @@ use alknet_call::{CallError, ErrorCode};
 use alknet_tensor_cli::ByteProgress;
 use serde_json::{Value, json};
 
-use super::source::{BundlePieces, BundleSource, PIECE_BYTES, PIECE_BYTES_MAX};
-use super::{NodeTurn, STATUS, is_lost, options_within};
+use super::source::{BundlePieces, BundleSource, PIECE_BYTES, PIECE_BYTES_LEAST, PIECE_BYTES_MAX};
+use super::{NodeTurn, STATUS, options_within};
 use crate::cli::call::call_error;
-use crate::cli::node_caller::NodeCaller;
+use crate::cli::node_caller::{NodeCaller, is_lost};
 use crate::cli::query::text;
 use crate::cli::{CommandError, CommandExit, output};
 use crate::node::may_lie_in_delta;
@@ -208,6 +208,9 @@ async fn begin(node: &NodeCaller, input: &Value) -> Result<String, CommandError>
     Err(call_error(refused))
 }
 
+/// Pieces in a row for which the node names another offset.
+const CORRECTIONS_MAX: u32 = 8;
+
 /// How one connection ended.
 enum UploadStep {
     Done(Value),
@@ -261,6 +264,7 @@ impl UploadState {
         pieces: &BundlePieces<'_>,
         progress: &ByteProgress,
     ) -> Result<UploadStep, CommandError> {
+        let mut corrections = 0;
         loop {
             let data = pieces.at(self.offset, self.piece_bytes).await?;
             let input = json!({ "session": self.session, "offset": self.offset });
@@ -270,13 +274,16 @@ impl UploadState {
                 Ok(answer) => answer,
                 Err(error) if is_lost(&error) => return Ok(UploadStep::Lost(error)),
                 Err(error) => match right_offset(&error, self.offset) {
-                    Some(offset) => {
+                    // A node that names other offsets in turn would let this command send for ever.
+                    Some(offset) if corrections < CORRECTIONS_MAX => {
                         self.offset = offset;
+                        corrections += 1;
                         continue;
                     }
-                    None => return Err(call_error(error)),
+                    _ => return Err(call_error(error)),
                 },
             };
+            corrections = 0;
             let answer = answer.value();
             if answer["plan"].is_object() {
                 return Ok(UploadStep::Done(answer["plan"].clone()));
@@ -292,7 +299,7 @@ impl UploadState {
             })?;
             if let Some(bytes) = answer["piece_bytes"].as_u64() {
                 let bytes = usize::try_from(bytes).unwrap_or(PIECE_BYTES_MAX);
-                self.piece_bytes = bytes.clamp(1, PIECE_BYTES_MAX);
+                self.piece_bytes = bytes.clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX);
             }
             progress.set(self.offset, pieces.bytes());
         }

@@ -19,8 +19,11 @@ pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 const PIECE_WORK: Duration = Duration::from_millis(3);
 /// How many times as long as it worked for a piece the node waits before it asks for the next one.
 const PAUSE_OF_WORK: u32 = 2;
-/// Longest such pause: a node that is busy with other calls takes 160 KiB a second or more.
+/// Longest such pause.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Bytes a second that a node takes however busy it is with other calls, if its sender and its processor can: no pause
+/// is longer than a piece takes at this rate, and a piece that came slower is followed by a longer one.
+const PACED_BYTES_S: u64 = 160 << 10;
 /// How long after a request of another caller the node goes on in this way.
 const OTHERS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -41,10 +44,12 @@ pub(super) struct PiecePause {
 #[derive(Debug)]
 pub(super) struct PiecePacing<'a> {
     count: &'a RequestCount,
-    /// The requests of the node before the piece that is under way.
-    requests: u64,
-    /// The processor time of the node before it.
-    used: Duration,
+    /// Requests that bring a piece.
+    own: u64,
+    /// The requests of the node until the last piece. None before the first one.
+    requests: Option<u64>,
+    /// The processor time of the node when the piece under way was asked for, and when that was.
+    asked: (Duration, Instant),
     /// When the last request of another caller was noticed.
     others: Option<Instant>,
 }
@@ -68,47 +73,56 @@ impl PiecePause {
         next_bytes: PIECE_BYTES_MAX,
     };
 
-    /// What follows a piece of so many bytes that cost so much processor time, together with everything else that the
-    /// node did meanwhile.
-    fn after(work: Duration, bytes: usize) -> Self {
+    /// What follows a piece of so many bytes, for which the node worked so long, other calls included, and which came so
+    /// long after it was asked for.
+    fn after(bytes: usize, work: Duration, took: Duration) -> Self {
         let fitting = bytes as u128 * PIECE_WORK.as_nanos() / work.as_nanos().max(1);
         let fitting = usize::try_from(fitting).unwrap_or(PIECE_BYTES_MAX);
+        let at_rate = took.as_secs_f64() * PACED_BYTES_S as f64;
+        let paced = Duration::from_secs_f64(bytes as f64 / PACED_BYTES_S as f64);
         Self {
-            pause: (work * PAUSE_OF_WORK).min(PAUSE_MAX),
-            next_bytes: fitting.clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX),
+            pause: (work * PAUSE_OF_WORK).min(PAUSE_MAX).min(paced),
+            next_bytes: fitting
+                .max(at_rate as usize)
+                .clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX),
         }
     }
 }
 
 impl<'a> PiecePacing<'a> {
-    pub(super) fn begin(count: &'a RequestCount) -> Self {
+    /// For a bundle whose pieces a caller sends, or one that the node fetches itself.
+    pub(super) fn begin(count: &'a RequestCount, by_calls: bool) -> Self {
         Self {
             count,
-            requests: (count.0)(),
-            used: used(),
+            own: u64::from(by_calls),
+            requests: None,
+            asked: (used(), Instant::now()),
             others: None,
         }
     }
 
     /// What follows a piece of so many bytes.
     pub(super) fn note_piece(&mut self, bytes: usize) -> PiecePause {
-        // One of them brought the piece.
-        let others = (self.count.0)().wrapping_sub(self.requests) > 1;
-        if others {
-            self.others = Some(Instant::now());
+        let now = Instant::now();
+        let requests = (self.count.0)();
+        if let Some(before) = self.requests.replace(requests)
+            && requests.wrapping_sub(before) > self.own
+        {
+            self.others = Some(now);
         }
-        let is_beside = self.others.is_some_and(|at| at.elapsed() < OTHERS_WITHIN);
+        let is_beside = self
+            .others
+            .is_some_and(|at| now.duration_since(at) < OTHERS_WITHIN);
+        let (used_before, asked) = self.asked;
         match is_beside {
-            true => PiecePause::after(used().saturating_sub(self.used), bytes),
+            true => PiecePause::after(bytes, used().saturating_sub(used_before), now - asked),
             false => PiecePause::NONE,
         }
     }
 
     /// The next piece is asked for.
     pub(super) fn go_on(&mut self) {
-        // Requests of the pause count as well.
-        self.used = used();
-        self.requests = (self.count.0)();
+        self.asked = (used(), Instant::now());
     }
 }
 
@@ -128,45 +142,70 @@ mod tests {
 
     #[test]
     fn a_slow_processor_is_given_short_pieces_and_rests() {
-        let after = |work, bytes| {
-            let PiecePause { pause, next_bytes } = PiecePause::after(work, bytes);
+        let after = |bytes, work| {
+            let PiecePause { pause, next_bytes } = PiecePause::after(bytes, work, work);
             (pause, next_bytes)
         };
-        assert_eq!(after(6 * MS, 128 << 10), (12 * MS, 64 << 10));
-        assert_eq!(after(24 * MS, 64 << 10), (48 * MS, PIECE_BYTES_LEAST));
-        // It was busy with something else.
-        assert_eq!(after(1_000 * MS, 1), (PAUSE_MAX, PIECE_BYTES_LEAST));
+        assert_eq!(after(128 << 10, 6 * MS), (12 * MS, 64 << 10));
+        assert_eq!(after(64 << 10, 24 * MS), (48 * MS, PIECE_BYTES_LEAST));
     }
 
     #[test]
     fn a_quick_processor_is_given_long_pieces_at_once() {
-        let after = PiecePause::after(MS, 256 << 10);
+        let after = PiecePause::after(256 << 10, MS, MS);
         assert_eq!((after.pause, after.next_bytes), (2 * MS, PIECE_BYTES_MAX));
-        assert_eq!(PiecePause::after(Duration::ZERO, 1), PiecePause::NONE);
+        let none = PiecePause::after(1, Duration::ZERO, Duration::ZERO);
+        assert_eq!(none, PiecePause::NONE);
+    }
+
+    /// Other callers keep the node busy, and an answer takes long. The bundle comes with the promised rate.
+    #[test]
+    fn a_busy_node_takes_a_bundle_at_its_rate() {
+        for answer in [0, 20, 150, 400, 1_000, 1_500] {
+            let answer = answer * MS;
+            let (mut bytes, mut sent, mut took) = (PIECE_BYTES_LEAST, 0, Duration::ZERO);
+            for _ in 0..1_000 {
+                let after = PiecePause::after(bytes, 1_000 * MS, answer);
+                sent += bytes;
+                took += answer + after.pause;
+                bytes = after.next_bytes;
+            }
+            // Half of the time may be pauses.
+            let least = took.as_secs_f64() * PACED_BYTES_S as f64 / 2.0;
+            assert!(sent as f64 >= least, "{answer:?}: {sent} of {least}");
+        }
+        // The same for short pieces of a download.
+        let after = PiecePause::after(1 << 10, 1_000 * MS, Duration::ZERO);
+        assert!(after.pause < 7 * MS, "{after:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_a_node_with_other_requests_takes_its_time() {
-        let requests = Arc::new(AtomicU64::new(7));
-        let counted = Arc::clone(&requests);
-        let count = RequestCount::new(move || counted.load(Ordering::Relaxed));
-        let mut pacing = PiecePacing::begin(&count);
-        let mut piece = |others| {
-            requests.fetch_add(1 + others, Ordering::Relaxed);
-            let after = used() + 2 * MS;
-            while used() < after {}
-            let after = pacing.note_piece(1);
-            pacing.go_on();
-            after
-        };
-        assert_eq!(piece(0), PiecePause::NONE);
-        let beside = piece(1);
-        assert!(beside.pause >= 4 * MS, "{beside:?}");
-        assert_eq!(beside.next_bytes, PIECE_BYTES_LEAST);
-        // It goes on for a while.
-        tokio::time::advance(OTHERS_WITHIN - MS).await;
-        assert_ne!(piece(0), PiecePause::NONE);
-        tokio::time::advance(MS).await;
-        assert_eq!(piece(0), PiecePause::NONE);
+        for by_calls in [true, false] {
+            let requests = Arc::new(AtomicU64::new(7));
+            let counted = Arc::clone(&requests);
+            let count = RequestCount::new(move || counted.load(Ordering::Relaxed));
+            let mut pacing = PiecePacing::begin(&count, by_calls);
+            // What the sender asked before does not count.
+            requests.fetch_add(5, Ordering::Relaxed);
+            let mut piece = |others: u64| {
+                requests.fetch_add(u64::from(by_calls) + others, Ordering::Relaxed);
+                let after = used() + 2 * MS;
+                while used() < after {}
+                let after = pacing.note_piece(64 << 10);
+                pacing.go_on();
+                after
+            };
+            for _ in 0..3 {
+                assert_eq!(piece(0), PiecePause::NONE);
+            }
+            let beside = piece(1);
+            assert!(beside.pause >= 4 * MS, "{beside:?}");
+            // It goes on for a while.
+            tokio::time::advance(OTHERS_WITHIN - MS).await;
+            assert_ne!(piece(0), PiecePause::NONE);
+            tokio::time::advance(MS).await;
+            assert_eq!(piece(0), PiecePause::NONE);
+        }
     }
 }

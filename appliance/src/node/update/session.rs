@@ -48,6 +48,8 @@ pub(super) struct StagingRequest {
     pub(super) other_source: bool,
     /// The caller may not start versions.
     pub(super) limited: bool,
+    /// A caller sends the pieces. Otherwise the node fetches them itself.
+    pub(super) by_calls: bool,
 }
 
 /// How the sending of a bundle ended.
@@ -510,7 +512,7 @@ impl StagingSessions {
         let bytes = session.request.bytes;
         let began = Instant::now();
         let (mut sent, mut last_piece, mut wrong) = (0, began, 0);
-        let mut pacing = PiecePacing::begin(&self.request_count);
+        let mut pacing = PiecePacing::begin(&self.request_count, session.request.by_calls);
         while sent < bytes {
             // Counted from the last piece that fitted: other ones do not keep a session alive.
             let (due, why) = self.pace.due((began, last_piece), sent);
@@ -542,6 +544,8 @@ impl StagingSessions {
             (last_piece, wrong) = (Instant::now(), 0);
             let data = std::mem::take(&mut piece.data);
             if sending.data(&data).await?.is_break() {
+                // Its answer is how the session ended.
+                *last = Some(piece);
                 return sending.abort(session.why()).await;
             }
             sent += data.len() as u64;
@@ -553,7 +557,10 @@ impl StagingSessions {
             let after = pacing.note_piece(data.len());
             tokio::select! {
                 biased;
-                () = session.given_up.notified() => return sending.give_up(session.why()).await,
+                () = session.given_up.notified() => {
+                    *last = Some(piece);
+                    return sending.give_up(session.why()).await;
+                }
                 () = sleep(after.pause) => {}
             }
             let taken = PieceTaken {

@@ -397,6 +397,7 @@ impl NodeUpdates {
                     unasked: false,
                     other_source: limited,
                     limited,
+                    by_calls: true,
                 };
                 Ok(self.begin(request, turn)?)
             }
@@ -476,6 +477,7 @@ impl NodeUpdates {
             unasked: request.unasked,
             other_source,
             limited: request.limited,
+            by_calls: false,
         };
         self.note_failure_before_session();
         let sessions = &self.0.sessions;
@@ -632,6 +634,7 @@ impl NodeUpdates {
             unasked: true,
             other_source: false,
             limited: false,
+            by_calls: true,
         };
         // A session that has begun since may have staged the version of an administrator.
         let session = self.0.sessions.begin_after(last, request)?;

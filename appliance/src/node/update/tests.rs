@@ -469,5 +469,6 @@ fn request(bytes: usize) -> StagingRequest {
         unasked: false,
         other_source: false,
         limited: false,
+        by_calls: true,
     }
 }

@@ -446,7 +446,8 @@ async fn binary_data_of_a_request_goes_to_peers_that_understand_it() {
         let client = node.client(carriage, None);
         let data = [7; 100_000];
         let input = json!({ "data": { "$bin": [0, data.len()] } });
-        let call = || client.call_with_data("test/sum", &input, &data, &CallOptions::default());
+        let options = CallOptions::default();
+        let call = || client.call_with_data("test/sum", &input, &data, &options);
         let error = soon(call()).await.expect_err("the peer may not take it");
         assert_eq!(error.code, ErrorCode::InvalidInput);
         assert!(soon(client.takes_binary()).await.expect("a list"));
