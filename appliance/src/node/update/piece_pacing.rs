@@ -48,8 +48,10 @@ pub(super) struct PiecePacing<'a> {
     own: u64,
     /// The requests of the node until the last piece. None before the first one.
     requests: Option<u64>,
-    /// The processor time of the node when the piece under way was asked for, and when that was.
-    asked: (Duration, Instant),
+    /// The processor time of the node when the piece under way was asked for.
+    used: Duration,
+    /// When that was.
+    asked_at: Instant,
     /// When the last request of another caller was noticed.
     others: Option<Instant>,
 }
@@ -96,7 +98,8 @@ impl<'a> PiecePacing<'a> {
             count,
             own: u64::from(by_calls),
             requests: None,
-            asked: (used(), Instant::now()),
+            used: used(),
+            asked_at: Instant::now(),
             others: None,
         }
     }
@@ -113,16 +116,17 @@ impl<'a> PiecePacing<'a> {
         let is_beside = self
             .others
             .is_some_and(|at| now.duration_since(at) < OTHERS_WITHIN);
-        let (used_before, asked) = self.asked;
+        let work = used().saturating_sub(self.used);
         match is_beside {
-            true => PiecePause::after(bytes, used().saturating_sub(used_before), now - asked),
+            true => PiecePause::after(bytes, work, now.duration_since(self.asked_at)),
             false => PiecePause::NONE,
         }
     }
 
     /// The next piece is asked for.
     pub(super) fn go_on(&mut self) {
-        self.asked = (used(), Instant::now());
+        self.used = used();
+        self.asked_at = Instant::now();
     }
 }
 
