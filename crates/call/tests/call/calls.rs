@@ -444,7 +444,7 @@ async fn binary_data_of_a_request_goes_to_peers_that_understand_it() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);
-        let data = [7; 100_000];
+        let data = [7; 1_000];
         let input = json!({ "data": { "$bin": [0, data.len()] } });
         let options = CallOptions::default();
         let call = || client.call_with_data("test/sum", &input, &data, &options);
@@ -453,7 +453,7 @@ async fn binary_data_of_a_request_goes_to_peers_that_understand_it() {
         assert!(soon(client.takes_binary()).await.expect("a list"));
         for _ in 0..2 {
             let answer = soon(call()).await.expect("an answer");
-            assert_eq!(*answer.value(), json!({ "bytes": 100_000, "sum": 700_000 }));
+            assert_eq!(*answer.value(), json!({ "bytes": 1_000, "sum": 7_000 }));
         }
         // A request without data, on the same connection.
         let answer = soon(client.call("test/sum", &json!({}))).await;
