@@ -4,6 +4,7 @@ use rusqlite::params;
 
 use super::BucketId;
 use super::buckets::Bucket;
+use crate::address::BucketName;
 use crate::content::ContentState;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{QuotaResource, StoreError, StoreObject};
@@ -77,6 +78,31 @@ impl ReadTransaction<'_> {
             })
         })?;
         usage.ok_or(StoreError::NotFound(StoreObject::Bucket))
+    }
+
+    /// Whether an entry of the bucket with this name refers to a content, in any version. `None` asks for any bucket. A
+    /// caller by hash gets what one of its buckets has.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn has_content(
+        &self,
+        bucket: Option<&BucketName>,
+        hash: ContentHash,
+    ) -> Result<bool, StoreError> {
+        let count = match bucket {
+            Some(bucket) => self.query_count(
+                "SELECT count(*) FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
+                 WHERE k.hash = ?1 AND b.name = ?2",
+                params![hash, bucket.as_str()],
+            )?,
+            None => self.query_count(
+                "SELECT count(*) FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
+                 WHERE k.hash = ?1 AND b.state <> 'deleting'",
+                [hash],
+            )?,
+        };
+        Ok(count > 0)
     }
 
     /// What a bucket uses, counted from the rows of its entries. It reads all of them.

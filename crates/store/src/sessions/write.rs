@@ -7,6 +7,7 @@ use super::{WriteSessionId, WriteSessions};
 use crate::content::check_file_size;
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::limits::{READ_BLOCK_BYTES, SESSION_SAVE_BYTES};
+use crate::names::BucketId;
 
 impl WriteSessions {
     /// Writes bytes at an offset. Several calls may be under way for one session; they come after each other, in any order.
@@ -64,6 +65,15 @@ impl WriteSessions {
     /// The identity has no such session.
     pub fn size(&self, id: WriteSessionId, identity: &str) -> Result<u64, StoreError> {
         self.with_state(id, identity, |state| Ok(state.size))
+    }
+
+    /// The bucket that a session writes to. A caller that checks rights asks before it closes the session: they may have
+    /// changed since it was opened.
+    ///
+    /// # Errors
+    /// The identity has no such session.
+    pub fn bucket(&self, id: WriteSessionId, identity: &str) -> Result<BucketId, StoreError> {
+        self.with_state(id, identity, |state| Ok(state.bucket))
     }
 
     /// Returns when what was written is on the disk. It is no version yet, and a restart removes it.

@@ -1,0 +1,73 @@
+//! Limits of the operations, each with what it bounds. Those of names and contents are in [`alknet_store::limits`].
+
+use std::time::Duration;
+
+/// Bytes of a content that `fs/put` takes. In base64 they fit into the default frame of 1 MiB.
+pub const PUT_BYTES_MAX: usize = 512 << 10;
+
+/// Bytes of one piece of a write session.
+pub const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of JSON after which a page ends. The row that reaches it is in the page, so that a page fits into a frame.
+pub const PAGE_BYTES_MAX: usize = 512 << 10;
+
+/// Conflicts of a merge that an error or a result lists. Both have the number of all of them.
+pub const CONFLICTS_SHOWN_MAX: usize = 100;
+
+/// Bytes of the paths of conflicts that an error lists: with its escapes, it stays below what a peer keeps of an error.
+pub const CONFLICTS_SHOWN_BYTES: usize = 16 << 10;
+
+/// Subscriptions to events that the node serves at once. Each wakes up after each commit.
+pub const WATCHES_MAX: usize = 2048;
+
+/// Subscriptions to events of one identity.
+pub const WATCHES_PER_IDENTITY_MAX: usize = 1024;
+
+/// Events that a subscription reads at a time.
+pub const WATCH_PAGE_EVENTS: usize = 100;
+
+/// Pause of a subscription whose read found the store busy. No event is lost meanwhile.
+pub const WATCH_BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes that a verification of a content reads between two reports.
+pub const VERIFY_STEP_BYTES: u64 = 64 << 20;
+
+/// Time after which a store that could not be used is tried again.
+pub const OPEN_RETRY: Duration = Duration::from_secs(30);
+
+/// Time for which a shutdown waits for requests that still use the store. A request that takes longer closes the store
+/// itself when it ends.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+/// Pause between two sweeps of write sessions that their clients left.
+pub const SESSION_SWEEP_PERIOD: Duration = Duration::from_secs(60);
+
+/// Pause between two sweeps of events and locks that are over.
+pub const ROW_SWEEP_PERIOD: Duration = Duration::from_secs(10 * 60);
+
+/// Rows that one step of such a sweep removes. Other writers wait for one step at most.
+pub const ROW_SWEEP_STEP: usize = 1000;
+
+/// Pause between two looks at the daily copy and the reserve file.
+pub const COPY_PERIOD: Duration = Duration::from_secs(60 * 60);
+
+/// Pause between two collections.
+pub const COLLECT_PERIOD: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// Time after the opening before the first collection, so that a boot does not wait for it.
+pub const COLLECT_DELAY: Duration = Duration::from_secs(10 * 60);
+
+/// Pause between two steps of any chore, which leaves the disk to the requests meanwhile.
+pub const STEP_PAUSE: Duration = Duration::from_millis(50);
+
+/// Time between two checks of all contents.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Bytes a second that a check of all contents reads, and a verification after a start.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 20 << 20;
+
+/// Bytes that one step of such a check reads.
+pub const SCRUB_STEP_BYTES: u64 = 4 << 20;
+
+/// Time after a chore failed before it is tried again.
+pub const CHORE_RETRY: Duration = Duration::from_secs(10 * 60);
