@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use alknet_call::{CallError, ErrorCode};
 use alknet_store::{
     FileStoreOptions, Store, StoreError, StoreOpenError, StoreRepair, StoreRepairError,
     repair_store,
@@ -194,7 +195,7 @@ impl FsService {
         );
         if !is_damaged {
             let text = "the file of names is not set aside as damaged; there is nothing to repair";
-            return Err(StoreError::Denied(text).into());
+            return Err(CallError::new(ErrorCode::Conflict, text).into());
         }
         let repaired = if begin_again {
             self.0.begins_again.store(true, Ordering::Relaxed);
@@ -340,7 +341,8 @@ fn of_repair(error: StoreRepairError) -> FsError {
     tracing::error!("the file of names was not repaired: {error}");
     match error {
         StoreRepairError::NotDamaged => {
-            StoreError::Denied("there is no damaged file of names").into()
+            let text = "there is no damaged file of names";
+            CallError::new(ErrorCode::Conflict, text).into()
         }
         StoreRepairError::NoCopy { rejected } => FsError::NoCopy {
             rejected: rejected.len(),

@@ -52,12 +52,11 @@ impl Drop for WatchPermit {
     fn drop(&mut self) {
         if let Entry::Occupied(mut entry) = self.count.table().entry(self.identity.clone()) {
             // Identities come and go; an entry of 0 would stay in memory for each of them.
-            match entry.get() {
-                0 | 1 => drop(entry.remove()),
-                many => {
-                    let left = many - 1;
-                    *entry.get_mut() = left;
-                }
+            let left = entry.get().saturating_sub(1);
+            if left == 0 {
+                entry.remove();
+            } else {
+                *entry.get_mut() = left;
             }
         }
     }
