@@ -28,17 +28,26 @@ pub(crate) struct StopSignal {
 
 impl StopSignal {
     pub(crate) fn stop(&self) {
-        *self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self
+            .is_stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        *self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .is_stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for this long at most, and returns whether the thread has to end.
     fn wait(&self, time: Duration) -> bool {
-        let locked = self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let locked = self
+            .is_stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let waited = self
             .changed
             .wait_timeout_while(locked, time, |is_stopped| !*is_stopped);
@@ -149,7 +158,8 @@ impl Housekeeper {
         }
         self.due = Some(due);
         let next = due.iter().map(|(_, at)| *at).min().unwrap_or(now);
-        next.saturating_duration_since(Instant::now()).max(STEP_PAUSE)
+        next.saturating_duration_since(Instant::now())
+            .max(STEP_PAUSE)
     }
 
     /// Does one step. Returns the time until the next one.

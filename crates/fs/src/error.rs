@@ -134,7 +134,10 @@ fn of_store(error: &StoreError) -> CallError {
     if code == StoreErrorCode::Internal {
         // The text may have paths of this node and words of the database, which are for the administrator.
         tracing::error!("the store of files failed: {error}");
-        return CallError::new(wire, "the store of files failed; the log of the node says how");
+        return CallError::new(
+            wire,
+            "the store of files failed; the log of the node says how",
+        );
     }
     let mut call = CallError::new(wire, error.to_string());
     if let Some(details) = details(error) {
@@ -228,7 +231,11 @@ mod tests {
             (StoreErrorCode::NoSpace, "NO_SPACE", 507),
             (StoreErrorCode::TooLarge, "TOO_LARGE", 413),
             (StoreErrorCode::InvalidPath, "INVALID_PATH", 400),
-            (StoreErrorCode::ContentUnavailable, "CONTENT_UNAVAILABLE", 504),
+            (
+                StoreErrorCode::ContentUnavailable,
+                "CONTENT_UNAVAILABLE",
+                504,
+            ),
             (StoreErrorCode::ContentMissing, "CONTENT_MISSING", 500),
             (StoreErrorCode::Busy, "BUSY", 503),
             (StoreErrorCode::ReadOnly, "READ_ONLY", 405),
@@ -280,13 +287,18 @@ mod tests {
         let failed = details(StoreError::PreconditionFailed { current: None });
         assert_eq!(failed, json!({ "reason": "precondition", "hash": null }));
         let busy = CallError::from(FsError::from(StoreError::Busy("full")));
-        assert_eq!((busy.retryable, busy.retry_after_ms), (true, Some(BUSY_RETRY_MS)));
+        assert_eq!(
+            (busy.retryable, busy.retry_after_ms),
+            (true, Some(BUSY_RETRY_MS))
+        );
     }
 
     #[test]
     fn an_error_lists_as_many_conflicts_as_it_can_hold() {
         let conflict = |length: usize| MergeConflict {
-            path: format!("/{}", "a/".repeat(20) + &"a".repeat(length)).parse().expect("a path"),
+            path: format!("/{}", "a/".repeat(20) + &"a".repeat(length))
+                .parse()
+                .expect("a path"),
             kind: alknet_store::ConflictKind::BothChanged,
         };
         let many = vec![conflict(1); CONFLICTS_SHOWN_MAX + 1];

@@ -59,9 +59,10 @@ mod tests {
 
     /// Components with signs that the grammar itself uses, and letters of several bytes.
     fn path() -> impl Strategy<Value = String> {
-        let component = "[a-zA-Z0-9 .:@#~äß日\\\\\n-]{1,20}".prop_filter("neither . nor ..", |it| {
-            it != "." && it != ".." && it != ".snap"
-        });
+        let component = "[a-zA-Z0-9 .:@#~äß日\\\\\n-]{1,20}"
+            .prop_filter("neither . nor ..", |it| {
+                it != "." && it != ".." && it != ".snap"
+            });
         let components = proptest::collection::vec(component, 0..8);
         components.prop_map(|parts| format!("/{}", parts.join("/")))
     }

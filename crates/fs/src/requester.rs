@@ -24,9 +24,10 @@ impl FsRequester {
     /// # Errors
     /// `UNAUTHENTICATED` if the caller has no identity; `FORBIDDEN` if the calling operation has no authority.
     pub fn from_ctx(ctx: &Ctx) -> Result<Self, FsError> {
-        let identity = ctx.identity().cloned().ok_or_else(|| {
-            CallError::new(ErrorCode::Unauthenticated, "files need an identity")
-        })?;
+        let identity = ctx
+            .identity()
+            .cloned()
+            .ok_or_else(|| CallError::new(ErrorCode::Unauthenticated, "files need an identity"))?;
         let calls = match (ctx.internal(), ctx.calling_authority()) {
             (false, _) => None,
             (true, Some(authority)) => Some(authority.scopes.clone()),

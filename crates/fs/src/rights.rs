@@ -94,7 +94,9 @@ impl VisibleBuckets {
         }
         let texts = Vec::<String>::from(scopes.clone());
         let bucket = |text: &String| {
-            let names = rights.iter().filter_map(|it| text.strip_prefix(it.prefix()));
+            let names = rights
+                .iter()
+                .filter_map(|it| text.strip_prefix(it.prefix()));
             // A text that is no name of a bucket leads to none.
             names.filter_map(|it| BucketName::parse(it).ok()).next()
         };
@@ -158,12 +160,17 @@ mod tests {
     #[test]
     fn visible_buckets_are_those_that_a_scope_names() {
         let rights = [FsRight::Read, FsRight::Write];
-        let named = |names: &[&str]| {
-            VisibleBuckets::Named(names.iter().map(|name| bucket(name)).collect())
-        };
+        let named =
+            |names: &[&str]| VisibleBuckets::Named(names.iter().map(|name| bucket(name)).collect());
         let of = |scopes: &[&str]| VisibleBuckets::from_scopes(&set(scopes), &rights);
-        assert_eq!(of(&["fs:read:docs", "fs:write:logs"]), named(&["docs", "logs"]));
-        assert_eq!(of(&["fs:admin:docs", "fs:read:No Name", "fs:read"]), named(&[]));
+        assert_eq!(
+            of(&["fs:read:docs", "fs:write:logs"]),
+            named(&["docs", "logs"])
+        );
+        assert_eq!(
+            of(&["fs:admin:docs", "fs:read:No Name", "fs:read"]),
+            named(&[])
+        );
         assert_eq!(of(&["fs:read:docs", "fs:write:*"]), VisibleBuckets::All);
         let both = of(&["fs:read:docs", "fs:read:logs"]).and(of(&["fs:read:logs"]));
         assert_eq!(both, named(&["logs"]));

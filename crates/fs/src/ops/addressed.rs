@@ -77,7 +77,8 @@ impl FsCall {
 
     /// The number of a bucket.
     pub(super) async fn bucket_id(&self, bucket: BucketName) -> Result<BucketId, FsError> {
-        self.read(move |tx| Ok(tx.bucket_by_name(&bucket)?.id)).await
+        self.read(move |tx| Ok(tx.bucket_by_name(&bucket)?.id))
+            .await
     }
 }
 

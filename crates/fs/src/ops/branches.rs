@@ -3,8 +3,8 @@
 use alknet_call::{OperationSpec, Registration};
 use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{
-    Branch, BranchName, BucketName, Durability, EntryPath, MergeOutcome, MergeRequest, MergeStrategy,
-    NewBranch, ReadTransaction, StoreError,
+    Branch, BranchName, BucketName, Durability, EntryPath, MergeOutcome, MergeRequest,
+    MergeStrategy, NewBranch, ReadTransaction, StoreError,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -42,10 +42,7 @@ fn branch_schema() -> Value {
 }
 
 /// A branch with the name of the one that it was made from.
-fn shown_branch(
-    tx: &ReadTransaction<'_>,
-    branch: &Branch,
-) -> Result<Value, StoreError> {
+fn shown_branch(tx: &ReadTransaction<'_>, branch: &Branch) -> Result<Value, StoreError> {
     // The parent may be deleted by now.
     let parent = match branch.parent.map(|parent| tx.branch(parent)) {
         Some(Ok(parent)) => Some(parent.name.to_string()),
@@ -107,13 +104,23 @@ async fn run_create(call: FsCall) -> Result<Value, FsError> {
 }
 
 fn list(service: &FsService) -> Registration {
-    let spec = query("fs/branch/list", "Lists the branches of a bucket, in pages.")
-        .with_input(schema::input(
-            &["bucket"],
-            schema::joined(&[json!({ "bucket": schema::bucket() }), schema::page_members()]),
-            json!({ "bucket": "docs" }),
-        ))
-        .with_output(schema::page("branches", &branch_schema(), &schema::next_text()));
+    let spec = query(
+        "fs/branch/list",
+        "Lists the branches of a bucket, in pages.",
+    )
+    .with_input(schema::input(
+        &["bucket"],
+        schema::joined(&[
+            json!({ "bucket": schema::bucket() }),
+            schema::page_members(),
+        ]),
+        json!({ "bucket": "docs" }),
+    ))
+    .with_output(schema::page(
+        "branches",
+        &branch_schema(),
+        &schema::next_text(),
+    ));
     once(service, spec, run_list)
 }
 
@@ -128,7 +135,10 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
     let input: ListInput = call.parse()?;
     let bucket = call.bucket(FsRight::Read, &input.bucket)?;
     let after = input.page.as_deref().map(BranchName::parse).transpose()?;
-    let limit = input.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX);
+    let limit = input
+        .limit
+        .unwrap_or(PAGE_ENTRIES_MAX)
+        .min(PAGE_ENTRIES_MAX);
     let found = call.read(move |tx| {
         let bucket = tx.bucket_by_name(&bucket)?.id;
         let found = tx.branches(bucket, after.as_ref(), limit)?;
@@ -316,7 +326,10 @@ async fn run_diff(call: FsCall) -> Result<Value, FsError> {
     let from = branch_or_main(input.from.as_deref())?;
     let to = input.to.parse::<BranchName>()?;
     let after = input.page.as_deref().map(EntryPath::parse).transpose()?;
-    let limit = input.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX);
+    let limit = input
+        .limit
+        .unwrap_or(PAGE_ENTRIES_MAX)
+        .min(PAGE_ENTRIES_MAX);
     let found = call.read(move |tx| {
         let first = tx.view(target(tx, &bucket, &from)?.branch, input.from_seq)?;
         let second = tx.view(target(tx, &bucket, &to)?.branch, input.to_seq)?;
@@ -381,7 +394,11 @@ fn close(service: &FsService) -> Registration {
         "fs/branch/close",
         "Ends a branch: it takes no changes any more, and can still be read and merged.",
     );
-    once(service, spec.with_output(schema::output(&[], json!({}))), run_close)
+    once(
+        service,
+        spec.with_output(schema::output(&[], json!({}))),
+        run_close,
+    )
 }
 
 async fn run_close(call: FsCall) -> Result<Value, FsError> {

@@ -26,7 +26,15 @@ pub(super) fn operations(service: &FsService) -> Vec<Registration> {
 
 fn bucket_schema() -> Value {
     schema::output(
-        &["name", "kind", "owner", "created_ms", "retention_s", "state", "durability"],
+        &[
+            "name",
+            "kind",
+            "owner",
+            "created_ms",
+            "retention_s",
+            "state",
+            "durability",
+        ],
         json!({
             "name": schema::bucket(), "kind": { "type": "string" }, "owner": schema::actor(),
             "created_ms": schema::time(),
@@ -56,7 +64,6 @@ fn settings_members() -> Value {
 }
 
 /// A limit that a request sets, removes (`null`) or leaves out.
-#[expect(clippy::option_option, reason = "null and no member mean different things")]
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
     Option::<u64>::deserialize(deserializer).map(Some)
 }
@@ -131,9 +138,20 @@ async fn run_create(call: FsCall) -> Result<Value, FsError> {
 }
 
 fn list(service: &FsService) -> Registration {
-    let spec = query("fs/bucket/list", "Lists the buckets that the caller has a right in, in pages.")
-        .with_input(schema::input(&[], schema::page_members(), json!({ "limit": 100 })))
-        .with_output(schema::page("buckets", &bucket_schema(), &schema::next_text()));
+    let spec = query(
+        "fs/bucket/list",
+        "Lists the buckets that the caller has a right in, in pages.",
+    )
+    .with_input(schema::input(
+        &[],
+        schema::page_members(),
+        json!({ "limit": 100 }),
+    ))
+    .with_output(schema::page(
+        "buckets",
+        &bucket_schema(),
+        &schema::next_text(),
+    ));
     once(service, spec, run_list)
 }
 
@@ -146,7 +164,11 @@ struct ListInput {
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
     let input: ListInput = call.parse()?;
     let after = input.page.as_deref().map(BucketName::parse).transpose()?;
-    let limit = input.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX);
+    // One more is asked for, which the store has to return.
+    let limit = input
+        .limit
+        .unwrap_or(PAGE_ENTRIES_MAX)
+        .min(PAGE_ENTRIES_MAX - 1);
     let visible = call.requester.buckets(&FsRight::ALL);
     let found = call.read(move |tx| visible_buckets(tx, &visible, after.as_ref(), limit + 1));
     let mut found = found.await?;
@@ -173,7 +195,10 @@ fn visible_buckets(
         VisibleBuckets::Named(names) => names,
     };
     let mut found = Vec::new();
-    for name in names.iter().filter(|name| after.is_none_or(|after| *name > after)) {
+    for name in names
+        .iter()
+        .filter(|name| after.is_none_or(|after| *name > after))
+    {
         if found.len() >= limit {
             break;
         }

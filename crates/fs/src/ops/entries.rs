@@ -52,7 +52,11 @@ fn list(service: &FsService) -> Registration {
             schema::joined(&[members, schema::page_members()]),
             json!({ "path": "docs:/2026", "limit": 100 }),
         ))
-        .with_output(schema::page("entries", &schema::entry(), &schema::next_text()));
+        .with_output(schema::page(
+            "entries",
+            &schema::entry(),
+            &schema::next_text(),
+        ));
     once(service, spec, run_list)
 }
 
@@ -100,16 +104,19 @@ fn history(service: &FsService) -> Registration {
         }),
     ]);
     let version = schema::output(&["kind", "seq", "time_ms", "actor", "op"], version);
-    let spec = query("fs/history", "Lists the versions of the entry at a path, the newest first.")
-        .with_input(schema::input(
-            &["path"],
-            json!({
-                "path": schema::address(), "before": schema::seq(),
-                "limit": schema::limit(PAGE_ENTRIES_MAX),
-            }),
-            json!({ "path": "docs:/2026/report.txt" }),
-        ))
-        .with_output(schema::page("versions", &version, &schema::seq()));
+    let spec = query(
+        "fs/history",
+        "Lists the versions of the entry at a path, the newest first.",
+    )
+    .with_input(schema::input(
+        &["path"],
+        json!({
+            "path": schema::address(), "before": schema::seq(),
+            "limit": schema::limit(PAGE_ENTRIES_MAX),
+        }),
+        json!({ "path": "docs:/2026/report.txt" }),
+    ))
+    .with_output(schema::page("versions", &version, &schema::seq()));
     once(service, spec, run_history)
 }
 
@@ -123,7 +130,10 @@ struct HistoryInput {
 async fn run_history(call: FsCall) -> Result<Value, FsError> {
     let input: HistoryInput = call.parse()?;
     let address = call.address(FsRight::Read, &input.path)?;
-    let limit = input.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX);
+    let limit = input
+        .limit
+        .unwrap_or(PAGE_ENTRIES_MAX)
+        .min(PAGE_ENTRIES_MAX);
     let versions = call.read(move |tx| {
         let view = tx.view_of(&address)?;
         tx.history(&view, &address.path, input.before, limit)

@@ -22,7 +22,9 @@ mod watch;
 
 use std::future::Future;
 
-use alknet_call::{CallBody, CallError, Ctx, HandlerKind, Idempotence, OperationSpec, Registration};
+use alknet_call::{
+    CallBody, CallError, Ctx, HandlerKind, Idempotence, OperationSpec, Registration,
+};
 use alknet_store::{
     Durability, ReadTransaction, Store, StoreError, StoreErrorCode, WriteTransaction,
 };
@@ -59,11 +61,13 @@ pub fn operations(service: &FsService) -> Vec<Registration> {
 const COMMON: [StoreErrorCode; 2] = [StoreErrorCode::Busy, StoreErrorCode::InvalidPath];
 
 /// Further codes of operations that look at entries.
-const READING: [StoreErrorCode; 4] = [
+const READING: [StoreErrorCode; 6] = [
     StoreErrorCode::IsDir,
     StoreErrorCode::NotDir,
     StoreErrorCode::ContentMissing,
     StoreErrorCode::ContentUnavailable,
+    StoreErrorCode::ReadOnly,
+    StoreErrorCode::TooLarge,
 ];
 
 /// Further codes of operations that change something.
@@ -152,7 +156,9 @@ impl FsCall {
         let decoded = text.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
         match decoded {
             Some(Ok(bytes)) => Ok(bytes.into()),
-            _ => Err(FsError::input("bytes are {\"$bin\":[offset,length]} or base64")),
+            _ => Err(FsError::input(
+                "bytes are {\"$bin\":[offset,length]} or base64",
+            )),
         }
     }
 

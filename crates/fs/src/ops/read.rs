@@ -66,17 +66,18 @@ struct OpenContent {
 }
 
 enum ReadState {
-    Requested(Result<FsCall, FsError>),
+    // In a box, as the other one: the state is moved for each block.
+    Requested(Box<Result<FsCall, FsError>>),
     Under(Box<OpenContent>),
 }
 
 fn items(
     call: Result<FsCall, FsError>,
 ) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 'static {
-    stream::try_unfold(ReadState::Requested(call), |state| async move {
+    stream::try_unfold(ReadState::Requested(Box::new(call)), |state| async move {
         match state {
             ReadState::Requested(call) => {
-                let (head, open) = begin(call?).await?;
+                let (head, open) = begin((*call)?).await?;
                 Ok::<_, CallError>(Some((head, ReadState::Under(open))))
             }
             ReadState::Under(mut open) => {

@@ -16,7 +16,12 @@ use crate::rights::FsRight;
 use crate::service::FsService;
 
 pub(super) fn operations(service: &FsService) -> Vec<Registration> {
-    vec![open(service), chunk(service), close(service), abort(service)]
+    vec![
+        open(service),
+        chunk(service),
+        close(service),
+        abort(service),
+    ]
 }
 
 fn session() -> Value {
@@ -123,9 +128,8 @@ async fn run_chunk(call: FsCall) -> Result<Value, FsError> {
         .into());
     }
     let actor = call.requester.actor().to_owned();
-    let written = call.blocking(move |store| {
-        Ok(store.sessions().write(id, &actor, input.offset, &bytes)?)
-    });
+    let written =
+        call.blocking(move |store| Ok(store.sessions().write(id, &actor, input.offset, &bytes)?));
     written.await?;
     Ok(json!({}))
 }

@@ -75,13 +75,23 @@ async fn run_create(call: FsCall) -> Result<Value, FsError> {
 }
 
 fn list(service: &FsService) -> Registration {
-    let spec = query("fs/snapshot/list", "Lists the snapshots of a bucket, in pages.")
-        .with_input(schema::input(
-            &["bucket"],
-            schema::joined(&[json!({ "bucket": schema::bucket() }), schema::page_members()]),
-            json!({ "bucket": "docs" }),
-        ))
-        .with_output(schema::page("snapshots", &snapshot_schema(), &schema::next_text()));
+    let spec = query(
+        "fs/snapshot/list",
+        "Lists the snapshots of a bucket, in pages.",
+    )
+    .with_input(schema::input(
+        &["bucket"],
+        schema::joined(&[
+            json!({ "bucket": schema::bucket() }),
+            schema::page_members(),
+        ]),
+        json!({ "bucket": "docs" }),
+    ))
+    .with_output(schema::page(
+        "snapshots",
+        &snapshot_schema(),
+        &schema::next_text(),
+    ));
     once(service, spec, run_list)
 }
 
@@ -96,7 +106,10 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
     let input: ListInput = call.parse()?;
     let bucket = call.bucket(FsRight::Read, &input.bucket)?;
     let after = input.page.as_deref().map(BranchName::parse).transpose()?;
-    let limit = input.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX);
+    let limit = input
+        .limit
+        .unwrap_or(PAGE_ENTRIES_MAX)
+        .min(PAGE_ENTRIES_MAX);
     let found = call.read(move |tx| {
         let bucket = tx.bucket_by_name(&bucket)?.id;
         let found = tx.snapshots(bucket, after.as_ref(), limit)?;

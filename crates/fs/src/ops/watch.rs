@@ -5,13 +5,15 @@ use std::collections::VecDeque;
 use alknet_call::{
     CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration, SubscriptionItem,
 };
-use alknet_store::{EventFilter, EventTopic, EventWatch, StoreError, StoreErrorCode, StoreEvent};
+use alknet_store::{
+    EventFilter, EventTopic, EventWatch, StoreError, StoreErrorCode, StoreEvent, TreeVersion,
+};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::addressed::{head_name, target};
+use super::addressed::target;
 use super::{FsCall, schema, shown, subscription};
 use crate::error::{FsError, declared};
 use crate::lease::StoreLease;
@@ -79,7 +81,8 @@ struct OpenWatch {
 }
 
 enum WatchState {
-    Requested(Result<FsCall, FsError>, Box<Ctx>),
+    // In a box, as the other one: the state is moved for each event.
+    Requested(Box<(Result<FsCall, FsError>, Ctx)>),
     Under(Box<OpenWatch>),
 }
 
@@ -87,11 +90,12 @@ fn items(
     call: Result<FsCall, FsError>,
     ctx: Ctx,
 ) -> impl Stream<Item = Result<SubscriptionItem, CallError>> + Send + 'static {
-    let begin = WatchState::Requested(call, Box::new(ctx));
+    let begin = WatchState::Requested(Box::new((call, ctx)));
     stream::try_unfold(begin, |state| async move {
         let mut open = match state {
-            WatchState::Requested(call, ctx) => {
-                let open = begin_watch(call?, *ctx).await?;
+            WatchState::Requested(requested) => {
+                let (call, ctx) = *requested;
+                let open = begin_watch(call?, ctx).await?;
                 // A client that comes back before the first event goes on from here.
                 let id = open.events.cursor();
                 let first = item(id, json!({ "id": id, "topic": "watch.begin" }));
@@ -116,7 +120,14 @@ fn item(cursor: i64, output: Value) -> SubscriptionItem {
 async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> {
     let input: WatchInput = call.parse()?;
     let address = call.address(FsRight::Read, &input.path)?;
-    let branch = head_name(&address)?.clone();
+    let branch = match &address.version {
+        TreeVersion::Head(branch) => branch.clone(),
+        TreeVersion::At(..) | TreeVersion::Snapshot(_) => {
+            return Err(FsError::input(
+                "a version does not change; watch the head of a branch",
+            ));
+        }
+    };
     let permit = call.service.watches().enter(call.requester.id())?;
     let bucket = address.bucket.clone();
     let watched = call.read(move |tx| target(tx, &bucket, &branch)).await?;
@@ -125,14 +136,17 @@ async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> 
         bucket: Some(watched.bucket),
         branch: (!input.all_branches).then_some(watched.branch),
         prefix: (!address.path.is_root()).then_some(address.path),
-        topics: topics.filter_map(|name| EventTopic::from_name(name)).collect(),
+        topics: topics
+            .filter_map(|name| EventTopic::from_name(name))
+            .collect(),
     };
     let lease = call.lease().await?;
     let events = lease.db().watch_events(filter, input.cursor);
     // Asked now, so that a client with an old cursor learns of the gap before it takes the beginning for one.
     if let Some(cursor) = input.cursor {
         let none = EventFilter::default();
-        call.read(move |tx| tx.read_events(cursor, &none, 1)).await?;
+        call.read(move |tx| tx.read_events(cursor, &none, 1))
+            .await?;
     }
     Ok(Box::new(OpenWatch {
         events,
@@ -142,6 +156,11 @@ async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> 
         _permit: permit,
         _lease: lease,
     }))
+}
+
+/// Returns when the service closes, or is gone.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    drop(closing.wait_for(|is_closing| *is_closing).await);
 }
 
 impl OpenWatch {
@@ -155,9 +174,7 @@ impl OpenWatch {
             let page = tokio::select! {
                 page = self.events.next_page(WATCH_PAGE_EVENTS) => page,
                 error = self.ctx.draining() => return Err(error),
-                _ = self.closing.wait_for(|is_closing| *is_closing) => {
-                    return Err(FsError::Unserved.into());
-                }
+                () = closed(&mut self.closing) => return Err(FsError::Unserved.into()),
             };
             match page {
                 Ok(page) => self.ready.extend(page.events),

@@ -239,6 +239,12 @@ impl StoreDb {
         self.0.last_event.clone()
     }
 
+    /// The time of the store, in milliseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        self.0.time.unix_ms()
+    }
+
     /// The random identity of the store, made with its file.
     #[must_use]
     pub fn store_id(&self) -> [u8; 16] {

@@ -119,11 +119,9 @@ fn changed_path(
     head_name(&address)?;
     let path = address.path.clone();
     match branch {
-        Some(first) if first.bucket != address.bucket || first.version != address.version => {
-            Err(FsError::input(
-                "all paths that a call changes are of one branch",
-            ))
-        }
+        Some(first) if first.bucket != address.bucket || first.version != address.version => Err(
+            FsError::input("all paths that a call changes are of one branch"),
+        ),
         Some(_) => Ok(path),
         None => {
             *branch = Some(address);
@@ -227,7 +225,11 @@ async fn source_view(
 ) -> Result<Option<TreeView>, FsError> {
     let read = call.read(move |tx| {
         let view = tx.view_of(&from)?;
-        if is_link && tx.find(&view, &from.path)?.is_some_and(|it| it.state.is_directory()) {
+        if is_link
+            && tx
+                .find(&view, &from.path)?
+                .is_some_and(|it| it.state.is_directory())
+        {
             let path = from.path.to_string();
             return Err(StoreError::IsDirectory { path });
         }
