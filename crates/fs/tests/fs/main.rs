@@ -1,0 +1,11 @@
+//! The operations of the files as clients meet them.
+
+mod branches;
+mod entries;
+mod hidden;
+mod notify;
+mod opening;
+mod scene;
+mod sessions;
+mod watching;
+mod wrong_input;
