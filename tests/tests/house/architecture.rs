@@ -547,6 +547,26 @@ fn the_store_of_files_knows_no_network() {
     }
 }
 
+/// The operations stand on the store and on the call protocol. Views over HTTP and SFTP come from other packages.
+#[test]
+fn the_operations_of_files_know_no_other_protocol() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-fs");
+    let ours: Vec<_> = closure
+        .iter()
+        .filter(|name| name.starts_with("alknet"))
+        .collect();
+    let expected = [
+        "alknet-call",
+        "alknet-core",
+        "alknet-durable",
+        "alknet-objects",
+        "alknet-store",
+    ];
+    assert_eq!(ours, expected);
+    graph.forbid("alknet-fs", &["axum", "h3", "hyper", "quinn", "rustls"]);
+}
+
 /// It depends only on the vault, whose slots it answers for, and on libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {

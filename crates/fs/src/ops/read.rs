@@ -7,7 +7,6 @@ use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::addressed::content_hash;
 use super::{FsCall, schema, shown, subscription};
 use crate::error::FsError;
 use crate::lease::StoreLease;
