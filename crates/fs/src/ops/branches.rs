@@ -71,7 +71,7 @@ fn create(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct CreateInput {
+struct BranchCreateInput {
     bucket: String,
     name: String,
     from: Option<String>,
@@ -82,7 +82,7 @@ struct CreateInput {
 }
 
 async fn run_create(call: FsCall) -> Result<Value, FsError> {
-    let input: CreateInput = call.parse()?;
+    let input: BranchCreateInput = call.parse()?;
     let right = match input.protected {
         true => FsRight::Admin,
         false => FsRight::Write,
@@ -125,14 +125,14 @@ fn list(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct ListInput {
+struct BranchListInput {
     bucket: String,
     page: Option<String>,
     limit: Option<usize>,
 }
 
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
-    let input: ListInput = call.parse()?;
+    let input: BranchListInput = call.parse()?;
     let bucket = call.bucket(FsRight::Read, &input.bucket)?;
     let after = input.page.as_deref().map(BranchName::parse).transpose()?;
     let limit = input
@@ -174,7 +174,7 @@ fn set(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct SetInput {
+struct BranchSetInput {
     bucket: String,
     name: String,
     expires_ms: Option<u64>,
@@ -182,7 +182,7 @@ struct SetInput {
 }
 
 async fn run_set(call: FsCall) -> Result<Value, FsError> {
-    let input: SetInput = call.parse()?;
+    let input: BranchSetInput = call.parse()?;
     let bucket = call.bucket(FsRight::Admin, &input.bucket)?;
     let name = input.name.parse::<BranchName>()?;
     call.audit("fs/branch/set", &format!("{bucket}@{name}"));

@@ -110,7 +110,7 @@ fn create(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct CreateInput {
+struct BucketCreateInput {
     bucket: String,
     kind: Option<String>,
     #[serde(flatten)]
@@ -118,7 +118,7 @@ struct CreateInput {
 }
 
 async fn run_create(call: FsCall) -> Result<Value, FsError> {
-    let input: CreateInput = call.parse()?;
+    let input: BucketCreateInput = call.parse()?;
     let name = call.bucket(FsRight::Admin, &input.bucket)?;
     let kind = input.kind.as_deref();
     let kind = kind.map_or(Some(BucketKind::Files), BucketKind::from_name);
@@ -156,13 +156,13 @@ fn list(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct ListInput {
+struct BucketListInput {
     page: Option<String>,
     limit: Option<usize>,
 }
 
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
-    let input: ListInput = call.parse()?;
+    let input: BucketListInput = call.parse()?;
     let after = input.page.as_deref().map(BucketName::parse).transpose()?;
     // One more is asked for, which the store has to return.
     let limit = input
@@ -231,14 +231,14 @@ fn set(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct SetInput {
+struct BucketSetInput {
     bucket: String,
     #[serde(flatten)]
     settings: SettingsInput,
 }
 
 async fn run_set(call: FsCall) -> Result<Value, FsError> {
-    let input: SetInput = call.parse()?;
+    let input: BucketSetInput = call.parse()?;
     let name = call.bucket(FsRight::Admin, &input.bucket)?;
     let durability = input.settings.durability();
     let settings = BucketSettings {

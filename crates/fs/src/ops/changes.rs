@@ -32,7 +32,7 @@ pub(super) fn operations(service: &FsService) -> Vec<Registration> {
 /// A change as a request names it. In a batch the member `op` tells them apart.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
-pub(super) enum ChangeInput {
+pub(super) enum FsChangeInput {
     Copy(CopyInput),
     Delete(DeleteInput),
     Link(LinkInput),
@@ -150,7 +150,7 @@ fn put(service: &FsService) -> Registration {
 }
 
 async fn run_put(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Put(call.parse()?);
+    let change = FsChangeInput::Put(call.parse()?);
     let committed = commit(&call, vec![change]).await?;
     let mut answer = json!({ "seq": committed.seq });
     if let Some((hash, bytes)) = committed.contents.first() {
@@ -182,7 +182,7 @@ fn mkdir(service: &FsService) -> Registration {
 }
 
 async fn run_mkdir(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Mkdir(call.parse()?);
+    let change = FsChangeInput::Mkdir(call.parse()?);
     one(&call, change).await
 }
 
@@ -208,7 +208,7 @@ fn rename(service: &FsService) -> Registration {
 }
 
 async fn run_rename(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Rename(call.parse()?);
+    let change = FsChangeInput::Rename(call.parse()?);
     one(&call, change).await
 }
 
@@ -232,7 +232,7 @@ fn copy(service: &FsService) -> Registration {
 }
 
 async fn run_copy(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Copy(call.parse()?);
+    let change = FsChangeInput::Copy(call.parse()?);
     one(&call, change).await
 }
 
@@ -258,7 +258,7 @@ fn delete(service: &FsService) -> Registration {
 }
 
 async fn run_delete(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Delete(call.parse()?);
+    let change = FsChangeInput::Delete(call.parse()?);
     one(&call, change).await
 }
 
@@ -281,7 +281,7 @@ fn link(service: &FsService) -> Registration {
 }
 
 async fn run_link(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Link(call.parse()?);
+    let change = FsChangeInput::Link(call.parse()?);
     one(&call, change).await
 }
 
@@ -305,7 +305,7 @@ fn symlink(service: &FsService) -> Registration {
 }
 
 async fn run_symlink(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Symlink(call.parse()?);
+    let change = FsChangeInput::Symlink(call.parse()?);
     one(&call, change).await
 }
 
@@ -329,7 +329,7 @@ fn setattr(service: &FsService) -> Registration {
 }
 
 async fn run_setattr(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Setattr(call.parse()?);
+    let change = FsChangeInput::Setattr(call.parse()?);
     one(&call, change).await
 }
 
@@ -349,7 +349,7 @@ fn restore(service: &FsService) -> Registration {
 }
 
 async fn run_restore(call: FsCall) -> Result<Value, FsError> {
-    let change = ChangeInput::Restore(call.parse()?);
+    let change = FsChangeInput::Restore(call.parse()?);
     one(&call, change).await
 }
 
@@ -392,7 +392,7 @@ fn batch(service: &FsService) -> Registration {
 
 #[derive(Deserialize)]
 struct BatchInput {
-    changes: Vec<ChangeInput>,
+    changes: Vec<FsChangeInput>,
 }
 
 async fn run_batch(call: FsCall) -> Result<Value, FsError> {
@@ -423,12 +423,12 @@ struct Committed {
     contents: Vec<(ContentHash, u64)>,
 }
 
-async fn one(call: &FsCall, change: ChangeInput) -> Result<Value, FsError> {
+async fn one(call: &FsCall, change: FsChangeInput) -> Result<Value, FsError> {
     let committed = commit(call, vec![change]).await?;
     Ok(json!({ "seq": committed.seq }))
 }
 
-async fn commit(call: &FsCall, changes: Vec<ChangeInput>) -> Result<Committed, FsError> {
+async fn commit(call: &FsCall, changes: Vec<FsChangeInput>) -> Result<Committed, FsError> {
     let commit: CommitInput = call.parse()?;
     let tokens = commit.tokens()?;
     // Rights and rules of all paths first: a refused call has stored nothing.

@@ -62,7 +62,7 @@ fn consumer_schema() -> Value {
 struct ConsumerInput {
     bucket: String,
     consumer: String,
-    start: Option<StartInput>,
+    start: Option<ConsumerStartInput>,
     lease_ms: Option<u64>,
     id: Option<i64>,
     limit: Option<usize>,
@@ -70,7 +70,7 @@ struct ConsumerInput {
 
 #[derive(Clone, Deserialize)]
 #[serde(untagged)]
-enum StartInput {
+enum ConsumerStartInput {
     After(i64),
     Named(String),
 }
@@ -78,10 +78,10 @@ enum StartInput {
 impl ConsumerInput {
     fn start(&self) -> OutboxStart {
         match &self.start {
-            Some(StartInput::After(id)) => OutboxStart::After(*id),
+            Some(ConsumerStartInput::After(id)) => OutboxStart::After(*id),
             // The schema knows no third name.
-            Some(StartInput::Named(name)) if name == "oldest" => OutboxStart::Oldest,
-            Some(StartInput::Named(_)) | None => OutboxStart::Now,
+            Some(ConsumerStartInput::Named(name)) if name == "oldest" => OutboxStart::Oldest,
+            Some(ConsumerStartInput::Named(_)) | None => OutboxStart::Now,
         }
     }
 }

@@ -61,7 +61,7 @@ fn list(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct ListInput {
+struct EntryListInput {
     path: String,
     as_of: Option<u64>,
     #[serde(default)]
@@ -71,7 +71,7 @@ struct ListInput {
 }
 
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
-    let input: ListInput = call.parse()?;
+    let input: EntryListInput = call.parse()?;
     let address = call.address(FsRight::Read, &input.path)?;
     let address = address_at(address, input.as_of)?;
     let request = ListRequest {

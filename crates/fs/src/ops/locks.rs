@@ -78,7 +78,7 @@ fn take_spec() -> OperationSpec {
 }
 
 #[derive(Deserialize)]
-struct LockInput {
+struct EntryLockInput {
     path: String,
     lease_ms: Option<u64>,
     #[serde(default)]
@@ -90,7 +90,7 @@ struct LockInput {
     token: Option<String>,
 }
 
-impl LockInput {
+impl EntryLockInput {
     fn time(&self) -> Duration {
         Duration::from_millis(self.lease_ms.unwrap_or(LEASE_DEFAULT_MS))
     }
@@ -105,7 +105,7 @@ impl LockInput {
 }
 
 async fn run_take(call: FsCall) -> Result<Value, FsError> {
-    let input: LockInput = call.parse()?;
+    let input: EntryLockInput = call.parse()?;
     let tokens = call.parse::<CommitInput>()?.tokens()?;
     let address = call.address(FsRight::Write, &input.path)?;
     let target = call.head(&address).await?;
@@ -146,7 +146,7 @@ fn renew_spec() -> OperationSpec {
 }
 
 async fn run_renew(call: FsCall) -> Result<Value, FsError> {
-    let input: LockInput = call.parse()?;
+    let input: EntryLockInput = call.parse()?;
     let token = input.token()?;
     let address = call.address(FsRight::Write, &input.path)?;
     let target = call.head(&address).await?;
@@ -168,7 +168,7 @@ fn release_spec() -> OperationSpec {
 }
 
 async fn run_release(call: FsCall) -> Result<Value, FsError> {
-    let input: LockInput = call.parse()?;
+    let input: EntryLockInput = call.parse()?;
     let token = input.token()?;
     let address = call.address(FsRight::Write, &input.path)?;
     let target = call.head(&address).await?;
@@ -194,7 +194,7 @@ fn show_spec() -> OperationSpec {
 }
 
 async fn run_show(call: FsCall) -> Result<Value, FsError> {
-    let input: LockInput = call.parse()?;
+    let input: EntryLockInput = call.parse()?;
     let address = call.address(FsRight::Read, &input.path)?;
     let target = call.head(&address).await?;
     let now_ms = call.lease().await?.db().unix_ms();

@@ -48,7 +48,7 @@ pub(super) fn operation(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct ReadInput {
+struct ContentReadInput {
     path: Option<String>,
     as_of: Option<u64>,
     hash: Option<String>,
@@ -58,7 +58,7 @@ struct ReadInput {
 }
 
 /// A content that is being sent.
-struct OpenContent {
+struct SentContent {
     // Dropped before the store.
     blocks: ContentBlocks,
     _lease: StoreLease,
@@ -67,7 +67,7 @@ struct OpenContent {
 enum ReadState {
     // In a box, as the other one: the state is moved for each block.
     Requested(Box<Result<FsCall, FsError>>),
-    Under(Box<OpenContent>),
+    Under(Box<SentContent>),
 }
 
 fn items(
@@ -97,8 +97,8 @@ fn item(block: Vec<u8>) -> CallOutput {
     CallOutput::Mixed(json!({ "bytes": { "$bin": [0, block.len()] } }), block)
 }
 
-async fn begin(call: FsCall) -> Result<(CallOutput, Box<OpenContent>), FsError> {
-    let input: ReadInput = call.parse()?;
+async fn begin(call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsError> {
+    let input: ContentReadInput = call.parse()?;
     let (hash, entry) = match (&input.path, &input.hash) {
         (Some(path), None) => {
             let entry = file(&call, path, input.as_of).await?;
@@ -123,7 +123,7 @@ async fn begin(call: FsCall) -> Result<(CallOutput, Box<OpenContent>), FsError> 
         head["entry"] = shown::entry(&entry);
     }
     let blocks = reader.blocks(start..start + length);
-    let open = Box::new(OpenContent {
+    let open = Box::new(SentContent {
         blocks,
         _lease: lease,
     });

@@ -53,7 +53,7 @@ fn create(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct CreateInput {
+struct SnapshotCreateInput {
     bucket: String,
     name: String,
     branch: Option<String>,
@@ -61,7 +61,7 @@ struct CreateInput {
 }
 
 async fn run_create(call: FsCall) -> Result<Value, FsError> {
-    let input: CreateInput = call.parse()?;
+    let input: SnapshotCreateInput = call.parse()?;
     let bucket = call.bucket(FsRight::Write, &input.bucket)?;
     let name = input.name.parse::<BranchName>()?;
     let branch = branch_or_main(input.branch.as_deref())?;
@@ -96,14 +96,14 @@ fn list(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct ListInput {
+struct SnapshotListInput {
     bucket: String,
     page: Option<String>,
     limit: Option<usize>,
 }
 
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
-    let input: ListInput = call.parse()?;
+    let input: SnapshotListInput = call.parse()?;
     let bucket = call.bucket(FsRight::Read, &input.bucket)?;
     let after = input.page.as_deref().map(BranchName::parse).transpose()?;
     let limit = input
@@ -141,13 +141,13 @@ fn delete(service: &FsService) -> Registration {
 }
 
 #[derive(Deserialize)]
-struct DeleteInput {
+struct SnapshotDeleteInput {
     bucket: String,
     name: String,
 }
 
 async fn run_delete(call: FsCall) -> Result<Value, FsError> {
-    let input: DeleteInput = call.parse()?;
+    let input: SnapshotDeleteInput = call.parse()?;
     let bucket = call.bucket(FsRight::Write, &input.bucket)?;
     let name = input.name.parse::<BranchName>()?;
     let deleted = call.write(Durability::Full, move |tx| {

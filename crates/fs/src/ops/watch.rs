@@ -80,7 +80,7 @@ struct OpenWatch {
     _lease: StoreLease,
 }
 
-enum WatchState {
+enum EventWatchState {
     // In a box, as the other one: the state is moved for each event.
     Requested(Box<(Result<FsCall, FsError>, Ctx)>),
     Under(Box<OpenWatch>),
@@ -90,22 +90,22 @@ fn items(
     call: Result<FsCall, FsError>,
     ctx: Ctx,
 ) -> impl Stream<Item = Result<SubscriptionItem, CallError>> + Send + 'static {
-    let begin = WatchState::Requested(Box::new((call, ctx)));
+    let begin = EventWatchState::Requested(Box::new((call, ctx)));
     stream::try_unfold(begin, |state| async move {
         let mut open = match state {
-            WatchState::Requested(requested) => {
+            EventWatchState::Requested(requested) => {
                 let (call, ctx) = *requested;
                 let open = begin_watch(call?, ctx).await?;
                 // A client that comes back before the first event goes on from here.
                 let id = open.events.cursor();
                 let first = item(id, json!({ "id": id, "topic": "watch.begin" }));
-                return Ok::<_, CallError>(Some((first, WatchState::Under(open))));
+                return Ok::<_, CallError>(Some((first, EventWatchState::Under(open))));
             }
-            WatchState::Under(open) => open,
+            EventWatchState::Under(open) => open,
         };
         let event = open.next().await?;
         let next = item(event.id, shown::event(&event));
-        Ok(Some((next, WatchState::Under(open))))
+        Ok(Some((next, EventWatchState::Under(open))))
     })
 }
 

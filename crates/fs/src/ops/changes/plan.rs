@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::FsCall;
 use super::super::addressed::{BranchTarget, head_name};
-use super::ChangeInput;
+use super::FsChangeInput;
 use crate::error::FsError;
 use crate::limits::PUT_BYTES_MAX;
 use crate::rights::FsRight;
@@ -43,7 +43,7 @@ enum PlannedChange {
 
 impl ChangePlan {
     /// Checks the rights and the paths of all changes. Nothing is looked up.
-    pub(super) fn new(call: &FsCall, changes: Vec<ChangeInput>) -> Result<Self, FsError> {
+    pub(super) fn new(call: &FsCall, changes: Vec<FsChangeInput>) -> Result<Self, FsError> {
         let mut branch = None;
         let mut planned = Vec::with_capacity(changes.len());
         for change in changes {
@@ -132,11 +132,11 @@ fn changed_path(
 
 fn plan(
     call: &FsCall,
-    change: ChangeInput,
+    change: FsChangeInput,
     to_change: &mut dyn FnMut(&str) -> Result<EntryPath, FsError>,
 ) -> Result<PlannedChange, FsError> {
     let ready = match change {
-        ChangeInput::Put(input) => {
+        FsChangeInput::Put(input) => {
             let path = to_change(&input.path)?;
             let precondition = input.condition.precondition()?;
             let attributes = input.attributes.attributes();
@@ -150,7 +150,7 @@ fn plan(
             let into = Box::new(into);
             return Ok(PlannedChange::Put { bytes, into });
         }
-        ChangeInput::Copy(input) => {
+        FsChangeInput::Copy(input) => {
             let from = call.address(FsRight::Read, &input.path)?;
             return Ok(PlannedChange::Copy {
                 from,
@@ -160,7 +160,7 @@ fn plan(
                 is_link: false,
             });
         }
-        ChangeInput::Link(input) => {
+        FsChangeInput::Link(input) => {
             let from = call.address(FsRight::Read, &input.path)?;
             return Ok(PlannedChange::Copy {
                 from,
@@ -170,33 +170,33 @@ fn plan(
                 is_link: true,
             });
         }
-        ChangeInput::Mkdir(input) => TreeChange::Mkdir {
+        FsChangeInput::Mkdir(input) => TreeChange::Mkdir {
             path: to_change(&input.path)?,
             attributes: input.attributes.attributes(),
             may_exist: input.may_exist,
         },
-        ChangeInput::Rename(input) => TreeChange::Rename {
+        FsChangeInput::Rename(input) => TreeChange::Rename {
             from: to_change(&input.path)?,
             to: to_change(&input.to)?,
             may_replace: input.replace,
             precondition: input.condition.precondition()?,
         },
-        ChangeInput::Delete(input) => TreeChange::Delete {
+        FsChangeInput::Delete(input) => TreeChange::Delete {
             path: to_change(&input.path)?,
             is_recursive: input.recursive,
             precondition: input.condition.precondition()?,
         },
-        ChangeInput::Symlink(input) => TreeChange::Symlink {
+        FsChangeInput::Symlink(input) => TreeChange::Symlink {
             path: to_change(&input.path)?,
             target: input.target,
             may_replace: input.replace,
         },
-        ChangeInput::Setattr(input) => TreeChange::SetAttributes {
+        FsChangeInput::Setattr(input) => TreeChange::SetAttributes {
             path: to_change(&input.path)?,
             attributes: input.attributes.attributes(),
             precondition: input.condition.precondition()?,
         },
-        ChangeInput::Restore(input) => TreeChange::Restore {
+        FsChangeInput::Restore(input) => TreeChange::Restore {
             path: to_change(&input.path)?,
             seq: input.seq,
         },
