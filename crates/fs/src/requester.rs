@@ -22,12 +22,22 @@ impl FsRequester {
     /// The requester of a call.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` if the caller has no identity; `FORBIDDEN` if the calling operation has no authority.
+    /// `UNAUTHENTICATED` if the caller has no identity.
     pub fn from_ctx(ctx: &Ctx) -> Result<Self, FsError> {
-        let identity = ctx
-            .identity()
-            .cloned()
-            .ok_or_else(|| CallError::new(ErrorCode::Unauthenticated, "files need an identity"))?;
+        Self::with_identity(ctx, ctx.identity().cloned())
+    }
+
+    /// The requester of a call that is under way, with the scopes that its identity has by now.
+    ///
+    /// # Errors
+    /// As for [`from_ctx`](Self::from_ctx).
+    pub fn as_of_now(ctx: &Ctx) -> Result<Self, FsError> {
+        Self::with_identity(ctx, ctx.identity_now())
+    }
+
+    fn with_identity(ctx: &Ctx, identity: Option<Arc<Identity>>) -> Result<Self, FsError> {
+        let unknown = || CallError::new(ErrorCode::Unauthenticated, "files need an identity");
+        let identity = identity.ok_or_else(unknown)?;
         let calls = match (ctx.internal(), ctx.calling_authority()) {
             (false, _) => None,
             (true, Some(authority)) => Some(authority.scopes.clone()),

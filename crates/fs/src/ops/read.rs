@@ -1,7 +1,7 @@
 //! `fs/read`: the content of a file, block by block.
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
-use alknet_store::{ContentBlocks, ContentHash, Entry, EntryKind, StoreError};
+use alknet_store::{BucketName, ContentBlocks, ContentHash, Entry, EntryKind, StoreError};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use super::{FsCall, schema, shown, subscription};
 use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::path::address_at;
+use crate::requester::FsRequester;
 use crate::rights::FsRight;
 use crate::service::{FsService, blocking};
 
@@ -42,7 +43,7 @@ pub(super) fn operation(service: &FsService) -> Registration {
     }));
     let service = service.clone();
     let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| {
-        items(FsCall::new(&service, input, &ctx))
+        items(FsCall::new(&service, input, &ctx), ctx)
     });
     Registration::new(spec, handler)
 }
@@ -62,24 +63,37 @@ struct SentContent {
     // Dropped before the store.
     blocks: ContentBlocks,
     _lease: StoreLease,
+    call: FsCall,
+    ctx: Ctx,
+    named: NamedContent,
+}
+
+/// How a request names what it reads.
+enum NamedContent {
+    InBucket(BucketName),
+    ByHash(String),
 }
 
 enum ReadState {
     // In a box, as the other one: the state is moved for each block.
-    Requested(Box<Result<FsCall, FsError>>),
+    Requested(Box<(Result<FsCall, FsError>, Ctx)>),
     Under(Box<SentContent>),
 }
 
 fn items(
     call: Result<FsCall, FsError>,
+    ctx: Ctx,
 ) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 'static {
-    stream::try_unfold(ReadState::Requested(Box::new(call)), |state| async move {
+    let begun = ReadState::Requested(Box::new((call, ctx)));
+    stream::try_unfold(begun, |state| async move {
         match state {
-            ReadState::Requested(call) => {
-                let (head, open) = begin((*call)?).await?;
+            ReadState::Requested(requested) => {
+                let (call, ctx) = *requested;
+                let (head, open) = begin(call?, ctx).await?;
                 Ok::<_, CallError>(Some((head, ReadState::Under(open))))
             }
             ReadState::Under(mut open) => {
+                open.check_right().await?;
                 // Each block on a thread that may block; between two of them the reader sets the pace.
                 let read = blocking(move || {
                     let block = open.blocks.next().transpose()?;
@@ -97,14 +111,18 @@ fn item(block: Vec<u8>) -> CallOutput {
     CallOutput::Mixed(json!({ "bytes": { "$bin": [0, block.len()] } }), block)
 }
 
-async fn begin(call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsError> {
+async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>), FsError> {
     let input: ContentReadInput = call.parse()?;
-    let (hash, entry) = match (&input.path, &input.hash) {
+    let (hash, entry, named) = match (&input.path, &input.hash) {
         (Some(path), None) => {
-            let entry = file(&call, path, input.as_of).await?;
-            (entry.state.hash.unwrap_or(ContentHash::EMPTY), Some(entry))
+            let (entry, bucket) = file(&call, path, input.as_of).await?;
+            let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
+            (hash, Some(entry), NamedContent::InBucket(bucket))
         }
-        (None, Some(hash)) => (call.readable_content(hash).await?, None),
+        (None, Some(text)) => {
+            let hash = call.content_with(FsRight::Read, text).await?;
+            (hash, None, NamedContent::ByHash(text.clone()))
+        }
         _ => return Err(FsError::input("give either path or hash")),
     };
     let lease = call.lease().await?;
@@ -126,17 +144,43 @@ async fn begin(call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsError> 
     let open = Box::new(SentContent {
         blocks,
         _lease: lease,
+        call,
+        ctx,
+        named,
     });
     Ok((head.into(), open))
 }
 
-/// The file at a path.
-async fn file(call: &FsCall, path: &str, as_of: Option<u64>) -> Result<Entry, FsError> {
+impl SentContent {
+    /// Ends a subscription whose requester has lost the right since it began.
+    async fn check_right(&mut self) -> Result<(), FsError> {
+        // The common case costs a comparison of two numbers.
+        if self.ctx.has_rights_of_now() {
+            return Ok(());
+        }
+        self.call.requester = FsRequester::as_of_now(&self.ctx)?;
+        match &self.named {
+            NamedContent::InBucket(bucket) => self.call.requester.require(FsRight::Read, bucket),
+            NamedContent::ByHash(hash) => {
+                self.call.content_with(FsRight::Read, hash).await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The file at a path, and its bucket.
+async fn file(
+    call: &FsCall,
+    path: &str,
+    as_of: Option<u64>,
+) -> Result<(Entry, BucketName), FsError> {
     let address = address_at(call.address(FsRight::Read, path)?, as_of)?;
+    let bucket = address.bucket.clone();
     let entry = call.read(move |tx| tx.stat(&tx.view_of(&address)?, &address.path));
     let entry = entry.await?;
     match entry.state.kind {
-        EntryKind::File => Ok(entry),
+        EntryKind::File => Ok((entry, bucket)),
         EntryKind::Symlink => Err(FsError::input(
             "the entry is a symbolic link, which the store does not follow; fs/stat has its target",
         )),
@@ -144,12 +188,5 @@ async fn file(call: &FsCall, path: &str, as_of: Option<u64>) -> Result<Entry, Fs
             let path = entry.path.to_string();
             Err(StoreError::IsDirectory { path }.into())
         }
-    }
-}
-
-impl FsCall {
-    /// A content by its hash, if a bucket that the caller may read has it.
-    pub(super) async fn readable_content(&self, hash: &str) -> Result<ContentHash, FsError> {
-        self.content_with(FsRight::Read, hash).await
     }
 }

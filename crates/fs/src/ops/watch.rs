@@ -6,7 +6,8 @@ use alknet_call::{
     CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration, SubscriptionItem,
 };
 use alknet_store::{
-    EventFilter, EventTopic, EventWatch, StoreError, StoreErrorCode, StoreEvent, TreeVersion,
+    BucketName, EventFilter, EventTopic, EventWatch, StoreError, StoreErrorCode, StoreEvent,
+    TreeVersion,
 };
 use futures_util::{Stream, stream};
 use serde::Deserialize;
@@ -18,6 +19,7 @@ use super::{FsCall, schema, shown, subscription};
 use crate::error::{FsError, declared};
 use crate::lease::StoreLease;
 use crate::limits::{WATCH_BUSY_PAUSE, WATCH_PAGE_EVENTS};
+use crate::requester::FsRequester;
 use crate::rights::FsRight;
 use crate::service::FsService;
 use crate::watches::WatchPermit;
@@ -75,6 +77,8 @@ struct OpenWatch {
     events: EventWatch,
     ready: VecDeque<StoreEvent>,
     closing: watch::Receiver<bool>,
+    /// The bucket whose events are sent.
+    bucket: BucketName,
     ctx: Ctx,
     _permit: WatchPermit,
     _lease: StoreLease,
@@ -104,6 +108,7 @@ fn items(
             EventWatchState::Under(open) => open,
         };
         let event = open.next().await?;
+        open.check_right()?;
         let next = item(event.id, shown::event(&event));
         Ok(Some((next, EventWatchState::Under(open))))
     })
@@ -140,6 +145,7 @@ async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> 
             .filter_map(|name| EventTopic::from_name(name))
             .collect(),
     };
+    let bucket = address.bucket;
     let lease = call.lease().await?;
     let events = lease.db().watch_events(filter, input.cursor);
     // Asked now, so that a client with an old cursor learns of the gap before it takes the beginning for one.
@@ -152,6 +158,7 @@ async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> 
         events,
         ready: VecDeque::new(),
         closing: call.service.closing(),
+        bucket,
         ctx,
         _permit: permit,
         _lease: lease,
@@ -164,6 +171,16 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 }
 
 impl OpenWatch {
+    /// Ends a subscription whose requester has lost the right since it began.
+    fn check_right(&self) -> Result<(), FsError> {
+        // The common case costs a comparison of two numbers.
+        if self.ctx.has_rights_of_now() {
+            return Ok(());
+        }
+        let requester = FsRequester::as_of_now(&self.ctx)?;
+        requester.require(FsRight::Read, &self.bucket)
+    }
+
     /// The next event; waits until there is one.
     async fn next(&mut self) -> Result<StoreEvent, CallError> {
         loop {
