@@ -1,9 +1,11 @@
 //! How the store of a node is opened, and what an administrator does when it cannot be.
 
 use std::fs;
+use std::time::Duration;
 
 use alknet_fs::FsService;
 use alknet_store::FileStoreOptions;
+use alknet_test_support::eventually;
 use serde_json::{Value, json};
 
 use crate::scene::{FilesNode, next};
@@ -73,6 +75,44 @@ async fn a_damaged_file_is_a_problem_and_is_repaired_from_its_copy() {
     assert!(codes(&node.service).is_empty());
     let again = admin.code("fs/repair", Value::Null).await;
     assert_eq!(again.0, "CONFLICT");
+}
+
+#[tokio::test]
+async fn a_start_finds_what_is_wrong_without_a_request() {
+    let node = FilesNode::new();
+    node.admin().await;
+    let node = node
+        .restarted_after(|folder| {
+            fs::write(folder.join("fs.db"), b"no database at all").expect("writable");
+        })
+        .await;
+    node.service.start();
+    let service = node.service.clone();
+    let found = tokio::task::spawn_blocking(move || {
+        let is_known = || codes(&service) == ["files-damaged"];
+        eventually("the problem is known", Duration::from_secs(60), is_known);
+    });
+    found.await.expect("no panic");
+}
+
+/// They begin with the opening, and take no request.
+#[tokio::test]
+async fn the_chores_copy_the_names_and_check_the_contents() {
+    let node = FilesNode::new();
+    node.admin().await;
+    let folder = node.service.folder().to_owned();
+    let done = tokio::task::spawn_blocking(move || {
+        eventually("the chores are done", Duration::from_secs(60), || {
+            let files = fs::read_dir(&folder).expect("readable");
+            let names = files.map(|file| file.expect("readable").file_name());
+            let names: Vec<_> = names
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect();
+            let has = |part: &str| names.iter().any(|name| name.contains(part));
+            has(".copy-") && has("scrubbed")
+        });
+    });
+    done.await.expect("no panic");
 }
 
 #[tokio::test]
