@@ -8,12 +8,14 @@ mod address;
 mod authenticode;
 mod boot;
 mod config;
+mod dav;
 mod delta;
 mod disk;
 mod envelope;
 mod fat;
 mod frame;
 mod hello;
+mod ifheader;
 mod join;
 mod json;
 mod key;
@@ -33,12 +35,14 @@ pub use address::address;
 pub use authenticode::authenticode;
 pub use boot::boot;
 pub use config::config;
+pub use dav::dav;
 pub use delta::delta;
 pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
 pub use hello::hello;
+pub use ifheader::ifheader;
 pub use join::join;
 pub use key::key;
 pub use metadata::metadata;
@@ -81,6 +85,10 @@ pub const TARGETS: &[FuzzTarget] = &[
         run: config,
     },
     FuzzTarget {
+        name: "dav",
+        run: dav,
+    },
+    FuzzTarget {
         name: "delta",
         run: delta,
     },
@@ -103,6 +111,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "hello",
         run: hello,
+    },
+    FuzzTarget {
+        name: "ifheader",
+        run: ifheader,
     },
     FuzzTarget {
         name: "join",

@@ -6,9 +6,11 @@
 //! exist.
 
 mod chores;
+pub mod dav;
 mod error;
 mod lease;
 pub mod limits;
+mod mount;
 mod ops;
 mod path;
 mod requester;
@@ -18,6 +20,7 @@ mod watches;
 
 pub use error::FsError;
 pub use lease::StoreLease;
+pub use mount::{DavFiles, DavMount};
 pub use ops::operations;
 pub use path::{address_at, parse_address};
 pub use requester::FsRequester;
