@@ -80,13 +80,27 @@ fn buckets<F: DavFiles>(
     let mut writer = MultistatusWriter::begin();
     let dead = DeadProperties::default();
     writer.push_properties("/fs/", &find_properties(body, &of_bucket("fs"), &dead));
+    if is_deep {
+        push_buckets(store, files, identity, body, &mut writer)?;
+    }
+    Ok(writer.finish())
+}
+
+fn push_buckets<F: DavFiles>(
+    store: &Store,
+    files: &F,
+    identity: &Identity,
+    body: &PropfindBody,
+    writer: &mut MultistatusWriter,
+) -> Result<(), DavFailure> {
+    let dead = DeadProperties::default();
     let mut after: Option<BucketName> = None;
-    while is_deep {
-        let begin = after.clone();
+    loop {
+        let begin = after.take();
         let page = store.read(move |tx| tx.buckets(begin.as_ref(), PAGE_ENTRIES_MAX));
         let page: Vec<Bucket> = page.wait()?;
         let Some(last) = page.last() else {
-            break;
+            return Ok(());
         };
         after = Some(last.name.clone());
         for bucket in page.iter().filter(|it| files.may_read(identity, &it.name)) {
@@ -95,7 +109,6 @@ fn buckets<F: DavFiles>(
             writer.push_properties(&format!("/fs/{name}/"), &found);
         }
     }
-    Ok(writer.finish())
 }
 
 /// A collection that is no entry.
