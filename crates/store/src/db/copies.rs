@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use super::{StoreDb, open, quarantine};
 use crate::error::StoreError;
@@ -145,6 +146,12 @@ impl StoreDb {
     /// [`StoreError::NoSpace`] if the copy would reach into the reserve; [`StoreError::Damaged`] if the file of names or
     /// the copy is damaged. Earlier copies stay then.
     pub fn copy_daily(&self) -> Result<CopyOutcome, StoreError> {
+        // Two copies at once would write one file. The second caller finds the copy of the first.
+        let _turn = self
+            .0
+            .copying
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let path = &self.0.path;
         let day = day_of(self.0.time.unix_ms());
         let before = store_copies(path)?;
@@ -229,6 +236,23 @@ mod tests {
         let again = store.db().copy_daily();
         assert_eq!(again, Ok(CopyOutcome::Kept(made)));
         assert!(!quarantine::with(&store.path, COPY_NEW).exists());
+    }
+
+    /// The chores of a node and an administrator ask at the same time.
+    #[test]
+    fn one_of_many_callers_at_once_makes_the_copy() {
+        let store = ScratchStore::new();
+        for _ in 0..5 {
+            let results = std::thread::scope(|scope| {
+                let copying = [(); 8].map(|()| scope.spawn(|| store.db().copy_daily()));
+                copying.map(|it| it.join().expect("no panic").expect("room"))
+            });
+            let made = results.iter();
+            let made = made.filter(|it| matches!(it, CopyOutcome::Made(_)));
+            assert_eq!(made.count(), 1);
+            store.time.advance(DAY);
+        }
+        assert_eq!(days(&store).len(), COPIES_KEPT);
     }
 
     #[test]

@@ -17,9 +17,9 @@ use std::fmt;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -96,6 +96,8 @@ struct StoreDbInner {
     last_event: watch::Receiver<i64>,
     time: Arc<dyn TimeSource>,
     space: Arc<SpaceWatch>,
+    /// Held while a copy of the file is made.
+    copying: Mutex<()>,
     /// `None` only while the value is dropped.
     jobs: Option<SyncSender<QueuedJob>>,
     writer: Option<JoinHandle<()>>,
@@ -156,6 +158,7 @@ impl StoreDb {
             last_event,
             time: options.time,
             space,
+            copying: Mutex::default(),
             jobs: Some(jobs),
             writer: Some(writer),
             readers: Some(readers),
