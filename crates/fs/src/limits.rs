@@ -17,6 +17,13 @@ pub const CONFLICTS_SHOWN_MAX: usize = 100;
 /// Bytes of the paths of conflicts that an error lists: with its escapes, it stays below what a peer keeps of an error.
 pub const CONFLICTS_SHOWN_BYTES: usize = 16 << 10;
 
+/// Requests a second that an identity may make to the HTTP mount, on average.
+pub const MOUNT_REQUESTS_PER_SECOND: u32 = 2000;
+
+/// Requests to the HTTP mount that an identity may make at once. A client that uploads ten thousand small files makes up to
+/// five of each (PROPFIND, LOCK, PUT, UNLOCK, PROPFIND), and is not refused however fast the node answers.
+pub const MOUNT_REQUESTS_BURST: u32 = 50_000;
+
 /// Subscriptions to events that the node serves at once. Each wakes up after each commit.
 pub const WATCHES_MAX: usize = 2048;
 

@@ -30,6 +30,18 @@ pub(super) fn pulled(source: impl BodySource) -> MountBody {
     MountBody::new(StreamBody::new(pieces))
 }
 
+/// Whether a request has a body. Over HTTP/3, and in chunks, a request says only at its end that it has none.
+pub(super) async fn has_content(mut body: MountBody) -> Result<bool, DavFailure> {
+    while let Some(frame) = body.frame().await {
+        // The client broke off, or was too slow.
+        let frame = frame.map_err(|_| DavFailure::Status(StatusCode::BAD_REQUEST))?;
+        if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The whole XML body of a request.
 pub(super) async fn read_xml(mut body: MountBody) -> Result<Vec<u8>, DavFailure> {
     let mut read = BytesMut::new();

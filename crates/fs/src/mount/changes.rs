@@ -6,11 +6,11 @@ use alknet_store::{
     StoreObject, TreeChange,
 };
 use http::{Response, StatusCode};
-use http_body::Body;
 
 use crate::dav::{DavDepth, TargetEntry, destination, is_overwrite_allowed};
 
 use super::DavFiles;
+use super::body::has_content;
 use super::call::{DavBranch, DavCall};
 use super::conditions::{DavConditions, HeldConditions};
 use super::failure::DavFailure;
@@ -47,7 +47,7 @@ pub(super) async fn make_collection<F: DavFiles>(
 ) -> Result<Response<MountBody>, DavFailure> {
     call.require_write(&call.entry()?.address.bucket)?;
     // This server knows no body of MKCOL (RFC 4918 §9.3).
-    if !body.is_end_stream() {
+    if has_content(body).await? {
         return Err(DavFailure::Status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
     }
     let conditions = DavConditions::new(&call)?;

@@ -11,6 +11,7 @@ mod locks;
 mod properties;
 mod put;
 mod respond;
+mod service_files;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -18,13 +19,16 @@ mod uploads;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use alknet_core::{BoxFuture, HttpMount, Identity, MountBody, MountCaller};
-use alknet_store::{BucketName, ContentHash, Store, StoreError};
+use alknet_core::{BoxFuture, HttpMount, MountBody, MountCaller, MountRequestBudget};
+use alknet_store::Store;
 use http::header::{ALLOW, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use crate::dav::{DavTarget, MOUNT_PREFIX};
+use crate::error::FsError;
+use crate::limits::{MOUNT_REQUESTS_BURST, MOUNT_REQUESTS_PER_SECOND};
+use crate::requester::FsRequester;
 use call::DavCall;
 use failure::DavFailure;
 use respond::{empty, header_value};
@@ -37,30 +41,16 @@ const CLASSES: &str = "1, 2";
 const METHODS: &str =
     "OPTIONS, GET, HEAD, PUT, DELETE, MKCOL, COPY, MOVE, PROPFIND, PROPPATCH, LOCK, UNLOCK";
 
-/// What the mount needs of the node's files.
+/// Where the mount gets the store from.
 pub trait DavFiles: Send + Sync + 'static {
     /// The store in the hands of a request.
     type Lease: Deref<Target = Store> + Send + 'static;
 
-    /// The store; `None` while it is not served. Blocks.
-    fn open(&self) -> Option<Self::Lease>;
-
-    /// Whether an identity may see names and contents of a bucket, which need not exist.
-    fn may_read(&self, identity: &Identity, bucket: &BucketName) -> bool;
-
-    /// Whether an identity may change names and contents of a bucket, which need not exist.
-    fn may_write(&self, identity: &Identity, bucket: &BucketName) -> bool;
-
-    /// Whether a bucket that an identity may read has this content. Blocks.
+    /// The store. Blocks.
     ///
     /// # Errors
-    /// The database refuses the query.
-    fn may_read_content(
-        &self,
-        store: &Store,
-        identity: &Identity,
-        hash: ContentHash,
-    ) -> Result<bool, StoreError>;
+    /// The store is not served at present.
+    fn open(&self) -> Result<Self::Lease, FsError>;
 }
 
 /// Serves files at `/fs`.
@@ -71,7 +61,7 @@ pub struct DavMount<F> {
 }
 
 impl<F: DavFiles> DavMount<F> {
-    /// Serves these files to each caller as its scopes allow.
+    /// Serves these files to each caller as its scopes allow, by the rules of the operations ([`FsRequester`]).
     #[must_use]
     pub fn new(files: Arc<F>) -> Self {
         Self {
@@ -92,7 +82,8 @@ impl<F: DavFiles> DavMount<F> {
         if parts.method == Method::OPTIONS {
             return Ok(options());
         }
-        let call = DavCall::new((&self.files, &self.uploads), identity, parts)?;
+        let requester = FsRequester::of_identity(identity);
+        let call = DavCall::new((&self.files, &self.uploads), requester, parts)?;
         if let DavTarget::Upload(id) = call.target() {
             let id = *id;
             return uploads::answer(call, id, body).await;
@@ -120,6 +111,15 @@ impl<F: DavFiles> HttpMount for DavMount<F> {
 
     fn takes_basic(&self) -> bool {
         true
+    }
+
+    /// A client of many small files asks more often than callers of operations do. What it causes is bounded by the quotas
+    /// of buckets, sessions and memory.
+    fn request_budget(&self) -> Option<MountRequestBudget> {
+        Some(MountRequestBudget {
+            per_second: MOUNT_REQUESTS_PER_SECOND,
+            burst: MOUNT_REQUESTS_BURST,
+        })
     }
 
     fn respond(

@@ -32,6 +32,14 @@ fn a_file_comes_back_as_it_was_put() {
     assert_eq!(mount.send("GET", "/fs/docs/a.html", &[], "").body, "second");
 }
 
+/// Ten thousand small files with five requests each, at the default settings of the server.
+#[test]
+fn a_client_of_many_small_files_is_within_the_budget() {
+    let mount = TestMount::new();
+    let budget = mount.mount.request_budget().expect("one of its own");
+    assert!(budget.burst >= 5 * 10_000, "{budget:?}");
+}
+
 #[test]
 fn of_two_writes_with_one_condition_one_is_carried_out() {
     let mount = TestMount::new();
@@ -152,7 +160,7 @@ fn a_content_is_found_by_its_hash() {
     let unknown = format!("/fs/.blob/{}", "0".repeat(64));
     let missing = mount.send("GET", &unknown, &[], "").expect(404);
     let hidden = mount
-        .send_as(Some("carol"), ("GET", &path), &[], Vec::new())
+        .send_as(Some("bob"), ("GET", &path), &[], Vec::new())
         .expect(404);
     assert_eq!(hidden.body, missing.body);
     mount.send("PUT", &path, &[], "x").expect(405);
