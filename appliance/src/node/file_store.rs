@@ -78,16 +78,13 @@ impl NodeFileStore {
 
     /// Counts for the metrics now and then, until the node ends.
     pub(crate) async fn keep_counted(self) {
-        loop {
-            self.count().await;
+        while let Some(service) = &self.0.service {
+            self.count(service).await;
             tokio::time::sleep(COUNT_EVERY).await;
         }
     }
 
-    async fn count(&self) {
-        let Some(service) = &self.0.service else {
-            return;
-        };
+    async fn count(&self, service: &FsService) {
         match service.measure().await {
             Ok(figures) => *self.figures() = figures,
             // The numbers of before stay: a busy store has not lost what it had.

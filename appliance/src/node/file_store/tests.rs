@@ -10,10 +10,13 @@ fn codes(files: &NodeFileStore) -> Vec<String> {
     problems.map(|problem| problem.code).collect()
 }
 
+fn service(files: &NodeFileStore) -> &FsService {
+    files.0.service.as_ref().expect("it is wanted")
+}
+
 /// Opens the store as the first request does.
 async fn open(files: &NodeFileStore) -> bool {
-    let service = files.0.service.as_ref().expect("it is wanted");
-    service.lease().await.is_ok()
+    service(files).lease().await.is_ok()
 }
 
 fn text(files: &NodeFileStore) -> String {
@@ -56,7 +59,7 @@ async fn a_node_whose_owner_wants_no_files_has_no_operation_for_them() {
     assert!(registry.specs().all(|spec| spec.namespace != "fs"));
     assert!(files.mounts().is_empty());
     files.start();
-    files.count().await;
+    files.clone().keep_counted().await;
     files.stop().await;
     assert!(codes(&files).is_empty());
     assert!(!dir.path().join(STORE_DIR).exists());
@@ -84,10 +87,10 @@ fn the_defaults_of_the_configuration_are_those_of_the_store() {
 async fn the_metrics_have_numbers_of_an_open_store() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let files = NodeFileStore::new(dir.path(), &FsSection::default());
-    files.count().await;
+    files.count(service(&files)).await;
     assert_eq!(text(&files), "", "the store was not used");
     assert!(open(&files).await);
-    files.count().await;
+    files.count(service(&files)).await;
     let text = text(&files);
     assert!(text.contains("alknet_fs_buckets 0\n"), "{text}");
     files.stop().await;
