@@ -78,7 +78,10 @@ impl NodeFileStore {
 
     /// Counts for the metrics now and then, until the node ends.
     pub(crate) async fn keep_counted(self) {
-        while let Some(service) = &self.0.service {
+        let Some(service) = &self.0.service else {
+            return;
+        };
+        loop {
             self.count(service).await;
             tokio::time::sleep(COUNT_EVERY).await;
         }
