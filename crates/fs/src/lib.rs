@@ -8,6 +8,7 @@
 mod chores;
 pub mod dav;
 mod error;
+mod figures;
 mod lease;
 pub mod limits;
 mod mount;
@@ -19,6 +20,7 @@ mod service;
 mod watches;
 
 pub use error::FsError;
+pub use figures::FsFigures;
 pub use lease::StoreLease;
 pub use mount::{DavFiles, DavMount};
 pub use ops::operations;

@@ -163,7 +163,7 @@ impl FsService {
     }
 
     /// The store if it is open, `None` if it is worth an attempt to open it.
-    fn opened(&self) -> Result<Option<StoreLease>, FsError> {
+    pub(crate) fn opened(&self) -> Result<Option<StoreLease>, FsError> {
         match &*self.state() {
             ServiceState::Open(store) => {
                 let lease = StoreLease::new(store.clone(), &self.0.leases);

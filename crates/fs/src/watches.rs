@@ -42,6 +42,11 @@ impl WatchCount {
         })
     }
 
+    /// Number of open subscriptions.
+    pub(crate) fn count(&self) -> usize {
+        self.table().values().sum()
+    }
+
     /// The table holds plain numbers, which a panic elsewhere cannot leave half changed.
     fn table(&self) -> MutexGuard<'_, HashMap<PeerId, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

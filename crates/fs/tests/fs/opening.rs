@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use alknet_fs::FsService;
+use alknet_fs::{FsFigures, FsService};
 use alknet_store::FileStoreOptions;
 use alknet_test_support::eventually;
 use serde_json::{Value, json};
@@ -192,4 +192,29 @@ async fn a_repeated_call_with_a_key_runs_once() {
     assert_eq!(first, again);
     let other = admin.keyed("fs/put", put, "k2").await;
     assert!(other["seq"].as_u64() > first["seq"].as_u64());
+}
+
+#[tokio::test]
+async fn figures_count_and_open_nothing() {
+    let node = FilesNode::new();
+    let closed = node.service.measure().await;
+    assert_eq!(closed.expect("nothing is asked"), None);
+    assert!(!node.service.folder().exists());
+    let admin = node.admin().await;
+    admin.put("docs:/a", b"four").await;
+    admin.put("docs:/b", b"four").await;
+    let open = json!({ "path": "docs:/c", "mode": "create" });
+    admin.call("fs/write/open", open).await;
+    let figures = node.service.measure().await.expect("it is whole");
+    let expected = FsFigures {
+        buckets: 1,
+        entries: 2,
+        content_bytes: 4,
+        staged_bytes: 0,
+        sessions: 1,
+        watches: 0,
+    };
+    assert_eq!(figures, Some(expected));
+    node.service.shutdown().await;
+    assert_eq!(node.service.measure().await.expect("it is closed"), None);
 }

@@ -80,6 +80,25 @@ impl ReadTransaction<'_> {
         usage.ok_or(StoreError::NotFound(StoreObject::Bucket))
     }
 
+    /// The number of buckets, and what all of them use, by their counters. A content that two buckets have counts in both.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn total_usage(&self) -> Result<(u64, BucketUsage), StoreError> {
+        let query = "SELECT count(*), coalesce(sum(u.bytes), 0), coalesce(sum(u.entries), 0), \
+                     coalesce(sum(u.staged), 0) FROM bucket b JOIN usage u ON u.bucket_id = b.id \
+                     WHERE b.state <> 'deleting'";
+        let total = self.query_row(query, [], |row| {
+            let usage = BucketUsage {
+                bytes: from_sql(row.get(1)?),
+                entries: from_sql(row.get(2)?),
+                staged: from_sql(row.get(3)?),
+            };
+            Ok((from_sql(row.get(0)?), usage))
+        })?;
+        Ok(total.unwrap_or_default())
+    }
+
     /// Whether an entry of the bucket with this name refers to a content, in any version. `None` asks for any bucket. A
     /// caller by hash gets what one of its buckets has.
     ///
