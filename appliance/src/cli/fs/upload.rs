@@ -235,24 +235,28 @@ impl ContentUpload {
         let mut under_way = BTreeSet::new();
         let mut answers = FuturesUnordered::new();
         loop {
-            while under_way.len() < PIECES_UNDER_WAY {
-                // Those that were sent before a connection was lost come first.
-                let mut waiting = self.unconfirmed.iter();
-                let next = waiting.find(|(offset, _)| !under_way.contains(*offset));
-                match next {
-                    Some((offset, piece)) => {
-                        let input = json!({
-                            "session": session, "offset": offset, "bytes": BASE64.encode(piece),
-                        });
-                        under_way.insert(*offset);
-                        answers.push(write_piece(node, *offset, input));
-                    }
-                    None if self.is_read => break,
-                    None => self.read_piece().await?,
-                }
+            while under_way.len() < PIECES_UNDER_WAY
+                && let Some((offset, piece)) = self.first_waiting(&under_way)
+            {
+                let bytes = BASE64.encode(piece);
+                let input = json!({ "session": session, "offset": offset, "bytes": bytes });
+                under_way.insert(offset);
+                answers.push(write_piece(node, offset, input));
             }
-            let Some((offset, answer)) = answers.next().await else {
+            let may_read = !self.is_read && under_way.len() < PIECES_UNDER_WAY;
+            if !may_read && answers.is_empty() {
                 return Ok(());
+            }
+            // A source that waits for its own input holds no answer up.
+            let answered = tokio::select! {
+                read = self.read_piece(), if may_read => {
+                    read?;
+                    None
+                }
+                answered = answers.next(), if !answers.is_empty() => answered,
+            };
+            let Some((offset, answer)) = answered else {
+                continue;
             };
             answer.map_err(|error| self.error(CHUNK, error))?;
             under_way.remove(&offset);
@@ -260,6 +264,13 @@ impl ContentUpload {
             self.bytes_confirmed += piece.map_or(0, |piece| piece.len() as u64);
             tell(self.bytes_confirmed);
         }
+    }
+
+    /// The first piece that is not under way. Those that were sent before a connection was lost come first.
+    fn first_waiting(&self, under_way: &BTreeSet<u64>) -> Option<(u64, &[u8])> {
+        let mut waiting = self.unconfirmed.iter();
+        let next = waiting.find(|(offset, _)| !under_way.contains(*offset));
+        next.map(|(offset, piece)| (*offset, piece.as_slice()))
     }
 
     async fn close(&mut self, node: &NodeCaller) -> Result<ContentName, CommandError> {
