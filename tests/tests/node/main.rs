@@ -12,6 +12,7 @@ mod enrolment;
 mod enrolment_machines;
 mod escrow;
 mod farm;
+mod files_cli;
 mod gpu_verbs;
 mod hoarders;
 mod hostile;
