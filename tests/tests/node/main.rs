@@ -35,6 +35,7 @@ mod judged_image;
 mod largest_schemas;
 mod local_node;
 mod lost_rights;
+mod lying_files;
 mod lying_node;
 mod manual_peer;
 mod names_of_nodes;

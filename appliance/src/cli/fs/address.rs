@@ -55,6 +55,11 @@ impl FilesAddress {
         tree.split_once('@').unwrap_or((tree, MAIN))
     }
 
+    /// The number of the commit, if the address names one.
+    pub(super) fn seq(&self) -> Option<u64> {
+        self.tree.split_once('#')?.1.parse().ok()
+    }
+
     /// The path of the entry in its version: that of a snapshot without the name of the snapshot.
     pub(super) fn entry_path(&self) -> &str {
         let Some(below) = self.path.strip_prefix(SNAPSHOTS) else {
@@ -256,6 +261,7 @@ mod tests {
         let one = address("docs@draft#7:/2026/a:/b");
         assert_eq!((one.bucket(), one.name()), ("docs", Some("b")));
         assert_eq!(one.branch(), ("docs", "draft"));
+        assert_eq!((one.seq(), address("docs:/a").seq()), (Some(7), None));
         assert_eq!(address("docs#7:/a").branch(), ("docs", "main"));
         assert_eq!(one.entry_path(), "/2026/a:/b");
         assert!(!one.is_into());

@@ -132,19 +132,39 @@ pub(super) fn rename(args: MoveFilesArgs, json: bool) -> Result<CommandExit, Com
 pub(super) fn copy(args: CopyFilesArgs, json: bool) -> Result<CommandExit, CommandError> {
     let (node, [from, to]) = args.files.pair()?;
     let to = target_of(&from, &to)?;
-    let change = FilesChange {
-        operation: "fs/copy",
-        input: json!({
-            "path": from.to_string(), "to": to.to_string(), "recursive": args.recursive,
-            "replace": args.force,
-        }),
-        shown: format!("{from} to {to}"),
-        done: format!("{from} is also {to}"),
+    let change = match restored_seq(&from, &to) {
+        Some(_) if !args.force => {
+            return Err(CommandError::usage(format!(
+                "{to} becomes its own former version: give --force"
+            )));
+        }
+        // The node takes a copy of an entry onto itself only by this operation.
+        Some(seq) => FilesChange {
+            operation: "fs/restore",
+            input: json!({ "path": to.to_string(), "seq": seq }),
+            shown: to.to_string(),
+            done: format!("{to} is what it was after commit {seq}"),
+        },
+        None => FilesChange {
+            operation: "fs/copy",
+            input: json!({
+                "path": from.to_string(), "to": to.to_string(), "recursive": args.recursive,
+                "replace": args.force,
+            }),
+            shown: format!("{from} to {to}"),
+            done: format!("{from} is also {to}"),
+        },
     };
     node.reached(async |node| {
         change.make(node, json).await?;
         Ok(CommandExit::Ok)
     })
+}
+
+/// The commit after which an entry was what a copy onto itself makes it again.
+fn restored_seq(from: &FilesAddress, to: &FilesAddress) -> Option<u64> {
+    let is_own = from.branch() == to.branch() && from.entry_path() == to.entry_path();
+    from.seq().filter(|_| is_own && to.seq().is_none())
 }
 
 /// Where an entry goes: a target with a slash at its end takes it under its own name.
@@ -182,5 +202,20 @@ mod tests {
             assert_eq!(target(from, to).as_deref(), Ok(expected), "{from} {to}");
         }
         assert!(target("docs:/", "copy:/").is_err());
+    }
+
+    #[test]
+    fn a_former_version_at_its_own_path_is_restored() {
+        let seq = |from: &str, to: &str| restored_seq(&address(from), &address(to));
+        assert_eq!(seq("docs#17:/a", "docs:/a"), Some(17));
+        assert_eq!(seq("docs#17:/a", "docs@main:/a"), Some(17));
+        for (from, to) in [
+            ("docs#17:/a", "docs:/b"),
+            ("docs#17:/a", "docs@draft:/a"),
+            ("docs:/a", "docs:/a"),
+            ("docs#17:/a", "docs#18:/a"),
+        ] {
+            assert_eq!(seq(from, to), None, "{from} {to}");
+        }
     }
 }

@@ -236,27 +236,26 @@ async fn make_plan(
             left_out: 0,
         });
     }
-    let rows = entries_below(node, address, json).await?;
-    let mut plan = GetPlan {
-        folder: TargetFolder::open(&folder)?.below(&names)?,
-        folders: Vec::new(),
-        files: Vec::new(),
-        left_out: 0,
-    };
-    for row in &rows {
-        let path = text(&row["path"]);
-        let names = NamesBelow::read(address.entry_path(), path)?;
+    let (mut folders, mut files, mut left_out) = (Vec::new(), Vec::new(), 0);
+    for row in &entries_below(node, address, json).await? {
+        let names = NamesBelow::read(address.entry_path(), text(&row["path"]))?;
         if row["kind"] == "directory" {
-            plan.folders.push(names);
+            folders.push(names);
             continue;
         }
         let shown = address.join(&names.shown()).to_string();
         match file_item(row, shown, names)? {
-            Some(item) => plan.files.push(item),
-            None => plan.left_out += 1,
+            Some(item) => files.push(item),
+            None => left_out += 1,
         }
     }
-    Ok(plan)
+    // Nothing is made before each name was checked.
+    Ok(GetPlan {
+        folder: TargetFolder::open(&folder)?.below(&names)?,
+        folders,
+        files,
+        left_out,
+    })
 }
 
 /// A row as a file; `None` if it is another kind of entry.
