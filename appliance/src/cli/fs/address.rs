@@ -16,7 +16,7 @@ const MAIN: &str = "main";
 /// The form of an address, for errors.
 pub(super) const FORM: &str = "BUCKET[@BRANCH][#SEQ]:/PATH, such as docs:/2026/report.txt";
 
-/// An address `BUCKET[@BRANCH][#SEQ]:/PATH`. Only its parts are told apart here: the node checks their rules.
+/// An address `BUCKET[@BRANCH][#SEQ]:/PATH`. This only separates its parts: the node checks their rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FilesAddress {
     /// The bucket, the branch and the commit.
@@ -68,7 +68,7 @@ impl FilesAddress {
         below.find('/').map_or("/", |at| &below[at..])
     }
 
-    /// The last name of the path; of the root there is none.
+    /// The last name of the path. The root has no name.
     pub(super) fn name(&self) -> Option<&str> {
         let name = self.path.rsplit('/').next();
         name.filter(|name| !name.is_empty())
@@ -141,7 +141,7 @@ impl FilesArgs {
     /// The same with one address or more.
     ///
     /// # Errors
-    /// There is none, or the errors of [`arranged`](Self::arranged).
+    /// The command has no address, or the errors of [`arranged`](Self::arranged).
     pub(super) fn required(self) -> Result<(NodeArgs, Vec<FilesAddress>), CommandError> {
         let (node, found) = self.arranged()?;
         match found.is_empty() {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_an_address_are_told_apart() {
+    fn an_address_has_its_parts() {
         let address = |text: &str| FilesAddress::read(text).expect(text);
         let one = address("docs@draft#7:/2026/a:/b");
         assert_eq!((one.bucket(), one.name()), ("docs", Some("b")));

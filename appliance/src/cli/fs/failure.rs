@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_files_is_told_apart_from_a_missing_file() {
+    fn a_node_without_files_has_an_error_of_its_own() {
         let error = CallError::not_found("fs/stat");
         let failure = FilesSubject::new("docs:/a", false).error("fs/stat", error);
         assert!(failure.message.contains("no operation 'fs/stat' for you"));

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn node_address_and_target_are_told_apart() {
+    fn a_node_is_no_address_and_no_target() {
         for (line, node, target) in [
             (&["docs:/a"][..], None, None),
             (&["docs:/a", "b"], None, Some("b")),

@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn node_files_and_address_are_told_apart() {
+    fn a_node_is_no_file_and_no_address() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("a.txt").display().to_string();
         let file = file.as_str();
