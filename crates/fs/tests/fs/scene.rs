@@ -108,7 +108,7 @@ impl FilesNode {
     }
 }
 
-fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
+pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
     Arc::new(Identity {
         id: name.parse().expect("a peer id"),
         kind: IdentityKind::Peer,
