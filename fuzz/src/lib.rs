@@ -16,6 +16,7 @@ mod fat;
 mod frame;
 mod hello;
 mod ifheader;
+mod iroh_bytes;
 mod join;
 mod json;
 mod key;
@@ -43,6 +44,7 @@ pub use fat::fat;
 pub use frame::frame;
 pub use hello::hello;
 pub use ifheader::ifheader;
+pub use iroh_bytes::iroh_bytes;
 pub use join::join;
 pub use key::key;
 pub use metadata::metadata;
@@ -115,6 +117,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "ifheader",
         run: ifheader,
+    },
+    FuzzTarget {
+        name: "iroh_bytes",
+        run: iroh_bytes,
     },
     FuzzTarget {
         name: "join",

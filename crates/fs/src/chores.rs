@@ -184,6 +184,10 @@ impl Housekeeper {
             }
             Chore::SweepLocks => {
                 let step = store.write(|tx| tx.sweep_locks(ROW_SWEEP_STEP)).wait()?;
+                store.write(|tx| tx.sweep_shares(ROW_SWEEP_STEP)).wait()?;
+                if step.is_done {
+                    store.content().sweep_partials()?;
+                }
                 Ok(pause_after(step.is_done))
             }
             Chore::KeepReserve => {

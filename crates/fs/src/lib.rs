@@ -4,7 +4,11 @@
 //! [`FsProblem`] why a store is not served. [`operations`] makes the operations of a service. A caller may do what the
 //! scopes of its identity say ([`FsRight`]): a bucket for which it has no scope at all looks to it like one that does not
 //! exist.
+//!
+//! A [`BlobHandler`] serves contents by their hash to other nodes, and [`BlobPeers`] is what a node gives the service to
+//! fetch them with.
 
+mod blobs;
 mod chores;
 pub mod dav;
 mod error;
@@ -19,6 +23,10 @@ mod rights;
 mod service;
 mod watches;
 
+pub use blobs::{
+    BLOBS_ALPN, BlobHandler, BlobOptions, BlobPeers, BlobRequest, BlobRequestError,
+    BlobRequestParser, BlobSelections,
+};
 pub use error::FsError;
 pub use figures::FsFigures;
 pub use lease::StoreLease;

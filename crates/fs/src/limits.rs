@@ -49,7 +49,7 @@ pub const CLOSE_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two sweeps of write sessions that their clients left.
 pub const SESSION_SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
-/// Pause between two sweeps of events and locks that are over.
+/// Pause between two sweeps of events, locks and shares that are over, and of contents that arrive no further.
 pub const ROW_SWEEP_PERIOD: Duration = Duration::from_secs(10 * 60);
 
 /// Rows that one step of such a sweep removes. Other writers wait for one step at most.
@@ -78,3 +78,57 @@ pub const SCRUB_STEP_BYTES: u64 = 4 << 20;
 
 /// Time after a chore failed before it is tried again.
 pub const CHORE_RETRY: Duration = Duration::from_secs(10 * 60);
+
+/// Bytes of a request for contents by hash, without its first one. Iroh's peers have the same limit.
+pub const BLOB_REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Contents that a request tells apart. Each takes memory for as long as the request is served.
+pub const BLOB_SELECTIONS_MAX: usize = 1024;
+
+/// Beginnings and ends of ranges in a request, of all its contents together.
+pub const BLOB_BOUNDARIES_MAX: usize = 8192;
+
+/// Requests of one connection that the node serves at once.
+pub const BLOB_STREAMS_MAX: usize = 64;
+
+/// Bytes in flight on one stream of contents.
+pub const BLOB_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Bytes a second that the node sends to one identity, if the administrator sets no other rate.
+pub const BLOB_RATE_DEFAULT: u64 = 256 << 20;
+
+/// Bytes that a request counts for at least: one for nothing costs look-ups as well.
+pub const BLOB_REQUEST_COST_BYTES: u64 = 16 << 10;
+
+/// Identities whose rates are known at once. A further one waits until another's is full again.
+pub const BLOB_RATES_MAX: usize = 4096;
+
+/// Time for a request to arrive.
+pub const BLOB_REQUEST_TIME: Duration = Duration::from_secs(10);
+
+/// Time for the next bytes, in either direction.
+pub const BLOB_STALLED_TIME: Duration = Duration::from_secs(30);
+
+/// Time to reach a peer for a content.
+pub const FETCH_CONNECT_TIME: Duration = Duration::from_secs(15);
+
+/// Peers that one call names.
+pub const FETCH_PEERS_MAX: usize = 16;
+
+/// Peers that a search for a content asks at once.
+pub const PROVIDERS_AT_ONCE: usize = 8;
+
+/// Contents that the node fetches at once.
+pub const FETCHES_MAX: usize = 32;
+
+/// Ranges that one request of this node for a content has.
+pub const FETCH_RANGES_MAX: usize = 1024;
+
+/// Bytes of a description of what a peer has.
+pub const FETCH_OBSERVED_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a content after which a fetch writes to the disk and reports.
+pub const FETCH_BLOCK_BYTES: usize = 256 << 10;
+
+/// Time for which a peer that sent other bytes than the hash says is not asked.
+pub const FETCH_PENALTY: Duration = Duration::from_secs(10 * 60);

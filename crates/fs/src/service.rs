@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use alknet_store::{
 };
 use tokio::sync::watch;
 
+use crate::blobs::{BlobFetches, BlobPeers};
 use crate::chores::{self, StopSignal};
 use crate::error::FsError;
 use crate::lease::{LeaseCount, StoreLease};
@@ -51,6 +52,9 @@ pub(crate) struct ServiceInner {
     begins_again: AtomicBool,
     leases: Arc<LeaseCount>,
     watches: Arc<WatchCount>,
+    /// Contents that come from peers.
+    fetches: Arc<BlobFetches>,
+    peers: OnceLock<Arc<dyn BlobPeers>>,
     /// Held during one step of a collection, so that two of them do not get into each other's way.
     collecting: Mutex<()>,
     stop: Arc<StopSignal>,
@@ -82,6 +86,8 @@ impl FsService {
             begins_again: AtomicBool::new(false),
             leases: Arc::default(),
             watches: Arc::default(),
+            fetches: Arc::default(),
+            peers: OnceLock::new(),
             collecting: Mutex::default(),
             stop: Arc::default(),
             keeper: Mutex::default(),
@@ -234,6 +240,19 @@ impl FsService {
     /// Subscriptions end when this says `true`.
     pub(crate) fn closing(&self) -> watch::Receiver<bool> {
         self.0.closing.subscribe()
+    }
+
+    /// Gives the service the peers from which it fetches contents. The first call counts; without one, no content is fetched.
+    pub fn set_peers(&self, peers: Arc<dyn BlobPeers>) {
+        self.0.peers.get_or_init(|| peers);
+    }
+
+    pub(crate) fn peers(&self) -> Option<Arc<dyn BlobPeers>> {
+        self.0.peers.get().map(Arc::clone)
+    }
+
+    pub(crate) fn fetches(&self) -> &Arc<BlobFetches> {
+        &self.0.fetches
     }
 
     pub(crate) fn watches(&self) -> &Arc<WatchCount> {

@@ -10,6 +10,7 @@ use blake3::Hash;
 use crate::error::{DamagedPart, ObjectError};
 use crate::folder::ObjectFolder;
 use crate::outboard::Outboard;
+use crate::selection::ChunkSelection;
 use crate::verified::VerifiedPart;
 use crate::view::{ObjectStamp, ObjectView};
 
@@ -107,6 +108,19 @@ impl ObjectReader {
         self.blocks(range, |outboard, range| {
             VerifiedPart::encoded(outboard, &range)
         })
+    }
+
+    /// The selected chunks, with the hashes that verify them, as [`VerifiedPart::selected`] has them. They are verified
+    /// here as well.
+    #[must_use]
+    pub fn selected(&self, selection: &ChunkSelection) -> ObjectBlocks {
+        ObjectBlocks {
+            open: Arc::clone(&self.open),
+            part: Some(VerifiedPart::selected(
+                self.open.outboard.clone(),
+                selection,
+            )),
+        }
     }
 
     fn blocks(

@@ -107,6 +107,23 @@ impl ObjectFolder {
         })
     }
 
+    /// Takes over a file of this file system that becomes an object, such as one that arrived in parts. Its bytes are hashed
+    /// when it is placed. Its name is gone when this returns. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn adopt(self: &Arc<Self>, path: &Path) -> Result<StagedObject, ObjectError> {
+        let what = || format!("take over {}", path.display());
+        let failed = |error| ObjectError::io(what(), error);
+        let mut staged = self.stage()?;
+        // In the place of an empty staged file, so that a restart removes it if it is not placed.
+        std::fs::rename(path, &staged.name).map_err(failed)?;
+        let file = File::options().read(true).write(true).open(&staged.name);
+        staged.file = file.map_err(failed)?;
+        staged.size = staged.file.metadata().map_err(failed)?.len();
+        Ok(staged)
+    }
+
     /// What is stored under a hash already.
     fn stored_content(&self, hash: &Hash, path: &Path) -> io::Result<StoredContent> {
         let file = match File::open(path) {

@@ -34,6 +34,8 @@ pub enum StoreObject {
     Content,
     /// A write session, which may be over.
     Session,
+    /// A share of a content, which may be over.
+    Share,
 }
 
 impl fmt::Display for StoreObject {
@@ -49,6 +51,7 @@ impl fmt::Display for StoreObject {
             Self::Lock => "the lock",
             Self::Content => "the content",
             Self::Session => "the write session",
+            Self::Share => "the share",
         })
     }
 }

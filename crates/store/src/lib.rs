@@ -67,6 +67,7 @@ mod outbox;
 mod path;
 mod queue;
 mod sessions;
+mod shares;
 mod store;
 mod sweep;
 #[cfg(test)]
@@ -76,8 +77,9 @@ pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion
 pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
 pub use collect::{CollectPhase, CollectProgress, GarbageCollection};
 pub use content::{
-    CommitStep, ContentBlocks, ContentFolder, ContentReader, ContentScrub, ContentScrubStep,
-    ContentStatus, PreparedContent, StagedContent, VerifyProgress,
+    CommitStep, ContentBlocks, ContentEncoding, ContentFolder, ContentReader, ContentScrub,
+    ContentScrubStep, ContentStatus, PartialContent, PreparedContent, StagedContent,
+    VerifyProgress,
 };
 pub use db::{
     CopyOutcome, Durability, LostEvent, ReadTransaction, STORE_APPLICATION_ID,
@@ -110,5 +112,6 @@ pub use sessions::{
     ClosedSession, NewWriteSession, WriteSessionId, WriteSessionMode, WriteSessionOptions,
     WriteSessions,
 };
+pub use shares::{ContentShare, ContentShareId, NewShare};
 pub use store::{FileStoreOptions, Store};
 pub use sweep::SweepRelease;

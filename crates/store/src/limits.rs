@@ -183,6 +183,24 @@ pub const REPAIR_NUMBERS_SKIPPED: u64 = 1_000_000;
 /// Bytes of one block of a read.
 pub const READ_BLOCK_BYTES: usize = 256 << 10;
 
+/// Bytes of a content from peers after which what has arrived is noted on the disk, so that a restart loses less.
+pub const PARTIAL_SAVE_BYTES: u64 = 8 << 20;
+
+/// Time after which a content that arrives no further is removed.
+pub const PARTIAL_KEPT_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Shares of contents in the whole store.
+pub const SHARES_MAX: u64 = 10_000;
+
+/// Shares of contents of one bucket.
+pub const SHARES_PER_BUCKET_MAX: u64 = 1000;
+
+/// Longest time of a share.
+pub const SHARE_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Requests that a share allows at most.
+pub const SHARE_USES_MAX: u64 = 1_000_000;
+
 /// Contents that a recursive pin protects below the pinned one. All of their rows are in one transaction.
 pub const PIN_CHILDREN_MAX: usize = 10_000;
 

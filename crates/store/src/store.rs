@@ -249,6 +249,18 @@ impl Store {
         })
     }
 
+    /// Notes that a content which a name leads to has arrived, so that readers get it. Durable when the result is there.
+    ///
+    /// It is refused with [`StoreError::NotFound`] if the store does not know the content any more.
+    pub fn complete_content(&self, content: PreparedContent) -> StoreReply<()> {
+        self.db.write(move |tx| {
+            if tx.content_row(content.hash())?.is_none() {
+                return Err(StoreError::NotFound(StoreObject::Content));
+            }
+            tx.record_content(&content)
+        })
+    }
+
     /// Opens a content, as [`ContentFolder::reader`]. Blocks.
     ///
     /// # Errors

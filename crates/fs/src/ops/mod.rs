@@ -16,8 +16,10 @@ mod queues;
 mod read;
 mod schema;
 mod sessions;
+mod shares;
 mod shown;
 mod snapshots;
+mod transfers;
 mod watch;
 
 use std::future::Future;
@@ -50,6 +52,8 @@ pub fn operations(service: &FsService) -> Vec<Registration> {
     all.extend(snapshots::operations(service));
     all.extend(buckets::operations(service));
     all.extend(blobs::operations(service));
+    all.extend(transfers::operations(service));
+    all.extend(shares::operations(service));
     all.extend(admin::operations(service));
     all.extend(consumers::operations(service));
     all.extend(queues::operations(service));

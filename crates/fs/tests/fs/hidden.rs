@@ -88,6 +88,15 @@ fn inputs(bucket: &str) -> Vec<(&'static str, Value)> {
             "fs/notify/queue/remove",
             json!({ "bucket": bucket, "queue": "q", "id": 1 }),
         ),
+        (
+            "fs/share",
+            json!({ "bucket": bucket, "hash": "00".repeat(32), "key": format!("ed25519:{}", "00".repeat(32)) }),
+        ),
+        ("fs/share/list", json!({ "bucket": bucket })),
+        (
+            "fs/share/revoke",
+            json!({ "bucket": bucket, "share": "00".repeat(16) }),
+        ),
         ("fs/notify/lock/take", json!({ "path": path })),
         (
             "fs/notify/lock/renew",
@@ -150,13 +159,13 @@ async fn a_hash_is_no_capability() {
     let hash = admin.call("fs/put", put).await["hash"].clone();
     let random = json!("00".repeat(32));
     let eve = node.peer("eve", &["fs:read:docs", "fs:write:docs", "fs:admin:docs"]);
-    for operation in ["fs/blob/status", "fs/blob/pin"] {
+    for operation in ["fs/blob/status", "fs/blob/pin", "fs/blob/providers"] {
         let foreign = eve.refused(operation, json!({ "hash": hash })).await;
         let unknown = eve.refused(operation, json!({ "hash": random })).await;
         assert_eq!(foreign, unknown, "{operation}");
         assert_eq!(foreign.code, "NOT_FOUND");
     }
-    for operation in ["fs/read", "fs/blob/verify"] {
+    for operation in ["fs/read", "fs/blob/verify", "fs/blob/fetch"] {
         let foreign = eve.broken(operation, json!({ "hash": hash })).await;
         let unknown = eve.broken(operation, json!({ "hash": random })).await;
         assert_eq!(foreign, unknown, "{operation}");

@@ -1,5 +1,6 @@
 //! The operations of the files as clients meet them.
 
+mod blobs;
 mod branches;
 mod entries;
 mod hidden;

@@ -274,3 +274,21 @@ fn bytes_behind_the_end_are_cut_off() {
     let stored = fs::read(objects.path(&placed.hash())).expect("readable");
     assert!(stored == content());
 }
+
+/// A file that arrived in parts is hashed as it is.
+#[test]
+fn a_file_is_taken_over() {
+    let root = tempfile::tempdir().expect("writable");
+    let objects = open(root.path());
+    let parts = root.path().join("parts");
+    fs::write(&parts, content()).expect("writable");
+    let dropped = objects.adopt(&parts).expect("it is there");
+    assert!(!parts.exists());
+    drop(dropped);
+    assert_eq!(count(&root.path().join("uploads")), 0);
+    fs::write(&parts, content()).expect("writable");
+    let placed = objects.adopt(&parts).expect("it is there").place();
+    let placed = placed.expect("room");
+    assert_eq!(placed.hash(), blake3::hash(&content()));
+    assert!(read(&objects, &placed.hash()).expect("it is there") == content());
+}

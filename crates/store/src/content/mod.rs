@@ -4,12 +4,15 @@
 //! content/objects/ab/HEX           an object; HEX is its hash
 //! content/outboards/HEX-FROM-TO    its hash tree; deleting it is always safe
 //! content/uploads/…                what is being written; emptied when the store is opened
+//! content/partials/HEX             what has arrived of a content that peers send
 //! ```
 //!
 //! A content gets its name in this order, and in no other: all bytes are staged, they are synced and have their place
 //! under their hash, the rows are written in one transaction, the client gets its answer. [`CommitStep`] has the steps.
 
 mod check;
+mod encoded;
+mod partial;
 mod pins;
 mod put;
 mod read;
@@ -29,6 +32,8 @@ use crate::hash::ContentHash;
 
 pub(crate) use check::BootVerification;
 pub use check::VerifyProgress;
+pub use encoded::ContentEncoding;
+pub use partial::PartialContent;
 pub(crate) use put::check_file_size;
 pub use put::{PreparedContent, StagedContent};
 pub use read::{ContentBlocks, ContentReader};
@@ -143,5 +148,7 @@ pub(crate) fn is_damage(error: &ObjectError) -> bool {
     }
 }
 
+#[cfg(test)]
+mod encoded_tests;
 #[cfg(test)]
 mod tests;

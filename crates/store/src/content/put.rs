@@ -160,8 +160,13 @@ impl ContentFolder {
             let bytes = staged.read_at(0, size as usize)?;
             return Ok(self.prepare_inline(&bytes));
         }
+        self.put_object(staged.object)
+    }
+
+    /// Gives a whole object its place.
+    pub(super) fn put_object(&self, object: StagedObject) -> Result<PreparedContent, StoreError> {
         // Synced and named before any row: a name never leads to bytes that a power cut may take.
-        let placed = staged.object.place().map_err(object_error)?;
+        let placed = object.place().map_err(object_error)?;
         let is_repaired = matches!(placed.placement(), Placement::Repaired { .. });
         let content = FileContent::new(content_hash(placed.hash()), placed.size());
         let prepared = PreparedContent {

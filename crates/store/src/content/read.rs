@@ -22,7 +22,7 @@ pub struct ContentReader {
 }
 
 #[derive(Clone, Debug)]
-enum ReaderSource {
+pub(super) enum ReaderSource {
     /// The whole content, which was compared with its hash.
     Row(Arc<[u8]>),
     Object(ObjectReader),
@@ -125,6 +125,15 @@ impl ContentReader {
         let blocks = self.blocks(range).collect::<Result<Vec<_>, _>>()?;
         Ok(blocks.concat())
     }
+
+    pub(super) const fn source(&self) -> &ReaderSource {
+        &self.source
+    }
+
+    /// Notes that the bytes are not what was stored, and returns what the reader gets.
+    pub(super) fn damaged(&self) -> StoreError {
+        self.folder.found_damaged(self.hash, self.verified_ms)
+    }
 }
 
 impl ContentBlocks {
@@ -198,13 +207,7 @@ impl ContentBlocks {
     }
 
     fn damaged(&self) -> StoreError {
-        let ContentReader {
-            folder,
-            hash,
-            verified_ms,
-            ..
-        } = &self.reader;
-        folder.found_damaged(*hash, *verified_ms)
+        self.reader.damaged()
     }
 }
 

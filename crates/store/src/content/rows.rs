@@ -152,6 +152,20 @@ impl WriteTransaction<'_> {
         }
     }
 
+    /// Notes that a part of a wanted content is here, and which peer has sent it.
+    pub(crate) fn mark_content_partial(
+        &self,
+        hash: ContentHash,
+        peer: &str,
+    ) -> Result<(), StoreError> {
+        let (wanted, partial) = (ContentState::Wanted.code(), ContentState::Partial.code());
+        // A damaged content stays marked as such until it is whole.
+        let set =
+            "UPDATE blob SET state = ?2, fetched_from = ?3 WHERE hash = ?1 AND state IN (?2, ?4)";
+        self.execute(set, params![hash, partial, peer, wanted])?;
+        Ok(())
+    }
+
     fn complete_content(&self, hash: ContentHash) -> Result<(), StoreError> {
         let set = "UPDATE blob SET state = ?2, verified_ms = ?3 WHERE hash = ?1";
         let now = to_sql(self.unix_ms());

@@ -30,9 +30,17 @@ pub(crate) const META_LAST_JOB: &str = "job_last";
 /// `meta` key that exists while no content may be swept.
 pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 
-/// Indexes that came after the first format. An earlier program reads a file with them, so they need no new version.
-pub(crate) const LATER_INDEXES: &str =
-    "CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id)";
+/// Tables and indexes that came after the first format. An earlier program reads a file with them and leaves them alone, so
+/// they need no new version.
+pub(crate) const LATER_TABLES: &str = "
+CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
+CREATE TABLE IF NOT EXISTS share(
+  id BLOB PRIMARY KEY, hash BLOB NOT NULL, bucket_id INTEGER NOT NULL, grantee TEXT NOT NULL, owner TEXT NOT NULL,
+  created_ms INTEGER NOT NULL, until_ms INTEGER NOT NULL, bytes_left INTEGER, uses_left INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS share_grantee ON share(grantee, hash);
+CREATE INDEX IF NOT EXISTS share_bucket ON share(bucket_id);
+CREATE INDEX IF NOT EXISTS share_end ON share(until_ms);
+";
 
 /// The tables. Text of enumerations is checked when it is read.
 ///

@@ -5,7 +5,7 @@
 //! show the content that the session began from.
 
 mod commit;
-mod ranges;
+pub(crate) mod ranges;
 mod registry;
 mod rows;
 mod state;
