@@ -1,5 +1,7 @@
-//! The files that the node keeps for its callers: the operations `fs/*`, and the view over HTTP at `/fs`.
+//! The files that the node keeps for its callers: the operations `fs/*`, the view over HTTP at `/fs`, and contents by their
+//! hash over `/iroh-bytes/4`.
 
+mod peers;
 #[cfg(test)]
 mod tests;
 
@@ -9,10 +11,12 @@ use std::time::Duration;
 
 use alknet_call::RegistryBuilder;
 use alknet_core::config::FsSection;
-use alknet_core::{HttpMount, Metrics};
-use alknet_fs::{DavMount, FsFigures, FsService};
+use alknet_core::{HandlerRegistry, HttpMount, Identities, Metrics};
+use alknet_endpoint::EndpointDialer;
+use alknet_fs::{BlobHandler, BlobOptions, DavMount, FsFigures, FsService};
 use alknet_init::control::MachineDiagnostic;
 use alknet_store::{FileStoreOptions, WriteSessionOptions};
+use peers::ContentPeers;
 
 /// Folder of the store, below the node's state directory.
 const STORE_DIR: &str = "state/fs";
@@ -26,6 +30,8 @@ pub(crate) struct NodeFileStore(Arc<NodeFileStoreInner>);
 struct NodeFileStoreInner {
     /// `None` if the configuration wants no files.
     service: Option<FsService>,
+    /// How contents are served by their hash.
+    blobs: BlobOptions,
     /// The last count. `None` while the store is not open.
     figures: Mutex<Option<FsFigures>>,
 }
@@ -38,6 +44,7 @@ impl NodeFileStore {
             .then(|| FsService::new(&state_dir.join(STORE_DIR), options(section)));
         Self(Arc::new(NodeFileStoreInner {
             service,
+            blobs: blob_options(section),
             figures: Mutex::default(),
         }))
     }
@@ -47,6 +54,21 @@ impl NodeFileStore {
         let operations = self.0.service.iter().flat_map(alknet_fs::operations);
         for operation in operations {
             builder.add(operation);
+        }
+    }
+
+    /// Adds the protocol that serves contents by their hash.
+    pub(crate) fn serve(&self, handlers: &mut HandlerRegistry) -> anyhow::Result<()> {
+        if let Some(service) = &self.0.service {
+            handlers.register(Arc::new(BlobHandler::new(service, self.0.blobs)))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the store the peers from which it fetches contents. The first call counts.
+    pub(crate) fn set_peers(&self, identities: &Arc<Identities>, dialer: &Arc<EndpointDialer>) {
+        if let Some(service) = &self.0.service {
+            service.set_peers(Arc::new(ContentPeers::new(identities, dialer)));
         }
     }
 
@@ -155,5 +177,13 @@ fn options(section: &FsSection) -> FileStoreOptions {
         },
         boot_verify_bytes: bytes(section.boot_verify_mib),
         ..FileStoreOptions::default()
+    }
+}
+
+/// The options of the protocol for contents by the configuration.
+fn blob_options(section: &FsSection) -> BlobOptions {
+    BlobOptions {
+        bytes_per_second: u64::from(section.blob_rate) << 20,
+        ..BlobOptions::default()
     }
 }

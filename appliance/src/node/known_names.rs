@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 131] = [
+const OPERATIONS: [&str; 135] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -26,6 +26,7 @@ const OPERATIONS: [&str; 131] = [
     "fs/backup",
     "fs/batch",
     "fs/blob/pin",
+    "fs/blob/providers",
     "fs/blob/status",
     "fs/blob/unpin",
     "fs/branch/close",
@@ -72,6 +73,9 @@ const OPERATIONS: [&str; 131] = [
     "fs/repair",
     "fs/restore",
     "fs/setattr",
+    "fs/share",
+    "fs/share/list",
+    "fs/share/revoke",
     "fs/snapshot/create",
     "fs/snapshot/delete",
     "fs/snapshot/list",
@@ -142,7 +146,8 @@ const OPERATIONS: [&str; 131] = [
 ];
 
 /// Operations that answer many times, which cannot be tools.
-const SUBSCRIPTIONS: [&str; 9] = [
+const SUBSCRIPTIONS: [&str; 10] = [
+    "fs/blob/fetch",
     "fs/blob/verify",
     "fs/gc",
     "fs/read",

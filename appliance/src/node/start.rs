@@ -329,8 +329,7 @@ impl NodeParts {
         );
         let updates = node_updates(environment, base);
         let storage = node_storage(environment, base, &computing);
-        let file_store = NodeFileStore::new(environment.state_dir, &config.fs);
-        base.metrics.set_file_store(&file_store);
+        let file_store = node_file_store(environment, base);
         Ok(Self {
             description,
             reached,
@@ -389,6 +388,14 @@ fn node_storage(
     let storage = NodeStorage::new(environment.to_init.clone(), facts, computing.tensors());
     base.metrics.set_storage(&storage);
     storage
+}
+
+/// The files that the node keeps for its callers, and the peers from which it fetches contents of them.
+fn node_file_store(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeFileStore {
+    let file_store = NodeFileStore::new(environment.state_dir, &base.config.fs);
+    file_store.set_peers(&base.identities.identities, &base.certificates.dialer);
+    base.metrics.set_file_store(&file_store);
+    file_store
 }
 
 /// What the node's own operations use.
@@ -583,6 +590,7 @@ fn handlers(
         handlers.register(Arc::new(hub.handler()))?;
     }
     computing.serve(&mut handlers)?;
+    file_store.serve(&mut handlers)?;
     Ok((handlers, dispatcher))
 }
 

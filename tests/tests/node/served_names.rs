@@ -1,7 +1,7 @@
 //! The names of what every node serves.
 
 /// The operations that every node offers its administrator.
-pub(super) const OPERATIONS: [&str; 128] = [
+pub(super) const OPERATIONS: [&str; 133] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -19,7 +19,9 @@ pub(super) const OPERATIONS: [&str; 128] = [
     "escrow/revoke",
     "fs/backup",
     "fs/batch",
+    "fs/blob/fetch",
     "fs/blob/pin",
+    "fs/blob/providers",
     "fs/blob/status",
     "fs/blob/unpin",
     "fs/blob/verify",
@@ -70,6 +72,9 @@ pub(super) const OPERATIONS: [&str; 128] = [
     "fs/restore",
     "fs/scrub",
     "fs/setattr",
+    "fs/share",
+    "fs/share/list",
+    "fs/share/revoke",
     "fs/snapshot/create",
     "fs/snapshot/delete",
     "fs/snapshot/list",

@@ -54,7 +54,14 @@ fn knows_itself(admin: &CliRunner, target: &str) {
         assert!(memory["node_resident_bytes"].as_u64() > Some(0), "{info}");
         assert!(memory["total_bytes"].as_u64() > memory["node_resident_bytes"].as_u64());
         let alpns = &info["listen"]["alpns"];
-        let served = json!(["alknet/call", "alknet/tensor", "h3", "h2", "http/1.1"]);
+        let served = json!([
+            "alknet/call",
+            "alknet/tensor",
+            "/iroh-bytes/4",
+            "h3",
+            "h2",
+            "http/1.1"
+        ]);
         assert_eq!(*alpns, served, "{info}");
         let counted = &info["endpoint"][format!("connections_{carriage}")];
         assert!(counted.as_u64() > Some(0), "{carriage}: {info}");

@@ -42,6 +42,10 @@ fn the_program_knows_each_operation_and_each_schema_compiles() {
         assert_eq!(scope_of(name), None, "{name}");
     }
     assert_eq!(files.mounts().len(), 1);
+    let mut handlers = HandlerRegistry::new();
+    files.serve(&mut handlers).expect("the protocol is free");
+    let served: Vec<_> = handlers.specs().map(alknet_core::AlpnSpec::name).collect();
+    assert_eq!(served, ["/iroh-bytes/4"]);
     assert!(!dir.path().join(STORE_DIR).exists(), "nothing is opened");
 }
 
@@ -58,6 +62,11 @@ async fn a_node_whose_owner_wants_no_files_has_no_operation_for_them() {
     let registry = builder.build().expect("there is nothing to refuse");
     assert!(registry.specs().all(|spec| spec.namespace != "fs"));
     assert!(files.mounts().is_empty());
+    let mut handlers = HandlerRegistry::new();
+    files
+        .serve(&mut handlers)
+        .expect("there is nothing to refuse");
+    assert_eq!(handlers.specs().count(), 0);
     files.start();
     files.clone().keep_counted().await;
     files.stop().await;
@@ -71,16 +80,20 @@ fn the_defaults_of_the_configuration_are_those_of_the_store() {
     let store = FileStoreOptions::default();
     assert_eq!(own.sessions, store.sessions);
     assert_eq!(own.boot_verify_bytes, store.boot_verify_bytes);
+    let served = blob_options(&FsSection::default());
+    assert_eq!(served, BlobOptions::default());
     let section = FsSection {
         boot_verify_mib: 0,
         staging_mib: 1,
         session_seconds: 60,
+        blob_rate: 2,
         ..FsSection::default()
     };
     let own = options(&section);
     assert_eq!(own.boot_verify_bytes, 0);
     let limits = (own.sessions.staged_bytes_max, own.sessions.ttl_ms);
     assert_eq!(limits, (1 << 20, 60_000));
+    assert_eq!(blob_options(&section).bytes_per_second, 2 << 20);
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ const STAGING_MIB: RangeInclusive<u32> = 1..=1_048_576;
 /// Seconds that an upload waits for its client: from a minute, so that a slow client is not cut off, to a week.
 const SESSION_SECONDS: RangeInclusive<u32> = 60..=604_800;
 
+/// MiB a second for one identity, up to 1 TiB.
+const BLOB_RATE: RangeInclusive<u32> = 1..=1_048_576;
+
 /// `[fs]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -32,6 +35,9 @@ pub struct FsSection {
     /// How long an upload waits for its client, in seconds.
     #[schemars(range(min = 60, max = 604_800))]
     pub session_seconds: u32,
+    /// MiB a second of contents that the node sends to one identity by their hash, over `/iroh-bytes/4`.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub blob_rate: u32,
 }
 
 impl Default for FsSection {
@@ -41,6 +47,7 @@ impl Default for FsSection {
             boot_verify_mib: 1024,
             staging_mib: 2048,
             session_seconds: 3600,
+            blob_rate: 256,
         }
     }
 }
@@ -57,15 +64,18 @@ pub(super) fn section(
     let boot_verify_mib = section.key("boot_verify_mib");
     let staging_mib = section.key("staging_mib");
     let session_seconds = section.key("session_seconds");
+    let blob_rate = section.key("blob_rate");
     section.finish(notes);
     let enabled = enabled.and_then(|value| value.bool(notes));
     let boot_verify_mib = boot_verify_mib.and_then(|value| value.number(BOOT_VERIFY_MIB, notes));
     let staging_mib = staging_mib.and_then(|value| value.number(STAGING_MIB, notes));
     let session_seconds = session_seconds.and_then(|value| value.number(SESSION_SECONDS, notes));
+    let blob_rate = blob_rate.and_then(|value| value.number(BLOB_RATE, notes));
     FsSection {
         enabled: enabled.unwrap_or(standard.enabled),
         boot_verify_mib: boot_verify_mib.unwrap_or(standard.boot_verify_mib),
         staging_mib: staging_mib.unwrap_or(standard.staging_mib),
         session_seconds: session_seconds.unwrap_or(standard.session_seconds),
+        blob_rate: blob_rate.unwrap_or(standard.blob_rate),
     }
 }

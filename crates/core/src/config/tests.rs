@@ -90,6 +90,7 @@ enabled = false
 boot_verify_mib = 0
 staging_mib = 512
 session_seconds = 600
+blob_rate = 8
 
 [vault]
 init = "provisioned"

@@ -172,8 +172,9 @@ fn files_are_kept_within_configured_limits() {
         standard.boot_verify_mib,
         standard.staging_mib,
         standard.session_seconds,
+        standard.blob_rate,
     );
-    assert_eq!(limits, (1024, 2048, 3600));
+    assert_eq!(limits, (1024, 2048, 3600, 256));
     let config = NodeConfig::parse(b"[fs]\nenabled = false\nboot_verify_mib = 0\n");
     let read = config.expect("a correct document").fs;
     assert!(!read.enabled);
@@ -187,6 +188,7 @@ fn files_are_kept_within_configured_limits() {
         "fs.session_seconds = 59",
         &["fs.session_seconds", "from 60 to 604800"],
     );
+    assert_diagnostic("fs.blob_rate = 0", &["fs.blob_rate", "from 1 to 1048576"]);
     assert_diagnostic("fs.staging = 1", &["did you mean 'staging_mib'?"]);
     assert_diagnostic("fs = true", &["expected a table"]);
 }
