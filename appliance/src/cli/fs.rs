@@ -11,6 +11,7 @@ mod failure;
 mod get;
 mod list;
 mod put;
+mod share;
 mod snapshot;
 mod source;
 mod target;
@@ -29,6 +30,7 @@ use change::{CopyFilesArgs, MoveFilesArgs, RemoveFilesArgs};
 use get::GetArgs;
 use list::{HistoryArgs, ListArgs};
 use put::PutArgs;
+use share::ShareVerb;
 use snapshot::SnapshotVerb;
 use upkeep::{RepairFilesArgs, VerifyFilesArgs};
 
@@ -128,6 +130,9 @@ alknet fs rm attic docs:/2025 --recursive"
     /// Compare all contents of a node with their hashes. The exit code is 1 if one is damaged.
     #[command(after_help = "Example:\n  alknet fs scrub attic")]
     Scrub(NodeArgs),
+    /// Let the holder of a key that the node does not know fetch one content; list and end such shares.
+    #[command(subcommand)]
+    Share(ShareVerb),
     /// Make, list and delete snapshots of a bucket.
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
@@ -157,6 +162,7 @@ pub(crate) fn run(verb: FsVerb, json: bool) -> Result<CommandExit, CommandError>
         FsVerb::Repair(args) => upkeep::repair(&args, json),
         FsVerb::Rm(args) => change::remove(args, json),
         FsVerb::Scrub(args) => upkeep::scrub(&args, json),
+        FsVerb::Share(verb) => share::run(verb, json),
         FsVerb::Snapshot(verb) => snapshot::run(verb, json),
         FsVerb::Verify(args) => upkeep::verify(args, json),
     }

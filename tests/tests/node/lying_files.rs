@@ -10,9 +10,15 @@ use super::lying_node::ACTS;
 /// A hash that is one.
 const HASH: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
+/// The holder of a key with whom a content is shared.
+const KEY: &str = "ed25519:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+
+/// A share of the bucket.
+const SHARE: &str = "docs:af1349b9f5f9a1a6a0404dea36dcc949";
+
 /// Command lines for `lying_node.rs`, and whether their output has what the node said. `BRANCH` is a branch, since the sign
 /// of one stands for the node.
-pub(super) const LINES: [(&[&str], bool); 33] = [
+pub(super) const LINES: [(&[&str], bool); 36] = [
     (&["fs", "ls", "@"], true),
     (&["fs", "ls", "@", "docs:/", "-l"], true),
     (&["fs", "ls", "@", "docs:/", "-r"], true),
@@ -45,6 +51,9 @@ pub(super) const LINES: [(&[&str], bool); 33] = [
     (&["fs", "bucket", "show", "@", "docs"], true),
     (&["fs", "bucket", "set", "@", "docs", "--freeze"], true),
     (&["fs", "bucket", "remove", "@", "docs", "--yes"], false),
+    (&["fs", "share", "add", "@", "docs:/a", "--key", KEY], true),
+    (&["fs", "share", "list", "@", "docs"], true),
+    (&["fs", "share", "remove", "@", SHARE], false),
     (&["fs", "snapshot", "add", "@", "docs:/.snap/a"], true),
     (&["fs", "snapshot", "list", "@", "docs"], true),
     (&["fs", "snapshot", "remove", "@", "docs:/.snap/a"], false),
@@ -106,6 +115,8 @@ pub(super) fn with_files(builder: RegistryBuilder) -> RegistryBuilder {
     let bucket = json!({ "name": "docs", "kind": ACTS, "owner": ACTS, "state": ACTS, "durability": ACTS,
                          "created_ms": ACTS, "retention_s": ACTS });
     let snapshot = json!({ "name": ACTS, "branch": ACTS, "seq": 1, "created_ms": 0 });
+    let share =
+        json!({ "share": ACTS, "hash": ACTS, "key": ACTS, "until_ms": 0, "bytes_left": ACTS });
     let outcome = json!({ "seq": 1, "changed": 1, "conflicts": 1, "decided": [{ "path": ACTS, "kind": ACTS }] });
     let change = json!({ "change": ACTS, "before": entry.clone(), "after": version.clone() });
     let lost = json!([{ "topic": ACTS, "address": ACTS, "reason": ACTS }]);
@@ -138,6 +149,9 @@ pub(super) fn with_files(builder: RegistryBuilder) -> RegistryBuilder {
         .with(says("fs/snapshot/create", snapshot.clone()))
         .with(says("fs/snapshot/list", json!({ "snapshots": [snapshot] })))
         .with(says("fs/snapshot/delete", json!({})))
+        .with(says("fs/share", share.clone()))
+        .with(says("fs/share/list", json!({ "shares": [share] })))
+        .with(says("fs/share/revoke", json!({})))
         .with(follows("fs/blob/verify", None))
         .with(follows(
             "fs/gc",

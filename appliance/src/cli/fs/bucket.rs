@@ -137,6 +137,15 @@ fn parse_bytes(word: &str) -> Result<QuotaLimit, String> {
     if word == NO_LIMIT {
         return Ok(QuotaLimit(None));
     }
+    let bytes = parse_size(word).map(|bytes| QuotaLimit(Some(bytes)));
+    bytes.map_err(|why| format!("{why}, or {NO_LIMIT}"))
+}
+
+/// A number of bytes, also with a unit behind it.
+///
+/// # Errors
+/// The text is no such number, or a number that does not fit.
+pub(super) fn parse_size(word: &str) -> Result<u64, String> {
     let unit = UNITS.iter().position(|unit| word.ends_with(*unit));
     let (number, factor) = match unit {
         Some(power) => (&word[..word.len() - 1], 1_u64 << (10 * (power + 1))),
@@ -144,8 +153,8 @@ fn parse_bytes(word: &str) -> Result<QuotaLimit, String> {
     };
     let bytes = number.parse::<u64>().ok();
     let bytes = bytes.and_then(|number| number.checked_mul(factor));
-    bytes.map(|bytes| QuotaLimit(Some(bytes))).ok_or_else(|| {
-        format!("'{word}' is no number of bytes: write a number such as 500M or 20G, or {NO_LIMIT}")
+    bytes.ok_or_else(|| {
+        format!("'{word}' is no number of bytes: write a number such as 500M or 20G")
     })
 }
 

@@ -79,6 +79,7 @@ fn advice(error: &CallError) -> String {
             "branch" => "; 'alknet fs branch list' lists the branches of the bucket",
             "bucket" => "; 'alknet fs bucket list' lists the buckets in which you have a right",
             "entry" => "; 'alknet fs ls' lists a directory, and 'alknet fs log' what was deleted",
+            "share" => "; 'alknet fs share list' lists the shares of the bucket",
             "snapshot" => "; 'alknet fs snapshot list' lists the snapshots of the bucket",
             _ => "",
         },

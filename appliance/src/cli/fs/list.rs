@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::address::{FilesAddress, FilesArgs};
 use super::bucket;
+use super::content::ContentName;
 use super::failure::{FilesSubject, broken};
 use crate::cli::node_caller::NodeCaller;
 use crate::cli::query::text;
@@ -149,6 +150,24 @@ pub(super) async fn entry_at(
     let answer = node.call(STAT, &json!({ "path": shown })).await;
     let answer = answer.map_err(|error| FilesSubject::new(&shown, json).error(STAT, error))?;
     Ok(answer.value().clone())
+}
+
+/// The content of a file.
+///
+/// # Errors
+/// The entry is no file, or the node refuses.
+pub(super) async fn content_at(
+    node: &NodeCaller,
+    address: &FilesAddress,
+    json: bool,
+) -> Result<ContentName, CommandError> {
+    let entry = entry_at(node, address, json).await?;
+    ContentName::from_row(&entry).ok_or_else(|| {
+        CommandError::usage(format!(
+            "{address} is a {} and has no content: name its files",
+            output::one_line(text(&entry["kind"]))
+        ))
+    })
 }
 
 const fn entry_list(shown: &str, json: bool) -> PagedList<'_> {

@@ -9,9 +9,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::address::{FORM, FilesAddress, is_address};
-use super::content::{ContentName, is_hash};
+use super::content::is_hash;
 use super::failure::{FilesSubject, broken};
-use super::list::entry_at;
+use super::list::content_at;
 use crate::cli::node_caller::NodeCaller;
 use crate::cli::query::text;
 use crate::cli::target::NodeArgs;
@@ -87,14 +87,8 @@ impl VerifiedFile {
             Self::Hash(hash) => return Ok((hash.clone(), hash.clone())),
             Self::Address(address) => address,
         };
-        let entry = entry_at(node, address, json).await?;
-        match ContentName::from_row(&entry) {
-            Some(name) => Ok((address.to_string(), name.hash)),
-            None => Err(CommandError::usage(format!(
-                "{address} is a {} and has no content: name its files",
-                output::one_line(text(&entry["kind"]))
-            ))),
-        }
+        let content = content_at(node, address, json).await?;
+        Ok((address.to_string(), content.hash))
     }
 }
 
