@@ -270,6 +270,39 @@ fn a_file_of_a_newer_program_stays_as_it_is() {
     assert!(!beside(&names, ".damaged-1").exists());
 }
 
+/// The node dials its peer over QUIC, and proves the key with which the peer shared the content.
+#[test]
+fn a_node_finds_a_content_that_a_peer_shares_with_its_key() {
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    let giver = EnrolmentNode::start(&bench, "giver", "", "0");
+    let (key, address) = giver.target.split_once('@').expect("a pinned target");
+    let config = format!(
+        "[[peers]]\npeer_id = \"giver\"\nkeys = [\"{key}\"]\naddresses = [\"{address}\"]\n"
+    );
+    let taker = EnrolmentNode::start(&bench, "taker", &config, "0");
+    // Longer than what lies in the file of names.
+    let content = "x".repeat(20_000);
+    let [hash, same] = [&giver, &taker].map(|node| {
+        make_bucket(admin, node);
+        put(admin, node, "docs:/a", &content)
+    });
+    assert_eq!(hash, same);
+    let providers = || {
+        let asked = json!({ "hash": hash });
+        call(admin, &taker, "fs/blob/providers", &asked)["providers"].clone()
+    };
+    let unreachable = json!([{ "peer": "giver", "status": "unreachable" }]);
+    assert_eq!(providers(), unreachable, "the peer has no place for it");
+    let share = json!({ "bucket": "docs", "hash": hash, "key": taker.key() });
+    let shared = call(admin, &giver, "fs/share", &share);
+    let has_all = json!([{ "peer": "giver", "status": "complete", "size": 20_000 }]);
+    assert_eq!(providers(), has_all);
+    let ended = json!({ "bucket": "docs", "share": shared["share"] });
+    call(admin, &giver, "fs/share/revoke", &ended);
+    assert_eq!(providers(), unreachable);
+}
+
 /// A script acts with the rights of its caller.
 #[test]
 fn a_script_lists_what_its_caller_may_read() {
