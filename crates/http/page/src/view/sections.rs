@@ -278,8 +278,11 @@ pub(super) fn storage(section: &mut PageSection, info: &Value) {
     section.fact("Details", text::member_text(&data["detail"]));
 }
 
+/// How a fact shows a number.
+type ShowNumber = fn(f64) -> String;
+
 pub(super) fn files(section: &mut PageSection, metrics: &Value) {
-    let facts: [(_, _, fn(f64) -> String); 5] = [
+    let facts: [(_, _, ShowNumber); 5] = [
         ("Buckets", "alknet_fs_buckets", text::number),
         ("Versions of entries", "alknet_fs_entries", text::number),
         ("Contents", "alknet_fs_content_bytes", text::bytes),
