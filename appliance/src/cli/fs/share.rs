@@ -58,7 +58,7 @@ pub(crate) struct ShareAddArgs {
     files: FilesArgs,
     /// The key that the TLS client of the other side proves: ed25519:<64 hex>, which 'alknet identity' prints there.
     #[arg(long, value_name = "KEY")]
-    key: PeerKey,
+    key: String,
     /// How long the share lasts: 90s, 30m, 12h or 30d, 30 days at most.
     #[arg(long, value_name = "TIME", default_value = "1d", value_parser = parse_time)]
     expires: u64,
@@ -76,16 +76,21 @@ fn parse_time(word: &str) -> Result<u64, String> {
 
 impl ShareAddArgs {
     /// The members of a request, without the content.
-    fn members(&self) -> Map<String, Value> {
+    ///
+    /// # Errors
+    /// The text is no key.
+    fn members(&self) -> Result<Map<String, Value>, CommandError> {
+        let key = self.key.parse::<PeerKey>();
+        let key = key.map_err(|error| CommandError::usage(format!("--key: {error}")))?;
         let mut members = Map::new();
-        members.insert("key".to_owned(), self.key.to_string().into());
+        members.insert("key".to_owned(), key.to_string().into());
         members.insert("time_s".to_owned(), self.expires.into());
         for (name, limit) in [("bytes_max", self.bytes), ("uses_max", self.uses)] {
             if let Some(limit) = limit {
                 members.insert(name.to_owned(), limit.into());
             }
         }
-        members
+        Ok(members)
     }
 }
 
@@ -112,7 +117,7 @@ pub(super) fn run(verb: ShareVerb, json: bool) -> Result<CommandExit, CommandErr
 }
 
 fn add(args: ShareAddArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let mut input = args.members();
+    let mut input = args.members()?;
     let (node, address) = args.files.single()?;
     node.reached(async |node| {
         let operation = "fs/share";
@@ -191,9 +196,9 @@ mod tests {
         ShareTestCli::try_parse_from(words).map(|cli| cli.verb)
     }
 
-    fn members(line: &str) -> Value {
+    fn members(line: &str) -> Result<Value, CommandError> {
         match parsed(line).expect(line) {
-            ShareVerb::Add(args) => Value::Object(args.members()),
+            ShareVerb::Add(args) => args.members().map(Value::Object),
             _ => panic!("{line}"),
         }
     }
@@ -203,17 +208,18 @@ mod tests {
         let key = PeerKey::Ed25519([7; 32]);
         assert_eq!(
             members(&format!("add docs:/a --key {key}")),
-            json!({ "key": key.to_string(), "time_s": 86_400 })
+            Ok(json!({ "key": key.to_string(), "time_s": 86_400 }))
         );
         assert_eq!(
             members(&format!(
                 "add attic docs:/a --key {key} --expires 12h --bytes 2K --uses 3"
             )),
-            json!({ "key": key.to_string(), "time_s": 43_200, "bytes_max": 2048, "uses_max": 3 })
+            Ok(
+                json!({ "key": key.to_string(), "time_s": 43_200, "bytes_max": 2048, "uses_max": 3 })
+            )
         );
         for wrong in [
             "add docs:/a",
-            "add docs:/a --key ed25519:00",
             "add docs:/a --key KEY --expires 31d",
             "add docs:/a --key KEY --expires never",
             "add docs:/a --key KEY --bytes none",
@@ -222,6 +228,9 @@ mod tests {
             let line = wrong.replace("KEY", &key.to_string());
             assert!(parsed(&line).is_err(), "{line}");
         }
+        let refused = members("add docs:/a --key ed25519:00").expect_err("too short");
+        assert_eq!(refused.exit, CommandExit::Usage);
+        assert!(refused.message.starts_with("--key: "), "{refused}");
     }
 
     #[test]
