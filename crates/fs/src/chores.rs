@@ -138,7 +138,7 @@ impl Housekeeper {
     /// Does one step of each chore that is due. Returns the time until the next one is.
     fn run_due(&mut self, service: &FsService) -> Duration {
         let Ok(store) = service.open() else {
-            // Positions of a store that was repaired or made anew lead nowhere.
+            // Positions of a store that was repaired or begun again lead nowhere.
             *self = Self::new();
             return OPEN_RETRY;
         };

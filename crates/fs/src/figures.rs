@@ -6,7 +6,7 @@ use crate::service::FsService;
 /// Counts and bytes of the store. No name is among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FsFigures {
-    /// Buckets.
+    /// Buckets that are not deleted.
     pub buckets: u64,
     /// Versions of entries of all buckets, deletions left out.
     pub entries: u64,

@@ -58,7 +58,7 @@ pub(crate) struct ServiceInner {
     /// Held during one step of a collection, so that two of them do not get into each other's way.
     collecting: Mutex<()>,
     stop: Arc<StopSignal>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
+    keeper_thread: Mutex<Option<JoinHandle<()>>>,
     /// Whether subscriptions have to end.
     closing: watch::Sender<bool>,
 }
@@ -90,7 +90,7 @@ impl FsService {
             peers: OnceLock::new(),
             collecting: Mutex::default(),
             stop: Arc::default(),
-            keeper: Mutex::default(),
+            keeper_thread: Mutex::default(),
             closing: watch::channel(false).0,
         }))
     }
@@ -227,8 +227,8 @@ impl FsService {
 
     fn close(&self) {
         self.0.stop.stop();
-        let keeper = locked(&self.0.keeper).take();
-        if keeper.is_some_and(|keeper| keeper.join().is_err()) {
+        let keeper_thread = locked(&self.0.keeper_thread).take();
+        if keeper_thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the chores of the store of files ended with a panic");
         }
         let before = std::mem::replace(&mut *self.state(), ServiceState::Closed);
@@ -276,12 +276,12 @@ impl FsService {
 
     /// Starts the thread of the chores, once.
     fn start_keeper(&self) {
-        let mut keeper = locked(&self.0.keeper);
-        if keeper.is_some() || self.0.stop.is_stopped() {
+        let mut keeper_thread = locked(&self.0.keeper_thread);
+        if keeper_thread.is_some() || self.0.stop.is_stopped() {
             return;
         }
         match chores::start(Arc::downgrade(&self.0), Arc::clone(&self.0.stop)) {
-            Ok(started) => *keeper = Some(started),
+            Ok(started) => *keeper_thread = Some(started),
             Err(error) => tracing::error!("the chores of the store of files do not run: {error}"),
         }
     }

@@ -513,19 +513,6 @@ fn deltas_know_nothing_of_ours() {
     graph.forbid("alknet-delta", &["tokio", "rustls", "hyper"]);
 }
 
-/// The store of tensors and that of files stand on it, and each has its own names and wires.
-#[test]
-fn objects_know_no_network_and_no_database() {
-    let graph = PackageGraph::load();
-    let closure = graph.closure("alknet-objects");
-    let ours = closure.iter().filter(|name| name.starts_with("alknet"));
-    assert_eq!(ours.collect::<Vec<_>>(), ["alknet-durable"]);
-    graph.forbid(
-        "alknet-objects",
-        &["http", "hyper", "rusqlite", "rustls", "tokio"],
-    );
-}
-
 /// Other parts stand on it: git, messages, SFTP, HTTP. Of the asynchronous runtime it uses the channels only.
 #[test]
 fn the_store_of_files_knows_no_network() {

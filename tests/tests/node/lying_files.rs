@@ -10,7 +10,7 @@ use super::lying_node::ACTS;
 /// A hash that is one.
 const HASH: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
-/// The holder of a key with whom a content is shared.
+/// A key with which a content is shared.
 const KEY: &str = "ed25519:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
 /// A share of the bucket.

@@ -43,7 +43,7 @@ const BUSY_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(super) struct WriteCondition {
     /// The hash of the present content, or `*` for any entry.
     pub(super) if_match: Option<String>,
-    /// Nothing.
+    /// Whether nothing may be at the address.
     pub(super) if_absent: bool,
 }
 

@@ -298,7 +298,7 @@ fn diff(service: &FsService) -> Registration {
     });
     let spec = query(
         "fs/branch/diff",
-        "Lists how two versions of a bucket differ, by path and in pages. Each page compares anew.",
+        "Lists how two versions of a bucket differ, by path and in pages. Each page compares the versions again.",
     )
     .with_input(schema::input(
         &["bucket", "to"],

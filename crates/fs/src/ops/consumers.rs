@@ -98,7 +98,7 @@ struct NamedConsumer {
 }
 
 /// The consumer of a request, for which the caller has a right.
-async fn named(
+async fn named_consumer(
     call: &FsCall,
     right: FsRight,
     input: &ConsumerInput,
@@ -143,7 +143,7 @@ async fn run_add(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
     // A consumer is a row of the store.
     call.bucket(FsRight::Write, &input.bucket)?;
-    let consumer = named(&call, FsRight::Read, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let (name, start) = (consumer.name.clone(), input.start());
     let added = call.write(Durability::Full, move |tx| {
         tx.add_outbox_consumer(&name, start)
@@ -166,7 +166,7 @@ fn claim_spec() -> OperationSpec {
 
 async fn run_claim(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
-    let consumer = named(&call, FsRight::Read, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let name = consumer.name.clone();
     let owner = call.requester.actor().to_owned();
     let lease = Duration::from_millis(input.lease_ms.unwrap_or(LEASE_DEFAULT_MS));
@@ -199,7 +199,7 @@ fn events_spec() -> OperationSpec {
 
 async fn run_events(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
-    let consumer = named(&call, FsRight::Read, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let limit = input.limit.unwrap_or(EVENTS_PAGE_MAX);
     let (name, bucket) = (consumer.name, consumer.bucket);
     let page = call.read(move |tx| {
@@ -236,7 +236,7 @@ fn ack_spec() -> OperationSpec {
 
 async fn run_ack(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
-    let consumer = named(&call, FsRight::Read, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let owner = call.requester.actor().to_owned();
     let id = input.id.unwrap_or_default();
     let acknowledged = call.write(Durability::Full, move |tx| {
@@ -262,7 +262,7 @@ fn reset_spec() -> OperationSpec {
 
 async fn run_reset(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
-    let consumer = named(&call, FsRight::Read, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let (name, start) = (consumer.name.clone(), input.start());
     let owner = call.requester.actor().to_owned();
     let reset = call.write(Durability::Full, move |tx| {
@@ -286,7 +286,7 @@ fn release_spec() -> OperationSpec {
 
 async fn run_release(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
-    let consumer = named(&call, FsRight::Read, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let owner = call.requester.actor().to_owned();
     let released = call.write(Durability::Full, move |tx| {
         tx.release_outbox_consumer(&consumer.name, &owner)
@@ -307,7 +307,7 @@ fn remove_spec() -> OperationSpec {
 
 async fn run_remove(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
-    let consumer = named(&call, FsRight::Write, &input).await?;
+    let consumer = named_consumer(&call, FsRight::Write, &input).await?;
     let removed = call.write(Durability::Full, move |tx| {
         tx.remove_outbox_consumer(&consumer.name)
     });

@@ -65,7 +65,7 @@ struct SentContent {
     _lease: StoreLease,
     call: FsCall,
     ctx: Ctx,
-    named: NamedContent,
+    content: NamedContent,
 }
 
 /// How a request names what it reads.
@@ -113,7 +113,7 @@ fn item(block: Vec<u8>) -> CallOutput {
 
 async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>), FsError> {
     let input: ContentReadInput = call.parse()?;
-    let (hash, entry, named) = match (&input.path, &input.hash) {
+    let (hash, entry, content) = match (&input.path, &input.hash) {
         (Some(path), None) => {
             let (entry, bucket) = file(&call, path, input.as_of).await?;
             let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
@@ -146,7 +146,7 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
         _lease: lease,
         call,
         ctx,
-        named,
+        content,
     });
     Ok((head.into(), open))
 }
@@ -159,7 +159,7 @@ impl SentContent {
             return Ok(());
         }
         self.call.requester = FsRequester::as_of_now(&self.ctx)?;
-        match &self.named {
+        match &self.content {
             NamedContent::InBucket(bucket) => self.call.requester.require(FsRight::Read, bucket),
             NamedContent::ByHash(hash) => {
                 self.call.content_with(FsRight::Read, hash).await?;

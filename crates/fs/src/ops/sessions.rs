@@ -203,7 +203,7 @@ async fn run_abort(call: FsCall) -> Result<Value, FsError> {
     Ok(json!({}))
 }
 
-/// The name of a session. A text that is none has the answer of a session that does not exist.
+/// The name of a session. A text that is no name has the answer of a session that does not exist.
 fn session_id(text: &str) -> Result<WriteSessionId, FsError> {
     let unknown = || StoreError::NotFound(StoreObject::Session);
     let mut bytes = [0; 16];

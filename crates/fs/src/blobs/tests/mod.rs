@@ -230,13 +230,13 @@ fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
 
 /// A response, up to its end or the code with which it breaks off.
 #[derive(Debug, PartialEq)]
-struct Response {
+struct BlobTestResponse {
     bytes: Vec<u8>,
     code: Option<u64>,
 }
 
 /// Sends bytes as a request, and reads the response.
-async fn ask(connection: &Connection, request: &[u8]) -> Response {
+async fn ask(connection: &Connection, request: &[u8]) -> BlobTestResponse {
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
     // The node may stop reading in the middle of a request.
     for piece in request.chunks(64 << 10) {
@@ -249,7 +249,7 @@ async fn ask(connection: &Connection, request: &[u8]) -> Response {
     response.await.expect("in time")
 }
 
-async fn response(recv: &mut RecvStream) -> Response {
+async fn response(recv: &mut RecvStream) -> BlobTestResponse {
     let mut bytes = Vec::new();
     let code = loop {
         match recv.read_chunk(1 << 20).await {
@@ -259,7 +259,7 @@ async fn response(recv: &mut RecvStream) -> Response {
             Err(error) => panic!("{error}"),
         }
     };
-    Response { bytes, code }
+    BlobTestResponse { bytes, code }
 }
 
 /// The request for selected chunks of one content.

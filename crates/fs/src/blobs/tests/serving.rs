@@ -38,7 +38,7 @@ async fn parts_of_a_content_are_sent_alone() {
         assert_eq!(sent.len() as u64, selection.bytes(bytes.len() as u64));
     }
     let nothing = ask(&peer, &get(hash, ChunkSelection::default())).await;
-    let empty = Response {
+    let empty = BlobTestResponse {
         bytes: Vec::new(),
         code: None,
     };
