@@ -91,6 +91,7 @@ pub(crate) fn wire_code(code: StoreErrorCode) -> ErrorCode {
 /// The declarations of those codes that are not the protocol's own.
 pub(crate) fn declared(codes: &[StoreErrorCode]) -> Vec<ErrorDef> {
     let own = codes.iter().copied();
+    // The registry refuses an operation that declares a code of the protocol.
     let own = own.filter(|code| ErrorCode::may_declare(wire_code(*code).name()));
     own.map(|code| ErrorDef {
         code: wire_code(code).name().to_owned(),
@@ -148,6 +149,7 @@ fn of_store(error: &StoreError) -> CallError {
             retryable: true,
             ..call.with_retry_after_ms(BUSY_RETRY_MS)
         },
+        // A peer that has the content may come back.
         StoreErrorCode::ContentUnavailable => CallError {
             retryable: true,
             ..call
@@ -161,6 +163,7 @@ fn details(error: &StoreError) -> Option<Value> {
     Some(match error {
         StoreError::NotFound(object) | StoreError::Exists(object) => {
             let object = object.to_string();
+            // Programs compare the noun alone.
             json!({ "object": object.strip_prefix("the ").unwrap_or(&object) })
         }
         StoreError::NotDirectory { path }
@@ -204,6 +207,7 @@ fn details(error: &StoreError) -> Option<Value> {
 pub(crate) fn shown_conflicts(conflicts: &[MergeConflict]) -> Vec<Value> {
     let mut bytes = 0;
     let first = conflicts.iter().take(CONFLICTS_SHOWN_MAX);
+    // A path has up to 4 KiB, so that the number of rows alone would not bound the answer.
     let first = first.take_while(|conflict| {
         bytes += conflict.path.as_str().len();
         bytes <= CONFLICTS_SHOWN_BYTES

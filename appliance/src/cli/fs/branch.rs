@@ -334,6 +334,7 @@ fn line(row: &Value) -> String {
     if row["expires_ms"].is_u64() {
         line.push_str(&format!("  until {}", time(&row["expires_ms"])));
     }
+    // Most branches are open, so that only the others say it.
     if row["state"] != "open" {
         line.push_str(&format!("  {}", text(&row["state"])));
     }
@@ -348,6 +349,7 @@ fn show(row: NodeRowArgs<BranchRow>, json: bool) -> Result<CommandExit, CommandE
         let mut found = None;
         let take = |rows: &[Value]| -> Result<bool, CommandError> {
             found = rows.iter().find(|row| row["name"] == *branch.name).cloned();
+            // No operation describes one branch: the pages are read until it comes.
             Ok(found.is_none())
         };
         list.read(node, json!({ "bucket": branch.bucket }), take)
@@ -438,6 +440,7 @@ fn change_line(row: &Value) -> String {
     let path = |side: &str| row[side]["path"].as_str();
     let change = text(&row["change"]);
     match (path("before"), path("after")) {
+        // Only an entry that moved has two paths.
         (Some(before), Some(after)) if before != after => {
             format!("{change:<8}  {before} -> {after}")
         }

@@ -152,6 +152,7 @@ pub(super) fn parse_size(word: &str) -> Result<u64, String> {
         None => (word, 1),
     };
     let bytes = number.parse::<u64>().ok();
+    // An overflow must not become a small quota.
     let bytes = bytes.and_then(|number| number.checked_mul(factor));
     bytes.ok_or_else(|| {
         format!("'{word}' is no number of bytes: write a number such as 500M or 20G")
@@ -277,6 +278,7 @@ fn show(node: &NodeArgs, bucket: &str, json: bool) -> Result<CommandExit, Comman
         let mut found = None;
         let take = |rows: &[Value]| -> Result<bool, CommandError> {
             found = rows.iter().find(|row| row["name"] == bucket).cloned();
+            // No operation describes one bucket: the pages are read until it comes.
             Ok(found.is_none())
         };
         all_buckets(json).read(node, json!({}), take).await?;
@@ -361,6 +363,7 @@ fn remove(args: BucketRemoveArgs, json: bool) -> Result<CommandExit, CommandErro
 
 /// Asks a person at a terminal.
 fn confirm(bucket: &str, json: bool) -> Result<(), CommandError> {
+    // A program would wait for an answer that it does not know of.
     let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
     if !is_person {
         let text = "with --json or without a terminal the command cannot ask: give --yes";

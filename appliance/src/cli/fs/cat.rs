@@ -34,6 +34,7 @@ impl CatSink<'_> {
     fn take(&mut self, block: &[u8]) -> Result<(), CommandError> {
         match self {
             Self::Memory(bytes) => {
+                // A JSON value is printed at once, so that all of it is in memory.
                 if bytes.len() + block.len() > JSON_BYTES_MAX {
                     return Err(CommandError::usage(format!(
                         "with --json a content has at most {JSON_BYTES_MAX} bytes: 'alknet fs get' fetches longer ones"

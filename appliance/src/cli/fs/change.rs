@@ -61,6 +61,7 @@ impl FilesChange {
         let answer = answer.map_err(|error| subject.error(self.operation, error))?;
         match json {
             true => {
+                // A program that reads several lines has to know which entry each is about.
                 let mut said = answer.value().clone();
                 if let Some(members) = said.as_object_mut() {
                     for name in ["path", "to"] {
@@ -88,6 +89,7 @@ pub(super) fn remove(args: RemoveFilesArgs, json: bool) -> Result<CommandExit, C
         return Err(CommandError::usage(text));
     }
     node.reached(async |node| {
+        // One commit each: those before a refused one stay deleted, as their lines say.
         for address in &addresses {
             let shown = address.to_string();
             let mut input = json!({ "path": shown, "recursive": recursive });
@@ -110,6 +112,7 @@ pub(super) fn remove(args: RemoveFilesArgs, json: bool) -> Result<CommandExit, C
 pub(super) fn rename(args: MoveFilesArgs, json: bool) -> Result<CommandExit, CommandError> {
     let (node, [from, to]) = args.files.pair()?;
     let to = target_of(&from, &to)?;
+    // The refusal of the node would not name the commands that do it.
     if from.branch() != to.branch() {
         let text = format!(
             "{from} and {to} are not on one branch: copy with 'alknet fs cp', and then delete with 'alknet fs rm'"

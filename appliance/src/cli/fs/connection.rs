@@ -55,9 +55,11 @@ async fn finish_over(
                 error
             }
             Ok((Err(error), _)) => return Err(dialer.explained(error)),
+            // The first dial fails at once: a mistyped address is likelier than a node that comes back.
             Err(error) if is_of_connection(&error) && work.answers() > 0 => error,
             Err(error) => return Err(error),
         };
+        // A connection that brought the work on is no failure, however often one breaks.
         if work.answers() > before {
             failures = 0;
         }

@@ -143,6 +143,7 @@ impl ResumableWork for GetWork<'_> {
     }
 
     async fn go_on(&mut self, node: &NodeCaller) -> Result<(), CommandError> {
+        // The plan of the first connection stays: the directory may change before the next one.
         let planned = self.plan.take();
         let plan = match planned {
             Some(plan) => plan,
@@ -177,6 +178,7 @@ impl GetWork<'_> {
                 };
                 download.receive(node, &mut sink).await?;
             }
+            // The content has its hash by now, so that the file gets its name.
             if let Some((_, file)) = self.open.take() {
                 self.print(item, &file.finish(self.may_replace)?)?;
             }
@@ -269,6 +271,7 @@ fn file_item(
     }
     let content = ContentName::from_row(row)
         .ok_or_else(|| broken(&address, "the node does not say what its content is"))?;
+    // An entry without permission bits gets those of a new file here.
     let mode = row["mode"].as_u64().unwrap_or(MODE_DEFAULT);
     Ok(Some(GetItem {
         names,

@@ -96,6 +96,7 @@ impl PagedList<'_> {
             if next.is_null() || !wants_more {
                 return Ok(Ok(()));
             }
+            // A page that comes a second time would lead to the same ones for ever.
             if !seen.insert(next.to_string()) || seen.len() > PAGES_MAX {
                 let why = "the node gives a list without an end";
                 return Err(broken(self.subject.what, why));

@@ -70,6 +70,7 @@ impl PutWords {
         })?;
         let address = FilesAddress::read(last)?;
         let first = what.first().and_then(|word| word.to_str());
+        // A word that is no file here is a node, if another word is left to be the file.
         let node = first.filter(|&word| {
             let may_be_file = word == STANDARD_INPUT || Path::new(word).symlink_metadata().is_ok();
             is_node(word) || (what.len() > 1 && !may_be_file)
@@ -106,6 +107,7 @@ impl PutWords {
     fn list(&self) -> Result<SourceList, CommandError> {
         let mut list = SourceList::default();
         for path in &self.sources {
+            // A file of this name is written ./- on the command line.
             if path.as_os_str() == OsStr::new(STANDARD_INPUT) {
                 list.items.push(self.standard_input()?);
                 continue;
@@ -198,6 +200,7 @@ impl PutWork<'_> {
         let json = self.json;
         let short = items[self.done..].iter().take_while(|it| it.is_short());
         let stored = short.map(|item| store_item(node, item, json));
+        // In their order, so that `done` says which of them are stored.
         let mut stored = stream::iter(stored).buffered(SHORT_UNDER_WAY);
         while let Some(name) = stored.next().await {
             let name = name?;
@@ -224,6 +227,7 @@ impl PutWork<'_> {
         match stored {
             Ok(name) => self.finish_item(item, Some(&name)),
             Err(error) => {
+                // It goes on over the next connection.
                 self.open = Some(upload);
                 Err(error)
             }
@@ -236,6 +240,7 @@ impl PutWork<'_> {
         name: Option<&ContentName>,
     ) -> Result<(), CommandError> {
         self.done += 1;
+        // A folder has no hash to print.
         let Some(name) = name else {
             return Ok(());
         };
@@ -293,6 +298,7 @@ async fn store_item(
     let address = item.address.to_string();
     let answer = answer.map_err(|error| FilesSubject::new(&address, json).error(PUT, error))?;
     let hash = blake3::hash(&bytes).to_hex().to_string();
+    // The hash is that of the bytes that were read here: the node may have stored others.
     if answer.value()["hash"] != *hash {
         let why = "the node stored other bytes than it got; put the file again";
         return Err(broken(&address, why));
@@ -315,6 +321,7 @@ async fn make_folder(node: &NodeCaller, item: &SourceItem, json: bool) -> Result
 fn read_short(path: &Path) -> Result<Vec<u8>, CommandError> {
     let mut bytes = Vec::new();
     let read = open_file(path)?
+        // One byte more shows that the file grew.
         .take(PUT_BYTES_MAX + 1)
         .read_to_end(&mut bytes);
     read.map_err(|error| CommandError::local(format!("cannot read {}: {error}", path.display())))?;
@@ -383,6 +390,7 @@ pub(super) fn run(args: PutArgs, json: bool) -> Result<CommandExit, CommandError
     };
     let stored = finish(&node, &mut work);
     let (done, all) = (work.done, work.items.len());
+    // The line of the progress is gone before an error or a note is printed.
     drop(work);
     drop(progress);
     stored.map_err(|mut error| {

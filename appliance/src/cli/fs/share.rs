@@ -117,10 +117,12 @@ pub(super) fn run(verb: ShareVerb, json: bool) -> Result<CommandExit, CommandErr
 }
 
 fn add(args: ShareAddArgs, json: bool) -> Result<CommandExit, CommandError> {
+    // A wrong key is refused before a node is asked.
     let mut input = args.members()?;
     let (node, address) = args.files.single()?;
     node.reached(async |node| {
         let operation = "fs/share";
+        // A share is of a content: a later version of the file is not shared by it.
         let content = content_at(node, &address, json).await?;
         input.insert("bucket".to_owned(), address.bucket().into());
         input.insert("hash".to_owned(), content.hash.into());

@@ -181,6 +181,7 @@ impl TargetFolder {
     ) -> Result<TargetFile, Errno> {
         let (folders, name) = names.split();
         let folder = self.enter(folders)?;
+        // Two commands may write into one folder.
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|_| Errno::EIO)?;
         let temporary = format!(".alknet-{:016x}.part", u64::from_le_bytes(random));
@@ -203,6 +204,7 @@ impl TargetFolder {
         let mut at = openat(&self.folder, ".", FOLDER_FLAGS, Mode::empty())?;
         for name in folders {
             match mkdirat(&at, name.as_str(), FOLDER_MODE) {
+                // It may be a link or a file, which the open below refuses.
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(error) => return Err(error),
             }
@@ -286,6 +288,7 @@ impl TargetFile {
         let modified = modified.unwrap_or_else(SystemTime::now);
         self.file
             .set_times(FileTimes::new().set_modified(modified))?;
+        // Before the rename: after a power cut the name has either no file or a whole one.
         self.file.sync_all()?;
         let (folder, name) = (&self.folder, self.name.as_str());
         let only_new = RenameFlags::RENAME_NOREPLACE;
@@ -297,6 +300,7 @@ impl TargetFile {
                 renamed => renamed?,
             },
         }
+        // A new name is durable when its folder is.
         File::from(self.folder.try_clone()?).sync_all()
     }
 

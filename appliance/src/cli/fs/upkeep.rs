@@ -110,6 +110,7 @@ async fn follow(
         let event = event.map_err(|error| subject.error(operation, error))?;
         let said = event.output.value();
         report(said);
+        // A stream that ends without this report was cut off.
         if said["done"] == true {
             return Ok(said.clone());
         }
@@ -160,6 +161,7 @@ pub(super) fn scrub(args: &NodeArgs, json: bool) -> Result<CommandExit, CommandE
             damaged.extend(said["damaged"].as_array().into_iter().flatten().cloned());
         };
         let mut said = follow(node, "fs/scrub", &json!({}), (subject, idle), report).await?;
+        // The line of the progress is gone before the result is printed.
         drop(shown);
         if json {
             said["damaged"] = json!(damaged);
@@ -219,6 +221,7 @@ pub(super) fn repair(args: &RepairFilesArgs, json: bool) -> Result<CommandExit, 
     }
     args.node.reached(async |node| {
         let options = CallOptions {
+            // In place of the time of the command line, which is for requests that read a few rows.
             timeout: Some(REPAIR_TIMEOUT),
             ..CallOptions::default()
         };

@@ -176,6 +176,7 @@ impl ContentUpload {
         node: &NodeCaller,
         tell: &dyn Fn(u64),
     ) -> Result<ContentName, CommandError> {
+        // A short content needs one request and no session, and only its end shows that it is short.
         while self.session.is_none() && !self.is_read && self.bytes_read <= PUT_BYTES_MAX {
             self.read_piece().await?;
         }
@@ -205,6 +206,7 @@ impl ContentUpload {
     async fn put(&mut self, node: &NodeCaller) -> Result<ContentName, CommandError> {
         let bytes: Vec<u8> = self.unconfirmed.values().flatten().copied().collect();
         let input = put_input(&self.address, &bytes, self.attributes, &self.condition);
+        // The key is the same over each connection, so that the node stores it once.
         let options = options_once(&self.key, CLOSE_TIMEOUT);
         let answer = patiently(async || node.call_with(PUT, &input, options.clone()).await).await;
         let answer = answer.map_err(|error| self.error(PUT, error))?;
@@ -243,6 +245,7 @@ impl ContentUpload {
                 under_way.insert(offset);
                 answers.push(write_piece(node, offset, input));
             }
+            // No more is in memory than what is under way.
             let may_read = !self.is_read && under_way.len() < PIECES_UNDER_WAY;
             if !may_read && answers.is_empty() {
                 return Ok(());
@@ -260,6 +263,7 @@ impl ContentUpload {
             };
             answer.map_err(|error| self.error(CHUNK, error))?;
             under_way.remove(&offset);
+            // Until this answer the piece would be sent again over the next connection.
             let piece = self.unconfirmed.remove(&offset);
             self.bytes_confirmed += piece.map_or(0, |piece| piece.len() as u64);
             tell(self.bytes_confirmed);
@@ -274,6 +278,7 @@ impl ContentUpload {
     }
 
     async fn close(&mut self, node: &NodeCaller) -> Result<ContentName, CommandError> {
+        // The answer of an earlier request may have been lost with its connection.
         let was_sent = std::mem::replace(&mut self.is_ending, true);
         let input = json!({ "session": self.session });
         let options = options_once(&self.key, CLOSE_TIMEOUT);
@@ -295,6 +300,7 @@ impl ContentUpload {
     ) -> Result<ContentName, CommandError> {
         let entry = entry_at(node, &self.address, self.json).await?;
         match ContentName::from_row(&entry) {
+            // Another writer may have stored something else there meanwhile.
             Some(name) if name == self.name() => Ok(name),
             _ => Err(self.error(CLOSE, error)),
         }
@@ -359,6 +365,7 @@ pub(super) async fn patiently(
         match &answer {
             Err(error) if is_busy(error) && tries < BUSY_TRIES => {
                 let pause = error.retry_after_ms.map(Duration::from_millis);
+                // The node names the pause, and must not hold the command up for hours.
                 let pause = pause.unwrap_or(BUSY_PAUSE).min(BUSY_PAUSE_MAX);
                 tokio::time::sleep(pause).await;
             }

@@ -57,6 +57,7 @@ impl BlobPeers for ContentPeers {
                 keys: entry.keys,
             };
             let mut failure = DialError::new(DialErrorKind::UnknownPeer, "no address");
+            // One after the other, within the time that the fetch gives to all of them.
             for address in &entry.addresses {
                 let dial = self
                     .dialer

@@ -80,8 +80,10 @@ fn reports<W: ReportedWork>(
                     work,
                     operation,
                 } = *requested;
+                // A stream has no other place for a refusal than its first item.
                 let call = call?;
                 call.requester.require_everywhere(FsRight::Admin)?;
+                // After the check of the right: the log has what was done.
                 call.audit(operation, "every bucket");
                 let lease = call.lease().await?;
                 let service = call.service.clone();
@@ -98,6 +100,7 @@ fn reports<W: ReportedWork>(
             }
             WorkState::Done => return Ok::<_, CallError>(None),
         };
+        // A step waits for the disk, which a thread of the runtime must not do.
         let (report, open) = blocking(move || step(open)).await?;
         let next = match open.work.is_done() {
             true => WorkState::Done,
@@ -140,6 +143,7 @@ fn gc(service: &FsService) -> Registration {
 
 impl ReportedWork for GarbageCollection {
     fn step(&mut self, service: &FsService, store: &StoreLease) -> Result<Value, FsError> {
+        // The chores of the service collect as well, and one step runs at a time.
         let _turn = service.collecting();
         let progress = store.collect_step(self)?;
         Ok(shown_progress(progress))
@@ -267,11 +271,13 @@ async fn run_repair(call: FsCall) -> Result<Value, FsError> {
             .await?;
         return Ok(json!({}));
     }
+    // Without a lease: the store that is repaired is not open.
     let service = call.service.clone();
     let repaired = blocking(move || service.repair(input.begin_again)).await?;
     let Some(repaired) = repaired else {
         return Ok(json!({}));
     };
+    // All events of a store that lost much would not fit into a frame.
     let lost = repaired.lost_events.iter().take(LOST_SHOWN_MAX);
     let lost = lost.map(|event| {
         json!({ "id": event.id, "topic": event.topic, "address": event.address,
@@ -299,6 +305,7 @@ fn backup(service: &FsService) -> Registration {
             "made": { "type": "boolean", "description": "Whether this call made it" },
         }),
     ));
+    // A copy reads and writes the whole file as well.
     spec.default_timeout_ms = Some(REPAIR_TIMEOUT_MS);
     once(service, spec, run_backup)
 }

@@ -143,6 +143,7 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
         let bucket = tx.bucket_by_name(&bucket)?.id;
         let found = tx.branches(bucket, after.as_ref(), limit)?;
         let rows = found.iter().map(|branch| shown_branch(tx, branch));
+        // A full page may be the last one. The next one is empty then.
         let last = found.last().filter(|_| found.len() >= limit);
         let next = last.map(|branch| branch.name.to_string());
         Ok((rows.collect::<Result<Vec<_>, _>>()?, next))
@@ -257,6 +258,7 @@ async fn run_merge(call: FsCall) -> Result<Value, FsError> {
     call.requester.require(FsRight::Read, &bucket)?;
     let may_write = call.requester.may(FsRight::Write, &bucket);
     let may_merge = call.requester.may(FsRight::Merge, &bucket);
+    // The right to merge is about the branch that takes the changes in. The other one is closed by a writer.
     if input.close && !may_write {
         return Err(FsError::Forbidden(FsRight::Write));
     }
@@ -269,6 +271,7 @@ async fn run_merge(call: FsCall) -> Result<Value, FsError> {
     let merged = call.write(Durability::Full, move |tx| {
         let source = target(tx, &bucket, &source)?;
         let into = target(tx, &bucket, &into)?;
+        // In the transaction that merges: an administrator may protect the branch meanwhile.
         if into.is_protected && !may_merge {
             return Ok(None);
         }
@@ -334,6 +337,7 @@ async fn run_diff(call: FsCall) -> Result<Value, FsError> {
         let first = tx.view(target(tx, &bucket, &from)?.branch, input.from_seq)?;
         let second = tx.view(target(tx, &bucket, &to)?.branch, input.to_seq)?;
         let mut found = tx.diff(&first, &second)?;
+        // By path, so that the last row of a page says where the next one begins.
         found.sort_by(|one, other| one.path().cmp(other.path()));
         // One more than the page, which says whether there is a next one.
         let behind = |path: &EntryPath| after.as_ref().is_none_or(|after| path > after);
@@ -379,6 +383,7 @@ fn rebase(service: &FsService) -> Registration {
 async fn run_rebase(call: FsCall) -> Result<Value, FsError> {
     let input: BranchInput = call.parse()?;
     let bucket = call.bucket(FsRight::Write, &input.bucket)?;
+    // As for a merge: conflicts show what is in both branches.
     call.requester.require(FsRight::Read, &bucket)?;
     let name = input.name.parse::<BranchName>()?;
     let actor = call.requester.actor().to_owned();

@@ -119,11 +119,13 @@ async fn run_create(call: FsCall) -> Result<Value, FsError> {
     let name = call.bucket(FsRight::Admin, &input.bucket)?;
     let kind = input.kind.as_deref();
     let kind = kind.map_or(Some(BucketKind::Files), BucketKind::from_name);
+    // The node alone makes these.
     let kind = kind.filter(|kind| *kind != BucketKind::System);
     let kind = kind.ok_or_else(|| FsError::input("there is no such kind of bucket"))?;
     let mut new = NewBucket::new(name, call.requester.actor());
     new.kind = kind;
     let settings = input.settings;
+    // What the caller does not name has the default of the store.
     new.durability = settings.durability().unwrap_or_default();
     new.quota_bytes = settings.quota_bytes.unwrap_or(new.quota_bytes);
     new.quota_entries = settings.quota_entries.unwrap_or(new.quota_entries);
@@ -166,6 +168,7 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
         .limit
         .unwrap_or(PAGE_ENTRIES_MAX)
         .min(PAGE_ENTRIES_MAX - 1);
+    // Any right shows a bucket. Without one it looks as if it did not exist.
     let visible = call.requester.buckets(&FsRight::ALL);
     let found = call.read(move |tx| visible.existing(tx, after.as_ref(), limit + 1));
     let mut found = found.await?;
@@ -221,6 +224,7 @@ async fn run_set(call: FsCall) -> Result<Value, FsError> {
     let actor = call.requester.actor().to_owned();
     call.audit("fs/bucket/set", &input.bucket);
     let set = call.write(Durability::Full, move |tx| {
+        // In the transaction: another bucket may have got the name since the call began.
         let bucket = tx.bucket_by_name(&name)?.id;
         tx.set_bucket(bucket, &settings, &actor)
     });
@@ -251,6 +255,7 @@ async fn run_delete(call: FsCall) -> Result<Value, FsError> {
     let name = call.bucket(FsRight::Admin, &input.bucket)?;
     call.audit("fs/bucket/delete", &input.bucket);
     let deleted = call.write(Durability::Full, move |tx| {
+        // In the transaction, so that one of two deletions at the same time finds no bucket.
         let bucket = tx.bucket_by_name(&name)?.id;
         tx.delete_bucket(bucket)
     });
@@ -282,6 +287,7 @@ async fn run_usage(call: FsCall) -> Result<Value, FsError> {
     let input: BucketInput = call.parse()?;
     let name = call.bucket(FsRight::Read, &input.bucket)?;
     let found = call.read(move |tx| {
+        // In one transaction, so that use and quotas are of one moment.
         let bucket = tx.bucket_by_name(&name)?;
         let usage = tx.usage(bucket.id)?;
         Ok((bucket, usage))

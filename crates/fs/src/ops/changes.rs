@@ -153,6 +153,7 @@ async fn run_put(call: FsCall) -> Result<Value, FsError> {
     let change = FsChangeInput::Put(call.parse()?);
     let committed = commit(&call, vec![change]).await?;
     let mut answer = json!({ "seq": committed.seq });
+    // A put has one content.
     if let Some((hash, bytes)) = committed.contents.first() {
         answer["hash"] = hash.to_string().into();
         answer["bytes"] = (*bytes).into();
@@ -358,6 +359,7 @@ fn batch(service: &FsService) -> Registration {
         let members = schema::joined(&[json!({ "op": { "const": op } }), members]);
         let mut names = vec!["op"];
         names.extend(required);
+        // A misspelt condition must not be ignored: the change would be made without it.
         json!({ "type": "object", "required": names, "additionalProperties": false,
                 "properties": members })
     };
@@ -436,8 +438,10 @@ async fn commit(call: &FsCall, changes: Vec<FsChangeInput>) -> Result<Committed,
     let target = call.head(plan.branch()).await?;
     let (mut request, contents) = plan.prepare(call, target).await?;
     request.message = commit.message;
+    // Before the store takes the contents over.
     let named = contents.iter().map(|it| (it.hash(), it.size())).collect();
     let lease = call.lease().await?;
+    // The contents go along: no collection takes them before the commit refers to them.
     let receipt = lease.apply_with(target.durability, request, contents, tokens);
     Ok(Committed {
         seq: receipt.await?.seq,

@@ -104,6 +104,7 @@ async fn named_consumer(
     input: &ConsumerInput,
 ) -> Result<NamedConsumer, FsError> {
     let bucket = call.bucket(right, &input.bucket)?;
+    // A bucket that does not exist has the same answer here as elsewhere.
     call.bucket_id(bucket.clone()).await?;
     let name = name_in(&bucket, &input.consumer);
     Ok(NamedConsumer { bucket, name })
@@ -111,6 +112,7 @@ async fn named_consumer(
 
 impl NamedConsumer {
     fn shown(&self, consumer: &OutboxConsumer) -> Value {
+        // The store has one list of consumers for all buckets, with the bucket before each name.
         let name = consumer.name.strip_prefix(self.bucket.as_str());
         let name = name.and_then(|name| name.strip_prefix('/'));
         json!({
@@ -204,6 +206,7 @@ async fn run_events(call: FsCall) -> Result<Value, FsError> {
     let (name, bucket) = (consumer.name, consumer.bucket);
     let page = call.read(move |tx| {
         let filter = EventFilter {
+            // The right is for one bucket, and the outbox has the events of all buckets.
             bucket: Some(tx.bucket_by_name(&bucket)?.id),
             ..EventFilter::default()
         };
@@ -238,6 +241,7 @@ async fn run_ack(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
     let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let owner = call.requester.actor().to_owned();
+    // The schema asks for it. No event has the number 0.
     let id = input.id.unwrap_or_default();
     let acknowledged = call.write(Durability::Full, move |tx| {
         tx.acknowledge_events(&consumer.name, &owner, id)
@@ -307,6 +311,7 @@ fn remove_spec() -> OperationSpec {
 
 async fn run_remove(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
+    // As for making one: a row of the store goes, also one that another caller has leased.
     let consumer = named_consumer(&call, FsRight::Write, &input).await?;
     let removed = call.write(Durability::Full, move |tx| {
         tx.remove_outbox_consumer(&consumer.name)

@@ -52,6 +52,7 @@ fn shown_lock(lock: &EntryLock, actor: &str) -> Value {
         },
         "until_ms": lock.until_ms,
     });
+    // A writer shows the token to change what is locked, so that other callers must not learn it.
     if lock.owner == actor {
         shown["token"] = lock.token.to_string().into();
     }
@@ -96,6 +97,7 @@ impl EntryLockInput {
     }
 
     fn token(&self) -> Result<LockToken, FsError> {
+        // The schemas ask for the token: a missing one is as wrong as any other.
         Ok(self
             .token
             .as_deref()
@@ -106,6 +108,7 @@ impl EntryLockInput {
 
 async fn run_take(call: FsCall) -> Result<Value, FsError> {
     let input: EntryLockInput = call.parse()?;
+    // A lock that covers the path already may be one of the caller, which these show.
     let tokens = call.parse::<CommitInput>()?.tokens()?;
     let address = call.address(FsRight::Write, &input.path)?;
     let target = call.head(&address).await?;
@@ -197,6 +200,7 @@ async fn run_show(call: FsCall) -> Result<Value, FsError> {
     let input: EntryLockInput = call.parse()?;
     let address = call.address(FsRight::Read, &input.path)?;
     let target = call.head(&address).await?;
+    // Rows of locks that have ended may still be there.
     let now_ms = call.lease().await?.db().unix_ms();
     let locks = call.read(move |tx| tx.covering_locks(target.branch, &address.path, now_ms));
     let locks = locks.await?;

@@ -53,6 +53,7 @@ fn claim_example() -> Value {
 /// A queue of a bucket that exists. All who work at a queue may write to its bucket.
 async fn queue(call: &FsCall, bucket: &str, queue: &str) -> Result<QueueName, FsError> {
     let bucket = call.bucket(FsRight::Write, bucket)?;
+    // The bucket is a part of the name, so that no bucket reaches the queues of another one.
     let queue = QueueName::parse(&name_in(&bucket, queue))?;
     call.bucket_id(bucket).await?;
     Ok(queue)
@@ -117,6 +118,7 @@ async fn run_enqueue(call: FsCall) -> Result<Value, FsError> {
     let mut new = NewJob::new(queue, &input.payload);
     new.key = input.key;
     new.run_at_ms = input.run_at_ms;
+    // A job that was acknowledged outlives a power cut, whatever the durability of its bucket.
     let enqueued = call.write(Durability::Full, move |tx| tx.enqueue(&new));
     let enqueued = enqueued.await?;
     Ok(json!({ "id": enqueued.id, "new": enqueued.is_new }))
@@ -193,6 +195,7 @@ async fn run_ack(call: FsCall) -> Result<Value, FsError> {
     let queue = queue(&call, &input.bucket, &input.queue).await?;
     let claim = input.claim();
     let acknowledged = call.write(Durability::Full, move |tx| {
+        // The right is for the bucket of the queue, and the number may be that of a job of another one.
         tx.check_job_queue(&queue, claim.id)?;
         tx.acknowledge_job(&claim)
     });
@@ -216,6 +219,7 @@ async fn run_renew(call: FsCall) -> Result<Value, FsError> {
     let claim = input.claim();
     let lease = Duration::from_millis(input.lease_ms.unwrap_or(LEASE_DEFAULT_MS));
     let renewed = call.write(Durability::Full, move |tx| {
+        // A caller must not lengthen the claim of a job in a bucket in which it has no right.
         tx.check_job_queue(&queue, claim.id)?;
         tx.renew_job(&claim, lease)
     });
@@ -243,6 +247,7 @@ async fn run_retry(call: FsCall) -> Result<Value, FsError> {
     let queue = queue(&call, &input.bucket, &input.queue).await?;
     let claim = input.claim();
     let retried = call.write(Durability::Full, move |tx| {
+        // A caller must not give back a job of a bucket in which it has no right.
         tx.check_job_queue(&queue, claim.id)?;
         tx.retry_job(&claim)
     });
@@ -283,6 +288,7 @@ struct QueueInput {
 async fn run_usage(call: FsCall) -> Result<Value, FsError> {
     let input: QueueInput = call.parse()?;
     let queue = queue(&call, &input.bucket, &input.queue).await?;
+    // In one transaction, so that the numbers are of one moment.
     let found = call.read(move |tx| Ok((tx.queue_usage(&queue)?, tx.next_job_ms(&queue)?)));
     let (usage, next_ms) = found.await?;
     Ok(json!({
@@ -317,7 +323,9 @@ async fn run_dead(call: FsCall) -> Result<Value, FsError> {
     let found = found.await?;
     let row = |job: &DeadJob| json!({ "id": job.id, "payload": job.payload, "key": job.key });
     let rows = shown::within_page(found.iter().map(row));
+    // A page may end before its last row, because an answer has a limit of bytes.
     let has_more = rows.len() < found.len() || found.len() >= JOBS_PAGE_MAX;
+    // Of the rows that are shown: the next page begins behind it.
     let last = found.get(rows.len().saturating_sub(1));
     let mut answer = json!({ "jobs": rows });
     if let Some(last) = last.filter(|_| has_more) {

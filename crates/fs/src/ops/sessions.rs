@@ -73,6 +73,7 @@ async fn run_open(call: FsCall) -> Result<Value, FsError> {
         None => Some(WriteSessionMode::Truncate),
     };
     let mode = mode.ok_or_else(|| FsError::input("there is no such mode"))?;
+    // What can be wrong with the input comes first: a refused call leaves no session.
     let precondition = condition.precondition()?;
     let lock_tokens = commit.tokens()?;
     let address = call.address(FsRight::Write, &input.path)?;
@@ -127,6 +128,7 @@ async fn run_chunk(call: FsCall) -> Result<Value, FsError> {
         }
         .into());
     }
+    // The store compares it with the identity that opened the session: the number alone gives no right.
     let actor = call.requester.actor().to_owned();
     let written =
         call.blocking(move |store| Ok(store.sessions().write(id, &actor, input.offset, &bytes)?));
@@ -171,6 +173,7 @@ async fn run_close(call: FsCall) -> Result<Value, FsError> {
         let bucket = store.sessions().bucket(id, actor)?;
         let bucket = store.read(move |tx| tx.bucket(bucket)).wait()?;
         if let Err(refused) = requester.require(FsRight::Write, &bucket.name) {
+            // What was staged would count for an identity that cannot commit it any more.
             store.sessions().abort(id, actor)?;
             return Err(refused);
         }

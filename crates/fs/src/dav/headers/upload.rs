@@ -93,6 +93,7 @@ impl UploadError {
     #[must_use]
     pub const fn status(self) -> StatusCode {
         match self {
+            // By this status a client learns that it has to ask for the offset.
             Self::OffsetMismatch { .. } => StatusCode::CONFLICT,
             Self::LengthMismatch { .. } | Self::WrongSize | Self::Complete => {
                 StatusCode::BAD_REQUEST
@@ -124,6 +125,7 @@ impl UploadAppend {
     pub fn of_new_upload(headers: &HeaderMap) -> Result<Option<Self>, DavError> {
         let is_complete = boolean(headers, UPLOAD_COMPLETE)?;
         let length = number(headers, UPLOAD_LENGTH)?;
+        // This field alone makes a PUT the beginning of an upload.
         Ok(is_complete.map(|is_complete| Self {
             offset: 0,
             length,
@@ -157,6 +159,7 @@ impl ContentRangeHeader {
             "*" => None,
             size => Some(parse_digits(size)?),
         };
+        // A last position before the first one or behind the size makes the field invalid (RFC 9110 section 14.4).
         let is_valid = first <= last && last < size.unwrap_or(u64::MAX);
         is_valid.then(|| Self {
             range: first..last + 1,
@@ -220,6 +223,7 @@ impl UploadProgress {
             UploadStage::Complete => return Err(UploadError::Complete),
             UploadStage::Ended => return Err(UploadError::Ended),
         }
+        // Bytes are neither left out nor taken twice.
         if append.offset != self.received {
             return Err(UploadError::OffsetMismatch {
                 expected: self.received,
@@ -229,13 +233,16 @@ impl UploadProgress {
             (Some(length), Some(given)) if length != given => {
                 return Err(UploadError::LengthMismatch { length });
             }
+            // The first request that names a length fixes it.
             (known, given) => known.or(given),
         };
+        // A body without a declared size is counted as it comes.
         let end = self.received.checked_add(body.unwrap_or_default());
         let end = end.ok_or(UploadError::WrongSize)?;
         if length.is_some_and(|length| end > length) {
             return Err(UploadError::WrongSize);
         }
+        // At the end, since a refused body leaves the upload as it was.
         self.length = length;
         Ok(())
     }
@@ -250,6 +257,7 @@ impl UploadProgress {
         }
         let received = self.received.checked_add(bytes);
         let received = received.filter(|it| *it <= self.length.unwrap_or(u64::MAX));
+        // A client that sends more than it declared does not know what it sends: no file is made of it.
         let Some(received) = received else {
             self.stage = UploadStage::Ended;
             return Err(UploadError::WrongSize);
@@ -273,6 +281,7 @@ impl UploadProgress {
                 return Err(UploadError::WrongSize);
             }
             Some(true) => self.stage = UploadStage::Complete,
+            // A client that does not say so ends its upload with the last byte of the length.
             None if has_all => self.stage = UploadStage::Complete,
             Some(false) | None => {}
         }
@@ -289,6 +298,7 @@ fn number(headers: &HeaderMap, field: &'static str) -> Result<Option<u64>, DavEr
     let Some(text) = single(headers, field)? else {
         return Ok(None);
     };
+    // Digits alone: a sign and parameters have no meaning in these fields.
     let number = parse_digits(text).filter(|it| *it <= FIELD_NUMBER_MAX);
     let number = number.ok_or_else(|| DavError::header(field, "not a number of bytes"))?;
     Ok(Some(number))

@@ -74,6 +74,7 @@ impl ChangePlan {
             changes.push(match planned {
                 PlannedChange::Ready(change) => change,
                 PlannedChange::Put { bytes, into } => {
+                    // Durable before a name leads to it: a power cut must not leave a name without bytes.
                     let put = call.blocking(move |store| Ok(store.put_bytes(&bytes)?));
                     let content = put.await?;
                     let change = into(&content);
@@ -116,6 +117,7 @@ fn changed_path(
     text: &str,
 ) -> Result<EntryPath, FsError> {
     let address = call.address(FsRight::Write, text)?;
+    // Former versions and snapshots take no changes.
     head_name(&address)?;
     let path = address.path.clone();
     match branch {
@@ -225,6 +227,7 @@ async fn source_view(
 ) -> Result<Option<TreeView>, FsError> {
     let read = call.read(move |tx| {
         let view = tx.view_of(&from)?;
+        // The store copies directories as well, and a link is to a file alone.
         if is_link
             && tx
                 .find(&view, &from.path)?
@@ -233,6 +236,7 @@ async fn source_view(
             let path = from.path.to_string();
             return Err(StoreError::IsDirectory { path });
         }
+        // The view is of the commit of this read. A batch has to see its own changes.
         let is_own = view.branch() == target.branch && !from.is_read_only();
         Ok((!is_own).then_some(view))
     });
