@@ -459,7 +459,10 @@ mod tests {
         let long = vec![0; RECORDED_BYTES_MAX / 2];
         let many = record.begin("fs/read", &json!({}), open());
         for _ in 0..2 {
-            many.yielded(&json!({ "bytes": { "$bin": [0, long.len()] } }), Some(&long));
+            many.yielded(
+                &json!({ "bytes": { "$bin": [0, long.len()] } }),
+                Some(&long),
+            );
         }
         let calls = record.end();
         assert_eq!(calls.left_out, 2);

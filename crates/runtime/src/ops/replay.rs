@@ -149,7 +149,9 @@ impl IsolateHost for Replay {
                 error,
                 ..
             }) => {
-                let items = items.into_iter().map(|item| Ok(item_reply(item, bytes.as_ref())));
+                let items = items
+                    .into_iter()
+                    .map(|item| Ok(item_reply(item, bytes.as_ref())));
                 items.chain(error.map(Err)).collect()
             }
             // A record without a list of items answers with one item, or with its failure.
