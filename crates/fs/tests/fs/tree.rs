@@ -224,7 +224,7 @@ async fn locks_and_quotas_bind_it() {
             quota_bytes: Some(Some(100)),
             ..BucketSettings::default()
         };
-        tx.set_bucket(bucket.id, &settings)?;
+        tx.set_bucket(bucket.id, &settings, "root")?;
         let path = "/locked".parse()?;
         let time = Duration::from_secs(600);
         tx.lock_entry(
