@@ -503,7 +503,7 @@ fn action() -> impl Strategy<Value = TreeAction> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn the_tree_holds_what_a_map_would_hold(actions in prop::collection::vec(action(), 1..60)) {
