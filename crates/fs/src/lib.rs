@@ -5,8 +5,8 @@
 //! scopes of its identity say ([`FsRight`]): a bucket for which it has no scope at all looks to it like one that does not
 //! exist.
 //!
-//! [`FileTree`] is what a protocol with paths and open files needs, such as SFTP, and [`FsFileTree`] is the files of a service
-//! behind it.
+//! [`FileTree`] is what a protocol with paths and open files needs, such as SFTP, and [`FsFileTree`] is the files of a
+//! service behind it.
 //!
 //! A [`BlobHandler`] serves contents by their hash to other nodes, and [`BlobPeers`] is what a node gives the service to
 //! fetch them with.

@@ -1,5 +1,5 @@
-//! `alknet:core/fs`: a script reads, writes and watches the files of a node, with the rights of its caller alone, and what it
-//! called is a test that needs no node.
+//! `alknet:core/fs`: a script reads, writes and watches the files of a node, with the rights of its caller alone, and
+//! what it called is a test that needs no node.
 
 use std::fs;
 

@@ -1,8 +1,8 @@
 //! Files as a protocol with paths and open files sees them, such as SFTP.
 //!
-//! [`FileTree`] is what a server of such a protocol needs, and [`FsFileTree`] is the files of a node behind it. A write opens
-//! a private version of the file, which becomes the file when it is closed: a client that goes away leaves the file as it
-//! was. Nothing here knows a wire format.
+//! [`FileTree`] is what a server of such a protocol needs, and [`FsFileTree`] is the files of a node behind it. A write
+//! opens a private version of the file, which becomes the file when it is closed: a client that goes away leaves the
+//! file as it was. Nothing here knows a wire format.
 
 mod error;
 mod open;
@@ -39,7 +39,8 @@ pub trait FileTree: Send + Sync + 'static {
     /// Nothing is there, or the caller may not see it.
     fn stat(&self, path: &str) -> impl Future<Output = Result<FileStat, FileTreeError>> + Send;
 
-    /// A page of a directory, in the order of the bytes of its names: what comes behind the name `after`, at most `limit` files.
+    /// A page of a directory, in the order of the bytes of its names: what comes behind the name `after`, at most
+    /// `limit` files.
     ///
     /// # Errors
     /// No directory is there, or the caller may not see it.
@@ -97,8 +98,8 @@ pub trait FileTree: Send + Sync + 'static {
         path: &str,
     ) -> impl Future<Output = Result<(), FileTreeError>> + Send;
 
-    /// Moves an entry, with everything below it. `may_replace` lets it take the place of an entry of its kind, of a directory
-    /// only if that is empty.
+    /// Moves an entry, with everything below it. `may_replace` lets it take the place of an entry of its kind, of a
+    /// directory only if that is empty.
     ///
     /// # Errors
     /// The name is taken, the file is open for writing, or the caller may not change the tree.
@@ -141,8 +142,8 @@ pub trait FileTree: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), FileTreeError>> + Send;
 }
 
-/// An open file. Calls may be under way at the same time; they come after each other, in any order. Dropping a file that was
-/// written and not closed leaves the tree as it was.
+/// An open file. Calls may be under way at the same time; they come after each other, in any order. Dropping a file
+/// that was written and not closed leaves the tree as it was.
 pub trait OpenFile: Send + Sync + 'static {
     /// Bytes at an offset, at most as many and none behind the end. Fewer come at the end only.
     ///
@@ -188,8 +189,8 @@ pub trait OpenFile: Send + Sync + 'static {
     /// Makes what was written the file, at once and durable when this returns. The file is closed also after an error.
     ///
     /// # Errors
-    /// The file is closed, a quota or the disk is full, a lock covers the path, or something came to the path of a file that
-    /// was opened as a new one.
+    /// The file is closed, a quota or the disk is full, a lock covers the path, or something came to the path of a file
+    /// that was opened as a new one.
     fn close(&self) -> impl Future<Output = Result<(), FileTreeError>> + Send;
 
     /// Closes the file and leaves the tree as it was.

@@ -19,8 +19,8 @@ use crate::ops::addressed::{BranchTarget, head_name, target};
 use crate::rights::FsRight;
 use crate::service::blocking;
 
-/// An open file of [`FsFileTree`]. A file that is read keeps the version that it was opened with. It counts as a request of
-/// the service, whose shutdown waits for it: a server closes its connections first.
+/// An open file of [`FsFileTree`]. A file that is read keeps the version that it was opened with. It counts as a
+/// request of the service, whose shutdown waits for it: a server closes its connections first.
 #[derive(Debug)]
 pub struct FsOpenFile {
     tree: FsFileTree,

@@ -34,14 +34,14 @@ const VISIBLE: [FsRight; 6] = [
     FsRight::Sync,
 ];
 
-/// The files of a node as a [`FileTree`], for one client: with the rights of its requester, and with locks, write sessions
-/// and quotas as for the operations. Clones share it.
+/// The files of a node as a [`FileTree`], for one client: with the rights of its requester, and with locks, write
+/// sessions and quotas as for the operations. Clones share it.
 ///
 /// The root has the buckets that the requester sees. `/BUCKET` is the branch `main`, `/BUCKET@BRANCH` another branch,
 /// `/BUCKET#SEQ` a former version, and `/BUCKET/.snap/NAME` a snapshot.
 ///
-/// [`FileTree::stat`] of a path that this tree has open for writing describes the open file, as clients expect that have
-/// made a file. All other calls, and all other clients, see the version of before.
+/// [`FileTree::stat`] of a path that this tree has open for writing describes the open file, as clients expect that
+/// have made a file. Reads and listings show the version of before, and so does everything to other clients.
 #[derive(Clone, Debug)]
 pub struct FsFileTree(Arc<TreeState>);
 
@@ -49,7 +49,8 @@ pub struct FsFileTree(Arc<TreeState>);
 struct TreeState {
     service: FsService,
     requester: RwLock<FsRequester>,
-    /// Open files that are written, in the order in which they were opened. The limit of sessions of an identity bounds them.
+    /// Open files that are written, in the order in which they were opened. The limit of sessions of an identity bounds
+    /// them.
     writers: Mutex<Vec<Arc<OpenWriter>>>,
 }
 
