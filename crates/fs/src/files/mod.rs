@@ -291,10 +291,6 @@ pub struct FileSpace {
 }
 
 /// How a file is opened.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "flags of open(2), which combine"
-)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileOpening {
     /// Reads are made.
