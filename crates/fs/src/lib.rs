@@ -5,6 +5,9 @@
 //! scopes of its identity say ([`FsRight`]): a bucket for which it has no scope at all looks to it like one that does not
 //! exist.
 //!
+//! [`FileTree`] is what a protocol with paths and open files needs, such as SFTP, and [`FsFileTree`] is the files of a
+//! service behind it.
+//!
 //! A [`BlobHandler`] serves contents by their hash to other nodes, and [`BlobPeers`] is what a node gives the service to
 //! fetch them with.
 
@@ -13,6 +16,7 @@ mod chores;
 pub mod dav;
 mod error;
 mod figures;
+mod files;
 mod lease;
 pub mod limits;
 mod mount;
@@ -29,6 +33,10 @@ pub use blobs::{
 };
 pub use error::FsError;
 pub use figures::FsFigures;
+pub use files::{
+    DirectoryPage, FileAttributes, FileKind, FileOpening, FileSpace, FileStat, FileTree,
+    FileTreeError, FileTreeLimits, FsFileTree, FsOpenFile, NamedFile, OpenFile, resolve_path,
+};
 pub use lease::StoreLease;
 pub use mount::{DavFiles, DavMount};
 pub use ops::operations;

@@ -16,11 +16,11 @@ use crate::rights::FsRight;
 
 /// The head of a branch, which takes changes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BranchTarget {
-    pub(super) bucket: BucketId,
-    pub(super) branch: BranchId,
-    pub(super) durability: Durability,
-    pub(super) is_protected: bool,
+pub(crate) struct BranchTarget {
+    pub(crate) bucket: BucketId,
+    pub(crate) branch: BranchId,
+    pub(crate) durability: Durability,
+    pub(crate) is_protected: bool,
 }
 
 /// Members of an input that say what is expected at a path.
@@ -83,7 +83,7 @@ impl FsCall {
 }
 
 /// The branch of an address that takes changes.
-pub(super) fn head_name(address: &EntryAddress) -> Result<&BranchName, FsError> {
+pub(crate) fn head_name(address: &EntryAddress) -> Result<&BranchName, FsError> {
     match &address.version {
         TreeVersion::Head(branch) => Ok(branch),
         TreeVersion::At(..) | TreeVersion::Snapshot(_) => {
@@ -92,7 +92,8 @@ pub(super) fn head_name(address: &EntryAddress) -> Result<&BranchName, FsError> 
     }
 }
 
-pub(super) fn target(
+/// The branch with these names.
+pub(crate) fn target(
     tx: &ReadTransaction<'_>,
     bucket: &BucketName,
     branch: &BranchName,

@@ -3,7 +3,7 @@
 //! Every identified caller may call them. What the caller may do follows from its scopes, which each handler asks before it
 //! looks anything up.
 
-mod addressed;
+pub(crate) mod addressed;
 mod admin;
 mod blobs;
 mod branches;

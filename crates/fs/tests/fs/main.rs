@@ -11,5 +11,7 @@ mod notify;
 mod opening;
 mod scene;
 mod sessions;
+mod tree;
+mod tree_model;
 mod watching;
 mod wrong_input;

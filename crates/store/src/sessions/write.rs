@@ -7,7 +7,7 @@ use super::{WriteSessionId, WriteSessions};
 use crate::content::check_file_size;
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::limits::{READ_BLOCK_BYTES, SESSION_SAVE_BYTES};
-use crate::names::BucketId;
+use crate::names::{BucketId, EntryAttributes};
 
 impl WriteSessions {
     /// Writes bytes at an offset. Several calls may be under way for one session; they come after each other, in any order.
@@ -40,6 +40,26 @@ impl WriteSessions {
             state.charged = state.charged.saturating_sub(freed);
             self.registry.release(identity, freed);
             self.save_if_due(state)
+        })
+    }
+
+    /// Sets attributes that the file gets at the close, beside those of the opening.
+    ///
+    /// # Errors
+    /// The identity has no such session.
+    pub fn set_attributes(
+        &self,
+        id: WriteSessionId,
+        identity: &str,
+        attributes: &EntryAttributes,
+    ) -> Result<(), StoreError> {
+        self.with_state(id, identity, |state| {
+            let given = attributes.clone();
+            let own = &mut state.new.attributes;
+            own.mode = given.mode.or(own.mode);
+            own.mtime_ns = given.mtime_ns.or(own.mtime_ns);
+            own.xattr = given.xattr.or_else(|| own.xattr.take());
+            Ok(())
         })
     }
 
