@@ -34,6 +34,14 @@ pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 pub(crate) const LATER_INDEXES: &str =
     "CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id)";
 
+/// Tables that came after the first format. An earlier program reads a file with them, and synchronises nothing.
+///
+/// The document of a branch lies in parts: one of them grows by what was added, and SQLite writes no value in place.
+pub(crate) const LATER_TABLES: &str = "
+CREATE TABLE IF NOT EXISTS sync_log(id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS sync_log_branch ON sync_log(branch_id, id);
+";
+
 /// The tables. Text of enumerations is checked when it is read.
 ///
 /// Numbers of buckets and branches are never used again (`AUTOINCREMENT`): commits, events and merges of a deleted branch
