@@ -1,4 +1,4 @@
-//! The caller of an operation, and the script or operation that calls on its behalf.
+//! The caller of an operation or of the HTTP mount, and the script or operation that calls on its behalf.
 
 use std::iter;
 use std::sync::Arc;
@@ -19,6 +19,15 @@ pub struct FsRequester {
 }
 
 impl FsRequester {
+    /// An identity that asks by itself, over a protocol without operations.
+    #[must_use]
+    pub const fn of_identity(identity: Arc<Identity>) -> Self {
+        Self {
+            identity,
+            calls: None,
+        }
+    }
+
     /// The requester of a call.
     ///
     /// # Errors

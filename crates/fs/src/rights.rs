@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use alknet_core::ScopeSet;
-use alknet_store::BucketName;
+use alknet_store::{Bucket, BucketName, ContentHash, ReadTransaction, StoreError};
 
 /// What a caller wants to do in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +121,61 @@ impl VisibleBuckets {
             Self::All => true,
             Self::Named(names) => names.contains(bucket),
         }
+    }
+
+    /// Those that exist, in the order of their names, behind one name and at most as many. The others are not looked at,
+    /// so that the time does not depend on their number.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn existing(
+        &self,
+        tx: &ReadTransaction<'_>,
+        after: Option<&BucketName>,
+        limit: usize,
+    ) -> Result<Vec<Bucket>, StoreError> {
+        let names = match self {
+            Self::All => return tx.buckets(after, limit),
+            Self::Named(names) => names,
+        };
+        let behind = names
+            .iter()
+            .filter(|name| after.is_none_or(|after| *name > after));
+        let mut found = Vec::new();
+        for name in behind {
+            if found.len() >= limit {
+                break;
+            }
+            match tx.bucket_by_name(name) {
+                Ok(bucket) => found.push(bucket),
+                Err(StoreError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether one of them refers to a content. A hash is no capability: the caller gets what one of its buckets has, and
+    /// every other hash looks like one that no bucket has. There is one look-up for each bucket of the caller, whatever
+    /// other buckets have, so that the time does not tell.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn have_content(
+        &self,
+        tx: &ReadTransaction<'_>,
+        hash: ContentHash,
+    ) -> Result<bool, StoreError> {
+        let names = match self {
+            Self::All => return tx.has_content(None, hash),
+            Self::Named(names) => names,
+        };
+        for name in names {
+            if tx.has_content(Some(name), hash)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

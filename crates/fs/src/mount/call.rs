@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use alknet_core::Identity;
 use alknet_store::{
-    BranchId, BucketName, Durability, EntryAddress, ReadTransaction, Store, StoreError,
-    StoreObject, TreeVersion,
+    BranchId, BucketName, Durability, EntryAddress, ReadTransaction, Store, StoreError, TreeVersion,
 };
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::dav::{DavTarget, RequestOrigin, TargetEntry};
+use crate::requester::FsRequester;
+use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::failure::DavFailure;
@@ -20,7 +20,7 @@ use super::uploads::PendingUploads;
 pub(super) struct DavCall<F> {
     files: Arc<F>,
     uploads: Arc<PendingUploads>,
-    identity: Arc<Identity>,
+    requester: FsRequester,
     parts: Parts,
     target: DavTarget,
 }
@@ -55,13 +55,13 @@ impl DavBranch {
 impl<F: DavFiles> DavCall<F> {
     pub(super) fn new(
         (files, uploads): (&Arc<F>, &Arc<PendingUploads>),
-        identity: Arc<Identity>,
+        requester: FsRequester,
         parts: Parts,
     ) -> Result<Self, DavFailure> {
         Ok(Self {
             files: Arc::clone(files),
             uploads: Arc::clone(uploads),
-            identity,
+            requester,
             target: DavTarget::parse(parts.uri.path())?,
             parts,
         })
@@ -87,13 +87,13 @@ impl<F: DavFiles> DavCall<F> {
         &self.uploads
     }
 
-    pub(super) const fn identity(&self) -> &Arc<Identity> {
-        &self.identity
+    pub(super) const fn requester(&self) -> &FsRequester {
+        &self.requester
     }
 
     /// The name in histories, and of sessions and locks.
     pub(super) fn actor(&self) -> &str {
-        self.identity.id.as_str()
+        self.requester.actor()
     }
 
     /// The host that the request was sent to.
@@ -109,27 +109,15 @@ impl<F: DavFiles> DavCall<F> {
         }
     }
 
-    /// Refuses a caller that may not read a bucket. A bucket in which it has no right looks like one that does not exist.
+    /// Refuses a caller that may not read a bucket. Nothing is looked up, so that a bucket in which the caller has no right
+    /// answers as one that does not exist.
     pub(super) fn require_read(&self, bucket: &BucketName) -> Result<(), DavFailure> {
-        self.require(bucket, self.files.may_read(&self.identity, bucket))
+        Ok(self.requester.require(FsRight::Read, bucket)?)
     }
 
     /// The same for changes.
     pub(super) fn require_write(&self, bucket: &BucketName) -> Result<(), DavFailure> {
-        self.require(bucket, self.files.may_write(&self.identity, bucket))
-    }
-
-    fn require(&self, bucket: &BucketName, is_allowed: bool) -> Result<(), DavFailure> {
-        if is_allowed {
-            return Ok(());
-        }
-        let is_visible = self.files.may_read(&self.identity, bucket)
-            || self.files.may_write(&self.identity, bucket);
-        Err(if is_visible {
-            DavFailure::Status(StatusCode::FORBIDDEN)
-        } else {
-            StoreError::NotFound(StoreObject::Bucket).into()
-        })
+        Ok(self.requester.require(FsRight::Write, bucket)?)
     }
 
     /// Runs work on the store, on a thread that may block.
@@ -140,18 +128,11 @@ impl<F: DavFiles> DavCall<F> {
     {
         let files = Arc::clone(&self.files);
         run_blocking(move || {
-            let lease = open(&*files)?;
+            let lease = files.open()?;
             work(&lease)
         })
         .await
     }
-}
-
-/// The store, for as long as a response reads it. Blocks.
-pub(super) fn open<F: DavFiles>(files: &F) -> Result<F::Lease, DavFailure> {
-    files
-        .open()
-        .ok_or(DavFailure::Status(StatusCode::SERVICE_UNAVAILABLE))
 }
 
 /// Runs work on a thread that may block.

@@ -6,6 +6,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::dav::{DavCondition, DavError, DavTarget, UPLOAD_OFFSET, UploadError};
+use crate::error::FsError;
 
 use super::respond::{empty, full, with_body, xml};
 
@@ -14,6 +15,8 @@ use super::respond::{empty, full, with_body, xml};
 pub(super) enum DavFailure {
     /// A condition that has a name.
     Condition(DavCondition),
+    /// The caller lacks a right, or the store is not served.
+    Fs(FsError),
     /// The request is wrong by itself.
     Refused(DavError),
     /// Nothing more to say than the status.
@@ -27,6 +30,15 @@ pub(super) enum DavFailure {
 impl From<DavError> for DavFailure {
     fn from(error: DavError) -> Self {
         Self::Refused(error)
+    }
+}
+
+impl From<FsError> for DavFailure {
+    fn from(error: FsError) -> Self {
+        match error {
+            FsError::Store(error) => Self::Store(error),
+            error => Self::Fs(error),
+        }
     }
 }
 
@@ -57,6 +69,7 @@ impl DavFailure {
     ) -> Response<MountBody> {
         match self {
             Self::Condition(condition) => of_condition(condition.status(), &condition),
+            Self::Fs(error) => of_fs(error, caller),
             Self::Refused(error) => match error.condition() {
                 Some(condition) => of_condition(error.status(), &condition),
                 None => text(error.status(), error.to_string()),
@@ -66,6 +79,19 @@ impl DavFailure {
             Self::Upload(error) => of_upload(error),
         }
     }
+}
+
+fn of_fs(error: FsError, caller: &MountCaller) -> Response<MountBody> {
+    let status = match &error {
+        FsError::Forbidden(_) | FsError::ForbiddenEverywhere(_) => StatusCode::FORBIDDEN,
+        FsError::Unserved => StatusCode::SERVICE_UNAVAILABLE,
+        _ => {
+            let id = &caller.request_id;
+            tracing::error!("{id}: a request for files failed: {error}");
+            return empty(StatusCode::INTERNAL_SERVER_ERROR);
+        }
+    };
+    text(status, error.to_string())
 }
 
 fn of_store(

@@ -17,10 +17,11 @@ use crate::dav::{
     DavTarget, EntityTag, EntityVersion, FILE_HEADERS, MultipartRanges, RangeSelection,
     RequestCondition, TargetEntry, http_date, media_type,
 };
+use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::body::{BodySource, pulled};
-use super::call::{DavCall, open, run_blocking};
+use super::call::{DavCall, run_blocking};
 use super::conditions::{file_hash, version_of};
 use super::failure::DavFailure;
 use super::listing;
@@ -77,8 +78,11 @@ async fn blob<F: DavFiles>(
     call: &DavCall<F>,
     hash: ContentHash,
 ) -> Result<Response<MountBody>, DavFailure> {
-    let (files, identity) = (call.files().clone(), call.identity().clone());
-    let allowed = call.with_store(move |store| Ok(files.may_read_content(store, &identity, hash)?));
+    let buckets = call.requester().buckets(&[FsRight::Read]);
+    let allowed = call.with_store(move |store| {
+        let allowed = store.read(move |tx| buckets.have_content(tx, hash));
+        Ok(allowed.wait()?)
+    });
     if !allowed.await? {
         return Err(StoreError::NotFound(StoreObject::Content).into());
     }
@@ -111,7 +115,7 @@ async fn content<F: DavFiles>(
     }
     let files = call.files().clone();
     let opened = run_blocking(move || {
-        let lease = open(&*files)?;
+        let lease = files.open()?;
         let reader = lease.read_content(hash)?;
         Ok((lease, reader))
     });

@@ -13,10 +13,11 @@ use crate::dav::{
     LISTING_HEADERS, ListedEntry, ListingFormat, ListingHead, TargetEntry, end_listing,
     listing_head, listing_row,
 };
+use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::body::{BodySource, pulled};
-use super::call::{DavCall, open};
+use super::call::DavCall;
 use super::conditions::file_hash;
 use super::failure::DavFailure;
 use super::get::text;
@@ -53,7 +54,7 @@ pub(super) async fn buckets<F: DavFiles>(
     call: &DavCall<F>,
 ) -> Result<Response<MountBody>, DavFailure> {
     let format = ListingFormat::from_headers(call.headers());
-    let (files, identity) = (Arc::clone(call.files()), Arc::clone(call.identity()));
+    let visible = call.requester().buckets(&[FsRight::Read]);
     let listed = call.with_store(move |store| {
         let head = ListingHead {
             title: "fs",
@@ -63,10 +64,10 @@ pub(super) async fn buckets<F: DavFiles>(
         let mut after: Option<BucketName> = None;
         let mut is_first = true;
         loop {
-            let begin = after.take();
-            let page = store.read(move |tx| tx.buckets(begin.as_ref(), PAGE_ENTRIES_MAX));
+            let (begin, visible) = (after.take(), visible.clone());
+            let page = store.read(move |tx| visible.existing(tx, begin.as_ref(), PAGE_ENTRIES_MAX));
             let page = page.wait()?;
-            for bucket in page.iter().filter(|it| files.may_read(&identity, &it.name)) {
+            for bucket in &page {
                 let name = bucket.name.as_str();
                 let row = ListedEntry {
                     name,
@@ -140,7 +141,7 @@ impl<F: DavFiles> SentListing<F> {
         let mut request = ListRequest::new(self.target.address.path.clone());
         request.after = after;
         let address = self.target.address.clone();
-        let lease = open(&*self.files)?;
+        let lease = self.files.open()?;
         let page = lease.read(move |tx| tx.list(&tx.view_of(&address)?, &request));
         let page = page.wait()?;
         let mut rows = String::new();

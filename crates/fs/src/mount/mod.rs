@@ -11,6 +11,7 @@ mod locks;
 mod properties;
 mod put;
 mod respond;
+mod service_files;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -18,13 +19,15 @@ mod uploads;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use alknet_core::{BoxFuture, HttpMount, Identity, MountBody, MountCaller};
-use alknet_store::{BucketName, ContentHash, Store, StoreError};
+use alknet_core::{BoxFuture, HttpMount, MountBody, MountCaller};
+use alknet_store::Store;
 use http::header::{ALLOW, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use crate::dav::{DavTarget, MOUNT_PREFIX};
+use crate::error::FsError;
+use crate::requester::FsRequester;
 use call::DavCall;
 use failure::DavFailure;
 use respond::{empty, header_value};
@@ -37,30 +40,16 @@ const CLASSES: &str = "1, 2";
 const METHODS: &str =
     "OPTIONS, GET, HEAD, PUT, DELETE, MKCOL, COPY, MOVE, PROPFIND, PROPPATCH, LOCK, UNLOCK";
 
-/// What the mount needs of the node's files.
+/// Where the mount gets the store from.
 pub trait DavFiles: Send + Sync + 'static {
     /// The store in the hands of a request.
     type Lease: Deref<Target = Store> + Send + 'static;
 
-    /// The store; `None` while it is not served. Blocks.
-    fn open(&self) -> Option<Self::Lease>;
-
-    /// Whether an identity may see names and contents of a bucket, which need not exist.
-    fn may_read(&self, identity: &Identity, bucket: &BucketName) -> bool;
-
-    /// Whether an identity may change names and contents of a bucket, which need not exist.
-    fn may_write(&self, identity: &Identity, bucket: &BucketName) -> bool;
-
-    /// Whether a bucket that an identity may read has this content. Blocks.
+    /// The store. Blocks.
     ///
     /// # Errors
-    /// The database refuses the query.
-    fn may_read_content(
-        &self,
-        store: &Store,
-        identity: &Identity,
-        hash: ContentHash,
-    ) -> Result<bool, StoreError>;
+    /// The store is not served at present.
+    fn open(&self) -> Result<Self::Lease, FsError>;
 }
 
 /// Serves files at `/fs`.
@@ -71,7 +60,7 @@ pub struct DavMount<F> {
 }
 
 impl<F: DavFiles> DavMount<F> {
-    /// Serves these files to each caller as its scopes allow.
+    /// Serves these files to each caller as its scopes allow, by the rules of the operations ([`FsRequester`]).
     #[must_use]
     pub fn new(files: Arc<F>) -> Self {
         Self {
@@ -92,7 +81,8 @@ impl<F: DavFiles> DavMount<F> {
         if parts.method == Method::OPTIONS {
             return Ok(options());
         }
-        let call = DavCall::new((&self.files, &self.uploads), identity, parts)?;
+        let requester = FsRequester::of_identity(identity);
+        let call = DavCall::new((&self.files, &self.uploads), requester, parts)?;
         if let DavTarget::Upload(id) = call.target() {
             let id = *id;
             return uploads::answer(call, id, body).await;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alknet_core::{Identity, MountBody};
+use alknet_core::MountBody;
 use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{
     Bucket, BucketName, Entry, EntryAttributes, EntryLock, EntryPath, ListRequest, ReadTransaction,
@@ -15,10 +15,11 @@ use crate::dav::{
     DavDepth, DavTarget, DeadProperties, LiveProperty, MultistatusWriter, PropertyPatch,
     PropertySource, PropfindBody, QuotaUse, TargetEntry, find_properties,
 };
+use crate::rights::{FsRight, VisibleBuckets};
 
 use super::DavFiles;
 use super::body::{BodySource, pulled, read_xml};
-use super::call::{DavBranch, DavCall, open};
+use super::call::{DavBranch, DavCall};
 use super::changes::{apply, found, of_files};
 use super::conditions::{DavConditions, file_hash};
 use super::failure::DavFailure;
@@ -35,10 +36,8 @@ pub(super) async fn find<F: DavFiles>(
     let status = StatusCode::MULTI_STATUS;
     match call.target() {
         DavTarget::Root => {
-            let files = Arc::clone(call.files());
-            let identity = Arc::clone(call.identity());
-            let text =
-                call.with_store(move |store| buckets(store, &*files, &identity, &body, is_deep));
+            let visible = call.requester().buckets(&[FsRight::Read]);
+            let text = call.with_store(move |store| buckets(store, &visible, &body, is_deep));
             Ok(xml(status, full(text.await?)))
         }
         DavTarget::Entry(entry) => {
@@ -70,32 +69,43 @@ pub(super) async fn find<F: DavFiles>(
 }
 
 /// The mount itself, and the buckets that the caller may read.
-fn buckets<F: DavFiles>(
+fn buckets(
     store: &Store,
-    files: &F,
-    identity: &Identity,
+    visible: &VisibleBuckets,
     body: &PropfindBody,
     is_deep: bool,
 ) -> Result<String, DavFailure> {
     let mut writer = MultistatusWriter::begin();
     let dead = DeadProperties::default();
     writer.push_properties("/fs/", &find_properties(body, &of_bucket("fs"), &dead));
+    if is_deep {
+        push_buckets(store, visible, body, &mut writer)?;
+    }
+    Ok(writer.finish())
+}
+
+fn push_buckets(
+    store: &Store,
+    visible: &VisibleBuckets,
+    body: &PropfindBody,
+    writer: &mut MultistatusWriter,
+) -> Result<(), DavFailure> {
+    let dead = DeadProperties::default();
     let mut after: Option<BucketName> = None;
-    while is_deep {
-        let begin = after.clone();
-        let page = store.read(move |tx| tx.buckets(begin.as_ref(), PAGE_ENTRIES_MAX));
+    loop {
+        let (begin, visible) = (after.take(), visible.clone());
+        let page = store.read(move |tx| visible.existing(tx, begin.as_ref(), PAGE_ENTRIES_MAX));
         let page: Vec<Bucket> = page.wait()?;
         let Some(last) = page.last() else {
-            break;
+            return Ok(());
         };
         after = Some(last.name.clone());
-        for bucket in page.iter().filter(|it| files.may_read(identity, &it.name)) {
+        for bucket in &page {
             let name = bucket.name.as_str();
             let found = find_properties(body, &of_bucket(name), &dead);
             writer.push_properties(&format!("/fs/{name}/"), &found);
         }
     }
-    Ok(writer.finish())
 }
 
 /// A collection that is no entry.
@@ -145,7 +155,7 @@ impl<F: DavFiles> BodySource for FoundProperties<F> {
                 (false, Some(request))
             }
         };
-        let lease = open(&*self.files)?;
+        let lease = self.files.open()?;
         let (target, body) = (self.target.clone(), self.body.clone());
         let read = lease.read(move |tx| find_page(tx, &target, &body, request));
         let (mut writer, is_directory, next) = read.wait()?;

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use crate::dav::{ContentRangeHeader, EntityTag, UploadAppend, UploadProgress};
 
 use super::DavFiles;
-use super::call::{DavBranch, DavCall, open};
+use super::call::{DavBranch, DavCall};
 use super::changes::require_parent;
 use super::conditions::DavConditions;
 use super::failure::DavFailure;
@@ -168,7 +168,7 @@ impl<F: DavFiles> Drop for PutSession<'_, F> {
         // session is swept later.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || {
-                if let Ok(lease) = open(&*files)
+                if let Ok(lease) = files.open()
                     && let Err(error) = lease.sessions().abort(session, &actor)
                 {
                     tracing::debug!(%error, "a write session had ended already");

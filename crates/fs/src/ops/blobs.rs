@@ -2,9 +2,7 @@
 //! hash looks like one that no bucket has.
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
-use alknet_store::{
-    BucketName, ContentBlocks, ContentHash, ReadTransaction, StoreError, StoreObject,
-};
+use alknet_store::{ContentBlocks, ContentHash, StoreError, StoreObject};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +12,7 @@ use super::{FsCall, mutation, once, query, schema, shown, subscription};
 use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::limits::VERIFY_STEP_BYTES;
-use crate::rights::{FsRight, VisibleBuckets};
+use crate::rights::FsRight;
 use crate::service::{FsService, blocking};
 
 pub(super) fn operations(service: &FsService) -> Vec<Registration> {
@@ -42,31 +40,12 @@ impl FsCall {
     ) -> Result<ContentHash, FsError> {
         let hash = content_hash(hash)?;
         let buckets = self.requester.buckets(&[right]);
-        // One look-up for each bucket of the caller, whatever other buckets have: the time does not tell.
-        let found = self.read(move |tx| is_in_one_of(tx, hash, &buckets));
+        let found = self.read(move |tx| buckets.have_content(tx, hash));
         match found.await? {
             true => Ok(hash),
             false => Err(StoreError::NotFound(StoreObject::Content).into()),
         }
     }
-}
-
-fn is_in_one_of(
-    tx: &ReadTransaction<'_>,
-    hash: ContentHash,
-    buckets: &VisibleBuckets,
-) -> Result<bool, StoreError> {
-    let names = match buckets {
-        VisibleBuckets::All => return tx.has_content(None, hash),
-        VisibleBuckets::Named(names) => names,
-    };
-    let is_in = |name: &BucketName| tx.has_content(Some(name), hash);
-    for name in names {
-        if is_in(name)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn status(service: &FsService) -> Registration {

@@ -2,16 +2,13 @@
 
 use alknet_call::Registration;
 use alknet_store::limits::PAGE_ENTRIES_MAX;
-use alknet_store::{
-    Bucket, BucketKind, BucketName, BucketSettings, Durability, NewBucket, ReadTransaction,
-    StoreError,
-};
+use alknet_store::{BucketKind, BucketName, BucketSettings, Durability, NewBucket};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::{FsCall, mutation, once, query, schema, shown};
 use crate::error::FsError;
-use crate::rights::{FsRight, VisibleBuckets};
+use crate::rights::FsRight;
 use crate::service::FsService;
 
 pub(super) fn operations(service: &FsService) -> Vec<Registration> {
@@ -170,7 +167,7 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
         .unwrap_or(PAGE_ENTRIES_MAX)
         .min(PAGE_ENTRIES_MAX - 1);
     let visible = call.requester.buckets(&FsRight::ALL);
-    let found = call.read(move |tx| visible_buckets(tx, &visible, after.as_ref(), limit + 1));
+    let found = call.read(move |tx| visible.existing(tx, after.as_ref(), limit + 1));
     let mut found = found.await?;
     let has_more = found.len() > limit;
     found.truncate(limit);
@@ -180,35 +177,6 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
         answer["next"] = last.name.as_str().into();
     }
     Ok(answer)
-}
-
-/// Buckets in the order of their names. Those that the caller does not see are not looked at, so that the time does not
-/// depend on their number.
-fn visible_buckets(
-    tx: &ReadTransaction<'_>,
-    visible: &VisibleBuckets,
-    after: Option<&BucketName>,
-    limit: usize,
-) -> Result<Vec<Bucket>, StoreError> {
-    let names = match visible {
-        VisibleBuckets::All => return tx.buckets(after, limit),
-        VisibleBuckets::Named(names) => names,
-    };
-    let mut found = Vec::new();
-    for name in names
-        .iter()
-        .filter(|name| after.is_none_or(|after| *name > after))
-    {
-        if found.len() >= limit {
-            break;
-        }
-        match tx.bucket_by_name(name) {
-            Ok(bucket) => found.push(bucket),
-            Err(StoreError::NotFound(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }
 
 fn set(service: &FsService) -> Registration {

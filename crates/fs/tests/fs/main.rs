@@ -3,6 +3,9 @@
 mod branches;
 mod entries;
 mod hidden;
+mod mount;
+mod mount_client;
+mod mount_rights;
 mod notify;
 mod opening;
 mod scene;

@@ -14,7 +14,6 @@ use alknet_store::FileStoreOptions;
 use alknet_test_support::deadline;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -109,7 +108,7 @@ impl FilesNode {
     }
 }
 
-fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
+pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
     Arc::new(Identity {
         id: name.parse().expect("a peer id"),
         kind: IdentityKind::Peer,

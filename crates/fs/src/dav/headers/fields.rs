@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_token_stands_in_brackets() {
-        let read = |value| unlock_token(&headers(&[("lock-token", value)]));
+        let read = |value: &str| unlock_token(&headers(&[("lock-token", value)]));
         let text = "urn:uuid:00010203-0405-4607-8809-0a0b0c0d0e0f";
         let token = text.parse::<LockToken>().expect("a token");
         assert_eq!(read(&format!("<{text}>")), Ok(Some(token)));

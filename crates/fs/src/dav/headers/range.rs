@@ -111,20 +111,20 @@ mod tests {
 
     use super::*;
 
-    fn parts(ranges: &[Range<u64>]) -> RangeSelection {
-        RangeSelection::Parts(ranges.to_vec())
+    fn parts(ranges: &[(u64, u64)]) -> RangeSelection {
+        RangeSelection::Parts(ranges.iter().map(|(start, end)| *start..*end).collect())
     }
 
     #[test]
     fn ranges_are_read_as_the_standard_says() {
         for (text, expected) in [
-            ("bytes=0-9", parts(&[0..10])),
-            ("BYTES=90-", parts(&[90..100])),
-            ("bytes=90-1000", parts(&[90..100])),
-            ("bytes=-10", parts(&[90..100])),
-            ("bytes=-1000", parts(&[0..100])),
-            ("bytes=0-1, 5-6 ,,", parts(&[0..2, 5..7])),
-            ("bytes=5-6,0-1,200-", parts(&[5..7, 0..2])),
+            ("bytes=0-9", parts(&[(0, 10)])),
+            ("BYTES=90-", parts(&[(90, 100)])),
+            ("bytes=90-1000", parts(&[(90, 100)])),
+            ("bytes=-10", parts(&[(90, 100)])),
+            ("bytes=-1000", parts(&[(0, 100)])),
+            ("bytes=0-1, 5-6 ,,", parts(&[(0, 2), (5, 7)])),
+            ("bytes=5-6,0-1,200-", parts(&[(5, 7), (0, 2)])),
             ("bytes=100-", RangeSelection::Unsatisfiable),
             ("bytes=-0", RangeSelection::Unsatisfiable),
             ("bytes=100-,200-300", RangeSelection::Unsatisfiable),
@@ -132,7 +132,7 @@ mod tests {
                 "bytes=99999999999999999999999-",
                 RangeSelection::Unsatisfiable,
             ),
-            ("bytes=0-99999999999999999999999", parts(&[0..100])),
+            ("bytes=0-99999999999999999999999", parts(&[(0, 100)])),
             ("bytes=9-0", RangeSelection::Whole),
             ("bytes=a-b", RangeSelection::Whole),
             ("bytes=0-1,x", RangeSelection::Whole),
@@ -189,7 +189,7 @@ mod tests {
             }
             let found = RangeSelection::from_headers(&headers, 10, &current);
             let expected = if is_part {
-                parts(&[0..1])
+                parts(&[(0, 1)])
             } else {
                 RangeSelection::Whole
             };

@@ -136,9 +136,9 @@ impl DeadProperties {
             return Err(DeadPropertyError::PropertyTooLarge);
         }
         let mut changed = self.clone();
-        let mut present = changed.properties.iter_mut();
-        match present.find(|it| it.name == property.name) {
-            Some(present) => *present = property,
+        let mut names = changed.properties.iter().map(|it| &it.name);
+        match names.position(|it| *it == property.name) {
+            Some(at) => changed.properties[at] = property,
             None if changed.properties.len() >= DEAD_PROPERTIES_MAX => {
                 return Err(DeadPropertyError::TooMany);
             }

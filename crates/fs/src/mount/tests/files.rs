@@ -152,7 +152,7 @@ fn a_content_is_found_by_its_hash() {
     let unknown = format!("/fs/.blob/{}", "0".repeat(64));
     let missing = mount.send("GET", &unknown, &[], "").expect(404);
     let hidden = mount
-        .send_as(Some("carol"), ("GET", &path), &[], Vec::new())
+        .send_as(Some("bob"), ("GET", &path), &[], Vec::new())
         .expect(404);
     assert_eq!(hidden.body, missing.body);
     mount.send("PUT", &path, &[], "x").expect(405);

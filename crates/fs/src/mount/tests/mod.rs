@@ -9,7 +9,7 @@ mod uploads;
 use std::sync::Arc;
 
 use alknet_core::{BoxError, HttpMount, Identity, IdentityKind, MountBody, MountCaller};
-use alknet_store::{BucketName, ContentHash, FileStoreOptions, NewBucket, Store, StoreError};
+use alknet_store::{FileStoreOptions, NewBucket, Store};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Request, StatusCode};
@@ -19,34 +19,24 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
 use super::{DavFiles, DavMount};
+use crate::error::FsError;
 
-/// `alice` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
 struct MountTestFiles(Arc<Store>);
 
 impl DavFiles for MountTestFiles {
     type Lease = Arc<Store>;
 
-    fn open(&self) -> Option<Arc<Store>> {
-        Some(Arc::clone(&self.0))
+    fn open(&self) -> Result<Arc<Store>, FsError> {
+        Ok(Arc::clone(&self.0))
     }
+}
 
-    fn may_read(&self, identity: &Identity, bucket: &BucketName) -> bool {
-        let is_reader = matches!(identity.id.as_str(), "alice" | "carol");
-        is_reader && bucket.as_str() == "docs"
-    }
-
-    fn may_write(&self, identity: &Identity, bucket: &BucketName) -> bool {
-        identity.id.as_str() == "alice" && bucket.as_str() == "docs"
-    }
-
-    fn may_read_content(
-        &self,
-        store: &Store,
-        identity: &Identity,
-        hash: ContentHash,
-    ) -> Result<bool, StoreError> {
-        let is_known = store.read_content(hash).is_ok();
-        Ok(is_known && identity.id.as_str() == "alice")
+/// `alice` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
+fn scopes_of(name: &str) -> &'static [&'static str] {
+    match name {
+        "alice" => &["fs:read:docs", "fs:write:docs"],
+        "carol" => &["fs:read:docs"],
+        _ => &[],
     }
 }
 
@@ -148,7 +138,7 @@ fn identity_of(name: &str) -> Arc<Identity> {
     Arc::new(Identity {
         id: name.parse().expect("an id"),
         kind: IdentityKind::Token,
-        scopes: Default::default(),
+        scopes: scopes_of(name).iter().collect(),
         resources: Default::default(),
         generation: 0,
     })
