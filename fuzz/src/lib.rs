@@ -14,7 +14,9 @@ mod disk;
 mod envelope;
 mod fat;
 mod frame;
+mod fs_sync;
 mod hello;
+mod hlc;
 mod ifheader;
 mod join;
 mod json;
@@ -41,7 +43,9 @@ pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
+pub use fs_sync::fs_sync;
 pub use hello::hello;
+pub use hlc::hlc;
 pub use ifheader::ifheader;
 pub use join::join;
 pub use key::key;
@@ -109,8 +113,16 @@ pub const TARGETS: &[FuzzTarget] = &[
         run: frame,
     },
     FuzzTarget {
+        name: "fs_sync",
+        run: fs_sync,
+    },
+    FuzzTarget {
         name: "hello",
         run: hello,
+    },
+    FuzzTarget {
+        name: "hlc",
+        run: hlc,
     },
     FuzzTarget {
         name: "ifheader",

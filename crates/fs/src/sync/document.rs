@@ -23,6 +23,10 @@ use super::unpack::measure_changes;
 /// Permission bits of a directory that no peer needs to hear of.
 const PLAIN_DIRECTORY_MODE: u32 = alknet_store::DIRECTORY_MODE_DEFAULT;
 
+/// Paths that one change of this node writes. A peer that lacks more than a third of the changes gets the whole document:
+/// with a tree in a single change, that would be so for every new file.
+const CHANGE_PATHS_MAX: usize = 1000;
+
 /// Filters of hashes in one message, of which the library sends one.
 const FILTERS_MAX: usize = 4;
 
@@ -128,6 +132,7 @@ impl SyncedDocument {
     }
 
     /// Paths with a version, deleted ones counted.
+    #[cfg(test)]
     pub(super) fn paths(&self) -> impl Iterator<Item = (&str, &SyncedVersion)> {
         let all = self.winners.iter();
         all.map(|(path, version)| (path.as_str(), version))
@@ -186,11 +191,8 @@ impl SyncedDocument {
                 // A path without a version needs no deletion.
                 EntryKind::Deleted => live.is_some(),
                 EntryKind::Directory => {
-                    let replaces = live.is_some_and(|it| !it.state.is_directory());
-                    row.state.mode != PLAIN_DIRECTORY_MODE
-                        || live.is_some()
-                        || replaces
-                        || is_empty(&row.path)?
+                    let has_bits = row.state.mode != PLAIN_DIRECTORY_MODE;
+                    has_bits || live.is_some() || is_empty(&row.path)?
                 }
                 EntryKind::File | EntryKind::Symlink => true,
             };
@@ -374,7 +376,7 @@ impl SyncedDocument {
         below.any(|(_, version)| version.entry.state.is_live())
     }
 
-    /// Writes values of this node as one change.
+    /// Writes values of this node.
     fn put_all(
         &mut self,
         puts: BTreeMap<String, SyncedEntry>,
@@ -397,13 +399,15 @@ impl SyncedDocument {
         if self.winners.len() + new.count() > PATHS_MAX {
             return Err(too_many_paths());
         }
-        self.change(|transaction| {
-            written.iter().try_for_each(|(path, _, bytes)| {
-                let value = ScalarValue::Bytes(bytes.clone());
-                let put = transaction.put(ROOT, path.as_str(), value);
-                put.map_err(|error| internal(error.to_string()))
-            })
-        })?;
+        for some in written.chunks(CHANGE_PATHS_MAX) {
+            self.change(|transaction| {
+                some.iter().try_for_each(|(path, _, bytes)| {
+                    let value = ScalarValue::Bytes(bytes.clone());
+                    let put = transaction.put(ROOT, path.as_str(), value);
+                    put.map_err(|error| internal(error.to_string()))
+                })
+            })?;
+        }
         for (path, entry, _) in written {
             affected.paths.insert(path.clone());
             let actor = self.actor.clone();
