@@ -1,4 +1,4 @@
-//! Pauses after sessions that ended with an error: who sent what cannot be merged would send it again at once.
+//! Pauses after sessions that ended with an error: a peer that sent what cannot be merged would send it again at once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use alknet_store::{BranchName, BucketName};
 use super::error::ByeCode;
 use super::limits::{PAUSE_MAX, PAUSE_MIN, PAUSES_MAX};
 
-/// What a session is about, and with whom.
+/// The peer of a session, and the branch that it is about.
 pub(super) type PauseKey = (PeerId, BucketName, BranchName);
 
 /// The pauses of a node.

@@ -9,7 +9,7 @@ use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, BoxError, BoxFuture, Carriage, Connection, HandlerError,
     Identity, PeerId, PeerKey, ProtocolHandler, RecvStream, SendStream, StreamBudget, StreamError,
 };
-use alknet_store::{BranchId, BranchName, BucketName, Store};
+use alknet_store::{BranchId, BranchName, BucketName};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -202,7 +202,7 @@ impl SyncService {
         hello: SyncHello,
         mode: SyncMode,
     ) -> Result<(), SyncError> {
-        // What comes from the peer needs the right here, whoever opened the session.
+        // What comes from the peer needs the right here, also in a session that this node opens.
         if !may_sync(Some(identity), &hello) {
             let reason = "the peer has no right to synchronise the bucket";
             return Err(SyncError::refused(ByeCode::NotFound, reason));
@@ -295,8 +295,8 @@ impl SyncService {
     async fn context(&self, hello: SyncHello, peer: &PeerId) -> Result<SessionContext, SyncError> {
         let lease = self.0.files.lease().await;
         let unserved = |_| SyncError::refused(ByeCode::Internal, "the files are not served");
-        let lease = lease.map_err(unserved)?;
-        let (store, wanted) = (Store::clone(&lease), hello.clone());
+        let lease = Arc::new(lease.map_err(unserved)?);
+        let (store, wanted) = (Arc::clone(&lease), hello.clone());
         let id = blocking(move || check_branch(&store, &wanted)).await?;
         let options = &self.0.options;
         let settings = options.buckets.get(&hello.bucket);

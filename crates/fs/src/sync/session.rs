@@ -47,8 +47,8 @@ pub enum SyncMode {
 
 /// What a session knows beside its stream.
 pub(super) struct SessionContext {
-    /// The store, which a shutdown waits for.
-    pub(super) lease: StoreLease,
+    /// The store. Work that blocks has a share of the lease: a shutdown waits for it, also when the session is gone.
+    pub(super) lease: Arc<StoreLease>,
     pub(super) branch: Arc<SyncedBranch>,
     pub(super) hello: SyncHello,
     pub(super) settings: SyncSettings,
@@ -123,7 +123,7 @@ pub(super) async fn write_first(
 
 /// The hello of this side.
 pub(super) async fn own_hello(context: &SessionContext) -> Result<SyncHello, SyncError> {
-    let (branch, store) = (Arc::clone(&context.branch), Store::clone(&context.lease));
+    let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
     let mut heads = blocking(move || branch.heads(&store)).await?;
     // They only say where both may differ, so a part of them does.
     heads.truncate(HEADS_MAX);
@@ -189,7 +189,7 @@ impl<'a> OpenSession<'a> {
         from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
         found: mpsc::Sender<Vec<ContentHash>>,
     ) -> Result<Self, SyncError> {
-        let (store, branch) = (Store::clone(&context.lease), context.branch.branch());
+        let (store, branch) = (Arc::clone(&context.lease), context.branch.branch());
         let peer = context.peer.clone();
         let exchange = blocking(move || PeerExchange::resume(&store, branch, peer.as_str()));
         Ok(Self {
@@ -336,7 +336,7 @@ impl<'a> OpenSession<'a> {
         let mut exchange = self.exchange.take().ok_or_else(lost)?;
         let (branch, store, settings) = (
             Arc::clone(&context.branch),
-            Store::clone(&context.lease),
+            Arc::clone(&context.lease),
             context.settings,
         );
         let work = blocking(move || {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use alknet_core::{Connection, RecvStream, SendStream, memory_pair};
 use alknet_store::{
-    BucketSettings, ContentHash, EntryKind, EntryState, HybridTimestamp, NewBucket,
+    BucketSettings, ChangeRequest, ContentHash, EntryKind, EntryState, HybridTimestamp, NewBucket,
+    StoreError, TreeChange,
 };
 use automerge::sync::{ChunkList, Message, State, SyncDoc};
 use automerge::transaction::Transactable;
@@ -504,19 +505,22 @@ async fn a_right_that_is_taken_away_ends_the_session() {
 #[tokio::test]
 async fn want_is_answered_with_what_the_bucket_has() {
     let node = victim().await;
+    let here = node.put_bytes("/here", b"here").await;
     let store = node.store().await;
-    let bytes = store.clone();
-    let content = tokio::task::spawn_blocking(move || bytes.put_bytes(b"elsewhere"));
-    let content = content.await.expect("no panic").expect("stored");
-    let elsewhere = content.content();
     let other = NewBucket::new("other".parse().expect("a name"), "root");
     let made = store.write(move |tx| tx.create_bucket(&other)).await;
     let (_, main) = made.expect("a bucket");
-    let put = alknet_store::TreeChange::put(path("/x"), elsewhere);
-    let put = alknet_store::ChangeRequest::new(main.id, "root", put);
-    store.apply(put, vec![content]).await.expect("applied");
+    let stored = tokio::task::spawn_blocking(move || {
+        let content = store.put_bytes(b"elsewhere")?;
+        let hash = content.content().hash;
+        let put = TreeChange::put(path("/x"), content.content());
+        let put = ChangeRequest::new(main.id, "root", put);
+        store.apply(put, vec![content]).wait()?;
+        Ok::<_, StoreError>(hash)
+    });
+    let elsewhere = stored.await.expect("no panic").expect("applied");
     let mut peer = RawPeer::greeted(&node).await;
-    let wanted = vec![hash(1), elsewhere.hash, hash(99)];
+    let wanted = vec![here, elsewhere, hash(99)];
     peer.say(&SyncMessage::Want(wanted)).await;
     let answer = loop {
         match peer.hear().await.expect("an answer") {
@@ -524,7 +528,7 @@ async fn want_is_answered_with_what_the_bucket_has() {
             other => break other,
         }
     };
-    assert_eq!(answer, SyncMessage::Have(vec![hash(1)]));
+    assert_eq!(answer, SyncMessage::Have(vec![here]));
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alknet_store::{HybridTimestamp, TreeChange};
+use alknet_store::{EntryKind, HybridTimestamp, TreeChange};
 
-use super::scene::{SyncNode, hash, path};
+use super::scene::{SyncNode, TreeRow, hash, path};
 
 /// Numbers that follow from a seed.
 struct Random(u64);
@@ -69,21 +69,8 @@ impl ModelRun {
         if is_there && is_known && self.random.below(4) == 0 {
             let time = node.delete(path_at).await;
             self.last.insert(path_at, self.later(path_at, (time, None)));
-            return;
-        }
-        self.number += 1;
-        let blocks = |path: &str| {
-            // A file above, or a directory of this name: the write is one that a user could not make.
-            path_at.starts_with(&format!("{path}/")) || path.starts_with(&format!("{path_at}/"))
-        };
-        let is_blocked = {
-            let tree = node.tree().await;
-            tree.iter().any(|(path, row)| {
-                let is_file = row.1.is_some();
-                blocks(path) && (is_file || path.starts_with(&format!("{path_at}/")))
-            }) || tree.get(path_at).is_some_and(|row| row.1.is_none())
-        };
-        if !is_blocked {
+        } else if !is_blocked(&node.tree().await, path_at) {
+            self.number += 1;
             let time = node.put(path_at, self.number).await;
             let write = (time, Some(self.number));
             self.last.insert(path_at, self.later(path_at, write));
@@ -142,6 +129,17 @@ impl ModelRun {
         let node = self.nodes.remove(at);
         self.nodes.insert(at, node.restarted().await);
     }
+}
+
+/// Whether a file above the path, or a directory at it, refuses a file there.
+fn is_blocked(tree: &BTreeMap<String, TreeRow>, at: &str) -> bool {
+    let is_file_above = |(path, row): (&String, &TreeRow)| {
+        at.starts_with(&format!("{path}/")) && row.0 != EntryKind::Directory
+    };
+    let is_directory = tree
+        .get(at)
+        .is_some_and(|row| row.0 == EntryKind::Directory);
+    is_directory || tree.iter().any(is_file_above)
 }
 
 async fn run(seed: u64, paths: &[&'static str]) -> ModelRun {

@@ -14,8 +14,8 @@ use alknet_core::{
 use alknet_store::{
     Bucket, BucketSettings, ChangeRequest, ContentHash, EntryAttributes, EntryKind, EntryPath,
     EntryPrecondition, EventFilter, EventTopic, FileContent, FileStoreOptions, HybridTimestamp,
-    ListRequest, NewBucket, SpaceSource, StoreDbOptions, StoreEvent, StoreSpace, TimeSource,
-    TreeChange,
+    ListRequest, NewBucket, SpaceSource, StoreDbOptions, StoreError, StoreEvent, StoreSpace,
+    TimeSource, TreeChange,
 };
 use alknet_test_support::deadline;
 use tempfile::TempDir;
@@ -157,6 +157,24 @@ impl SyncNode {
     /// Writes a file whose content has this number.
     pub(super) async fn put(&self, at: &str, number: u64) -> HybridTimestamp {
         self.apply(vec![put(at, number)]).await
+    }
+
+    /// Writes a file with these bytes, which the store has, and returns its content.
+    pub(super) async fn put_bytes(&self, at: &str, bytes: &'static [u8]) -> ContentHash {
+        let store = self.store().await;
+        let bucket = self.bucket().await.id;
+        let read = store.read(move |tx| tx.branch_by_name(bucket, &"main".parse()?));
+        let branch = read.await.expect("a branch").id;
+        let at = path(at);
+        let put = tokio::task::spawn_blocking(move || {
+            let content = store.put_bytes(bytes)?;
+            let hash = content.content().hash;
+            let put = TreeChange::put(at, content.content());
+            let put = ChangeRequest::new(branch, "alice", put);
+            store.apply(put, vec![content]).wait()?;
+            Ok::<_, StoreError>(hash)
+        });
+        put.await.expect("no panic").expect("applied")
     }
 
     pub(super) async fn mkdir(&self, at: &str) {
