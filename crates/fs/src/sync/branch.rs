@@ -13,9 +13,10 @@ use automerge::sync::State;
 use tokio::sync::watch;
 
 use super::content::SyncSettings;
-use super::document::{AffectedPaths, ReceivedChanges, SyncedDocument};
+use super::document::{AffectedPaths, SyncedDocument};
 use super::entry::{SyncActor, is_same_state};
 use super::error::{ByeCode, SyncError};
+use super::incoming::ReceivedChanges;
 use super::limits::{HASHES_MAX, LOG_BYTES_FREE, LOG_FACTOR_MAX};
 
 /// What takes back the job of the writer when the document refuses. The caller gets the reason itself.

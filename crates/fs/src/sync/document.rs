@@ -2,23 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use alknet_store::limits::CLOCK_AHEAD_MS_MAX;
 use alknet_store::{EntryKind, EntryPath, EntryState, HybridTimestamp, PathRule, SyncRow};
-use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::sync::{Message, State, SyncDoc};
 use automerge::transaction::{CommitOptions, Transactable};
 use automerge::{
-    ActorId, Automerge, Change, ChangeHash, ObjId, ROOT, ReadDoc, SaveOptions, ScalarValue, Value,
+    ActorId, Automerge, ChangeHash, ObjId, ROOT, ReadDoc, SaveOptions, ScalarValue, Value,
 };
 
 use super::entry::{SyncActor, SyncedEntry};
 use super::error::{ByeCode, SyncError};
-use super::limits::{
-    FORMER_VERSIONS_MAX, HEADS_MAX, PATHS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS, VALUE_BYTES_MAX,
-};
-use super::unpack::measure_changes;
+use super::incoming::{OperationId, ReceivedChanges, checked_message, contain, invalid};
+use super::limits::{FORMER_VERSIONS_MAX, PATHS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS};
 
 /// Permission bits of a directory that no peer needs to hear of.
 const PLAIN_DIRECTORY_MODE: u32 = alknet_store::DIRECTORY_MODE_DEFAULT;
@@ -26,12 +21,6 @@ const PLAIN_DIRECTORY_MODE: u32 = alknet_store::DIRECTORY_MODE_DEFAULT;
 /// Paths that one change of this node writes. A peer that lacks more than a third of the changes gets the whole document:
 /// with a tree in a single change, that would be so for every new file.
 const CHANGE_PATHS_MAX: usize = 1000;
-
-/// Filters of hashes in one message, of which the library sends one.
-const FILTERS_MAX: usize = 4;
-
-/// Bits of a filter for each hash, and bits that each hash sets. The library has 10 and 7.
-const FILTER_NUMBERS_MAX: u64 = 32;
 
 /// A version of a path, with its writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,20 +34,6 @@ impl SyncedVersion {
     const fn rank(&self) -> (HybridTimestamp, &SyncActor) {
         (self.entry.timestamp, &self.actor)
     }
-}
-
-/// The operation that wrote a value: its number, and the bytes of its writer.
-type OperationId = (u64, Vec<u8>);
-
-/// What a message of a peer added to the document.
-#[derive(Debug, Default)]
-pub(super) struct ReceivedChanges {
-    /// Keys that were written, valid paths or not.
-    keys: BTreeSet<String>,
-    /// The operations that wrote them.
-    operations: HashSet<OperationId>,
-    /// The latest time among the values.
-    pub(super) latest: Option<HybridTimestamp>,
 }
 
 /// What follows from changes for the store.
@@ -76,6 +51,8 @@ pub(super) struct AffectedPaths {
 pub(super) struct SyncedDocument {
     doc: Automerge,
     actor: SyncActor,
+    /// The highest number of an operation. The library has 32 bits for it.
+    last_operation: u64,
     /// The winner of each valid path. It follows from the document.
     winners: BTreeMap<String, SyncedVersion>,
 }
@@ -93,9 +70,14 @@ impl SyncedDocument {
             SyncError::refused(ByeCode::Internal, reason)
         })?;
         let doc = loaded.with_actor(ActorId::from(actor.as_bytes()));
+        let last = contain(|| {
+            let changes = doc.get_changes_meta(&[]);
+            changes.iter().map(|change| change.max_op).max()
+        })?;
         let mut document = Self {
             doc,
             actor,
+            last_operation: last.unwrap_or_default(),
             winners: BTreeMap::new(),
         };
         let keys: Vec<String> = document.doc.keys(ROOT).collect();
@@ -162,9 +144,16 @@ impl SyncedDocument {
         let before = self.doc.get_heads();
         let received = contain(|| self.doc.receive_sync_message(state, message))?;
         received.map_err(|error| invalid(error.to_string()))?;
-        let changes = contain(|| self.doc.get_changes(&before))?;
+        let mut changes = contain(|| self.doc.get_changes(&before))?;
+        // In an order in which each change comes behind those that it knows of.
+        changes.sort_by_key(|change| change.start_op());
         let mut received = ReceivedChanges::default();
         for change in &changes {
+            // A change follows those that it knows of. One with a number far ahead would leave no numbers for others.
+            if change.start_op().get() > self.last_operation + 1 {
+                return Err(invalid("the number of an operation is too high"));
+            }
+            self.last_operation = self.last_operation.max(change.max_op());
             contain(|| received.add(change, now_ms))??;
         }
         Ok(received)
@@ -422,13 +411,16 @@ impl SyncedDocument {
         work: impl FnOnce(&mut automerge::transaction::Transaction<'_>) -> Result<(), SyncError>,
     ) -> Result<(), SyncError> {
         let doc = &mut self.doc;
-        contain(|| {
+        let last = contain(|| {
             let mut transaction = doc.transaction();
             work(&mut transaction)?;
             // Without a time: two nodes that do the same get the same bytes.
             transaction.commit_with(CommitOptions::default().with_time(0));
-            Ok(())
-        })?
+            Ok::<_, SyncError>(doc.get_last_local_change())
+        })??;
+        let last = last.map_or(0, |change| change.max_op());
+        self.last_operation = self.last_operation.max(last);
+        Ok(())
     }
 
     /// Reads the versions of a path again.
@@ -473,89 +465,6 @@ struct PathVersions {
     all: Vec<(OperationId, SyncedVersion)>,
     /// Values that are no version.
     invalid: u64,
-}
-
-impl ReceivedChanges {
-    /// Checks and notes the operations of a change.
-    fn add(&mut self, change: &Change, now_ms: u64) -> Result<(), SyncError> {
-        let latest = now_ms.saturating_add(CLOCK_AHEAD_MS_MAX);
-        let change = change.decode();
-        let actor = change.actor_id.to_bytes();
-        for (number, operation) in (change.start_op.get()..).zip(change.operations) {
-            let (ObjectId::Root, Key::Map(key)) = (&operation.obj, &operation.key) else {
-                return Err(invalid("an operation is not on the map of paths"));
-            };
-            match &operation.action {
-                OpType::Delete => {}
-                OpType::Put(ScalarValue::Bytes(bytes)) if bytes.len() <= VALUE_BYTES_MAX => {
-                    if let Ok(entry) = SyncedEntry::decode(bytes) {
-                        // A value from the future would win against every later one of the others.
-                        if entry.timestamp.ms() > latest {
-                            let reason = format!("an entry has the time {}", entry.timestamp);
-                            return Err(SyncError::refused(ByeCode::ClockAhead, reason));
-                        }
-                        self.latest = self.latest.max(Some(entry.timestamp));
-                    }
-                    self.operations.insert((number, actor.to_vec()));
-                }
-                _ => return Err(invalid("an operation puts no bytes")),
-            }
-            self.keys.insert(key.to_string());
-        }
-        Ok(())
-    }
-}
-
-/// Reads a sync message whose contents the library can take without harm.
-fn checked_message(bytes: &[u8]) -> Result<Message, SyncError> {
-    let message = contain(|| Message::decode(bytes))?;
-    let message = message.map_err(|error| invalid(error.to_string()))?;
-    let lists = message.have.iter().map(|have| have.last_sync.len());
-    let longest = lists.chain([message.heads.len()]).max();
-    if longest.unwrap_or_default() > HEADS_MAX || message.have.len() > FILTERS_MAX {
-        return Err(invalid("a sync message has too many heads or filters"));
-    }
-    for have in &message.have {
-        check_filter(&contain(|| have.bloom.to_bytes())?)?;
-    }
-    let chunks: Vec<&[u8]> = message.changes.iter().collect();
-    measure_changes(&chunks.concat())?;
-    Ok(message)
-}
-
-/// Refuses a filter for which the library would divide by zero, or take memory by a number that the peer wrote.
-fn check_filter(bytes: &[u8]) -> Result<(), SyncError> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    let mut rest = bytes;
-    let mut numbers = [0_u64; 3];
-    for number in &mut numbers {
-        let mut shift = 0_u32;
-        loop {
-            let Some((byte, tail)) = rest.split_first() else {
-                return Err(invalid("a filter ends early"));
-            };
-            rest = tail;
-            *number |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
-            shift += 7;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-    }
-    let [_, bits, probes] = numbers;
-    let is_usual = |number: u64| (1..=FILTER_NUMBERS_MAX).contains(&number);
-    match is_usual(bits) && is_usual(probes) && !rest.is_empty() {
-        true => Ok(()),
-        false => Err(invalid("a filter has unusual numbers")),
-    }
-}
-
-/// Runs a call of the library. A panic in it is an error of the one session: it was caused by what the peer sent.
-fn contain<T>(work: impl FnOnce() -> T) -> Result<T, SyncError> {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    done.map_err(|_| invalid("the library of documents panicked"))
 }
 
 fn decode(value: &Value<'_>) -> Option<SyncedEntry> {
@@ -619,10 +528,6 @@ fn conflict_path(path: &str, version: &SyncedVersion) -> Option<EntryPath> {
 fn too_many_paths() -> SyncError {
     let reason = format!("more than {PATHS_MAX} paths in a document");
     SyncError::refused(ByeCode::TooLarge, reason)
-}
-
-fn invalid(reason: impl Into<String>) -> SyncError {
-    SyncError::refused(ByeCode::InvalidDocument, reason)
 }
 
 fn internal(reason: impl Into<String>) -> SyncError {

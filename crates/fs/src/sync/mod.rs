@@ -13,6 +13,7 @@ mod content;
 mod document;
 mod entry;
 mod error;
+mod incoming;
 pub mod limits;
 mod message;
 mod metrics;

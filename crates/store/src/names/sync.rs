@@ -1,6 +1,6 @@
 //! Synchronisation with peers: the rows that a document has to take in, the document itself, and what peers changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rusqlite::params;
 
@@ -266,8 +266,11 @@ impl WriteTransaction<'_> {
             self.finish_commit(&commit)?;
         }
         let mut commit = self.begin_synced(synced)?;
+        // Directories that were looked at: a large tree has few of them for its files.
+        let mut directories = HashSet::new();
         for (path, state) in in_writing_order(&synced.changes) {
-            if let Err(error) = self.place_synced(&mut commit, path, state) {
+            let placed = self.place_synced(&mut commit, &mut directories, path, state);
+            if let Err(error) = placed {
                 refused.push((path.clone(), entry_error(error)?));
                 // A version that lost must not become the present one.
                 if let Some(state) = before.remove(path) {
@@ -299,6 +302,7 @@ impl WriteTransaction<'_> {
     fn place_synced(
         &mut self,
         commit: &mut OpenCommit,
+        directories: &mut HashSet<EntryPath>,
         path: &EntryPath,
         state: &EntryState,
     ) -> Result<(), StoreError> {
@@ -315,6 +319,29 @@ impl WriteTransaction<'_> {
         if !state.is_live() && current.is_none() {
             return Ok(());
         }
+        let is_known = |path: &EntryPath| path.is_root() || directories.contains(path);
+        if !path.parent().is_none_or(|parent| is_known(&parent)) {
+            self.make_synced_parents(commit, path)?;
+            directories.extend(path.ancestors());
+        }
+        if !state.is_directory() {
+            directories.remove(path);
+        }
+        let xattr = current.and_then(|it| it.state.xattr);
+        let xattr = xattr.filter(|_| state.is_live());
+        let state = EntryState {
+            xattr,
+            ..state.clone()
+        };
+        self.write_synced(commit, path, &state)
+    }
+
+    /// Makes the directories above a path that are missing, without events of their own.
+    fn make_synced_parents(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+    ) -> Result<(), StoreError> {
         for above in path.ancestors() {
             match self.find(&commit.view, &above)? {
                 Some(entry) if entry.state.is_directory() => {}
@@ -328,13 +355,7 @@ impl WriteTransaction<'_> {
                 }
             }
         }
-        let xattr = current.and_then(|it| it.state.xattr);
-        let xattr = xattr.filter(|_| state.is_live());
-        let state = EntryState {
-            xattr,
-            ..state.clone()
-        };
-        self.write_synced(commit, path, &state)
+        Ok(())
     }
 
     fn write_synced(

@@ -2,9 +2,10 @@ use alknet_store::{ContentHash, EntryKind, EntryState, HybridTimestamp, SyncRow}
 use automerge::sync::State;
 
 use super::scene::path;
-use crate::sync::document::{AffectedPaths, ReceivedChanges, SyncedDocument};
+use crate::sync::document::{AffectedPaths, SyncedDocument};
 use crate::sync::entry::SyncActor;
 use crate::sync::error::{ByeCode, SyncError};
+use crate::sync::incoming::ReceivedChanges;
 use crate::sync::limits::TOMBSTONE_MS;
 
 const NOW_MS: u64 = 1_800_000_000_000;

@@ -1,5 +1,6 @@
 //! Peers that may synchronise and do not follow the protocol, or whose documents are made to harm.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use alknet_core::{Connection, RecvStream, SendStream, memory_pair};
@@ -9,7 +10,7 @@ use alknet_store::{
 };
 use automerge::sync::{ChunkList, Message, State, SyncDoc};
 use automerge::transaction::Transactable;
-use automerge::{ActorId, Automerge, ObjType, ROOT, ScalarValue};
+use automerge::{ActorId, Automerge, Change, ObjType, ROOT, ScalarValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::scene::{MAY_SYNC, SyncNode, hash, hung, identity, path, serve};
@@ -436,6 +437,23 @@ async fn operations_on_anything_but_the_map_of_paths_are_refused() {
     peer.say_sync(&bytes).await;
     assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
     holds(&node, "operations").await;
+}
+
+/// With this number the library would have none left for the changes of others.
+#[tokio::test]
+async fn a_number_of_an_operation_that_is_far_ahead_is_refused() {
+    let node = victim().await;
+    let mut peer = RawPeer::greeted(&node).await;
+    peer.put(&[("/new", file(2, NOW_MS))]);
+    let change = peer.doc.get_changes(&[]).pop().expect("one");
+    let mut expanded = change.decode();
+    expanded.hash = None;
+    expanded.start_op = NonZeroU64::new(0xffff_0000).expect("not zero");
+    let change = Change::from(expanded);
+    let bytes = message_with(vec![change.raw_bytes().to_vec()], vec![change.hash()]);
+    peer.say_sync(&bytes).await;
+    assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
+    holds(&node, "numbers").await;
 }
 
 /// With these numbers the library divides by zero, or takes 16 GiB for each change.
