@@ -14,7 +14,9 @@ mod disk;
 mod envelope;
 mod fat;
 mod frame;
+mod fs_sync;
 mod hello;
+mod hlc;
 mod ifheader;
 mod iroh_bytes;
 mod join;
@@ -42,7 +44,9 @@ pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
+pub use fs_sync::fs_sync;
 pub use hello::hello;
+pub use hlc::hlc;
 pub use ifheader::ifheader;
 pub use iroh_bytes::iroh_bytes;
 pub use join::join;
@@ -111,8 +115,16 @@ pub const TARGETS: &[FuzzTarget] = &[
         run: frame,
     },
     FuzzTarget {
+        name: "fs_sync",
+        run: fs_sync,
+    },
+    FuzzTarget {
         name: "hello",
         run: hello,
+    },
+    FuzzTarget {
+        name: "hlc",
+        run: hlc,
     },
     FuzzTarget {
         name: "ifheader",

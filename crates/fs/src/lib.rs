@@ -25,6 +25,7 @@ mod path;
 mod requester;
 mod rights;
 mod service;
+pub mod sync;
 mod watches;
 
 pub use blobs::{

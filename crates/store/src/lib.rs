@@ -98,7 +98,8 @@ pub use names::{
     DIRECTORY_MODE_DEFAULT, Entry, EntryAttributes, EntryKind, EntryPage, EntryPrecondition,
     EntryState, EntryVersion, FILE_MODE_DEFAULT, FileContent, ListRequest, MergeConflict,
     MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket, PurgeProgress, Snapshot,
-    TreeChange, TreeDifference, TreeView,
+    StoredSyncDocument, SyncDocumentUpdate, SyncRow, SyncedChanges, SyncedOutcome, TreeChange,
+    TreeDifference, TreeView,
 };
 pub use outbox::{
     EventFilter, EventPage, EventPayload, EventTopic, EventWatch, OutboxConsumer, OutboxStart,

@@ -31,7 +31,10 @@ pub(crate) const META_LAST_JOB: &str = "job_last";
 pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 
 /// Tables and indexes that came after the first format. An earlier program reads a file with them and leaves them alone, so
-/// they need no new version.
+/// they need no new version: it synchronises nothing and knows no shares.
+///
+/// The document of a branch lies in parts in `sync_log`: one of them grows by what was added, and `SQLite` writes no value in
+/// place.
 pub(crate) const LATER_TABLES: &str = "
 CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
 CREATE TABLE IF NOT EXISTS share(
@@ -40,6 +43,8 @@ CREATE TABLE IF NOT EXISTS share(
 CREATE INDEX IF NOT EXISTS share_grantee ON share(grantee, hash);
 CREATE INDEX IF NOT EXISTS share_bucket ON share(bucket_id);
 CREATE INDEX IF NOT EXISTS share_end ON share(until_ms);
+CREATE TABLE IF NOT EXISTS sync_log(id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS sync_log_branch ON sync_log(branch_id, id);
 ";
 
 /// The tables. Text of enumerations is checked when it is read.

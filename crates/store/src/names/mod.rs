@@ -13,6 +13,7 @@ mod merge;
 mod purge;
 mod resolve;
 mod snapshots;
+mod sync;
 mod usage;
 mod write;
 
@@ -33,6 +34,7 @@ pub use merge::{ConflictKind, MergeConflict, MergeOutcome, MergeRequest, MergeSt
 pub use purge::PurgeProgress;
 pub use resolve::TreeView;
 pub use snapshots::Snapshot;
+pub use sync::{StoredSyncDocument, SyncDocumentUpdate, SyncRow, SyncedChanges, SyncedOutcome};
 pub(crate) use usage::UsageChange;
 pub use usage::{BucketUsage, ContentPresence, FileContent};
 

@@ -95,6 +95,7 @@ impl WriteTransaction<'_> {
             self.execute("DELETE FROM chain WHERE branch_id = ?1", [branch])?;
             self.execute("DELETE FROM sync_doc WHERE branch_id = ?1", [branch])?;
             self.execute("DELETE FROM sync_peer WHERE branch_id = ?1", [branch])?;
+            self.execute("DELETE FROM sync_log WHERE branch_id = ?1", [branch])?;
             self.execute("DELETE FROM branch WHERE id = ?1", [branch])?;
         }
         Ok(entries.len())

@@ -20,6 +20,7 @@ mod listing;
 mod merges;
 mod model;
 mod reference;
+mod sync;
 
 /// A clock that stands, so that two runs of a test write the same.
 struct FixedTimeSource;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::address::{BranchName, BucketName};
 use crate::hash::ContentHash;
+use crate::names::BranchId;
 use crate::path::EntryPath;
 
 /// What the first version wrote, as SQL: a bucket with two branches, a file, and its event with a member that a later
@@ -80,6 +81,8 @@ INSERT INTO blob VALUES (x'03030303030303030303030303030303030303030303030303030
 INSERT INTO blob_bucket VALUES (x'0303030303030303030303030303030303030303030303030303030303030303', 1, 1);
 INSERT INTO entry VALUES (1, '/', 'a.txt', 1, 1, x'0303030303030303030303030303030303030303030303030303030303030303', 300, 420,
   1800000000000000000, NULL, x'0102');
+INSERT INTO sync_doc VALUES (1, x'09090909090909090909090909090909', NULL, 1);
+INSERT INTO sync_peer VALUES (1, 'bob', x'4300');
 INSERT INTO outbox VALUES (1, NULL, 1, NULL, 'bucket.create', '{"bucket":"docs","actor":"alice"}', 1800000000000);
 INSERT INTO outbox VALUES (2, 1, 1, 1, 'fs.put', '{"bucket":"docs","branch":"main","seq":1,"path":"/a.txt","later":1}',
   1800000000000);
@@ -123,6 +126,16 @@ fn a_file_of_the_first_format_is_read() {
     assert_eq!((usage.bytes, usage.entries), (300, 1));
     assert_eq!(usage, counted);
     assert_eq!(wrong, Vec::<ContentHash>::new());
+    let synced = db.read(|tx| {
+        let main = BranchId::new(1);
+        Ok((tx.sync_document(main)?, tx.sync_peer(main, "bob")?))
+    });
+    let (document, peer) = synced.wait().expect("readable");
+    let document = document.expect("a document");
+    // Parts of a document have a table of their own since then.
+    assert_eq!((document.copy_id, document.applied), ([9; 16], 1));
+    assert_eq!(document.chunks, Vec::<Vec<u8>>::new());
+    assert_eq!(peer, Some(vec![0x43, 0]));
     let events = db.read(|tx| {
         let query = "SELECT payload FROM outbox WHERE topic = ?1";
         tx.query_all(query, [EventTopic::Put.name()], |row| {
