@@ -494,8 +494,12 @@ fn a_collection_during_parallel_uploads_loses_nothing() {
                     round >= 8 && (is_removed || Instant::now() >= end)
                 };
                 for round in (0..).take_while(|round| !is_over(*round)) {
-                    // All writers name the same few contents, which the collection finds without a name in between.
-                    let number = (writer + round) % 3;
+                    // All writers name the same few contents, and each of them one of its own: the collection finds
+                    // those of one kind or the other without a name in between.
+                    let number = match round % 3 {
+                        0 => 100 + writer,
+                        _ => (writer + round) % 3,
+                    };
                     let len = if round % 2 == 0 { 100 } else { 20_000 };
                     let bytes = content(number, len);
                     let hash = files.put(&at, &bytes);
