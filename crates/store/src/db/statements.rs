@@ -17,6 +17,9 @@ pub(crate) struct StatementCache<'c> {
     /// How often a statement ran.
     #[cfg(test)]
     runs: Cell<u64>,
+    /// Steps of SQLite's machine in all statements: what they cost on any computer.
+    #[cfg(test)]
+    steps: Cell<u64>,
 }
 
 impl<'c> StatementCache<'c> {
@@ -26,6 +29,8 @@ impl<'c> StatementCache<'c> {
             idle: RefCell::default(),
             #[cfg(test)]
             runs: Cell::default(),
+            #[cfg(test)]
+            steps: Cell::default(),
         }
     }
 
@@ -37,6 +42,12 @@ impl<'c> StatementCache<'c> {
     #[cfg(test)]
     pub(crate) const fn runs(&self) -> u64 {
         self.runs.get()
+    }
+
+    /// Steps of SQLite's machine in all statements.
+    #[cfg(test)]
+    pub(crate) const fn steps(&self) -> u64 {
+        self.steps.get()
     }
 
     /// Runs a statement, and returns how many rows it changed.
@@ -88,6 +99,12 @@ impl<'c> StatementCache<'c> {
             None => self.connection.prepare(sql)?,
         };
         let result = run(&mut statement);
+        #[cfg(test)]
+        {
+            let steps = statement.reset_status(rusqlite::StatementStatus::VmStep);
+            self.steps
+                .set(self.steps.get() + u64::try_from(steps).unwrap_or_default());
+        }
         // A blob that is still bound would stay in memory.
         statement.clear_bindings();
         let mut idle = self.idle.borrow_mut();

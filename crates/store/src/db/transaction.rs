@@ -41,6 +41,12 @@ impl<'c> ReadTransaction<'c> {
         self.statements.runs()
     }
 
+    /// Steps of SQLite's machine in all statements of the connection.
+    #[cfg(test)]
+    pub(crate) const fn statement_steps(&self) -> u64 {
+        self.statements.steps()
+    }
+
     /// The first row of a query, if there is one.
     pub(crate) fn query_row<T>(
         &self,

@@ -348,7 +348,7 @@ fn many_owners_leave_locks_to_others() {
                 let lock = EntryLock {
                     token: LockToken::random()?,
                     path: path(&format!("/{owner}/{number}")),
-                    owner: format!("sybil-{owner}"),
+                    owner: format!("crowd-{owner}"),
                     note: String::new(),
                     depth: LockDepth::Zero,
                     kind: LockKind::Advisory,

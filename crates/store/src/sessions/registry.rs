@@ -169,7 +169,7 @@ mod tests {
     fn many_identities_leave_sessions_to_others() {
         let registry = SessionRegistry::new(1);
         for number in 0..SESSIONS_MAX / SESSIONS_PER_IDENTITY_MAX {
-            let identity = format!("sybil-{number}");
+            let identity = format!("crowd-{number}");
             while registry.begin(&identity, 0).is_ok() {}
         }
         assert_eq!(registry.begin("alice", 0), Ok(()));

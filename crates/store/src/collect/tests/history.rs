@@ -220,3 +220,34 @@ fn old_commits_without_rows_go() {
         .expect("free");
     assert!(next > head, "no number is used twice");
 }
+
+/// The attack: two branches that are merged to and fro, and a search that reads all of these merges for each of them.
+#[test]
+fn many_merges_cost_their_number_and_not_its_square() {
+    const MERGES: u64 = 4000;
+    let files = without_retention();
+    let main = files.main;
+    files.put("/a", b"first");
+    let draft = branch(&files, "draft", main);
+    let bucket = files.bucket;
+    // Rows of merges that no call made, because calls would take a minute.
+    let filled = files.store().write(move |tx| {
+        let insert = "INSERT INTO commit_(bucket_id, branch_id, ts_ms, hlc, actor, op, merge_branch, merge_seq) \
+                      SELECT ?1, ?2, 0, zeroblob(16), '', 'merge', ?3, max(seq) FROM commit_";
+        for _ in 0..MERGES / 2 {
+            tx.execute(insert, rusqlite::params![bucket, main, draft])?;
+            tx.execute(insert, rusqlite::params![bucket, draft, main])?;
+        }
+        tx.query_count("SELECT max(seq) FROM commit_", [])
+    });
+    let last = filled.wait().expect("room");
+    let read = files.store().read(move |tx| {
+        let before = tx.statement_steps();
+        let needed = tx.needed_versions(bucket, last)?;
+        let steps = tx.statement_steps() - before;
+        Ok((steps, needed.is_shown(main, last - 1, last)))
+    });
+    let (steps, is_shown) = read.wait().expect("readable");
+    assert!(is_shown, "the last merge took it in");
+    assert!(steps < MERGES * 200, "{steps}");
+}

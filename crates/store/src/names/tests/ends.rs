@@ -1,4 +1,4 @@
-//! Ends of branches: by whom, by force, and by time.
+//! Ends of branches: by right, by force, and by time.
 
 use std::time::Duration;
 
