@@ -279,8 +279,9 @@ pub enum StoreError {
     /// A queue is full, or another program uses the file.
     #[error("the store is busy: {0}")]
     Busy(&'static str),
-    /// The store ended the read at [`READ_TIME_MAX`](crate::limits::READ_TIME_MAX).
-    #[error("the read took too long")]
+    /// The store ended the job: a read at [`READ_TIME_MAX`](crate::limits::READ_TIME_MAX), a write at
+    /// [`WRITE_TIME_MAX`](crate::limits::WRITE_TIME_MAX).
+    #[error("the job took too long")]
     TimedOut,
     /// A bucket or a branch takes no changes.
     #[error("read-only: {0}")]

@@ -29,15 +29,25 @@ pub const BRANCHES_MAX: u64 = 10_000;
 /// Snapshots of a bucket.
 pub const SNAPSHOTS_MAX: u64 = 10_000;
 
-/// Entries that one change of a whole directory writes, and paths that a comparison looks at. All of them are in one
-/// transaction, and other writers wait for it.
+/// Entries that all changes of one job of the writer touch together, and paths that a comparison looks at. Other writers
+/// wait for the job. An entry that a move takes along counts once.
 pub const SUBTREE_ENTRIES_MAX: usize = 200_000;
+
+/// Bytes of paths, targets of links and extended attributes that one job of the writer writes, or that a comparison or a
+/// merge holds in memory.
+pub const TRANSACTION_BYTES_MAX: u64 = 128 << 20;
+
+/// Bytes of a path that cost no quota of bytes: the entry counts against the quota of entries already.
+pub const PATH_BYTES_FREE: u64 = 256;
 
 /// Changes in one batch.
 pub const BATCH_CHANGES_MAX: usize = 1000;
 
 /// Entries or versions in one page of a listing.
 pub const PAGE_ENTRIES_MAX: usize = 1000;
+
+/// Names that a merge tries for the second version of an entry.
+pub const CONFLICT_NAMES_MAX: u32 = 100;
 
 /// Conflicts that a refused merge lists. The error has the number of all of them.
 pub const CONFLICTS_LISTED_MAX: usize = 1000;
@@ -75,6 +85,9 @@ pub const GROUP_JOBS_MAX: usize = 256;
 /// Time for which the writer takes further jobs into a transaction.
 pub const GROUP_TIME_MAX: Duration = Duration::from_millis(5);
 
+/// Time of one job of the writer. A longer one is taken back.
+pub const WRITE_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Jobs that wait for the writer. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const WRITES_QUEUED_MAX: usize = 4096;
 
@@ -98,6 +111,16 @@ pub const EVENTS_KEPT_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Events that the outbox keeps, the newest ones.
 pub const EVENTS_KEPT_MAX: u64 = 1_000_000;
+
+/// Bytes of stored events that the outbox keeps, those of the newest ones. A path of control signs takes six times its
+/// length.
+pub const EVENTS_KEPT_BYTES_MAX: u64 = 512 << 20;
+
+/// Surplus events that the writer removes with each new one, so that the outbox never grows far beyond its bytes.
+pub const EVENTS_PRUNED_AT_ONCE: usize = 16;
+
+/// Pause between two reads of a watch that has read all events. Commits that come meanwhile cost one read together.
+pub const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 /// Events in one page.
 pub const EVENTS_PAGE_MAX: usize = 1000;
@@ -148,10 +171,13 @@ pub const JOB_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const JOB_PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Locks of entries in the whole store.
-pub const LOCKS_MAX: u64 = 10_000;
+pub const LOCKS_MAX: u64 = 11_000;
 
 /// Locks of entries of one owner, so that one client cannot use up those of all others.
 pub const LOCKS_OF_OWNER_MAX: u64 = 1000;
+
+/// Part of the free locks of the store that one owner may have: the more there are, the fewer an owner gets.
+pub const LOCKS_SHARE_DIVISOR: u64 = 10;
 
 /// Longest time of a lock. WebDAV clients ask for an infinite one and renew it (RFC 4918 §10.7 lets the server choose).
 pub const LOCK_TIME_MAX: Duration = Duration::from_secs(60 * 60);
@@ -216,6 +242,13 @@ pub const COLLECT_STEP_ROWS: usize = 1000;
 /// Contents that one step of the collection removes. Each removal syncs a folder.
 pub const COLLECT_STEP_CONTENTS: usize = 64;
 
+/// Milliseconds by which the time may go on between two collections of a bucket. Beyond that, the clock may be wrong, and
+/// the collection removes no further history and ends no branch.
+pub const COLLECT_JUMP_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1000;
+
+/// Milliseconds that the clock goes on from a jump before a collection believes it.
+pub const COLLECT_JUMP_WAIT_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Milliseconds that a content without a name stays at least: a writer may be about to name it.
 pub const COLLECT_AGE_MS_MIN: u64 = 10 * 60 * 1000;
 
@@ -224,6 +257,9 @@ pub const SESSIONS_PER_IDENTITY_MAX: usize = 16;
 
 /// Open write sessions of the store. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const SESSIONS_MAX: usize = 1024;
+
+/// Part of the free sessions of the store that one identity may have: the more there are, the fewer an identity gets.
+pub const SESSIONS_SHARE_DIVISOR: usize = 16;
 
 /// Bytes that the open write sessions of one identity stage, if the options name no other limit.
 pub const STAGED_BYTES_DEFAULT: u64 = 2 << 30;

@@ -1,6 +1,7 @@
 //! The file of names: one thread that writes, and a few that read.
 
 mod copies;
+mod job;
 mod open;
 mod quarantine;
 mod readers;

@@ -73,7 +73,7 @@ pub struct StoreRepair {
     pub damaged: PathBuf,
     /// Events after the copy whose changes were made again.
     pub recovered: u64,
-    /// Events after the copy whose changes could not be made again.
+    /// Events after the copy whose changes could not be made again. A version without its attributes counts here and there.
     pub lost: u64,
     /// The first of them, at most [`LOST_EVENTS_LISTED_MAX`](crate::limits::LOST_EVENTS_LISTED_MAX).
     pub lost_events: Vec<LostEvent>,

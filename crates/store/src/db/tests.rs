@@ -10,6 +10,7 @@ use crate::outbox::{EventPayload, EventTopic};
 
 mod first_format;
 mod group;
+mod plans;
 
 /// A folder, and the path of the file in it.
 fn scratch() -> (TempDir, PathBuf) {

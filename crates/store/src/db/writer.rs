@@ -287,8 +287,10 @@ impl Writer<'_> {
         // earlier jobs stay.
         let events_before = self.transaction.take_last_event();
         let transaction = &mut self.transaction;
+        transaction.begin_job();
         let run = catch_unwind(AssertUnwindSafe(|| job.run(transaction)));
         let run = run.unwrap_or_else(|payload| Err(StoreError::panicked(&*payload)));
+        self.transaction.end_job();
         let event = self.transaction.take_last_event();
         let end = match run {
             Ok(()) => self.connection.execute_batch("RELEASE job"),

@@ -7,7 +7,7 @@ use rusqlite::params;
 use super::BranchId;
 use super::commit::{CommitHeader, CommitReceipt, OpenCommit};
 use super::entry::{Entry, EntryKind, EntryState};
-use super::list::too_many_entries;
+use super::list::TreeScan;
 use super::usage::{ContentPresence, FileContent};
 use crate::clock::HybridTimestamp;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
@@ -81,35 +81,51 @@ pub struct SyncedOutcome {
 }
 
 impl ReadTransaction<'_> {
-    /// Every entry that a branch shows, each with the time of its commit.
+    /// Every entry that a branch shows, each with the time of its commit and without extended attributes.
     ///
     /// # Errors
     /// The branch does not exist, or has more than [`SUBTREE_ENTRIES_MAX`] entries.
     pub fn sync_tree(&self, branch: BranchId) -> Result<Vec<SyncRow>, StoreError> {
         let view = self.view(branch, None)?;
-        let entries = self.subtree(&view, &EntryPath::root())?;
+        let root = EntryPath::root();
+        // Without attributes, which no peer gets: those of a large tree take gigabytes.
+        let mut scan = TreeScan::below(&view, &root);
         // Many entries have the same commit.
         let mut times = HashMap::new();
-        let mut rows = Vec::with_capacity(entries.len());
-        for Entry {
-            path, state, seq, ..
-        } in entries
-        {
-            let timestamp = match times.get(&seq) {
-                Some(known) => *known,
-                None => {
-                    let time = self.time_of_commit(seq)?;
-                    times.insert(seq, time);
-                    time
-                }
-            };
-            rows.push(SyncRow {
-                path,
-                state,
-                timestamp,
-            });
+        let mut rows = Vec::new();
+        while let Some(chunk) = scan.next_chunk(self)? {
+            for entry in chunk {
+                rows.push(self.sync_row(entry, &mut times)?);
+            }
+            if rows.len() > SUBTREE_ENTRIES_MAX {
+                return Err(StoreError::too_many_entries());
+            }
         }
         Ok(rows)
+    }
+
+    /// An entry with the time of its commit, which is looked up once.
+    fn sync_row(
+        &self,
+        entry: Entry,
+        times: &mut HashMap<u64, HybridTimestamp>,
+    ) -> Result<SyncRow, StoreError> {
+        let Entry {
+            path, state, seq, ..
+        } = entry;
+        let timestamp = match times.get(&seq) {
+            Some(known) => *known,
+            None => {
+                let time = self.time_of_commit(seq)?;
+                times.insert(seq, time);
+                time
+            }
+        };
+        Ok(SyncRow {
+            path,
+            state,
+            timestamp,
+        })
     }
 
     fn time_of_commit(&self, seq: u64) -> Result<HybridTimestamp, StoreError> {
@@ -119,7 +135,7 @@ impl ReadTransaction<'_> {
         time.ok_or_else(|| StoreError::Damaged(format!("commit {seq} is missing")))
     }
 
-    /// The newest version of each path that the branch itself changed after a commit.
+    /// The newest version of each path that the branch itself changed after a commit, without extended attributes.
     ///
     /// # Errors
     /// More than [`SUBTREE_ENTRIES_MAX`] paths were changed.
@@ -129,7 +145,7 @@ impl ReadTransaction<'_> {
         loop {
             let (seq, parent, name, is_first) = &last;
             let chunk = self.query_all(
-                "SELECT e.seq, e.parent, e.name, c.hlc, e.kind, e.hash, e.size, e.mode, e.mtime_ns, e.target, e.xattr \
+                "SELECT e.seq, e.parent, e.name, c.hlc, e.kind, e.hash, e.size, e.mode, e.mtime_ns, e.target, NULL \
                  FROM entry e JOIN commit_ c ON c.seq = e.seq WHERE e.seq >= ?2 AND e.branch_id = ?1 \
                  AND (e.seq > ?2 OR (NOT ?5 AND (e.parent, e.name) > (?3, ?4))) ORDER BY e.seq, e.parent, e.name LIMIT ?6",
                 params![branch, seq, parent, name, is_first, to_sql(CHANGES_CHUNK as u64)],
@@ -152,7 +168,7 @@ impl ReadTransaction<'_> {
                 newest.insert(path, row);
             }
             if newest.len() > SUBTREE_ENTRIES_MAX {
-                return Err(too_many_entries());
+                return Err(StoreError::too_many_entries());
             }
             if is_end {
                 return Ok(newest.into_values().collect());
@@ -239,15 +255,19 @@ impl WriteTransaction<'_> {
     /// another size.
     ///
     /// # Errors
-    /// The branch takes no changes, or the bucket would have more than its quota.
+    /// The branch takes no changes, there are more of them than one job may write, or the bucket would have more than its
+    /// quota.
     pub fn apply_synced(&mut self, synced: &SyncedChanges) -> Result<SyncedOutcome, StoreError> {
         let mut refused = Vec::new();
         if synced.changes.is_empty() {
             let receipt = None;
             return Ok(SyncedOutcome { receipt, refused });
         }
+        // A version that lost may be written again where a deletion is refused, so that the bucket grows.
+        let is_deletion =
+            synced.former.is_empty() && synced.changes.iter().all(|(_, state)| !state.is_live());
         // Deletions fit into the reserve that all others leave.
-        if synced.changes.iter().any(|(_, state)| state.is_live()) {
+        if !is_deletion {
             self.check_space()?;
         }
         let mut before = HashMap::new();
@@ -257,7 +277,7 @@ impl WriteTransaction<'_> {
             before.insert(path, current.map(|it| it.state));
         }
         for former in &synced.former {
-            let mut commit = self.begin_synced(synced)?;
+            let mut commit = self.begin_synced(synced, is_deletion)?;
             for (path, state) in former {
                 if let Err(error) = self.write_synced(&mut commit, path, state) {
                     refused.push((path.clone(), entry_error(error)?));
@@ -265,7 +285,7 @@ impl WriteTransaction<'_> {
             }
             self.finish_commit(&commit)?;
         }
-        let mut commit = self.begin_synced(synced)?;
+        let mut commit = self.begin_synced(synced, is_deletion)?;
         // Directories that were looked at: a large tree has few of them for its files.
         let mut directories = HashSet::new();
         for (path, state) in in_writing_order(&synced.changes) {
@@ -280,21 +300,30 @@ impl WriteTransaction<'_> {
                 }
             }
         }
+        let has_rows = commit.rows() > 0;
         // One event for all paths: the first synchronisation of a large branch would fill the outbox.
-        self.emit_in(&commit, EventTopic::SyncMerged, &commit.payload())?;
+        if has_rows {
+            self.emit_in(&commit, EventTopic::SyncMerged, &commit.payload())?;
+        }
+        let receipt = self.finish_commit(&commit)?;
         Ok(SyncedOutcome {
-            receipt: Some(self.finish_commit(&commit)?),
+            receipt: has_rows.then_some(receipt),
             refused,
         })
     }
 
-    fn begin_synced(&mut self, synced: &SyncedChanges) -> Result<OpenCommit, StoreError> {
+    fn begin_synced(
+        &mut self,
+        synced: &SyncedChanges,
+        is_deletion: bool,
+    ) -> Result<OpenCommit, StoreError> {
         self.begin_commit(CommitHeader {
             branch: synced.branch,
             op: SYNC_OP,
             actor: &synced.actor,
             message: None,
             merged: None,
+            is_deletion,
         })
     }
 
@@ -392,6 +421,10 @@ fn in_writing_order(
 
 /// The error if it is about one entry alone.
 fn entry_error(error: StoreError) -> Result<StoreError, StoreError> {
+    // Then the job is too large, and no later entry would be written either.
+    if error == StoreError::too_many_entries() || error == StoreError::too_many_bytes() {
+        return Err(error);
+    }
     match error {
         StoreError::NotDirectory { .. }
         | StoreError::NotEmpty { .. }

@@ -16,6 +16,8 @@ use crate::path::EntryPath;
 mod branches;
 mod buckets;
 mod changes;
+mod ends;
+mod large;
 mod listing;
 mod merges;
 mod model;

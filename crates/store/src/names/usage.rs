@@ -47,7 +47,8 @@ pub enum ContentPresence {
 /// What a bucket uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BucketUsage {
-    /// Bytes of its distinct contents. All versions that the bucket still has count, so that a deletion frees nothing
+    /// Bytes of its distinct contents, of extended attributes, targets of links, messages of commits and the parts of paths
+    /// beyond [`PATH_BYTES_FREE`](crate::limits::PATH_BYTES_FREE). All versions that the bucket still has count, so that a deletion frees nothing
     /// before the retention is over.
     pub bytes: u64,
     /// Versions of entries, deletions left out.
@@ -129,7 +130,8 @@ impl ReadTransaction<'_> {
     /// # Errors
     /// The bucket does not exist.
     pub fn recount(&self, bucket: BucketId) -> Result<BucketUsage, StoreError> {
-        let bytes = self.query_count(
+        let rows = self.charged_row_bytes(bucket)?;
+        let bytes = rows + self.query_count(
             "SELECT coalesce(sum(size), 0) FROM (SELECT max(e.size) AS size FROM entry e JOIN branch b ON b.id = e.branch_id \
              WHERE b.bucket_id = ?1 AND e.hash IS NOT NULL GROUP BY e.hash)",
             [bucket],
@@ -144,6 +146,18 @@ impl ReadTransaction<'_> {
             entries,
             staged,
         })
+    }
+
+    /// Bytes of rows and messages of a bucket that count against its quota.
+    fn charged_row_bytes(&self, bucket: BucketId) -> Result<u64, StoreError> {
+        let rows = concat!(
+            "SELECT coalesce(sum(",
+            super::entry::charged_bytes!(),
+            "), 0) FROM entry WHERE branch_id IN (SELECT id FROM branch WHERE bucket_id = ?1)"
+        );
+        let messages =
+            "SELECT coalesce(sum(octet_length(message)), 0) FROM commit_ WHERE bucket_id = ?1";
+        Ok(self.query_count(rows, [bucket])? + self.query_count(messages, [bucket])?)
     }
 
     /// Contents whose number of references differs from that of the rows that refer to them. It reads all rows of the
