@@ -38,7 +38,8 @@ pub(crate) const LATER_INDEXES: &str =
 ///
 /// Numbers of buckets and branches are never used again (`AUTOINCREMENT`): commits, events and merges of a deleted branch
 /// keep its number. `origin_seq` is where on its parent a branch began, and `base_seq` moves with a rebase. The level of a branch with
-/// `flat_seq` has copies of the rows that its ancestors showed at that commit.
+/// `flat_seq` has copies of the rows that its ancestors showed at that commit. `blob_bucket.charged` is what the bucket pays
+/// for a content, and `wanted` says that it has no right to the bytes yet.
 const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE TABLE bucket(
@@ -80,8 +81,10 @@ CREATE TABLE blob(
   hash BLOB PRIMARY KEY, size INTEGER NOT NULL, state INTEGER NOT NULL,
   verified_ms INTEGER, fetched_from TEXT) WITHOUT ROWID;
 CREATE TABLE blob_bucket(hash BLOB, bucket_id INTEGER, refs INTEGER NOT NULL,
+  charged INTEGER NOT NULL DEFAULT 0, wanted INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(hash,bucket_id)) WITHOUT ROWID;
 CREATE INDEX blob_bucket_bucket ON blob_bucket(bucket_id);
+CREATE INDEX blob_bucket_unused ON blob_bucket(bucket_id) WHERE refs = 0;
 CREATE TABLE pin(hash BLOB, owner TEXT, until_ms INTEGER, recursive INTEGER, PRIMARY KEY(hash,owner)) WITHOUT ROWID;
 CREATE TABLE snapshot(bucket_id INTEGER, name TEXT, branch_id INTEGER, seq INTEGER, created_ms INTEGER,
   PRIMARY KEY(bucket_id,name)) WITHOUT ROWID;

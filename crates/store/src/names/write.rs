@@ -195,7 +195,7 @@ impl WriteTransaction<'_> {
         // After the checks of the path itself, so that a refusal names the entry and not its
         // directories.
         self.make_parents(commit, path)?;
-        self.declare_content(content)?;
+        let content = self.declare_content(commit.bucket.id, content)?;
         let file = current.filter(|entry| entry.state.kind == EntryKind::File);
         let (mode, xattr) = match file {
             Some(entry) => (entry.state.mode, entry.state.xattr),
@@ -325,6 +325,7 @@ impl WriteTransaction<'_> {
         } else {
             vec![source]
         };
+        self.carry_contents(view.bucket, commit.bucket.id, &copied)?;
         self.transfer(commit, transfer, &copied)?;
         match copied.first() {
             Some(entry) => self.emit_entry(commit, EventTopic::Put, to, None, &entry.state),
