@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use alknet_core::ScopeSet;
-use alknet_store::{Bucket, BucketName, ContentHash, ReadTransaction, StoreError};
+use alknet_store::{
+    Bucket, BucketId, BucketName, ContentHash, ContentStatus, ReadTransaction, StoreError,
+};
 
 /// What a caller wants to do in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,9 +157,35 @@ impl VisibleBuckets {
         Ok(found)
     }
 
-    /// Whether one of them refers to a content. A hash is no capability: the caller gets what one of its buckets has, and
-    /// every other hash looks like one that no bucket has. There is one look-up for each bucket of the caller, whatever
-    /// other buckets have, so that the time does not tell.
+    /// What they know of a content. A hash is no capability: the caller gets what one of its buckets has, and every other
+    /// hash looks like one that no bucket has. Neither is a name that was only announced: it is wanted, whatever other buckets
+    /// have. There is one look-up for each bucket of the caller, so that the time does not tell.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn content_status(
+        &self,
+        tx: &ReadTransaction<'_>,
+        hash: ContentHash,
+    ) -> Result<ContentStatus, StoreError> {
+        let names = match self {
+            Self::All => return tx.content_status_by_name(None, hash),
+            Self::Named(names) => names,
+        };
+        let mut found = ContentStatus::Missing;
+        for name in names {
+            match tx.content_status_by_name(Some(name), hash)? {
+                ContentStatus::Missing => {}
+                status @ (ContentStatus::Complete { .. } | ContentStatus::Bad { .. }) => {
+                    return Ok(status);
+                }
+                status => found = status,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether one of them has a right to the bytes of a content.
     ///
     /// # Errors
     /// The database refuses the query.
@@ -166,16 +194,25 @@ impl VisibleBuckets {
         tx: &ReadTransaction<'_>,
         hash: ContentHash,
     ) -> Result<bool, StoreError> {
-        let names = match self {
-            Self::All => return tx.has_content(None, hash),
-            Self::Named(names) => names,
-        };
-        for name in names {
-            if tx.has_content(Some(name), hash)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let status = self.content_status(tx, hash)?;
+        Ok(matches!(
+            status,
+            ContentStatus::Complete { .. } | ContentStatus::Bad { .. }
+        ))
+    }
+
+    /// Those of them that wait for the bytes of a content.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn awaiting(
+        &self,
+        tx: &ReadTransaction<'_>,
+        hash: ContentHash,
+    ) -> Result<Vec<BucketId>, StoreError> {
+        let awaiting = tx.buckets_awaiting(hash)?.into_iter();
+        let own = awaiting.filter(|(_, name)| self.contains(name));
+        Ok(own.map(|(id, _)| id).collect())
     }
 }
 

@@ -84,8 +84,8 @@ pub use content::{
 pub use db::{
     CopyOutcome, Durability, LostEvent, ReadTransaction, STORE_APPLICATION_ID,
     STORE_SCHEMA_VERSION, SpaceSource, StoreCopy, StoreDb, StoreDbOptions, StoreOpenError,
-    StoreRepair, StoreRepairError, StoreReply, StoreSpace, SystemSpaceSource, WriteTransaction,
-    repair_store, store_copies,
+    StoreRepair, StoreRepairError, StoreReply, StoreSpace, SystemSpaceSource, VacuumStep,
+    WriteTransaction, repair_store, store_copies,
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};

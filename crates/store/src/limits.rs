@@ -97,11 +97,20 @@ pub const READERS: usize = 4;
 /// Reads that wait for a connection. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const READS_QUEUED_MAX: usize = 4096;
 
-/// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow.
+/// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow. A read ends
+/// earlier when the log has [`LOG_BYTES_MAX`].
 pub const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Bytes of the log of the database. The writer empties a log of half of that.
+/// Bytes of the log of the database at which no further transaction begins before the log is empty. The writer empties it at
+/// half of that; at the whole it ends the reads and the copy that keep it, and refuses jobs with
+/// [`StoreError::Busy`](crate::StoreError::Busy) until they have ended. The log gets longer by one transaction at most.
 pub const LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// Free pages that one step of a vacuum gives back to the file system. A page has 8 KiB.
+pub const VACUUM_PAGES: u64 = 64;
+
+/// Writes between two steps of a vacuum up to which the store counts as idle.
+pub const VACUUM_WRITES_MAX: u64 = 600;
 
 /// Milliseconds by which the clock of a peer may be ahead. A later time is clamped.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
@@ -267,8 +276,14 @@ pub const STAGED_BYTES_DEFAULT: u64 = 2 << 30;
 /// Bytes of a session that stay in memory until it is closed. A longer content gets a staging file.
 pub const SESSION_MEMORY_BYTES: u64 = 64 << 10;
 
-/// Staged bytes after which the room on the disk is looked at again, and for a session its row and the quota of its bucket.
+/// Staged bytes of a session after which its row is written, and the quota of its bucket looked at again.
 pub const SESSION_SAVE_BYTES: u64 = 8 << 20;
+
+/// Bytes that all staging files together grow by before the room on the disk is looked at again.
+pub const STAGED_UNCHECKED_BYTES: u64 = 8 << 20;
+
+/// Steps in a row that a check of all contents leaves out while callers read and write much.
+pub const SCRUB_PAUSES_MAX: u32 = 100;
 
 /// Separate ranges that the writes of a session may leave. Each takes memory for as long as the session is open.
 pub const SESSION_RANGES_MAX: usize = 65_536;

@@ -163,7 +163,7 @@ impl ReadTransaction<'_> {
             "SELECT id FROM share s WHERE grantee = ?1 AND hash = ?2 AND until_ms > ?3 \
              AND coalesce(bytes_left, ?4) >= ?4 AND coalesce(uses_left, 1) > 0 \
              AND EXISTS (SELECT 1 FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
-             WHERE k.hash = s.hash AND k.bucket_id = s.bucket_id AND b.state <> 'deleting') \
+             WHERE k.hash = s.hash AND k.bucket_id = s.bucket_id AND k.wanted = 0 AND b.state <> 'deleting') \
              ORDER BY until_ms LIMIT 1",
             params![grantee, hash, to_sql(now_ms), to_sql(bytes)],
             |row| row.get(0).map(ContentShareId),

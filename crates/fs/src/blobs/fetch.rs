@@ -15,6 +15,7 @@ use super::receive::{ReceiveError, complete, receive};
 use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::limits::FETCHES_MAX;
+use crate::rights::VisibleBuckets;
 use crate::service::blocking;
 
 /// How far a fetch came.
@@ -49,6 +50,8 @@ pub(crate) struct BlobFetches {
 pub(crate) struct FetchOrder {
     pub(crate) hash: ContentHash,
     pub(crate) size: u64,
+    /// The buckets that get the right to the bytes, if they wait for them.
+    pub(crate) buckets: VisibleBuckets,
     /// The peers to ask, in this order.
     pub(crate) from: Vec<PeerId>,
     pub(crate) peers: Arc<dyn BlobPeers>,
@@ -177,6 +180,7 @@ impl RunningFetch {
         let FetchOrder {
             hash,
             size,
+            buckets,
             from,
             peers,
             lease,
@@ -195,7 +199,7 @@ impl RunningFetch {
             content = rest;
             tried.extend(outcome.map(|outcome| (peer, outcome)));
         }
-        complete(&lease, content).await.map_err(failure)
+        complete(&lease, content, buckets).await.map_err(failure)
     }
 
     /// Asks a peer for what is missing, as long as it sends some of it. Returns what went wrong with the peer.

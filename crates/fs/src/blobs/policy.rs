@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_core::{Connection, Identity, PeerKey};
-use alknet_store::{ContentHash, Store, StoreError};
+use alknet_store::{ContentHash, ContentStatus, Store, StoreError};
 
 use crate::rights::{FsRight, VisibleBuckets};
 
@@ -18,6 +18,11 @@ pub(super) struct BlobClient {
 /// How a client may have a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BlobAccess {
+    /// A bucket of the identity wants it, and has no right to the bytes.
+    Announced {
+        /// Bytes by the word of the announcement.
+        size: u64,
+    },
     /// A bucket of the identity has it.
     Bucket,
     /// It is shared with the key.
@@ -75,16 +80,24 @@ impl BlobClient {
         let key = self.key.clone();
         let now_ms = store.db().unix_ms();
         let found = store.read(move |tx| {
-            if let Some(buckets) = &buckets
-                && buckets.have_content(tx, hash)?
-            {
-                return Ok(Some(BlobAccess::Bucket));
-            }
+            let known = match &buckets {
+                Some(buckets) => buckets.content_status(tx, hash)?,
+                None => ContentStatus::Missing,
+            };
+            let announced = match known {
+                ContentStatus::Complete { .. } | ContentStatus::Bad { .. } => {
+                    return Ok(Some(BlobAccess::Bucket));
+                }
+                ContentStatus::Wanted { size } | ContentStatus::Partial { size } => {
+                    Some(BlobAccess::Announced { size })
+                }
+                ContentStatus::Missing => None,
+            };
             let is_shared = match &key {
                 Some(key) => tx.has_share(key, hash, 0, now_ms)?,
                 None => false,
             };
-            Ok(is_shared.then_some(BlobAccess::Share))
+            Ok(is_shared.then_some(BlobAccess::Share).or(announced))
         });
         found.wait()
     }

@@ -14,7 +14,9 @@ use tokio::time::timeout;
 use super::peers::{read_exact, request};
 use super::wire::{BlobRequest, BlobSelections};
 use crate::error::FsError;
+use crate::lease::StoreLease;
 use crate::limits::{BLOB_STALLED_TIME, FETCH_BLOCK_BYTES, FETCH_RANGES_MAX};
+use crate::rights::VisibleBuckets;
 use crate::service::blocking;
 
 /// Blocks that wait to be written. The peer waits while there are so many.
@@ -191,11 +193,22 @@ async fn pass(
     Ok(sent.map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?)
 }
 
-/// Gives a whole content its place, and notes that it is here.
+/// Gives a whole content its place, notes that it is here, and gives those of these buckets that wait for it the right to it.
 pub(super) async fn complete(
-    lease: &crate::lease::StoreLease,
+    lease: &StoreLease,
     content: PartialContent,
+    buckets: VisibleBuckets,
 ) -> Result<(), FsError> {
     let placed = blocking(move || Ok(content.place()?)).await?;
-    Ok(lease.complete_content(placed).await?)
+    lease.complete_content(placed.clone()).await?;
+    let hash = placed.hash();
+    let awaiting = lease.read(move |tx| buckets.awaiting(tx, hash)).await?;
+    let mut received = Ok(());
+    for bucket in awaiting {
+        let content = placed.clone();
+        // Each in a job of its own: a bucket without the quota for the content must not keep it from the others.
+        let job = lease.write(move |tx| tx.receive_content(bucket, &content));
+        received = received.and(job.await);
+    }
+    Ok(received?)
 }

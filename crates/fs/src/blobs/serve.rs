@@ -165,9 +165,12 @@ impl BlobStream {
     async fn observe(&mut self, lease: Arc<StoreLease>, hash: ContentHash) -> Result<(), BlobEnd> {
         let client = self.peer.client();
         let status = blocking(move || {
-            let access = client.access(&lease, hash)?;
-            let status = lease.content().status(hash)?;
-            Ok(access.map(|_| status))
+            let status = match client.access(&lease, hash)? {
+                Some(BlobAccess::Announced { size }) => Some(ContentStatus::Wanted { size }),
+                Some(BlobAccess::Bucket | BlobAccess::Share) => Some(lease.content().status(hash)?),
+                None => None,
+            };
+            Ok(status)
         });
         let (size, is_whole) = match status.await? {
             Some(ContentStatus::Complete { size }) => (size, true),
@@ -270,15 +273,17 @@ impl ServedPeer {
     ) -> Result<AllowedContent, BlobEnd> {
         let (client, lease, selection) = (self.client(), Arc::clone(lease), selection.clone());
         let opened = blocking(move || {
-            let Some(access) = client.access(&lease, hash)? else {
-                return Ok(None);
+            let is_shared = match client.access(&lease, hash)? {
+                None => return Ok(None),
+                Some(BlobAccess::Announced { .. }) => {
+                    return Err(StoreError::ContentUnavailable { hash }.into());
+                }
+                Some(BlobAccess::Bucket) => false,
+                Some(BlobAccess::Share) => true,
             };
             let reader = lease.read_content(hash)?;
             let bytes = selection.bytes(reader.size());
-            let is_allowed = match access {
-                BlobAccess::Bucket => true,
-                BlobAccess::Share => client.use_share(&lease, hash, bytes)?,
-            };
+            let is_allowed = !is_shared || client.use_share(&lease, hash, bytes)?;
             Ok(is_allowed.then_some(AllowedContent { reader, client }))
         });
         opened.await?.ok_or(BlobEnd::Broken(BlobCode::Permission))
@@ -295,8 +300,8 @@ impl ServedPeer {
         let hash = content.reader.hash();
         let access = blocking(move || Ok(client.access(&lease, hash)?));
         match access.await? {
-            Some(_) => Ok(()),
-            None => Err(BlobEnd::Broken(BlobCode::Permission)),
+            Some(BlobAccess::Bucket | BlobAccess::Share) => Ok(()),
+            Some(BlobAccess::Announced { .. }) | None => Err(BlobEnd::Broken(BlobCode::Permission)),
         }
     }
 

@@ -71,10 +71,14 @@ impl FsOpenFile {
         let (service, place) = (tree.service().clone(), address.clone());
         let opened = blocking(move || {
             let lease = service.open()?;
-            let found = lease.read(move |tx| tx.stat(&tx.view_of(&place)?, &place.path));
-            let entry = found.wait()?;
+            let found = lease.read(move |tx| {
+                let view = tx.view_of(&place)?;
+                Ok((tx.stat(&view, &place.path)?, view.bucket()))
+            });
+            let (entry, bucket) = found.wait()?;
             refuse_other_kinds(&entry)?;
-            let reader = lease.read_content(entry.state.hash.unwrap_or(ContentHash::EMPTY))?;
+            let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
+            let reader = lease.read_content_in(bucket, hash)?;
             let content = OpenContent {
                 reader,
                 _lease: lease,

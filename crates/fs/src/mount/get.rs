@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use alknet_core::MountBody;
 use alknet_store::{
-    ContentBlocks, ContentHash, ContentReader, Entry, EntryKind, StoreError, StoreObject,
+    BucketId, ContentBlocks, ContentHash, ContentReader, Entry, EntryKind, StoreError, StoreObject,
 };
 use bytes::Bytes;
 use http::header::{
@@ -36,13 +36,16 @@ pub(super) async fn answer<F: DavFiles>(
             call.require_read(&entry.address.bucket)?;
             let address = entry.address.clone();
             let found = call.with_store(move |store| {
-                let found = store.read(move |tx| tx.stat(&tx.view_of(&address)?, &address.path));
+                let found = store.read(move |tx| {
+                    let view = tx.view_of(&address)?;
+                    Ok((tx.stat(&view, &address.path)?, view.bucket()))
+                });
                 Ok(found.wait()?)
             });
-            let found = found.await?;
+            let (found, bucket) = found.await?;
             match found.state.kind {
                 EntryKind::Directory => Ok(listing::directory(&call, entry)),
-                EntryKind::File => file(&call, entry, &found).await,
+                EntryKind::File => file(&call, entry, &found, bucket).await,
                 // The store follows no link, and its target is no content.
                 EntryKind::Symlink | EntryKind::Deleted => {
                     Err(StoreError::NotFound(StoreObject::Entry).into())
@@ -61,6 +64,7 @@ async fn file<F: DavFiles>(
     call: &DavCall<F>,
     entry: &TargetEntry,
     found: &Entry,
+    bucket: BucketId,
 ) -> Result<Response<MountBody>, DavFailure> {
     let hash = file_hash(found).ok_or(StoreError::NotFound(StoreObject::Content))?;
     let mut head = HeaderMap::new();
@@ -70,7 +74,11 @@ async fn file<F: DavFiles>(
         head.insert(LAST_MODIFIED, header_value(&date));
     }
     let kind = media_type(entry.display_name());
-    content(call, (hash, &version_of(found)), &kind, head).await
+    let content_of = MountedContent {
+        hash,
+        bucket: Some(bucket),
+    };
+    content(call, (content_of, &version_of(found)), &kind, head).await
 }
 
 /// A content by its hash. What the caller may not read looks like a content that does not exist.
@@ -94,15 +102,26 @@ async fn blob<F: DavFiles>(
         // A content has no time: the condition on one never holds.
         modified_s: i64::MAX,
     };
-    content(call, (hash, &version), "application/octet-stream", head).await
+    // That a bucket of the caller has a right to the bytes was looked at above.
+    let content_of = MountedContent { hash, bucket: None };
+    let kind = "application/octet-stream";
+    content(call, (content_of, &version), kind, head).await
+}
+
+/// A content, and the bucket in which a name leads to it.
+#[derive(Clone, Copy)]
+struct MountedContent {
+    hash: ContentHash,
+    bucket: Option<BucketId>,
 }
 
 async fn content<F: DavFiles>(
     call: &DavCall<F>,
-    (hash, version): (ContentHash, &EntityVersion),
+    (named, version): (MountedContent, &EntityVersion),
     kind: &str,
     mut head: HeaderMap,
 ) -> Result<Response<MountBody>, DavFailure> {
+    let MountedContent { hash, bucket } = named;
     head.insert(ETAG, header_value(&EntityTag::of_content(hash).to_string()));
     match RequestCondition::evaluate(call.method(), call.headers(), Some(version))? {
         RequestCondition::Holds => {}
@@ -116,7 +135,10 @@ async fn content<F: DavFiles>(
     let files = call.files().clone();
     let opened = run_blocking(move || {
         let lease = files.open()?;
-        let reader = lease.read_content(hash)?;
+        let reader = match bucket {
+            Some(bucket) => lease.read_content_in(bucket, hash)?,
+            None => lease.read_content(hash)?,
+        };
         Ok((lease, reader))
     });
     let (lease, reader) = opened.await?;

@@ -2,7 +2,7 @@
 //! hash looks like one that no bucket has.
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
-use alknet_store::{ContentBlocks, ContentHash, StoreError, StoreObject};
+use alknet_store::{ContentBlocks, ContentHash, ContentStatus, StoreError, StoreObject};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -32,18 +32,34 @@ struct HashInput {
 }
 
 impl FsCall {
-    /// A content by its hash, if a bucket in which the caller has this right refers to it.
+    /// A content by its hash, if a bucket in which the caller has this right refers to it and has a right to its bytes.
     pub(super) async fn content_with(
         &self,
         right: FsRight,
         hash: &str,
     ) -> Result<ContentHash, FsError> {
+        let (hash, status) = self.known_content(right, hash).await?;
+        match status {
+            ContentStatus::Complete { .. } | ContentStatus::Bad { .. } => Ok(hash),
+            ContentStatus::Wanted { .. } | ContentStatus::Partial { .. } => {
+                Err(StoreError::ContentUnavailable { hash }.into())
+            }
+            ContentStatus::Missing => Err(StoreError::NotFound(StoreObject::Content).into()),
+        }
+    }
+
+    /// A content by its hash, and what the buckets in which the caller has this right know of it.
+    pub(super) async fn known_content(
+        &self,
+        right: FsRight,
+        hash: &str,
+    ) -> Result<(ContentHash, ContentStatus), FsError> {
         let hash = content_hash(hash)?;
         let buckets = self.requester.buckets(&[right]);
-        let found = self.read(move |tx| buckets.have_content(tx, hash));
-        match found.await? {
-            true => Ok(hash),
-            false => Err(StoreError::NotFound(StoreObject::Content).into()),
+        let status = self.read(move |tx| buckets.content_status(tx, hash));
+        match status.await? {
+            ContentStatus::Missing => Err(StoreError::NotFound(StoreObject::Content).into()),
+            status => Ok((hash, status)),
         }
     }
 }
@@ -70,8 +86,7 @@ fn status(service: &FsService) -> Registration {
 
 async fn run_status(call: FsCall) -> Result<Value, FsError> {
     let input: HashInput = call.parse()?;
-    let hash = call.content_with(FsRight::Read, &input.hash).await?;
-    let status = call.read(move |tx| tx.content_status(hash)).await?;
+    let (_, status) = call.known_content(FsRight::Read, &input.hash).await?;
     let shown = shown::status(status);
     shown.ok_or_else(|| StoreError::NotFound(StoreObject::Content).into())
 }

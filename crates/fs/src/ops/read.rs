@@ -1,7 +1,9 @@
 //! `fs/read`: the content of a file, block by block.
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
-use alknet_store::{BucketName, ContentBlocks, ContentHash, Entry, EntryKind, StoreError};
+use alknet_store::{
+    BucketId, BucketName, ContentBlocks, ContentHash, Entry, EntryKind, StoreError,
+};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde::Deserialize;
@@ -113,11 +115,11 @@ fn item(block: Vec<u8>) -> CallOutput {
 
 async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>), FsError> {
     let input: ContentReadInput = call.parse()?;
-    let (hash, entry, content) = match (&input.path, &input.hash) {
+    let (hash, found, content) = match (&input.path, &input.hash) {
         (Some(path), None) => {
-            let (entry, bucket) = file(&call, path, input.as_of).await?;
+            let (entry, bucket, name) = file(&call, path, input.as_of).await?;
             let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
-            (hash, Some(entry), NamedContent::InBucket(bucket))
+            (hash, Some((entry, bucket)), NamedContent::InBucket(name))
         }
         (None, Some(text)) => {
             let hash = call.content_with(FsRight::Read, text).await?;
@@ -126,8 +128,12 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
         _ => return Err(FsError::input("give either path or hash")),
     };
     let lease = call.lease().await?;
+    let bucket = found.as_ref().map(|(_, bucket)| *bucket);
     let opened = blocking(move || {
-        let reader = lease.read_content(hash)?;
+        let reader = match bucket {
+            Some(bucket) => lease.read_content_in(bucket, hash)?,
+            None => lease.read_content(hash)?,
+        };
         Ok((reader, lease))
     });
     let (reader, lease) = opened.await?;
@@ -137,7 +143,7 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
     let mut head = json!({
         "hash": hash.to_string(), "size": size, "offset": start, "length": length,
     });
-    if let Some(entry) = entry {
+    if let Some((entry, _)) = found {
         head["entry"] = shown::entry(&entry);
     }
     let blocks = reader.blocks(start..start + length);
@@ -169,18 +175,21 @@ impl SentContent {
     }
 }
 
-/// The file at a path, and its bucket.
+/// The file at a path, and its bucket with the name.
 async fn file(
     call: &FsCall,
     path: &str,
     as_of: Option<u64>,
-) -> Result<(Entry, BucketName), FsError> {
+) -> Result<(Entry, BucketId, BucketName), FsError> {
     let address = address_at(call.address(FsRight::Read, path)?, as_of)?;
-    let bucket = address.bucket.clone();
-    let entry = call.read(move |tx| tx.stat(&tx.view_of(&address)?, &address.path));
-    let entry = entry.await?;
+    let name = address.bucket.clone();
+    let found = call.read(move |tx| {
+        let view = tx.view_of(&address)?;
+        Ok((tx.stat(&view, &address.path)?, view.bucket()))
+    });
+    let (entry, bucket) = found.await?;
     match entry.state.kind {
-        EntryKind::File => Ok((entry, bucket)),
+        EntryKind::File => Ok((entry, bucket, name)),
         EntryKind::Symlink => Err(FsError::input(
             "the entry is a symbolic link, which the store does not follow; fs/stat has its target",
         )),

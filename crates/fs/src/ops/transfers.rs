@@ -16,7 +16,7 @@ use crate::blobs::{
 };
 use crate::error::FsError;
 use crate::limits::{FETCH_PEERS_MAX, PROVIDERS_AT_ONCE};
-use crate::rights::FsRight;
+use crate::rights::{FsRight, VisibleBuckets};
 use crate::service::FsService;
 
 pub(super) fn operations(service: &FsService) -> Vec<Registration> {
@@ -34,6 +34,9 @@ struct TransferInput {
 /// A content that a bucket of the caller wants, and the peers to ask for it.
 struct WantedContent {
     hash: ContentHash,
+    status: ContentStatus,
+    /// The buckets that get the right to the bytes once they have come.
+    buckets: VisibleBuckets,
     from: Vec<PeerId>,
     peers: Arc<dyn BlobPeers>,
 }
@@ -42,7 +45,8 @@ impl FsCall {
     async fn wanted(&self) -> Result<WantedContent, FsError> {
         let input: TransferInput = self.parse()?;
         // The names of peers and the load on them are for those who exchange contents with them.
-        let hash = self.content_with(FsRight::Sync, &input.hash).await?;
+        let (hash, status) = self.known_content(FsRight::Sync, &input.hash).await?;
+        let buckets = self.requester.buckets(&[FsRight::Sync]);
         let peers = self.service.peers();
         let peers =
             peers.ok_or_else(|| CallError::unavailable("the node dials no peers for files"))?;
@@ -57,7 +61,13 @@ impl FsCall {
                 known
             }
         };
-        Ok(WantedContent { hash, from, peers })
+        Ok(WantedContent {
+            hash,
+            status,
+            buckets,
+            from,
+            peers,
+        })
     }
 }
 
@@ -100,7 +110,9 @@ fn providers(service: &FsService) -> Registration {
 }
 
 async fn run_providers(call: FsCall) -> Result<Value, FsError> {
-    let WantedContent { hash, from, peers } = call.wanted().await?;
+    let WantedContent {
+        hash, from, peers, ..
+    } = call.wanted().await?;
     let fetches = Arc::clone(call.service.fetches());
     let asked = stream::iter(from).map(|peer| {
         let (peers, fetches) = (Arc::clone(&peers), Arc::clone(&fetches));
@@ -205,9 +217,13 @@ enum BegunFetch {
 async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
     let wanted = call.wanted().await?;
     let hash = wanted.hash;
-    let size = match call.read(move |tx| tx.content_status(hash)).await? {
-        ContentStatus::Complete { size } => return Ok(BegunFetch::Present { size }),
-        ContentStatus::Wanted { size }
+    let size = match wanted.status {
+        // A bucket of the caller may still wait for what another one has: its right comes with the bytes.
+        ContentStatus::Complete { size } if !call.is_awaited(&wanted).await? => {
+            return Ok(BegunFetch::Present { size });
+        }
+        ContentStatus::Complete { size }
+        | ContentStatus::Wanted { size }
         | ContentStatus::Partial { size }
         | ContentStatus::Bad { size } => size,
         ContentStatus::Missing => return Err(StoreError::NotFound(StoreObject::Content).into()),
@@ -225,6 +241,13 @@ async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
 }
 
 impl FsCall {
+    /// Whether a bucket of the caller waits for the bytes.
+    async fn is_awaited(&self, wanted: &WantedContent) -> Result<bool, FsError> {
+        let (hash, buckets) = (wanted.hash, wanted.buckets.clone());
+        let awaiting = self.read(move |tx| buckets.awaiting(tx, hash));
+        Ok(!awaiting.await?.is_empty())
+    }
+
     async fn join(
         &self,
         wanted: &WantedContent,
@@ -233,6 +256,7 @@ impl FsCall {
         let order = FetchOrder {
             hash: wanted.hash,
             size,
+            buckets: wanted.buckets.clone(),
             from: wanted.from.clone(),
             peers: Arc::clone(&wanted.peers),
             lease: self.lease().await?,
@@ -251,6 +275,12 @@ impl FollowedFetch {
             self.is_reported = true;
             let progress = self.progress.borrow_and_update().clone();
             match progress {
+                // The bytes came for the buckets of another call, and gave those of this one no right.
+                FetchProgress::Done
+                    if !self.is_own && self.call.is_awaited(&self.wanted).await? =>
+                {
+                    self.join_again().await?;
+                }
                 FetchProgress::Done => {
                     let done = report(self.size, self.size, true);
                     return Ok((done, FollowedFetchState::Done));
@@ -263,15 +293,18 @@ impl FollowedFetch {
                     ));
                 }
                 // Another call named the peers: those of this one may have the content.
-                FetchProgress::Failed(_) if !self.is_own => {
-                    let joined = self.call.join(&self.wanted, self.size).await?;
-                    self.progress = joined.progress;
-                    self.is_own = joined.is_own;
-                    self.is_reported = false;
-                }
+                FetchProgress::Failed(_) if !self.is_own => self.join_again().await?,
                 FetchProgress::Failed(failure) => return Err(self.error(failure)),
             }
         }
+    }
+
+    async fn join_again(&mut self) -> Result<(), FsError> {
+        let joined = self.call.join(&self.wanted, self.size).await?;
+        self.progress = joined.progress;
+        self.is_own = joined.is_own;
+        self.is_reported = false;
+        Ok(())
     }
 
     fn error(&self, failure: FetchFailure) -> CallError {

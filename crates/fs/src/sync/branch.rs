@@ -480,9 +480,12 @@ impl StepJob {
         let hashes: BTreeSet<_> = states
             .filter_map(|state| Some(*state.hash?.as_bytes()))
             .collect();
+        let bucket = tx.branch(self.branch)?.bucket;
         let mut wanted = Vec::new();
         for hash in hashes.into_iter().map(ContentHash::new).take(HASHES_MAX) {
-            if !matches!(tx.content_status(hash)?, ContentStatus::Complete { .. }) {
+            // What another bucket has is not here for this one.
+            let status = tx.content_status_in(bucket, hash)?;
+            if !matches!(status, ContentStatus::Complete { .. }) {
                 wanted.push(hash);
             }
         }

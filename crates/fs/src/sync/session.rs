@@ -316,11 +316,9 @@ impl<'a> OpenSession<'a> {
         let read = self.context.lease.read(move |tx| {
             let mut there = Vec::new();
             for hash in hashes {
-                let status = tx.content_status(hash)?;
                 // What other buckets have is not this peer's business.
-                if matches!(status, ContentStatus::Complete { .. })
-                    && tx.has_content(Some(&bucket), hash)?
-                {
+                let status = tx.content_status_by_name(Some(&bucket), hash)?;
+                if matches!(status, ContentStatus::Complete { .. }) {
                     there.push(hash);
                 }
             }

@@ -102,6 +102,8 @@ impl ContentFolder {
                     | ContentStatus::Partial { .. }
                     | ContentStatus::Bad { .. }
             );
+            // A bucket may wait for what another one has.
+            let is_wanted = is_wanted || self.db.read(move |tx| tx.is_awaited(hash)).wait()?;
             if (!is_wanted || is_stale(&file.path())) && remove_unless_open(&file.path()) {
                 removed += 1;
             }

@@ -2,6 +2,7 @@
 
 mod copies;
 mod job;
+mod log;
 mod open;
 mod quarantine;
 mod readers;
@@ -12,13 +13,14 @@ mod space;
 mod statements;
 mod tail;
 mod transaction;
+mod vacuum;
 mod writer;
 
 use std::fmt;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -32,6 +34,7 @@ use crate::error::StoreError;
 use crate::limits::{READ_TIME_MAX, READERS, WRITES_QUEUED_MAX};
 use readers::{ReadJob, ReaderPool};
 use space::SpaceWatch;
+use vacuum::VacuumClock;
 use writer::{QueuedJob, ReplyingJob, WriterSetup};
 
 pub use copies::{CopyOutcome, StoreCopy, store_copies};
@@ -44,6 +47,7 @@ pub use space::{SpaceSource, StoreSpace, SystemSpaceSource};
 pub use tail::LostEvent;
 pub use transaction::{ReadTransaction, WriteTransaction};
 pub(crate) use transaction::{from_sql, to_sql, to_sql_option};
+pub use vacuum::VacuumStep;
 pub use writer::Durability;
 
 /// How a store is opened.
@@ -99,6 +103,9 @@ struct StoreDbInner {
     space: Arc<SpaceWatch>,
     /// Held while a copy of the file is made.
     copying: Mutex<()>,
+    /// Jobs that were given to the writer so far.
+    writes: AtomicU64,
+    vacuum: VacuumClock,
     /// `None` only while the value is dropped.
     jobs: Option<SyncSender<QueuedJob>>,
     writer: Option<JoinHandle<()>>,
@@ -143,6 +150,7 @@ impl StoreDb {
             is_damaged: Arc::clone(&is_damaged),
             time: Arc::clone(&options.time),
             space: Arc::clone(&space),
+            reads: Arc::clone(readers.watch()),
             clock,
             path: path.to_owned(),
         };
@@ -160,6 +168,8 @@ impl StoreDb {
             time: options.time,
             space,
             copying: Mutex::default(),
+            writes: AtomicU64::new(0),
+            vacuum: VacuumClock::default(),
             jobs: Some(jobs),
             writer: Some(writer),
             readers: Some(readers),
@@ -190,6 +200,7 @@ impl StoreDb {
             reply,
         });
         let queued = QueuedJob { job, durability };
+        self.0.writes.fetch_add(1, Ordering::Relaxed);
         let sent = match &self.0.jobs {
             // Refused instead of waiting: the caller may be a task of the runtime, which must not
             // block.

@@ -54,7 +54,8 @@ CREATE INDEX IF NOT EXISTS sync_log_branch ON sync_log(branch_id, id);
 /// branch with `flat_seq` has copies of the rows that its ancestors showed at that commit, and below `pruned_seq` a
 /// collection may have removed rows of it. `collected_ms` is the last time that a collection of the bucket believed, and
 /// `jump_ms` one that it did not believe. `end_bytes` counts the bytes of the payloads up to this one, so that the
-/// difference of two rows says what lies between them.
+/// difference of two rows says what lies between them. `blob_bucket.charged` is what the bucket
+/// pays for a content, and `wanted` says that it has no right to the bytes yet.
 const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE TABLE bucket(
@@ -100,8 +101,10 @@ CREATE TABLE blob(
   verified_ms INTEGER, fetched_from TEXT) WITHOUT ROWID;
 CREATE INDEX blob_verified ON blob(verified_ms) WHERE verified_ms IS NOT NULL;
 CREATE TABLE blob_bucket(hash BLOB, bucket_id INTEGER, refs INTEGER NOT NULL,
+  charged INTEGER NOT NULL DEFAULT 0, wanted INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(hash,bucket_id)) WITHOUT ROWID;
 CREATE INDEX blob_bucket_bucket ON blob_bucket(bucket_id);
+CREATE INDEX blob_bucket_unused ON blob_bucket(bucket_id) WHERE refs = 0;
 CREATE TABLE pin(hash BLOB, owner TEXT, until_ms INTEGER, recursive INTEGER, PRIMARY KEY(hash,owner)) WITHOUT ROWID;
 CREATE TABLE snapshot(bucket_id INTEGER, name TEXT, branch_id INTEGER, seq INTEGER, created_ms INTEGER,
   PRIMARY KEY(bucket_id,name)) WITHOUT ROWID;

@@ -251,8 +251,8 @@ impl WriteTransaction<'_> {
     /// Writes what peers changed as one commit with one event, behind one commit for each list of former versions. Locks
     /// do not count: the peer's owner has not heard of them.
     ///
-    /// An entry that the tree has no place for is left out: one below a file, or a content that the store knows with
-    /// another size.
+    /// An entry that the tree has no place for is left out: one below a file, or a directory that has entries. A content that
+    /// the bucket knows with another size has that one.
     ///
     /// # Errors
     /// The branch takes no changes, there are more of them than one job may write, or the bucket would have more than its
@@ -393,17 +393,20 @@ impl WriteTransaction<'_> {
         path: &EntryPath,
         state: &EntryState,
     ) -> Result<(), StoreError> {
+        let mut state = state.clone();
         if state.kind == EntryKind::File
             && let Some(hash) = state.hash
         {
-            // A content that is here already stays so.
-            self.declare_content(&FileContent {
+            let announced = FileContent {
                 hash,
                 size: state.size,
                 presence: ContentPresence::Wanted,
-            })?;
+            };
+            // A content that the bucket has already stays so. The word of a peer gives no right to the bytes of others, and
+            // changes no size that the bucket knows.
+            state.size = self.declare_content(commit.bucket.id, &announced)?.size;
         }
-        self.write_entry(commit, path, state)
+        self.write_entry(commit, path, &state)
     }
 }
 

@@ -1,5 +1,7 @@
 //! How each change is made.
 
+use std::slice;
+
 use super::change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
 use super::commit::{CommitHeader, OpenCommit};
 use super::entry::{Entry, EntryKind, EntryState, FILE_MODE_DEFAULT, MODE_MASK, SYMLINK_MODE};
@@ -200,7 +202,7 @@ impl WriteTransaction<'_> {
         // After the checks of the path itself, so that a refusal names the entry and not its
         // directories.
         self.make_parents(commit, path)?;
-        self.declare_content(content)?;
+        let content = self.declare_content(commit.bucket.id, content)?;
         let file = current.filter(|entry| entry.state.kind == EntryKind::File);
         let (mode, xattr) = match file {
             Some(entry) => (entry.state.mode, entry.state.xattr),
@@ -352,6 +354,8 @@ impl WriteTransaction<'_> {
         };
         self.check_growth(commit, entries)?;
         self.make_parents(commit, to)?;
+        let buckets = (view.bucket, commit.bucket.id);
+        self.carry_contents(buckets.0, buckets.1, slice::from_ref(source))?;
         self.write_row(commit, to, &source.state)?;
         if !is_directory || !is_recursive {
             return Ok(());
@@ -359,6 +363,7 @@ impl WriteTransaction<'_> {
         // Piece by piece: the extended attributes of a large directory take gigabytes together.
         let mut scan = TreeScan::below(view, &source.path).with_attributes();
         while let Some(chunk) = scan.next_chunk(self)? {
+            self.carry_contents(buckets.0, buckets.1, &chunk)?;
             for Entry { path, state, .. } in chunk {
                 self.write_row(commit, &path.moved(from, to)?, &state)?;
             }

@@ -1,3 +1,5 @@
+mod failures;
+
 use std::time::Duration;
 
 use super::*;

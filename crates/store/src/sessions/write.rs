@@ -99,12 +99,15 @@ impl WriteSessions {
     /// Returns when what was written is on the disk. It is no version yet, and a restart removes it.
     ///
     /// # Errors
-    /// The identity has no such session, or the disk fails.
+    /// The identity has no such session. After an error of the disk the session is over: the system reports what it lost
+    /// once, so that a close would succeed without the bytes.
     pub fn sync(&self, id: WriteSessionId, identity: &str) -> Result<(), StoreError> {
         self.with_state(id, identity, |state| {
             state.spill(&self.content)?;
-            if let super::SessionStaging::File(file) = &state.staging {
-                file.sync()?;
+            if let super::SessionStaging::File(file) = &mut state.staging {
+                let synced = file.sync();
+                state.is_broken |= synced.is_err();
+                synced?;
             }
             self.save(state)
         })
@@ -121,6 +124,9 @@ impl WriteSessions {
         let mut locked = slot.lock();
         let state = locked.as_mut();
         let state = state.ok_or(StoreError::NotFound(StoreObject::Session))?;
+        if state.prepared.is_some() {
+            return Err(StoreError::Busy("the session waits for its close"));
+        }
         let result = call(state);
         let is_over = state.is_broken
             || match &result {
@@ -133,9 +139,7 @@ impl WriteSessions {
             };
         if is_over && let Some(state) = locked.take() {
             // The caller gets the reason of the end, which says more than an error of the removal.
-            if let Err(error) = self.discard(&state) {
-                tracing::warn!(%error, "the row of a write session stays");
-            }
+            self.discard_later(&state);
         }
         result
     }

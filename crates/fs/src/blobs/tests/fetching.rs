@@ -11,6 +11,7 @@ use crate::blobs::{
     BlobFetches, BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, ProviderStatus,
     ask_provider,
 };
+use crate::rights::VisibleBuckets;
 
 /// How a peer serves one connection.
 type ServePeer = Box<dyn Fn(Connection) + Send + Sync>;
@@ -134,6 +135,7 @@ impl Getter {
         let order = FetchOrder {
             hash,
             size: size as u64,
+            buckets: VisibleBuckets::All,
             from: from.iter().map(|name| id(name)).collect(),
             peers: Arc::clone(peers) as Arc<dyn BlobPeers>,
             lease: self.node.lease().await,

@@ -117,8 +117,8 @@ fn versions_that_lost_are_in_the_history_and_never_on_top() {
     store.put(store.main, "/a", 1);
     store.put(store.main, "/b", 1);
     let mut changes = synced(store.main, &[("/a", state(4)), ("/b", state(5))]);
-    // The store knows this content with another size.
-    changes.changes[1].1.hash = Some(content(1).hash);
+    // No file is so large.
+    changes.changes[1].1.size = crate::limits::FILE_BYTES_MAX + 1;
     changes.former = vec![
         vec![(path("/a"), state(2)), (path("/b"), state(2))],
         vec![(path("/a"), state(3))],
@@ -135,6 +135,39 @@ fn versions_that_lost_are_in_the_history_and_never_on_top() {
     };
     assert_eq!(history("/a"), [4, 3, 2, 1]);
     assert_eq!(history("/b"), [1, 2, 1]);
+    store.check_usage();
+}
+
+/// The attack: a peer announces a content of another bucket, and as empty.
+#[test]
+fn a_peer_announces_contents_and_gets_no_right_to_them() {
+    let store = TestStore::new();
+    let new = NewBucket::new("other".parse().expect("a name"), "mallory");
+    let created = store.write(move |tx| tx.create_bucket(&new));
+    let (other, other_main) = created.expect("free");
+    store.put(store.main, "/secret", 1);
+    store.put(store.main, "/own", 2);
+    let secret = content(1);
+    let mut announced = state(1);
+    announced.size = 0;
+    let theirs = synced(other_main.id, &[("/mine", announced.clone())]);
+    let outcome = apply(&store, theirs).expect("applied");
+    assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
+    let (bucket, hash) = (other.id, secret.hash);
+    assert_eq!(
+        store.read(move |tx| tx.has_content(bucket, hash)),
+        Ok(false)
+    );
+    // The bucket that has the content goes on with its bytes and its size.
+    let ours = synced(store.main, &[("/again", announced)]);
+    apply(&store, ours).expect("applied");
+    let (main, own) = (store.main, store.bucket);
+    let size = store.read(move |tx| {
+        let view = tx.view(main, None)?;
+        Ok(tx.stat(&view, &path("/again"))?.state.size)
+    });
+    assert_eq!(size, Ok(secret.size));
+    assert_eq!(store.read(move |tx| tx.has_content(own, hash)), Ok(true));
     store.check_usage();
 }
 
