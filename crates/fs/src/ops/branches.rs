@@ -4,7 +4,7 @@ use alknet_call::{OperationSpec, Registration};
 use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{
     Branch, BranchName, BucketName, Durability, EntryPath, MergeOutcome, MergeRequest,
-    MergeStrategy, NewBranch, ReadTransaction, StoreError,
+    MergeStrategy, NewBranch, ProtectedBranches, ReadTransaction, StoreError,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -39,6 +39,18 @@ fn branch_schema() -> Value {
             "state": { "enum": ["open", "merged", "closed", "deleted"] },
         }),
     )
+}
+
+/// What the caller may do to protected branches of a bucket, apart from merges into them.
+fn protected_branches(call: &FsCall, bucket: &BucketName) -> ProtectedBranches {
+    let rights = [FsRight::Merge, FsRight::Admin];
+    match rights
+        .iter()
+        .any(|right| call.requester.may(*right, bucket))
+    {
+        true => ProtectedBranches::Allowed,
+        false => ProtectedBranches::Refused,
+    }
 }
 
 /// A branch with the name of the one that it was made from.
@@ -222,7 +234,7 @@ fn merge(service: &FsService) -> Registration {
     let spec = mutation(
         "fs/branch/merge",
         "Takes in what a branch changed. With the strategy fail a conflict is refused with CONFLICT, and nothing changes. \
-         A protected branch needs fs:merge.",
+         A merge into a protected branch needs fs:merge, and the end of one that is taken in fs:merge or fs:admin.",
     )
     .with_input(schema::input(
         &["bucket", "from"],
@@ -267,6 +279,7 @@ async fn run_merge(call: FsCall) -> Result<Value, FsError> {
     let strategy = input.strategy.as_deref();
     let strategy = strategy.map_or(Some(MergeStrategy::Fail), MergeStrategy::from_name);
     let strategy = strategy.ok_or_else(|| FsError::input("there is no such strategy"))?;
+    let protected = protected_branches(&call, &bucket);
     let actor = call.requester.actor().to_owned();
     let merged = call.write(Durability::Full, move |tx| {
         let source = target(tx, &bucket, &source)?;
@@ -279,6 +292,7 @@ async fn run_merge(call: FsCall) -> Result<Value, FsError> {
         request.strategy = strategy;
         request.message.clone_from(&input.message);
         request.closes_source = input.close;
+        request.protected = protected;
         tx.merge(&request).map(Some)
     });
     match merged.await? {
@@ -375,7 +389,8 @@ struct BranchInput {
 fn rebase(service: &FsService) -> Registration {
     let spec = one_branch(
         "fs/branch/rebase",
-        "Takes in what the parent of a branch changed since the branch began. A conflict is refused with CONFLICT.",
+        "Takes in what the parent of a branch changed since the branch began. A conflict is refused with CONFLICT. A \
+         protected branch needs fs:merge or fs:admin as well.",
     );
     once(service, spec.with_output(outcome_schema()), run_rebase)
 }
@@ -386,10 +401,11 @@ async fn run_rebase(call: FsCall) -> Result<Value, FsError> {
     // As for a merge: conflicts show what is in both branches.
     call.requester.require(FsRight::Read, &bucket)?;
     let name = input.name.parse::<BranchName>()?;
+    let protected = protected_branches(&call, &bucket);
     let actor = call.requester.actor().to_owned();
     let rebased = call.write(Durability::Full, move |tx| {
         let branch = target(tx, &bucket, &name)?.branch;
-        tx.rebase(branch, &actor)
+        tx.rebase_with(branch, &actor, protected)
     });
     Ok(shown_outcome(&rebased.await?))
 }
@@ -397,7 +413,8 @@ async fn run_rebase(call: FsCall) -> Result<Value, FsError> {
 fn close(service: &FsService) -> Registration {
     let spec = one_branch(
         "fs/branch/close",
-        "Ends a branch: it takes no changes any more, and can still be read and merged.",
+        "Ends a branch: it takes no changes any more, and can still be read and merged. A protected branch needs fs:merge or \
+         fs:admin as well.",
     );
     once(
         service,
@@ -410,10 +427,11 @@ async fn run_close(call: FsCall) -> Result<Value, FsError> {
     let input: BranchInput = call.parse()?;
     let bucket = call.bucket(FsRight::Write, &input.bucket)?;
     let name = input.name.parse::<BranchName>()?;
+    let protected = protected_branches(&call, &bucket);
     let actor = call.requester.actor().to_owned();
     let closed = call.write(Durability::Full, move |tx| {
         let branch = target(tx, &bucket, &name)?.branch;
-        tx.close_branch(branch, &actor)
+        tx.close_branch_with(branch, &actor, protected)
     });
     closed.await?;
     Ok(json!({}))
@@ -423,7 +441,7 @@ fn delete(service: &FsService) -> Registration {
     let spec = mutation(
         "fs/branch/delete",
         "Deletes a branch. With force its snapshots are deleted too, and its child branches get copies of what they show of \
-         it; that needs fs:admin.",
+         it; that needs fs:admin. A protected branch needs fs:merge or fs:admin as well.",
     )
     .with_input(schema::input(
         &["bucket", "name"],
@@ -446,10 +464,12 @@ async fn run_delete(call: FsCall) -> Result<Value, FsError> {
     let bucket = call.bucket(right, &input.bucket)?;
     let name = input.name.parse::<BranchName>()?;
     call.audit("fs/branch/delete", &format!("{bucket}@{name}"));
+    // A forced deletion is for administrators, who may end protected branches.
+    let protected = protected_branches(&call, &bucket);
     let actor = call.requester.actor().to_owned();
     let deleted = call.write(Durability::Full, move |tx| {
         let branch = target(tx, &bucket, &name)?.branch;
-        tx.delete_branch(branch, input.force, &actor)
+        tx.delete_branch_with(branch, input.force, &actor, protected)
     });
     deleted.await?;
     Ok(json!({}))

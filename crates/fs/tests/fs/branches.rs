@@ -101,6 +101,69 @@ async fn a_protected_branch_takes_merges_by_their_scope_only() {
     );
 }
 
+/// A branch takes merges only so that its changes are looked at. A writer who could rebase or end it would go around that.
+#[tokio::test]
+async fn a_protected_branch_is_changed_and_ended_by_the_right_to_merge_only() {
+    let node = FilesNode::new();
+    let admin = node.admin().await;
+    let writer = node.peer("ada", &["fs:read:docs", "fs:write:docs"]);
+    let merger = node.peer("eve", &["fs:read:docs", "fs:write:docs", "fs:merge:docs"]);
+    let owner = node.peer("ivy", &["fs:read:docs", "fs:write:docs", "fs:admin:docs"]);
+    for (number, name) in ["rebased", "closed", "merged", "deleted", "owned"]
+        .into_iter()
+        .enumerate()
+    {
+        let made = json!({ "bucket": "docs", "name": name, "protected": true });
+        admin.call("fs/branch/create", made).await;
+        // The parent has something new for each of them.
+        admin.put(&format!("docs:/{number}"), b"new").await;
+    }
+    let merge = json!({ "bucket": "docs", "from": "merged", "close": true });
+    let requests = [
+        (&merger, "fs/branch/rebase", named("rebased")),
+        (&merger, "fs/branch/close", named("closed")),
+        (&merger, "fs/branch/merge", merge),
+        (&merger, "fs/branch/delete", named("deleted")),
+        (&owner, "fs/branch/delete", named("owned")),
+    ];
+    for (allowed, operation, input) in requests {
+        let refused = writer.code(operation, input.clone()).await;
+        assert_eq!(refused.0, "FORBIDDEN", "{operation}");
+        allowed.call(operation, input).await;
+    }
+    let listed = admin
+        .call("fs/branch/list", json!({ "bucket": "docs" }))
+        .await;
+    let branches = listed["branches"].as_array().expect("a list");
+    let states: Vec<_> = branches
+        .iter()
+        .map(|branch| {
+            let text = |member: &str| branch[member].as_str().expect("a text").to_owned();
+            (text("name"), text("state"))
+        })
+        .collect();
+    let expected = [
+        ("closed", "closed"),
+        ("main", "open"),
+        ("merged", "merged"),
+        ("rebased", "open"),
+    ];
+    assert_eq!(
+        states,
+        expected.map(|(name, state)| (name.to_owned(), state.to_owned()))
+    );
+    assert!(
+        admin
+            .names("docs@rebased:/")
+            .await
+            .contains(&"/0".to_owned())
+    );
+}
+
+fn named(name: &str) -> Value {
+    json!({ "bucket": "docs", "name": name })
+}
+
 #[tokio::test]
 async fn branches_are_rebased_closed_and_deleted() {
     let node = FilesNode::new();
