@@ -6,8 +6,10 @@ use alknet_call::{
     CallBody, CallConnection, CallError, CallOptions, ErrorCode, OperationSpec, OperationSummary,
     Subscription, SubscriptionEvent,
 };
+use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use super::call::meant_operation;
 use super::name_hint::{name_list, nearest_name};
@@ -38,6 +40,13 @@ pub(crate) struct NodeCaller {
     behind: Option<(String, String)>,
     /// How long the command waits for an answer.
     timeout: Duration,
+    /// Whether the dialled node takes binary data, once it was asked.
+    takes_binary: OnceCell<bool>,
+}
+
+/// Whether an error says nothing about the request: the connection ended, or no answer came.
+pub(crate) fn is_lost(error: &CallError) -> bool {
+    matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout)
 }
 
 impl NodeCaller {
@@ -48,6 +57,7 @@ impl NodeCaller {
             name: route.name.clone(),
             behind,
             timeout,
+            takes_binary: OnceCell::new(),
         }
     }
 
@@ -92,6 +102,44 @@ impl NodeCaller {
         let answer = self.connection.call_with(operation, input, &options).await;
         let answer = answer.map_err(|error| self.late(operation, options.timeout, error));
         self.explained(operation, answer).await
+    }
+
+    /// Like `call_with`, with binary data in the place of its base64: it is the member `name` of the input.
+    ///
+    /// # Errors
+    /// The errors of [`call`](Self::call).
+    pub(crate) async fn call_with_data(
+        &self,
+        operation: &str,
+        input: Value,
+        (name, data): (&str, &[u8]),
+        options: CallOptions,
+    ) -> Result<CallBody, CallError> {
+        let options = self.addressed(options);
+        let mut input = input;
+        let is_binary = self.takes_binary().await?;
+        let (value, tail) = match is_binary {
+            true => (json!({ "$bin": [0, data.len()] }), data),
+            false => (Value::String(BASE64.encode(data)), &[][..]),
+        };
+        input[name] = value;
+        let called = self
+            .connection
+            .call_with_data(operation, &input, tail, &options);
+        let answer = called.await;
+        let answer = answer.map_err(|error| self.late(operation, options.timeout, error));
+        self.explained(operation, answer).await
+    }
+
+    /// Whether the node takes binary data, which it is asked once. Base64 needs no answer to this.
+    async fn takes_binary(&self) -> Result<bool, CallError> {
+        let asked = self.takes_binary.get_or_try_init(async || {
+            match self.connection.takes_binary().await {
+                Err(error) if is_lost(&error) => Err(error),
+                answer => Ok(answer.unwrap_or(false)),
+            }
+        });
+        asked.await.copied()
     }
 
     /// Like `call_with`, and calls again where the call is safe to repeat and the error says that it may help. What a

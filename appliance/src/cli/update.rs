@@ -9,7 +9,7 @@ mod trial;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use alknet_call::{CallError, CallOptions};
+use alknet_call::CallOptions;
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -559,12 +559,6 @@ fn what_to_do(auto: &Value) -> Option<&'static str> {
         "waits-for-person" => "start it by 'alknet update NODE' when a person is at the machine",
         _ => return None,
     })
-}
-
-/// Whether the connection, and not the node, is the reason of an error.
-fn is_lost(error: &CallError) -> bool {
-    use alknet_call::ErrorCode;
-    matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout)
 }
 
 #[cfg(test)]

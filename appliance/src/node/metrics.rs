@@ -80,6 +80,14 @@ impl NodeMetrics {
         self.parts.storage.get_or_init(|| storage.clone());
     }
 
+    /// The number of calls and of requests over HTTP since the node started.
+    pub(crate) fn requests(&self) -> u64 {
+        let dispatcher = self.parts.dispatcher.get().and_then(Weak::upgrade);
+        let calls = dispatcher.map_or(0, |dispatcher| dispatcher.stats().requests);
+        let http = self.parts.gateway.get().map_or(0, |it| it.requests());
+        calls.wrapping_add(http)
+    }
+
     /// Reads every metric.
     pub(crate) fn collect(&self) -> Metrics {
         let mut metrics = Metrics::default();

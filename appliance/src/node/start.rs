@@ -37,7 +37,7 @@ use super::self_call::SelfCaller;
 use super::self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use super::storage::NodeStorage;
 use super::stored_files::StoredFiles;
-use super::update::{NodeUpdates, UpdateClient, UpdateContext};
+use super::update::{NodeUpdates, RequestCount, UpdateClient, UpdateContext};
 use super::vault::NodeVault;
 use super::web::{NodeWeb, WebGateway};
 use super::{
@@ -364,6 +364,7 @@ fn key_rotation(
 
 /// The updates of the machine.
 fn node_updates(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeUpdates {
+    let metrics = base.metrics.clone();
     let updates = NodeUpdates::new(UpdateContext {
         init: environment.update_client.clone(),
         dialer: Arc::clone(&base.certificates.dialer) as _,
@@ -372,6 +373,7 @@ fn node_updates(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeUpdat
         identity: base.own().to_string(),
         clock: clock(),
         identities: Arc::clone(&base.identities.identities) as _,
+        request_count: RequestCount::new(move || metrics.requests()),
         state_dir: environment.state_dir.to_owned(),
     });
     base.metrics.set_updates(&updates);

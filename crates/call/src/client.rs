@@ -12,7 +12,7 @@ use alknet_core::{AuthContext, CloseCode, CloseReason, Connection, Dialer, Ident
 use futures_util::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -263,6 +263,40 @@ impl Caller {
         pending.outcome().await
     }
 
+    /// Like [`call_with`](Self::call_with), with binary data, to which `{"$bin":[offset,length]}` in the input refer.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` if this side does not know whether the peer takes binary data
+    /// ([`takes_binary`](Self::takes_binary)), and the errors of [`call`](Self::call).
+    pub async fn call_with_data(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        data: &[u8],
+        options: &CallOptions,
+    ) -> Result<CallBody, CallError> {
+        if !data.is_empty() && !self.state.peer_takes_mixed() {
+            return Err(CallError::invalid_input(
+                "the peer is not known to take binary data: send it as base64",
+            ));
+        }
+        let options = (options, None);
+        let request = EncodedRequest::with_data(&self.state, operation, input, options, data)?;
+        let pending = self.begin_encoded(request, options.0).await?;
+        pending.outcome().await
+    }
+
+    /// Whether the peer takes binary data behind the JSON of a request. Asks the peer, unless its answers have said so.
+    ///
+    /// # Errors
+    /// The errors of [`call`](Self::call).
+    pub async fn takes_binary(&self) -> Result<bool, CallError> {
+        if !self.state.peer_takes_mixed() {
+            self.listing(&json!({ "limit": 1 })).await?;
+        }
+        Ok(self.state.peer_takes_mixed())
+    }
+
     /// Sends a request. After an error no part of it was sent: it can go over another connection.
     pub(crate) async fn begin(
         &self,
@@ -271,6 +305,14 @@ impl Caller {
         options: &CallOptions,
     ) -> Result<PendingCall, CallError> {
         let request = EncodedRequest::new(&self.state, operation, input, options, None)?;
+        self.begin_encoded(request, options).await
+    }
+
+    async fn begin_encoded(
+        &self,
+        request: EncodedRequest,
+        options: &CallOptions,
+    ) -> Result<PendingCall, CallError> {
         let stream = self.stream_for(&request, options).await?;
         let mut frame = Vec::new();
         let pending = request.expect_answer(&self.state, &stream, options.timeout, &mut frame)?;

@@ -36,6 +36,17 @@ impl EncodedRequest {
         options: &CallOptions,
         window: Option<u32>,
     ) -> Result<Self, CallError> {
+        Self::with_data(state, operation, input, (options, window), &[])
+    }
+
+    /// A request with binary data, to which `{"$bin":[offset,length]}` in the input refer.
+    pub(crate) fn with_data(
+        state: &CallConnectionState,
+        operation: &str,
+        input: &(impl Serialize + ?Sized),
+        (options, window): (&CallOptions, Option<u32>),
+        data: &[u8],
+    ) -> Result<Self, CallError> {
         // The peer would ignore the request: failing here lets the caller use another connection at once.
         if state.has_received_goaway() {
             return Err(CallError::draining());
@@ -49,9 +60,11 @@ impl EncodedRequest {
         let kind = EventKind::Requested;
         // A side that sends a mixed frame takes them, too. A side that serves nothing announces no features: it says
         // by its first frame that binary data need not come as text.
-        let announces = state.announces_mixed();
+        let announces = state.announces_mixed() || !data.is_empty();
         let len = if announces {
-            envelope::append_mixed_event(&mut frame, kind, &wire_id, 0, write)
+            let len = envelope::append_mixed_event(&mut frame, kind, &wire_id, data.len(), write);
+            frame.extend_from_slice(data);
+            len
         } else {
             envelope::append_event(&mut frame, kind, &wire_id, write)
         };

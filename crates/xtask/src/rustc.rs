@@ -30,14 +30,18 @@ const FOR_TESTS: [&str; 3] = [
 
 /// Test programs that compute so much that they are optimised as cargo asks: the generic code of ciphers,
 /// and of readers of JSON and YAML, is compiled where it is used.
-const COMPUTING: [&str; 7] = [
+const COMPUTING: [&str; 11] = [
+    "alknet_init",
     "alknet_sealed",
+    "alknet_store",
     "alknet_tpm",
     "alknet_typedef",
     "alknet_vault",
     "corpus",
+    "image",
     "openapi",
     "typedef",
+    "write",
 ];
 
 /// Where the front lies in the cache. Cargo compiles again what was compiled through another front.

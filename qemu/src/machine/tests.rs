@@ -147,6 +147,23 @@ fn one_thread_emulates_the_processors_of_a_machine_that_has_several() {
     }
 }
 
+/// QEMU would emulate the timer's alarms, 250 a second, as long as the machine runs.
+#[test]
+fn an_emulated_pc_of_pci_express_has_no_high_precision_event_timer() {
+    for (kind, is_left_out) in [
+        (MachineKind::Microvm, false),
+        (MachineKind::Pc, false),
+        (MachineKind::Q35, true),
+        (MachineKind::Q35Uefi, true),
+    ] {
+        let machine = machine(kind);
+        for (accel, expected) in [(Accel::Kvm, false), (Accel::Tcg, is_left_out)] {
+            let shape = machine.shape(accel);
+            assert_eq!(shape.contains(",hpet=off\n"), expected, "{shape}");
+        }
+    }
+}
+
 #[test]
 fn an_emulated_microvm_knows_how_fast_its_counter_runs() {
     let mut machine = machine(MachineKind::Microvm);

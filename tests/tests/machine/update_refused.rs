@@ -9,7 +9,7 @@ use std::path::Path;
 use alknet_boot_state::{BootSlot, RECORD_BYTES, RECORD_OFFSET};
 use alknet_qemu::{DiskController, DiskRecorder, MachineKind, VirtioDisk};
 use alknet_test_support::skip;
-use alknet_tests::{MachineNode, TestBench};
+use alknet_tests::{CliRunner, MachineNode, TestBench};
 use serde_json::{Value, json};
 
 use crate::configuration::{NO_VAULT, document};
@@ -31,6 +31,10 @@ const LARGE: usize = 40 << 20;
 const LONG: usize = 3 << 20;
 /// The version that the machines had before the one that runs.
 const BEFORE: &str = "0.0.7";
+/// The number of the documents of a version that is staged, above those of all refusals.
+const STAGED: u64 = 40;
+/// A version that a hub offers meanwhile.
+const OTHER: &str = "0.3.0";
 /// The lines of GRUB and of the loader for UEFI about a disk that does not take the record.
 const GRUB_NOT_WRITTEN: &str = "alknet: the boot state record cannot be written";
 const LOADER_NOT_WRITTEN: &str = "alknet-loader: boot state record not written: the disk reports: ";
@@ -53,15 +57,17 @@ fn update_refusals_change_nothing_by_a_bios() {
 }
 
 /// One machine, which `start` makes of a configuration. Two of its owner's three keys have to sign, and its boot
-/// partition has a large foreign file. Its record says that slot b has the version before.
-fn refusals_change_nothing(start: impl FnOnce(&TestBench, &str) -> MachineNode) {
+/// partition has a large foreign file. Its record says that slot b has the version before. In the end an administrator
+/// stages a version, which no hub replaces.
+fn refusals_change_nothing(start: impl Fn(&TestBench, &str) -> MachineNode) {
     let bench = TestBench::new();
     let folder = bench.path();
     let keys = ReleaseKeys::new(&[1, 2, 3], 2);
     let disk = SlotDiskImage::new(bench.raw());
-    disk.put_version_before(&version_before(&disk));
+    disk.put_version_before(&beginning(&disk, BEFORE));
     let filled = fill(&disk);
-    let node = start(&bench, &config(&bench, &keys));
+    let start = || start(&bench, &config(&bench, &keys));
+    let node = start();
     // PID 1 looks at the disk beside the start of the node.
     let stays = [
         ("state", "good"),
@@ -182,12 +188,100 @@ fn refusals_change_nothing(start: impl FnOnce(&TestBench, &str) -> MachineNode) 
     is_refused(&said, "CONFLICT", "no-previous");
     assert!(disk.contents() == before, "a rollback changed something");
     assert_eq!(node.info()["problems"], json!([]));
+    staged_waits_for_its_administrator(&bench, (&keys, &disk), node, start);
 }
 
-/// The beginning of the program in slot a, as one of [`BEFORE`]: it says its version, and nothing starts it.
-fn version_before(disk: &SlotDiskImage) -> Vec<u8> {
+/// An administrator stages a version. The machine logs whose it is, and takes no version of a hub in its place, also after
+/// `restart`, when the node knows the administrator from PID 1 alone: then the machine still takes another version that
+/// this administrator offers as a hub does.
+fn staged_waits_for_its_administrator(
+    bench: &TestBench,
+    (keys, disk): (&ReleaseKeys, &SlotDiskImage),
+    node: MachineNode,
+    restart: impl Fn() -> MachineNode,
+) {
+    let admin = bench.admin();
+    let hub = bench.user("hub");
+    let (target, key) = (node.target(), hub.identity());
+    let add = ["peer", "add", &target, "attic", "--key", &key];
+    let mut add = admin.command(&add);
+    add.args(["--scope", "update:offer"]);
+    admin.run(add).json();
+
+    let waiting = beginning(disk, SECOND);
+    let bundle = keys.bundle(bench.path(), &ReleaseDraft::new(STAGED, SECOND), &waiting);
+    let staged = update(admin, &node, &bundle, &["--stage"]);
+    assert_eq!(staged.status, 0, "{staged:?}\n{}", node.vm().report());
+    let waits = [
+        ("version", FIRST),
+        ("state", "staged"),
+        ("other_version", SECOND),
+    ];
+    let status = stands(&node, &waits);
+    let stager = logged_stager(&node);
+    assert_eq!(status["ended"]["by"], stager, "{status:#}");
+    let before = disk.contents();
+    is_not_wanted(&hub, &node);
+    assert!(disk.contents() == before, "an offer changed something");
+    node.end();
+
+    let node = restart();
+    stands(&node, &waits);
+    assert_eq!(logged_stager(&node), stager);
+    // A loader may have written the record.
+    let restarted = disk.contents();
+    assert!(
+        restarted.has_programs_of(&before),
+        "the restart changed a program"
+    );
+    let before = restarted;
+    is_not_wanted(&hub, &node);
+    assert!(disk.contents() == before, "an offer changed something");
+    let own = node.call("update/offer", &other_offer());
+    assert_eq!(own["wanted"], true, "{own:#}");
+    let abort = json!({ "session": own["session"], "abort": true });
+    node.call("update/write", &abort);
+    stands(&node, &waits);
+    assert!(disk.contents() == before, "an offer changed something");
+}
+
+/// What a hub says of a bundle with another version than the staged one.
+fn other_offer() -> Value {
+    json!({ "version": OTHER, "bytes": SMALL })
+}
+
+/// The machine does not want a version of this hub, because another caller has staged one.
+#[track_caller]
+fn is_not_wanted(hub: &CliRunner, node: &MachineNode) {
+    let offered = hub.call(&node.target(), "update/offer", &other_offer(), &[]);
+    let answer = offered.json();
+    assert_eq!(answer["wanted"], false, "{answer:#}");
+    let reason = answer["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("this hub did not send"), "{answer:#}");
+}
+
+/// The caller that staged [`SECOND`], by the log of updates, in which no other version was staged.
+#[track_caller]
+fn logged_stager(node: &MachineNode) -> String {
+    let log = node.call("update/log", &json!({}));
+    let records = log["records"].as_array().expect("a list").iter();
+    let staged: Vec<_> = records
+        .filter(|record| record["event"] == "staged")
+        .collect();
+    assert_eq!(staged.len(), 1, "{log:#}");
+    let staged = staged[0];
+    assert_eq!(staged["version"], SECOND, "{log:#}");
+    // An administrator may start versions.
+    assert_eq!(staged["limited"], Value::Null, "{log:#}");
+    let by = staged["by"].as_str().unwrap_or_default();
+    assert!(!["", "the machine"].contains(&by), "{log:#}");
+    by.to_owned()
+}
+
+/// The beginning of the program in slot a, as one of this version: it says its version, and nothing starts it.
+fn beginning(disk: &SlotDiskImage, version: &str) -> Vec<u8> {
     let first = disk.program(BootSlot::A).expect("the image has it");
-    let mut program = versioned(&first, BEFORE);
+    let mut program = versioned(&first, version);
     program.truncate(SMALL);
     program
 }
@@ -208,7 +302,7 @@ fn update_without_keys_is_refused() {
     let bench = TestBench::new();
     let config = document(&bench, "edge") + NO_VAULT;
     let disk = SlotDiskImage::new(bench.raw());
-    disk.put_version_before(&version_before(&disk));
+    disk.put_version_before(&beginning(&disk, BEFORE));
     let node = start_after_firmware(&bench, &config);
     refuses_small(&bench, &node, &disk, "FORBIDDEN", "no-keys");
 }
@@ -233,7 +327,7 @@ fn disk_that_refuses_writes(kind: MachineKind, not_written: &str) {
     let keys = ReleaseKeys::one(7).config();
     let config = document(&bench, "edge") + "stateless = true\n" + NO_VAULT + &keys;
     let disk = SlotDiskImage::new(bench.raw());
-    disk.put_version_before(&version_before(&disk));
+    disk.put_version_before(&beginning(&disk, BEFORE));
     let recorder = DiskRecorder::serve(disk.path()).unwrap_or_else(|error| panic!("{error}"));
     recorder.refuse_writes(0..u64::MAX);
     let served = VirtioDisk::recorded(&recorder).on(DiskController::VirtioScsi);

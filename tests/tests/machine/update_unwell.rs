@@ -2,9 +2,10 @@
 //! one that is confirmed and ends afterwards: it stays until an administrator rolls back.
 //!
 //! Each test has a copy of the disks of one machine with a vault, which GRUB starts unless the test says otherwise. The
-//! last try of a version is left, and the clock of the machine is quick, so the ten minutes of a trial pass at once. The
-//! version that fills the memory in its trial has the time of the host: with the quick clock the guest's time goes on
-//! while it waits for its disk, so the memory could be full before PID 1 has written a sector.
+//! start that makes these disks leaves the loader out. The last try of a version is left, and the clock of the machine is
+//! quick, so the ten minutes of a trial pass at once. The version that fills the memory in its trial has the time of the
+//! host: with the quick clock the guest's time goes on while it waits for its disk, so the memory could be full before
+//! PID 1 has written a sector.
 //!
 //! All but the version that refuses the configuration run in `cargo xtask soak update-cuts` only, which has each under
 //! UEFI as well. The gate gives each of them up in the same way, with and without its data, and PID 1 does the same under
@@ -31,6 +32,7 @@ use crate::update::disk::SlotDiskImage;
 use crate::update::program::{PROGRAM, changed, filling_program, renamed};
 use crate::update::{
     FIRST, ONLY_CAMPAIGN, SECOND, has_token, machine, make_token, roll_back, serving, stands,
+    without_grub,
 };
 use crate::update_bad::{BIOS, LoaderUnderTest, UEFI, quick};
 
@@ -236,6 +238,7 @@ impl ServedMachine {
         let disk = VirtioDisk::file(bench.raw());
         let data = VirtioDisk::file(bench.data());
         let vm = machine_with(MachineKind::Q35, disk, data, &config);
+        let vm = without_grub(vm, &SlotDiskImage::new(bench.raw()));
         let node = serving(&bench, vm);
         let identity = node.identity().to_owned();
         make_token(&node, OF_FIRST);

@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use crate::scripted_node::{CUT, ScriptedNode, not_found};
 
-/// Bytes of a piece that the command sends.
-const PIECE_BYTES: usize = 256 << 10;
+/// Bytes of a piece that the command sends to a node that names no length.
+const PIECE_BYTES: usize = 64 << 10;
+/// The shortest and the longest piece that it sends, but for the last one.
+const PIECE_BYTES_RANGE: [usize; 2] = [16 << 10, 256 << 10];
 /// How often the command takes an upload up again without a piece in between.
 const TRIES_MAX: usize = 5;
 /// The only session of a model.
@@ -33,6 +35,8 @@ struct ModelUpload {
     refusal: Option<(&'static str, Value)>,
     /// Whether the node restarts with each cut, and so has no session afterwards.
     restarts: bool,
+    /// How many bytes it wants in the next piece, if it says so.
+    wants: Value,
     bytes: usize,
     received: Vec<u8>,
     pieces: usize,
@@ -45,6 +49,7 @@ impl ModelUpload {
             cut: |_| None,
             refusal: None,
             restarts: false,
+            wants: Value::Null,
             bytes: 0,
             received: Vec::new(),
             pieces: 0,
@@ -89,7 +94,9 @@ impl ModelUpload {
         match cut {
             Some(_) => Err(CUT),
             None if self.is_complete() => Ok(json!({ "offset": self.bytes, "plan": plan() })),
-            None => Ok(json!({ "offset": self.received.len(), "plan": null })),
+            None => Ok(json!({
+                "offset": self.received.len(), "piece_bytes": self.wants, "plan": null,
+            })),
         }
     }
 
@@ -179,6 +186,34 @@ async fn an_upload_goes_on_after_each_broken_connection() {
     assert_eq!(upload.pieces, 2 * CUTS);
     assert_eq!(node.node.asked_for("update/stage"), 1);
     assert_eq!(node.node.asked_for("update/status"), CUTS);
+}
+
+/// The command sends pieces of the length that the node wants. A node that lies about it gets neither endlessly many
+/// pieces nor longer ones than a node takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_has_pieces_of_the_length_that_the_node_wants() {
+    let [least, most] = PIECE_BYTES_RANGE;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    for (wants, expected) in [
+        (json!(40_000), 40_000),
+        (json!(0), least),
+        (json!(u64::MAX), most),
+        (json!(-1), PIECE_BYTES),
+        (json!("short"), PIECE_BYTES),
+    ] {
+        let (file, content) = bundle(folder.path(), PIECE_BYTES + 2 * expected);
+        let node = UploadNode::start(ModelUpload {
+            wants: wants.clone(),
+            ..ModelUpload::whole()
+        });
+        let words = ["update", "@", &file, "--stage", "--json"];
+        let staged = node.node.run(&cli, &words).await.json();
+        assert_eq!(staged["outcome"], "staged", "{wants}");
+        let upload = node.upload();
+        assert!(upload.received == content, "{wants}: other bytes arrived");
+        assert_eq!(upload.pieces, 3, "{wants}");
+    }
 }
 
 /// The first piece arrives, and every later one breaks the connection.

@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use alknet_tensor_cli::ByteProgress;
+use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::source::{BundlePieces, BundleSource};
+use super::source::{BundlePieces, BundleSource, PIECE_BYTES_MAX};
 use super::{UpdateOptions, confirmed, is_person};
 use crate::cli::call::call_error;
 use crate::cli::dial;
@@ -124,7 +125,8 @@ async fn send(hub: &NodeCaller, pieces: &BundlePieces<'_>, json: bool) -> Result
     let progress = ByteProgress::new("update", None, !json && io::stderr().is_terminal());
     let mut offset = 0;
     while offset < bytes {
-        let input = json!({ "offset": offset, "data": pieces.at(offset).await? });
+        let data = BASE64.encode(&pieces.at(offset, PIECE_BYTES_MAX).await?);
+        let input = json!({ "offset": offset, "data": data });
         let answer = hub.call(UPDATE, &input).await.map_err(call_error)?;
         // A hub that names no higher offset would let this command send for ever.
         let next = answer.value()["offset"]

@@ -15,8 +15,12 @@ use crate::cli::query::text;
 use crate::cli::target::NodeRoute;
 use crate::cli::{CommandError, CommandExit};
 
-/// Bytes of one piece.
-pub(super) const PIECE_BYTES: usize = 256 << 10;
+/// Bytes of one piece, until the node has said how many it wants.
+pub(super) const PIECE_BYTES: usize = 64 << 10;
+/// Fewest bytes of a piece, whatever the node wants. The last one may be shorter.
+pub(super) const PIECE_BYTES_LEAST: usize = 16 << 10;
+/// Most bytes of one piece.
+pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 
 /// Where a bundle comes from.
 pub(super) enum BundleSource {
@@ -53,9 +57,9 @@ impl BundleFile {
         }
     }
 
-    /// The piece that begins at an offset. Empty behind the end.
-    fn piece(&self, offset: u64) -> io::Result<Vec<u8>> {
-        let mut piece = vec![0; PIECE_BYTES];
+    /// The piece of so many bytes that begins at an offset. Empty behind the end.
+    fn piece(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let mut piece = vec![0; bytes];
         let mut read = 0;
         while read < piece.len() {
             match self.file.read_at(&mut piece[read..], offset + read as u64) {
@@ -121,17 +125,17 @@ impl BundlePieces<'_> {
         }
     }
 
-    /// The piece that begins at an offset, in base64.
-    pub(super) async fn at(&self, offset: u64) -> Result<String, CommandError> {
+    /// The piece that begins at an offset. One of a file has so many bytes; a hub gives as many as it wants.
+    pub(super) async fn at(&self, offset: u64, bytes: usize) -> Result<Vec<u8>, CommandError> {
         match self {
             Self::File(file) => {
                 let path = file.path.display();
                 let piece = file
-                    .piece(offset)
+                    .piece(offset, bytes)
                     .map_err(|error| CommandError::local(format!("cannot read {path}: {error}")))?;
                 match piece.is_empty() {
                     true => Err(CommandError::local(format!("{path} became shorter"))),
-                    false => Ok(BASE64.encode(&piece)),
+                    false => Ok(piece),
                 }
             }
             Self::Hub { hub, .. } => {
@@ -139,7 +143,8 @@ impl BundlePieces<'_> {
                     .call("hub/update_read", &json!({ "offset": offset }))
                     .await;
                 let answer = answer.map_err(call_error)?;
-                let data = text(&answer.value()["data"]).to_owned();
+                let data = text(&answer.value()["data"]);
+                let data = BASE64.decode(data.as_bytes()).unwrap_or_default();
                 // An offset below the length has bytes, unless a shorter bundle took the place of this one.
                 match data.is_empty() {
                     true => Err(CommandError::new(
@@ -200,11 +205,10 @@ mod tests {
         assert_eq!(pieces.bytes(), content.len() as u64);
         let mut sent = Vec::new();
         for offset in [0, PIECE_BYTES as u64] {
-            let piece = pieces.at(offset).await.expect("it is open");
-            sent.extend(BASE64.decode(piece.as_bytes()).expect("base64"));
+            sent.extend(pieces.at(offset, PIECE_BYTES).await.expect("it is open"));
         }
         assert!(sent == content);
-        assert!(pieces.at(content.len() as u64).await.is_err());
+        assert!(pieces.at(content.len() as u64, 1).await.is_err());
         let events = opened.read_events().map(|events| events.len());
         assert_eq!(events, Err(Errno::EAGAIN), "the pipe was opened");
     }

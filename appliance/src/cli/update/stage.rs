@@ -7,10 +7,10 @@ use alknet_call::{CallError, ErrorCode};
 use alknet_tensor_cli::ByteProgress;
 use serde_json::{Value, json};
 
-use super::source::{BundlePieces, BundleSource};
-use super::{NodeTurn, STATUS, is_lost, options_within};
+use super::source::{BundlePieces, BundleSource, PIECE_BYTES, PIECE_BYTES_LEAST, PIECE_BYTES_MAX};
+use super::{NodeTurn, STATUS, options_within};
 use crate::cli::call::call_error;
-use crate::cli::node_caller::NodeCaller;
+use crate::cli::node_caller::{NodeCaller, is_lost};
 use crate::cli::query::text;
 use crate::cli::{CommandError, CommandExit, output};
 use crate::node::may_lie_in_delta;
@@ -140,7 +140,7 @@ fn ended(status: &Value, session: &str) -> Option<Result<Value, CommandError>> {
 async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value, CommandError> {
     let input = with_options(turn, json!({ "bytes": pieces.bytes() }));
     let progress = progress(turn);
-    let mut sending = UploadState::default();
+    let mut sending = UploadState::begin();
     let mut tries = 0;
     loop {
         let before = sending.offset;
@@ -208,6 +208,9 @@ async fn begin(node: &NodeCaller, input: &Value) -> Result<String, CommandError>
     Err(call_error(refused))
 }
 
+/// Pieces in a row for which the node names another offset.
+const CORRECTIONS_MAX: u32 = 8;
+
 /// How one connection ended.
 enum UploadStep {
     Done(Value),
@@ -215,13 +218,22 @@ enum UploadStep {
 }
 
 /// How far an upload is.
-#[derive(Default)]
 struct UploadState {
     session: Option<String>,
     offset: u64,
+    /// How many bytes the node wants in the next piece.
+    piece_bytes: usize,
 }
 
 impl UploadState {
+    const fn begin() -> Self {
+        Self {
+            session: None,
+            offset: 0,
+            piece_bytes: PIECE_BYTES,
+        }
+    }
+
     /// The error of the last of so many failures in a row, with how far the upload was. `error` alone would name a lost
     /// connection only.
     fn given_up(&self, mut error: CommandError, bytes: u64, failures: u32) -> CommandError {
@@ -252,21 +264,26 @@ impl UploadState {
         pieces: &BundlePieces<'_>,
         progress: &ByteProgress,
     ) -> Result<UploadStep, CommandError> {
+        let mut corrections = 0;
         loop {
-            let data = pieces.at(self.offset).await?;
-            let input = json!({ "session": self.session, "offset": self.offset, "data": data });
-            let called = node.call_with("update/write", &input, options_within(PIECE_TIMEOUT));
+            let data = pieces.at(self.offset, self.piece_bytes).await?;
+            let input = json!({ "session": self.session, "offset": self.offset });
+            let (data, options) = (("data", &data[..]), options_within(PIECE_TIMEOUT));
+            let called = node.call_with_data("update/write", input, data, options);
             let answer = match called.await {
                 Ok(answer) => answer,
                 Err(error) if is_lost(&error) => return Ok(UploadStep::Lost(error)),
                 Err(error) => match right_offset(&error, self.offset) {
-                    Some(offset) => {
+                    // A node that names other offsets in turn would let this command send for ever.
+                    Some(offset) if corrections < CORRECTIONS_MAX => {
                         self.offset = offset;
+                        corrections += 1;
                         continue;
                     }
-                    None => return Err(call_error(error)),
+                    _ => return Err(call_error(error)),
                 },
             };
+            corrections = 0;
             let answer = answer.value();
             if answer["plan"].is_object() {
                 return Ok(UploadStep::Done(answer["plan"].clone()));
@@ -280,6 +297,10 @@ impl UploadState {
                     "the node takes no more of the bundle",
                 )
             })?;
+            if let Some(bytes) = answer["piece_bytes"].as_u64() {
+                let bytes = usize::try_from(bytes).unwrap_or(PIECE_BYTES_MAX);
+                self.piece_bytes = bytes.clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX);
+            }
             progress.set(self.offset, pieces.bytes());
         }
     }

@@ -13,9 +13,10 @@ use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RA
 use http::{Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 
+use super::piece_pacing::PIECE_BYTES_MAX;
 use super::session::{
-    PIECE_BYTES_MAX, SESSION_TIME_MAX, SessionTurn, StagingError, StagingOutcome, StagingRequest,
-    StagingSession, StagingSessions,
+    SESSION_TIME_MAX, SessionTurn, StagingError, StagingOutcome, StagingRequest, StagingSession,
+    StagingSessions,
 };
 
 /// How often in a row a download that gets no further is taken up again.

@@ -9,6 +9,7 @@ mod download;
 mod ended_start;
 mod init_client;
 mod pace;
+mod piece_pacing;
 mod problem_codes;
 mod problems;
 mod read;
@@ -39,6 +40,7 @@ use auto_memory::AutoMemory;
 use blocked::SteadyClock;
 use download::BundleDownloader;
 use pace::StagingPace;
+pub(crate) use piece_pacing::RequestCount;
 use read::LastCheck;
 use scheduled_start::{START_STEP, ScheduledStartStore};
 use session::StagingSessions;
@@ -105,6 +107,7 @@ pub(crate) struct UpdateContext {
     pub(crate) identity: String,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) identities: Arc<dyn IdentityProvider>,
+    pub(crate) request_count: RequestCount,
     pub(crate) state_dir: PathBuf,
 }
 
@@ -135,11 +138,12 @@ impl NodeUpdates {
             identity,
             clock,
             identities,
+            request_count,
             state_dir,
             ..
         } = context;
         let updates = Self(Arc::new(NodeUpdatesInner {
-            sessions: StagingSessions::new(init.clone(), pace),
+            sessions: StagingSessions::new(init.clone(), pace, request_count),
             init,
             downloader,
             facts,
@@ -173,6 +177,7 @@ impl NodeUpdates {
             identity: String::new(),
             clock: super::clock(),
             identities: Arc::clone(&identity_services.identities) as _,
+            request_count: RequestCount::new(|| 0),
             state_dir: PathBuf::new(),
         })
     }

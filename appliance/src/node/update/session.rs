@@ -8,16 +8,15 @@ use std::time::Duration;
 use alknet_init::control::{UpdatePlan, UpdateRequest};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::bundle_sending::{BundleSending, outcome_of};
 use super::init_client::{UpdateClient, UpdateClientError};
 use super::pace::StagingPace;
+use super::piece_pacing::{PIECE_BYTES_MAX, PiecePacing, RequestCount};
 
 /// Longest bundle, in bytes. PID 1 has its own limits of what is in one.
 pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
-/// Most bytes of one piece.
-pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
 /// How long a session waits for its next piece.
 pub(super) const SESSION_IDLE: Duration = Duration::from_secs(600);
 /// Longest time of a session, until its last piece: a bundle of today at the least rate.
@@ -49,6 +48,8 @@ pub(super) struct StagingRequest {
     pub(super) other_source: bool,
     /// The caller may not start versions.
     pub(super) limited: bool,
+    /// A caller sends the pieces. Otherwise the node fetches them itself.
+    pub(super) by_calls: bool,
 }
 
 /// How the sending of a bundle ended.
@@ -128,6 +129,8 @@ impl From<UpdateClientError> for StagingError {
 pub(super) struct PieceTaken {
     /// Where the next piece begins.
     pub(super) offset: u64,
+    /// How many bytes it should have at most, if one follows.
+    pub(super) next_bytes: usize,
     /// After the last piece, what PID 1 made of the bundle.
     pub(super) plan: Option<UpdatePlan>,
 }
@@ -216,14 +219,16 @@ impl SessionTable {
 pub(super) struct StagingSessions {
     init: UpdateClient,
     pub(super) pace: StagingPace,
+    request_count: RequestCount,
     table: Arc<Mutex<SessionTable>>,
 }
 
 impl StagingSessions {
-    pub(super) fn new(init: UpdateClient, pace: StagingPace) -> Self {
+    pub(super) fn new(init: UpdateClient, pace: StagingPace, request_count: RequestCount) -> Self {
         Self {
             init,
             pace,
+            request_count,
             table: Arc::default(),
         }
     }
@@ -461,6 +466,7 @@ impl StagingSessions {
             let answer = match outcome {
                 StagingOutcome::Planned(plan) => Ok(PieceTaken {
                     offset: session.offset(),
+                    next_bytes: PIECE_BYTES_MAX,
                     plan: Some(plan),
                 }),
                 outcome => Err(StagingError::Ended(Box::new(outcome))),
@@ -506,6 +512,7 @@ impl StagingSessions {
         let bytes = session.request.bytes;
         let began = Instant::now();
         let (mut sent, mut last_piece, mut wrong) = (0, began, 0);
+        let mut pacing = PiecePacing::begin(&self.request_count, session.request.by_calls);
         while sent < bytes {
             // Counted from the last piece that fitted: other ones do not keep a session alive.
             let (due, why) = self.pace.due((began, last_piece), sent);
@@ -537,19 +544,33 @@ impl StagingSessions {
             (last_piece, wrong) = (Instant::now(), 0);
             let data = std::mem::take(&mut piece.data);
             if sending.data(&data).await?.is_break() {
+                // Its answer is how the session ended.
+                *last = Some(piece);
                 return sending.abort(session.why()).await;
             }
             sent += data.len() as u64;
             session.offset.store(sent, Ordering::Relaxed);
             if sent == bytes {
                 *last = Some(piece);
-            } else {
-                let taken = PieceTaken {
-                    offset: sent,
-                    plan: None,
-                };
-                piece.taken.send(Ok(taken)).ok();
+                continue;
             }
+            let after = pacing.note_piece(data.len());
+            tokio::select! {
+                biased;
+                () = session.given_up.notified() => {
+                    *last = Some(piece);
+                    return sending.give_up(session.why()).await;
+                }
+                () = sleep(after.pause) => {}
+            }
+            let taken = PieceTaken {
+                offset: sent,
+                next_bytes: after.next_bytes,
+                plan: None,
+            };
+            pacing.go_on();
+            last_piece = Instant::now();
+            piece.taken.send(Ok(taken)).ok();
         }
         sending.finish(self.pace.answer).await
     }
@@ -575,6 +596,7 @@ fn ended_write(ended: &EndedStaging, offset: u64) -> Result<PieceTaken, StagingE
     match &ended.outcome {
         StagingOutcome::Planned(plan) if offset <= ended.request.bytes => Ok(PieceTaken {
             offset: ended.request.bytes,
+            next_bytes: PIECE_BYTES_MAX,
             plan: Some(plan.clone()),
         }),
         outcome => Err(StagingError::Ended(Box::new(outcome.clone()))),

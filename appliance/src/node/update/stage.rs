@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use super::auto::BY;
 use super::download::{OpenedBundle, shortened};
+use super::piece_pacing::PIECE_BYTES_MAX;
 use super::read::no_channel;
 use super::schedule::is_left;
 use super::session::{
-    BUNDLE_BYTES_MAX, PIECE_BYTES_MAX, SessionTurn, StagingError, StagingOutcome, StagingRequest,
-    StagingSession,
+    BUNDLE_BYTES_MAX, SessionTurn, StagingError, StagingOutcome, StagingRequest, StagingSession,
 };
 use super::waiting::is_replaceable;
 use super::{
@@ -106,6 +106,7 @@ pub(super) fn write(updates: NodeUpdates) -> Registration {
         "type": "object",
         "properties": {
             "offset": { "type": "integer", "description": "Where the next piece begins" },
+            "piece_bytes": { "type": "integer", "description": "How many bytes the next piece should have at most, so that other calls do not wait for it" },
             "plan": plan_schema(),
             "aborted": { "const": true, "description": "The bundle was given up: not if PID 1 was done with it, and the answer has its plan then" },
         }
@@ -396,6 +397,7 @@ impl NodeUpdates {
                     unasked: false,
                     other_source: limited,
                     limited,
+                    by_calls: true,
                 };
                 Ok(self.begin(request, turn)?)
             }
@@ -475,6 +477,7 @@ impl NodeUpdates {
             unasked: request.unasked,
             other_source,
             limited: request.limited,
+            by_calls: false,
         };
         self.note_failure_before_session();
         let sessions = &self.0.sessions;
@@ -588,7 +591,9 @@ impl NodeUpdates {
                     .write((session.as_str(), owner), (offset, data))
                     .await?;
                 let plan = taken.plan.as_ref().map(shown_plan);
-                Ok(json!({ "offset": taken.offset, "plan": plan }))
+                Ok(json!({
+                    "offset": taken.offset, "piece_bytes": taken.next_bytes, "plan": plan,
+                }))
             }
         }
     }
@@ -629,6 +634,7 @@ impl NodeUpdates {
             unasked: true,
             other_source: false,
             limited: false,
+            by_calls: true,
         };
         // A session that has begun since may have staged the version of an administrator.
         let session = self.0.sessions.begin_after(last, request)?;

@@ -379,6 +379,7 @@ fn start_updates(
         identity: "ed25519:00".to_owned(),
         clock: Arc::clone(&clocks.wall) as _,
         identities: Arc::clone(&services.identities) as _,
+        request_count: RequestCount::new(|| 0),
         state_dir: dir.path().to_owned(),
     };
     let mut downloader = BundleDownloader::new(Arc::clone(&context.dialer));
@@ -468,5 +469,6 @@ fn request(bytes: usize) -> StagingRequest {
         unasked: false,
         other_source: false,
         limited: false,
+        by_calls: true,
     }
 }

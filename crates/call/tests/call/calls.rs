@@ -440,6 +440,28 @@ async fn mixed_answers_go_to_peers_that_understand_them() {
 }
 
 #[tokio::test]
+async fn binary_data_of_a_request_goes_to_peers_that_understand_it() {
+    for carriage in CARRIAGES {
+        let node = CallTestNode::new();
+        let client = node.client(carriage, None);
+        let data = [7; 100_000];
+        let input = json!({ "data": { "$bin": [0, data.len()] } });
+        let options = CallOptions::default();
+        let call = || client.call_with_data("test/sum", &input, &data, &options);
+        let error = soon(call()).await.expect_err("the peer may not take it");
+        assert_eq!(error.code, ErrorCode::InvalidInput);
+        assert!(soon(client.takes_binary()).await.expect("a list"));
+        for _ in 0..2 {
+            let answer = soon(call()).await.expect("an answer");
+            assert_eq!(*answer.value(), json!({ "bytes": 100_000, "sum": 700_000 }));
+        }
+        // A request without data, on the same connection.
+        let answer = soon(client.call("test/sum", &json!({}))).await;
+        assert_eq!(answer.expect("an answer").value()["bytes"], 0);
+    }
+}
+
+#[tokio::test]
 async fn many_calls_at_once_find_their_answers() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();

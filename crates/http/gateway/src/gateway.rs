@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ use crate::wire::{
 #[derive(Debug, Default)]
 pub struct Gateway {
     rate_limiter: HttpRateLimiter,
+    /// Requests since the start.
+    requests: AtomicU64,
 }
 
 /// The identity of a caller, and its proof.
@@ -63,12 +66,19 @@ impl Gateway {
     pub fn new(quota: Quota) -> Self {
         Self {
             rate_limiter: HttpRateLimiter::new(quota),
+            requests: AtomicU64::new(0),
         }
     }
 
     /// Changes the limits from now on.
     pub fn set_quota(&self, quota: Quota) {
         self.rate_limiter.set_quota(quota);
+    }
+
+    /// The number of requests since the node started.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// The number of running calls and streams.
@@ -90,6 +100,7 @@ impl Gateway {
         gate: &LocalCaller,
         token: Option<&str>,
     ) -> Result<CallerIdentity, ApiError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         // The penalty is looked up for every request, like everything else that takes time.
         let penalty = gate.penalty();
         let Some(token) = token else {

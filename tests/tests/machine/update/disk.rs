@@ -40,6 +40,13 @@ pub(crate) struct SlotContents {
     programs: [Option<Vec<u8>>; 2],
 }
 
+impl SlotContents {
+    /// Whether the programs and the loader are the same; the record may be another one.
+    pub(crate) fn has_programs_of(&self, other: &Self) -> bool {
+        (&self.loader, &self.programs) == (&other.loader, &other.programs)
+    }
+}
+
 impl SlotDiskImage {
     pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())

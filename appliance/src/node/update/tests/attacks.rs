@@ -9,7 +9,8 @@ use tokio::task::JoinHandle;
 use super::operations::{ADMIN, UpdateCaller};
 use super::scheduled_starts::not_started;
 use super::*;
-use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome, WRONG_PIECES_MAX};
+use crate::node::update::piece_pacing::PIECE_BYTES_MAX;
+use crate::node::update::session::{StagingOutcome, WRONG_PIECES_MAX};
 
 const CLIENT: (&str, &[&str]) = ("eve", &[STAGE_SCOPE, READ_SCOPE]);
 const HUB: (&str, &[&str]) = ("hub", &[OFFER_SCOPE, READ_SCOPE]);

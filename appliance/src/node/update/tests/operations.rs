@@ -8,7 +8,7 @@ use data_encoding::BASE64;
 
 use super::*;
 use crate::node::update::act::StartOrder;
-use crate::node::update::session::PIECE_BYTES_MAX;
+use crate::node::update::piece_pacing::PIECE_BYTES_MAX;
 
 /// The operations, called as over a connection.
 pub(super) struct UpdateCaller(LocalCaller);
@@ -69,7 +69,8 @@ async fn an_administrator_updates_a_machine_by_calls() {
         .call(ADMIN, "update/write", write(0, b"a bun"))
         .await
         .expect("taken");
-    assert_eq!(first, json!({ "offset": 5, "plan": null }));
+    let expected = json!({ "offset": 5, "piece_bytes": PIECE_BYTES_MAX, "plan": null });
+    assert_eq!(first, expected);
     let status = node
         .call(ADMIN, "update/status", Value::Null)
         .await

@@ -1,11 +1,15 @@
 //! Bundles that a caller sends piece by piece.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use alknet_call::CallError;
 use alknet_init::control::UPDATE_FRAME_BYTES_MAX;
+use nix::time::{ClockId, clock_gettime};
 
 use super::*;
 use crate::node::update::init_client::UpdateClientError;
-use crate::node::update::session::{PIECE_BYTES_MAX, StagingOutcome};
+use crate::node::update::piece_pacing::{PIECE_BYTES_LEAST, PIECE_BYTES_MAX};
+use crate::node::update::session::{PieceTaken, StagingOutcome, StagingSessions};
 
 #[tokio::test]
 async fn a_bundle_goes_to_pid_1_in_frames_and_its_plan_comes_back() {
@@ -26,6 +30,77 @@ async fn a_bundle_goes_to_pid_1_in_frames_and_its_plan_comes_back() {
     );
     assert_eq!(bench.updates.0.sessions.staged(), Some(plan()));
     assert!(bench.updates.0.sessions.current().is_none());
+}
+
+/// A session whose node counts so many requests of others with each piece, and works so long for them.
+struct PacedSession {
+    sessions: StagingSessions,
+    id: String,
+    /// PID 1's end of the channels.
+    _init: (StdStream, mpsc::Receiver<InitMessage>),
+}
+
+impl PacedSession {
+    async fn begin(bytes: usize, others: u64, work: Duration) -> Self {
+        let (to_init, mut messages) = mpsc::channel(8);
+        let (ours, theirs) = StdStream::pair().expect("sockets");
+        let init = UpdateClient::new(Some(to_init), Some(UpdateStream::of_test(ours)));
+        let asked = AtomicU64::new(0);
+        let used = || Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("it"));
+        let count = RequestCount::new(move || {
+            let until = used() + work;
+            while used() < until {}
+            asked.fetch_add(others, Ordering::Relaxed)
+        });
+        let pace = StagingPace {
+            abort: Duration::from_millis(20),
+            ..StagingPace::default()
+        };
+        let sessions = StagingSessions::new(init, pace, count);
+        let session = sessions.begin(request(bytes), None).expect("it begins");
+        assert!(messages.recv().await.is_some());
+        let id = session.id.clone();
+        Self {
+            sessions,
+            id,
+            _init: (theirs, messages),
+        }
+    }
+
+    async fn send(&self, offset: u64, bytes: usize) -> Result<PieceTaken, StagingError> {
+        let piece = (offset, Bytes::from(vec![7; bytes]));
+        self.sessions.write((&self.id, "ada"), piece).await
+    }
+}
+
+/// Beside the requests of other callers the node asks for pieces that they need not wait for.
+#[tokio::test]
+async fn the_node_says_how_long_the_next_piece_should_be() {
+    for (others, expected) in [(0, PIECE_BYTES_MAX), (5, PIECE_BYTES_LEAST)] {
+        let session = PacedSession::begin(9, others, Duration::ZERO).await;
+        let first = session.send(0, 4).await.expect("it is taken");
+        assert_eq!((first.offset, first.next_bytes), (4, PIECE_BYTES_MAX));
+        let second = session.send(4, 4).await.expect("it is taken");
+        assert_eq!((second.offset, second.next_bytes), (8, expected));
+    }
+}
+
+/// A bundle is given up while the node waits before it asks for the next piece: the sender of the last one gets the
+/// reason.
+#[tokio::test]
+async fn a_piece_has_its_answer_when_the_bundle_is_given_up_in_the_pause() {
+    let piece = PIECE_BYTES_LEAST;
+    let session = PacedSession::begin(3 * piece, 5, Duration::from_millis(60)).await;
+    session.send(0, piece).await.expect("it is taken");
+    let (sent, given_up) = tokio::join!(session.send(piece as u64, piece), async {
+        // The node works for the piece meanwhile, and then rests for as long as it may.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let of = (session.id.as_str(), "ada");
+        session.sessions.give_up(of, "enough".to_owned()).await
+    });
+    let ended = StagingOutcome::GivenUp("enough".to_owned());
+    assert_eq!(given_up, Ok(ended.clone()));
+    assert_eq!(sent, Err(StagingError::Ended(Box::new(ended))));
 }
 
 /// A caller that lost its connection asks for the offset and goes on, wherever that was.
@@ -260,7 +335,7 @@ async fn a_bundle_at_whose_end_pid_1_does_not_listen_may_have_replaced_what_was_
         answer: Duration::from_millis(20),
         ..StagingPace::default()
     };
-    let sessions = StagingSessions::new(init.clone(), pace);
+    let sessions = StagingSessions::new(init.clone(), pace, RequestCount::new(|| 0));
     let first = sessions.begin(request(4), None).expect("it begins");
     let message = messages.recv().await;
     let Some(InitMessage::Update { n, .. }) = message else {

@@ -83,6 +83,14 @@ pub fn registry(probe: &Arc<OperationProbe>) -> Registry {
         }),
     ));
     builder.add(Registration::new(
+        query("test/sum"),
+        HandlerKind::once(|input, _| async move {
+            let data = input.binary(&input.value()["data"]).unwrap_or_default();
+            let sum: u64 = data.iter().copied().map(u64::from).sum();
+            Ok(json!({ "bytes": data.len(), "sum": sum }))
+        }),
+    ));
+    builder.add(Registration::new(
         query("test/back"),
         HandlerKind::once(|input, ctx| async move {
             let answer = ctx.caller().call("client/double", input.value()).await?;
