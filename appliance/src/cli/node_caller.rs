@@ -72,7 +72,7 @@ impl NodeCaller {
     }
 
     /// Whether the connection has ended.
-    pub(crate) fn is_lost(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.connection.is_closed()
     }
 

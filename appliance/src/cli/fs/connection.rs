@@ -43,14 +43,14 @@ async fn finish_over(
         let before = work.answers();
         let reached = dialer.reached(route, async |node| {
             let done = work.go_on(node).await;
-            Ok((done, node.is_lost()))
+            Ok((done, node.has_ended()))
         });
         let reached = reached.await;
         let error = match reached {
             Ok((Ok(()), _)) => return Ok(()),
             // Before the first answer an error is rather that of the node than of the connection.
-            Ok((Err(error), is_lost))
-                if is_of_connection(&error) && (is_lost || work.answers() > 0) =>
+            Ok((Err(error), has_ended))
+                if is_of_connection(&error) && (has_ended || work.answers() > 0) =>
             {
                 error
             }
