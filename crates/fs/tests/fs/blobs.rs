@@ -132,6 +132,35 @@ async fn a_content_is_shared_found_and_fetched() {
     assert_eq!(first["done"], json!(true));
 }
 
+/// The attack: a peer names a content of another bucket, whose hash it knows, and reads it under that name.
+#[tokio::test]
+async fn a_name_that_was_announced_opens_no_content_of_another_bucket() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let secret = json!({ "bucket": "secret" });
+    admin.call("fs/bucket/create", secret).await;
+    let bytes = noise(300_000);
+    let hash = admin.upload("secret:/a", &bytes).await["hash"].clone();
+    want(&node, "/mine", &bytes).await;
+    let by_hash = json!({ "hash": hash });
+    let reader = node.peer("ada", &["fs:read:docs", "fs:sync:docs"]);
+    for input in [json!({ "path": "docs:/mine" }), by_hash.clone()] {
+        let (code, sent) = reader.broken("fs/read", input).await;
+        assert_eq!((&*code, sent), ("CONTENT_UNAVAILABLE", 0));
+    }
+    let status = reader.call("fs/blob/status", by_hash.clone()).await;
+    assert_eq!(status["status"], "wanted");
+    // What a peer sends for the bucket is its own.
+    let theirs = bobs_admin.upload("docs:/a", &bytes).await["hash"].clone();
+    assert_eq!(theirs, hash);
+    share(&bobs_admin, &hash).await;
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    let mut items = reader.subscribe("fs/blob/fetch", by_hash).await;
+    while next(&mut items).await.output.value()["done"] != json!(true) {}
+    let (_, read) = reader.read(json!({ "path": "docs:/mine" })).await;
+    assert!(read == bytes);
+}
+
 #[tokio::test]
 async fn a_fetch_that_fails_names_what_the_peers_did() {
     let (bob, node) = (FilesNode::new(), FilesNode::new());

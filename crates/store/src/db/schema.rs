@@ -33,7 +33,7 @@ pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 /// Tables and indexes that came after the first format. An earlier program reads a file with them and leaves them alone, so
 /// they need no new version: it synchronises nothing and knows no shares.
 ///
-/// The document of a branch lies in parts in `sync_log`: one of them grows by what was added, and `SQLite` writes no value in
+/// The document of a branch lies in parts in `sync_log`: one of them grows by what was added, and SQLite writes no value in
 /// place.
 pub(crate) const LATER_TABLES: &str = "
 CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
@@ -54,8 +54,8 @@ CREATE INDEX IF NOT EXISTS sync_log_branch ON sync_log(branch_id, id);
 /// branch with `flat_seq` has copies of the rows that its ancestors showed at that commit, and below `pruned_seq` a
 /// collection may have removed rows of it. `collected_ms` is the last time that a collection of the bucket believed, and
 /// `jump_ms` one that it did not believe. `end_bytes` counts the bytes of the payloads up to this one, so that the
-/// difference of two rows says what lies between them. `blob_bucket.charged` is what the bucket
-/// pays for a content, and `wanted` says that it has no right to the bytes yet.
+/// difference of two rows says what lies between them. `blob_bucket.charged` is what the bucket pays for a content, and
+/// `wanted` says that it has no right to the bytes yet.
 const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE TABLE bucket(
