@@ -1,17 +1,17 @@
 //! A folder of objects.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::{self, DirBuilder};
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_durable::sync_folder;
 use blake3::Hash;
 
-use crate::error::ObjectError;
+use crate::disk::{ObjectDisk, SystemObjectDisk, hold_bytes, open_object};
+use crate::error::{DamagedPart, ObjectError};
 use crate::outboard_folder::{OutboardFolder, OutboardPolicy};
 
 const OBJECTS: &str = "objects";
@@ -31,6 +31,17 @@ pub struct ObjectFolder {
     pins: Mutex<HashMap<Hash, usize>>,
     /// Held while the folder of a first digit pair is made, until its name is on the disk.
     making: Mutex<()>,
+    /// Objects whose name could not be synced. The next writer of one gives it its name again, because the system does not
+    /// report the same loss twice.
+    unsynced: Mutex<HashSet<Hash>>,
+    disk: Arc<dyn ObjectDisk>,
+}
+
+/// A file that has no name any more.
+struct UnlinkedObject {
+    bytes: u64,
+    /// What keeps its bytes, and those of its outboard, from being freed.
+    held: Vec<File>,
 }
 
 /// The result of a removal.
@@ -63,6 +74,18 @@ impl ObjectFolder {
         root: impl Into<PathBuf>,
         outboards: OutboardPolicy,
     ) -> Result<Arc<Self>, ObjectError> {
+        Self::open_on(root, outboards, Arc::new(SystemObjectDisk))
+    }
+
+    /// The same with a disk of the caller's own.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn open_on(
+        root: impl Into<PathBuf>,
+        outboards: OutboardPolicy,
+        disk: Arc<dyn ObjectDisk>,
+    ) -> Result<Arc<Self>, ObjectError> {
         let root = root.into();
         let [objects, outboards_folder, staging] =
             [OBJECTS, OUTBOARDS, STAGING].map(|name| root.join(name));
@@ -74,15 +97,18 @@ impl ObjectFolder {
                 builder.create(folder)?;
             }
             // An object is on the disk only if the folders above it are.
-            sync_folder(&root)?;
+            disk.sync_folder(&root)?;
             if is_new && let Some(above) = root.parent() {
-                sync_folder(above)?;
+                disk.sync_folder(above)?;
             }
+            // The process before may have ended after it made a folder for objects and before it synced the name, and
+            // writers take a folder that is there for one whose name is on the disk.
+            disk.sync_folder(&objects)?;
             // A restart ends every writer, so what it has staged is removed.
             for left in fs::read_dir(&staging)? {
                 fs::remove_file(left?.path())?;
             }
-            OutboardFolder::open(outboards_folder.clone(), outboards)
+            OutboardFolder::open(outboards_folder.clone(), outboards, Arc::clone(&disk))
         };
         let opened =
             open().map_err(|error| ObjectError::io(format_args!("open {}", root.display()), error));
@@ -92,6 +118,8 @@ impl ObjectFolder {
             staging,
             pins: Mutex::default(),
             making: Mutex::default(),
+            unsynced: Mutex::default(),
+            disk,
         }))
     }
 
@@ -117,6 +145,41 @@ impl ObjectFolder {
         let path = self.path(hash);
         let size = size(&path);
         size.map_err(|error| ObjectError::io(format_args!("look at {}", path.display()), error))
+    }
+
+    /// Opens the file of an object that has `size` bytes. Its content is not verified. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`]; [`ObjectError::Damaged`] if it has another length, or is no regular file;
+    /// [`ObjectError::Io`].
+    pub fn open_file(&self, hash: &Hash, size: u64) -> Result<File, ObjectError> {
+        let file = self.open_any(hash)?;
+        let path = self.path(hash);
+        let found = file.metadata();
+        let found = found
+            .map_err(|error| ObjectError::io(format_args!("look at {}", path.display()), error));
+        match found?.len() == size {
+            true => Ok(file),
+            false => Err(ObjectError::Damaged {
+                hash: *hash,
+                part: DamagedPart::Content,
+                source: None,
+            }),
+        }
+    }
+
+    /// The same whatever its length is.
+    pub(crate) fn open_any(&self, hash: &Hash) -> Result<File, ObjectError> {
+        let path = self.path(hash);
+        open_object(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => ObjectError::Missing(*hash),
+            ErrorKind::InvalidData => ObjectError::Damaged {
+                hash: *hash,
+                part: DamagedPart::Content,
+                source: Some(error),
+            },
+            _ => ObjectError::io(format_args!("open {}", path.display()), error),
+        })
     }
 
     /// Keeps an object from being removed. A writer has a pin from before it looks whether the object is there until
@@ -151,20 +214,27 @@ impl ObjectFolder {
     ) -> Result<ObjectRemoval, ObjectError> {
         let path = self.path(hash);
         let failed = |error| ObjectError::io(format_args!("remove {}", path.display()), error);
-        let bytes = {
+        let unlinked = {
             let pins = self.pins();
             if pins.contains_key(hash) || !is_free() {
                 return Ok(ObjectRemoval::InUse);
             }
             self.unlink(hash, &path).map_err(failed)?
         };
+        let bytes = unlinked.map(|UnlinkedObject { bytes, held }| {
+            // Behind the lock, which every writer and the end of every pin needs.
+            held.into_iter().for_each(|file| self.disk.free(file));
+            bytes
+        });
         // A reader that opened the object before may have computed an outboard meanwhile.
         let removed = self.outboards.remove_of(hash, bytes.unwrap_or(0));
         let Some(bytes) = bytes else {
             removed.map_err(failed)?;
             return Ok(ObjectRemoval::Missing);
         };
-        let synced = sync_folder(path.parent().unwrap_or(&self.objects));
+        let synced = self
+            .disk
+            .sync_folder(path.parent().unwrap_or(&self.objects));
         // The file is gone, so that what fails from here on is no failed removal.
         match removed.and(synced) {
             Ok(()) => Ok(ObjectRemoval::Removed { bytes }),
@@ -176,16 +246,19 @@ impl ObjectFolder {
         }
     }
 
-    /// Removes the outboards and the file of an object; returns its bytes, if it was there.
-    fn unlink(&self, hash: &Hash, path: &Path) -> io::Result<Option<u64>> {
+    /// Removes the names of the outboards and the file of an object, if it is there.
+    fn unlink(&self, hash: &Hash, path: &Path) -> io::Result<Option<UnlinkedObject>> {
         let Some(bytes) = size(path)? else {
             return Ok(None);
         };
+        let outboard = self.outboards.path_of(hash, bytes);
+        let held = [path, &outboard].into_iter().filter_map(hold_bytes);
+        let held = held.collect();
         // The outboards go first: a power cut must not leave one without its object, which no later removal would find.
         self.outboards.remove_of(hash, bytes)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            removed => removed.map(|()| Some(bytes)),
+            removed => removed.map(|()| Some(UnlinkedObject { bytes, held })),
         }
     }
 
@@ -195,11 +268,40 @@ impl ObjectFolder {
         // Another writer must not find a folder that a power cut would still take away.
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         match DirBuilder::new().mode(FOLDER_MODE).create(&folder) {
-            Ok(()) => sync_folder(&self.objects)?,
+            Ok(()) => {
+                let synced = self.disk.sync_folder(&self.objects);
+                if synced.is_err() {
+                    // The next writer has to make it again: a folder that is there counts as synced.
+                    fs::remove_dir(&folder).ok();
+                }
+                synced?;
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
         Ok(folder)
+    }
+
+    /// Remembers whether the name of an object got to the disk.
+    pub(crate) fn note_name_sync(&self, hash: Hash, is_synced: bool) {
+        let mut unsynced = self.unsynced();
+        match is_synced {
+            true => unsynced.remove(&hash),
+            false => unsynced.insert(hash),
+        };
+    }
+
+    /// Whether the last sync of the name of an object failed.
+    pub(crate) fn is_name_unsynced(&self, hash: &Hash) -> bool {
+        self.unsynced().contains(hash)
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, HashSet<Hash>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) const fn disk(&self) -> &Arc<dyn ObjectDisk> {
+        &self.disk
     }
 
     pub(crate) const fn outboards(&self) -> &OutboardFolder {
@@ -227,9 +329,9 @@ impl Drop for ObjectPin {
     }
 }
 
-/// Bytes of a file, if it is there.
+/// Bytes of a file, if it is there. A link is not followed.
 pub(crate) fn size(path: &Path) -> io::Result<Option<u64>> {
-    match fs::metadata(path) {
+    match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         metadata => metadata.map(|metadata| Some(metadata.len())),
     }

@@ -11,7 +11,8 @@ use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges};
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 
-use crate::limits::GROUP_BYTES;
+use crate::limits::{CHUNK_BYTES, GROUP_BYTES};
+use crate::selection::ChunkSelection;
 
 /// Sixteen chunks of 1 KiB.
 const BLOCK: BlockSize = BlockSize::from_chunk_log(4);
@@ -23,8 +24,12 @@ pub const PAIR_BYTES: usize = 64;
 pub enum TreeStep {
     /// The child hashes of a node.
     Pair {
-        /// Number of the pair in the outboard.
-        at: u64,
+        /// Number of the pair in the outboard. `None` for a node within a group, of which the outboard has nothing.
+        at: Option<u64>,
+        /// The first byte below the node in the file.
+        start: u64,
+        /// Bytes below the node.
+        len: u64,
         /// Whether the node is the root.
         root: bool,
         /// Whether the encoded part has what lies below the left child.
@@ -36,7 +41,7 @@ pub enum TreeStep {
     Group {
         /// Its first byte in the file.
         start: u64,
-        /// Its bytes: those of a group, or fewer at the end of the file.
+        /// Its bytes: those of a group, or fewer at the end of the file and where only a part of a group is selected.
         len: usize,
         /// Whether the file has no other group.
         root: bool,
@@ -84,6 +89,16 @@ impl TreeSteps {
         }
     }
 
+    /// The steps of the selected chunks, which may be parts of groups.
+    #[must_use]
+    pub fn selected(len: u64, selection: &ChunkSelection) -> Self {
+        let tree = tree(len);
+        Self {
+            tree,
+            inner: ResponseIter::new(tree, selection.chunks(len)),
+        }
+    }
+
     /// Bytes of the encoded part.
     #[must_use]
     pub fn encoded_len(len: u64, part: &Range<u64>) -> u64 {
@@ -106,13 +121,18 @@ impl Iterator for TreeSteps {
                 left,
                 right,
                 ..
-            } => TreeStep::Pair {
-                // Parts begin and end at groups, so the iterator yields no node within a group.
-                at: self.tree.pre_order_offset(node)?,
-                root: is_root,
-                left,
-                right,
-            },
+            } => {
+                let chunks = node.chunk_range();
+                let start = chunks.start.to_bytes();
+                TreeStep::Pair {
+                    at: self.tree.pre_order_offset(node),
+                    start,
+                    len: chunks.end.to_bytes().min(self.tree.size()) - start,
+                    root: is_root,
+                    left,
+                    right,
+                }
+            }
             BaoChunk::Leaf {
                 start_chunk,
                 size,
@@ -150,6 +170,42 @@ fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
     hasher.finalize_non_root()
 }
 
+/// The hashes of the children of a node within a group, computed from the bytes below the node.
+pub(crate) fn pair_below(start: u64, bytes: &[u8]) -> [u8; PAIR_BYTES] {
+    let chunks = bytes.len().div_ceil(CHUNK_BYTES as usize);
+    // The left child has a power of two of chunks, as many as leave the right one at least one.
+    let left = chunks.next_power_of_two() / 2 * CHUNK_BYTES as usize;
+    let (left, right) = bytes.split_at(left.min(bytes.len()));
+    let mut pair = [0; PAIR_BYTES];
+    pair[..32].copy_from_slice(&group(start, left, false));
+    pair[32..].copy_from_slice(&group(start + left.len() as u64, right, false));
+    pair
+}
+
+/// The encoding of the selected chunks of a content of at most a group, as [`VerifiedPart::selected`] has it of an object.
+/// The caller has compared the bytes with their hash.
+///
+/// [`VerifiedPart::selected`]: crate::VerifiedPart::selected
+#[must_use]
+pub fn encode_group(bytes: &[u8], selection: &ChunkSelection) -> Vec<u8> {
+    let mut encoded = Vec::with_capacity(bytes.len());
+    for step in TreeSteps::selected(bytes.len() as u64, selection) {
+        // The steps lie within the bytes, and the casts keep their values: the bytes are in memory.
+        match step {
+            TreeStep::Pair { start, len, .. } => {
+                let below = bytes.get(start as usize..).unwrap_or_default();
+                let below = below.get(..len as usize).unwrap_or(below);
+                encoded.extend(pair_below(start, below));
+            }
+            TreeStep::Group { start, len, .. } => {
+                let below = bytes.get(start as usize..).unwrap_or_default();
+                encoded.extend_from_slice(below.get(..len).unwrap_or(below));
+            }
+        }
+    }
+    encoded
+}
+
 /// Hashes that a verified parent lists and whose bytes have not arrived yet.
 #[derive(Debug)]
 pub struct ExpectedHashes(Vec<[u8; 32]>);
@@ -183,6 +239,9 @@ impl ExpectedHashes {
         self.0.pop() == Some(group(start, bytes, root))
     }
 }
+
+#[cfg(test)]
+mod selected_tests;
 
 #[cfg(test)]
 mod tests {
@@ -229,8 +288,9 @@ mod tests {
                             root,
                             left,
                             right,
+                            ..
                         } => {
-                            let at = at as usize * PAIR_BYTES;
+                            let at = at.expect("parts are whole groups") as usize * PAIR_BYTES;
                             let bytes = outboard.data[at..].first_chunk().expect("a pair");
                             assert!(expected.pair(bytes, (root, left, right)));
                             ours.extend(bytes);

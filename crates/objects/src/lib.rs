@@ -10,6 +10,10 @@
 //! gets no byte that was not compared with the hash, in groups of 16 KiB, by a tree that has the encoding of bao-tree and
 //! of iroh's blobs. Names, rights, quotas and the network are the business of the caller.
 //!
+//! To store a content that is there already costs the same syncs as a new one, so that they do not tell an uploader that
+//! the folder has the content. What still differs: the stored file is read once to compare it, nothing is renamed, and the
+//! free space is afterwards what it was before. A caller that must hide this as well stores a copy for each owner.
+//!
 //! ```
 //! use alknet_objects::{ObjectFolder, ObjectRemoval, OutboardPolicy};
 //!
@@ -43,6 +47,7 @@
 
 pub mod limits;
 
+mod disk;
 mod disk_usage;
 mod error;
 mod folder;
@@ -52,21 +57,24 @@ mod outboard;
 mod outboard_folder;
 mod reader;
 mod scrub;
+mod selection;
 mod staged;
 mod tree_files;
 mod tree_hasher;
 mod verified;
 mod view;
 
+pub use disk::{ObjectDisk, SystemObjectDisk};
 pub use disk_usage::bytes_on_disk;
 pub use error::{DamagedPart, ObjectError};
 pub use folder::{ObjectFolder, ObjectPin, ObjectRemoval};
-pub use hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
+pub use hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps, encode_group};
 pub use list::{ListedObject, ObjectCursor};
 pub use outboard::Outboard;
 pub use outboard_folder::OutboardPolicy;
 pub use reader::{ObjectBlocks, ObjectReader};
 pub use scrub::{CheckedObject, ObjectDamage, ObjectScrub, ScrubStep};
+pub use selection::ChunkSelection;
 pub use staged::{PlacedObject, Placement, StagedObject};
 pub use verified::VerifiedPart;
 pub use view::{ObjectStamp, ObjectView};

@@ -1,5 +1,7 @@
 //! The limits of a folder of objects.
 
+/// Bytes of a chunk of BLAKE3, the unit of a selection.
+pub const CHUNK_BYTES: u64 = 1 << 10;
 /// Bytes of a group, the unit of verification: sixteen chunks of BLAKE3.
 pub const GROUP_BYTES: u64 = 16 << 10;
 /// Bytes that are read at once; a response of a node has two such blocks in memory at most. A block of verified bytes has at

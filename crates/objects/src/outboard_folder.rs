@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_durable::sync_folder;
 use blake3::Hash;
 use tempfile::NamedTempFile;
 
+use crate::disk::ObjectDisk;
 use crate::tree_files::TreeFiles;
 
 /// Which outboards a folder of objects has. Deleting outboards is always safe: a reader computes a missing one again.
@@ -31,6 +31,7 @@ pub enum OutboardPolicy {
 pub(crate) struct OutboardFolder {
     folder: PathBuf,
     cache: Option<Mutex<TreeFiles>>,
+    disk: Arc<dyn ObjectDisk>,
 }
 
 /// The name of the outboard of these bytes of an object.
@@ -40,7 +41,11 @@ pub(crate) fn outboard_name(hash: &Hash, range: &Range<u64>) -> String {
 
 impl OutboardFolder {
     /// Reads the folder, and removes what is beyond the limits.
-    pub(crate) fn open(folder: PathBuf, policy: OutboardPolicy) -> io::Result<Self> {
+    pub(crate) fn open(
+        folder: PathBuf,
+        policy: OutboardPolicy,
+        disk: Arc<dyn ObjectDisk>,
+    ) -> io::Result<Self> {
         let cache = match policy {
             OutboardPolicy::Cached {
                 count_max,
@@ -51,6 +56,7 @@ impl OutboardFolder {
         Ok(Self {
             folder,
             cache: cache.map(Mutex::new),
+            disk,
         })
     }
 
@@ -61,6 +67,11 @@ impl OutboardFolder {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// The file that has the outboard of a whole object of this many bytes, if it has one.
+    pub(crate) fn path_of(&self, hash: &Hash, bytes: u64) -> PathBuf {
+        self.path(&outboard_name(hash, &(0..bytes)))
     }
 
     /// Opens an outboard, which counts as used.
@@ -77,9 +88,9 @@ impl OutboardFolder {
             // The file is not synced: what a power cut damaged is refused, removed and computed again.
             return cache.add(name, new);
         }
-        new.as_file().sync_data()?;
+        self.disk.sync_data(new.as_file())?;
         let file = new.persist(self.path(&name))?;
-        sync_folder(&self.folder)?;
+        self.disk.sync_folder(&self.folder)?;
         Ok(file)
     }
 

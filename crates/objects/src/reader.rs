@@ -1,7 +1,6 @@
 //! Reads objects whose every byte is verified.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use blake3::Hash;
 use crate::error::{DamagedPart, ObjectError};
 use crate::folder::ObjectFolder;
 use crate::outboard::Outboard;
+use crate::selection::ChunkSelection;
 use crate::verified::VerifiedPart;
 use crate::view::{ObjectStamp, ObjectView};
 
@@ -46,16 +46,31 @@ impl ObjectFolder {
     /// missing, the whole object is read to compute it. Blocks.
     ///
     /// # Errors
-    /// [`ObjectError::Missing`]; [`ObjectError::Damaged`] if what was read is not what was stored;
-    /// [`ObjectError::Changed`]; [`ObjectError::Io`].
+    /// [`ObjectError::Missing`]; [`ObjectError::Damaged`] if what was read is not what was stored, or the object is no
+    /// regular file; [`ObjectError::Changed`]; [`ObjectError::Io`].
     pub fn reader(&self, hash: &Hash) -> Result<ObjectReader, ObjectError> {
-        let hash = *hash;
-        let path = self.path(&hash);
-        let opened = File::open(&path).and_then(|file| Ok((ObjectStamp::read(&file)?, file)));
-        let (stamp, file) = opened.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => ObjectError::Missing(hash),
-            _ => ObjectError::io(format_args!("open {}", path.display()), error),
-        })?;
+        self.reader_of(*hash, None)
+    }
+
+    /// The same for an object that has `size` bytes. One of another length is damaged, and no byte of it is read: another
+    /// program can make a file of 16 TiB with one call.
+    ///
+    /// # Errors
+    /// As for [`reader`](Self::reader).
+    pub fn reader_of_size(&self, hash: &Hash, size: u64) -> Result<ObjectReader, ObjectError> {
+        self.reader_of(*hash, Some(size))
+    }
+
+    fn reader_of(&self, hash: Hash, size: Option<u64>) -> Result<ObjectReader, ObjectError> {
+        let file = self.open_any(&hash)?;
+        let stamp = ObjectStamp::read(&file);
+        let stamp =
+            stamp.map_err(|error| ObjectError::io(format_args!("look at object {hash}"), error))?;
+        if size.is_some_and(|size| size != stamp.size()) {
+            let part = DamagedPart::Content;
+            let source = None;
+            return Err(ObjectError::Damaged { hash, part, source });
+        }
         let whole = 0..stamp.size();
         let view = ObjectView::new(hash, &file, stamp);
         let outboard = self.build_outboard(&view, &whole, Some(hash));
@@ -107,6 +122,19 @@ impl ObjectReader {
         self.blocks(range, |outboard, range| {
             VerifiedPart::encoded(outboard, &range)
         })
+    }
+
+    /// The selected chunks, with the hashes that verify them, as [`VerifiedPart::selected`] has them. They are verified
+    /// here as well.
+    #[must_use]
+    pub fn selected(&self, selection: &ChunkSelection) -> ObjectBlocks {
+        ObjectBlocks {
+            open: Arc::clone(&self.open),
+            part: Some(VerifiedPart::selected(
+                self.open.outboard.clone(),
+                selection,
+            )),
+        }
     }
 
     fn blocks(

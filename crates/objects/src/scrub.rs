@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use blake3::Hash;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use crate::disk::open_object;
 use crate::error::ObjectError;
 use crate::folder::ObjectFolder;
 use crate::limits::BLOCK_BYTES;
@@ -52,6 +53,8 @@ struct OpenedFile {
     hash: Hash,
     file: File,
     hasher: blake3::Hasher,
+    /// Bytes that are still to be read at most.
+    left: u64,
 }
 
 impl ObjectFolder {
@@ -66,15 +69,48 @@ impl ObjectFolder {
         scrub: &mut ObjectScrub,
         bytes: u64,
     ) -> Result<Option<ScrubStep>, ObjectError> {
+        self.scrub_step(scrub, bytes, |_| Some(None))
+    }
+
+    /// The same where the caller knows the sizes of the objects. One of another length is damaged and is not read: another
+    /// program can make a file of 16 TiB with one call. One without a size is left out.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`]: the folder cannot be read.
+    pub fn scrub_sized(
+        &self,
+        scrub: &mut ObjectScrub,
+        bytes: u64,
+        mut size_of: impl FnMut(&Hash) -> Option<u64>,
+    ) -> Result<Option<ScrubStep>, ObjectError> {
+        self.scrub_step(scrub, bytes, |hash| size_of(hash).map(Some))
+    }
+
+    /// `size_of` says whether an object is read, and its size if that is known.
+    fn scrub_step(
+        &self,
+        scrub: &mut ObjectScrub,
+        bytes: u64,
+        size_of: impl FnOnce(&Hash) -> Option<Option<u64>>,
+    ) -> Result<Option<ScrubStep>, ObjectError> {
+        let unread = |checked| Ok(Some(ScrubStep { bytes: 0, checked }));
         let mut opened = match scrub.open.take() {
             Some(opened) => opened,
             None => match self.open_next(&mut scrub.cursor)? {
                 None => return Ok(None),
-                Some((hash, Ok(file))) => OpenedFile::new(hash, file),
+                Some((hash, Ok(file))) => match size_of(&hash) {
+                    None => return unread(None),
+                    Some(size) => match OpenedFile::with_size(hash, file, size) {
+                        Ok(opened) => opened,
+                        Err(damage) => {
+                            let damage = Some(damage);
+                            return unread(Some(CheckedObject { hash, damage }));
+                        }
+                    },
+                },
                 Some((hash, Err(error))) => {
                     let damage = Some(ObjectDamage::Unreadable(error));
-                    let checked = Some(CheckedObject { hash, damage });
-                    return Ok(Some(ScrubStep { bytes: 0, checked }));
+                    return unread(Some(CheckedObject { hash, damage }));
                 }
             },
         };
@@ -102,7 +138,7 @@ impl ObjectFolder {
     /// [`ObjectError::Missing`].
     pub fn verify(&self, hash: &Hash) -> Result<CheckedObject, ObjectError> {
         let hash = *hash;
-        let mut opened = match File::open(self.path(&hash)) {
+        let mut opened = match open_object(&self.path(&hash)) {
             Ok(file) => OpenedFile::new(hash, file),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(ObjectError::Missing(hash));
@@ -126,7 +162,7 @@ impl ObjectFolder {
             let Some(hash) = self.next_hash(cursor)? else {
                 return Ok(None);
             };
-            match File::open(self.path(&hash)) {
+            match open_object(&self.path(&hash)) {
                 // It was removed after the folder was read.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 opened => return Ok(Some((hash, opened))),
@@ -140,22 +176,41 @@ impl OpenedFile {
         // The kernel drops what it has of the file, so that the disk is read. Where it does not, the check sees the
         // memory of the kernel, which is still worth a comparison.
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        let hasher = blake3::Hasher::new();
-        Self { hash, file, hasher }
+        Self {
+            hash,
+            file,
+            hasher: blake3::Hasher::new(),
+            left: u64::MAX,
+        }
     }
 
-    /// Reads at most this many bytes. Returns fewer only at the end of the file.
+    /// The same, if the file has the length that the caller expects.
+    fn with_size(hash: Hash, file: File, size: Option<u64>) -> Result<Self, ObjectDamage> {
+        let mut opened = Self::new(hash, file);
+        if let Some(size) = size {
+            let found = opened.file.metadata().map_err(ObjectDamage::Unreadable)?;
+            if found.len() != size {
+                return Err(ObjectDamage::OtherBytes);
+            }
+            // One byte more, which a file that grows meanwhile has.
+            opened.left = size.saturating_add(1);
+        }
+        Ok(opened)
+    }
+
+    /// Reads at most this many bytes. Returns fewer only at the end of the file, or of what is to be read of it.
     fn read(&mut self, bytes: u64) -> io::Result<u64> {
         let mut block = vec![0; BLOCK_BYTES];
         let mut done = 0;
-        while done < bytes {
-            let most = usize::try_from(bytes - done).unwrap_or(usize::MAX);
+        while done < bytes && self.left > 0 {
+            let most = usize::try_from((bytes - done).min(self.left)).unwrap_or(usize::MAX);
             let read = self.file.read(&mut block[..most.min(BLOCK_BYTES)])?;
             if read == 0 {
                 break;
             }
             self.hasher.update(&block[..read]);
             done += read as u64;
+            self.left -= read as u64;
         }
         Ok(done)
     }

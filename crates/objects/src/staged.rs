@@ -1,15 +1,15 @@
 //! An object that is being written, until it has its place in the folder.
 
 use std::fs::{File, Permissions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use alknet_durable::sync_folder;
 use blake3::{Hash, Hasher};
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::disk::{ObjectDisk, hold_bytes, open_object};
 use crate::error::ObjectError;
 use crate::folder::{ObjectFolder, ObjectPin, size};
 use crate::limits::BLOCK_BYTES;
@@ -33,6 +33,8 @@ pub struct StagedObject {
     size: u64,
     /// Of the first bytes, up to its own number of them.
     hasher: ContentHasher,
+    /// Whether a sync failed. The system reports what it lost once, so that a later sync would succeed without the bytes.
+    is_sync_failed: bool,
 }
 
 /// An object that is on the disk.
@@ -104,17 +106,43 @@ impl ObjectFolder {
             name,
             size: 0,
             hasher,
+            is_sync_failed: false,
         })
     }
 
-    /// What is stored under a hash already.
-    fn stored_content(&self, hash: &Hash, path: &Path) -> io::Result<StoredContent> {
-        let file = match File::open(path) {
+    /// Takes over a file of this file system that becomes an object, such as one that arrived in parts. Its bytes are hashed
+    /// when it is placed. Its name is gone when this returns. Blocks.
+    ///
+    /// # Errors
+    /// [`ObjectError::Io`].
+    pub fn adopt(self: &Arc<Self>, path: &Path) -> Result<StagedObject, ObjectError> {
+        let what = || format!("take over {}", path.display());
+        let failed = |error| ObjectError::io(what(), error);
+        let mut staged = self.stage()?;
+        // In the place of an empty staged file, so that a restart removes it if it is not placed.
+        std::fs::rename(path, &staged.name).map_err(failed)?;
+        let file = File::options().read(true).write(true).open(&staged.name);
+        staged.file = file.map_err(failed)?;
+        staged.size = staged.file.metadata().map_err(failed)?.len();
+        Ok(staged)
+    }
+
+    /// What is stored under the hash of a content of this many bytes already.
+    fn stored_content(&self, hash: &Hash, bytes: u64, path: &Path) -> io::Result<StoredContent> {
+        let file = match open_object(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StoredContent::Missing),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Ok(StoredContent::Damaged(ObjectDamage::Unreadable(error)));
+            }
             file => file?,
         };
+        // The hash covers the length. Without this look, each upload would read a file that another program has made long.
+        if file.metadata()?.len() != bytes {
+            return Ok(StoredContent::Damaged(ObjectDamage::OtherBytes));
+        }
         let mut hasher = Hasher::new();
-        let read = hasher.update_reader(file).map(|hasher| hasher.finalize());
+        let read = hasher.update_reader(file.take(bytes));
+        let read = read.map(|hasher| hasher.finalize());
         Ok(match read {
             Ok(found) if found == *hash => StoredContent::Whole,
             Ok(_) => StoredContent::Damaged(ObjectDamage::OtherBytes),
@@ -178,9 +206,10 @@ impl StagedObject {
     /// Returns when everything that was written is on the disk. It is no object yet, and a restart removes it. Blocks.
     ///
     /// # Errors
-    /// [`ObjectError::Io`].
-    pub fn sync(&self) -> Result<(), ObjectError> {
-        let synced = self.file.sync_data();
+    /// [`ObjectError::Io`]. What was written may be lost then, and the file cannot be placed any more.
+    pub fn sync(&mut self) -> Result<(), ObjectError> {
+        let synced = self.folder.disk().sync_data(&self.file);
+        self.is_sync_failed |= synced.is_err();
         synced.map_err(|error| self.failed("sync", error))
     }
 
@@ -196,20 +225,26 @@ impl StagedObject {
     /// Gives the file its place under its hash. When this returns, the object is on the disk, and so is its outboard if
     /// the folder's outboards are [placed](crate::OutboardPolicy::Placed). Blocks.
     ///
-    /// An object that is there already is read, and replaced if it has other bytes.
+    /// An object that is there already is read, and replaced if it has other bytes. The staged file is synced all the same:
+    /// otherwise the time of an upload would tell that another writer has stored the content.
     ///
     /// # Errors
-    /// [`ObjectError::Io`]; [`ObjectError::PlacedNotSynced`] if the object is there, whole, but its name could not be
+    /// [`ObjectError::Io`], also after a [`sync`](Self::sync) that failed; [`ObjectError::PlacedNotSynced`] if the object is there, whole, but its name could not be
     /// synced or its outboard not be placed.
     pub fn place(self) -> Result<PlacedObject, ObjectError> {
         let path = self.name.to_path_buf();
         let what = |error| ObjectError::io(format_args!("store {}", path.display()), error);
+        if self.is_sync_failed {
+            return Err(what(io::Error::other("an earlier sync of it failed")));
+        }
         let hashed = self.hash_rest().map_err(what)?;
         // From here on no request removes the object.
         let pin = hashed.folder.pin(hashed.hash);
         let (hash, size) = (hashed.hash, hashed.size);
         let what = |error| ObjectError::io(format_args!("store object {hash}"), error);
-        let (placement, finished) = hashed.place(&ObjectDisk).map_err(what)?;
+        let objects = Arc::clone(&hashed.folder);
+        let disk = FolderDisk(objects.disk());
+        let (placement, finished) = hashed.place(&disk).map_err(what)?;
         match finished {
             Ok(()) => Ok(PlacedObject {
                 hash,
@@ -266,27 +301,47 @@ impl StagedObject {
 /// What a placement asks of the disk, in steps between which a power cut may come.
 trait PlacementDisk {
     /// Returns when the content and the permission bits of the object are on the disk.
-    fn sync_object(&self, object: &File) -> io::Result<()> {
-        object.sync_all()
-    }
+    fn sync_object(&self, object: &File) -> io::Result<()>;
 
     /// Returns when the bytes of the outboard are on the disk.
-    fn sync_outboard(&self, outboard: &File) -> io::Result<()> {
-        outboard.sync_data()
-    }
+    fn sync_outboard(&self, outboard: &File) -> io::Result<()>;
 
     /// Gives the object its name.
+    fn rename(&self, staged: TempPath, object: &Path) -> io::Result<()>;
+
+    /// Returns when the names in the folder are on the disk.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+
+    /// Gives the outboard its name, which is then on the disk.
+    fn add_outboard(
+        &self,
+        outboards: &OutboardFolder,
+        name: String,
+        outboard: NamedTempFile,
+    ) -> io::Result<()>;
+}
+
+/// The disk of the folder.
+struct FolderDisk<'d>(&'d Arc<dyn ObjectDisk>);
+
+impl PlacementDisk for FolderDisk<'_> {
+    fn sync_object(&self, object: &File) -> io::Result<()> {
+        self.0.sync_file(object)
+    }
+
+    fn sync_outboard(&self, outboard: &File) -> io::Result<()> {
+        self.0.sync_data(outboard)
+    }
+
     fn rename(&self, staged: TempPath, object: &Path) -> io::Result<()> {
         staged.persist(object)?;
         Ok(())
     }
 
-    /// Returns when the names in the folder are on the disk.
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        sync_folder(folder)
+        self.0.sync_folder(folder)
     }
 
-    /// Gives the outboard its name, which is then on the disk.
     fn add_outboard(
         &self,
         outboards: &OutboardFolder,
@@ -296,10 +351,6 @@ trait PlacementDisk {
         outboards.add(name, outboard).map(drop)
     }
 }
-
-struct ObjectDisk;
-
-impl PlacementDisk for ObjectDisk {}
 
 /// A staged file whose hash is known.
 #[derive(Debug)]
@@ -317,17 +368,17 @@ impl HashedObject {
     fn place(mut self, disk: &impl PlacementDisk) -> io::Result<(Placement, io::Result<()>)> {
         let path = self.folder.path(&self.hash);
         let folder = self.folder.make_folder_of(&path)?;
-        let stored = self.folder.stored_content(&self.hash, &path)?;
+        let stored = self.folder.stored_content(&self.hash, self.size, &path)?;
         let outboard = self.outboard.take();
-        if !matches!(stored, StoredContent::Whole) {
-            self.sync(outboard.as_ref(), disk)?;
-        }
+        // Also where the object is there, so that the time does not tell.
+        self.sync(outboard.as_ref(), disk)?;
         let (size, hash) = (self.size, self.hash);
         let objects = Arc::clone(&self.folder);
         let (placement, renamed) = self.rename(stored, &path, disk)?;
         // Also of an object that another writer has just given its name. A name is on the disk only once its folder is
         // synced (fsync(2)).
         let synced = disk.sync_folder(&folder);
+        objects.note_name_sync(hash, synced.is_ok());
         let named = renamed.and(synced);
         let finished = match outboard {
             Some(outboard) => named.and_then(|()| {
@@ -354,16 +405,21 @@ impl HashedObject {
         path: &Path,
         disk: &impl PlacementDisk,
     ) -> io::Result<(Placement, io::Result<()>)> {
+        // A name that could not be synced is given again: the next sync of the folder would not say that it is lost.
+        let is_unsynced = self.folder.is_name_unsynced(&self.hash);
         let damage = match stored {
-            StoredContent::Whole => return Ok((Placement::Present, Ok(()))),
+            StoredContent::Whole if !is_unsynced => return Ok((Placement::Present, Ok(()))),
+            StoredContent::Whole | StoredContent::Missing => None,
             StoredContent::Damaged(damage) => Some(damage),
-            StoredContent::Missing => None,
         };
         let outboards = self.folder.outboards();
-        let _pins = self.folder.pins();
+        // Until the lock is dropped: the bytes of a file that is replaced are freed behind it.
+        let replaced = hold_bytes(path);
+        let pins = self.folder.pins();
         let placement = match (size(path)?, damage) {
             // Another writer has stored the same content meanwhile.
-            (Some(_), None) => return Ok((Placement::Present, Ok(()))),
+            (Some(_), None) if !is_unsynced => return Ok((Placement::Present, Ok(()))),
+            (Some(_), None) => Placement::Present,
             (Some(bytes), Some(damage)) => Placement::Repaired { bytes, damage },
             (None, _) => Placement::New,
         };
@@ -377,6 +433,10 @@ impl HashedObject {
             Placement::Repaired { bytes, .. } => outboards.remove_of(&self.hash, bytes),
             Placement::New | Placement::Present => Ok(()),
         };
+        drop(pins);
+        if let Some(replaced) = replaced {
+            self.folder.disk().free(replaced);
+        }
         Ok((placement, renamed))
     }
 }

@@ -4,9 +4,10 @@ use std::io;
 use std::ops::Range;
 
 use crate::error::{DamagedPart, ObjectError};
-use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
+use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps, pair_below};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::outboard::Outboard;
+use crate::selection::ChunkSelection;
 use crate::view::ObjectView;
 
 /// A part of an object, block by block.
@@ -37,6 +38,20 @@ impl VerifiedPart {
         let range = outboard.range();
         Self {
             steps: TreeSteps::new(range.end - range.start, part),
+            expected: ExpectedHashes::root(&outboard.root()),
+            outboard,
+            only: None,
+            refused: None,
+        }
+    }
+
+    /// The selected chunks of the outboard's [range](Outboard::range), with the hashes that verify them, in the same
+    /// encoding. Where only a part of a group is selected, the hashes within the group are computed from its bytes.
+    #[must_use]
+    pub fn selected(outboard: Outboard, selection: &ChunkSelection) -> Self {
+        let range = outboard.range();
+        Self {
+            steps: TreeSteps::selected(range.end - range.start, selection),
             expected: ExpectedHashes::root(&outboard.root()),
             outboard,
             only: None,
@@ -87,10 +102,29 @@ impl VerifiedPart {
     ) -> Result<Option<RefusedPart>, ObjectError> {
         match step {
             TreeStep::Pair {
-                at,
+                at: None,
+                start,
+                len,
                 root,
                 left,
                 right,
+            } => {
+                // At most a group, so the cast keeps the value.
+                let mut below = vec![0; len as usize];
+                object.read_exact_at(&mut below, self.outboard.range().start + start)?;
+                let pair = pair_below(start, &below);
+                if !self.expected.pair(&pair, (root, left, right)) {
+                    let part = DamagedPart::Content;
+                    return Ok(Some(RefusedPart { part, source: None }));
+                }
+                block.extend(pair);
+            }
+            TreeStep::Pair {
+                at: Some(at),
+                root,
+                left,
+                right,
+                ..
             } => {
                 let (pair, source) = match self.outboard.pair(at) {
                     Ok(pair) => (Some(pair), None),

@@ -34,6 +34,8 @@ pub enum StoreObject {
     Content,
     /// A write session, which may be over.
     Session,
+    /// A share of a content, which may be over.
+    Share,
 }
 
 impl fmt::Display for StoreObject {
@@ -49,6 +51,7 @@ impl fmt::Display for StoreObject {
             Self::Lock => "the lock",
             Self::Content => "the content",
             Self::Session => "the write session",
+            Self::Share => "the share",
         })
     }
 }
@@ -276,8 +279,9 @@ pub enum StoreError {
     /// A queue is full, or another program uses the file.
     #[error("the store is busy: {0}")]
     Busy(&'static str),
-    /// The store ended the read at [`READ_TIME_MAX`](crate::limits::READ_TIME_MAX).
-    #[error("the read took too long")]
+    /// The store ended the job: a read at [`READ_TIME_MAX`](crate::limits::READ_TIME_MAX), a write at
+    /// [`WRITE_TIME_MAX`](crate::limits::WRITE_TIME_MAX).
+    #[error("the job took too long")]
     TimedOut,
     /// A bucket or a branch takes no changes.
     #[error("read-only: {0}")]

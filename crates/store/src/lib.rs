@@ -67,6 +67,7 @@ mod outbox;
 mod path;
 mod queue;
 mod sessions;
+mod shares;
 mod store;
 mod sweep;
 #[cfg(test)]
@@ -76,14 +77,15 @@ pub use address::{BranchName, BucketName, EntryAddress, MAIN_BRANCH, TreeVersion
 pub use clock::{HybridClock, HybridTimestamp, ObservedTimestamp, SystemTimeSource, TimeSource};
 pub use collect::{CollectPhase, CollectProgress, GarbageCollection};
 pub use content::{
-    CommitStep, ContentBlocks, ContentFolder, ContentReader, ContentScrub, ContentScrubStep,
-    ContentStatus, PreparedContent, StagedContent, VerifyProgress,
+    CommitStep, ContentBlocks, ContentEncoding, ContentFolder, ContentReader, ContentScrub,
+    ContentScrubStep, ContentStatus, PartialContent, PreparedContent, StagedContent,
+    VerifyProgress,
 };
 pub use db::{
     CopyOutcome, Durability, LostEvent, ReadTransaction, STORE_APPLICATION_ID,
     STORE_SCHEMA_VERSION, SpaceSource, StoreCopy, StoreDb, StoreDbOptions, StoreOpenError,
-    StoreRepair, StoreRepairError, StoreReply, StoreSpace, SystemSpaceSource, WriteTransaction,
-    repair_store, store_copies,
+    StoreRepair, StoreRepairError, StoreReply, StoreSpace, SystemSpaceSource, VacuumStep,
+    WriteTransaction, repair_store, store_copies,
 };
 pub use error::{QuotaResource, StoreError, StoreErrorCode, StoreObject};
 pub use hash::{ContentHash, InvalidContentHash};
@@ -94,9 +96,10 @@ pub use names::{
     Branch, BranchId, BranchState, Bucket, BucketId, BucketKind, BucketSettings, BucketState,
     BucketUsage, ChangeRequest, CommitReceipt, ConflictKind, ContentPresence,
     DIRECTORY_MODE_DEFAULT, Entry, EntryAttributes, EntryKind, EntryPage, EntryPrecondition,
-    EntryState, EntryVersion, FILE_MODE_DEFAULT, FileContent, ListRequest, MergeConflict,
-    MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket, PurgeProgress, Snapshot,
-    TreeChange, TreeDifference, TreeView,
+    EntryState, EntryVersion, ExpiryProgress, FILE_MODE_DEFAULT, FileContent, ListRequest,
+    MergeConflict, MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket,
+    ProtectedBranches, PurgeProgress, Snapshot, StoredSyncDocument, SyncDocumentUpdate, SyncRow,
+    SyncedChanges, SyncedOutcome, TreeChange, TreeDifference, TreeView,
 };
 pub use outbox::{
     EventFilter, EventPage, EventPayload, EventTopic, EventWatch, OutboxConsumer, OutboxStart,
@@ -110,5 +113,6 @@ pub use sessions::{
     ClosedSession, NewWriteSession, WriteSessionId, WriteSessionMode, WriteSessionOptions,
     WriteSessions,
 };
+pub use shares::{ContentShare, ContentShareId, NewShare};
 pub use store::{FileStoreOptions, Store};
 pub use sweep::SweepRelease;

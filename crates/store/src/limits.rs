@@ -29,15 +29,25 @@ pub const BRANCHES_MAX: u64 = 10_000;
 /// Snapshots of a bucket.
 pub const SNAPSHOTS_MAX: u64 = 10_000;
 
-/// Entries that one change of a whole directory writes, and paths that a comparison looks at. All of them are in one
-/// transaction, and other writers wait for it.
+/// Entries that all changes of one job of the writer touch together, and paths that a comparison looks at. Other writers
+/// wait for the job. An entry that a move takes along counts once.
 pub const SUBTREE_ENTRIES_MAX: usize = 200_000;
+
+/// Bytes of paths, targets of links and extended attributes that one job of the writer writes, or that a comparison or a
+/// merge holds in memory.
+pub const TRANSACTION_BYTES_MAX: u64 = 128 << 20;
+
+/// Bytes of a path that cost no quota of bytes: the entry counts against the quota of entries already.
+pub const PATH_BYTES_FREE: u64 = 256;
 
 /// Changes in one batch.
 pub const BATCH_CHANGES_MAX: usize = 1000;
 
 /// Entries or versions in one page of a listing.
 pub const PAGE_ENTRIES_MAX: usize = 1000;
+
+/// Names that a merge tries for the second version of an entry.
+pub const CONFLICT_NAMES_MAX: u32 = 100;
 
 /// Conflicts that a refused merge lists. The error has the number of all of them.
 pub const CONFLICTS_LISTED_MAX: usize = 1000;
@@ -75,6 +85,9 @@ pub const GROUP_JOBS_MAX: usize = 256;
 /// Time for which the writer takes further jobs into a transaction.
 pub const GROUP_TIME_MAX: Duration = Duration::from_millis(5);
 
+/// Time of one job of the writer. A longer one is taken back.
+pub const WRITE_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Jobs that wait for the writer. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const WRITES_QUEUED_MAX: usize = 4096;
 
@@ -84,11 +97,20 @@ pub const READERS: usize = 4;
 /// Reads that wait for a connection. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const READS_QUEUED_MAX: usize = 4096;
 
-/// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow.
+/// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow. A read ends
+/// earlier when the log has [`LOG_BYTES_MAX`].
 pub const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Bytes of the log of the database. The writer empties a log of half of that.
+/// Bytes of the log of the database at which no further transaction begins before the log is empty. The writer empties it at
+/// half of that; at the whole it ends the reads and the copy that keep it, and refuses jobs with
+/// [`StoreError::Busy`](crate::StoreError::Busy) until they have ended. The log gets longer by one transaction at most.
 pub const LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// Free pages that one step of a vacuum gives back to the file system. A page has 8 KiB.
+pub const VACUUM_PAGES: u64 = 64;
+
+/// Writes between two steps of a vacuum up to which the store counts as idle.
+pub const VACUUM_WRITES_MAX: u64 = 600;
 
 /// Milliseconds by which the clock of a peer may be ahead. A later time is clamped.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
@@ -98,6 +120,16 @@ pub const EVENTS_KEPT_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Events that the outbox keeps, the newest ones.
 pub const EVENTS_KEPT_MAX: u64 = 1_000_000;
+
+/// Bytes of stored events that the outbox keeps, those of the newest ones. A path of control signs takes six times its
+/// length.
+pub const EVENTS_KEPT_BYTES_MAX: u64 = 512 << 20;
+
+/// Surplus events that the writer removes with each new one, so that the outbox never grows far beyond its bytes.
+pub const EVENTS_PRUNED_AT_ONCE: usize = 16;
+
+/// Pause between two reads of a watch that has read all events. Commits that come meanwhile cost one read together.
+pub const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 /// Events in one page.
 pub const EVENTS_PAGE_MAX: usize = 1000;
@@ -148,10 +180,13 @@ pub const JOB_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const JOB_PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Locks of entries in the whole store.
-pub const LOCKS_MAX: u64 = 10_000;
+pub const LOCKS_MAX: u64 = 11_000;
 
 /// Locks of entries of one owner, so that one client cannot use up those of all others.
 pub const LOCKS_OF_OWNER_MAX: u64 = 1000;
+
+/// Part of the free locks of the store that one owner may have: the more there are, the fewer an owner gets.
+pub const LOCKS_SHARE_DIVISOR: u64 = 10;
 
 /// Longest time of a lock. WebDAV clients ask for an infinite one and renew it (RFC 4918 §10.7 lets the server choose).
 pub const LOCK_TIME_MAX: Duration = Duration::from_secs(60 * 60);
@@ -183,6 +218,24 @@ pub const REPAIR_NUMBERS_SKIPPED: u64 = 1_000_000;
 /// Bytes of one block of a read.
 pub const READ_BLOCK_BYTES: usize = 256 << 10;
 
+/// Bytes of a content from peers after which what has arrived is noted on the disk, so that a restart loses less.
+pub const PARTIAL_SAVE_BYTES: u64 = 8 << 20;
+
+/// Time after which a content that arrives no further is removed.
+pub const PARTIAL_KEPT_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Shares of contents in the whole store.
+pub const SHARES_MAX: u64 = 10_000;
+
+/// Shares of contents of one bucket.
+pub const SHARES_PER_BUCKET_MAX: u64 = 1000;
+
+/// Longest time of a share.
+pub const SHARE_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Requests that a share allows at most.
+pub const SHARE_USES_MAX: u64 = 1_000_000;
+
 /// Contents that a recursive pin protects below the pinned one. All of their rows are in one transaction.
 pub const PIN_CHILDREN_MAX: usize = 10_000;
 
@@ -198,6 +251,13 @@ pub const COLLECT_STEP_ROWS: usize = 1000;
 /// Contents that one step of the collection removes. Each removal syncs a folder.
 pub const COLLECT_STEP_CONTENTS: usize = 64;
 
+/// Milliseconds by which the time may go on between two collections of a bucket. Beyond that, the clock may be wrong, and
+/// the collection removes no further history and ends no branch.
+pub const COLLECT_JUMP_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1000;
+
+/// Milliseconds that the clock goes on from a jump before a collection believes it.
+pub const COLLECT_JUMP_WAIT_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Milliseconds that a content without a name stays at least: a writer may be about to name it.
 pub const COLLECT_AGE_MS_MIN: u64 = 10 * 60 * 1000;
 
@@ -207,14 +267,23 @@ pub const SESSIONS_PER_IDENTITY_MAX: usize = 16;
 /// Open write sessions of the store. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const SESSIONS_MAX: usize = 1024;
 
+/// Part of the free sessions of the store that one identity may have: the more there are, the fewer an identity gets.
+pub const SESSIONS_SHARE_DIVISOR: usize = 16;
+
 /// Bytes that the open write sessions of one identity stage, if the options name no other limit.
 pub const STAGED_BYTES_DEFAULT: u64 = 2 << 30;
 
 /// Bytes of a session that stay in memory until it is closed. A longer content gets a staging file.
 pub const SESSION_MEMORY_BYTES: u64 = 64 << 10;
 
-/// Staged bytes after which the room on the disk is looked at again, and for a session its row and the quota of its bucket.
+/// Staged bytes of a session after which its row is written, and the quota of its bucket looked at again.
 pub const SESSION_SAVE_BYTES: u64 = 8 << 20;
+
+/// Bytes that all staging files together grow by before the room on the disk is looked at again.
+pub const STAGED_UNCHECKED_BYTES: u64 = 8 << 20;
+
+/// Steps in a row that a check of all contents leaves out while callers read and write much.
+pub const SCRUB_PAUSES_MAX: u32 = 100;
 
 /// Separate ranges that the writes of a session may leave. Each takes memory for as long as the session is open.
 pub const SESSION_RANGES_MAX: usize = 65_536;

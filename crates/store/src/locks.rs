@@ -16,7 +16,7 @@ use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::{
     ACTOR_BYTES_MAX, LEASE_TIME_MIN, LOCK_NOTE_BYTES_MAX, LOCK_TIME_MAX, LOCKS_MAX,
-    LOCKS_OF_OWNER_MAX,
+    LOCKS_OF_OWNER_MAX, LOCKS_SHARE_DIVISOR,
 };
 use crate::names::{
     BranchId, ChangeRequest, CommitReceipt, EntryAttributes, EntryPrecondition, FileContent,
@@ -407,8 +407,11 @@ impl WriteTransaction<'_> {
         if all >= LOCKS_MAX {
             return Err(StoreError::Busy("the store has too many locks"));
         }
+        // Fewer for each, the more there are: a few owners must not take those of all others.
+        let share = (LOCKS_MAX - all) / LOCKS_SHARE_DIVISOR;
+        let limit = share.clamp(1, LOCKS_OF_OWNER_MAX);
         // Below this number no owner can have too many, and the count that reads each row is spared.
-        if all < LOCKS_OF_OWNER_MAX {
+        if all < limit {
             return Ok(());
         }
         let owner = serde_json::to_string(owner);
@@ -416,11 +419,9 @@ impl WriteTransaction<'_> {
         let begin = format!("{{\"owner\":{owner},");
         let count =
             "SELECT count(*) FROM job WHERE queue = ?1 AND substr(payload, 1, length(?2)) = ?2";
-        if self.query_count(count, params![LOCK_QUEUE, begin])? >= LOCKS_OF_OWNER_MAX {
-            return Err(StoreError::TooLarge {
-                unit: "locks of one owner",
-                limit: LOCKS_OF_OWNER_MAX,
-            });
+        if self.query_count(count, params![LOCK_QUEUE, begin])? >= limit {
+            let unit = "locks of one owner";
+            return Err(StoreError::TooLarge { unit, limit });
         }
         Ok(())
     }

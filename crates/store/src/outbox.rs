@@ -8,8 +8,9 @@ mod watch;
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
-use crate::db::{WriteTransaction, to_sql, to_sql_option};
+use crate::db::{WriteTransaction, from_sql, to_sql, to_sql_option};
 use crate::error::StoreError;
+use crate::limits::{EVENTS_KEPT_BYTES_MAX, EVENTS_PRUNED_AT_ONCE};
 use crate::names::{BranchId, BucketId};
 
 pub use consumers::{OutboxConsumer, OutboxStart};
@@ -121,6 +122,9 @@ pub struct EventPayload {
     /// Bytes of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// `true` if the entry has attributes that the event does not say: a mode of its own, or extended ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<bool>,
     /// Who made the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
@@ -141,8 +145,10 @@ impl WriteTransaction<'_> {
         // JSON, because a later version may add members, which an earlier one ignores.
         let text = serde_json::to_string(payload);
         let text = text.map_err(|error| StoreError::Database(error.to_string()))?;
+        let end = self.end_bytes()?.saturating_add(text.len() as u64);
         let id = self.insert(
-            "INSERT INTO outbox(seq, bucket_id, branch_id, topic, payload, ts_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO outbox(seq, bucket_id, branch_id, topic, payload, ts_ms, end_bytes) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 to_sql_option(payload.seq),
                 bucket,
@@ -150,10 +156,25 @@ impl WriteTransaction<'_> {
                 topic.name(),
                 text,
                 to_sql(self.unix_ms()),
+                to_sql(end),
             ],
         )?;
         self.note_event(id);
+        // At once and not by the sweep alone: a batch of moves between long names writes more in a minute than the outbox may
+        // keep.
+        let first = "SELECT end_bytes FROM outbox ORDER BY id LIMIT 1";
+        let first = self.query_row(first, [], |row| row.get(0))?.map(from_sql);
+        if end.saturating_sub(first.unwrap_or(end)) > EVENTS_KEPT_BYTES_MAX {
+            self.prune_outbox(EVENTS_PRUNED_AT_ONCE)?;
+        }
         Ok(id)
+    }
+
+    /// Where the bytes of the newest event end.
+    pub(super) fn end_bytes(&self) -> Result<u64, StoreError> {
+        let last = "SELECT end_bytes FROM outbox ORDER BY id DESC LIMIT 1";
+        let last = self.query_row(last, [], |row| row.get(0))?;
+        Ok(last.map_or(0, from_sql))
     }
 }
 

@@ -399,6 +399,19 @@ impl WriteTransaction<'_> {
         }
     }
 
+    /// Refuses a claim of a job that is not of this queue. A caller with the right to one queue asks before it ends a claim:
+    /// a claim names no queue.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`], as for a job that is gone.
+    pub fn check_job_queue(&self, queue: &QueueName, id: i64) -> Result<(), StoreError> {
+        let count = "SELECT count(*) FROM job WHERE id = ?1 AND queue = ?2";
+        match self.query_count(count, params![id, queue.as_str()])? {
+            0 => Err(StoreError::LeaseLost),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives a failed job back, to be tried again after a pause.
     ///
     /// # Errors

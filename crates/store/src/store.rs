@@ -19,7 +19,7 @@ use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::BOOT_VERIFY_BYTES_DEFAULT;
 use crate::locks::LockToken;
-use crate::names::{ChangeRequest, CommitReceipt, ContentPresence, TreeChange};
+use crate::names::{BucketId, ChangeRequest, CommitReceipt, ContentPresence, TreeChange};
 use crate::sessions::{NewWriteSession, WriteSessionId, WriteSessionOptions, WriteSessions};
 
 /// The file of names below the folder of the store.
@@ -113,9 +113,10 @@ impl Store {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(FOLDER_MODE);
         let made = builder.create(folder);
+        let disk = observer.disk();
         // The name of the folder is on the disk before anything in it is acknowledged.
         let made = made.and_then(|()| match folder.parent() {
-            Some(above) if !above.as_os_str().is_empty() => alknet_durable::sync_folder(above),
+            Some(above) if !above.as_os_str().is_empty() => disk.sync_folder(above),
             _ => Ok(()),
         });
         made.map_err(|error| unusable(folder, error.to_string()))?;
@@ -131,7 +132,7 @@ impl Store {
         let failed = |error: StoreError| unusable(&contents, error.to_string());
         let content = ContentFolder::open(&contents, db.clone(), observer).map_err(failed)?;
         // At every start: an earlier process may have ended between the making of the folder of contents and its sync.
-        let synced = alknet_durable::sync_folder(folder);
+        let synced = disk.sync_folder(folder);
         synced.map_err(|error| unusable(folder, error.to_string()))?;
         let sessions =
             WriteSessions::start(db.clone(), content.clone(), Arc::clone(&time), sessions);
@@ -249,7 +250,34 @@ impl Store {
         })
     }
 
-    /// Opens a content, as [`ContentFolder::reader`]. Blocks.
+    /// Notes that a content which a name leads to has arrived, so that it is here for the buckets that have a right to it.
+    /// Those that wait for it get the right from [`WriteTransaction::receive_content`](crate::WriteTransaction::receive_content).
+    /// Durable when the result is there.
+    ///
+    /// It is refused with [`StoreError::NotFound`] if the store does not know the content any more.
+    pub fn complete_content(&self, content: PreparedContent) -> StoreReply<()> {
+        self.db.write(move |tx| {
+            if tx.content_row(content.hash())?.is_none() {
+                return Err(StoreError::NotFound(StoreObject::Content));
+            }
+            tx.record_content(&content)
+        })
+    }
+
+    /// Opens the content of a file of a bucket, as [`ContentFolder::reader_in`]. Blocks.
+    ///
+    /// # Errors
+    /// The bucket has no right to the content, or the store does not have it whole.
+    pub fn read_content_in(
+        &self,
+        bucket: BucketId,
+        hash: ContentHash,
+    ) -> Result<ContentReader, StoreError> {
+        self.content.reader_in(bucket, hash)
+    }
+
+    /// Opens a content, as [`ContentFolder::reader`]: for callers that know that they may read it. A hash is no right, and
+    /// neither is a name that was only announced; [`read_content_in`](Self::read_content_in) looks at that. Blocks.
     ///
     /// # Errors
     /// The store does not know the content, or does not have it whole.

@@ -1,5 +1,8 @@
 //! A store with a clock and a disk of the test's own.
 
+mod recorded_vfs;
+mod synced_folder;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +17,8 @@ use crate::db::{
     ReadTransaction, SpaceSource, StoreDb, StoreDbOptions, StoreSpace, WriteTransaction,
 };
 use crate::error::StoreError;
+
+pub(crate) use synced_folder::{DiskFault, SyncedFolder};
 
 /// Where the clock of a test begins: 2027-01-15, 08:00 UTC.
 pub(crate) const START_MS: u64 = 1_800_000_000_000;

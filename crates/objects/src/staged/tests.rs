@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{DamagedPart, ObjectRemoval, OutboardPolicy};
+use crate::{DamagedPart, ObjectRemoval, OutboardPolicy, SystemObjectDisk};
 
 /// More than a group.
 const SIZE: usize = 100_000;
@@ -45,6 +45,11 @@ enum PlacementStep {
     AddOutboard,
 }
 
+/// What takes the steps.
+fn system() -> Arc<dyn ObjectDisk> {
+    Arc::new(SystemObjectDisk)
+}
+
 /// Takes each step of a placement, and keeps a copy of the folder as a power cut before the step leaves it.
 struct RecordedDisk {
     root: PathBuf,
@@ -82,21 +87,27 @@ impl RecordedDisk {
 
 impl PlacementDisk for RecordedDisk {
     fn sync_object(&self, object: &File) -> io::Result<()> {
-        self.take(PlacementStep::SyncObject, || ObjectDisk.sync_object(object))
+        self.take(PlacementStep::SyncObject, || {
+            FolderDisk(&system()).sync_object(object)
+        })
     }
 
     fn sync_outboard(&self, outboard: &File) -> io::Result<()> {
         self.take(PlacementStep::SyncOutboard, || {
-            ObjectDisk.sync_outboard(outboard)
+            FolderDisk(&system()).sync_outboard(outboard)
         })
     }
 
     fn rename(&self, staged: TempPath, object: &Path) -> io::Result<()> {
-        self.take(PlacementStep::Rename, || ObjectDisk.rename(staged, object))
+        self.take(PlacementStep::Rename, || {
+            FolderDisk(&system()).rename(staged, object)
+        })
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        self.take(PlacementStep::SyncFolder, || ObjectDisk.sync_folder(folder))
+        self.take(PlacementStep::SyncFolder, || {
+            FolderDisk(&system()).sync_folder(folder)
+        })
     }
 
     fn add_outboard(
@@ -106,7 +117,7 @@ impl PlacementDisk for RecordedDisk {
         outboard: NamedTempFile,
     ) -> io::Result<()> {
         self.take(PlacementStep::AddOutboard, || {
-            ObjectDisk.add_outboard(outboards, name, outboard)
+            FolderDisk(&system()).add_outboard(outboards, name, outboard)
         })
     }
 }
@@ -273,4 +284,22 @@ fn bytes_behind_the_end_are_cut_off() {
     assert_eq!(placed.hash(), blake3::hash(&content()));
     let stored = fs::read(objects.path(&placed.hash())).expect("readable");
     assert!(stored == content());
+}
+
+/// A file that arrived in parts is hashed as it is.
+#[test]
+fn a_file_is_taken_over() {
+    let root = tempfile::tempdir().expect("writable");
+    let objects = open(root.path());
+    let parts = root.path().join("parts");
+    fs::write(&parts, content()).expect("writable");
+    let dropped = objects.adopt(&parts).expect("it is there");
+    assert!(!parts.exists());
+    drop(dropped);
+    assert_eq!(count(&root.path().join("uploads")), 0);
+    fs::write(&parts, content()).expect("writable");
+    let placed = objects.adopt(&parts).expect("it is there").place();
+    let placed = placed.expect("room");
+    assert_eq!(placed.hash(), blake3::hash(&content()));
+    assert!(read(&objects, &placed.hash()).expect("it is there") == content());
 }

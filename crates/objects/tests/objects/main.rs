@@ -2,6 +2,8 @@
 
 mod content;
 mod damage;
+mod disk;
+mod foreign;
 mod removal;
 mod store;
 mod writers;

@@ -1,10 +1,12 @@
 //! The collection of what no name needs: old versions, and contents without a name.
 //!
 //! Rows go first. A version of an entry is needed while a head, a snapshot or a branch shows it, while a later merge may
-//! compare with it, or while the retention of its bucket lasts. Then contents go that no row, no pin and no write session
+//! compare with it, or while the retention of its bucket lasts. Branches whose time is over go before that, and commits that
+//! no version is left of go after it. Then contents go that no row, no pin and no write session
 //! refers to, and whose age is at least ten minutes. Each step is one short transaction, so that writers wait for one step
 //! at most.
 
+mod commits;
 mod horizon;
 mod prune;
 mod sweep;
@@ -19,8 +21,12 @@ use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::limits::COLLECT_STEP_ROWS;
 use crate::names::{BranchId, BucketId};
+use commits::CommitCursor;
 use horizon::NeededVersions;
 use prune::PruneCursor;
+
+/// Branches that one step of the collection ends.
+const EXPIRED_AT_ONCE: usize = 100;
 
 /// What a collection does at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +48,7 @@ pub enum CollectPhase {
 pub struct CollectProgress {
     /// What the next step does.
     pub phase: CollectPhase,
-    /// Rows that were removed.
+    /// Versions of entries, and rows of deleted buckets, that were removed.
     pub rows: u64,
     /// Contents that were removed.
     pub contents: u64,
@@ -61,6 +67,16 @@ pub struct GarbageCollection {
     /// The last content that was looked at.
     last_content: Option<ContentHash>,
     objects: ObjectCursor,
+    /// The branches whose time is over.
+    expiry: ExpiryCursor,
+}
+
+/// How far the expiry of branches came.
+#[derive(Clone, Copy, Debug)]
+enum ExpiryCursor {
+    /// Behind this branch, or at the first one.
+    After(Option<BranchId>),
+    End,
 }
 
 /// A bucket whose old versions are being removed.
@@ -70,6 +86,7 @@ struct PrunedBucket {
     needed: Arc<NeededVersions>,
     branches: Vec<BranchId>,
     cursor: PruneCursor,
+    commits: Option<CommitCursor>,
 }
 
 impl Default for GarbageCollection {
@@ -85,6 +102,7 @@ impl Default for GarbageCollection {
             last_bucket: None,
             last_content: None,
             objects: ObjectCursor::default(),
+            expiry: ExpiryCursor::After(None),
         }
     }
 }
@@ -127,6 +145,15 @@ impl GarbageCollection {
     }
 
     fn purge(&mut self, db: &StoreDb) -> Result<(), StoreError> {
+        // First, so that the rows of a branch that expires go with those of deleted ones.
+        if let ExpiryCursor::After(after) = self.expiry {
+            let step = db.write(move |tx| tx.expire_branches(after, EXPIRED_AT_ONCE));
+            if let Some(last) = step.wait()?.next {
+                self.expiry = ExpiryCursor::After(Some(last));
+                return Ok(());
+            }
+            self.expiry = ExpiryCursor::End;
+        }
         let step = db.write(|tx| tx.purge(COLLECT_STEP_ROWS)).wait()?;
         self.progress.rows += step.rows as u64;
         if step.is_done {
@@ -140,8 +167,7 @@ impl GarbageCollection {
             return self.begin_bucket(db);
         };
         let Some(branch) = bucket.branches.last().copied() else {
-            self.bucket = None;
-            return Ok(());
+            return self.prune_commits(db);
         };
         let (id, needed) = (bucket.id, Arc::clone(&bucket.needed));
         let cursor = bucket.cursor.clone();
@@ -167,6 +193,23 @@ impl GarbageCollection {
         Ok(())
     }
 
+    /// Removes old commits of the bucket whose branches are done.
+    fn prune_commits(&mut self, db: &StoreDb) -> Result<(), StoreError> {
+        let Some(bucket) = &mut self.bucket else {
+            return Ok(());
+        };
+        let (id, horizon, cursor) = (bucket.id, bucket.needed.horizon, bucket.commits);
+        let page = db.read(move |tx| tx.old_commits(id, horizon, cursor));
+        let page = page.wait()?;
+        let next = page.next;
+        db.write(move |tx| tx.remove_commits(id, &page)).wait()?;
+        match next {
+            Some(next) => bucket.commits = Some(next),
+            None => self.bucket = None,
+        }
+        Ok(())
+    }
+
     /// Takes the next bucket, and moves its horizon.
     fn begin_bucket(&mut self, db: &StoreDb) -> Result<(), StoreError> {
         let after = self.last_bucket;
@@ -176,20 +219,22 @@ impl GarbageCollection {
             return Ok(());
         };
         self.last_bucket = Some(id);
-        // In one transaction: what a caller gives a name to after this is not older than the horizon, or needed already.
-        let begun = db.write(move |tx| {
-            let Some(horizon) = tx.move_horizon(id)? else {
-                return Ok(None);
-            };
-            let branches = tx.branches_of(id)?;
-            Ok(Some((tx.needed_versions(id, horizon)?, branches)))
-        });
-        let (needed, branches) = match begun.wait() {
-            Ok(Some(begun)) => begun,
+        let horizon = match db.write(move |tx| tx.move_horizon(id)).wait() {
+            Ok(Some(horizon)) => horizon,
             // Nothing is old, or the bucket is being deleted by now.
             Ok(None) | Err(StoreError::NotFound(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // On a reader, because a long history of merges takes a while. By now the horizon is durable, so that what a caller
+        // gives a name to from here on is not older than it, or is among the needed versions already.
+        let begun = db.read(move |tx| {
+            let branches = tx.branches_of(id)?;
+            Ok((tx.needed_versions(id, horizon)?, branches))
+        });
+        let (needed, branches) = match begun.wait() {
+            Ok(begun) => begun,
             // One bucket with too many merges must not keep the others from being collected.
-            Err(error @ StoreError::TooLarge { .. }) => {
+            Err(error @ (StoreError::TooLarge { .. } | StoreError::TimedOut)) => {
                 tracing::warn!(%error, "old versions of a bucket stay");
                 return Ok(());
             }
@@ -200,6 +245,7 @@ impl GarbageCollection {
             needed: Arc::new(needed),
             branches,
             cursor: PruneCursor::default(),
+            commits: None,
         });
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::limits::COLLECT_STEP_ROWS;
-use crate::names::{BranchId, BucketId, UsageChange};
+use crate::names::{BranchId, BucketId, UsageChange, charged_bytes};
 
 /// How far the removal came in one branch.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +45,8 @@ struct VersionRow {
     is_live: bool,
     hash: Option<ContentHash>,
     size: u64,
+    /// Bytes of the row that count against the quota.
+    charged: i64,
 }
 
 impl ReadTransaction<'_> {
@@ -59,8 +61,12 @@ impl ReadTransaction<'_> {
             (key.parent.as_str(), key.name.as_str(), to_sql(key.seq))
         });
         self.query_all(
-            "SELECT parent, name, seq, kind <> 0, hash, size FROM entry \
-             WHERE branch_id = ?1 AND (parent, name, seq) > (?2, ?3, ?4) ORDER BY parent, name, seq LIMIT ?5",
+            concat!(
+                "SELECT parent, name, seq, kind <> 0, hash, size, ",
+                charged_bytes!(),
+                " FROM entry WHERE branch_id = ?1 AND (parent, name, seq) > (?2, ?3, ?4) \
+                 ORDER BY parent, name, seq LIMIT ?5"
+            ),
             params![
                 branch,
                 parent,
@@ -78,6 +84,7 @@ impl ReadTransaction<'_> {
                     is_live: row.get(3)?,
                     hash: row.get(4)?,
                     size: from_sql(row.get(5)?),
+                    charged: row.get(6)?,
                 })
             },
         )
@@ -157,6 +164,7 @@ impl WriteTransaction<'_> {
             params![branch, parent, name, to_sql(*seq)],
         )?;
         usage.entries -= i64::from(row.is_live);
+        usage.bytes -= row.charged;
         match row.hash {
             Some(hash) => self.release_content(bucket, hash, row.size, usage),
             None => Ok(()),

@@ -1,7 +1,8 @@
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use alknet_test_support::deadline;
 
@@ -14,6 +15,8 @@ use crate::names::{BucketSettings, ChangeRequest, MergeRequest, NewBranch, NewBu
 use crate::sessions::{NewWriteSession, WriteSessionMode};
 use crate::store::tests::{TestFiles, content, path};
 use crate::sweep::SweepRelease;
+
+mod history;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -474,17 +477,29 @@ fn many_versions_are_pruned_in_steps() {
     assert_eq!(files.count("SELECT count(*) FROM entry"), 2);
 }
 
+/// Writers go on until a collection has removed something between their names.
 #[test]
 fn a_collection_during_parallel_uploads_loses_nothing() {
+    const WRITERS: u64 = 16;
     let files = without_retention();
+    let (removed, writing) = (AtomicU64::new(0), AtomicU64::new(WRITERS));
+    let end = Instant::now() + deadline(Duration::from_secs(60));
     thread::scope(|scope| {
-        for writer in 0..4_u64 {
-            let files = &files;
+        for writer in 0..WRITERS {
+            let (files, removed, writing) = (&files, &removed, &writing);
             scope.spawn(move || {
                 let at = format!("/{writer}");
-                for round in 0..12_u64 {
-                    // All writers name the same few contents, which the collection finds without a name in between.
-                    let number = (writer + round) % 3;
+                let is_over = |round| {
+                    let is_removed = removed.load(Ordering::SeqCst) > 0;
+                    round >= 8 && (is_removed || Instant::now() >= end)
+                };
+                for round in (0..).take_while(|round| !is_over(*round)) {
+                    // All writers name the same few contents, and each of them one of its own: the collection finds
+                    // those of one kind or the other without a name in between.
+                    let number = match round % 3 {
+                        0 => 100 + writer,
+                        _ => (writer + round) % 3,
+                    };
                     let len = if round % 2 == 0 { 100 } else { 20_000 };
                     let bytes = content(number, len);
                     let hash = files.put(&at, &bytes);
@@ -492,20 +507,25 @@ fn a_collection_during_parallel_uploads_loses_nothing() {
                     files.delete(&at);
                 }
                 files.put(&at, &content(writer, 20_000));
+                writing.fetch_sub(1, Ordering::SeqCst);
             });
         }
-        for _ in 0..12 {
+        while writing.load(Ordering::SeqCst) > 0 && Instant::now() < end {
             files
                 .clock
                 .advance(Duration::from_millis(2 * COLLECT_AGE_MS_MIN));
-            files.collect();
+            removed.fetch_add(files.collect().contents, Ordering::SeqCst);
         }
     });
-    for writer in 0..4_u64 {
+    assert!(
+        removed.load(Ordering::SeqCst) > 0,
+        "a sweep met the writers"
+    );
+    for writer in 0..WRITERS {
         let hash = files.hash_at(&format!("/{writer}")).expect("a file");
         assert!(files.bytes(hash).expect("whole") == content(writer, 20_000));
     }
     collect_later(&files);
-    assert_eq!(files.objects().len(), 4);
+    assert_eq!(files.objects().len() as u64, WRITERS);
     files.check_usage();
 }

@@ -1,12 +1,12 @@
 //! The check of what the last writes left, after a start that did not follow an orderly end.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 
 use rusqlite::params;
 
 use super::rows::ContentState;
-use super::{ContentFolder, content_hash, io_error, object_hash};
+use super::{ContentFolder, content_hash, io_error, is_damage, object_error, object_hash};
 use crate::db::{ReadTransaction, from_sql, to_sql};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
@@ -56,6 +56,8 @@ struct OpenContent {
     row: StoredRow,
     file: File,
     hasher: blake3::Hasher,
+    /// Bytes that are still to be read at most: one more than the content has, which a file that grows would have.
+    left: u64,
 }
 
 impl BootVerification {
@@ -75,7 +77,8 @@ impl OpenContent {
         let mut block = vec![0; READ_BLOCK_BYTES];
         let mut done = 0;
         while done < bytes_max {
-            let read = self.file.read(&mut block);
+            let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+            let read = self.file.read(&mut block[..most.min(READ_BLOCK_BYTES)]);
             let read = match read {
                 Ok(read) => read,
                 // Without the rest the hash differs, so that the content counts as damaged.
@@ -86,6 +89,7 @@ impl OpenContent {
                 return Ok(true);
             }
             self.hasher.update(&block[..read]);
+            self.left -= read as u64;
             done += read as u64;
             progress.bytes += read as u64;
         }
@@ -218,18 +222,22 @@ impl ContentFolder {
                 false => self.note_damage(row, progress),
             };
         }
-        match File::open(self.objects.path(&object_hash(hash))) {
+        // By its length first: another program can make a file of 16 TiB with one call, and the start would read all of it.
+        match self.objects.open_file(&object_hash(hash), content.size) {
             Ok(file) => {
                 let hasher = blake3::Hasher::new();
-                verification.open = Some(OpenContent { row, file, hasher });
+                let left = content.size.saturating_add(1);
+                verification.open = Some(OpenContent {
+                    row,
+                    file,
+                    hasher,
+                    left,
+                });
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => self.note_damage(row, progress),
-            Err(error) if error.raw_os_error() == Some(super::IO_FAILED) => {
-                self.note_damage(row, progress)
-            }
+            Err(error) if is_damage(&error) => self.note_damage(row, progress),
             // Such as too many open files, which says nothing about the content.
-            Err(error) => Err(io_error("open a content", &error)),
+            Err(error) => Err(object_error(error)),
         }
     }
 

@@ -10,7 +10,7 @@ use super::steps::CommitStep;
 use super::{ContentFolder, content_hash, io_error, object_error, object_hash};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
-use crate::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, SESSION_SAVE_BYTES};
+use crate::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
 use crate::names::FileContent;
 
 /// A content that a transaction may name. The collection does not remove it while this value, or a clone of it, exists.
@@ -61,8 +61,6 @@ pub struct StagedContent {
     /// Another descriptor of the file.
     reader: File,
     folder: ContentFolder,
-    /// Bytes that were written since the last look at the room on the disk.
-    unchecked: u64,
 }
 
 impl StagedContent {
@@ -79,12 +77,8 @@ impl StagedContent {
     pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let len = bytes.len() as u64;
         check_file_size(at.saturating_add(len))?;
-        // Not at each write: the question is a call of the system, and pieces may be small.
-        if self.unchecked.saturating_add(len) > SESSION_SAVE_BYTES {
-            self.folder.check_space(len)?;
-            self.unchecked = 0;
-        }
-        self.unchecked += len;
+        let _counted = self.folder.count_write(len)?;
+        self.folder.count_moved(bytes.len());
         self.object.write_at(at, bytes).map_err(object_error)
     }
 
@@ -100,8 +94,8 @@ impl StagedContent {
     /// Returns when everything that was written is on the disk. It is no content yet, and a restart removes it. Blocks.
     ///
     /// # Errors
-    /// The disk fails.
-    pub fn sync(&self) -> Result<(), StoreError> {
+    /// The disk fails. What was written may be lost then, and the content cannot be put any more.
+    pub fn sync(&mut self) -> Result<(), StoreError> {
         self.object.sync().map_err(object_error)
     }
 
@@ -127,7 +121,6 @@ impl ContentFolder {
             object,
             reader,
             folder: self.clone(),
-            unchecked: 0,
         })
     }
 
@@ -160,8 +153,13 @@ impl ContentFolder {
             let bytes = staged.read_at(0, size as usize)?;
             return Ok(self.prepare_inline(&bytes));
         }
+        self.put_object(staged.object)
+    }
+
+    /// Gives a whole object its place.
+    pub(super) fn put_object(&self, object: StagedObject) -> Result<PreparedContent, StoreError> {
         // Synced and named before any row: a name never leads to bytes that a power cut may take.
-        let placed = staged.object.place().map_err(object_error)?;
+        let placed = object.place().map_err(object_error)?;
         let is_repaired = matches!(placed.placement(), Placement::Repaired { .. });
         let content = FileContent::new(content_hash(placed.hash()), placed.size());
         let prepared = PreparedContent {
@@ -184,7 +182,8 @@ impl ContentFolder {
         }
     }
 
-    /// Pins a content that is here, so that a further name may be given to it. Its bytes are not verified. Blocks.
+    /// Pins a content that is here, so that a further name may be given to it. Its bytes are not verified, and whether the
+    /// caller has a right to them is not looked at: [`has_content`](crate::ReadTransaction::has_content) says that. Blocks.
     ///
     /// # Errors
     /// The store does not know the content, or does not have it.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use alknet_objects::{DamagedPart, ObjectBlocks, ObjectError, ObjectReader};
 
-use super::{ContentFolder, content_hash, is_damage, object_error, object_hash};
-use crate::error::StoreError;
+use super::{ContentFolder, ContentStatus, content_hash, is_damage, object_error, object_hash};
+use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::READ_BLOCK_BYTES;
+use crate::names::BucketId;
 
 /// A content that was opened. It stays readable if the collection removes it. A clone shares the file.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ pub struct ContentReader {
 }
 
 #[derive(Clone, Debug)]
-enum ReaderSource {
+pub(super) enum ReaderSource {
     /// The whole content, which was compared with its hash.
     Row(Arc<[u8]>),
     Object(ObjectReader),
@@ -43,7 +44,28 @@ pub struct ContentBlocks {
 }
 
 impl ContentFolder {
-    /// Opens a content. The first read of an object without an outboard reads the whole object. Blocks.
+    /// Opens a content for a bucket. One that the bucket only announced is not here for it, whatever other buckets have.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if the bucket has no name of it, [`StoreError::ContentUnavailable`] if its bytes never came for
+    /// the bucket, [`StoreError::ContentMissing`] if it is damaged or lost.
+    pub fn reader_in(
+        &self,
+        bucket: BucketId,
+        hash: ContentHash,
+    ) -> Result<ContentReader, StoreError> {
+        let status = self.db.read(move |tx| tx.content_status_in(bucket, hash));
+        match status.wait()? {
+            ContentStatus::Missing => Err(StoreError::NotFound(StoreObject::Content)),
+            ContentStatus::Wanted { .. } | ContentStatus::Partial { .. } => {
+                Err(StoreError::ContentUnavailable { hash })
+            }
+            ContentStatus::Complete { .. } | ContentStatus::Bad { .. } => self.reader(hash),
+        }
+    }
+
+    /// Opens a content, without a look at who has a right to it. The first read of an object without an outboard reads the whole object. Blocks.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] if the store does not know the content, [`StoreError::ContentUnavailable`] if it is on peers
@@ -60,10 +82,10 @@ impl ContentFolder {
                 ReaderSource::Row(bytes.into())
             }
             Some(_) => return Err(self.found_damaged(hash, row.verified_ms)),
-            None => match self.objects.reader(&object_hash(hash)) {
-                // The hash covers the size: with another one in the row, a part would pass for the whole.
-                Ok(reader) if reader.size() == row.size => ReaderSource::Object(reader),
-                Ok(_) => return Err(self.found_damaged(hash, row.verified_ms)),
+            // The hash covers the size: with another one in the row, a part would pass for the whole. The length is looked
+            // at first, because a file without its outboard is read whole.
+            None => match self.objects.reader_of_size(&object_hash(hash), row.size) {
+                Ok(reader) => ReaderSource::Object(reader),
                 Err(error) if is_damage(&error) => {
                     return Err(self.found_damaged(hash, row.verified_ms));
                 }
@@ -125,6 +147,15 @@ impl ContentReader {
         let blocks = self.blocks(range).collect::<Result<Vec<_>, _>>()?;
         Ok(blocks.concat())
     }
+
+    pub(super) const fn source(&self) -> &ReaderSource {
+        &self.source
+    }
+
+    /// Notes that the bytes are not what was stored, and returns what the reader gets.
+    pub(super) fn damaged(&self) -> StoreError {
+        self.folder.found_damaged(self.hash, self.verified_ms)
+    }
 }
 
 impl ContentBlocks {
@@ -139,6 +170,7 @@ impl ContentBlocks {
         };
         let block = std::mem::replace(&mut self.ready, rest);
         self.rest.start += block.len() as u64;
+        self.reader.folder.count_moved(block.len());
         Ok(block)
     }
 
@@ -193,18 +225,13 @@ impl ContentBlocks {
     /// Opens the object once more, with a new outboard, behind what was handed out.
     fn reopen(&self) -> Result<ObjectBlocks, ObjectError> {
         let hash = object_hash(self.reader.hash);
-        let reader = self.reader.folder.objects.reader(&hash)?;
+        let objects = &self.reader.folder.objects;
+        let reader = objects.reader_of_size(&hash, self.reader.size)?;
         reader.bytes(self.rest.clone())
     }
 
     fn damaged(&self) -> StoreError {
-        let ContentReader {
-            folder,
-            hash,
-            verified_ms,
-            ..
-        } = &self.reader;
-        folder.found_damaged(*hash, *verified_ms)
+        self.reader.damaged()
     }
 }
 

@@ -107,6 +107,13 @@ impl ReadTransaction<'_> {
         }
     }
 
+    /// Bytes of a content that the store knows.
+    pub(crate) fn content_size(&self, hash: ContentHash) -> Result<Option<u64>, StoreError> {
+        let query = "SELECT size FROM blob WHERE hash = ?1";
+        let size = self.query_row(query, [hash], |row| row.get(0))?;
+        Ok(size.map(from_sql))
+    }
+
     pub(crate) fn content_row(&self, hash: ContentHash) -> Result<Option<ContentRow>, StoreError> {
         self.query_row(
             "SELECT b.size, b.state, b.verified_ms, i.data FROM blob b LEFT JOIN inline_ i ON i.hash = b.hash \
@@ -143,19 +150,37 @@ impl WriteTransaction<'_> {
             // The row comes with the first name.
             None => Ok(()),
             // A reader that saw the damage must not mark the repaired content, which it knows by this time.
-            Some(ContentState::Complete) if content.is_repaired() => self.complete_content(hash),
+            Some(ContentState::Complete) if content.is_repaired() => {
+                self.complete_content(hash, content.size())
+            }
             Some(ContentState::Complete) => Ok(()),
             Some(ContentState::Wanted | ContentState::Partial | ContentState::Bad) => {
-                self.complete_content(hash)?;
+                self.complete_content(hash, content.size())?;
                 self.emit_content(EventTopic::BlobComplete, hash, content.size())
             }
         }
     }
 
-    fn complete_content(&self, hash: ContentHash) -> Result<(), StoreError> {
-        let set = "UPDATE blob SET state = ?2, verified_ms = ?3 WHERE hash = ?1";
+    /// Notes that a part of a wanted content is here, and which peer has sent it.
+    pub(crate) fn mark_content_partial(
+        &self,
+        hash: ContentHash,
+        peer: &str,
+    ) -> Result<(), StoreError> {
+        let (wanted, partial) = (ContentState::Wanted.code(), ContentState::Partial.code());
+        // A damaged content stays marked as such until it is whole.
+        let set =
+            "UPDATE blob SET state = ?2, fetched_from = ?3 WHERE hash = ?1 AND state IN (?2, ?4)";
+        self.execute(set, params![hash, partial, peer, wanted])?;
+        Ok(())
+    }
+
+    /// The hash covers the size, so that the size of the bytes wins over one that was announced.
+    fn complete_content(&self, hash: ContentHash, size: u64) -> Result<(), StoreError> {
+        let set = "UPDATE blob SET state = ?2, verified_ms = ?3, size = ?4 WHERE hash = ?1";
         let now = to_sql(self.unix_ms());
-        self.execute(set, params![hash, ContentState::Complete.code(), now])?;
+        let complete = ContentState::Complete.code();
+        self.execute(set, params![hash, complete, now, to_sql(size)])?;
         Ok(())
     }
 
@@ -189,7 +214,7 @@ impl WriteTransaction<'_> {
         if bad == 0 {
             return Ok(());
         }
-        self.complete_content(hash)?;
+        self.complete_content(hash, size)?;
         self.emit_content(EventTopic::BlobComplete, hash, size)
     }
 

@@ -8,7 +8,7 @@ use super::{ContentFolder, content_hash, object_error, object_hash};
 use crate::db::{ReadTransaction, from_sql, to_sql};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
-use crate::limits::INLINE_BYTES_MAX;
+use crate::limits::{INLINE_BYTES_MAX, SCRUB_PAUSES_MAX};
 
 /// Rows that one step of the second part reads.
 const STEP_ROWS: usize = 256;
@@ -21,6 +21,10 @@ pub struct ContentScrub {
     are_objects_done: bool,
     /// The last row that was looked at.
     after: Option<ContentHash>,
+    /// Bytes that callers had read and staged at the last step.
+    moved: Option<u64>,
+    /// Steps in a row that were left out.
+    pauses: u32,
 }
 
 /// What a step of a check did.
@@ -32,6 +36,8 @@ pub struct ContentScrubStep {
     pub damaged: Vec<ContentHash>,
     /// Whether all contents were checked.
     pub is_done: bool,
+    /// Whether the step was left out, because callers have read and staged more since the last one than it would read.
+    pub is_paused: bool,
 }
 
 /// A row to be compared with what is on the disk.
@@ -69,6 +75,10 @@ impl ReadTransaction<'_> {
 impl ContentFolder {
     /// Reads at most `bytes` bytes more of an object, or compares some rows with the files. Blocks.
     ///
+    /// The check gives way to callers: a step is left out if they have read and staged more than `bytes` bytes of contents
+    /// since the step before. After [`SCRUB_PAUSES_MAX`](crate::limits::SCRUB_PAUSES_MAX) of these in a row one is done all
+    /// the same, so that a store that is never idle is checked too.
+    ///
     /// # Errors
     /// The database refuses a statement, or the folder cannot be read. A damaged content is no error.
     pub fn scrub_step(
@@ -76,6 +86,16 @@ impl ContentFolder {
         scrub: &mut ContentScrub,
         bytes: u64,
     ) -> Result<ContentScrubStep, StoreError> {
+        let moved = self.moved_bytes();
+        let before = scrub.moved.replace(moved).unwrap_or(moved);
+        if moved.saturating_sub(before) > bytes && scrub.pauses < SCRUB_PAUSES_MAX {
+            scrub.pauses += 1;
+            return Ok(ContentScrubStep {
+                is_paused: true,
+                ..ContentScrubStep::default()
+            });
+        }
+        scrub.pauses = 0;
         match scrub.are_objects_done {
             false => self.scrub_objects(scrub, bytes),
             true => self.scrub_rows(scrub),
@@ -88,7 +108,20 @@ impl ContentFolder {
         bytes: u64,
     ) -> Result<ContentScrubStep, StoreError> {
         let mut done = ContentScrubStep::default();
-        let step = self.objects.scrub(&mut scrub.objects, bytes);
+        // An object without a row is for the collection, whatever its bytes are.
+        let mut failed = None;
+        let size_of = |hash: &blake3::Hash| {
+            let hash = content_hash(*hash);
+            let row = self.db.read(move |tx| tx.content_size(hash)).wait();
+            row.unwrap_or_else(|error| {
+                failed = Some(error);
+                None
+            })
+        };
+        let step = self.objects.scrub_sized(&mut scrub.objects, bytes, size_of);
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let Some(step) = step.map_err(object_error)? else {
             scrub.are_objects_done = true;
             return Ok(done);
@@ -99,7 +132,7 @@ impl ContentFolder {
         };
         let hash = content_hash(checked.hash);
         let row = self.db.read(move |tx| tx.content_row(hash)).wait()?;
-        // An object without a row is for the collection, whatever its bytes are.
+        // It was collected meanwhile.
         let Some(row) = row else {
             return Ok(done);
         };

@@ -1,6 +1,9 @@
 //! The steps of a commit, in the only order that is allowed.
 
 use std::fmt;
+use std::sync::Arc;
+
+use alknet_objects::{ObjectDisk, SystemObjectDisk};
 
 use crate::error::StoreError;
 
@@ -22,6 +25,11 @@ pub enum CommitStep {
 pub(crate) trait CommitObserver: fmt::Debug + Send + Sync {
     /// The step has ended. An error ends the commit there.
     fn observe_step(&self, step: CommitStep) -> Result<(), StoreError>;
+
+    /// How files of contents get to the disk.
+    fn disk(&self) -> Arc<dyn ObjectDisk> {
+        Arc::new(SystemObjectDisk)
+    }
 }
 
 /// Lets every commit go on.

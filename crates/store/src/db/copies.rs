@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
+use super::readers::ReadWatch;
 use super::{StoreDb, open, quarantine};
 use crate::error::StoreError;
 use crate::limits::COPIES_KEPT;
@@ -104,14 +106,14 @@ pub(super) fn sync_file(path: &Path) -> io::Result<()> {
 }
 
 /// Writes a copy under a name of its own, checks it, and gives it its name then.
-fn write_copy(path: &Path, target: &Path) -> Result<(), StoreError> {
+fn write_copy(path: &Path, target: &Path, watch: &ReadWatch) -> Result<(), StoreError> {
     let new = quarantine::with(path, COPY_NEW);
     // What a power cut left: SQLite refuses to write over a file with content.
     remove_if_there(&new)?;
     remove_if_there(&quarantine::with(&new, "-journal"))?;
     // With the mode of a private file. SQLite would take that of the umask.
     alknet_durable::private(&new)?;
-    let written = vacuum_into(path, &new);
+    let written = vacuum_into(path, &new, watch);
     let checked = written.and_then(|()| open::check_whole(&new).map_err(StoreError::Damaged));
     if checked.is_err() {
         // A bad copy takes room, and must not pass for a good one.
@@ -126,25 +128,32 @@ fn write_copy(path: &Path, target: &Path) -> Result<(), StoreError> {
 }
 
 /// Copies what one read transaction sees, without free pages.
-fn vacuum_into(path: &Path, new: &Path) -> Result<(), StoreError> {
+fn vacuum_into(path: &Path, new: &Path, watch: &ReadWatch) -> Result<(), StoreError> {
     let not_text = || StoreError::FileSystem("the path of the store is no UTF-8".to_owned());
     let text = new.to_str().ok_or_else(not_text)?;
     // A connection of its own: one of the pool would be missing to readers for all that time, and
     // would end the copy at the limit of a read.
     let connection = open::open_copier(path)?;
-    connection.execute("VACUUM INTO ?1", [text])?;
+    watch.run_copy(&connection, || connection.execute("VACUUM INTO ?1", [text]))?;
     Ok(())
 }
 
 impl StoreDb {
     /// Copies the file of names once a day, and keeps the newest copies, [`COPIES_KEPT`] of them. An older one goes only
-    /// after the new one was read back whole. Blocks for as long as it takes to read and write the file; writers go on
-    /// meanwhile, and the log grows.
+    /// after the new one was read back whole. Blocks for as long as it takes to read and write the file. Writers go on
+    /// meanwhile, and the log grows; when it has [`LOG_BYTES_MAX`](crate::limits::LOG_BYTES_MAX) bytes, the copy is given up.
     ///
     /// # Errors
+    /// [`StoreError::TimedOut`] if the copy was given up for the log: the caller tries again when fewer writes come.
     /// [`StoreError::NoSpace`] if the copy would reach into the reserve; [`StoreError::Damaged`] if the file of names or
     /// the copy is damaged. Earlier copies stay then.
     pub fn copy_daily(&self) -> Result<CopyOutcome, StoreError> {
+        // Two copies at once would write one file. The second caller finds the copy of the first.
+        let _turn = self
+            .0
+            .copying
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let path = &self.0.path;
         let day = day_of(self.0.time.unix_ms());
         let before = store_copies(path)?;
@@ -161,7 +170,8 @@ impl StoreDb {
             path: quarantine::with(path, &format!("{COPY}{day}")),
             day,
         };
-        write_copy(path, &made.path)?;
+        let readers = self.0.readers.as_ref().ok_or(StoreError::Closed)?;
+        write_copy(path, &made.path, readers.watch())?;
         // The new one is never among those that go, also where a wrong clock made copies of days to
         // come.
         for old in before.iter().skip(COPIES_KEPT - 1) {
@@ -229,6 +239,23 @@ mod tests {
         let again = store.db().copy_daily();
         assert_eq!(again, Ok(CopyOutcome::Kept(made)));
         assert!(!quarantine::with(&store.path, COPY_NEW).exists());
+    }
+
+    /// The chores of a node and an administrator ask at the same time.
+    #[test]
+    fn one_of_many_callers_at_once_makes_the_copy() {
+        let store = ScratchStore::new();
+        for _ in 0..5 {
+            let results = std::thread::scope(|scope| {
+                let copying = [(); 8].map(|()| scope.spawn(|| store.db().copy_daily()));
+                copying.map(|it| it.join().expect("no panic").expect("room"))
+            });
+            let made = results.iter();
+            let made = made.filter(|it| matches!(it, CopyOutcome::Made(_)));
+            assert_eq!(made.count(), 1);
+            store.time.advance(DAY);
+        }
+        assert_eq!(days(&store).len(), COPIES_KEPT);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The file of names: one thread that writes, and a few that read.
 
 mod copies;
+mod job;
+mod log;
 mod open;
 mod quarantine;
 mod readers;
@@ -11,15 +13,16 @@ mod space;
 mod statements;
 mod tail;
 mod transaction;
+mod vacuum;
 mod writer;
 
 use std::fmt;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -31,6 +34,7 @@ use crate::error::StoreError;
 use crate::limits::{READ_TIME_MAX, READERS, WRITES_QUEUED_MAX};
 use readers::{ReadJob, ReaderPool};
 use space::SpaceWatch;
+use vacuum::VacuumClock;
 use writer::{QueuedJob, ReplyingJob, WriterSetup};
 
 pub use copies::{CopyOutcome, StoreCopy, store_copies};
@@ -43,6 +47,7 @@ pub use space::{SpaceSource, StoreSpace, SystemSpaceSource};
 pub use tail::LostEvent;
 pub use transaction::{ReadTransaction, WriteTransaction};
 pub(crate) use transaction::{from_sql, to_sql, to_sql_option};
+pub use vacuum::VacuumStep;
 pub use writer::Durability;
 
 /// How a store is opened.
@@ -96,6 +101,11 @@ struct StoreDbInner {
     last_event: watch::Receiver<i64>,
     time: Arc<dyn TimeSource>,
     space: Arc<SpaceWatch>,
+    /// Held while a copy of the file is made.
+    copying: Mutex<()>,
+    /// Jobs that were given to the writer so far.
+    writes: AtomicU64,
+    vacuum: VacuumClock,
     /// `None` only while the value is dropped.
     jobs: Option<SyncSender<QueuedJob>>,
     writer: Option<JoinHandle<()>>,
@@ -140,6 +150,7 @@ impl StoreDb {
             is_damaged: Arc::clone(&is_damaged),
             time: Arc::clone(&options.time),
             space: Arc::clone(&space),
+            reads: Arc::clone(readers.watch()),
             clock,
             path: path.to_owned(),
         };
@@ -156,6 +167,9 @@ impl StoreDb {
             last_event,
             time: options.time,
             space,
+            copying: Mutex::default(),
+            writes: AtomicU64::new(0),
+            vacuum: VacuumClock::default(),
             jobs: Some(jobs),
             writer: Some(writer),
             readers: Some(readers),
@@ -186,6 +200,7 @@ impl StoreDb {
             reply,
         });
         let queued = QueuedJob { job, durability };
+        self.0.writes.fetch_add(1, Ordering::Relaxed);
         let sent = match &self.0.jobs {
             // Refused instead of waiting: the caller may be a task of the runtime, which must not
             // block.
@@ -237,6 +252,12 @@ impl StoreDb {
     #[must_use]
     pub fn last_event(&self) -> watch::Receiver<i64> {
         self.0.last_event.clone()
+    }
+
+    /// The time of the store, in milliseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        self.0.time.unix_ms()
     }
 
     /// The random identity of the store, made with its file.

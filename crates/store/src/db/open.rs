@@ -19,9 +19,6 @@ use crate::limits::LOG_BYTES_MAX;
 /// How long SQLite waits for a lock.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 
-/// Pages of the log after which SQLite moves them into the file.
-const CHECKPOINT_PAGES: i64 = 2000;
-
 /// Suffix of the write-ahead log behind the file's name.
 pub(super) const LOG: &str = "-wal";
 
@@ -191,7 +188,7 @@ fn try_open(
     // Before the first write: a power cut from here on leaves a file without the mark, so that the
     // next start checks it.
     connection.execute("DELETE FROM meta WHERE k = ?1", [META_CLEAN_SHUTDOWN])?;
-    connection.execute_batch(schema::LATER_INDEXES)?;
+    connection.execute_batch(schema::LATER_TABLES)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     let store_id = read_meta(&connection, META_STORE_ID)?;
     let last_time: Option<[u8; HybridTimestamp::BYTES]> = read_meta(&connection, META_CLOCK)?;
@@ -248,7 +245,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    // The writer moves pages of the log into the file itself: SQLite would hide an error of the disk at that moment.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", to_sql(LOG_BYTES_MAX))
 }
 

@@ -27,7 +27,7 @@ pub(super) struct ReaderPool {
 }
 
 /// When each read has to end.
-struct ReadWatch {
+pub(super) struct ReadWatch {
     state: Mutex<WatchState>,
     changed: Condvar,
     time_max: Duration,
@@ -35,6 +35,8 @@ struct ReadWatch {
 
 struct WatchState {
     reads: Vec<WatchedRead>,
+    /// A copy of the file that is being made. It has no time limit.
+    copy: Option<InterruptHandle>,
     /// Whether the watcher waits without a limit.
     is_idle: bool,
     is_closed: bool,
@@ -62,6 +64,7 @@ impl ReaderPool {
         let watch = Arc::new(ReadWatch {
             state: Mutex::new(WatchState {
                 reads: reads.collect(),
+                copy: None,
                 is_idle: false,
                 is_closed: false,
             }),
@@ -89,6 +92,10 @@ impl ReaderPool {
         let thread = thread::Builder::new().name("fs-read-watch".to_owned());
         pool.watcher = Some(thread.spawn(move || watch.serve())?);
         Ok(pool)
+    }
+
+    pub(super) const fn watch(&self) -> &Arc<ReadWatch> {
+        &self.watch
     }
 
     pub(super) fn send(&self, job: ReadJob) -> Result<(), StoreError> {
@@ -176,6 +183,31 @@ impl ReadWatch {
             self.changed.notify_all();
         }
         deadline
+    }
+
+    /// Ends the reads that are under way, and a copy: the log cannot be emptied beyond the state that they see.
+    pub(super) fn cut(&self) {
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        for deadline in state
+            .reads
+            .iter_mut()
+            .filter_map(|read| read.deadline.as_mut())
+        {
+            *deadline = now.min(*deadline);
+        }
+        if let Some(copy) = &state.copy {
+            copy.interrupt();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Makes a copy, which [`cut`](Self::cut) ends.
+    pub(super) fn run_copy<T>(&self, connection: &Connection, copy: impl FnOnce() -> T) -> T {
+        lock(&self.state).copy = Some(connection.get_interrupt_handle());
+        let result = copy();
+        lock(&self.state).copy = None;
+        result
     }
 
     fn end(&self, index: usize) {

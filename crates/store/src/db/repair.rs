@@ -73,7 +73,7 @@ pub struct StoreRepair {
     pub damaged: PathBuf,
     /// Events after the copy whose changes were made again.
     pub recovered: u64,
-    /// Events after the copy whose changes could not be made again.
+    /// Events after the copy whose changes could not be made again. A version without its attributes counts here and there.
     pub lost: u64,
     /// The first of them, at most [`LOST_EVENTS_LISTED_MAX`](crate::limits::LOST_EVENTS_LISTED_MAX).
     pub lost_events: Vec<LostEvent>,
@@ -247,6 +247,9 @@ fn prepare(new: &Path, tail: &OutboxTail) -> rusqlite::Result<i64> {
         .saturating_add(to_sql(REPAIR_NUMBERS_SKIPPED));
     set_meta(&transaction, META_LAST_JOB, job)?;
     set_meta(&transaction, META_SWEEP_HELD, 1)?;
+    // The copy may lack changes that peers have by now. Their numbers must not be used again, and a
+    // copy of a document with another identity begins its own.
+    transaction.execute("UPDATE sync_doc SET doc_id = randomblob(16)", [])?;
     transaction.commit()?;
     Ok(last_event)
 }

@@ -30,15 +30,32 @@ pub(crate) const META_LAST_JOB: &str = "job_last";
 /// `meta` key that exists while no content may be swept.
 pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 
-/// Indexes that came after the first format. An earlier program reads a file with them, so they need no new version.
-pub(crate) const LATER_INDEXES: &str =
-    "CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id)";
+/// Tables and indexes that came after the first format. An earlier program reads a file with them and leaves them alone, so
+/// they need no new version: it synchronises nothing and knows no shares.
+///
+/// The document of a branch lies in parts in `sync_log`: one of them grows by what was added, and SQLite writes no value in
+/// place.
+pub(crate) const LATER_TABLES: &str = "
+CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
+CREATE TABLE IF NOT EXISTS share(
+  id BLOB PRIMARY KEY, hash BLOB NOT NULL, bucket_id INTEGER NOT NULL, grantee TEXT NOT NULL, owner TEXT NOT NULL,
+  created_ms INTEGER NOT NULL, until_ms INTEGER NOT NULL, bytes_left INTEGER, uses_left INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS share_grantee ON share(grantee, hash);
+CREATE INDEX IF NOT EXISTS share_bucket ON share(bucket_id);
+CREATE INDEX IF NOT EXISTS share_end ON share(until_ms);
+CREATE TABLE IF NOT EXISTS sync_log(id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS sync_log_branch ON sync_log(branch_id, id);
+";
 
 /// The tables. Text of enumerations is checked when it is read.
 ///
 /// Numbers of buckets and branches are never used again (`AUTOINCREMENT`): commits, events and merges of a deleted branch
-/// keep its number. `origin_seq` is where on its parent a branch began, and `base_seq` moves with a rebase. The level of a branch with
-/// `flat_seq` has copies of the rows that its ancestors showed at that commit.
+/// keep its number. `origin_seq` is where on its parent a branch began, and `base_seq` moves with a rebase. The level of a
+/// branch with `flat_seq` has copies of the rows that its ancestors showed at that commit, and below `pruned_seq` a
+/// collection may have removed rows of it. `collected_ms` is the last time that a collection of the bucket believed, and
+/// `jump_ms` one that it did not believe. `end_bytes` counts the bytes of the payloads up to this one, so that the
+/// difference of two rows says what lies between them. `blob_bucket.charged` is what the bucket pays for a content, and
+/// `wanted` says that it has no right to the bytes yet.
 const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE TABLE bucket(
@@ -47,16 +64,18 @@ CREATE TABLE bucket(
   owner TEXT NOT NULL, created_ms INTEGER NOT NULL,
   quota_bytes INTEGER, quota_entries INTEGER, retention_s INTEGER NOT NULL DEFAULT 604800,
   sync TEXT NOT NULL DEFAULT 'off', state TEXT NOT NULL DEFAULT 'live',
-  durability TEXT NOT NULL DEFAULT 'full');
+  durability TEXT NOT NULL DEFAULT 'full',
+  collected_ms INTEGER, jump_ms INTEGER);
 CREATE TABLE branch(
   id INTEGER PRIMARY KEY AUTOINCREMENT, bucket_id INTEGER NOT NULL REFERENCES bucket, name TEXT NOT NULL,
   parent_id INTEGER REFERENCES branch, base_seq INTEGER,
   head_seq INTEGER NOT NULL DEFAULT 0, created_ms INTEGER NOT NULL, expires_ms INTEGER,
   protected INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'open',
-  origin_seq INTEGER, flat_seq INTEGER,
+  origin_seq INTEGER, flat_seq INTEGER, pruned_seq INTEGER NOT NULL DEFAULT 0,
   UNIQUE(bucket_id,name));
 CREATE INDEX branch_parent ON branch(parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX branch_deleted ON branch(state) WHERE state = 'deleted';
+CREATE INDEX branch_expires ON branch(expires_ms) WHERE expires_ms IS NOT NULL;
 CREATE TABLE chain(
   branch_id INTEGER NOT NULL, depth INTEGER NOT NULL, anc_id INTEGER NOT NULL, max_seq INTEGER NOT NULL,
   PRIMARY KEY(branch_id,depth)) WITHOUT ROWID;
@@ -66,7 +85,8 @@ CREATE TABLE commit_(
   ts_ms INTEGER NOT NULL, hlc BLOB NOT NULL, actor TEXT NOT NULL, op TEXT NOT NULL, message TEXT,
   merge_branch INTEGER, merge_seq INTEGER);
 CREATE INDEX commit_branch ON commit_(bucket_id, branch_id);
-CREATE INDEX commit_merge ON commit_(branch_id, merge_branch, merge_seq) WHERE merge_branch IS NOT NULL;
+CREATE INDEX commit_merge ON commit_(branch_id, merge_branch) WHERE merge_branch IS NOT NULL;
+CREATE INDEX commit_time ON commit_(hlc);
 CREATE TABLE entry(
   branch_id INTEGER NOT NULL, parent TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL REFERENCES commit_,
   kind INTEGER NOT NULL,
@@ -79,9 +99,12 @@ CREATE TABLE inline_(hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE blob(
   hash BLOB PRIMARY KEY, size INTEGER NOT NULL, state INTEGER NOT NULL,
   verified_ms INTEGER, fetched_from TEXT) WITHOUT ROWID;
+CREATE INDEX blob_verified ON blob(verified_ms) WHERE verified_ms IS NOT NULL;
 CREATE TABLE blob_bucket(hash BLOB, bucket_id INTEGER, refs INTEGER NOT NULL,
+  charged INTEGER NOT NULL DEFAULT 0, wanted INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(hash,bucket_id)) WITHOUT ROWID;
 CREATE INDEX blob_bucket_bucket ON blob_bucket(bucket_id);
+CREATE INDEX blob_bucket_unused ON blob_bucket(bucket_id) WHERE refs = 0;
 CREATE TABLE pin(hash BLOB, owner TEXT, until_ms INTEGER, recursive INTEGER, PRIMARY KEY(hash,owner)) WITHOUT ROWID;
 CREATE TABLE snapshot(bucket_id INTEGER, name TEXT, branch_id INTEGER, seq INTEGER, created_ms INTEGER,
   PRIMARY KEY(bucket_id,name)) WITHOUT ROWID;
@@ -90,7 +113,7 @@ CREATE TABLE session(
   identity TEXT, staged TEXT, size INTEGER, opened_ms INTEGER, touched_ms INTEGER, state TEXT) WITHOUT ROWID;
 CREATE TABLE usage(bucket_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL, staged INTEGER NOT NULL);
 CREATE TABLE outbox(id INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER, bucket_id INTEGER, branch_id INTEGER,
-  topic TEXT NOT NULL, payload TEXT NOT NULL, ts_ms INTEGER NOT NULL);
+  topic TEXT NOT NULL, payload TEXT NOT NULL, ts_ms INTEGER NOT NULL, end_bytes INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE consumer(name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, lease_ms INTEGER, owner TEXT) WITHOUT ROWID;
 CREATE TABLE job(id INTEGER PRIMARY KEY, queue TEXT, payload TEXT, run_at_ms INTEGER, tries INTEGER, lease_ms INTEGER,
   key TEXT UNIQUE);

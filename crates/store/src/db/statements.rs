@@ -1,5 +1,7 @@
 //! Prepared statements of one connection, which are compiled once.
 
+#[cfg(test)]
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -12,16 +14,40 @@ use rusqlite::{Connection, OptionalExtension, Params, Row, Statement};
 pub(crate) struct StatementCache<'c> {
     connection: &'c Connection,
     idle: RefCell<HashMap<&'static str, Vec<Statement<'c>>>>,
+    /// How often a statement ran.
+    #[cfg(test)]
+    runs: Cell<u64>,
+    /// Steps of SQLite's machine in all statements: what they cost on any computer.
+    #[cfg(test)]
+    steps: Cell<u64>,
 }
 
 impl<'c> StatementCache<'c> {
     pub(crate) fn new(connection: &'c Connection) -> Self {
-        let idle = RefCell::default();
-        Self { connection, idle }
+        Self {
+            connection,
+            idle: RefCell::default(),
+            #[cfg(test)]
+            runs: Cell::default(),
+            #[cfg(test)]
+            steps: Cell::default(),
+        }
     }
 
     pub(crate) const fn connection(&self) -> &'c Connection {
         self.connection
+    }
+
+    /// How often a statement ran.
+    #[cfg(test)]
+    pub(crate) const fn runs(&self) -> u64 {
+        self.runs.get()
+    }
+
+    /// Steps of SQLite's machine in all statements.
+    #[cfg(test)]
+    pub(crate) const fn steps(&self) -> u64 {
+        self.steps.get()
     }
 
     /// Runs a statement, and returns how many rows it changed.
@@ -63,6 +89,8 @@ impl<'c> StatementCache<'c> {
         sql: &'static str,
         run: impl FnOnce(&mut Statement<'c>) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
+        #[cfg(test)]
+        self.runs.set(self.runs.get() + 1);
         // Taken out of the map, so that no borrow lasts while the statement runs: its reader may
         // run further queries.
         let idle = self.idle.borrow_mut().get_mut(sql).and_then(Vec::pop);
@@ -71,6 +99,12 @@ impl<'c> StatementCache<'c> {
             None => self.connection.prepare(sql)?,
         };
         let result = run(&mut statement);
+        #[cfg(test)]
+        {
+            let steps = statement.reset_status(rusqlite::StatementStatus::VmStep);
+            self.steps
+                .set(self.steps.get() + u64::try_from(steps).unwrap_or_default());
+        }
         // A blob that is still bound would stay in memory.
         statement.clear_bindings();
         let mut idle = self.idle.borrow_mut();

@@ -22,13 +22,16 @@ const MESSAGE: &str = "repaired from the outbox";
 /// Actor of changes whose event names none.
 const ACTOR: &str = "repair";
 
+/// Why an entry that was recovered counts as lost, too.
+const WITHOUT_ATTRIBUTES: &str = "the entry is back, and its mode and extended attributes are lost";
+
 /// A damaged number may be any. One that is higher than the copy's by more than this is not believed.
 const NUMBERS_BELIEVED: i64 = 1 << 40;
 
 /// Reads that fail one after the other before the tail counts as ended. Each skips twice as many events as the one before.
 const FAILED_READS_MAX: u32 = 40;
 
-/// An event whose change could not be made again.
+/// An event whose change could not be made again, or not with all that it had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostEvent {
     /// Its number in the damaged file.
@@ -88,6 +91,15 @@ enum ReplayStep {
     Change(Box<TreeChange>, Option<Vec<u8>>),
     /// The event is about contents, and no name changes.
     Nothing,
+}
+
+/// What a change brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReplayResult {
+    /// All that the event was about.
+    Whole,
+    /// The entry, but not its mode or extended attributes, which no event has.
+    WithoutAttributes,
 }
 
 /// The outbox of a damaged file, as far as it can be read.
@@ -228,7 +240,11 @@ fn replay_event(
         }),
     };
     match done.wait() {
-        Ok(()) => count.recovered += 1,
+        Ok(ReplayResult::Whole) => count.recovered += 1,
+        Ok(ReplayResult::WithoutAttributes) => {
+            count.recovered += 1;
+            count.add_lost(event, WITHOUT_ATTRIBUTES.to_owned());
+        }
         // These would fail all further events too, and an administrator can help.
         Err(error @ (StoreError::NoSpace | StoreError::Closed | StoreError::Damaged(_))) => {
             return Err(error);
@@ -238,10 +254,10 @@ fn replay_event(
     Ok(())
 }
 
-fn make_bucket(tx: &mut WriteTransaction<'_>, new: &NewBucket) -> Result<(), StoreError> {
+fn make_bucket(tx: &mut WriteTransaction<'_>, new: &NewBucket) -> Result<ReplayResult, StoreError> {
     match tx.create_bucket(new) {
         // The copy has it: the copy and the event of the bucket are of the same moment.
-        Ok(_) | Err(StoreError::Exists(StoreObject::Bucket)) => Ok(()),
+        Ok(_) | Err(StoreError::Exists(StoreObject::Bucket)) => Ok(ReplayResult::Whole),
         Err(error) => Err(error),
     }
 }
@@ -251,8 +267,12 @@ fn make_change(
     payload: &EventPayload,
     change: &TreeChange,
     inline: Option<&[u8]>,
-) -> Result<(), StoreError> {
+) -> Result<ReplayResult, StoreError> {
+    // The store took the change once. What the collections since the copy gave back is not given back here, and a lock or
+    // a frozen bucket of the copy may have been of an earlier time.
+    tx.begin_replay();
     let branch = branch_of(tx, payload)?;
+    let result = result_of(tx, branch, payload, change)?;
     if let (TreeChange::Put { content, .. }, Some(data)) = (change, inline) {
         let insert = "INSERT OR IGNORE INTO inline_(hash, data) VALUES (?1, ?2)";
         tx.execute(insert, params![content.hash, data])?;
@@ -268,10 +288,31 @@ fn make_change(
         Err(StoreError::NotFound(StoreObject::Entry))
             if matches!(change, TreeChange::Delete { .. }) =>
         {
-            Ok(())
+            Ok(result)
         }
-        applied => applied.map(drop),
+        applied => applied.map(|_| result),
     }
+}
+
+/// What the change of an event will bring back, before it is made.
+fn result_of(
+    tx: &WriteTransaction<'_>,
+    branch: BranchId,
+    payload: &EventPayload,
+    change: &TreeChange,
+) -> Result<ReplayResult, StoreError> {
+    let is_content_known = match change {
+        // A version with the same content has other attributes, or none: the event does not say which.
+        TreeChange::Put { path, content, .. } => {
+            let present = tx.find(&tx.view(branch, None)?, path)?;
+            present.is_some_and(|it| it.state.hash == Some(content.hash))
+        }
+        _ => false,
+    };
+    Ok(match payload.attributes == Some(true) || is_content_known {
+        true => ReplayResult::WithoutAttributes,
+        false => ReplayResult::Whole,
+    })
 }
 
 /// The branch that an event names.

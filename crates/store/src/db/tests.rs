@@ -8,8 +8,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::outbox::{EventPayload, EventTopic};
 
+mod disk_errors;
 mod first_format;
 mod group;
+mod log;
+mod plans;
 
 /// A folder, and the path of the file in it.
 fn scratch() -> (TempDir, PathBuf) {
@@ -83,7 +86,7 @@ fn a_new_file_has_the_settings_of_the_schema() {
         ("auto_vacuum", 2),
         ("foreign_keys", 1),
         ("synchronous", 2),
-        ("wal_autocheckpoint", 2000),
+        ("wal_autocheckpoint", 0),
         ("journal_size_limit", 64 << 20),
         ("trusted_schema", 0),
         ("temp_store", 2),

@@ -8,6 +8,7 @@ use std::time::Instant;
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Params, Row, params};
 
+use super::job::JobWork;
 use super::statements::StatementCache;
 use crate::clock::{HybridClock, HybridTimestamp, ObservedTimestamp, TimeSource};
 use crate::error::StoreError;
@@ -32,6 +33,18 @@ impl<'c> ReadTransaction<'c> {
 
     pub(crate) fn set_deadline(&self, deadline: Option<Instant>) {
         self.deadline.set(deadline);
+    }
+
+    /// How often a statement of the connection ran.
+    #[cfg(test)]
+    pub(crate) const fn statement_runs(&self) -> u64 {
+        self.statements.runs()
+    }
+
+    /// Steps of SQLite's machine in all statements of the connection.
+    #[cfg(test)]
+    pub(crate) const fn statement_steps(&self) -> u64 {
+        self.statements.steps()
     }
 
     /// The first row of a query, if there is one.
@@ -90,6 +103,7 @@ pub struct WriteTransaction<'c> {
     last_time: Option<HybridTimestamp>,
     last_event: Option<i64>,
     is_space_low: bool,
+    pub(super) work: Cell<JobWork>,
 }
 
 impl<'c> WriteTransaction<'c> {
@@ -105,6 +119,7 @@ impl<'c> WriteTransaction<'c> {
             last_time: None,
             last_event: None,
             is_space_low: false,
+            work: Cell::default(),
         }
     }
 
@@ -140,6 +155,7 @@ impl<'c> WriteTransaction<'c> {
         sql: &'static str,
         params: impl Params,
     ) -> Result<usize, StoreError> {
+        self.read.check_time()?;
         Ok(self.read.statements.execute(sql, params)?)
     }
 

@@ -1,30 +1,25 @@
 //! The one thread that writes, with its group commit.
 
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rusqlite::{Connection, params};
 use tokio::sync::{oneshot, watch};
 
-use super::open::{self, BUSY, LOG};
+use super::log::StoreLog;
+use super::open::{self, LOG};
 use super::quarantine;
+use super::readers::ReadWatch;
 use super::schema::META_CLOCK;
 use super::space::SpaceWatch;
 use super::transaction::WriteTransaction;
 use crate::clock::{HybridClock, TimeSource};
 use crate::error::StoreError;
-use crate::limits::{GROUP_JOBS_MAX, GROUP_TIME_MAX, LOG_BYTES_MAX};
-
-/// Pause between two attempts to empty the log.
-const EMPTY_AGAIN: Duration = Duration::from_secs(1);
-
-/// How long an attempt waits for readers of older states. No write goes on meanwhile.
-const EMPTY_WAIT: Duration = Duration::from_millis(100);
+use crate::limits::{GROUP_JOBS_MAX, GROUP_TIME_MAX};
 
 /// What a power cut may take of an acknowledged write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +114,7 @@ pub(super) struct WriterSetup {
     pub(super) is_damaged: Arc<AtomicBool>,
     pub(super) time: Arc<dyn TimeSource>,
     pub(super) space: Arc<SpaceWatch>,
+    pub(super) reads: Arc<ReadWatch>,
     pub(super) clock: HybridClock,
     /// The file.
     pub(super) path: PathBuf,
@@ -132,6 +128,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         is_damaged,
         time,
         space,
+        reads,
         clock,
         path,
     } = setup;
@@ -143,13 +140,15 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         last_event,
         is_damaged: &is_damaged,
         space: &space,
-        log: quarantine::with(&path, LOG),
-        next_emptying: Instant::now(),
+        log: StoreLog::new(&connection, quarantine::with(&path, LOG), reads),
     };
     writer.serve();
+    // A log with a hole is emptied before the mark: a start that finds the mark does not look for what is missing.
+    let is_whole = !writer.log.is_suspect() || writer.log.check().is_ok();
     drop(writer);
     // The next start checks a file without the mark.
-    if !is_damaged.load(Ordering::Relaxed)
+    if is_whole
+        && !is_damaged.load(Ordering::Relaxed)
         && let Err(error) = close(&connection)
     {
         tracing::warn!(%error, "the file of names was not closed in order");
@@ -174,10 +173,7 @@ struct Writer<'c> {
     last_event: watch::Sender<i64>,
     is_damaged: &'c AtomicBool,
     space: &'c SpaceWatch,
-    /// The log of the file.
-    log: PathBuf,
-    /// No attempt to empty the log comes before.
-    next_emptying: Instant,
+    log: StoreLog<'c>,
 }
 
 impl Writer<'_> {
@@ -187,27 +183,8 @@ impl Writer<'_> {
         // the jobs stays.
         while let Some(first) = next.take().or_else(|| self.jobs.recv().ok()) {
             next = self.run_group(first);
-            self.bound_log();
+            self.log.keep_short();
         }
-    }
-
-    /// Empties a log that is too long. SQLite itself begins the log again only at a moment at which no reader is within
-    /// it, and with enough readers no such moment comes.
-    fn bound_log(&mut self) {
-        let is_long = fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX / 2);
-        if !is_long || Instant::now() < self.next_emptying {
-            return;
-        }
-        // Readers that begin meanwhile do not hinder it, and those of older states end within their time.
-        let emptied = self.connection.busy_timeout(EMPTY_WAIT).and_then(|()| {
-            let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
-            let row = |row: &rusqlite::Row<'_>| row.get::<_, bool>(0);
-            self.connection.query_row(checkpoint, [], row)
-        });
-        if let Err(error) = self.connection.busy_timeout(BUSY).and(emptied) {
-            tracing::warn!(%error, "the log of the file of names cannot be emptied");
-        }
-        self.next_emptying = Instant::now() + EMPTY_AGAIN;
     }
 
     /// Runs a job, and the jobs that wait behind it, in one transaction. Returns a job that needs another one.
@@ -287,8 +264,10 @@ impl Writer<'_> {
         // earlier jobs stay.
         let events_before = self.transaction.take_last_event();
         let transaction = &mut self.transaction;
+        transaction.begin_job();
         let run = catch_unwind(AssertUnwindSafe(|| job.run(transaction)));
         let run = run.unwrap_or_else(|payload| Err(StoreError::panicked(&*payload)));
+        self.transaction.end_job();
         let event = self.transaction.take_last_event();
         let end = match run {
             Ok(()) => self.connection.execute_batch("RELEASE job"),
@@ -311,6 +290,7 @@ impl Writer<'_> {
     }
 
     fn begin(&mut self, durability: Durability) -> Result<(), StoreError> {
+        self.log.check()?;
         // SQLite refuses this setting inside a transaction, so it is set between two of them.
         if self.durability != durability {
             let name = durability.synchronous();
@@ -348,7 +328,11 @@ impl Writer<'_> {
             let time = time.to_bytes();
             self.transaction.execute(put, params![META_CLOCK, time])?;
         }
-        Ok(self.connection.execute_batch("COMMIT")?)
+        let committed = self.connection.execute_batch("COMMIT");
+        if let Err(error) = &committed {
+            self.log.note_failure(error);
+        }
+        Ok(committed?)
     }
 
     fn roll_back(&self) {

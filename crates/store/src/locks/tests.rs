@@ -335,3 +335,42 @@ fn locks_are_bounded() {
     assert_eq!(swept.expect("possible").rows, 1001);
     more("al\"ice").expect("room");
 }
+
+/// The attack: a few identities take as many locks as each may have, and none is left.
+#[test]
+fn many_owners_leave_locks_to_others() {
+    let store = LockStore::new();
+    // Rows of locks that no call took, because the calls would take a minute.
+    let main = store.main;
+    let filled = store.store.write(move |tx| {
+        for owner in 0..LOCKS_MAX / LOCKS_OF_OWNER_MAX - 1 {
+            for number in 0..LOCKS_OF_OWNER_MAX {
+                let lock = EntryLock {
+                    token: LockToken::random()?,
+                    path: path(&format!("/{owner}/{number}")),
+                    owner: format!("crowd-{owner}"),
+                    note: String::new(),
+                    depth: LockDepth::Zero,
+                    kind: LockKind::Advisory,
+                    until_ms: tx.unix_ms() + 1000,
+                };
+                tx.insert_lock(main, &lock)?;
+            }
+        }
+        Ok(())
+    });
+    filled.expect("room");
+    let mut taken = 0;
+    let refused = loop {
+        let new = NewLock::advisory(main, path(&format!("/last/{taken}")), "last", TIME);
+        match store.store.write(move |tx| tx.lock_entry(&new, &[])) {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.code(), StoreErrorCode::TooLarge);
+    assert!((1..LOCKS_OF_OWNER_MAX / 5).contains(&taken), "{taken}");
+    let new = NewLock::advisory(main, path("/alice"), "alice", TIME);
+    let other = store.store.write(move |tx| tx.lock_entry(&new, &[]));
+    other.expect("some are left");
+}

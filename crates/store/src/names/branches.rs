@@ -2,14 +2,12 @@
 
 use rusqlite::{Row, params};
 
-use super::usage::UsageChange;
 use super::{BranchId, BucketId, read_name};
-use crate::address::{BranchName, MAIN_BRANCH};
+use crate::address::BranchName;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql, to_sql_option};
 use crate::error::{StoreError, StoreObject};
 use crate::limits::{BRANCHES_MAX, CHAIN_LEVELS_MAX, PAGE_ENTRIES_MAX, SEQ_MAX};
 use crate::outbox::{EventPayload, EventTopic};
-use crate::path::EntryPath;
 
 /// Whether a branch takes changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,11 +170,11 @@ impl ReadTransaction<'_> {
         self.query_all(query, params![bucket, after, limit], read_branch)
     }
 
-    /// Branches that read through this one, children and their children.
-    fn descendants(&self, id: BranchId) -> Result<Vec<BranchId>, StoreError> {
+    /// Branches that read through this one, children and their children, the newest first.
+    pub(super) fn descendants(&self, id: BranchId) -> Result<Vec<BranchId>, StoreError> {
         self.query_all(
             "SELECT c.branch_id FROM chain c JOIN branch b ON b.id = c.branch_id \
-             WHERE c.anc_id = ?1 AND c.branch_id <> ?1 AND b.state <> 'deleted'",
+             WHERE c.anc_id = ?1 AND c.branch_id <> ?1 AND b.state <> 'deleted' ORDER BY c.branch_id DESC",
             [id],
             |row| row.get(0),
         )
@@ -234,8 +232,7 @@ impl WriteTransaction<'_> {
         // A read looks at each level, so branches of branches would make every read of the newest
         // one slower.
         if view.levels.len() >= CHAIN_LEVELS_MAX {
-            let usage = self.flatten(id)?;
-            self.charge(&bucket, usage)?;
+            self.flatten(&bucket, id)?;
         }
         let payload = EventPayload {
             bucket: Some(bucket.name.to_string()),
@@ -253,148 +250,19 @@ impl WriteTransaction<'_> {
         self.branch(id)
     }
 
-    /// Copies what a branch shows of its ancestors into its own level. The copies have the numbers of the rows that they
-    /// copy, so the branch shows the same as before at each of its versions.
-    pub(super) fn flatten(&mut self, id: BranchId) -> Result<UsageChange, StoreError> {
-        let view = self.view(id, None)?;
-        let above = view.without_own_level();
-        let Some(begin) = above.levels.first() else {
-            return Ok(UsageChange::default());
-        };
-        let mut usage = UsageChange::default();
-        for entry in self.subtree(&above, &EntryPath::root())? {
-            // Without the count of `write_entry`, which belongs to a commit: a copy has none of its
-            // own.
-            self.insert_entry(id, &entry.path, entry.seq, &entry.state)?;
-            usage.entries += 1;
-            if let Some(hash) = entry.state.hash {
-                self.retain_content(view.bucket, hash, entry.state.size, &mut usage)?;
-            }
-        }
-        self.execute("DELETE FROM chain WHERE branch_id = ?1 AND depth > 0", [id])?;
-        let flat = "UPDATE branch SET flat_seq = ?2 WHERE id = ?1";
-        self.execute(flat, params![id, to_sql(begin.max_seq)])?;
-        Ok(usage)
-    }
-
     /// Changes when a branch may be deleted, and whether it takes merges only.
     ///
     /// # Errors
-    /// The branch does not exist.
+    /// The branch does not exist, or its bucket is frozen.
     pub fn set_branch(
         &mut self,
         id: BranchId,
         expires_ms: Option<u64>,
         is_protected: bool,
     ) -> Result<Branch, StoreError> {
-        self.branch(id)?;
+        self.writable_bucket(self.branch(id)?.bucket)?;
         let set = "UPDATE branch SET expires_ms = ?2, protected = ?3 WHERE id = ?1";
         self.execute(set, params![id, to_sql_option(expires_ms), is_protected])?;
         self.branch(id)
-    }
-
-    /// Ends a branch: it takes no changes any more, and can still be read and merged.
-    ///
-    /// # Errors
-    /// The branch does not exist, is `main`, or was closed before.
-    pub fn close_branch(&mut self, id: BranchId, actor: &str) -> Result<(), StoreError> {
-        let branch = self.branch(id)?;
-        refuse_main(&branch)?;
-        if branch.state != BranchState::Open {
-            return Err(StoreError::ReadOnly("the branch is closed"));
-        }
-        self.end_branch(&branch, BranchState::Closed, actor)
-    }
-
-    /// Notes that a branch takes no changes any more.
-    pub(super) fn end_branch(
-        &mut self,
-        branch: &Branch,
-        state: BranchState,
-        actor: &str,
-    ) -> Result<(), StoreError> {
-        let set = "UPDATE branch SET state = ?2 WHERE id = ?1";
-        self.execute(set, params![branch.id, state.name()])?;
-        let bucket = self.bucket(branch.bucket)?;
-        let payload = EventPayload {
-            bucket: Some(bucket.name.to_string()),
-            branch: Some(branch.name.to_string()),
-            seq: Some(branch.head_seq),
-            actor: Some(actor.to_owned()),
-            ..EventPayload::default()
-        };
-        let (bucket, branch) = (Some(bucket.id), Some(branch.id));
-        self.emit(EventTopic::BranchClose, bucket, branch, &payload)?;
-        Ok(())
-    }
-
-    /// Deletes a branch. Its name is free at once, and [`purge`](Self::purge) removes its rows. With `is_forced`, its
-    /// snapshots are deleted too, and the branches that read through it get copies of what they show of it.
-    ///
-    /// # Errors
-    /// The branch does not exist or is `main`; or it has children or snapshots, and the deletion is not forced; or a child
-    /// shows more entries than one transaction may copy.
-    pub fn delete_branch(
-        &mut self,
-        id: BranchId,
-        is_forced: bool,
-        actor: &str,
-    ) -> Result<(), StoreError> {
-        let branch = self.branch(id)?;
-        refuse_main(&branch)?;
-        let children = self.descendants(id)?;
-        let snapshots = "SELECT count(*) FROM snapshot WHERE bucket_id = ?1 AND branch_id = ?2";
-        let snapshots = self.query_count(snapshots, params![branch.bucket, id])?;
-        // Snapshots would be lost and children copied, which a caller may not expect of a deletion.
-        if !is_forced && (!children.is_empty() || snapshots > 0) {
-            return Err(StoreError::BranchInUse {
-                children: children.len() as u64,
-                snapshots,
-            });
-        }
-        for child in children {
-            let usage = self.flatten(child)?;
-            // Not against the quota: a deletion is how a bucket gets below it.
-            self.add_usage(branch.bucket, usage)?;
-        }
-        let snapshots = "DELETE FROM snapshot WHERE bucket_id = ?1 AND branch_id = ?2";
-        self.execute(snapshots, params![branch.bucket, id])?;
-        // The purge deletes the row of the branch, and a child that still refers to it would make
-        // that fail.
-        self.adopt_children(&branch)?;
-        self.end_branch(&branch, BranchState::Deleted, actor)?;
-        // A name with this sign is no branch's.
-        let gone =
-            "UPDATE branch SET name = '#' || id, parent_id = NULL, base_seq = NULL WHERE id = ?1";
-        self.execute(gone, [id])?;
-        Ok(())
-    }
-}
-
-impl WriteTransaction<'_> {
-    /// Gives the children of a branch its parent. What the branch had taken in of its parent, where it began or by a
-    /// rebase, is the newest version that a child has in common with that one.
-    fn adopt_children(&self, branch: &Branch) -> Result<(), StoreError> {
-        self.execute(
-            "WITH taken AS (SELECT c.id AS child, max(?3, coalesce((SELECT max(m.merge_seq) FROM commit_ m \
-             WHERE m.branch_id = ?1 AND m.merge_branch = ?2 AND m.seq <= c.origin_seq), 0)) AS seq \
-             FROM branch c WHERE c.parent_id = ?1) \
-             UPDATE branch SET parent_id = ?2, base_seq = taken.seq, origin_seq = taken.seq \
-             FROM taken WHERE branch.id = taken.child",
-            params![
-                branch.id,
-                branch.parent,
-                to_sql(branch.origin_seq.unwrap_or_default()),
-            ],
-        )?;
-        Ok(())
-    }
-}
-
-pub(super) fn refuse_main(branch: &Branch) -> Result<(), StoreError> {
-    match branch.name.as_str() {
-        // An address without a branch means `main`, so it would lead to nothing.
-        MAIN_BRANCH => Err(StoreError::Denied("the branch main stays open")),
-        _ => Ok(()),
     }
 }

@@ -352,6 +352,7 @@ impl WriteTransaction<'_> {
         self.execute(bucket, [id])?;
         // At once: a snapshot would name a branch that the purge removes.
         self.execute("DELETE FROM snapshot WHERE bucket_id = ?1", [id])?;
+        self.execute("DELETE FROM share WHERE bucket_id = ?1", [id])?;
         // The rows of branches go one after the other, and none may refer to one that is gone.
         let branches = "UPDATE branch SET state = 'deleted', name = '#' || id, parent_id = NULL, base_seq = NULL \
                         WHERE bucket_id = ?1";

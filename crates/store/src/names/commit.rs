@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::branches::{Branch, BranchState};
 use super::buckets::{Bucket, BucketState};
-use super::entry::{EntryKind, EntryState};
+use super::entry::{EntryState, charged_bytes};
 use super::resolve::TreeView;
 use super::usage::UsageChange;
 use super::{BranchId, BucketId};
@@ -20,7 +20,8 @@ use crate::path::EntryPath;
 /// What a finished commit is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitReceipt {
-    /// Its number. A later commit of any branch has a higher one.
+    /// Its number. A later commit of any branch has a higher one. Where nothing had to change, that of the last commit of the
+    /// branch.
     pub seq: u64,
     /// Its time.
     pub timestamp: HybridTimestamp,
@@ -35,6 +36,8 @@ pub(super) struct CommitHeader<'a> {
     pub(super) message: Option<&'a str>,
     /// The branch and the commit that a merge takes in.
     pub(super) merged: Option<(BranchId, u64)>,
+    /// Whether it takes away only. Then no quota refuses it.
+    pub(super) is_deletion: bool,
 }
 
 /// A commit whose rows are being written.
@@ -51,7 +54,10 @@ pub(super) struct OpenCommit {
     /// Tokens of locks that the actor has.
     pub(super) lock_tokens: Vec<LockToken>,
     usage: UsageChange,
-    has_rows: bool,
+    /// Rows that were written, also those that a later one replaced.
+    rows: u64,
+    is_merge: bool,
+    is_deletion: bool,
 }
 
 impl WriteTransaction<'_> {
@@ -60,6 +66,8 @@ impl WriteTransaction<'_> {
         let bucket = self.bucket(id)?;
         match bucket.state {
             BucketState::Live => Ok(bucket),
+            // It was frozen after the changes that are made again.
+            BucketState::Frozen if self.is_replay() => Ok(bucket),
             BucketState::Frozen | BucketState::Deleting => {
                 Err(StoreError::ReadOnly("the bucket is frozen"))
             }
@@ -88,7 +96,7 @@ impl WriteTransaction<'_> {
         }
         // The name of the operation does not decide: a rebase takes in a branch too, and is
         // allowed.
-        if branch.is_protected && header.merged.is_none() {
+        if branch.is_protected && header.merged.is_none() && !self.is_replay() {
             return Err(StoreError::Denied("the branch takes merges only"));
         }
         // Without an upper limit, so that each change of the commit sees the rows of those before
@@ -123,13 +131,32 @@ impl WriteTransaction<'_> {
             now_ns: to_sql(now_ms).saturating_mul(1_000_000),
             actor: header.actor.to_owned(),
             lock_tokens: Vec::new(),
-            usage: UsageChange::default(),
-            has_rows: false,
+            usage: UsageChange {
+                bytes: to_sql(header.message.map_or(0, str::len) as u64),
+                entries: 0,
+            },
+            rows: 0,
+            is_merge: header.merged.is_some(),
+            is_deletion: header.is_deletion,
         })
     }
 
     /// Writes what an entry is from this commit on.
+    ///
+    /// # Errors
+    /// The job has touched too many entries.
     pub(super) fn write_entry(
+        &mut self,
+        commit: &mut OpenCommit,
+        path: &EntryPath,
+        state: &EntryState,
+    ) -> Result<(), StoreError> {
+        self.count_entries(1)?;
+        self.write_row(commit, path, state)
+    }
+
+    /// The same for an entry that was counted before.
+    pub(super) fn write_row(
         &mut self,
         commit: &mut OpenCommit,
         path: &EntryPath,
@@ -137,12 +164,12 @@ impl WriteTransaction<'_> {
     ) -> Result<(), StoreError> {
         // The first row of a commit can have no predecessor in it, and most commits have one row:
         // the query is spared.
-        if commit.has_rows {
+        if commit.rows > 0 {
             self.take_back_entry(commit, path)?;
         }
-        commit.has_rows = true;
-        self.insert_entry(commit.branch.id, path, commit.seq, state)?;
-        commit.usage.entries += i64::from(state.is_live());
+        commit.rows += 1;
+        let branch = commit.branch.id;
+        self.insert_entry(branch, path, commit.seq, state, &mut commit.usage)?;
         if let Some(hash) = state.hash {
             let bucket = commit.bucket.id;
             self.retain_content(bucket, hash, state.size, &mut commit.usage)?;
@@ -154,19 +181,24 @@ impl WriteTransaction<'_> {
     fn take_back_entry(&self, commit: &mut OpenCommit, path: &EntryPath) -> Result<(), StoreError> {
         let (parent, name) = path.columns()?;
         let key = params![commit.branch.id, parent, name, to_sql(commit.seq)];
-        let query = "SELECT kind, hash, size FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name = ?3 AND seq = ?4";
+        let query = concat!(
+            "SELECT kind <> 0, hash, size, ",
+            charged_bytes!(),
+            " FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name = ?3 AND seq = ?4"
+        );
         let before = self.query_row(query, key, |row| {
-            let kind: EntryKind = row.get(0)?;
+            let is_live: bool = row.get(0)?;
             let hash: Option<ContentHash> = row.get(1)?;
-            Ok((kind, hash, from_sql(row.get(2)?)))
+            Ok((is_live, hash, from_sql(row.get(2)?), row.get::<_, i64>(3)?))
         })?;
-        let Some((kind, hash, size)) = before else {
+        let Some((is_live, hash, size, bytes)) = before else {
             return Ok(());
         };
         let delete =
             "DELETE FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name = ?3 AND seq = ?4";
         self.execute(delete, key)?;
-        commit.usage.entries -= i64::from(kind != EntryKind::Deleted);
+        commit.usage.entries -= i64::from(is_live);
+        commit.usage.bytes -= bytes;
         match hash {
             Some(hash) => {
                 let bucket = commit.bucket.id;
@@ -176,15 +208,19 @@ impl WriteTransaction<'_> {
         }
     }
 
-    /// Inserts a row, and counts nothing.
+    /// Inserts a row, and counts it. A reference to a content is counted by the caller.
     pub(super) fn insert_entry(
         &self,
         branch: BranchId,
         path: &EntryPath,
         seq: u64,
         state: &EntryState,
+        usage: &mut UsageChange,
     ) -> Result<(), StoreError> {
         let (parent, name) = path.columns()?;
+        self.count_bytes(path.as_str().len() as u64 + state.attribute_bytes())?;
+        usage.entries += i64::from(state.is_live());
+        usage.bytes += to_sql(state.charged_bytes(parent, name));
         self.execute(
             "INSERT INTO entry(branch_id, parent, name, seq, kind, hash, size, mode, mtime_ns, target, xattr) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
@@ -214,6 +250,8 @@ impl WriteTransaction<'_> {
         to: Option<&EntryPath>,
         state: &EntryState,
     ) -> Result<(), StoreError> {
+        // A repair makes the version again from the event, and takes a move as it is.
+        let is_new = matches!(topic, EventTopic::Put | EventTopic::Mkdir);
         let payload = EventPayload {
             path: Some(path.to_string()),
             to: to.map(ToString::to_string),
@@ -222,6 +260,7 @@ impl WriteTransaction<'_> {
             // A directory or a link has a size of 0 in its row, which a consumer would take for an
             // empty file.
             size: state.hash.map(|_| state.size),
+            attributes: (is_new && state.has_own_attributes()).then_some(true),
             ..commit.payload()
         };
         self.emit_in(commit, topic, &payload)
@@ -238,20 +277,42 @@ impl WriteTransaction<'_> {
         self.emit(topic, bucket, branch, payload).map(drop)
     }
 
-    /// Ends a commit: adds its use to the counters of the bucket.
+    /// Ends a commit: adds its use to the counters of the bucket. A commit that changed nothing is taken back, and the last
+    /// commit of the branch stands for it.
     ///
     /// # Errors
     /// The bucket would use more than its quota.
     pub(super) fn finish_commit(&self, commit: &OpenCommit) -> Result<CommitReceipt, StoreError> {
-        self.charge(&commit.bucket, commit.usage)?;
-        Ok(CommitReceipt {
-            seq: commit.seq,
-            timestamp: commit.timestamp,
-        })
+        let timestamp = commit.timestamp;
+        // Repeated without end, it would fill the file with rows that no quota counts.
+        if commit.rows == 0 && !commit.is_merge {
+            let seq = commit.branch.head_seq;
+            let head = "UPDATE branch SET head_seq = ?2 WHERE id = ?1";
+            self.execute(head, params![commit.branch.id, to_sql(seq)])?;
+            self.execute("DELETE FROM commit_ WHERE seq = ?1", [to_sql(commit.seq)])?;
+            return Ok(CommitReceipt { seq, timestamp });
+        }
+        if commit.is_deletion || self.is_replay() {
+            self.add_usage(commit.bucket.id, commit.usage)?;
+        } else {
+            self.charge(&commit.bucket, commit.usage)?;
+        }
+        let seq = commit.seq;
+        Ok(CommitReceipt { seq, timestamp })
     }
 }
 
 impl OpenCommit {
+    /// Rows that were written so far.
+    pub(super) const fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Versions of entries that the commit adds so far.
+    pub(super) const fn new_entries(&self) -> i64 {
+        self.usage.entries
+    }
+
     /// What every event of the commit says.
     pub(super) fn payload(&self) -> EventPayload {
         EventPayload {

@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rusqlite::params;
 
 use super::entry::{Entry, EntryKind};
-use super::list::too_many_entries;
 use super::resolve::TreeView;
 use super::{BranchId, BucketId};
 use crate::db::{ReadTransaction, to_sql};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
-use crate::limits::SUBTREE_ENTRIES_MAX;
+use crate::limits::{SUBTREE_ENTRIES_MAX, TRANSACTION_BYTES_MAX};
 use crate::path::EntryPath;
 
 /// A difference between two trees.
@@ -48,6 +47,40 @@ impl TreeDifference {
     }
 }
 
+/// Paths of rows, as many as one comparison may look at.
+#[derive(Default)]
+struct ChangedPaths {
+    found: BTreeSet<EntryPath>,
+    /// Bytes of the paths of all rows.
+    bytes: u64,
+}
+
+impl ChangedPaths {
+    /// Adds the path of a row with the columns `parent, name`.
+    fn add(&mut self, row: &rusqlite::Row<'_>) -> rusqlite::Result<()> {
+        // The query goes on to its end, and keeps nothing of it.
+        if self.bytes <= TRANSACTION_BYTES_MAX {
+            let parent: String = row.get(0)?;
+            let name: String = row.get(1)?;
+            let path = EntryPath::from_stored(&parent, &name);
+            self.bytes += path.as_str().len() as u64;
+            self.found.insert(path);
+        }
+        Ok(())
+    }
+
+    /// Refuses too many paths. By the rows of the query: many rows of one path would hide that it was cut.
+    fn check(&self, rows: usize) -> Result<(), StoreError> {
+        if rows > SUBTREE_ENTRIES_MAX || self.found.len() > SUBTREE_ENTRIES_MAX {
+            return Err(StoreError::too_many_entries());
+        }
+        if self.bytes > TRANSACTION_BYTES_MAX {
+            return Err(StoreError::too_many_bytes());
+        }
+        Ok(())
+    }
+}
+
 impl ReadTransaction<'_> {
     /// What has to be done to the first tree so that it becomes the second one, in the order of the paths. It looks only at
     /// paths that one of the trees has changed since they were the same.
@@ -60,9 +93,16 @@ impl ReadTransaction<'_> {
         second: &TreeView,
     ) -> Result<Vec<TreeDifference>, StoreError> {
         let mut differences = Vec::new();
+        let mut bytes = 0;
         for path in self.changed_paths(first, second)? {
             let before = self.find(first, &path)?;
             let after = self.find(second, &path)?;
+            for entry in [&before, &after].into_iter().flatten() {
+                bytes += path.as_str().len() as u64 + entry.state.attribute_bytes();
+            }
+            if bytes > TRANSACTION_BYTES_MAX {
+                return Err(StoreError::too_many_bytes());
+            }
             match (before, after) {
                 (None, None) => {}
                 (None, Some(after)) => differences.push(TreeDifference::Added(after)),
@@ -85,7 +125,7 @@ impl ReadTransaction<'_> {
     ) -> Result<BTreeSet<EntryPath>, StoreError> {
         let levels = first.levels.iter().chain(&second.levels);
         let branches: BTreeSet<BranchId> = levels.map(|level| level.branch).collect();
-        let mut paths = BTreeSet::new();
+        let mut paths = ChangedPaths::default();
         for branch in branches {
             match (first.limit_of(branch), second.limit_of(branch)) {
                 (Some(one), Some(other)) => {
@@ -100,7 +140,7 @@ impl ReadTransaction<'_> {
                 (None, None) => {}
             }
         }
-        Ok(paths)
+        Ok(paths.found)
     }
 
     /// Adds the paths with rows of these commits, the first one left out.
@@ -109,19 +149,19 @@ impl ReadTransaction<'_> {
         bucket: BucketId,
         branch: BranchId,
         (after, until): (u64, u64),
-        paths: &mut BTreeSet<EntryPath>,
+        paths: &mut ChangedPaths,
     ) -> Result<(), StoreError> {
         if after == until {
             return Ok(());
         }
         // By the commits of the branch: its other rows may be a thousand times as many.
-        let found = self.query_all(
+        let rows = self.query_all(
             "SELECT e.parent, e.name FROM commit_ c CROSS JOIN entry e ON e.seq = c.seq AND e.branch_id = c.branch_id \
              WHERE c.bucket_id = ?1 AND c.branch_id = ?2 AND c.seq > ?3 AND c.seq <= ?4 LIMIT ?5",
             params![bucket, branch, to_sql(after), to_sql(until), limit()],
-            read_path,
+            |row| paths.add(row),
         )?;
-        add(paths, found)
+        paths.check(rows.len())
     }
 
     /// Adds the paths with rows up to a commit.
@@ -129,36 +169,20 @@ impl ReadTransaction<'_> {
         &self,
         branch: BranchId,
         until: u64,
-        paths: &mut BTreeSet<EntryPath>,
+        paths: &mut ChangedPaths,
     ) -> Result<(), StoreError> {
-        let found = self.query_all(
+        let rows = self.query_all(
             "SELECT DISTINCT parent, name FROM entry WHERE branch_id = ?1 AND seq <= ?2 LIMIT ?3",
             params![branch, to_sql(until), limit()],
-            read_path,
+            |row| paths.add(row),
         )?;
-        add(paths, found)
+        paths.check(rows.len())
     }
 }
 
 /// One more than is allowed, which shows that there are too many.
 fn limit() -> i64 {
     to_sql(SUBTREE_ENTRIES_MAX as u64 + 1)
-}
-
-fn read_path(row: &rusqlite::Row<'_>) -> rusqlite::Result<EntryPath> {
-    let parent: String = row.get(0)?;
-    let name: String = row.get(1)?;
-    Ok(EntryPath::from_stored(&parent, &name))
-}
-
-fn add(paths: &mut BTreeSet<EntryPath>, found: Vec<EntryPath>) -> Result<(), StoreError> {
-    // By the rows: many rows of one path would hide that the query was cut.
-    let is_cut = found.len() > SUBTREE_ENTRIES_MAX;
-    paths.extend(found);
-    if is_cut || paths.len() > SUBTREE_ENTRIES_MAX {
-        return Err(too_many_entries());
-    }
-    Ok(())
 }
 
 /// Makes one difference of a file that was removed and one with the same content that was added.

@@ -6,6 +6,7 @@ use rusqlite::{Row, ToSql};
 use super::BranchId;
 use crate::db::from_sql;
 use crate::hash::ContentHash;
+use crate::limits::PATH_BYTES_FREE;
 use crate::path::EntryPath;
 
 /// Permission bits of a file that its writer gives none.
@@ -14,8 +15,20 @@ pub const FILE_MODE_DEFAULT: u32 = 0o644;
 /// Permission bits of a directory that its maker gives none.
 pub const DIRECTORY_MODE_DEFAULT: u32 = 0o755;
 
+/// Permission bits of a symbolic link. They have no effect, and Linux shows all of them.
+pub(crate) const SYMLINK_MODE: u32 = 0o777;
+
 /// Permission bits that an entry can have. The kind of an entry is not among them.
 pub(crate) const MODE_MASK: u32 = 0o7777;
+
+/// Bytes of a row that count against the quota of its bucket, as SQL: what [`EntryState::charged_bytes`] counts.
+macro_rules! charged_bytes {
+    () => {
+        "CASE WHEN kind = 0 THEN 0 ELSE coalesce(octet_length(target), 0) + coalesce(octet_length(xattr), 0) \
+         + max(0, octet_length(parent) + octet_length(name) - 256) END"
+    };
+}
+pub(crate) use charged_bytes;
 
 /// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +135,33 @@ impl EntryState {
         self.kind == EntryKind::Directory
     }
 
+    /// Bytes of the target and of the extended attributes.
+    pub(crate) fn attribute_bytes(&self) -> u64 {
+        let target = self.target.as_ref().map_or(0, String::len);
+        let xattr = self.xattr.as_ref().map_or(0, Vec::len);
+        (target + xattr) as u64
+    }
+
+    /// Bytes of the row of this version that count against the quota of its bucket: the target, the extended attributes, and
+    /// what the path has beyond [`PATH_BYTES_FREE`]. A deletion costs nothing: it must be possible at any use.
+    pub(crate) fn charged_bytes(&self, parent: &str, name: &str) -> u64 {
+        if !self.is_live() {
+            return 0;
+        }
+        let path = (parent.len() + name.len()) as u64;
+        self.attribute_bytes() + path.saturating_sub(PATH_BYTES_FREE)
+    }
+
+    /// Whether the entry has attributes that its kind does not have by itself.
+    pub(crate) fn has_own_attributes(&self) -> bool {
+        let default = match self.kind {
+            EntryKind::Directory => DIRECTORY_MODE_DEFAULT,
+            EntryKind::Symlink => SYMLINK_MODE,
+            EntryKind::File | EntryKind::Deleted => FILE_MODE_DEFAULT,
+        };
+        self.xattr.is_some() || self.mode != default
+    }
+
     /// Whether both have the same kind, content and target.
     pub(crate) fn has_content_of(&self, other: &Self) -> bool {
         // No size: the hash decides it, and the store knows a content with one size only.
@@ -173,5 +213,16 @@ impl Entry {
             seq: 0,
             branch,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text cannot name the constant.
+    #[test]
+    fn the_query_leaves_as_much_of_a_path_free_as_the_limit() {
+        assert!(charged_bytes!().contains(&format!("- {PATH_BYTES_FREE})")));
     }
 }

@@ -1,11 +1,10 @@
 //! Former versions of an entry.
 
-use std::collections::BTreeMap;
-
 use rusqlite::params;
 
 use super::commit::OpenCommit;
 use super::entry::{Entry, EntryState};
+use super::list::TreeScan;
 use super::resolve::TreeView;
 use crate::clock::HybridTimestamp;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
@@ -93,37 +92,63 @@ impl WriteTransaction<'_> {
         // view.
         path.columns()?;
         let then = self.view(commit.branch.id, Some(seq.min(commit.seq)))?;
-        let wanted = self.tree_at(&then, path)?;
-        let present = self.tree_at(&commit.view, path)?;
-        let root = wanted.get(path).cloned();
-        let root = root.ok_or(StoreError::NotFound(StoreObject::Version))?;
+        let wanted = self.find(&then, path)?;
+        let wanted = wanted.ok_or(StoreError::NotFound(StoreObject::Version))?;
+        let present = self.find(&commit.view, path)?;
+        let gone = match &present {
+            Some(present) => self.count_subtree(&commit.view, present, |_| Ok(()))?,
+            None => 0,
+        };
+        let brought = self.count_subtree(&then, &wanted, |_| Ok(()))?;
+        self.count_entries(gone.saturating_sub(brought))?;
+        self.check_growth(commit, brought)?;
+        let rows_before = commit.rows();
         // What replaces a directory is written after everything below it is gone.
-        let deletion = EntryState::deletion(commit.now_ns);
-        for gone in present.keys().filter(|it| !wanted.contains_key(*it)) {
-            self.write_entry(commit, gone, &deletion)?;
+        if present.is_some_and(|it| it.state.is_directory()) {
+            self.delete_added(commit, path, &then)?;
         }
         self.make_parents(commit, path)?;
-        for (path, state) in wanted {
-            if present.get(&path) != Some(&state) {
-                self.write_entry(commit, &path, &state)?;
+        self.write_again(commit, &wanted)?;
+        if wanted.state.is_directory() {
+            let mut scan = TreeScan::below(&then, path).with_attributes();
+            while let Some(chunk) = scan.next_chunk(self)? {
+                for entry in chunk {
+                    self.write_again(commit, &entry)?;
+                }
             }
         }
-        self.emit_entry(commit, EventTopic::Put, path, None, &root)
+        if commit.rows() == rows_before {
+            return Ok(());
+        }
+        self.emit_entry(commit, EventTopic::Put, path, None, &wanted.state)
     }
 
-    /// An entry and everything below it, by path.
-    fn tree_at(
-        &self,
-        view: &TreeView,
-        path: &EntryPath,
-    ) -> Result<BTreeMap<EntryPath, EntryState>, StoreError> {
-        let Some(entry) = self.find(view, path)? else {
-            return Ok(BTreeMap::new());
-        };
-        let entries = self.with_subtree(view, entry)?;
-        let states = entries
-            .into_iter()
-            .map(|Entry { path, state, .. }| (path, state));
-        Ok(states.collect())
+    /// Deletes what is below a directory and is not in another tree.
+    fn delete_added(
+        &mut self,
+        commit: &mut OpenCommit,
+        directory: &EntryPath,
+        then: &TreeView,
+    ) -> Result<(), StoreError> {
+        let deletion = EntryState::deletion(commit.now_ns);
+        let view = commit.view.clone();
+        let mut scan = TreeScan::below(&view, directory);
+        while let Some(chunk) = scan.next_chunk(self)? {
+            for entry in chunk {
+                if self.find(then, &entry.path)?.is_none() {
+                    self.write_row(commit, &entry.path, &deletion)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes an entry of another version, unless it is there as it is.
+    fn write_again(&mut self, commit: &mut OpenCommit, entry: &Entry) -> Result<(), StoreError> {
+        let present = self.find(&commit.view, &entry.path)?;
+        if present.is_some_and(|it| it.state == entry.state) {
+            return Ok(());
+        }
+        self.write_row(commit, &entry.path, &entry.state)
     }
 }

@@ -8,11 +8,17 @@ use super::entry::{Entry, EntryState};
 use super::resolve::{TreeLevel, TreeView};
 use crate::db::{ReadTransaction, from_sql, to_sql};
 use crate::error::StoreError;
-use crate::limits::{PAGE_ENTRIES_MAX, SUBTREE_ENTRIES_MAX};
+use crate::limits::PAGE_ENTRIES_MAX;
 use crate::path::{EntryPath, PathRule};
 
-/// Rows that a scan of a whole directory takes from each level at a time.
-const SUBTREE_CHUNK: usize = 4096;
+/// Rows that a scan of a whole directory takes from each level at a time. A path and a target have 8 KiB at most.
+const SUBTREE_CHUNK: usize = 1024;
+
+/// The same with extended attributes, of which each row may have 16 KiB.
+const ATTRIBUTES_CHUNK: usize = 256;
+
+/// Rows that a listing takes from each level at least: most of them may be deletions, and each chunk is a query.
+const LIST_CHUNK_MIN: usize = 256;
 
 /// What to list.
 #[derive(Clone, Debug)]
@@ -67,8 +73,9 @@ impl ReadTransaction<'_> {
         let limit = request.limit.clamp(1, PAGE_ENTRIES_MAX);
         let mut entries = Vec::new();
         // One more than the page, which says whether there is a next one.
+        let rows = (limit + 1).max(LIST_CHUNK_MIN);
         while entries.len() <= limit
-            && let Some(chunk) = scan.next_chunk(self, limit + 1)?
+            && let Some(chunk) = scan.next_rows(self, rows)?
         {
             entries.extend(chunk);
         }
@@ -79,24 +86,18 @@ impl ReadTransaction<'_> {
         Ok(EntryPage { entries, next })
     }
 
-    /// Everything below a directory, with extended attributes.
-    ///
-    /// # Errors
-    /// There is more than one transaction may change.
+    /// Everything below a directory, with extended attributes. Only for tests: the attributes of a large directory take
+    /// gigabytes.
+    #[cfg(test)]
     pub(crate) fn subtree(
         &self,
         view: &TreeView,
         directory: &EntryPath,
     ) -> Result<Vec<Entry>, StoreError> {
-        let mut scan = TreeScan::new(view, directory, true);
-        // A copy or a move writes whole rows, and without them the attributes would be lost.
-        scan.with_xattr = true;
+        let mut scan = TreeScan::below(view, directory).with_attributes();
         let mut entries = Vec::new();
-        while let Some(chunk) = scan.next_chunk(self, SUBTREE_CHUNK)? {
+        while let Some(chunk) = scan.next_chunk(self)? {
             entries.extend(chunk);
-            if entries.len() > SUBTREE_ENTRIES_MAX {
-                return Err(too_many_entries());
-            }
         }
         Ok(entries)
     }
@@ -109,7 +110,7 @@ impl ReadTransaction<'_> {
     ) -> Result<bool, StoreError> {
         let mut scan = TreeScan::new(view, directory, false);
         // A chunk of deletions alone is empty, although entries may follow.
-        while let Some(chunk) = scan.next_chunk(self, SUBTREE_CHUNK)? {
+        while let Some(chunk) = scan.next_chunk(self)? {
             if !chunk.is_empty() {
                 return Ok(false);
             }
@@ -118,17 +119,9 @@ impl ReadTransaction<'_> {
     }
 }
 
-/// The error of a change or a comparison of too much at once.
-pub(crate) const fn too_many_entries() -> StoreError {
-    StoreError::TooLarge {
-        unit: "entries in one transaction",
-        limit: SUBTREE_ENTRIES_MAX as u64,
-    }
-}
-
 /// A walk over the entries of a directory, or over everything below it, in the order of the rows: by directory, then by
-/// name.
-struct TreeScan<'v> {
+/// name. It holds one chunk, and rows that are written behind its position do not disturb it.
+pub(super) struct TreeScan<'v> {
     view: &'v TreeView,
     directory: &'v EntryPath,
     is_recursive: bool,
@@ -160,6 +153,17 @@ impl<'v> TreeScan<'v> {
         }
     }
 
+    /// A walk over everything below a directory, without extended attributes.
+    pub(super) fn below(view: &'v TreeView, directory: &'v EntryPath) -> Self {
+        Self::new(view, directory, true)
+    }
+
+    /// The same with extended attributes: a copy or a move writes whole rows.
+    pub(super) const fn with_attributes(mut self) -> Self {
+        self.with_xattr = true;
+        self
+    }
+
     /// Goes on behind this entry, which need not exist any more.
     fn skip_to(&mut self, after: &EntryPath) -> Result<(), StoreError> {
         let (parent, name) = after.split().ok_or(PathRule::PageToken)?;
@@ -179,7 +183,19 @@ impl<'v> TreeScan<'v> {
     }
 
     /// The next entries, of which there may be none although the scan goes on. `None` at its end.
-    fn next_chunk(
+    pub(super) fn next_chunk(
+        &mut self,
+        transaction: &ReadTransaction<'_>,
+    ) -> Result<Option<Vec<Entry>>, StoreError> {
+        let rows = if self.with_xattr {
+            ATTRIBUTES_CHUNK
+        } else {
+            SUBTREE_CHUNK
+        };
+        self.next_rows(transaction, rows)
+    }
+
+    fn next_rows(
         &mut self,
         transaction: &ReadTransaction<'_>,
         rows: usize,

@@ -1,11 +1,13 @@
 //! Names: buckets, branches, and what lies under which path in each of their versions.
 
+mod branch_end;
 mod branches;
 mod buckets;
 mod change;
 mod commit;
 mod diff;
 mod entry;
+mod flatten;
 mod history;
 mod list;
 mod locked;
@@ -13,6 +15,8 @@ mod merge;
 mod purge;
 mod resolve;
 mod snapshots;
+mod subtree;
+mod sync;
 mod usage;
 mod write;
 
@@ -21,11 +25,13 @@ use std::fmt;
 use rusqlite::types::{FromSql, FromSqlResult, ToSqlOutput, Type, ValueRef};
 use rusqlite::{Row, ToSql};
 
+pub use branch_end::{ExpiryProgress, ProtectedBranches};
 pub use branches::{Branch, BranchState, NewBranch};
 pub use buckets::{Bucket, BucketKind, BucketSettings, BucketState, NewBucket};
 pub use change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
 pub use commit::CommitReceipt;
 pub use diff::TreeDifference;
+pub(crate) use entry::charged_bytes;
 pub use entry::{DIRECTORY_MODE_DEFAULT, Entry, EntryKind, EntryState, FILE_MODE_DEFAULT};
 pub use history::EntryVersion;
 pub use list::{EntryPage, ListRequest};
@@ -33,6 +39,7 @@ pub use merge::{ConflictKind, MergeConflict, MergeOutcome, MergeRequest, MergeSt
 pub use purge::PurgeProgress;
 pub use resolve::TreeView;
 pub use snapshots::Snapshot;
+pub use sync::{StoredSyncDocument, SyncDocumentUpdate, SyncRow, SyncedChanges, SyncedOutcome};
 pub(crate) use usage::UsageChange;
 pub use usage::{BucketUsage, ContentPresence, FileContent};
 

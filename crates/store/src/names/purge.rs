@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use super::entry::charged_bytes;
 use super::usage::UsageChange;
 use super::{BranchId, BucketId};
 use crate::db::{WriteTransaction, from_sql, to_sql};
@@ -25,6 +26,7 @@ struct PurgedEntry {
     is_live: bool,
     hash: Option<ContentHash>,
     size: u64,
+    charged: i64,
 }
 
 impl WriteTransaction<'_> {
@@ -63,7 +65,11 @@ impl WriteTransaction<'_> {
         rows_max: usize,
     ) -> Result<usize, StoreError> {
         // Any rows will do, because each step takes those that are left.
-        let query = "SELECT parent, name, seq, kind <> 0, hash, size FROM entry WHERE branch_id = ?1 LIMIT ?2";
+        let query = concat!(
+            "SELECT parent, name, seq, kind <> 0, hash, size, ",
+            charged_bytes!(),
+            " FROM entry WHERE branch_id = ?1 LIMIT ?2"
+        );
         let limit = to_sql(rows_max as u64);
         let entries = self.query_all(query, params![branch, limit], |row| {
             Ok(PurgedEntry {
@@ -73,6 +79,7 @@ impl WriteTransaction<'_> {
                 is_live: row.get(3)?,
                 hash: row.get(4)?,
                 size: from_sql(row.get(5)?),
+                charged: row.get(6)?,
             })
         })?;
         let mut usage = UsageChange::default();
@@ -84,17 +91,19 @@ impl WriteTransaction<'_> {
                 "DELETE FROM entry WHERE branch_id = ?1 AND parent = ?2 AND name = ?3 AND seq = ?4";
             self.execute(delete, params![branch, parent, name, seq])?;
             usage.entries -= i64::from(entry.is_live);
+            usage.bytes -= entry.charged;
             if let Some(hash) = entry.hash {
                 self.release_content(bucket, hash, entry.size, &mut usage)?;
             }
         }
         self.add_usage(bucket, usage)?;
         if entries.len() < rows_max {
-            // The commits stay: rows that another branch copied refer to them, and the search for a merge base looks at
-            // them.
+            // The commits stay until a collection finds them old: rows that another branch copied refer to them, and the
+            // search for a merge base looks at them.
             self.execute("DELETE FROM chain WHERE branch_id = ?1", [branch])?;
             self.execute("DELETE FROM sync_doc WHERE branch_id = ?1", [branch])?;
             self.execute("DELETE FROM sync_peer WHERE branch_id = ?1", [branch])?;
+            self.execute("DELETE FROM sync_log WHERE branch_id = ?1", [branch])?;
             self.execute("DELETE FROM branch WHERE id = ?1", [branch])?;
         }
         Ok(entries.len())

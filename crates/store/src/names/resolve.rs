@@ -39,6 +39,12 @@ impl TreeView {
         self.branch
     }
 
+    /// The last commit that the view shows. `None` for the head, which moves.
+    pub(crate) fn as_of(&self) -> Option<u64> {
+        let own = self.levels.first().map(|level| level.max_seq);
+        own.filter(|seq| *seq < SEQ_MAX)
+    }
+
     /// What this view shows without the rows of the branch itself.
     pub(crate) fn without_own_level(&self) -> Self {
         Self {
@@ -72,7 +78,7 @@ impl ReadTransaction<'_> {
     pub fn view(&self, branch: BranchId, as_of: Option<u64>) -> Result<TreeView, StoreError> {
         let view = self.view_unchecked(branch, as_of)?;
         if let Some(as_of) = as_of {
-            self.check_version_kept(view.bucket, branch, as_of)?;
+            self.check_version_kept(&view, as_of)?;
         }
         Ok(view)
     }

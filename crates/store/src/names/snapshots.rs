@@ -122,12 +122,13 @@ impl WriteTransaction<'_> {
     /// Deletes a snapshot. The version that it named stays until the retention is over.
     ///
     /// # Errors
-    /// The bucket has no such snapshot.
+    /// The bucket has no such snapshot, or is frozen.
     pub fn delete_snapshot(
         &mut self,
         bucket: BucketId,
         name: &BranchName,
     ) -> Result<(), StoreError> {
+        self.writable_bucket(bucket)?;
         let delete = "DELETE FROM snapshot WHERE bucket_id = ?1 AND name = ?2";
         match self.execute(delete, params![bucket, name.as_str()])? {
             0 => Err(StoreError::NotFound(StoreObject::Snapshot)),

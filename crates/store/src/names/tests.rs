@@ -16,10 +16,13 @@ use crate::path::EntryPath;
 mod branches;
 mod buckets;
 mod changes;
+mod ends;
+mod large;
 mod listing;
 mod merges;
 mod model;
 mod reference;
+mod sync;
 
 /// A clock that stands, so that two runs of a test write the same.
 struct FixedTimeSource;

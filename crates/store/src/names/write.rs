@@ -1,16 +1,16 @@
 //! How each change is made.
 
+use std::slice;
+
 use super::change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
 use super::commit::{CommitHeader, OpenCommit};
-use super::entry::{Entry, EntryKind, EntryState, FILE_MODE_DEFAULT, MODE_MASK};
-use super::list::too_many_entries;
+use super::entry::{Entry, EntryKind, EntryState, FILE_MODE_DEFAULT, MODE_MASK, SYMLINK_MODE};
+use super::list::TreeScan;
 use super::resolve::TreeView;
 use super::usage::FileContent;
 use crate::db::WriteTransaction;
 use crate::error::{StoreError, StoreObject};
-use crate::limits::{
-    BATCH_CHANGES_MAX, SUBTREE_ENTRIES_MAX, SYMLINK_TARGET_BYTES_MAX, XATTR_BYTES_MAX,
-};
+use crate::limits::{BATCH_CHANGES_MAX, SYMLINK_TARGET_BYTES_MAX, XATTR_BYTES_MAX};
 use crate::locks::LockedChange;
 use crate::outbox::EventTopic;
 use crate::path::{EntryPath, PathRule};
@@ -21,6 +21,8 @@ struct Transfer<'a> {
     from: &'a EntryPath,
     to: &'a EntryPath,
     may_replace: bool,
+    /// Whether everything below a directory comes along.
+    is_recursive: bool,
 }
 
 impl WriteTransaction<'_> {
@@ -40,8 +42,10 @@ impl WriteTransaction<'_> {
                 limit: BATCH_CHANGES_MAX as u64,
             });
         }
+        let is_deletion =
+            !request.changes.is_empty() && request.changes.iter().all(TreeChange::is_deletion);
         // A deletion writes rows too, and they fit into the reserve that all others leave.
-        if !request.changes.iter().all(TreeChange::is_deletion) {
+        if !is_deletion {
             self.check_space()?;
         }
         self.begin_commit(CommitHeader {
@@ -50,6 +54,7 @@ impl WriteTransaction<'_> {
             actor: &request.actor,
             message: request.message.as_deref(),
             merged: None,
+            is_deletion,
         })
     }
 
@@ -89,6 +94,7 @@ impl WriteTransaction<'_> {
                     from,
                     to,
                     may_replace: *may_replace,
+                    is_recursive: true,
                 };
                 self.rename(commit, transfer, source)
             }
@@ -103,8 +109,9 @@ impl WriteTransaction<'_> {
                     from,
                     to,
                     may_replace: *may_replace,
+                    is_recursive: *is_recursive,
                 };
-                self.copy(commit, view.as_ref(), transfer, *is_recursive)
+                self.copy(commit, view.as_ref(), transfer)
             }
             TreeChange::Delete {
                 path,
@@ -195,7 +202,7 @@ impl WriteTransaction<'_> {
         // After the checks of the path itself, so that a refusal names the entry and not its
         // directories.
         self.make_parents(commit, path)?;
-        self.declare_content(content)?;
+        let content = self.declare_content(commit.bucket.id, content)?;
         let file = current.filter(|entry| entry.state.kind == EntryKind::File);
         let (mode, xattr) = match file {
             Some(entry) => (entry.state.mode, entry.state.xattr),
@@ -265,8 +272,7 @@ impl WriteTransaction<'_> {
         self.make_parents(commit, path)?;
         let state = EntryState {
             kind: EntryKind::Symlink,
-            // The bits of a link have no effect. Linux shows all of them.
-            mode: 0o777,
+            mode: SYMLINK_MODE,
             target: Some(target.to_owned()),
             ..EntryState::deletion(commit.now_ns)
         };
@@ -291,18 +297,11 @@ impl WriteTransaction<'_> {
         if to.is_below(from) {
             return Err(PathRule::IntoItself.into());
         }
-        let moved = self.with_subtree(&commit.view, source)?;
-        self.transfer(commit, transfer, &moved)?;
-        let deletion = EntryState::deletion(commit.now_ns);
-        for entry in &moved {
-            self.write_entry(commit, &entry.path, &deletion)?;
-        }
-        match moved.first() {
-            Some(entry) => {
-                self.emit_entry(commit, EventTopic::Rename, from, Some(to), &entry.state)
-            }
-            None => Ok(()),
-        }
+        let view = commit.view.clone();
+        self.transfer(commit, transfer, &view, &source)?;
+        // An entry that moves counts once, and the transfer has counted it.
+        self.delete_rows(commit, &source)?;
+        self.emit_entry(commit, EventTopic::Rename, from, Some(to), &source.state)
     }
 
     fn copy(
@@ -310,7 +309,6 @@ impl WriteTransaction<'_> {
         commit: &mut OpenCommit,
         view: Option<&TreeView>,
         transfer: Transfer<'_>,
-        is_recursive: bool,
     ) -> Result<(), StoreError> {
         let Transfer { from, to, .. } = transfer;
         // From another branch the same path is no copy into itself: a caller takes a file over so.
@@ -318,63 +316,57 @@ impl WriteTransaction<'_> {
         if is_within && (from == to || to.is_below(from)) {
             return Err(PathRule::IntoItself.into());
         }
-        let view = view.unwrap_or(&commit.view);
-        let source = self.stat(view, from)?;
-        let copied = if is_recursive {
-            self.with_subtree(view, source)?
-        } else {
-            vec![source]
+        // A view of an earlier read may be of a version that a collection has pruned since, or of a branch that is gone: the
+        // copy would have fewer files, and nothing would say so.
+        let view = match view {
+            Some(view) => self.view(view.branch(), view.as_of())?,
+            None => commit.view.clone(),
         };
-        self.transfer(commit, transfer, &copied)?;
-        match copied.first() {
-            Some(entry) => self.emit_entry(commit, EventTopic::Put, to, None, &entry.state),
-            None => Ok(()),
-        }
+        let source = self.stat(&view, from)?;
+        self.transfer(commit, transfer, &view, &source)?;
+        self.emit_entry(commit, EventTopic::Put, to, None, &source.state)
     }
 
-    /// An entry, and everything below it.
-    pub(super) fn with_subtree(
-        &self,
-        view: &TreeView,
-        entry: Entry,
-    ) -> Result<Vec<Entry>, StoreError> {
-        let below = if entry.state.is_directory() {
-            self.subtree(view, &entry.path)?
-        } else {
-            Vec::new()
-        };
-        let mut entries = vec![entry];
-        entries.extend(below);
-        // The entry itself counts too, which the limit of the scan below it does not see.
-        if entries.len() > SUBTREE_ENTRIES_MAX {
-            return Err(too_many_entries());
-        }
-        Ok(entries)
-    }
-
-    /// Writes entries at their new paths.
+    /// Writes an entry of a tree at its new path, with everything below it.
     fn transfer(
         &mut self,
         commit: &mut OpenCommit,
         transfer: Transfer<'_>,
-        entries: &[Entry],
+        view: &TreeView,
+        source: &Entry,
     ) -> Result<(), StoreError> {
         let Transfer {
             from,
             to,
             may_replace,
+            is_recursive,
         } = transfer;
         to.columns()?;
-        let is_directory = entries.first().is_some_and(|it| it.state.is_directory());
+        let is_directory = source.state.is_directory();
         if let Some(target) = self.find(&commit.view, to)? {
             self.check_replaced(commit, &target, may_replace, is_directory)?;
         }
         // All paths are checked before the first row is written.
-        let paths = entries.iter().map(|entry| entry.path.moved(from, to));
-        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        let entries = if is_recursive {
+            self.count_subtree(view, source, |path| Ok(path.moved(from, to).map(drop)?))?
+        } else {
+            1
+        };
+        self.check_growth(commit, entries)?;
         self.make_parents(commit, to)?;
-        for (path, entry) in paths.iter().zip(entries) {
-            self.write_entry(commit, path, &entry.state)?;
+        let buckets = (view.bucket, commit.bucket.id);
+        self.carry_contents(buckets.0, buckets.1, slice::from_ref(source))?;
+        self.write_row(commit, to, &source.state)?;
+        if !is_directory || !is_recursive {
+            return Ok(());
+        }
+        // Piece by piece: the extended attributes of a large directory take gigabytes together.
+        let mut scan = TreeScan::below(view, &source.path).with_attributes();
+        while let Some(chunk) = scan.next_chunk(self)? {
+            self.carry_contents(buckets.0, buckets.1, &chunk)?;
+            for Entry { path, state, .. } in chunk {
+                self.write_row(commit, &path.moved(from, to)?, &state)?;
+            }
         }
         Ok(())
     }
@@ -414,15 +406,27 @@ impl WriteTransaction<'_> {
                 path: path.to_string(),
             });
         }
-        let entries = self.with_subtree(&commit.view, current)?;
+        let entries = self.count_subtree(&commit.view, &current, |_| Ok(()))?;
+        self.count_entries(entries)?;
+        self.delete_rows(commit, &current)?;
+        self.emit_entry(commit, EventTopic::Delete, path, None, &current.state)
+    }
+
+    /// Writes the deletion of an entry and of everything below it. The caller has counted them.
+    fn delete_rows(&mut self, commit: &mut OpenCommit, entry: &Entry) -> Result<(), StoreError> {
         let deletion = EntryState::deletion(commit.now_ns);
-        for entry in &entries {
-            self.write_entry(commit, &entry.path, &deletion)?;
+        self.write_row(commit, &entry.path, &deletion)?;
+        if !entry.state.is_directory() {
+            return Ok(());
         }
-        match entries.first() {
-            Some(entry) => self.emit_entry(commit, EventTopic::Delete, path, None, &entry.state),
-            None => Ok(()),
+        let view = commit.view.clone();
+        let mut scan = TreeScan::below(&view, &entry.path);
+        while let Some(chunk) = scan.next_chunk(self)? {
+            for below in chunk {
+                self.write_row(commit, &below.path, &deletion)?;
+            }
         }
+        Ok(())
     }
 
     fn set_attributes(

@@ -9,8 +9,8 @@ use crate::bounds::{check_length, check_name, duration_ms, end_ms};
 use crate::db::{META_EVENTS_PRUNED, ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{StoreError, StoreObject};
 use crate::limits::{
-    ACTOR_BYTES_MAX, CONSUMER_NAME_BYTES_MAX, CONSUMERS_MAX, EVENTS_KEPT_MAX, EVENTS_KEPT_TIME,
-    LEASE_TIME_MAX,
+    ACTOR_BYTES_MAX, CONSUMER_NAME_BYTES_MAX, CONSUMERS_MAX, EVENTS_KEPT_BYTES_MAX,
+    EVENTS_KEPT_MAX, EVENTS_KEPT_TIME, LEASE_TIME_MAX,
 };
 use crate::names::PurgeProgress;
 
@@ -231,7 +231,7 @@ impl WriteTransaction<'_> {
     }
 
     /// Removes at most this many events that are older than [`EVENTS_KEPT_TIME`], or not among the newest
-    /// [`EVENTS_KEPT_MAX`]. A consumer that has not read them gets [`StoreError::EventGap`].
+    /// [`EVENTS_KEPT_MAX`], or before the newest ones of [`EVENTS_KEPT_BYTES_MAX`] together. A consumer that has not read them gets [`StoreError::EventGap`].
     ///
     /// # Errors
     /// The database refuses a statement.
@@ -240,13 +240,15 @@ impl WriteTransaction<'_> {
         let newest_surplus = last.saturating_sub(to_sql(EVENTS_KEPT_MAX));
         let kept_ms = duration_ms(EVENTS_KEPT_TIME);
         let oldest_ms = to_sql(self.unix_ms().saturating_sub(kept_ms));
-        let query = "SELECT id, ts_ms FROM outbox ORDER BY id LIMIT ?1";
-        let rows = self.query_all(query, [to_sql(rows_max as u64)], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        let bytes_surplus = self.end_bytes()?.saturating_sub(EVENTS_KEPT_BYTES_MAX);
+        let query = "SELECT id, ts_ms < ?2 OR end_bytes < ?3 FROM outbox ORDER BY id LIMIT ?1";
+        let limits = params![to_sql(rows_max as u64), oldest_ms, to_sql(bytes_surplus)];
+        let rows = self.query_all(query, limits, |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?))
         })?;
         // Only a run from the oldest one on: a time that a wrong clock wrote must not tear a hole
         // that no consumer would notice.
-        let is_surplus = |(id, ts_ms): &&(i64, i64)| *id <= newest_surplus || *ts_ms < oldest_ms;
+        let is_surplus = |(id, is_old): &&(i64, bool)| *id <= newest_surplus || *is_old;
         let surplus: Vec<_> = rows.iter().take_while(is_surplus).collect();
         if let Some((id, _)) = surplus.last() {
             self.execute("DELETE FROM outbox WHERE id <= ?1", [id])?;

@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::*;
 use crate::db::{StoreDb, StoreReply};
 use crate::error::StoreErrorCode;
-use crate::limits::{CONSUMERS_MAX, EVENTS_CHUNK, EVENTS_KEPT_TIME, EVENTS_PAGE_MAX};
+use crate::limits::{
+    CONSUMERS_MAX, EVENTS_CHUNK, EVENTS_KEPT_BYTES_MAX, EVENTS_KEPT_TIME, EVENTS_PAGE_MAX,
+};
 use crate::path::EntryPath;
 use crate::testing::{START_MS, ScratchStore};
 
@@ -266,6 +268,34 @@ fn the_outbox_keeps_a_number_of_events_only() {
     let pruned = store.write(|tx| tx.prune_outbox(10)).expect("possible");
     assert_eq!((pruned.rows, pruned.is_done), (2, true));
     assert_eq!(store.read(|tx| tx.pruned_event_id()), Ok(2));
+}
+
+/// The attack: moves between names of control signs, whose events take six times as much.
+#[test]
+fn the_outbox_keeps_a_number_of_bytes_only() {
+    let store = ScratchStore::new();
+    emit_many(&store, 3);
+    let sizes = store.read(|tx| {
+        let query = "SELECT end_bytes, length(payload) FROM outbox ORDER BY id";
+        tx.query_all(query, [], |row| Ok((row.get(0)?, row.get(1)?)))
+    });
+    let sizes: Vec<(i64, i64)> = sizes.expect("readable");
+    let ends = sizes.iter().scan(0, |end, (_, len)| {
+        *end += len;
+        Some(*end)
+    });
+    assert!(sizes.iter().map(|(end, _)| *end).eq(ends), "{sizes:?}");
+    // As if the third event were as long as all that is kept.
+    let grow = store.write(|tx| {
+        let set = "UPDATE outbox SET end_bytes = end_bytes + ?1 WHERE id = 3";
+        tx.execute(set, [to_sql(EVENTS_KEPT_BYTES_MAX)]).map(drop)
+    });
+    grow.expect("room");
+    emit_many(&store, 1);
+    assert_eq!(store.read(|tx| tx.pruned_event_id()), Ok(2));
+    assert_eq!(ids(&page(&store, 2, &EventFilter::default())), [3, 4]);
+    let pruned = store.write(|tx| tx.prune_outbox(10)).expect("possible");
+    assert_eq!((pruned.rows, pruned.is_done), (0, true));
 }
 
 fn puts_one(db: &StoreDb) -> StoreReply<i64> {

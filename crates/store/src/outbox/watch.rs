@@ -1,12 +1,14 @@
 //! Waiting for events from a cursor on.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::read::{EventFilter, EventPage};
 use crate::db::StoreDb;
 use crate::error::StoreError;
+use crate::limits::WATCH_PAUSE;
 
 /// A resumable subscription. It keeps nothing in the file: the caller keeps the cursor and comes back with it, after a
 /// restart too. It keeps the store open.
@@ -15,6 +17,30 @@ pub struct EventWatch {
     last_event: watch::Receiver<i64>,
     filter: EventFilter,
     cursor: i64,
+    pace: WatchPace,
+}
+
+/// How often a watch reads. Every watch wakes up at each commit, and of most commits it takes nothing: without a pause,
+/// many watches and one busy writer would keep all readers busy.
+#[derive(Clone, Copy, Debug, Default)]
+struct WatchPace {
+    /// When the watch had read all events.
+    ended: Option<Instant>,
+}
+
+impl WatchPace {
+    /// Notes a read that came to the end of the outbox, or to no end.
+    fn note_read(&mut self, now: Instant, is_end: bool) {
+        self.ended = is_end.then_some(now);
+    }
+
+    /// How long the watch waits before its next read.
+    fn pause(self, now: Instant) -> Duration {
+        let passed = |ended| now.saturating_duration_since(ended);
+        self.ended.map_or(Duration::ZERO, |ended| {
+            WATCH_PAUSE.saturating_sub(passed(ended))
+        })
+    }
 }
 
 impl EventWatch {
@@ -31,6 +57,10 @@ impl EventWatch {
     /// so too. [`StoreError::Closed`] once the store is closed.
     pub async fn next_page(&mut self, limit: usize) -> Result<EventPage, StoreError> {
         loop {
+            let pause = self.pace.pause(Instant::now());
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             // Before the read: a commit between the read and the wait would go unnoticed
             // otherwise.
             self.last_event.mark_unchanged();
@@ -40,6 +70,7 @@ impl EventWatch {
                 .read(move |tx| tx.read_events(cursor, &filter, limit));
             let page = read.await?;
             self.cursor = page.cursor;
+            self.pace.note_read(Instant::now(), page.is_end);
             if !page.events.is_empty() {
                 return Ok(page);
             }
@@ -72,6 +103,26 @@ impl StoreDb {
             last_event,
             filter,
             cursor,
+            pace: WatchPace::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_of_one_pause_cost_one_read() {
+        let start = Instant::now();
+        let mut pace = WatchPace::default();
+        assert_eq!(pace.pause(start), Duration::ZERO);
+        pace.note_read(start, true);
+        assert_eq!(pace.pause(start), WATCH_PAUSE);
+        assert_eq!(pace.pause(start + WATCH_PAUSE / 4), WATCH_PAUSE * 3 / 4);
+        assert_eq!(pace.pause(start + WATCH_PAUSE), Duration::ZERO);
+        // A watch that is behind reads on.
+        pace.note_read(start, false);
+        assert_eq!(pace.pause(start), Duration::ZERO);
     }
 }

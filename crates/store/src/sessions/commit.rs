@@ -8,12 +8,14 @@ use crate::limits::SESSION_MEMORY_BYTES;
 use crate::names::{ChangeRequest, EntryPrecondition, TreeChange};
 
 impl WriteSessions {
-    /// Makes what was written the content of the file, durable when this returns. The session is over, also after an error.
+    /// Makes what was written the content of the file, durable when this returns. The session is over, also after an error,
+    /// with one exception: after [`StoreError::Busy`] it stays open with the whole content, and takes no writes any more,
+    /// but another close, or an [`abort`](Self::abort).
     ///
     /// # Errors
     /// The file is not what the session or this call expects ([`StoreError::PreconditionFailed`] has its present content);
     /// the size is not the declared one; a lock covers the path ([`StoreError::Locked`]); the bucket has no quota; the disk is
-    /// full. The file is as before then.
+    /// full; too many writes wait. The file is as before then.
     pub fn close(
         &self,
         id: WriteSessionId,
@@ -25,19 +27,16 @@ impl WriteSessions {
         let state = slot.lock().take();
         let mut state = state.ok_or(StoreError::NotFound(StoreObject::Session))?;
         let closed = self.commit(&mut state, precondition);
-        match closed {
-            Ok(closed) => {
-                self.registry.end(id, identity, state.charged);
-                Ok(closed)
+        match &closed {
+            Ok(_) => self.registry.end(id, identity, state.charged),
+            // The upload is whole, and only the writer had no room for one more job.
+            Err(StoreError::Busy(_)) if state.prepared.is_some() => {
+                *slot.lock() = Some(state);
             }
-            Err(error) => {
-                // The caller gets the reason, which says more than an error of the removal.
-                if let Err(error) = self.discard(&state) {
-                    tracing::warn!(%error, "the row of a write session stays");
-                }
-                Err(error)
-            }
+            // The caller gets the reason, which says more than an error of the removal.
+            Err(_) => self.discard_later(&state),
         }
+        closed
     }
 
     fn commit(
@@ -57,7 +56,12 @@ impl WriteSessions {
             (None, EntryPrecondition::Any, WriteSessionMode::Create) => EntryPrecondition::Absent,
             (None, precondition, _) => precondition,
         };
-        let prepared = self.prepare(state)?;
+        let prepared = match state.prepared.take() {
+            Some(prepared) => prepared,
+            None => self.prepare(state)?,
+        };
+        // For another close, if the writer is too busy for this one.
+        state.prepared = Some(prepared.clone());
         let (hash, size) = (prepared.hash(), prepared.size());
         let new = &state.new;
         let put = TreeChange::Put {

@@ -5,7 +5,7 @@
 //! show the content that the session began from.
 
 mod commit;
-mod ranges;
+pub(crate) mod ranges;
 mod registry;
 mod rows;
 mod state;
@@ -13,7 +13,7 @@ mod write;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::TimeSource;
 use crate::content::{ContentFolder, ContentReader, check_file_size};
@@ -170,6 +170,17 @@ pub struct WriteSessions {
     time: Arc<dyn TimeSource>,
     options: WriteSessionOptions,
     registry: Arc<SessionRegistry>,
+    /// Rows of sessions that are over and could not be removed.
+    leftover: Arc<Mutex<Vec<SessionRow>>>,
+}
+
+/// The row of a session, and what it counts.
+#[derive(Clone, Copy, Debug)]
+struct SessionRow {
+    id: WriteSessionId,
+    bucket: BucketId,
+    /// Bytes that the row counts for the bucket.
+    saved: u64,
 }
 
 /// What a session begins from.
@@ -196,6 +207,7 @@ impl WriteSessions {
             time,
             options,
             registry: Arc::new(SessionRegistry::new(options.staged_bytes_max)),
+            leftover: Arc::default(),
         })
     }
 
@@ -224,7 +236,7 @@ impl WriteSessions {
         let target = self.db.read(move |tx| tx.session_target(&request)).wait()?;
         let base = match (new.mode, target.base) {
             (WriteSessionMode::Modify | WriteSessionMode::Append, Some(hash)) => {
-                Some(self.content.reader(hash)?)
+                Some(self.content.reader_in(target.bucket, hash)?)
             }
             _ => None,
         };
@@ -254,6 +266,7 @@ impl WriteSessions {
             saved: 0,
             quota_left: target.quota_left,
             is_broken: false,
+            prepared: None,
         };
         let slot = WriteSessionSlot {
             identity: new.identity.clone(),
@@ -264,7 +277,8 @@ impl WriteSessions {
         Ok(())
     }
 
-    /// Ends a session without a change of its file.
+    /// Ends a session without a change of its file. If the store is too busy to remove its row,
+    /// [`sweep`](Self::sweep) does it.
     ///
     /// # Errors
     /// The identity has no such session.
@@ -272,14 +286,17 @@ impl WriteSessions {
         let slot = self.registry.find(id, identity, self.time.unix_ms())?;
         let state = slot.lock().take();
         let state = state.ok_or(StoreError::NotFound(StoreObject::Session))?;
-        self.discard(&state)
+        self.discard_later(&state);
+        Ok(())
     }
 
-    /// Ends sessions that no call has used for the time of the options. Returns their number.
+    /// Ends sessions that no call has used for the time of the options, and removes rows that could not be removed when
+    /// their sessions ended. Returns the number of the sessions.
     ///
     /// # Errors
-    /// The database refuses a statement.
+    /// The database refuses a statement. The next call tries again.
     pub fn sweep(&self) -> Result<usize, StoreError> {
+        self.remove_leftover()?;
         let oldest = self.time.unix_ms().checked_sub(self.options.ttl_ms);
         // Nothing is older than 1970.
         let Some(oldest) = oldest else {
@@ -294,7 +311,7 @@ impl WriteSessions {
             }
             // A session that is being closed at this moment has no state any more.
             if let Some(state) = locked.take() {
-                self.discard(&state)?;
+                self.discard_later(&state);
                 swept += 1;
             }
         }
@@ -307,15 +324,49 @@ impl WriteSessions {
         self.registry.count()
     }
 
-    /// Removes the row of a session that is over, and its count. The staging file goes with the state.
-    fn discard(&self, state: &WriteSessionState) -> Result<(), StoreError> {
-        let (id, bucket, saved) = (state.id, state.bucket, state.saved);
+    /// Removes the row of a session that is over, and its count. The staging file goes with the state. A row that cannot be
+    /// removed now is left to [`sweep`](Self::sweep): it counts for its bucket, and keeps a content from being collected.
+    fn discard_later(&self, state: &WriteSessionState) {
         // The count first: it must not stay where the database fails.
-        self.registry.end(id, &state.new.identity, state.charged);
+        self.registry
+            .end(state.id, &state.new.identity, state.charged);
+        let row = SessionRow {
+            id: state.id,
+            bucket: state.bucket,
+            saved: state.saved,
+        };
+        if let Err(error) = self.remove_row(row) {
+            tracing::warn!(%error, "the row of a write session stays until the next sweep");
+            self.lock_leftover().push(row);
+        }
+    }
+
+    fn remove_row(&self, row: SessionRow) -> Result<(), StoreError> {
+        let SessionRow { id, bucket, saved } = row;
         let removed = self
             .db
             .write(move |tx| tx.remove_session(id, bucket, saved));
         removed.wait()
+    }
+
+    /// Removes the rows that could not be removed when their sessions ended.
+    fn remove_leftover(&self) -> Result<(), StoreError> {
+        // One by one, and without the lock while the disk is waited for.
+        loop {
+            let row = self.lock_leftover().pop();
+            let Some(row) = row else {
+                return Ok(());
+            };
+            if let Err(error) = self.remove_row(row) {
+                self.lock_leftover().push(row);
+                return Err(error);
+            }
+        }
+    }
+
+    /// A panic while the lock is held leaves whole rows.
+    fn lock_leftover(&self) -> MutexGuard<'_, Vec<SessionRow>> {
+        self.leftover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The ranges that the writes of a session have covered.
+//! The ranges of a file that are there: what the writes of a session have covered, or what has arrived of a content.
 
 use std::fmt;
 use std::iter;
@@ -6,21 +6,21 @@ use std::ops::Range;
 
 /// Ranges of bytes in order, of which no two touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ByteRanges(Vec<Range<u64>>);
+pub(crate) struct ByteRanges(Vec<Range<u64>>);
 
 impl ByteRanges {
     /// Number of separate ranges.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
     /// Bytes of a range that are not covered.
-    pub(super) fn missing_bytes(&self, range: &Range<u64>) -> u64 {
+    pub(crate) fn missing_bytes(&self, range: &Range<u64>) -> u64 {
         self.gaps(range).map(|gap| gap.end - gap.start).sum()
     }
 
     /// Adds a range.
-    pub(super) fn insert(&mut self, range: Range<u64>) {
+    pub(crate) fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -36,7 +36,7 @@ impl ByteRanges {
     }
 
     /// Removes everything from this byte on.
-    pub(super) fn truncate(&mut self, len: u64) {
+    pub(crate) fn truncate(&mut self, len: u64) {
         self.0.retain(|it| it.start < len);
         if let Some(last) = self.0.last_mut() {
             last.end = last.end.min(len);
@@ -44,7 +44,7 @@ impl ByteRanges {
     }
 
     /// Covered parts of a range, in order.
-    pub(super) fn covered(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    pub(crate) fn covered(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self.0.partition_point(|it| it.end <= range.start);
         let (start, end) = (range.start, range.end);
         let inside = self
@@ -56,7 +56,7 @@ impl ByteRanges {
     }
 
     /// Parts of a range that are not covered, in order.
-    pub(super) fn gaps(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    pub(crate) fn gaps(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let end = range.end;
         let mut at = range.start;
         // The end as an empty range, so that the gap behind the last covered part comes too.
@@ -80,6 +80,20 @@ impl fmt::Display for ByteRanges {
     }
 }
 
+impl ByteRanges {
+    /// Reads the form of a row. `None` for any other text.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut ranges = Self::default();
+        for range in text.split(',').filter(|range| !range.is_empty()) {
+            let (start, end) = range.split_once('-')?;
+            let range = start.parse::<u64>().ok()?..end.parse::<u64>().ok()?;
+            ranges.insert(range);
+        }
+        // Only what the form has: ranges in order, without signs and zeros in front.
+        (ranges.to_string() == text).then_some(ranges)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +104,25 @@ mod tests {
             ranges.insert(*start..*end);
         }
         ranges
+    }
+
+    #[test]
+    fn ranges_are_read_as_they_are_written() {
+        for text in ["", "0-20", "0-20,30-31"] {
+            let read = ByteRanges::parse(text).expect("the form of a row");
+            assert_eq!(read.to_string(), text);
+        }
+        for wrong in [
+            "0",
+            "5-5",
+            "+0-20",
+            "30-31,0-20",
+            "0-20,10-30",
+            "0-20,",
+            "x-y",
+        ] {
+            assert_eq!(ByteRanges::parse(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

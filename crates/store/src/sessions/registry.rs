@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::WriteSessionId;
 use super::state::WriteSessionState;
 use crate::error::{QuotaResource, StoreError, StoreObject};
-use crate::limits::{SESSIONS_MAX, SESSIONS_PER_IDENTITY_MAX};
+use crate::limits::{SESSIONS_MAX, SESSIONS_PER_IDENTITY_MAX, SESSIONS_SHARE_DIVISOR};
 
 /// A session, and who has opened it. Its writes come one after the other.
 #[derive(Debug)]
@@ -59,10 +59,13 @@ impl SessionRegistry {
         let open: usize = tables.identities.values().map(|it| it.sessions).sum();
         let staged_max = self.staged_max;
         let used = tables.identities.get(identity).copied().unwrap_or_default();
-        if used.sessions >= SESSIONS_PER_IDENTITY_MAX {
+        // Fewer for each, the more are open: a few identities must not take those of all others.
+        let share = SESSIONS_MAX.saturating_sub(open) / SESSIONS_SHARE_DIVISOR;
+        let most = share.clamp(1, SESSIONS_PER_IDENTITY_MAX);
+        if used.sessions >= most {
             return Err(StoreError::QuotaExceeded {
                 resource: QuotaResource::OpenSessions,
-                limit: SESSIONS_PER_IDENTITY_MAX as u64,
+                limit: most as u64,
                 used: used.sessions as u64,
             });
         }
@@ -154,5 +157,21 @@ const fn exceeded(limit: u64, used: u64) -> StoreError {
         resource: QuotaResource::StagedBytes,
         limit,
         used,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sixty-four identities with as many sessions as one may have would leave none to others.
+    #[test]
+    fn many_identities_leave_sessions_to_others() {
+        let registry = SessionRegistry::new(1);
+        for number in 0..SESSIONS_MAX / SESSIONS_PER_IDENTITY_MAX {
+            let identity = format!("crowd-{number}");
+            while registry.begin(&identity, 0).is_ok() {}
+        }
+        assert_eq!(registry.begin("alice", 0), Ok(()));
     }
 }

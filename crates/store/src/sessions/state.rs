@@ -5,7 +5,9 @@ use std::ops::Range;
 use super::ranges::ByteRanges;
 use super::rows::SessionProgress;
 use super::{NewWriteSession, WriteSessionId};
-use crate::content::{ContentFolder, ContentReader, StagedContent, check_file_size};
+use crate::content::{
+    ContentFolder, ContentReader, PreparedContent, StagedContent, check_file_size,
+};
 use crate::db::Durability;
 use crate::error::StoreError;
 use crate::limits::{SESSION_MEMORY_BYTES, SESSION_RANGES_MAX};
@@ -42,8 +44,10 @@ pub(super) struct WriteSessionState {
     pub(super) saved: u64,
     /// Bytes that the bucket had left at the last look.
     pub(super) quota_left: Option<u64>,
-    /// Whether a write failed in the middle, so that the file has bytes that no range covers.
+    /// Whether a write failed in the middle, so that the file has bytes that no range covers, or a sync failed.
     pub(super) is_broken: bool,
+    /// The whole content, if a close has placed it and the store was too busy to name it. The session takes no writes then.
+    pub(super) prepared: Option<PreparedContent>,
 }
 
 impl WriteSessionState {

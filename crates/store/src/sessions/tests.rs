@@ -1,3 +1,5 @@
+mod failures;
+
 use std::time::Duration;
 
 use super::*;
@@ -71,6 +73,32 @@ fn pieces_in_any_order_become_one_version() {
     assert_eq!(staged_files(&files), 0);
     assert_eq!(files.store().sessions().count(), 0);
     files.check_usage();
+}
+
+/// Clients send times behind the last write.
+#[test]
+fn attributes_that_come_late_are_those_of_the_version() {
+    let files = TestFiles::new();
+    let mut new = new_session(&files, "/a", WriteSessionMode::Create);
+    new.attributes.mode = Some(0o600);
+    let id = files.store().open_session(&new).expect("allowed");
+    write(&files, id, 0, b"content");
+    let late = EntryAttributes {
+        mtime_ns: Some(7),
+        ..EntryAttributes::default()
+    };
+    let sessions = files.store().sessions();
+    sessions.set_attributes(id, "alice", &late).expect("open");
+    let other = sessions.set_attributes(id, "bob", &late);
+    assert_eq!(refused(other), StoreErrorCode::NotFound);
+    close(&files, id).expect("room");
+    let main = files.main;
+    let found = files.store().read(move |tx| {
+        let view = tx.view(main, None)?;
+        tx.stat(&view, &path("/a"))
+    });
+    let state = found.wait().expect("a file").state;
+    assert_eq!((state.mode, state.mtime_ns), (0o600, 7));
 }
 
 #[test]

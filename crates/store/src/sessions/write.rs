@@ -7,6 +7,7 @@ use super::{WriteSessionId, WriteSessions};
 use crate::content::check_file_size;
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::limits::{READ_BLOCK_BYTES, SESSION_SAVE_BYTES};
+use crate::names::{BucketId, EntryAttributes};
 
 impl WriteSessions {
     /// Writes bytes at an offset. Several calls may be under way for one session; they come after each other, in any order.
@@ -42,6 +43,26 @@ impl WriteSessions {
         })
     }
 
+    /// Sets attributes that the file gets at the close, beside those of the opening.
+    ///
+    /// # Errors
+    /// The identity has no such session.
+    pub fn set_attributes(
+        &self,
+        id: WriteSessionId,
+        identity: &str,
+        attributes: &EntryAttributes,
+    ) -> Result<(), StoreError> {
+        self.with_state(id, identity, |state| {
+            let given = attributes.clone();
+            let own = &mut state.new.attributes;
+            own.mode = given.mode.or(own.mode);
+            own.mtime_ns = given.mtime_ns.or(own.mtime_ns);
+            own.xattr = given.xattr.or_else(|| own.xattr.take());
+            Ok(())
+        })
+    }
+
     /// At most [`READ_BLOCK_BYTES`] bytes of what the file would be if the session was closed now. Fewer come at the end.
     ///
     /// # Errors
@@ -66,15 +87,27 @@ impl WriteSessions {
         self.with_state(id, identity, |state| Ok(state.size))
     }
 
+    /// The bucket that a session writes to. A caller that checks rights asks before it closes the session: they may have
+    /// changed since it was opened.
+    ///
+    /// # Errors
+    /// The identity has no such session.
+    pub fn bucket(&self, id: WriteSessionId, identity: &str) -> Result<BucketId, StoreError> {
+        self.with_state(id, identity, |state| Ok(state.bucket))
+    }
+
     /// Returns when what was written is on the disk. It is no version yet, and a restart removes it.
     ///
     /// # Errors
-    /// The identity has no such session, or the disk fails.
+    /// The identity has no such session. After an error of the disk the session is over: the system reports what it lost
+    /// once, so that a close would succeed without the bytes.
     pub fn sync(&self, id: WriteSessionId, identity: &str) -> Result<(), StoreError> {
         self.with_state(id, identity, |state| {
             state.spill(&self.content)?;
-            if let super::SessionStaging::File(file) = &state.staging {
-                file.sync()?;
+            if let super::SessionStaging::File(file) = &mut state.staging {
+                let synced = file.sync();
+                state.is_broken |= synced.is_err();
+                synced?;
             }
             self.save(state)
         })
@@ -91,6 +124,9 @@ impl WriteSessions {
         let mut locked = slot.lock();
         let state = locked.as_mut();
         let state = state.ok_or(StoreError::NotFound(StoreObject::Session))?;
+        if state.prepared.is_some() {
+            return Err(StoreError::Busy("the session waits for its close"));
+        }
         let result = call(state);
         let is_over = state.is_broken
             || match &result {
@@ -103,9 +139,7 @@ impl WriteSessions {
             };
         if is_over && let Some(state) = locked.take() {
             // The caller gets the reason of the end, which says more than an error of the removal.
-            if let Err(error) = self.discard(&state) {
-                tracing::warn!(%error, "the row of a write session stays");
-            }
+            self.discard_later(&state);
         }
         result
     }

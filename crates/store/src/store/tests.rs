@@ -3,6 +3,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use alknet_objects::ObjectDisk;
 use tempfile::TempDir;
 
 use super::*;
@@ -12,7 +13,7 @@ use crate::limits::INLINE_BYTES_MAX;
 use crate::names::{BranchId, BucketId, BucketSettings, FileContent, NewBucket};
 use crate::path::EntryPath;
 use crate::sessions::WriteSessionMode;
-use crate::testing::{ManualSpaceSource, ManualTimeSource};
+use crate::testing::{ManualSpaceSource, ManualTimeSource, SyncedFolder};
 
 /// When the tests begin: later than any file of theirs.
 const BEGIN_MS: u64 = 4_000_000_000_000;
@@ -32,7 +33,7 @@ impl TestFiles {
         Self::with_observer(Arc::new(UnobservedCommits))
     }
 
-    fn with_observer(observer: Arc<dyn CommitObserver>) -> Self {
+    pub(crate) fn with_observer(observer: Arc<dyn CommitObserver>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         Self::open_in(dir, observer)
     }
@@ -251,9 +252,12 @@ fn copy_folder(from: &Path, to: &Path) {
 
 /// Copies the files at each step of a commit, as a power cut leaves them, and ends the commit at one of them.
 #[derive(Debug)]
-struct RecordedCommits {
+pub(crate) struct RecordedCommits {
     root: PathBuf,
+    /// What the disk has at worst.
+    pub(crate) disk: Arc<SyncedFolder>,
     copies: TempDir,
+    synced: Mutex<Vec<TempDir>>,
     taken: Mutex<Vec<CommitStep>>,
     fails: Mutex<Option<CommitStep>>,
 }
@@ -262,6 +266,8 @@ impl RecordedCommits {
     fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
+            disk: SyncedFolder::follow(root),
+            synced: Mutex::default(),
             copies: tempfile::tempdir().expect("a temporary directory"),
             taken: Mutex::default(),
             fails: Mutex::default(),
@@ -280,6 +286,15 @@ impl RecordedCommits {
             fs::remove_dir_all(copy).expect("it is ours");
         }
         taken.clear();
+        self.synced.lock().expect("no panic").clear();
+    }
+
+    /// What was on the disk for certain at the step of this number.
+    fn synced(&self, number: usize) -> TempDir {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let synced = self.synced.lock().expect("no panic");
+        copy_folder(&synced[number].path().join("fs"), &dir.path().join("fs"));
+        dir
     }
 
     /// A folder with the copy of this number.
@@ -296,16 +311,21 @@ impl CommitObserver for RecordedCommits {
         let mut taken = self.taken.lock().expect("no panic");
         let copy = self.copies.path().join(taken.len().to_string());
         copy_folder(&self.root, &copy);
+        self.synced.lock().expect("no panic").push(self.disk.cut());
         taken.push(step);
         match *self.fails.lock().expect("no panic") == Some(step) {
-            true => Err(StoreError::Busy("the test ends the commit")),
+            true => Err(StoreError::ContentFolder("the test ends it".to_owned())),
             false => Ok(()),
         }
+    }
+
+    fn disk(&self) -> Arc<dyn ObjectDisk> {
+        Arc::clone(&self.disk) as Arc<dyn ObjectDisk>
     }
 }
 
 /// A store with a first version of `/a`, whose next commits are recorded.
-fn recorded() -> (TestFiles, Arc<RecordedCommits>) {
+pub(crate) fn recorded() -> (TestFiles, Arc<RecordedCommits>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let recording = Arc::new(RecordedCommits::new(&dir.path().join("fs")));
     let observer: Arc<dyn CommitObserver> = Arc::clone(&recording) as Arc<dyn CommitObserver>;
@@ -354,6 +374,9 @@ fn a_crash_at_each_step_leaves_one_of_the_two_versions() {
             let shown = if is_new { &after } else { &before };
             let cut = files.opened_copy(recording.copy(number));
             check_recovered(&cut, shown, &after, by_session);
+            // What no sync has brought to the disk is lost.
+            let cut = files.opened_copy(recording.synced(number));
+            check_recovered(&cut, shown, &after, by_session);
             // The object has its name, and its outboard has not.
             if *step == CommitStep::ObjectPlaced {
                 let dir = recording.copy(number);
@@ -366,6 +389,8 @@ fn a_crash_at_each_step_leaves_one_of_the_two_versions() {
         }
         // The client has its answer.
         check_recovered(&files.cut(), &after, &after, by_session);
+        let cut = files.opened_copy(recording.disk.cut());
+        check_recovered(&cut, &after, &after, by_session);
     }
 }
 
@@ -431,7 +456,8 @@ fn a_commit_that_fails_at_a_step_changes_nothing_and_frees_its_session() {
             let before = files.hash_at("/a");
             *recording.fails.lock().expect("no panic") = Some(step);
             let failed = replace(&files, &content(2, 100_000), by_session);
-            assert!(matches!(failed, Err(StoreError::Busy(_))), "{failed:?}");
+            let is_failed = matches!(failed, Err(StoreError::ContentFolder(_)));
+            assert!(is_failed, "{failed:?}");
             assert_eq!(files.hash_at("/a"), before);
             assert_eq!(files.store().sessions().count(), 0);
             files.check_usage();

@@ -1,10 +1,14 @@
+use std::time::Duration;
+
 use tempfile::TempDir;
 
 use super::*;
 use crate::hash::ContentHash;
 use crate::limits::INLINE_BYTES_MAX;
+use crate::locks::{LockDepth, NewLock};
 use crate::names::{
-    BranchId, BucketId, ChangeRequest, FileContent, NewBranch, NewBucket, TreeChange,
+    BranchId, BucketId, BucketSettings, ChangeRequest, EntryAttributes, EntryPrecondition,
+    FileContent, NewBranch, NewBucket, TreeChange,
 };
 use crate::outbox::{EventFilter, OutboxStart};
 use crate::path::EntryPath;
@@ -180,6 +184,104 @@ fn a_repair_takes_the_copy_and_the_changes_after_it() {
     }
 }
 
+/// The store took these changes, and what the copy had for limits then must not take them away.
+#[test]
+fn limits_of_the_copy_refuse_no_change_of_the_tail() {
+    let mut damaged = DamagedStore::new();
+    let (bucket, main) = (damaged.bucket, damaged.main);
+    damaged.put("/locked", 1, LARGE);
+    let lock = NewLock::exclusive(
+        main,
+        path("/locked"),
+        "alice",
+        LockDepth::Zero,
+        Duration::from_secs(60),
+    );
+    let locked = damaged.store.write(move |tx| tx.lock_entry(&lock, &[]));
+    let token = locked.expect("free").lock.token;
+    let set = |store: &ScratchStore, entries, is_frozen| {
+        let settings = BucketSettings {
+            quota_entries: Some(entries),
+            is_frozen: Some(is_frozen),
+            ..BucketSettings::default()
+        };
+        let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+        set.expect("there");
+    };
+    set(&damaged.store, Some(1), true);
+    damaged.copy();
+    set(&damaged.store, None, false);
+    let unlocked = damaged
+        .store
+        .write(move |tx| tx.unlock_entry(main, &path("/locked"), "alice", token));
+    unlocked.expect("its own");
+    damaged.put("/locked", 2, LARGE);
+    damaged.put("/new", 3, LARGE);
+    damaged.change(TreeChange::mkdir(path("/d")));
+    damaged.set_aside();
+    let repair = damaged.repair().expect("a copy");
+    let lost: Vec<_> = repair
+        .lost_events
+        .iter()
+        .map(|it| it.topic.as_str())
+        .collect();
+    // The quota itself is in no event.
+    assert_eq!((repair.recovered, lost), (3, vec!["bucket.quota"]));
+    damaged.store.reopen();
+    let hash = |number: u8| Some(ContentHash::new([number; 32]));
+    let expected = [
+        ("/d".to_owned(), None, 0),
+        ("/locked".to_owned(), hash(2), LARGE),
+        ("/new".to_owned(), hash(3), LARGE),
+    ];
+    assert_eq!(damaged.files(), expected);
+    // From here on the limits count again.
+    let more = ChangeRequest::new(main, "bob", TreeChange::mkdir(path("/more")));
+    let more = damaged.store.write(move |tx| tx.apply(&more));
+    assert_eq!(more, Err(StoreError::ReadOnly("the bucket is frozen")));
+}
+
+/// No event has the mode or the extended attributes of an entry.
+#[test]
+fn attributes_count_as_lost() {
+    let mut damaged = DamagedStore::new();
+    damaged.put("/a", 1, LARGE);
+    damaged.copy();
+    let attributes = EntryAttributes {
+        mode: Some(0o600),
+        xattr: Some(vec![1, 2, 3]),
+        ..EntryAttributes::default()
+    };
+    damaged.change(TreeChange::SetAttributes {
+        path: path("/a"),
+        attributes: attributes.clone(),
+        precondition: EntryPrecondition::Any,
+    });
+    damaged.change(TreeChange::Put {
+        path: path("/b"),
+        content: FileContent::new(ContentHash::new([2; 32]), LARGE),
+        attributes: attributes.clone(),
+        precondition: EntryPrecondition::Any,
+    });
+    damaged.change(TreeChange::Mkdir {
+        path: path("/d"),
+        attributes,
+        may_exist: false,
+    });
+    damaged.put("/plain", 3, LARGE);
+    damaged.set_aside();
+    let repair = damaged.repair().expect("a copy");
+    assert_eq!((repair.recovered, repair.lost), (4, 3));
+    let lost: Vec<_> = repair
+        .lost_events
+        .iter()
+        .map(|it| it.address.as_str())
+        .collect();
+    assert_eq!(lost, ["docs main /a", "docs main /b", "docs main /d"]);
+    damaged.store.reopen();
+    assert_eq!(damaged.files().len(), 4);
+}
+
 #[test]
 fn without_a_readable_tail_the_copy_is_what_is_left() {
     let mut damaged = DamagedStore::new();
@@ -205,10 +307,7 @@ fn a_damaged_copy_is_passed_over() {
     let mut damaged = DamagedStore::new();
     damaged.put("/a", 1, LARGE);
     damaged.copy();
-    damaged
-        .store
-        .time
-        .advance(std::time::Duration::from_secs(86_400));
+    damaged.store.time.advance(Duration::from_secs(86_400));
     damaged.put("/b", 2, LARGE);
     damaged.copy();
     damaged.set_aside();

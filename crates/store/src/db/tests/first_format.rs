@@ -3,6 +3,7 @@
 use super::*;
 use crate::address::{BranchName, BucketName};
 use crate::hash::ContentHash;
+use crate::names::BranchId;
 use crate::path::EntryPath;
 
 /// What the first version wrote, as SQL: a bucket with two branches, a file, and its event with a member that a later
@@ -15,16 +16,18 @@ CREATE TABLE bucket(
   owner TEXT NOT NULL, created_ms INTEGER NOT NULL,
   quota_bytes INTEGER, quota_entries INTEGER, retention_s INTEGER NOT NULL DEFAULT 604800,
   sync TEXT NOT NULL DEFAULT 'off', state TEXT NOT NULL DEFAULT 'live',
-  durability TEXT NOT NULL DEFAULT 'full');
+  durability TEXT NOT NULL DEFAULT 'full',
+  collected_ms INTEGER, jump_ms INTEGER);
 CREATE TABLE branch(
   id INTEGER PRIMARY KEY AUTOINCREMENT, bucket_id INTEGER NOT NULL REFERENCES bucket, name TEXT NOT NULL,
   parent_id INTEGER REFERENCES branch, base_seq INTEGER,
   head_seq INTEGER NOT NULL DEFAULT 0, created_ms INTEGER NOT NULL, expires_ms INTEGER,
   protected INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'open',
-  origin_seq INTEGER, flat_seq INTEGER,
+  origin_seq INTEGER, flat_seq INTEGER, pruned_seq INTEGER NOT NULL DEFAULT 0,
   UNIQUE(bucket_id,name));
 CREATE INDEX branch_parent ON branch(parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX branch_deleted ON branch(state) WHERE state = 'deleted';
+CREATE INDEX branch_expires ON branch(expires_ms) WHERE expires_ms IS NOT NULL;
 CREATE TABLE chain(
   branch_id INTEGER NOT NULL, depth INTEGER NOT NULL, anc_id INTEGER NOT NULL, max_seq INTEGER NOT NULL,
   PRIMARY KEY(branch_id,depth)) WITHOUT ROWID;
@@ -34,7 +37,8 @@ CREATE TABLE commit_(
   ts_ms INTEGER NOT NULL, hlc BLOB NOT NULL, actor TEXT NOT NULL, op TEXT NOT NULL, message TEXT,
   merge_branch INTEGER, merge_seq INTEGER);
 CREATE INDEX commit_branch ON commit_(bucket_id, branch_id);
-CREATE INDEX commit_merge ON commit_(branch_id, merge_branch, merge_seq) WHERE merge_branch IS NOT NULL;
+CREATE INDEX commit_merge ON commit_(branch_id, merge_branch) WHERE merge_branch IS NOT NULL;
+CREATE INDEX commit_time ON commit_(hlc);
 CREATE TABLE entry(
   branch_id INTEGER NOT NULL, parent TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL REFERENCES commit_,
   kind INTEGER NOT NULL,
@@ -47,9 +51,12 @@ CREATE TABLE inline_(hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE blob(
   hash BLOB PRIMARY KEY, size INTEGER NOT NULL, state INTEGER NOT NULL,
   verified_ms INTEGER, fetched_from TEXT) WITHOUT ROWID;
+CREATE INDEX blob_verified ON blob(verified_ms) WHERE verified_ms IS NOT NULL;
 CREATE TABLE blob_bucket(hash BLOB, bucket_id INTEGER, refs INTEGER NOT NULL,
+  charged INTEGER NOT NULL DEFAULT 0, wanted INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(hash,bucket_id)) WITHOUT ROWID;
 CREATE INDEX blob_bucket_bucket ON blob_bucket(bucket_id);
+CREATE INDEX blob_bucket_unused ON blob_bucket(bucket_id) WHERE refs = 0;
 CREATE TABLE pin(hash BLOB, owner TEXT, until_ms INTEGER, recursive INTEGER, PRIMARY KEY(hash,owner)) WITHOUT ROWID;
 CREATE TABLE snapshot(bucket_id INTEGER, name TEXT, branch_id INTEGER, seq INTEGER, created_ms INTEGER,
   PRIMARY KEY(bucket_id,name)) WITHOUT ROWID;
@@ -58,7 +65,7 @@ CREATE TABLE session(
   identity TEXT, staged TEXT, size INTEGER, opened_ms INTEGER, touched_ms INTEGER, state TEXT) WITHOUT ROWID;
 CREATE TABLE usage(bucket_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL, staged INTEGER NOT NULL);
 CREATE TABLE outbox(id INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER, bucket_id INTEGER, branch_id INTEGER,
-  topic TEXT NOT NULL, payload TEXT NOT NULL, ts_ms INTEGER NOT NULL);
+  topic TEXT NOT NULL, payload TEXT NOT NULL, ts_ms INTEGER NOT NULL, end_bytes INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE consumer(name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, lease_ms INTEGER, owner TEXT) WITHOUT ROWID;
 CREATE TABLE job(id INTEGER PRIMARY KEY, queue TEXT, payload TEXT, run_at_ms INTEGER, tries INTEGER, lease_ms INTEGER,
   key TEXT UNIQUE);
@@ -67,22 +74,25 @@ CREATE TABLE sync_peer(branch_id INTEGER, peer TEXT, state BLOB, PRIMARY KEY(bra
 INSERT INTO meta VALUES ('store_id', x'07070707070707070707070707070707');
 INSERT INTO meta VALUES ('schema_version', 1);
 INSERT INTO meta VALUES ('hlc', x'01a3185c500000000707070707070707');
-INSERT INTO bucket VALUES (1, 'docs', 'files', 'alice', 1800000000000, 10737418240, 1000000, 604800, 'off', 'live', 'full');
-INSERT INTO usage VALUES (1, 300, 1, 0);
+INSERT INTO bucket VALUES (1, 'docs', 'files', 'alice', 1800000000000, 10737418240, 1000000, 604800, 'off', 'live', 'full',
+  NULL, NULL);
+INSERT INTO usage VALUES (1, 307, 1, 0);
 INSERT INTO commit_ VALUES (1, 1, 1, 1800000000000, x'01a3185c500000000707070707070707', 'alice', 'put', 'first',
   NULL, NULL);
-INSERT INTO branch VALUES (1, 1, 'main', NULL, NULL, 1, 1800000000000, NULL, 0, 'open', NULL, NULL);
-INSERT INTO branch VALUES (2, 1, 'draft', 1, 1, 1, 1800000000000, NULL, 0, 'open', 1, NULL);
+INSERT INTO branch VALUES (1, 1, 'main', NULL, NULL, 1, 1800000000000, NULL, 0, 'open', NULL, NULL, 0);
+INSERT INTO branch VALUES (2, 1, 'draft', 1, 1, 1, 1800000000000, NULL, 0, 'open', 1, NULL, 0);
 INSERT INTO chain VALUES (1, 0, 1, 4611686018427387904);
 INSERT INTO chain VALUES (2, 0, 2, 4611686018427387904);
 INSERT INTO chain VALUES (2, 1, 1, 1);
 INSERT INTO blob VALUES (x'0303030303030303030303030303030303030303030303030303030303030303', 300, 2, 1800000000000, NULL);
-INSERT INTO blob_bucket VALUES (x'0303030303030303030303030303030303030303030303030303030303030303', 1, 1);
+INSERT INTO blob_bucket VALUES (x'0303030303030303030303030303030303030303030303030303030303030303', 1, 1, 300, 0);
 INSERT INTO entry VALUES (1, '/', 'a.txt', 1, 1, x'0303030303030303030303030303030303030303030303030303030303030303', 300, 420,
   1800000000000000000, NULL, x'0102');
-INSERT INTO outbox VALUES (1, NULL, 1, NULL, 'bucket.create', '{"bucket":"docs","actor":"alice"}', 1800000000000);
+INSERT INTO sync_doc VALUES (1, x'09090909090909090909090909090909', NULL, 1);
+INSERT INTO sync_peer VALUES (1, 'bob', x'4300');
+INSERT INTO outbox VALUES (1, NULL, 1, NULL, 'bucket.create', '{"bucket":"docs","actor":"alice"}', 1800000000000, 33);
 INSERT INTO outbox VALUES (2, 1, 1, 1, 'fs.put', '{"bucket":"docs","branch":"main","seq":1,"path":"/a.txt","later":1}',
-  1800000000000);
+  1800000000000, 100);
 PRAGMA application_id = 1634495334;
 PRAGMA user_version = 1;
 "#;
@@ -120,9 +130,20 @@ fn a_file_of_the_first_format_is_read() {
     };
     assert_eq!(version.message.as_deref(), Some("first"));
     assert_eq!(version.timestamp.ms(), 1_800_000_000_000);
-    assert_eq!((usage.bytes, usage.entries), (300, 1));
+    // The content, two bytes of attributes and five of the message.
+    assert_eq!((usage.bytes, usage.entries), (307, 1));
     assert_eq!(usage, counted);
     assert_eq!(wrong, Vec::<ContentHash>::new());
+    let synced = db.read(|tx| {
+        let main = BranchId::new(1);
+        Ok((tx.sync_document(main)?, tx.sync_peer(main, "bob")?))
+    });
+    let (document, peer) = synced.wait().expect("readable");
+    let document = document.expect("a document");
+    // Parts of a document have a table of their own since then.
+    assert_eq!((document.copy_id, document.applied), ([9; 16], 1));
+    assert_eq!(document.chunks, Vec::<Vec<u8>>::new());
+    assert_eq!(peer, Some(vec![0x43, 0]));
     let events = db.read(|tx| {
         let query = "SELECT payload FROM outbox WHERE topic = ?1";
         tx.query_all(query, [EventTopic::Put.name()], |row| {

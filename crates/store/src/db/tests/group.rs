@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender};
 
 use super::*;
-use crate::limits::{GROUP_JOBS_MAX, LOG_BYTES_MAX};
+use crate::limits::GROUP_JOBS_MAX;
 
 /// Holds the writer in a job until the sender is used or dropped. The jobs after it are one group with it.
 fn hold(db: &StoreDb, durability: Durability) -> (Sender<()>, StoreReply<()>) {
@@ -182,42 +182,4 @@ fn jobs_in_the_queue_run_before_the_store_closes() {
     drop(db);
     assert_eq!((held.wait(), reply.wait()), (Ok(()), Ok(())));
     assert_eq!(notes(&open(&path)), [1]);
-}
-
-#[test]
-fn a_log_that_readers_hold_is_emptied_after_them() {
-    let (_dir, path) = scratch();
-    let db = open(&path);
-    let (begun, has_begun) = mpsc::channel();
-    let (go_on, may_go_on) = mpsc::channel::<()>();
-    let reader = db.read(move |tx| {
-        tx.query_count("SELECT count(*) FROM pin", [])?;
-        begun.send(()).ok();
-        may_go_on.recv().ok();
-        Ok(())
-    });
-    wait_for(&has_begun);
-    let log = || fs::metadata(quarantine::with(&path, "-wal")).map_or(0, |log| log.len());
-    let mut number = 0;
-    let mut grow = || {
-        number += 1;
-        let written = db.write(move |tx| {
-            let insert =
-                "INSERT OR REPLACE INTO inline_(hash, data) VALUES (zeroblob(32), zeroblob(?1))";
-            tx.execute(insert, [(1 << 20) + number]).map(drop)
-        });
-        written.wait().expect("room");
-    };
-    while log() <= LOG_BYTES_MAX / 2 {
-        grow();
-    }
-    grow();
-    assert!(log() > LOG_BYTES_MAX / 2, "the reader needs it");
-    drop(go_on);
-    reader.wait().expect("readable");
-    let limit = Duration::from_secs(30);
-    alknet_test_support::eventually("the log is emptied", limit, || {
-        grow();
-        log() < LOG_BYTES_MAX / 2
-    });
 }

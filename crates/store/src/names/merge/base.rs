@@ -114,21 +114,41 @@ impl ReadTransaction<'_> {
 
     /// The versions that a branch had taken in by this one.
     fn versions_behind(&self, step: VersionStep) -> Result<Vec<VersionStep>, StoreError> {
-        let VersionStep { seq, branch, side } = step;
-        let parent = "SELECT parent_id, min(origin_seq, ?2) FROM branch WHERE id = ?1 AND parent_id IS NOT NULL";
-        let merged = "SELECT merge_branch, max(merge_seq) FROM commit_ \
-                      WHERE branch_id = ?1 AND merge_branch IS NOT NULL AND seq <= ?2 GROUP BY merge_branch";
-        let mut behind = Vec::new();
+        let taken = self.versions_taken_in(step.branch, step.seq)?;
+        let steps = taken.into_iter().map(|(branch, seq)| VersionStep {
+            seq,
+            branch,
+            side: step.side,
+        });
+        Ok(steps.collect())
+    }
+
+    /// The versions of other branches that a branch had taken in by one of its versions: that of its parent which it began
+    /// at, and of each branch that it merged the newest one.
+    pub(crate) fn versions_taken_in(
+        &self,
+        branch: BranchId,
+        seq: u64,
+    ) -> Result<Vec<(BranchId, u64)>, StoreError> {
+        let parent = "SELECT parent_id, min(origin_seq, ?2) FROM branch \
+                      WHERE id = ?1 AND parent_id IS NOT NULL AND origin_seq IS NOT NULL";
+        // From one merged branch to the next in the index, and in each to its last merge: two branches that were merged to
+        // and fro a hundred thousand times would be read as often for each of these merges otherwise.
+        let merged = "WITH RECURSIVE merged(id) AS ( \
+                      SELECT min(merge_branch) FROM commit_ WHERE branch_id = ?1 AND merge_branch IS NOT NULL \
+                      UNION ALL SELECT (SELECT min(c.merge_branch) FROM commit_ c \
+                      WHERE c.branch_id = ?1 AND c.merge_branch > merged.id) FROM merged WHERE merged.id IS NOT NULL), \
+                      newest(id, seq) AS (SELECT merged.id, (SELECT c.merge_seq FROM commit_ c \
+                      WHERE c.branch_id = ?1 AND c.merge_branch = merged.id AND c.seq <= ?2 ORDER BY c.seq DESC LIMIT 1) \
+                      FROM merged WHERE merged.id IS NOT NULL) \
+                      SELECT id, seq FROM newest WHERE seq IS NOT NULL";
+        let mut taken = Vec::new();
         for query in [parent, merged] {
             let versions = self.query_all(query, params![branch, to_sql(seq)], |row| {
-                Ok(VersionStep {
-                    branch: row.get(0)?,
-                    seq: from_sql(row.get(1)?),
-                    side,
-                })
+                Ok((row.get(0)?, from_sql(row.get(1)?)))
             })?;
-            behind.extend(versions);
+            taken.extend(versions);
         }
-        Ok(behind)
+        Ok(taken)
     }
 }

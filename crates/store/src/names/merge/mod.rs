@@ -4,6 +4,7 @@ mod base;
 mod plan;
 
 use super::BranchId;
+use super::branch_end::{ProtectedBranches, refuse_main};
 use super::branches::{Branch, BranchState};
 use super::commit::{CommitHeader, CommitReceipt};
 use super::entry::EntryState;
@@ -110,6 +111,9 @@ pub struct MergeRequest {
     pub message: Option<String>,
     /// Whether the source takes no changes afterwards.
     pub closes_source: bool,
+    /// Whether the caller may close a protected source. A protected target takes merges anyway: whether this caller may
+    /// merge into it, the caller checks itself.
+    pub protected: ProtectedBranches,
 }
 
 impl MergeRequest {
@@ -123,6 +127,7 @@ impl MergeRequest {
             actor: actor.to_owned(),
             message: None,
             closes_source: false,
+            protected: ProtectedBranches::Refused,
         }
     }
 }
@@ -203,12 +208,28 @@ impl WriteTransaction<'_> {
     }
 
     /// Takes in what the parent of a branch changed since the branch began or was rebased, and moves the base of the branch
-    /// to that commit. It fails if there is a conflict. Former versions of the branch stay as they were.
+    /// to that commit. It fails if there is a conflict. Former versions of the branch stay as they were. A protected branch is
+    /// refused.
     ///
     /// # Errors
     /// As for [`merge`](Self::merge). A branch without a parent has none to take in.
     pub fn rebase(&mut self, branch: BranchId, actor: &str) -> Result<MergeOutcome, StoreError> {
-        let parent = self.branch(branch)?.parent;
+        self.rebase_with(branch, actor, ProtectedBranches::Refused)
+    }
+
+    /// The same with what the caller may do to protected branches.
+    ///
+    /// # Errors
+    /// As for [`rebase`](Self::rebase).
+    pub fn rebase_with(
+        &mut self,
+        branch: BranchId,
+        actor: &str,
+        protected: ProtectedBranches,
+    ) -> Result<MergeOutcome, StoreError> {
+        let rebased = self.branch(branch)?;
+        protected.require(&rebased)?;
+        let parent = rebased.parent;
         let parent = parent.ok_or(StoreError::Denied("the branch has no parent"))?;
         let base = self.branch(parent)?.head_seq;
         let outcome = self.merge_as("rebase", &MergeRequest::new(parent, branch, actor))?;
@@ -231,7 +252,9 @@ impl WriteTransaction<'_> {
         if request.closes_source && source.state == BranchState::Open {
             // Refused after the merge is written: the error takes back the whole job, and with it
             // the merge.
-            super::branches::refuse_main(&source)?;
+            refuse_main(&source)?;
+            request.protected.require(&source)?;
+            self.writable_bucket(source.bucket)?;
             self.end_branch(&source, BranchState::Merged, &request.actor)?;
         }
         Ok(outcome)
@@ -262,7 +285,10 @@ impl WriteTransaction<'_> {
             actor: &request.actor,
             message: request.message.as_deref(),
             merged: Some((source.id, source.head_seq)),
+            is_deletion: false,
         })?;
+        let added = changes.iter().filter(|(_, state)| state.is_some()).count();
+        self.check_entry_quota(&commit.bucket, added as u64)?;
         let deletion = EntryState::deletion(commit.now_ns);
         let changed = changes.len();
         let is_locked = self.has_locks(request.target)?;

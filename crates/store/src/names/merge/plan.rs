@@ -6,9 +6,11 @@ use super::{ConflictKind, MergeConflict, MergeStrategy};
 use crate::clock::HybridTimestamp;
 use crate::db::{ReadTransaction, to_sql};
 use crate::error::StoreError;
-use crate::limits::{COMPONENT_BYTES_MAX, SUBTREE_ENTRIES_MAX};
+use crate::limits::{
+    COMPONENT_BYTES_MAX, CONFLICT_NAMES_MAX, SUBTREE_ENTRIES_MAX, TRANSACTION_BYTES_MAX,
+};
 use crate::names::entry::{Entry, EntryState};
-use crate::names::list::too_many_entries;
+use crate::names::list::TreeScan;
 use crate::names::resolve::TreeView;
 use crate::path::{EntryPath, InvalidPath};
 
@@ -38,6 +40,8 @@ pub(super) struct MergePlan<'a, 'c> {
     /// What each path that was looked at has after the merge. `None` is nothing.
     result: BTreeMap<EntryPath, Option<EntryState>>,
     conflicts: BTreeMap<EntryPath, ConflictKind>,
+    /// Bytes of the paths and attributes of all sides.
+    bytes: u64,
 }
 
 /// What a merge writes.
@@ -69,6 +73,14 @@ impl MergeSides {
 
     fn live_ours(&self) -> Option<EntryState> {
         live(self.ours.as_ref()).cloned()
+    }
+
+    /// Bytes of the path and of the attributes that the sides hold in memory.
+    fn bytes(&self, path: &EntryPath) -> u64 {
+        let sides = [&self.base, &self.ours, &self.theirs];
+        let attributes = sides.into_iter().flatten();
+        let attributes: u64 = attributes.map(|it| it.state.attribute_bytes()).sum();
+        path.as_str().len() as u64 + attributes
     }
 
     /// What both sides did to the path, if that contradicts itself.
@@ -104,6 +116,7 @@ impl<'a, 'c> MergePlan<'a, 'c> {
             sides: BTreeMap::new(),
             result: BTreeMap::new(),
             conflicts: BTreeMap::new(),
+            bytes: 0,
         };
         // A path that the source left as it was stays as the target has it.
         for path in transaction.changed_paths(&trees.base, &trees.theirs)? {
@@ -122,11 +135,16 @@ impl<'a, 'c> MergePlan<'a, 'c> {
             ours: newest(&self.trees.ours)?,
             theirs: newest(&self.trees.theirs)?,
         };
+        self.bytes += sides.bytes(path);
         self.sides.insert(path.clone(), sides);
         // Entries below removed directories are added one by one, so the limit of the comparison
         // does not hold them.
         if self.sides.len() > SUBTREE_ENTRIES_MAX {
-            return Err(too_many_entries());
+            return Err(StoreError::too_many_entries());
+        }
+        // Few entries with long attributes take as much memory as many.
+        if self.bytes > TRANSACTION_BYTES_MAX {
+            return Err(StoreError::too_many_bytes());
         }
         Ok(())
     }
@@ -190,14 +208,18 @@ impl<'a, 'c> MergePlan<'a, 'c> {
         let actor: String = actor.unwrap_or_default();
         // The name may be taken by a file of a user, or by an earlier merge that kept the same
         // version.
-        for attempt in 1.. {
+        for attempt in 1..=CONFLICT_NAMES_MAX {
             let path = conflict_path(&entry.path, &actor, entry.seq, attempt)?;
             if self.state_of(&path)?.is_none() {
                 self.result.insert(path, Some(entry.state.clone()));
-                break;
+                return Ok(());
             }
         }
-        Ok(())
+        // The names are easy to guess, and a user may have made files of all of them.
+        Err(StoreError::TooLarge {
+            unit: "names of the second version of an entry",
+            limit: u64::from(CONFLICT_NAMES_MAX),
+        })
     }
 
     /// What a path has after the merge, as far as it is decided.
@@ -223,10 +245,13 @@ impl<'a, 'c> MergePlan<'a, 'c> {
             }
         }
         for directory in removed {
-            for entry in self.transaction.subtree(&self.trees.ours, &directory)? {
-                if !self.sides.contains_key(&entry.path) {
-                    self.take_in(&entry.path)?;
-                    self.result.insert(entry.path, Some(entry.state));
+            let mut scan = TreeScan::below(&self.trees.ours, &directory).with_attributes();
+            while let Some(chunk) = scan.next_chunk(self.transaction)? {
+                for entry in chunk {
+                    if !self.sides.contains_key(&entry.path) {
+                        self.take_in(&entry.path)?;
+                        self.result.insert(entry.path, Some(entry.state));
+                    }
                 }
             }
         }

@@ -214,3 +214,30 @@ fn a_deleted_branch_gives_back_what_it_used() {
         "no number is used twice"
     );
 }
+
+#[test]
+fn all_buckets_together_use_what_each_of_them_uses() {
+    let store = TestStore::new();
+    let new = NewBucket::new("other".parse().expect("a name"), "bob");
+    let created = store.write(move |tx| tx.create_bucket(&new));
+    let (other, main) = created.expect("free");
+    let (docs, other) = (store.bucket, other.id);
+    // The same content in both, which each of them counts.
+    store.put(store.main, "/a", 1);
+    store.put(main.id, "/a", 1);
+    store.put(main.id, "/b", 2);
+    let each = store.read(move |tx| Ok((tx.usage(docs)?, tx.usage(other)?)));
+    let (first, second) = each.expect("readable");
+    assert!(first.bytes > 0 && second.bytes > first.bytes);
+    let both = BucketUsage {
+        bytes: first.bytes + second.bytes,
+        entries: first.entries + second.entries,
+        staged: 0,
+    };
+    let total = || store.read(|tx| tx.total_usage());
+    assert_eq!(total(), Ok((2, both)));
+    store
+        .write(move |tx| tx.delete_bucket(other))
+        .expect("there");
+    assert_eq!(total(), Ok((1, first)));
+}

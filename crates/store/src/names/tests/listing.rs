@@ -136,6 +136,36 @@ fn a_page_is_bounded_and_begins_in_its_directory() {
     assert!(list("/d", Some("/d/zzz")).is_ok_and(|page| page.entries.is_empty()));
 }
 
+/// The attack: a directory of deleted names, of which a page of one entry read two with each query.
+#[test]
+fn a_listing_reads_many_deletions_with_each_query() {
+    let store = TestStore::new();
+    let main = store.main;
+    store.mkdir(main, "/d");
+    let deletions = 50_000_u64;
+    let filled = store.write(move |tx| {
+        tx.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) \
+             INSERT INTO entry(branch_id, parent, name, seq, kind, mtime_ns) SELECT ?1, '/d', i, 1, 0, 0 FROM n",
+            rusqlite::params![main, crate::db::to_sql(deletions)],
+        )
+    });
+    filled.expect("room");
+    store.put(main, "/d/last", 1);
+    let read = store.read(move |tx| {
+        let before = tx.statement_runs();
+        let request = ListRequest {
+            limit: 1,
+            ..ListRequest::new(path("/d"))
+        };
+        let page = tx.list(&tx.view(main, None)?, &request)?;
+        Ok((page.entries.len(), tx.statement_runs() - before))
+    });
+    let (entries, queries) = read.expect("readable");
+    assert_eq!(entries, 1);
+    assert!(queries <= deletions / 256 + 10, "{queries}");
+}
+
 #[test]
 fn an_address_leads_to_the_version_that_it_names() {
     let store = TestStore::new();

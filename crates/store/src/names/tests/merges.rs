@@ -1,6 +1,7 @@
 //! Merges: every kind of conflict under every strategy, and what the base of a merge is.
 
 use super::*;
+use crate::limits::CONFLICT_NAMES_MAX;
 
 const OTHERS: [MergeStrategy; 4] = [
     MergeStrategy::Ours,
@@ -477,4 +478,33 @@ fn strategies_have_names() {
         assert_eq!(MergeStrategy::from_name(strategy.name()), Some(strategy));
     }
     assert_eq!(MergeStrategy::from_name("octopus"), None);
+}
+
+/// The attack: files under all names that a merge would try for the second version.
+#[test]
+fn a_merge_tries_a_bounded_number_of_names() {
+    let store = TestStore::new();
+    let main = store.main;
+    store.put(main, "/a", 1);
+    let draft = store.branch("draft", main);
+    let seq = store.put(draft, "/a", 2);
+    store.put(main, "/a", 3);
+    let taken = (1..=CONFLICT_NAMES_MAX).map(|attempt| {
+        let again = match attempt {
+            1 => String::new(),
+            attempt => format!("-{attempt}"),
+        };
+        let at = format!("/a.conflict-alice-{seq:08}{again}");
+        TreeChange::put(path(&at), content(4))
+    });
+    let taken: Vec<_> = taken.collect();
+    store.apply_all(main, taken).expect("free");
+    let before = store.tree(main);
+    let merged = store.merge(draft, main, MergeStrategy::KeepBoth);
+    assert_eq!(code(merged), StoreErrorCode::TooLarge);
+    assert_eq!(store.tree(main), before);
+    store.delete(main, &format!("/a.conflict-alice-{seq:08}-7"));
+    store
+        .merge(draft, main, MergeStrategy::KeepBoth)
+        .expect("a name is free");
 }

@@ -71,6 +71,7 @@ impl ModelRun {
             id: store.main,
             name: "main".to_owned(),
             parent: None,
+            made_from: None,
             origin: 0,
             begin: 0,
             versions: vec![(0, Tree::new())],
@@ -112,7 +113,24 @@ impl ModelRun {
         self.random.pick(&live)
     }
 
+    /// A version of a branch, one in four from before it began: it shows its parent there.
     fn any_version(&mut self, branch: BranchId) -> u64 {
+        let begin = self.reference.branches[&branch].begin;
+        if begin > 0 && self.random.is_one_in(4) {
+            let bound = usize::try_from(begin).expect("small");
+            let seq = u64::try_from(self.random.below(bound)).expect("small");
+            // A branch with copies of its own has no earlier version.
+            if self.is_kept(branch, seq) {
+                *self.done.entry("early version").or_default() += 1;
+                return seq;
+            }
+            *self.done.entry("gone early version").or_default() += 1;
+        }
+        self.own_version(branch)
+    }
+
+    /// A version that the branch itself has made, or where it began.
+    fn own_version(&mut self, branch: BranchId) -> u64 {
         let versions = &self.reference.branches[&branch].versions;
         let seqs: Vec<u64> = versions.iter().map(|(seq, _)| *seq).collect();
         let seq = self.random.pick(&seqs);
@@ -158,6 +176,11 @@ impl ModelRun {
         let applied = self.store.apply_all(branch, changes);
         assert_eq!(applied.is_ok(), expected.is_ok(), "{shown}: {applied:?}");
         match applied {
+            // The store makes no commit where nothing changes.
+            Ok(seq) if seq == self.reference.branches[&branch].head() => {
+                assert_eq!(*self.reference.branches[&branch].tree(), tree, "{shown}");
+                "change of nothing"
+            }
             Ok(seq) => {
                 self.add_version(branch, seq, tree);
                 "change"
@@ -213,7 +236,7 @@ impl ModelRun {
             13..15 => self.any_copy(branch, &one, &other, flag),
             _ => {
                 let seq = self.any_version(branch);
-                let then = self.reference.branches[&branch].tree_at(seq).clone();
+                let then = self.reference.tree_at(branch, seq);
                 let change = TreeChange::Restore {
                     path: path(&one),
                     seq,
@@ -234,7 +257,7 @@ impl ModelRun {
         let source = self.any_branch();
         let seq = self.any_version(source);
         let other = (source != branch).then_some((source, seq));
-        let tree = other.map(|(id, seq)| self.reference.branches[&id].tree_at(seq).clone());
+        let tree = other.map(|(id, seq)| self.reference.tree_at(id, seq));
         let view = other.map(|(id, seq)| {
             let view = self.store.read(move |tx| tx.view(id, Some(seq)));
             view.expect("there")
@@ -280,9 +303,10 @@ impl ModelRun {
             id: created.id,
             name: text,
             parent: Some(parent),
+            made_from: Some(parent),
             origin: begin,
             begin,
-            versions: vec![(begin, of.tree_at(begin).clone())],
+            versions: vec![(begin, self.reference.tree_at(parent, begin))],
             merges: Vec::new(),
             is_deleted: false,
         };
@@ -411,7 +435,7 @@ impl ModelRun {
 
     fn create_snapshot(&mut self) -> &'static str {
         let branch = self.any_branch();
-        let seq = self.any_version(branch);
+        let seq = self.own_version(branch);
         let text = self.fresh_name("snapshot");
         let new = name(&text);
         let created = self
@@ -467,8 +491,8 @@ impl ModelRun {
         }
         let (one, other) = (self.any_branch(), self.any_branch());
         let (first, second) = (self.any_version(one), self.any_version(other));
-        let first_tree = self.reference.branches[&one].tree_at(first).clone();
-        let second_tree = self.reference.branches[&other].tree_at(second).clone();
+        let first_tree = self.reference.tree_at(one, first);
+        let second_tree = self.reference.tree_at(other, second);
         assert_eq!(self.store.tree_at(one, Some(first)), first_tree);
         let found = self.store.read(move |tx| {
             let first = tx.view(one, Some(first))?;
@@ -551,6 +575,7 @@ fn a_store_with_few_branches_behaves_as_the_model() {
         "deleted snapshot",
         "purge",
         "restart",
+        "early version",
     ] {
         assert!(
             done.get(kind).is_some_and(|count| *count > 2),
@@ -572,6 +597,8 @@ fn a_store_whose_old_versions_are_collected_behaves_as_the_model() {
     for kind in [
         "collection",
         "gone version",
+        "early version",
+        "gone early version",
         "merge",
         "decided merge",
         "snapshot",

@@ -16,6 +16,8 @@ pub(super) struct ReferenceBranch {
     pub(super) id: BranchId,
     pub(super) name: String,
     pub(super) parent: Option<BranchId>,
+    /// The branch that it was made from, whatever became of that.
+    pub(super) made_from: Option<BranchId>,
     /// Where on its parent it began, or the nearest version of an ancestor after its parent was deleted.
     pub(super) origin: u64,
     /// Its first version.
@@ -35,6 +37,7 @@ impl ReferenceBranch {
         &self.versions.last().expect("a version").1
     }
 
+    /// One of its own versions.
     pub(super) fn tree_at(&self, seq: u64) -> &Tree {
         let before = self.versions.iter().rev().find(|(at, _)| *at <= seq);
         &before.expect("a version").1
@@ -48,6 +51,15 @@ pub(super) struct Reference {
 }
 
 impl Reference {
+    /// A version of a branch, which is one of the branch that it was made from where it is older.
+    pub(super) fn tree_at(&self, branch: BranchId, seq: u64) -> Tree {
+        let branch = &self.branches[&branch];
+        match branch.made_from {
+            Some(parent) if seq < branch.begin => self.tree_at(parent, seq),
+            _ => branch.tree_at(seq).clone(),
+        }
+    }
+
     pub(super) fn live(&self) -> Vec<BranchId> {
         let live = self.branches.values().filter(|it| !it.is_deleted);
         live.map(|it| it.id).collect()
@@ -98,7 +110,9 @@ impl Reference {
                         Some(*merged) == deleted.parent && *commit <= branch.origin
                     })
                     .map(|(_, _, seq)| *seq);
-                branch.origin = known.max().unwrap_or(0).max(deleted.origin);
+                // A branch that began before its parent did has no more of its grandparent than up to there.
+                let begun = deleted.origin.min(branch.origin);
+                branch.origin = known.max().unwrap_or(0).max(begun);
                 branch.parent = deleted.parent;
             }
         }
