@@ -257,14 +257,17 @@ impl Ctx {
                 || authority.is_some_and(|own| rule.scopes_allow(&own.scopes)))
     }
 
-    /// The requester as it is now: with its present scopes, or `None` where it is gone.
-    pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
+    /// The requester as it is now: with its present scopes, or `None` where it is gone. A subscription that asks its
+    /// requester's scopes itself looks before each event, unless [`has_rights_of_now`](Self::has_rights_of_now).
+    #[must_use]
+    pub fn identity_now(&self) -> Option<Arc<Identity>> {
         self.root().identity_now()
     }
 
     /// Whether the requester still has the rights with which the request was admitted, so that the node need not look
     /// up its identity again.
-    pub(crate) fn has_rights_of_now(&self) -> bool {
+    #[must_use]
+    pub fn has_rights_of_now(&self) -> bool {
         let identity = self.identity();
         identity.is_none_or(|one| self.dispatcher().is_current(one))
     }

@@ -58,11 +58,12 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
 
 /// Namespaces in which only the node registers operations, for every program that uses this library. A configuration
 /// reserves more for imports (`crates/core/src/config/import.rs`): those of the parts of the appliance.
-const RESERVED: [&str; 12] = [
+const RESERVED: [&str; 13] = [
     "capability",
     "channel",
     "config",
     "escrow",
+    "fs",
     "hub",
     "node",
     "ops",

@@ -9,6 +9,7 @@ mod computing;
 mod credentials;
 mod entries;
 mod error;
+mod fs;
 mod http;
 mod hub;
 mod import;
@@ -38,6 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use computing::{ComputeSection, RuntimeSection, SandboxLevel};
 pub use credentials::{CredentialConfig, OperationConfig, is_credential_name};
 pub use error::ConfigError;
+pub use fs::FsSection;
 pub use http::{Decoy, HttpCors, HttpHsts, HttpMcp, HttpSection, Port80};
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use import::{ImportAuth, ImportConfig, ImportKind};
@@ -110,6 +112,8 @@ pub struct NodeConfig {
     pub runtime: RuntimeSection,
     /// What shaders run on.
     pub compute: ComputeSection,
+    /// Whether the node keeps files for its callers, and what that may cost.
+    pub fs: FsSection,
     /// Where the node's recovery words come from, and what opens them at a start.
     pub vault: VaultSection,
     /// Secrets of others that operations may use without seeing them.

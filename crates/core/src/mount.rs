@@ -25,12 +25,28 @@ pub trait HttpMount: Send + Sync + 'static {
         false
     }
 
+    /// The requests that each identity may make to this mount, which then do not count against its other requests over
+    /// HTTP. Where the configuration permits an identity more, that counts. Without a budget, and without an identity, a
+    /// request counts as all others do.
+    fn request_budget(&self) -> Option<MountRequestBudget> {
+        None
+    }
+
     /// Answers one request. The server drops the future when the client has gone.
     fn respond(
         self: Arc<Self>,
         request: Request<MountBody>,
         caller: MountCaller,
     ) -> BoxFuture<'static, Response<MountBody>>;
+}
+
+/// Requests that one identity may make to a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MountRequestBudget {
+    /// Requests per second, on average.
+    pub per_second: u32,
+    /// Requests at once before the average counts.
+    pub burst: u32,
 }
 
 /// The caller of a mount.

@@ -314,7 +314,14 @@ impl RequestScope<'_> {
             || (kind == RouteKind::Api(routes::ApiRoute::Description)
                 && self.settings.public_openapi);
         // The rate is limited before the request causes any work.
-        if let Err(error) = shared.gateway.admit(caller) {
+        let mount = routes::mount(&shared.mounts, arrived.parts.uri.path());
+        let mount = mount.filter(|_| kind == RouteKind::Custom);
+        let budget = mount.and_then(|it| Some((it.prefix(), it.request_budget()?)));
+        let admitted = match budget {
+            Some(budget) => shared.gateway.admit_to_mount(caller, budget),
+            None => shared.gateway.admit(caller),
+        };
+        if let Err(error) = admitted {
             return self.refused(&error);
         }
         if caller.identity.is_none() && !open {

@@ -108,12 +108,16 @@ mod tests {
 
     /// What a dialler sends first: raw and X.509 clients of a peer, and one of a public name.
     fn hellos() -> Vec<(Vec<u8>, TlsConfigSlot)> {
+        hellos_for(b"alknet/call")
+    }
+
+    fn hellos_for(alpn: &[u8]) -> Vec<(Vec<u8>, TlsConfigSlot)> {
         let tls = ClientTls::new(ClientTlsOptions::default());
         let host = RemoteHost::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
         let pinned = tls.remote(None, &pin, host).expect("a pin");
         let public = tls.remote(None, &[], host).expect("a name");
-        let pinned = pinned.attempts(host, b"alknet/call").into_iter();
+        let pinned = pinned.attempts(host, alpn).into_iter();
         let public = public.attempts(host, b"h3");
         pinned
             .chain(public)
@@ -147,6 +151,15 @@ mod tests {
             assert_eq!(tls.slot_of(&hello), Ok(Some(slot)));
             let longer = [&hello[..], b"more"].concat();
             assert_eq!(tls.slot_of(&longer), Ok(Some(slot)));
+        }
+    }
+
+    /// A client without raw keys, such as one of another project, has to get the question for its certificate.
+    #[test]
+    fn clients_of_contents_are_asked_for_a_key_as_those_of_calls() {
+        let tls = server(false);
+        for (hello, slot) in hellos_for(b"/iroh-bytes/4") {
+            assert_eq!(tls.slot_of(&hello), Ok(Some(slot)));
         }
     }
 

@@ -29,8 +29,8 @@ use crate::tickets::{LazyTicketer, TICKETS};
 /// The protocol by which a certificate authority checks a name (RFC 8737).
 pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
-/// Prefix of the protocols whose clients the node asks for a key.
-const OWN_ALPN_PREFIX: &[u8] = b"alknet/";
+/// Prefixes of the protocols whose clients the node asks for a key. No browser offers such a protocol.
+const KEYED_ALPN_PREFIXES: [&[u8]; 2] = [b"alknet/", b"/iroh-bytes/"];
 
 /// The configuration for a ClientHello: first what the server presents, then what it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +65,7 @@ impl TlsConfigSlot {
         };
         let own = hello
             .alpn()
-            .is_some_and(|mut offers| offers.any(|id| id.starts_with(OWN_ALPN_PREFIX)));
+            .is_some_and(|mut offers| offers.any(asks_for_key));
         match (
             raw(hello.server_cert_types()),
             raw(hello.client_cert_types()),
@@ -192,6 +192,12 @@ impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ServerTls")
     }
+}
+
+/// Whether the clients of a protocol are asked for a key.
+fn asks_for_key(alpn: &[u8]) -> bool {
+    let mut prefixes = KEYED_ALPN_PREFIXES.iter();
+    prefixes.any(|prefix| alpn.starts_with(prefix))
 }
 
 /// A certificate authority that checks a name offers this protocol and no other (RFC 8737 section 3).

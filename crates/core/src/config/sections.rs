@@ -11,8 +11,8 @@ use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::{
     CONFIG_VERSION, ComputeSection, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod,
     ListenConfig, NodeConfig, NodeSection, PromotionSection, RuntimeSection, TlsSection,
-    UpdateSection, VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning,
-    update, values, vault,
+    UpdateSection, VaultSection, computing, credentials, fs, http, hub, iroh, promotion, tls,
+    tuning, update, values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>) -> NodeConfig {
@@ -82,6 +82,7 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
             .map_or_else(ComputeSection::default, |section| {
                 computing::compute(section, notes)
             }),
+        fs: fs::section(top.key("fs"), notes),
         vault: top
             .key("vault")
             .and_then(|value| value.section(notes))

@@ -50,6 +50,7 @@ impl NodeConfig {
             promotion: _,
             runtime: _,
             compute: _,
+            fs: _,
             vault,
             credentials,
             operations: _,

@@ -85,6 +85,13 @@ driver = "llvmpipe"
 host_kernels = false
 gpu_seconds = 30
 
+[fs]
+enabled = false
+boot_verify_mib = 0
+staging_mib = 512
+session_seconds = 600
+blob_rate = 8
+
 [vault]
 init = "provisioned"
 unlock = ["tpm2", "provisioning", "kms"]

@@ -11,7 +11,7 @@ use alknet_call::{
     CallError, CallOutput, LocalCallError, LocalCaller, LocalEvent, LocalEvents, LocalRequest,
     ResolvedOperation,
 };
-use alknet_core::{AuthToken, Identity, Metrics};
+use alknet_core::{AuthToken, Identity, Metrics, MountRequestBudget};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
@@ -144,6 +144,20 @@ impl Gateway {
     pub fn admit(&self, caller: &HttpCaller) -> Result<(), ApiError> {
         self.rate_limiter
             .request(&self.quota_of(caller), caller.began)
+    }
+
+    /// Counts a request to a mount with a budget of its own: an identity has the budget apart from its other requests, and
+    /// unknown peers have none.
+    ///
+    /// # Errors
+    /// The caller sent too many requests to the mount lately.
+    pub fn admit_to_mount(
+        &self,
+        caller: &HttpCaller,
+        mount: (&'static str, MountRequestBudget),
+    ) -> Result<(), ApiError> {
+        self.rate_limiter
+            .mount_request(&self.quota_of(caller), mount, caller.began)
     }
 
     /// The quota against which the requests of `identity`, or of an unknown peer at `remote`, count. The server of a

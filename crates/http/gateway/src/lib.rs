@@ -12,6 +12,7 @@ mod error;
 mod gateway;
 mod memory;
 mod rate_limit;
+mod request_buckets;
 mod tickets;
 mod wire;
 

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::limits::bytes_for_memory;
-use alknet_core::{NetworkPrefix, PeerId};
+use alknet_core::{MountRequestBudget, NetworkPrefix, PeerId};
 use arc_swap::ArcSwap;
 
 use crate::error::ApiError;
 use crate::limits;
 use crate::memory::{MemoryCaps, MemoryLease};
+use crate::request_buckets::{RequestBuckets, RequestRate};
 
 /// The limits that the configuration sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +80,12 @@ impl Quota {
         }
     }
 
-    /// Requests per second on average, and at once.
-    fn requests(&self, known: bool) -> (u32, u32) {
-        match known {
+    fn requests(&self, known: bool) -> RequestRate {
+        let (per_second, burst) = match known {
             true => (self.per_second, self.burst),
             false => (self.unknown_peer_per_second, self.unknown_peer_burst),
-        }
+        };
+        RequestRate { per_second, burst }
     }
 }
 
@@ -130,15 +131,8 @@ impl QuotaLoad {
 #[derive(Debug)]
 pub struct CallerQuota {
     known: bool,
-    spent: Mutex<CallTokenBucket>,
+    requests: Mutex<RequestBuckets>,
     load: QuotaLoad,
-}
-
-#[derive(Debug)]
-struct CallTokenBucket {
-    /// Requests that are left of the burst.
-    left: f64,
-    at: Instant,
 }
 
 impl CallerQuota {
@@ -146,8 +140,8 @@ impl CallerQuota {
         &self.load
     }
 
-    fn spent(&self) -> MutexGuard<'_, CallTokenBucket> {
-        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, RequestBuckets> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -230,10 +224,10 @@ impl HttpRateLimiter {
         }
         let quota = self.quota.load();
         let account = accounts.entry(who).or_insert_with(|| {
-            let left = f64::from(quota.requests(known).1);
+            let buckets = RequestBuckets::new(quota.requests(known), now);
             Arc::new(CallerQuota {
                 known,
-                spent: Mutex::new(CallTokenBucket { left, at: now }),
+                requests: Mutex::new(buckets),
                 load: QuotaLoad::default(),
             })
         });
@@ -245,23 +239,27 @@ impl HttpRateLimiter {
     /// # Errors
     /// The caller sent too many requests lately.
     pub(crate) fn request(&self, account: &CallerQuota, now: Instant) -> Result<(), ApiError> {
-        let (rate, burst) = self.quota.load().requests(account.known);
-        let (rate, burst) = (f64::from(rate), f64::from(burst));
-        let mut spent = account.spent();
-        // The request began before one that was counted already, so no time has passed.
-        let now = now.max(spent.at);
-        let passed = now.duration_since(spent.at).as_secs_f64();
-        spent.left = (spent.left + passed * rate).min(burst);
-        spent.at = now;
-        if spent.left >= 1.0 {
-            spent.left -= 1.0;
-            return Ok(());
+        let rate = self.quota.load().requests(account.known);
+        account.requests().take(rate, now).map_err(too_many)
+    }
+
+    /// Counts one request to a mount with a budget of its own, which is for each identity. The requests of unknown peers
+    /// count as everywhere.
+    ///
+    /// # Errors
+    /// The caller sent too many requests lately.
+    pub(crate) fn mount_request(
+        &self,
+        account: &CallerQuota,
+        mount: (&'static str, MountRequestBudget),
+        now: Instant,
+    ) -> Result<(), ApiError> {
+        if !account.known {
+            return self.request(account, now);
         }
-        // A rate of zero cannot be a divisor.
-        let wait = Duration::from_secs_f64(((1.0 - spent.left) / rate.max(0.001)).min(60.0));
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        let message = "too many requests; send fewer";
-        Err(ApiError::overloaded(message, wait_ms))
+        let rate = self.quota.load().requests(true);
+        let taken = account.requests().take_at_mount(mount, rate, now);
+        taken.map_err(too_many)
     }
 
     /// A permit for a call.
@@ -352,16 +350,21 @@ impl HttpRateLimiter {
     }
 }
 
+fn too_many(wait: Duration) -> ApiError {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    ApiError::overloaded("too many requests; send fewer", wait_ms)
+}
+
 /// Makes room: a caller without recent requests and without running work counts as new at its next request.
 fn forget(accounts: &mut HashMap<QuotaKey, Arc<CallerQuota>>, now: Instant) {
     const LONG: Duration = Duration::from_secs(60);
     // Only the table refers to the account: no connection and no call does.
     let idle = |account: &Arc<CallerQuota>| Arc::strong_count(account) == 1;
-    let quiet = |account: &CallerQuota| now.saturating_duration_since(account.spent().at);
+    let quiet = |account: &CallerQuota| now.saturating_duration_since(account.requests().last());
     accounts.retain(|_, account| !idle(account) || quiet(account) < LONG);
     while accounts.len() >= limits::ACCOUNTS_MAX {
         let oldest = accounts.iter().filter(|(_, account)| idle(account));
-        let oldest = oldest.min_by_key(|(_, account)| account.spent().at);
+        let oldest = oldest.min_by_key(|(_, account)| account.requests().last());
         // All accounts are in use, so the table exceeds its limit until some are released.
         let Some(who) = oldest.map(|(who, _)| who.clone()) else {
             return;

@@ -170,6 +170,9 @@ fn page_sections(
             sections::peers(section, peers, now, target);
         }),
         build_section("storage", "Storage", &gathered.info, sections::storage),
+        // Empty on a node whose files were never used.
+        build_section("files", "Files", &gathered.metrics, sections::files)
+            .filter(|section| !section.facts.is_empty()),
         build_section("vault", "Vault", &gathered.vault, sections::vault),
         build_section("compute", "Compute", &gathered.compute, sections::compute),
         build_section(
@@ -433,6 +436,17 @@ mod tests {
         assert!(commands.contains(&"alknet update NODE".to_owned()));
         assert_eq!(section(json!({ "state": "absent" })).0, [""; 0]);
         assert_eq!(section(Value::Null).0, [""; 0]);
+    }
+
+    #[test]
+    fn files_are_shown_where_the_metrics_count_them() {
+        let mut section = PageSection::default();
+        sections::files(
+            &mut section,
+            &json!({ "values": { "alknet_fs_buckets": 2 } }),
+        );
+        let shown = section.facts.iter().map(|it| (it.name, &*it.value));
+        assert_eq!(shown.collect::<Vec<_>>(), [("Buckets", "2")]);
     }
 
     #[test]

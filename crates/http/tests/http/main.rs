@@ -3,6 +3,7 @@
 
 mod access;
 mod basic;
+mod budgets;
 mod headers;
 mod memory;
 mod node;

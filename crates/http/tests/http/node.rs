@@ -269,6 +269,12 @@ impl HttpTestNode {
             .expect("no two mounts have one path")
     }
 
+    /// One with this configuration, and views of other parts.
+    pub(crate) fn with_config_and_mounts(config: &str, mounts: Vec<Arc<dyn HttpMount>>) -> Self {
+        Self::make(config, HttpTimeouts::default(), None, Vec::new(), mounts)
+            .expect("no two mounts have one path")
+    }
+
     pub(crate) fn with_route(path: &'static str) -> Result<Self, RouteError> {
         let route = get(|Extension(caller): Extension<HttpCaller>| async move {
             caller

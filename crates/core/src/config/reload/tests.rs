@@ -155,10 +155,17 @@ fn what_waits_for_a_restart_is_named_until_it_is_taken_back() {
     let (handle, _) = handle(ONE_ADMIN);
     let text = document(&format!(
         "runtime.min_sandbox = \"full\"\ncompute.driver = \"none\"\nlisten.port = 4433\n\
-         node.name = \"edge\"\n{ONE_ADMIN}[[network]]\nmatch = \"eth0\"\n"
+         fs.enabled = false\nnode.name = \"edge\"\n{ONE_ADMIN}[[network]]\nmatch = \"eth0\"\n"
     ));
     let applied = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::File));
-    let waiting = ["listen.port", "node.name", "network", "runtime", "compute"];
+    let waiting = [
+        "listen.port",
+        "node.name",
+        "network",
+        "runtime",
+        "compute",
+        "fs",
+    ];
     assert_eq!(applied.expect("correct").restart_required, waiting);
     assert_eq!(handle.current().restart_required, waiting);
     let back = document(ONE_ADMIN);
@@ -170,7 +177,7 @@ fn what_waits_for_a_restart_is_named_until_it_is_taken_back() {
 fn what_a_restarted_node_runs_with_waits_for_nothing() {
     let parse = |text: &str| NodeConfig::parse(&document(text)).expect("a correct document");
     let running = parse(
-        "listen.port = 4433\nruntime.min_sandbox = \"full\"\ncompute.host_kernels = false\n[node]\nname = \"a\"\nadmin_keys = [\"KEY1\"]",
+        "listen.port = 4433\nruntime.min_sandbox = \"full\"\ncompute.host_kernels = false\nfs.staging_mib = 1\n[node]\nname = \"a\"\nadmin_keys = [\"KEY1\"]",
     );
     let next = parse(&format!(
         "node.name = \"b\"\nlog.level = \"debug\"\n{}",

@@ -165,6 +165,35 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
 }
 
 #[test]
+fn files_are_kept_within_configured_limits() {
+    let standard = NodeConfig::default().fs;
+    assert!(standard.enabled);
+    let limits = (
+        standard.boot_verify_mib,
+        standard.staging_mib,
+        standard.session_seconds,
+        standard.blob_rate,
+    );
+    assert_eq!(limits, (1024, 2048, 3600, 256));
+    let config = NodeConfig::parse(b"[fs]\nenabled = false\nboot_verify_mib = 0\n");
+    let read = config.expect("a correct document").fs;
+    assert!(!read.enabled);
+    assert_eq!((read.boot_verify_mib, read.staging_mib), (0, 2048));
+    assert_diagnostic("fs.enabled = 1", &["fs.enabled", "expected true or false"]);
+    assert_diagnostic(
+        "fs.staging_mib = 0",
+        &["fs.staging_mib", "from 1 to 1048576"],
+    );
+    assert_diagnostic(
+        "fs.session_seconds = 59",
+        &["fs.session_seconds", "from 60 to 604800"],
+    );
+    assert_diagnostic("fs.blob_rate = 0", &["fs.blob_rate", "from 1 to 1048576"]);
+    assert_diagnostic("fs.staging = 1", &["did you mean 'staging_mib'?"]);
+    assert_diagnostic("fs = true", &["expected a table"]);
+}
+
+#[test]
 fn limits_and_log_have_their_values() {
     assert_diagnostic(
         "limits.connections = 0",

@@ -278,6 +278,24 @@ pub(super) fn storage(section: &mut PageSection, info: &Value) {
     section.fact("Details", text::member_text(&data["detail"]));
 }
 
+/// How a fact shows a number.
+type ShowNumber = fn(f64) -> String;
+
+pub(super) fn files(section: &mut PageSection, metrics: &Value) {
+    let facts: [(_, _, ShowNumber); 5] = [
+        ("Buckets", "alknet_fs_buckets", text::number),
+        ("Versions of entries", "alknet_fs_entries", text::number),
+        ("Contents", "alknet_fs_content_bytes", text::bytes),
+        ("Open uploads", "alknet_fs_sessions", text::number),
+        ("Subscriptions", "alknet_fs_watches", text::number),
+    ];
+    for (name, series, show) in facts {
+        if let Some(value) = metrics["values"][series].as_f64() {
+            section.fact(name, show(value));
+        }
+    }
+}
+
 pub(super) fn vault(section: &mut PageSection, vault: &Value) {
     let state = match text::member_text(&vault["state"]).as_str() {
         "absent" => "this node has no vault".to_owned(),
