@@ -1,0 +1,278 @@
+//! Contents that this node fetches from its peers, each once at a time.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_core::{CloseCode, PeerId};
+use alknet_store::{ContentHash, PartialContent, StoreError};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::peers::{BlobPeers, connect};
+use super::penalties::FetchPenalties;
+use super::receive::{ReceiveError, complete, receive};
+use crate::error::FsError;
+use crate::lease::StoreLease;
+use crate::limits::FETCHES_MAX;
+use crate::rights::VisibleBuckets;
+use crate::service::blocking;
+
+/// How far a fetch came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FetchProgress {
+    /// The content is here.
+    Done,
+    /// The fetch ended without the content.
+    Failed(FetchFailure),
+    /// So many bytes are missing.
+    Missing(u64),
+}
+
+/// Why a fetch ended without the content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FetchFailure {
+    /// None of the peers sent it: each with what it did.
+    Peers(Vec<(PeerId, &'static str)>),
+    /// This node could not store it.
+    Store(StoreError),
+}
+
+/// The fetches that run, and the peers that are not asked.
+#[derive(Debug, Default)]
+pub(crate) struct BlobFetches {
+    running: Mutex<HashMap<ContentHash, Arc<watch::Sender<FetchProgress>>>>,
+    penalties: FetchPenalties,
+}
+
+/// What a fetch needs.
+#[derive(Debug)]
+pub(crate) struct FetchOrder {
+    pub(crate) hash: ContentHash,
+    pub(crate) size: u64,
+    /// The buckets that get the right to the bytes, if they wait for them.
+    pub(crate) buckets: VisibleBuckets,
+    /// The peers to ask, in this order.
+    pub(crate) from: Vec<PeerId>,
+    pub(crate) peers: Arc<dyn BlobPeers>,
+    pub(crate) lease: StoreLease,
+    /// Says `true` when the node shuts down.
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+/// A fetch, as one of its callers sees it.
+#[derive(Debug)]
+pub(crate) struct JoinedFetch {
+    pub(crate) progress: watch::Receiver<FetchProgress>,
+    /// Whether this call began the fetch, so that its peers are asked.
+    pub(crate) is_own: bool,
+}
+
+impl BlobFetches {
+    /// Whether a peer is not asked, because it sent wrong bytes.
+    pub(crate) fn is_penalised(&self, peer: &PeerId) -> bool {
+        self.penalties.has(peer, Instant::now())
+    }
+
+    /// Joins the fetch of a content that runs, or begins one. It goes on for as long as one of its callers has the receiver.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if the node fetches as much as it may.
+    pub(crate) fn join(self: &Arc<Self>, order: FetchOrder) -> Result<JoinedFetch, FsError> {
+        let mut running = self.running();
+        let count = running.len();
+        match running.entry(order.hash) {
+            Entry::Occupied(entry) => Ok(JoinedFetch {
+                progress: entry.get().subscribe(),
+                is_own: false,
+            }),
+            Entry::Vacant(_) if count >= FETCHES_MAX => {
+                Err(StoreError::Busy("the node fetches as much as it may").into())
+            }
+            Entry::Vacant(entry) => {
+                let (sender, progress) = watch::channel(FetchProgress::Missing(order.size));
+                let sender = Arc::new(sender);
+                entry.insert(Arc::clone(&sender));
+                let fetch = RunningFetch {
+                    fetches: Arc::clone(self),
+                    hash: order.hash,
+                    sender,
+                };
+                tokio::spawn(fetch.run(order));
+                Ok(JoinedFetch {
+                    progress,
+                    is_own: true,
+                })
+            }
+        }
+    }
+
+    /// Removes a fetch that no caller waits for. Returns whether it is gone.
+    fn leave(&self, hash: ContentHash, sender: &watch::Sender<FetchProgress>) -> bool {
+        // Under the lock, so that no caller joins a fetch that ends.
+        let mut running = self.running();
+        let is_left = sender.receiver_count() == 0;
+        if is_left {
+            running.remove(&hash);
+        }
+        is_left
+    }
+
+    /// A table of channels is never half changed.
+    fn running(&self) -> MutexGuard<'_, HashMap<ContentHash, Arc<watch::Sender<FetchProgress>>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fetch in its task.
+struct RunningFetch {
+    fetches: Arc<BlobFetches>,
+    hash: ContentHash,
+    sender: Arc<watch::Sender<FetchProgress>>,
+}
+
+impl RunningFetch {
+    async fn run(self, order: FetchOrder) {
+        let mut closing = order.closing.clone();
+        let outcome = {
+            let mut fetch = std::pin::pin!(self.fetch(order));
+            loop {
+                tokio::select! {
+                    outcome = &mut fetch => break Some(outcome),
+                    _ = closing.wait_for(|closing| *closing) => break None,
+                    () = self.sender.closed() => {
+                        if self.fetches.leave(self.hash, &self.sender) {
+                            break None;
+                        }
+                    }
+                }
+            }
+        };
+        match outcome {
+            Some(Ok(())) => self.end(FetchProgress::Done),
+            Some(Err(failure)) => self.end(FetchProgress::Failed(failure)),
+            // What has arrived stays for the next fetch.
+            None => {}
+        }
+    }
+
+    /// Ends the fetch for its callers. Later calls change nothing.
+    fn end(&self, progress: FetchProgress) {
+        // Gone from the table before its callers see the end, so that one that tries again begins a new one.
+        let mut running = self.fetches.running();
+        if running
+            .get(&self.hash)
+            .is_some_and(|it| Arc::ptr_eq(it, &self.sender))
+        {
+            running.remove(&self.hash);
+        }
+        drop(running);
+        self.sender.send_if_modified(|present| {
+            let is_under_way = matches!(present, FetchProgress::Missing(_));
+            if is_under_way {
+                *present = progress;
+            }
+            is_under_way
+        });
+    }
+
+    async fn fetch(&self, order: FetchOrder) -> Result<(), FetchFailure> {
+        let FetchOrder {
+            hash,
+            size,
+            buckets,
+            from,
+            peers,
+            lease,
+            ..
+        } = order;
+        let folder = lease.content().clone();
+        let opened = blocking(move || Ok(folder.receive(hash, size)?)).await;
+        let mut content = opened.map_err(failure)?;
+        let mut tried = Vec::new();
+        let mut from = from.into_iter();
+        while !content.is_whole() {
+            let Some(peer) = from.next() else {
+                return Err(FetchFailure::Peers(tried));
+            };
+            let (rest, outcome) = self.ask(&*peers, &peer, content).await?;
+            content = rest;
+            tried.extend(outcome.map(|outcome| (peer, outcome)));
+        }
+        complete(&lease, content, buckets).await.map_err(failure)
+    }
+
+    /// Asks a peer for what is missing, as long as it sends some of it. Returns what went wrong with the peer.
+    async fn ask(
+        &self,
+        peers: &dyn BlobPeers,
+        peer: &PeerId,
+        mut content: PartialContent,
+    ) -> Result<(PartialContent, Option<&'static str>), FetchFailure> {
+        if self.fetches.is_penalised(peer) {
+            return Ok((content, Some("penalised")));
+        }
+        let Some(connection) = connect(peers, peer).await else {
+            return Ok((content, Some("unreachable")));
+        };
+        let outcome = loop {
+            let before = content.missing_bytes();
+            let sender = Arc::clone(&self.sender);
+            let progress = move |missing| {
+                sender.send_replace(FetchProgress::Missing(missing));
+            };
+            let (rest, received) = receive(&connection, content, progress).await;
+            if let Err(ReceiveError::Store(error)) = received {
+                return Err(failure(error));
+            }
+            let Some(rest) = rest else {
+                return Err(failure(StoreError::Panicked("a write".to_owned()).into()));
+            };
+            content = rest;
+            if content.missing_bytes() < before {
+                content = mark_partial(content, peer).await.map_err(failure)?;
+            }
+            match received {
+                // A request asks for a bounded number of ranges.
+                Ok(()) if !content.is_whole() && content.missing_bytes() < before => {}
+                Ok(()) => break None,
+                Err(ReceiveError::Lied) => {
+                    tracing::warn!(%peer, "a peer sent other bytes than the hash says");
+                    self.fetches.penalties.add(peer, Instant::now());
+                    break Some("wrong bytes");
+                }
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a peer does not send a content");
+                    break Some("no content");
+                }
+            }
+        };
+        connection.close(CloseCode::Normal, "");
+        Ok((content, outcome))
+    }
+}
+
+impl Drop for RunningFetch {
+    /// A fetch that is given up, or that panics, must not keep its callers waiting.
+    fn drop(&mut self) {
+        let ended = StoreError::Busy("the fetch ended early");
+        self.end(FetchProgress::Failed(FetchFailure::Store(ended)));
+    }
+}
+
+async fn mark_partial(content: PartialContent, peer: &PeerId) -> Result<PartialContent, FsError> {
+    let peer = peer.clone();
+    blocking(move || {
+        content.mark_partial(peer.as_str())?;
+        Ok(content)
+    })
+    .await
+}
+
+/// What this node could not do.
+fn failure(error: FsError) -> FetchFailure {
+    FetchFailure::Store(match error {
+        FsError::Store(error) => error,
+        other => StoreError::ContentFolder(other.to_string()),
+    })
+}

@@ -1,0 +1,119 @@
+//! Who gets a content by its hash.
+
+use std::sync::Arc;
+
+use alknet_core::{Connection, Identity, PeerKey};
+use alknet_store::{ContentHash, ContentStatus, Store, StoreError};
+
+use crate::rights::{FsRight, VisibleBuckets};
+
+/// The client of a connection: an identity that the node knows, or the holder of a key with which contents may be shared.
+#[derive(Clone, Debug)]
+pub(super) struct BlobClient {
+    identity: Option<Arc<Identity>>,
+    /// The key that the TLS client proved, as shares have it.
+    key: Option<Arc<str>>,
+}
+
+/// How a client may have a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlobAccess {
+    /// A bucket of the identity wants it, and has no right to the bytes.
+    Announced {
+        /// Bytes by the word of the announcement.
+        size: u64,
+    },
+    /// A bucket of the identity has it.
+    Bucket,
+    /// It is shared with the key.
+    Share,
+}
+
+impl BlobClient {
+    /// The client at this time: its identity may change while the connection lasts.
+    pub(super) fn from_connection(connection: &Connection, key: Option<&PeerKey>) -> Self {
+        Self {
+            identity: connection.identity(),
+            key: key.map(|key| key.to_string().into()),
+        }
+    }
+
+    /// The name by which its rate is counted.
+    pub(super) fn name(&self) -> &str {
+        match (&self.identity, &self.key) {
+            (Some(identity), _) => identity.id.as_str(),
+            (None, Some(key)) => key,
+            (None, None) => "",
+        }
+    }
+
+    /// Whether the client has the rights of this one.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (&self.identity, &other.identity) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the client can have any content at all. Blocks.
+    pub(super) fn may_have_any(&self, store: &Store) -> Result<bool, StoreError> {
+        if self.identity.is_some() {
+            return Ok(true);
+        }
+        let Some(key) = self.key.clone() else {
+            return Ok(false);
+        };
+        let now_ms = store.db().unix_ms();
+        store.read(move |tx| tx.has_any_share(&key, now_ms)).wait()
+    }
+
+    /// How the client may have a content, if at all. A content that exists and may not be had takes the same look-ups as one
+    /// that does not exist. Blocks.
+    pub(super) fn access(
+        &self,
+        store: &Store,
+        hash: ContentHash,
+    ) -> Result<Option<BlobAccess>, StoreError> {
+        let identity = self.identity.as_deref();
+        let buckets = identity.map(|it| VisibleBuckets::from_scopes(&it.scopes, &[FsRight::Read]));
+        let key = self.key.clone();
+        let now_ms = store.db().unix_ms();
+        let found = store.read(move |tx| {
+            let known = match &buckets {
+                Some(buckets) => buckets.content_status(tx, hash)?,
+                None => ContentStatus::Missing,
+            };
+            let announced = match known {
+                ContentStatus::Complete { .. } | ContentStatus::Bad { .. } => {
+                    return Ok(Some(BlobAccess::Bucket));
+                }
+                ContentStatus::Wanted { size } | ContentStatus::Partial { size } => {
+                    Some(BlobAccess::Announced { size })
+                }
+                ContentStatus::Missing => None,
+            };
+            let is_shared = match &key {
+                Some(key) => tx.has_share(key, hash, 0, now_ms)?,
+                None => false,
+            };
+            Ok(is_shared.then_some(BlobAccess::Share).or(announced))
+        });
+        found.wait()
+    }
+
+    /// Takes a request for this many bytes of a content from a share. Returns whether one allows it. Blocks.
+    pub(super) fn use_share(
+        &self,
+        store: &Store,
+        hash: ContentHash,
+        bytes: u64,
+    ) -> Result<bool, StoreError> {
+        let Some(key) = self.key.clone() else {
+            return Ok(false);
+        };
+        store
+            .write(move |tx| tx.use_share(&key, hash, bytes))
+            .wait()
+    }
+}

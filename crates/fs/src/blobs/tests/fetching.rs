@@ -1,0 +1,438 @@
+//! Contents from peers: honest ones, lying ones, and ones that break off.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use alknet_core::{BoxFuture, DialError, DialErrorKind, PeerId};
+use tokio::sync::{Semaphore, watch};
+
+use super::*;
+use crate::blobs::{
+    BlobFetches, BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, ProviderStatus,
+    ask_provider,
+};
+use crate::rights::VisibleBuckets;
+
+/// How a peer serves one connection.
+type ServePeer = Box<dyn Fn(Connection) + Send + Sync>;
+
+#[derive(Default)]
+struct TestPeers {
+    peers: HashMap<PeerId, ServePeer>,
+    connections: AtomicUsize,
+}
+
+impl std::fmt::Debug for TestPeers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TestPeers").finish_non_exhaustive()
+    }
+}
+
+impl BlobPeers for TestPeers {
+    fn known(&self) -> Vec<PeerId> {
+        self.peers.keys().cloned().collect()
+    }
+
+    fn connect<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, DialError>> {
+        Box::pin(async move {
+            self.connections.fetch_add(1, Ordering::SeqCst);
+            let unknown = || DialError::new(DialErrorKind::UnknownPeer, "no such peer");
+            let serve = self.peers.get(peer).ok_or_else(unknown)?;
+            let (ours, theirs) = memory_pair(BLOBS_ALPN);
+            serve(theirs);
+            Ok(ours)
+        })
+    }
+}
+
+fn id(name: &str) -> PeerId {
+    name.parse().expect("a peer id")
+}
+
+/// A peer that serves the files of a node to a reader of everything.
+fn honest(node: &BlobNode) -> ServePeer {
+    let handler = Arc::clone(&node.handler);
+    Box::new(move |connection| {
+        let auth = AuthContext {
+            identity: Some(identity("getter", &["fs:read:*"])),
+            key: None,
+            alpn: BLOBS_ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: Carriage::Memory,
+            early_data: false,
+        };
+        tokio::spawn(Arc::clone(&handler).handle(connection, auth));
+    })
+}
+
+/// A peer that answers each request with what a function makes of an honest response.
+fn scripted(
+    content: Vec<u8>,
+    answer: impl Fn(Vec<u8>) -> Vec<u8> + Send + Sync + 'static,
+) -> ServePeer {
+    let answer = Arc::new(answer);
+    let content = Arc::new(content);
+    Box::new(move |connection| {
+        let (answer, content) = (Arc::clone(&answer), Arc::clone(&content));
+        tokio::spawn(async move {
+            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                let request = request_bytes(&mut recv).await;
+                let honest = honest_response(&content, &request);
+                respond(&mut send, &answer(honest)).await;
+            }
+        });
+    })
+}
+
+/// The response to a request for any chunks of a content.
+fn honest_response(content: &[u8], request: &[u8]) -> Vec<u8> {
+    let mut parser = crate::blobs::BlobRequestParser::new();
+    parser.push(request).expect("a request");
+    let selection = match parser.finish().expect("a request") {
+        BlobRequest::Get { selections, .. } => selections.selection(0).cloned().unwrap_or_default(),
+        BlobRequest::Observe { .. } => ChunkSelection::default(),
+    };
+    // A folder of objects of its own encodes it.
+    let dir = tempfile::tempdir().expect("writable");
+    let policy = alknet_objects::OutboardPolicy::Placed;
+    let objects = alknet_objects::ObjectFolder::open(dir.path(), policy).expect("writable");
+    let mut staged = objects.stage().expect("writable");
+    staged.write_at(0, content).expect("room");
+    let placed = staged.place().expect("room");
+    let reader = objects.reader(&placed.hash()).expect("there");
+    let blocks = reader
+        .selected(&selection)
+        .map(|block| block.expect("whole"));
+    let mut response = (content.len() as u64).to_le_bytes().to_vec();
+    response.extend(blocks.collect::<Vec<_>>().concat());
+    response
+}
+
+/// A node that wants contents.
+struct Getter {
+    node: BlobNode,
+    fetches: Arc<BlobFetches>,
+    closing: watch::Sender<bool>,
+}
+
+impl Getter {
+    async fn new() -> Self {
+        Self {
+            node: BlobNode::new().await,
+            fetches: Arc::default(),
+            closing: watch::channel(false).0,
+        }
+    }
+
+    async fn join(
+        &self,
+        peers: &Arc<TestPeers>,
+        hash: ContentHash,
+        size: usize,
+        from: &[&str],
+    ) -> JoinedFetch {
+        let order = FetchOrder {
+            hash,
+            size: size as u64,
+            buckets: VisibleBuckets::All,
+            from: from.iter().map(|name| id(name)).collect(),
+            peers: Arc::clone(peers) as Arc<dyn BlobPeers>,
+            lease: self.node.lease().await,
+            closing: self.closing.subscribe(),
+        };
+        self.fetches.join(order).expect("room")
+    }
+
+    /// Fetches a content, and returns how that ended.
+    async fn fetch(
+        &self,
+        peers: &Arc<TestPeers>,
+        hash: ContentHash,
+        size: usize,
+        from: &[&str],
+    ) -> FetchProgress {
+        let joined = self.join(peers, hash, size, from).await;
+        end(joined).await
+    }
+}
+
+async fn end(mut joined: JoinedFetch) -> FetchProgress {
+    let is_over = |progress: &FetchProgress| !matches!(progress, FetchProgress::Missing(_));
+    let ended = tokio::time::timeout(hung(), joined.progress.wait_for(is_over)).await;
+    ended.expect("in time").expect("it ends").clone()
+}
+
+fn failed(outcomes: &[(&str, &'static str)]) -> FetchProgress {
+    let tried = outcomes.iter().map(|(peer, outcome)| (id(peer), *outcome));
+    FetchProgress::Failed(FetchFailure::Peers(tried.collect()))
+}
+
+#[tokio::test]
+async fn contents_come_from_a_peer() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), honest(&provider))]),
+        ..TestPeers::default()
+    });
+    for len in [1, 700, GROUP, GROUP + 1, 70 * GROUP + 77] {
+        let bytes = noise(len);
+        let path = format!("/{len}");
+        let hash = provider.put("docs", &path, &bytes).await;
+        assert_eq!(getter.node.want("docs", &path, &bytes).await, hash);
+        let ended = getter.fetch(&peers, hash, len, &["bob"]).await;
+        assert_eq!(ended, FetchProgress::Done);
+        assert!(getter.node.bytes(hash).await == bytes);
+        let size = len as u64;
+        assert_eq!(
+            getter.node.status(hash).await,
+            ContentStatus::Complete { size }
+        );
+    }
+    // A content that is damaged here is mended.
+    let bytes = noise(70 * GROUP + 77);
+    let hash = hash_of(&bytes);
+    getter.node.damage(hash, 5);
+    getter.node.read(hash).await.expect_err("damaged");
+    let ended = getter.fetch(&peers, hash, bytes.len(), &["bob"]).await;
+    assert_eq!(ended, FetchProgress::Done);
+    assert!(getter.node.bytes(hash).await == bytes);
+}
+
+/// A byte that is flipped on the way costs the group that has it, and the peer its trust.
+#[tokio::test]
+async fn a_lying_peer_is_dropped_and_not_asked_again() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let bytes = noise(70 * GROUP);
+    let hash = provider.put("docs", "/a", &bytes).await;
+    getter.node.want("docs", "/a", &bytes).await;
+    let flipped = |at: usize| {
+        move |mut response: Vec<u8>| {
+            let end = response.len();
+            response[at.min(end - 1)] ^= 1;
+            response
+        }
+    };
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([
+            (id("late"), scripted(bytes.clone(), flipped(50 * GROUP))),
+            (id("first"), scripted(bytes.clone(), flipped(8))),
+            (id("size"), scripted(bytes.clone(), flipped(1))),
+            (
+                id("other"),
+                scripted(noise(70 * GROUP - 1), |response| response),
+            ),
+            (id("bob"), honest(&provider)),
+        ]),
+        ..TestPeers::default()
+    });
+    let len = bytes.len();
+    let liars = ["late", "first", "size", "other"];
+    let ended = getter.fetch(&peers, hash, len, &liars).await;
+    assert_eq!(ended, failed(&liars.map(|name| (name, "wrong bytes"))));
+    // What came before the lie is whole and stays.
+    let size = len as u64;
+    assert_eq!(
+        getter.node.status(hash).await,
+        ContentStatus::Partial { size }
+    );
+    let partial = getter
+        .node
+        .lease()
+        .await
+        .content()
+        .receive(hash, size)
+        .expect("room");
+    assert!((20 * GROUP as u64..30 * GROUP as u64).contains(&partial.missing_bytes()));
+    drop(partial);
+    // They are not even dialled.
+    let before = peers.connections.load(Ordering::SeqCst);
+    let ended = getter.fetch(&peers, hash, len, &liars).await;
+    assert_eq!(ended, failed(&liars.map(|name| (name, "penalised"))));
+    assert_eq!(peers.connections.load(Ordering::SeqCst), before);
+    let ended = getter.fetch(&peers, hash, len, &["late", "bob"]).await;
+    assert_eq!(ended, FetchProgress::Done);
+    assert!(getter.node.bytes(hash).await == bytes);
+}
+
+/// What a peer has sent before it broke off is not asked for again.
+#[tokio::test]
+async fn a_fetch_goes_on_with_what_is_here() {
+    let getter = Getter::new().await;
+    let bytes = noise(70 * GROUP);
+    let hash = getter.node.want("docs", "/a", &bytes).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([
+            (
+                id("breaks"),
+                scripted(bytes.clone(), |mut response| {
+                    response.truncate(40 * GROUP);
+                    response
+                }),
+            ),
+            (
+                id("rest"),
+                scripted(bytes.clone(), move |response| {
+                    counted.fetch_add(response.len(), Ordering::SeqCst);
+                    response
+                }),
+            ),
+        ]),
+        ..TestPeers::default()
+    });
+    let len = bytes.len();
+    let ended = getter.fetch(&peers, hash, len, &["absent", "breaks"]).await;
+    assert_eq!(
+        ended,
+        failed(&[("absent", "unreachable"), ("breaks", "no content")])
+    );
+    // The next call goes on from there, also after a restart.
+    let getter = Getter {
+        node: getter.node.restarted().await,
+        ..getter
+    };
+    let ended = getter.fetch(&peers, hash, len, &["rest"]).await;
+    assert_eq!(ended, FetchProgress::Done);
+    assert!(getter.node.bytes(hash).await == bytes);
+    let sent = sent.load(Ordering::SeqCst);
+    assert!((30 * GROUP..35 * GROUP).contains(&sent), "{sent}");
+}
+
+/// A peer whose responses wait for a permit each.
+fn held(bytes: Vec<u8>, permits: &Arc<Semaphore>, requests: &Arc<AtomicUsize>) -> ServePeer {
+    let (permits, requests) = (Arc::clone(permits), Arc::clone(requests));
+    let bytes = Arc::new(bytes);
+    Box::new(move |connection| {
+        let (permits, requests, bytes) = (
+            Arc::clone(&permits),
+            Arc::clone(&requests),
+            Arc::clone(&bytes),
+        );
+        tokio::spawn(async move {
+            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                let request = request_bytes(&mut recv).await;
+                requests.fetch_add(1, Ordering::SeqCst);
+                permits.acquire().await.expect("it stays open").forget();
+                respond(&mut send, &honest_response(&bytes, &request)).await;
+            }
+        });
+    })
+}
+
+#[tokio::test]
+async fn a_content_is_fetched_once_at_a_time() {
+    let getter = Getter::new().await;
+    let bytes = noise(10 * GROUP);
+    let hash = getter.node.want("docs", "/a", &bytes).await;
+    let (permits, requests) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), held(bytes.clone(), &permits, &requests))]),
+        ..TestPeers::default()
+    });
+    let len = bytes.len();
+    let mut joined = Vec::new();
+    for _ in 0..5 {
+        joined.push(getter.join(&peers, hash, len, &["bob"]).await);
+    }
+    let own = joined.iter().filter(|joined| joined.is_own).count();
+    assert_eq!(own, 1);
+    permits.add_permits(100);
+    for joined in joined {
+        assert_eq!(end(joined).await, FetchProgress::Done);
+    }
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
+}
+
+/// A fetch that no caller follows ends, and a later one may begin.
+#[tokio::test]
+async fn a_fetch_ends_with_its_last_caller() {
+    let getter = Getter::new().await;
+    let bytes = noise(10 * GROUP);
+    let hash = getter.node.want("docs", "/a", &bytes).await;
+    let (permits, requests) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), held(bytes.clone(), &permits, &requests))]),
+        ..TestPeers::default()
+    });
+    let len = bytes.len();
+    let first = getter.join(&peers, hash, len, &["bob"]).await;
+    let second = getter.join(&peers, hash, len, &["bob"]).await;
+    drop(first);
+    assert!(!second.is_own);
+    drop(second);
+    // The file of the content is free once the fetch has ended.
+    let size = len as u64;
+    let free = tokio::time::timeout(hung(), async {
+        while getter
+            .node
+            .lease()
+            .await
+            .content()
+            .receive(hash, size)
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    free.await.expect("in time");
+    permits.add_permits(100);
+    let ended = getter.fetch(&peers, hash, len, &["bob"]).await;
+    assert_eq!(ended, FetchProgress::Done);
+}
+
+/// A shutdown does not wait for a peer.
+#[tokio::test]
+async fn a_shutdown_ends_a_fetch() {
+    let getter = Getter::new().await;
+    let bytes = noise(10 * GROUP);
+    let hash = getter.node.want("docs", "/a", &bytes).await;
+    let (permits, requests) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), held(bytes.clone(), &permits, &requests))]),
+        ..TestPeers::default()
+    });
+    let joined = getter.join(&peers, hash, bytes.len(), &["bob"]).await;
+    getter.closing.send_replace(true);
+    let ended = end(joined).await;
+    assert!(
+        matches!(ended, FetchProgress::Failed(FetchFailure::Store(_))),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn peers_say_what_they_have() {
+    let provider = BlobNode::new().await;
+    let bytes = noise(3 * GROUP);
+    let here = provider.put("docs", "/a", &bytes).await;
+    let wanted = provider.want("docs", "/b", b"wanted").await;
+    let peers = TestPeers {
+        peers: HashMap::from([
+            (id("bob"), honest(&provider)),
+            (id("odd"), scripted(bytes, |_| vec![255; 40])),
+            (
+                id("long"),
+                scripted(Vec::new(), |_| vec![255, 255, 255, 127]),
+            ),
+        ]),
+        ..TestPeers::default()
+    };
+    let ask = |name: &'static str, hash| {
+        let peers = &peers;
+        async move { ask_provider(peers, &id(name), hash).await }
+    };
+    let size = 3 * GROUP as u64;
+    assert_eq!(ask("bob", here).await, ProviderStatus::Complete { size });
+    assert_eq!(
+        ask("bob", wanted).await,
+        ProviderStatus::Partial { size: 6 }
+    );
+    let unknown = ContentHash::new([9; 32]);
+    assert_eq!(ask("bob", unknown).await, ProviderStatus::Absent);
+    for name in ["odd", "long"] {
+        assert_eq!(ask(name, here).await, ProviderStatus::Absent, "{name}");
+    }
+    assert_eq!(ask("carol", here).await, ProviderStatus::Unreachable);
+}

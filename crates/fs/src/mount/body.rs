@@ -1,0 +1,62 @@
+//! Bodies of requests and responses.
+
+use alknet_core::{BoxError, MountBody};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use http::StatusCode;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+
+use crate::dav::DavError;
+use crate::dav::limits::XML_BODY_BYTES_MAX;
+
+use super::call::run_blocking;
+use super::failure::DavFailure;
+
+/// A body that is made piece by piece, as fast as the client reads.
+pub(super) trait BodySource: Send + 'static {
+    /// The next piece; `None` at the end. Blocks. After an error the response breaks off.
+    fn next_piece(&mut self) -> Result<Option<Bytes>, DavFailure>;
+}
+
+/// The body that a source makes.
+pub(super) fn pulled(source: impl BodySource) -> MountBody {
+    let pieces = stream::try_unfold(source, |mut source| async move {
+        let next = run_blocking(move || Ok((source.next_piece()?, source))).await;
+        // A response that has begun can only break off, which tells the client that it is incomplete.
+        let (piece, source) = next.map_err(|failure| BoxError::from(format!("{failure:?}")))?;
+        Ok::<_, BoxError>(piece.map(|piece| (Frame::data(piece), source)))
+    });
+    MountBody::new(StreamBody::new(pieces))
+}
+
+/// Whether a request has a body. Over HTTP/3, and in chunks, a request says only at its end that it has none.
+pub(super) async fn has_content(mut body: MountBody) -> Result<bool, DavFailure> {
+    while let Some(frame) = body.frame().await {
+        // The client broke off, or was too slow.
+        let frame = frame.map_err(|_| DavFailure::Status(StatusCode::BAD_REQUEST))?;
+        if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The whole XML body of a request.
+pub(super) async fn read_xml(mut body: MountBody) -> Result<Vec<u8>, DavFailure> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        // The client broke off, or was too slow.
+        let frame = frame.map_err(|_| DavFailure::Status(StatusCode::BAD_REQUEST))?;
+        if let Ok(data) = frame.into_data() {
+            if read.len() + data.len() > XML_BODY_BYTES_MAX {
+                return Err(DavError::BodyTooLarge {
+                    limit: XML_BODY_BYTES_MAX,
+                }
+                .into());
+            }
+            read.extend_from_slice(&data);
+        }
+    }
+    Ok(read.into())
+}

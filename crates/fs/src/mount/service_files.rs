@@ -1,0 +1,15 @@
+//! The mount over the service, which opens the store when the first request comes and counts the requests that use it.
+
+use crate::error::FsError;
+use crate::lease::StoreLease;
+use crate::service::FsService;
+
+use super::DavFiles;
+
+impl DavFiles for FsService {
+    type Lease = StoreLease;
+
+    fn open(&self) -> Result<StoreLease, FsError> {
+        Self::open(self)
+    }
+}

@@ -1,0 +1,187 @@
+//! Uploads that can be resumed (draft-ietf-httpbis-resumable-upload). A PUT with `Upload-Complete` makes one, which has a
+//! path of its own: HEAD tells how far it is, PATCH goes on, DELETE gives it up. Its bytes are in a write session, so that
+//! the file is as before until the last of them has come.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_core::MountBody;
+use alknet_store::limits::SESSIONS_MAX;
+use alknet_store::{BucketName, StoreError, StoreObject, WriteSessionId};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, LOCATION};
+use http::{HeaderValue, Response, StatusCode};
+
+use crate::dav::{UPLOAD_COMPLETE, UPLOAD_OFFSET, UploadAppend, UploadProgress, UploadStage};
+
+use super::DavFiles;
+use super::call::DavCall;
+use super::failure::DavFailure;
+use super::put::{close_session, open_session, stored, write_body};
+use super::respond::{empty, header_value};
+
+/// The uploads in progress. Those whose sessions the store has swept stay until the table is full.
+#[derive(Debug, Default)]
+pub(super) struct PendingUploads(Mutex<HashMap<WriteSessionId, Arc<PendingUpload>>>);
+
+/// An upload in progress.
+#[derive(Debug)]
+struct PendingUpload {
+    identity: String,
+    bucket: BucketName,
+    is_new: bool,
+    /// Locked by the one request that sends bytes.
+    progress: tokio::sync::Mutex<UploadProgress>,
+}
+
+impl PendingUploads {
+    fn insert(&self, id: WriteSessionId, upload: Arc<PendingUpload>) {
+        let mut uploads = self.lock();
+        // The store has fewer sessions than that, so most of the table is of sessions that are over.
+        if uploads.len() >= 2 * SESSIONS_MAX {
+            uploads.clear();
+        }
+        uploads.insert(id, upload);
+    }
+
+    fn find(&self, id: WriteSessionId, identity: &str) -> Result<Arc<PendingUpload>, StoreError> {
+        let found = self.lock().get(&id).cloned();
+        let found = found.filter(|it| it.identity == identity);
+        found.ok_or(StoreError::NotFound(StoreObject::Session))
+    }
+
+    fn remove(&self, id: WriteSessionId) {
+        self.lock().remove(&id);
+    }
+
+    /// A table is never half changed.
+    fn lock(&self) -> MutexGuard<'_, HashMap<WriteSessionId, Arc<PendingUpload>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes an upload, and takes the first of its bytes.
+pub(super) async fn begin<F: DavFiles>(
+    call: &DavCall<F>,
+    body: MountBody,
+    append: UploadAppend,
+) -> Result<Response<MountBody>, DavFailure> {
+    let length = match append.is_complete {
+        Some(true) => append.length.or_else(|| content_length(call)),
+        _ => append.length,
+    };
+    let (id, is_new) = open_session(call, length).await?;
+    let upload = Arc::new(PendingUpload {
+        identity: call.actor().to_owned(),
+        bucket: call.entry()?.address.bucket.clone(),
+        is_new,
+        progress: tokio::sync::Mutex::new(UploadProgress::new(length)),
+    });
+    call.uploads().insert(id, Arc::clone(&upload));
+    let mut response = receive(call, (id, &upload), body, append).await?;
+    let location = header_value(&format!("/fs/.upload/{id}"));
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+/// Answers a request to the path of an upload. That of another identity does not exist.
+pub(super) async fn answer<F: DavFiles>(
+    call: DavCall<F>,
+    id: WriteSessionId,
+    body: MountBody,
+) -> Result<Response<MountBody>, DavFailure> {
+    let upload = call.uploads().find(id, call.actor())?;
+    // The right may have been taken from the identity meanwhile.
+    call.require_write(&upload.bucket)?;
+    match call.method().as_str() {
+        "HEAD" => {
+            let progress = upload.progress.try_lock().map_err(|_| busy())?;
+            Ok(with_progress(StatusCode::NO_CONTENT, &progress))
+        }
+        "PATCH" => {
+            let append = UploadAppend::from_headers(call.headers())?;
+            receive(&call, (id, &upload), body, append).await
+        }
+        "DELETE" => {
+            call.uploads().remove(id);
+            let actor = call.actor().to_owned();
+            call.with_store(move |store| Ok(store.sessions().abort(id, &actor)?))
+                .await?;
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
+        _ => {
+            let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+            let methods = HeaderValue::from_static("HEAD, PATCH, DELETE");
+            response.headers_mut().insert(ALLOW, methods);
+            Ok(response)
+        }
+    }
+}
+
+async fn receive<F: DavFiles>(
+    call: &DavCall<F>,
+    (id, upload): (WriteSessionId, &PendingUpload),
+    body: MountBody,
+    append: UploadAppend,
+) -> Result<Response<MountBody>, DavFailure> {
+    let mut progress = upload.progress.try_lock().map_err(|_| busy())?;
+    progress.begin(&append, content_length(call))?;
+    let written = write_body(call, id, body, &mut progress).await;
+    let stage = match written {
+        Ok(()) => progress.finish(&append),
+        // The upload stays open after a connection that broke, and goes with its session otherwise.
+        Err(DavFailure::Status(status)) => return Err(DavFailure::Status(status)),
+        Err(failure) => {
+            give_up(call, id, &mut progress).await;
+            return Err(failure);
+        }
+    };
+    match stage {
+        Ok(UploadStage::Complete) => {
+            call.uploads().remove(id);
+            let closed = close_session(call, id).await?;
+            let mut response = stored(closed, upload.is_new);
+            let headers = response.headers_mut();
+            headers.insert(UPLOAD_COMPLETE, HeaderValue::from_static("?1"));
+            Ok(response)
+        }
+        Ok(_) => Ok(with_progress(StatusCode::ACCEPTED, &progress)),
+        Err(error) => {
+            give_up(call, id, &mut progress).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Ends an upload that cannot become a file any more.
+async fn give_up<F: DavFiles>(
+    call: &DavCall<F>,
+    id: WriteSessionId,
+    progress: &mut UploadProgress,
+) {
+    progress.cancel();
+    call.uploads().remove(id);
+    let actor = call.actor().to_owned();
+    let ended = call.with_store(move |store| Ok(store.sessions().abort(id, &actor)?));
+    if let Err(failure) = ended.await {
+        tracing::debug!(?failure, "the session of an upload had ended already");
+    }
+}
+
+fn with_progress(status: StatusCode, progress: &UploadProgress) -> Response<MountBody> {
+    let mut response = empty(status);
+    let headers = response.headers_mut();
+    headers.insert(UPLOAD_OFFSET, progress.received().into());
+    headers.insert(UPLOAD_COMPLETE, HeaderValue::from_static("?0"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Another request sends bytes of the upload.
+const fn busy() -> DavFailure {
+    DavFailure::Status(StatusCode::CONFLICT)
+}
+
+fn content_length<F: DavFiles>(call: &DavCall<F>) -> Option<u64> {
+    let length = call.headers().get(CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}

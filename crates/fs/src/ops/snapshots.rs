@@ -1,0 +1,159 @@
+//! `fs/snapshot/…`: read-only names of versions.
+
+use alknet_call::Registration;
+use alknet_store::limits::PAGE_ENTRIES_MAX;
+use alknet_store::{BranchName, Durability, ReadTransaction, Snapshot, StoreError};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::addressed::{branch_or_main, target};
+use super::{FsCall, mutation, once, query, schema, shown};
+use crate::error::FsError;
+use crate::rights::FsRight;
+use crate::service::FsService;
+
+pub(super) fn operations(service: &FsService) -> Vec<Registration> {
+    vec![create(service), list(service), delete(service)]
+}
+
+fn snapshot_schema() -> Value {
+    schema::output(
+        &["name", "seq", "created_ms"],
+        json!({
+            "name": schema::branch(), "branch": { "type": ["string", "null"] },
+            "seq": schema::seq(), "created_ms": schema::time(),
+        }),
+    )
+}
+
+fn shown_snapshot(tx: &ReadTransaction<'_>, snapshot: &Snapshot) -> Result<Value, StoreError> {
+    let branch = match tx.branch(snapshot.branch) {
+        Ok(branch) => Some(branch.name.to_string()),
+        Err(StoreError::NotFound(_)) => None,
+        Err(error) => return Err(error),
+    };
+    Ok(shown::snapshot(snapshot, branch.as_deref()))
+}
+
+fn create(service: &FsService) -> Registration {
+    let spec = mutation(
+        "fs/snapshot/create",
+        "Gives a version of a branch a name, under which it stays readable as bucket:/.snap/NAME/path.",
+    )
+    .with_input(schema::input(
+        &["bucket", "name"],
+        json!({
+            "bucket": schema::bucket(), "name": schema::branch(), "branch": schema::branch(),
+            "seq": schema::seq(),
+        }),
+        json!({ "bucket": "docs", "name": "monday" }),
+    ))
+    .with_output(snapshot_schema());
+    once(service, spec, run_create)
+}
+
+#[derive(Deserialize)]
+struct SnapshotCreateInput {
+    bucket: String,
+    name: String,
+    branch: Option<String>,
+    seq: Option<u64>,
+}
+
+async fn run_create(call: FsCall) -> Result<Value, FsError> {
+    let input: SnapshotCreateInput = call.parse()?;
+    let bucket = call.bucket(FsRight::Write, &input.bucket)?;
+    let name = input.name.parse::<BranchName>()?;
+    let branch = branch_or_main(input.branch.as_deref())?;
+    let actor = call.requester.actor().to_owned();
+    let created = call.write(Durability::Full, move |tx| {
+        let branch = target(tx, &bucket, &branch)?.branch;
+        let snapshot = tx.create_snapshot(&name, branch, input.seq, &actor)?;
+        shown_snapshot(tx, &snapshot)
+    });
+    created.await
+}
+
+fn list(service: &FsService) -> Registration {
+    let spec = query(
+        "fs/snapshot/list",
+        "Lists the snapshots of a bucket, in pages.",
+    )
+    .with_input(schema::input(
+        &["bucket"],
+        schema::joined(&[
+            json!({ "bucket": schema::bucket() }),
+            schema::page_members(),
+        ]),
+        json!({ "bucket": "docs" }),
+    ))
+    .with_output(schema::page(
+        "snapshots",
+        &snapshot_schema(),
+        &schema::next_text(),
+    ));
+    once(service, spec, run_list)
+}
+
+#[derive(Deserialize)]
+struct SnapshotListInput {
+    bucket: String,
+    page: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn run_list(call: FsCall) -> Result<Value, FsError> {
+    let input: SnapshotListInput = call.parse()?;
+    let bucket = call.bucket(FsRight::Read, &input.bucket)?;
+    let after = input.page.as_deref().map(BranchName::parse).transpose()?;
+    let limit = input
+        .limit
+        .unwrap_or(PAGE_ENTRIES_MAX)
+        .min(PAGE_ENTRIES_MAX);
+    let found = call.read(move |tx| {
+        let bucket = tx.bucket_by_name(&bucket)?.id;
+        let found = tx.snapshots(bucket, after.as_ref(), limit)?;
+        let rows = found.iter().map(|snapshot| shown_snapshot(tx, snapshot));
+        let last = found.last().filter(|_| found.len() >= limit);
+        let next = last.map(|snapshot| snapshot.name.to_string());
+        Ok((rows.collect::<Result<Vec<_>, _>>()?, next))
+    });
+    let (rows, next) = found.await?;
+    let mut answer = json!({ "snapshots": rows });
+    if let Some(next) = next {
+        answer["next"] = next.into();
+    }
+    Ok(answer)
+}
+
+fn delete(service: &FsService) -> Registration {
+    let spec = mutation(
+        "fs/snapshot/delete",
+        "Deletes a snapshot. What it named stays until the retention of the bucket is over.",
+    )
+    .with_input(schema::input(
+        &["bucket", "name"],
+        json!({ "bucket": schema::bucket(), "name": schema::branch() }),
+        json!({ "bucket": "docs", "name": "monday" }),
+    ))
+    .with_output(schema::output(&[], json!({})));
+    once(service, spec, run_delete)
+}
+
+#[derive(Deserialize)]
+struct SnapshotDeleteInput {
+    bucket: String,
+    name: String,
+}
+
+async fn run_delete(call: FsCall) -> Result<Value, FsError> {
+    let input: SnapshotDeleteInput = call.parse()?;
+    let bucket = call.bucket(FsRight::Write, &input.bucket)?;
+    let name = input.name.parse::<BranchName>()?;
+    let deleted = call.write(Durability::Full, move |tx| {
+        let bucket = tx.bucket_by_name(&bucket)?.id;
+        tx.delete_snapshot(bucket, &name)
+    });
+    deleted.await?;
+    Ok(json!({}))
+}

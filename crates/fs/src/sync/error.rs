@@ -1,0 +1,159 @@
+//! Why a session ends.
+
+use std::io;
+
+use alknet_store::{StoreError, StoreErrorCode};
+use thiserror::Error;
+
+/// Code of a [`Bye`](super::SyncMessage::Bye). The numbers stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ByeCode {
+    /// 7: more sessions than a limit, or the peer is asked to pause. Come again later.
+    Busy,
+    /// 5: an entry has a time more than five minutes ahead of this node's clock.
+    ClockAhead,
+    /// 0: both have the same, or one of them stops.
+    Done,
+    /// 8: an error of the node that sends the code.
+    Internal,
+    /// 6: the document or a message of it is invalid, or unpacks to far more than its size.
+    InvalidDocument,
+    /// 2: a message is not one of the protocol, or comes when it is not expected.
+    InvalidMessage,
+    /// 1: there is no such bucket or branch, or the peer has no right there, or it is not synchronised.
+    NotFound,
+    /// 10: the bucket has no room for the changes, or the disk is full.
+    NoSpace,
+    /// 9: the branch takes no changes.
+    ReadOnly,
+    /// 4: a time limit passed.
+    Timeout,
+    /// 3: a message, a document or a tree is above a limit.
+    TooLarge,
+}
+
+impl ByeCode {
+    /// Every code, in the order of the numbers.
+    pub const ALL: [Self; 11] = [
+        Self::Done,
+        Self::NotFound,
+        Self::InvalidMessage,
+        Self::TooLarge,
+        Self::Timeout,
+        Self::ClockAhead,
+        Self::InvalidDocument,
+        Self::Busy,
+        Self::Internal,
+        Self::ReadOnly,
+        Self::NoSpace,
+    ];
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::NotFound => 1,
+            Self::InvalidMessage => 2,
+            Self::TooLarge => 3,
+            Self::Timeout => 4,
+            Self::ClockAhead => 5,
+            Self::InvalidDocument => 6,
+            Self::Busy => 7,
+            Self::Internal => 8,
+            Self::ReadOnly => 9,
+            Self::NoSpace => 10,
+        }
+    }
+
+    /// The code with this number. One of a later version counts as [`Internal`](Self::Internal).
+    #[must_use]
+    pub fn from_number(number: u8) -> Self {
+        let known = Self::ALL.into_iter().find(|code| code.number() == number);
+        known.unwrap_or(Self::Internal)
+    }
+
+    /// The name in logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::ClockAhead => "clock-ahead",
+            Self::Done => "done",
+            Self::Internal => "internal",
+            Self::InvalidDocument => "invalid-document",
+            Self::InvalidMessage => "invalid-message",
+            Self::NotFound => "not-found",
+            Self::NoSpace => "no-space",
+            Self::ReadOnly => "read-only",
+            Self::Timeout => "timeout",
+            Self::TooLarge => "too-large",
+        }
+    }
+}
+
+/// Why a session ends before both sides have the same.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// The peer ended the session.
+    #[error("the peer ended the session: {}", .0.name())]
+    Ended(ByeCode),
+    /// The stream broke off, or ended without a goodbye.
+    #[error("the stream broke off: {0}")]
+    Stream(#[from] io::Error),
+    /// This side ends the session.
+    #[error("{reason} ({})", .code.name())]
+    Refused {
+        /// What the peer gets.
+        code: ByeCode,
+        /// What was wrong, for the log of this node.
+        reason: String,
+    },
+}
+
+impl SyncError {
+    /// An end by this side.
+    pub(crate) fn refused(code: ByeCode, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self::Refused { code, reason }
+    }
+
+    /// The code that the session ended with, if it has one.
+    #[must_use]
+    pub const fn code(&self) -> Option<ByeCode> {
+        match self {
+            Self::Ended(code) | Self::Refused { code, .. } => Some(*code),
+            Self::Stream(_) => None,
+        }
+    }
+}
+
+impl From<StoreError> for SyncError {
+    fn from(error: StoreError) -> Self {
+        let code = match error.code() {
+            StoreErrorCode::NotFound => ByeCode::NotFound,
+            StoreErrorCode::Busy => ByeCode::Busy,
+            StoreErrorCode::ReadOnly | StoreErrorCode::Denied => ByeCode::ReadOnly,
+            StoreErrorCode::NoSpace | StoreErrorCode::QuotaExceeded => ByeCode::NoSpace,
+            StoreErrorCode::TooLarge => ByeCode::TooLarge,
+            _ => ByeCode::Internal,
+        };
+        Self::refused(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_comes_back_by_its_number() {
+        for (number, code) in (0..).zip(ByeCode::ALL) {
+            assert_eq!(code.number(), number);
+            assert_eq!(ByeCode::from_number(number), code);
+        }
+        assert_eq!(ByeCode::from_number(255), ByeCode::Internal);
+    }
+}

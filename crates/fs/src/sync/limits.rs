@@ -1,0 +1,79 @@
+//! Limits of the synchronisation, each with what it bounds.
+
+use std::time::Duration;
+
+/// Bytes of one message on the wire, without its length.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of a part of a sync message of the document. The rest of [`MESSAGE_BYTES_MAX`] is for what is around it.
+pub const PART_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 64;
+
+/// Bytes of a whole sync message of the document, which comes in parts.
+pub const SYNC_BYTES_MAX: usize = 32 << 20;
+
+/// Sync messages of several parts that the node puts together at once, for all of its sessions.
+pub const ASSEMBLED_MAX: usize = 4;
+
+/// How many times its size a sync message may have when it is unpacked.
+pub const UNPACKED_FACTOR_MAX: u64 = 100;
+
+/// Unpacked bytes that are allowed whatever the size of the message is. A tree of deleted files below one long path packs
+/// better than [`UNPACKED_FACTOR_MAX`].
+pub const UNPACKED_BYTES_FREE: u64 = 16 << 20;
+
+/// Unpacked bytes of a sync message.
+pub const UNPACKED_BYTES_MAX: u64 = 128 << 20;
+
+/// Operations of a sync message for each of its bytes. A column of equal values takes a few bytes for any number of them.
+pub const OPERATIONS_PER_BYTE_MAX: u64 = 4;
+
+/// Operations that are allowed whatever the size of the message is.
+pub const OPERATIONS_FREE: u64 = 65_536;
+
+/// Paths of one document, deleted ones counted.
+pub const PATHS_MAX: usize = 200_000;
+
+/// Bytes of one value of a document.
+pub const VALUE_BYTES_MAX: usize = 8 << 10;
+
+/// Versions of one path that lose in one merge and become history.
+pub const FORMER_VERSIONS_MAX: usize = 16;
+
+/// Heads in a hello.
+pub const HEADS_MAX: usize = 1024;
+
+/// Hashes of contents in one message.
+pub const HASHES_MAX: usize = 4096;
+
+/// Milliseconds for which a deletion stays in the document. A peer that was away for longer can bring a file back.
+pub const TOMBSTONE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+
+/// A document is written again as a whole when its parts are this many times as large as the whole was.
+pub const LOG_FACTOR_MAX: usize = 4;
+
+/// Bytes of parts below which a document is not written again.
+pub const LOG_BYTES_FREE: usize = 256 << 10;
+
+/// Time for one message to arrive after the one before, and for a peer to take one.
+pub const MESSAGE_TIME: Duration = Duration::from_secs(60);
+
+/// Time for the first message.
+pub const HELLO_TIME: Duration = Duration::from_secs(10);
+
+/// Time of one merge. The session ends then, and the document on the disk stays as it was.
+pub const MERGE_TIME: Duration = Duration::from_secs(60);
+
+/// Sessions of the node.
+pub const SESSIONS_MAX: usize = 64;
+
+/// Sessions of one peer.
+pub const SESSIONS_PER_PEER_MAX: usize = 16;
+
+/// Pause after the first session with a peer that ended with an error. Each further pause is twice as long.
+pub const PAUSE_MIN: Duration = Duration::from_secs(30);
+
+/// Longest such pause.
+pub const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Peers and branches whose pauses are remembered.
+pub const PAUSES_MAX: usize = 1024;

@@ -1,0 +1,469 @@
+//! A session: one stream about one branch, from the hellos to a goodbye.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+
+use alknet_core::{Identity, PeerId};
+use alknet_store::{
+    BranchId, BranchState, BucketState, ContentHash, ContentStatus, Store, StoreError,
+};
+use futures_util::{StreamExt, stream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::time::timeout;
+
+use super::branch::{PeerExchange, SyncStep, SyncedBranch};
+use super::content::{ContentFetchMode, ContentFetcher, SyncSettings};
+use super::error::{ByeCode, SyncError};
+use super::limits::{
+    HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME, PART_BYTES_MAX, SYNC_BYTES_MAX,
+};
+use super::message::{
+    PROTOCOL_VERSION, SyncHello, SyncMessage, read_message, read_version, write_message,
+};
+use super::metrics::SyncCounters;
+use crate::lease::StoreLease;
+use crate::rights::FsRight;
+
+/// Messages in a row that bring nothing. Two peers that understand each other need a few.
+const IDLE_ROUNDS_MAX: u32 = 64;
+
+/// Contents that a session fetches at once.
+const FETCHES_MAX: usize = 4;
+
+/// Answers about contents that wait for the fetches before them. The contents of a further one stay wanted.
+const FETCH_LISTS_MAX: usize = 16;
+
+/// How long a session goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    /// Until one side leaves: changes of either go to the other when they happen.
+    Follow,
+    /// Until both have the same.
+    Once,
+}
+
+/// What a session knows beside its stream.
+pub(super) struct SessionContext {
+    /// The store. Work that blocks has a share of the lease: a shutdown waits for it, also when the session is gone.
+    pub(super) lease: Arc<StoreLease>,
+    pub(super) branch: Arc<SyncedBranch>,
+    pub(super) hello: SyncHello,
+    pub(super) settings: SyncSettings,
+    pub(super) peer: PeerId,
+    pub(super) fetcher: Option<Arc<dyn ContentFetcher>>,
+    pub(super) counters: Arc<SyncCounters>,
+    pub(super) assembling: Arc<Semaphore>,
+    /// Whether the node stops.
+    pub(super) closing: watch::Receiver<bool>,
+}
+
+/// Whether an identity may synchronise a bucket.
+pub(super) fn may_sync(identity: Option<&Identity>, hello: &SyncHello) -> bool {
+    identity.is_some_and(|it| FsRight::Sync.is_allowed(&it.scopes, &hello.bucket))
+}
+
+/// Whether the store has the branch, and synchronises it.
+pub(super) fn check_branch(store: &Store, hello: &SyncHello) -> Result<BranchId, SyncError> {
+    let (bucket, branch) = (hello.bucket.clone(), hello.branch.clone());
+    let read = store.read(move |tx| {
+        let bucket = tx.bucket_by_name(&bucket)?;
+        let branch = tx.branch_by_name(bucket.id, &branch)?;
+        Ok((bucket, branch))
+    });
+    let missing = || SyncError::refused(ByeCode::NotFound, "the branch is not synchronised");
+    let (bucket, branch) = match read.wait() {
+        Ok(found) => found,
+        Err(StoreError::NotFound(_)) => return Err(missing()),
+        Err(error) => return Err(error.into()),
+    };
+    // To a peer the same as one that does not exist.
+    if !bucket.is_synced || bucket.state == BucketState::Deleting {
+        return Err(missing());
+    }
+    let takes_changes = bucket.state == BucketState::Live && branch.state == BranchState::Open;
+    if !takes_changes || branch.is_protected {
+        let reason = "the branch takes no changes of peers";
+        return Err(SyncError::refused(ByeCode::ReadOnly, reason));
+    }
+    Ok(branch.id)
+}
+
+/// Reads the first message of a peer.
+pub(super) async fn read_hello(
+    input: &mut (impl AsyncRead + Unpin),
+) -> Result<SyncHello, SyncError> {
+    let read = async {
+        read_version(input).await?;
+        read_message(input).await
+    };
+    let late = |_| SyncError::refused(ByeCode::Timeout, "no hello came");
+    match timeout(HELLO_TIME, read).await.map_err(late)?? {
+        SyncMessage::Hello(hello) => Ok(hello),
+        SyncMessage::Bye(code) => Err(SyncError::Ended(code)),
+        _ => Err(unexpected("another message than a hello came first")),
+    }
+}
+
+/// Writes the first bytes of this side.
+pub(super) async fn write_first(
+    output: &mut (impl AsyncWrite + Unpin),
+    message: &SyncMessage,
+) -> Result<(), SyncError> {
+    let bytes = message.encode()?;
+    let write = async {
+        output.write_u8(PROTOCOL_VERSION).await?;
+        write_message(output, &bytes).await
+    };
+    let late = |_| SyncError::refused(ByeCode::Timeout, "the peer takes no hello");
+    Ok(timeout(HELLO_TIME, write).await.map_err(late)??)
+}
+
+/// The hello of this side.
+pub(super) async fn own_hello(context: &SessionContext) -> Result<SyncHello, SyncError> {
+    let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
+    let mut heads = blocking(move || branch.heads(&store)).await?;
+    // They only say where both may differ, so a part of them does.
+    heads.truncate(HEADS_MAX);
+    Ok(SyncHello {
+        heads,
+        ..context.hello.clone()
+    })
+}
+
+/// Exchanges messages until the session is over. `identity` is asked before each step: rights can change meanwhile.
+pub(super) async fn exchange(
+    context: &SessionContext,
+    mode: SyncMode,
+    identity: impl Fn() -> Option<Arc<Identity>> + Send + Sync,
+    mut input: impl AsyncRead + Send + Unpin,
+    mut output: impl AsyncWrite + Send + Unpin,
+) -> Result<(), SyncError> {
+    let (to_peer, outgoing) = mpsc::channel(2);
+    let (received, from_peer) = mpsc::channel(1);
+    let (found, there) = mpsc::channel(FETCH_LISTS_MAX);
+    let main = async {
+        let mut session = OpenSession::begin(context, mode, to_peer, from_peer, found).await?;
+        let ended = session.run(&identity).await;
+        session.leave(&ended).await;
+        ended
+    };
+    // Both directions go on by themselves: two peers that only wrote would wait for each other.
+    let work = async {
+        let writing = write_all(&mut output, outgoing);
+        tokio::join!(main, writing, fetch_all(context, there)).0
+    };
+    let (mut work, reading) = (pin!(work), pin!(read_all(&mut input, received)));
+    tokio::select! {
+        ended = &mut work => ended,
+        // The end of the input is a message for the session, which ends by itself.
+        () = reading => work.await,
+    }
+}
+
+/// A session after the hellos.
+struct OpenSession<'a> {
+    context: &'a SessionContext,
+    mode: SyncMode,
+    exchange: Option<PeerExchange>,
+    to_peer: mpsc::Sender<Vec<u8>>,
+    from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
+    /// Contents that the peer has, to be fetched.
+    found: mpsc::Sender<Vec<ContentHash>>,
+    /// Parts of a sync message that is not yet complete.
+    parts: Vec<u8>,
+    assembling: Option<SemaphorePermit<'a>>,
+    /// Contents that the peer was asked for.
+    asked: BTreeSet<[u8; 32]>,
+    has_heard: bool,
+    idle_rounds: u32,
+}
+
+impl<'a> OpenSession<'a> {
+    async fn begin(
+        context: &'a SessionContext,
+        mode: SyncMode,
+        to_peer: mpsc::Sender<Vec<u8>>,
+        from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
+        found: mpsc::Sender<Vec<ContentHash>>,
+    ) -> Result<Self, SyncError> {
+        let (store, branch) = (Arc::clone(&context.lease), context.branch.branch());
+        let peer = context.peer.clone();
+        let exchange = blocking(move || PeerExchange::resume(&store, branch, peer.as_str()));
+        Ok(Self {
+            context,
+            mode,
+            exchange: Some(exchange.await?),
+            to_peer,
+            from_peer,
+            found,
+            parts: Vec::new(),
+            assembling: None,
+            asked: BTreeSet::new(),
+            has_heard: false,
+            idle_rounds: 0,
+        })
+    }
+
+    async fn run(
+        &mut self,
+        identity: &(impl Fn() -> Option<Arc<Identity>> + Sync),
+    ) -> Result<(), SyncError> {
+        let mut changes = self.context.branch.changes();
+        let mut events = self.context.lease.db().last_event();
+        let mut closing = self.context.closing.clone();
+        let mut incoming = None;
+        loop {
+            if !may_sync(identity().as_deref(), &self.context.hello) {
+                let reason = "the peer has no right to synchronise the bucket";
+                return Err(SyncError::refused(ByeCode::NotFound, reason));
+            }
+            let step = self.step(incoming.take()).await?;
+            let is_waiting = step.outgoing.is_some() || !step.is_equal;
+            let is_over = step.is_equal && self.has_heard && self.asked.is_empty();
+            self.send_step(step).await?;
+            if is_over && self.asked.is_empty() && self.mode == SyncMode::Once {
+                return Ok(());
+            }
+            // Messages that are no step are handled until there is one.
+            loop {
+                let time = match is_waiting || !self.asked.is_empty() {
+                    true => MESSAGE_TIME,
+                    false => std::time::Duration::MAX,
+                };
+                let message = tokio::select! {
+                    message = timeout(time, self.from_peer.recv()) => message,
+                    _ = changes.changed() => break,
+                    Ok(()) = events.changed() => break,
+                    _ = closing.wait_for(|is_closing| *is_closing) => return Ok(()),
+                };
+                let late = |_| SyncError::refused(ByeCode::Timeout, "the peer does not answer");
+                let ended =
+                    || SyncError::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+                let message = message.map_err(late)?.ok_or_else(ended)??;
+                match message {
+                    SyncMessage::Bye(ByeCode::Done) => return Ok(()),
+                    other => incoming = self.take(other).await?,
+                }
+                if incoming.is_some() || self.is_done() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether an answer about contents was the last thing that the session waited for.
+    fn is_done(&self) -> bool {
+        self.mode == SyncMode::Once && self.asked.is_empty() && self.parts.is_empty()
+    }
+
+    /// Handles a message, and returns a complete sync message.
+    async fn take(&mut self, message: SyncMessage) -> Result<Option<Vec<u8>>, SyncError> {
+        match message {
+            SyncMessage::Hello(_) => Err(unexpected("a second hello")),
+            SyncMessage::Bye(code) => Err(SyncError::Ended(code)),
+            SyncMessage::Sync { is_last, bytes } => self.assemble(is_last, bytes).await,
+            SyncMessage::Want(hashes) => {
+                let there = self.present(hashes).await?;
+                self.send(&SyncMessage::Have(there)).await?;
+                Ok(None)
+            }
+            SyncMessage::Have(hashes) => {
+                let is_asked = |hash: &ContentHash| self.asked.contains(hash.as_bytes());
+                if !hashes.iter().all(is_asked) {
+                    return Err(unexpected("contents that nothing asked for"));
+                }
+                self.asked.clear();
+                if !hashes.is_empty() {
+                    // Not waited for: the session would not answer the peer meanwhile.
+                    self.found.try_send(hashes).ok();
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    async fn assemble(
+        &mut self,
+        is_last: bool,
+        bytes: Vec<u8>,
+    ) -> Result<Option<Vec<u8>>, SyncError> {
+        if self.parts.is_empty() && is_last {
+            return Ok(Some(bytes));
+        }
+        if bytes.is_empty() || self.parts.len() + bytes.len() > SYNC_BYTES_MAX {
+            let reason = "a sync message is too long, or has an empty part";
+            return Err(SyncError::refused(ByeCode::TooLarge, reason));
+        }
+        if self.assembling.is_none() {
+            let context = self.context;
+            let permit = timeout(MESSAGE_TIME, context.assembling.acquire()).await;
+            let busy = || SyncError::refused(ByeCode::Busy, "too many long messages at once");
+            self.assembling = permit.map_err(|_| busy())?.ok();
+        }
+        self.parts.extend_from_slice(&bytes);
+        if !is_last {
+            return Ok(None);
+        }
+        Ok(Some(std::mem::take(&mut self.parts)))
+    }
+
+    /// Those contents that names of the bucket lead to and that are here.
+    async fn present(&self, hashes: Vec<ContentHash>) -> Result<Vec<ContentHash>, SyncError> {
+        let bucket = self.context.hello.bucket.clone();
+        let read = self.context.lease.read(move |tx| {
+            let mut there = Vec::new();
+            for hash in hashes {
+                // What other buckets have is not this peer's business.
+                let status = tx.content_status_by_name(Some(&bucket), hash)?;
+                if matches!(status, ContentStatus::Complete { .. }) {
+                    there.push(hash);
+                }
+            }
+            Ok(there)
+        });
+        Ok(read.await?)
+    }
+
+    async fn step(&mut self, incoming: Option<Vec<u8>>) -> Result<SyncStep, SyncError> {
+        let context = self.context;
+        let has_message = incoming.is_some();
+        let lost = || SyncError::refused(ByeCode::Internal, "a step before did not end");
+        let mut exchange = self.exchange.take().ok_or_else(lost)?;
+        let (branch, store, settings) = (
+            Arc::clone(&context.branch),
+            Arc::clone(&context.lease),
+            context.settings,
+        );
+        let work = blocking(move || {
+            let step = branch.step(&store, &mut exchange, settings, incoming.as_deref());
+            step.map(|step| (exchange, step))
+        });
+        let late = |_| SyncError::refused(ByeCode::Timeout, "a merge takes too long");
+        let done = timeout(MERGE_TIME, work).await.map_err(late)?;
+        // The memory of a long message is free again.
+        self.assembling = None;
+        if done.is_err() && has_message {
+            context.counters.failed_merges.add(1);
+        }
+        let (exchange, step) = done?;
+        self.exchange = Some(exchange);
+        if has_message {
+            self.has_heard = true;
+            context.counters.merges.add(1);
+            self.idle_rounds = match step.has_moved {
+                true => 0,
+                false => self.idle_rounds + 1,
+            };
+            if self.idle_rounds > IDLE_ROUNDS_MAX {
+                let reason = "messages of the peer bring nothing";
+                return Err(SyncError::refused(ByeCode::InvalidDocument, reason));
+            }
+        }
+        for (rule, count) in &step.refused {
+            context.counters.refused_entries.add(*count);
+            tracing::warn!(peer = %context.peer, rule, count, "entries of a peer were left out");
+        }
+        Ok(step)
+    }
+
+    /// Sends what a step brought.
+    async fn send_step(&mut self, step: SyncStep) -> Result<(), SyncError> {
+        if let Some(bytes) = step.outgoing {
+            let mut parts = bytes.chunks(PART_BYTES_MAX).peekable();
+            while let Some(part) = parts.next() {
+                let is_last = parts.peek().is_none();
+                let bytes = part.to_vec();
+                self.send(&SyncMessage::Sync { is_last, bytes }).await?;
+            }
+        }
+        let is_eager = self.context.settings.content == ContentFetchMode::Eager;
+        if is_eager && self.context.fetcher.is_some() && !step.wanted.is_empty() {
+            let room = HASHES_MAX.saturating_sub(self.asked.len());
+            let wanted: Vec<_> = step.wanted.into_iter().take(room).collect();
+            self.asked
+                .extend(wanted.iter().map(|hash| *hash.as_bytes()));
+            self.send(&SyncMessage::Want(wanted)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, message: &SyncMessage) -> Result<(), SyncError> {
+        let bytes = message.encode()?;
+        let gone = || SyncError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        let sent = timeout(MESSAGE_TIME, self.to_peer.send(bytes)).await;
+        let late = |_| SyncError::refused(ByeCode::Timeout, "the peer takes nothing");
+        sent.map_err(late)?.map_err(|_| gone())
+    }
+
+    /// Says goodbye, where the peer has not done so.
+    async fn leave(&self, ended: &Result<(), SyncError>) {
+        let code = match ended {
+            Ok(()) => ByeCode::Done,
+            Err(SyncError::Refused { code, .. }) => *code,
+            Err(SyncError::Ended(_) | SyncError::Stream(_)) => return,
+        };
+        // The stream may be gone by now.
+        self.send(&SyncMessage::Bye(code)).await.ok();
+    }
+}
+
+/// Reads messages until the stream ends, or the session does.
+async fn read_all(
+    input: &mut (impl AsyncRead + Unpin),
+    received: mpsc::Sender<Result<SyncMessage, SyncError>>,
+) {
+    loop {
+        let message = read_message(input).await;
+        let is_last = matches!(message, Err(_) | Ok(SyncMessage::Bye(_)));
+        if received.send(message).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Writes messages until there are no more of them.
+async fn write_all(output: &mut (impl AsyncWrite + Unpin), mut messages: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = messages.recv().await {
+        let written = timeout(MESSAGE_TIME, write_message(output, &bytes)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+    // The peer may be gone by now.
+    timeout(HELLO_TIME, output.shutdown()).await.ok();
+}
+
+/// Fetches contents that the peer has.
+async fn fetch_all(context: &SessionContext, mut there: mpsc::Receiver<Vec<ContentHash>>) {
+    while let Some(hashes) = there.recv().await {
+        let Some(fetcher) = &context.fetcher else {
+            continue;
+        };
+        let fetches = stream::iter(hashes).for_each_concurrent(FETCHES_MAX, |hash| async move {
+            let fetched = fetcher.fetch(&context.hello.bucket, hash, &context.peer);
+            if let Err(error) = fetched.await {
+                // It stays wanted: a read of it asks again.
+                tracing::debug!(%hash, peer = %context.peer, "a content was not fetched: {error}");
+            }
+        });
+        fetches.await;
+    }
+}
+
+/// Runs work that blocks on a thread of the blocking pool.
+pub(super) fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SyncError> + Send + 'static,
+) -> impl Future<Output = Result<T, SyncError>> {
+    let running = tokio::task::spawn_blocking(work);
+    async move {
+        let broken = |_| SyncError::refused(ByeCode::Internal, "a step panicked");
+        running.await.map_err(broken)?
+    }
+}
+
+fn unexpected(reason: &str) -> SyncError {
+    SyncError::refused(ByeCode::InvalidMessage, reason)
+}

@@ -1,0 +1,10 @@
+//! Tests of the synchronisation.
+
+mod document;
+mod entry;
+mod hostile;
+mod message;
+mod model;
+mod scene;
+mod sessions;
+mod unpack;

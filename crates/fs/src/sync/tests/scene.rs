@@ -1,0 +1,333 @@
+//! Nodes that synchronise in this process.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use alknet_core::{
+    AuthContext, Carriage, Connection, Identity, IdentityKind, PeerKey, ProtocolHandler,
+    memory_pair,
+};
+use alknet_store::{
+    Bucket, BucketSettings, ChangeRequest, ContentHash, EntryAttributes, EntryKind, EntryPath,
+    EntryPrecondition, EventFilter, EventTopic, FileContent, FileStoreOptions, HybridTimestamp,
+    ListRequest, NewBucket, SpaceSource, StoreDbOptions, StoreError, StoreEvent, StoreSpace,
+    TimeSource, TreeChange,
+};
+use alknet_test_support::deadline;
+use tempfile::TempDir;
+
+use crate::FsService;
+use crate::lease::StoreLease;
+use crate::sync::{SYNC_ALPN, SyncError, SyncOptions, SyncService};
+
+/// Where the clocks of tests begin: 2027-01-15, 08:00 UTC.
+const START_MS: u64 = 1_800_000_000_000;
+
+/// The scope of a peer that may synchronise.
+pub(super) const MAY_SYNC: &str = "fs:sync:docs";
+
+/// How long anything may take before a test calls it hung.
+pub(super) fn hung() -> Duration {
+    deadline(Duration::from_secs(120))
+}
+
+/// A clock that a test moves.
+#[derive(Debug)]
+pub(super) struct TestClock(AtomicU64);
+
+impl TestClock {
+    pub(super) fn advance(&self, ms: u64) {
+        self.0.fetch_add(ms, Ordering::SeqCst);
+    }
+}
+
+impl TimeSource for TestClock {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A disk with room, whatever the machine has.
+struct AmpleDisk;
+
+impl SpaceSource for AmpleDisk {
+    fn measure(&self, _folder: &Path) -> io::Result<StoreSpace> {
+        let (total, free) = (1 << 40, 1 << 40);
+        Ok(StoreSpace { total, free })
+    }
+}
+
+/// What a path has, as far as peers agree on it.
+pub(super) type TreeRow = (EntryKind, Option<ContentHash>, u64, u32, Option<String>);
+
+/// A node with the synchronised bucket `docs`.
+pub(super) struct SyncNode {
+    pub(super) name: String,
+    pub(super) sync: Arc<SyncService>,
+    pub(super) files: FsService,
+    pub(super) clock: Arc<TestClock>,
+    options: SyncOptions,
+    folder: TempDir,
+}
+
+impl SyncNode {
+    pub(super) async fn new(name: &str) -> Self {
+        Self::with(name, |_| {}).await
+    }
+
+    pub(super) async fn with(name: &str, change: impl FnOnce(&mut SyncOptions)) -> Self {
+        let mut key = [0; 32];
+        key[..name.len()].copy_from_slice(name.as_bytes());
+        let mut options = SyncOptions::new(PeerKey::Ed25519(key));
+        change(&mut options);
+        let clock = Arc::new(TestClock(AtomicU64::new(START_MS)));
+        let folder = tempfile::tempdir().expect("writable");
+        let files = open(&folder, &clock);
+        let node = Self {
+            name: name.to_owned(),
+            sync: Arc::new(SyncService::new(files.clone(), options.clone())),
+            files,
+            clock,
+            options,
+            folder,
+        };
+        let store = node.store().await;
+        let new = NewBucket::new("docs".parse().expect("a name"), "root");
+        let settings = BucketSettings {
+            is_synced: Some(true),
+            ..BucketSettings::default()
+        };
+        let made = store.write(move |tx| {
+            let (bucket, _) = tx.create_bucket(&new)?;
+            tx.set_bucket(bucket.id, &settings, "root")
+        });
+        made.await.expect("a bucket");
+        node
+    }
+
+    /// The same node after an orderly end.
+    pub(super) async fn restarted(self) -> Self {
+        self.files.shutdown().await;
+        let files = open(&self.folder, &self.clock);
+        Self {
+            sync: Arc::new(SyncService::new(files.clone(), self.options.clone())),
+            files,
+            ..self
+        }
+    }
+
+    pub(super) async fn store(&self) -> StoreLease {
+        self.files.lease().await.expect("a store")
+    }
+
+    pub(super) async fn bucket(&self) -> Bucket {
+        let read = self
+            .store()
+            .await
+            .read(|tx| tx.bucket_by_name(&"docs".parse()?));
+        read.await.expect("a bucket")
+    }
+
+    pub(super) async fn set(&self, settings: BucketSettings) {
+        let bucket = self.bucket().await.id;
+        let store = self.store().await;
+        let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+        set.await.expect("there");
+    }
+
+    pub(super) async fn apply(&self, changes: Vec<TreeChange>) -> HybridTimestamp {
+        let store = self.store().await;
+        let done = store.write(move |tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
+            tx.apply(&ChangeRequest {
+                branch: branch.id,
+                actor: "alice".to_owned(),
+                message: None,
+                changes: changes.clone(),
+            })
+        });
+        done.await.expect("applied").timestamp
+    }
+
+    /// Writes a file whose content has this number.
+    pub(super) async fn put(&self, at: &str, number: u64) -> HybridTimestamp {
+        self.apply(vec![put(at, number)]).await
+    }
+
+    /// Writes a file with these bytes, which the store has, and returns its content.
+    pub(super) async fn put_bytes(&self, at: &str, bytes: &'static [u8]) -> ContentHash {
+        let store = self.store().await;
+        let bucket = self.bucket().await.id;
+        let read = store.read(move |tx| tx.branch_by_name(bucket, &"main".parse()?));
+        let branch = read.await.expect("a branch").id;
+        let at = path(at);
+        let put = tokio::task::spawn_blocking(move || {
+            let content = store.put_bytes(bytes)?;
+            let hash = content.content().hash;
+            let put = TreeChange::put(at, content.content());
+            let put = ChangeRequest::new(branch, "alice", put);
+            store.apply(put, vec![content]).wait()?;
+            Ok::<_, StoreError>(hash)
+        });
+        put.await.expect("no panic").expect("applied")
+    }
+
+    pub(super) async fn mkdir(&self, at: &str) {
+        self.apply(vec![TreeChange::mkdir(path(at))]).await;
+    }
+
+    pub(super) async fn delete(&self, at: &str) -> HybridTimestamp {
+        self.apply(vec![TreeChange::delete(path(at))]).await
+    }
+
+    /// Everything that the branch shows.
+    pub(super) async fn tree(&self) -> BTreeMap<String, TreeRow> {
+        let store = self.store().await;
+        let read = store.read(|tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
+            let view = tx.view(branch.id, None)?;
+            let mut request = ListRequest {
+                is_recursive: true,
+                ..ListRequest::new(EntryPath::root())
+            };
+            let mut entries = Vec::new();
+            loop {
+                let page = tx.list(&view, &request)?;
+                entries.extend(page.entries);
+                if page.next.is_none() {
+                    return Ok(entries);
+                }
+                request.after = page.next;
+            }
+        });
+        let rows = read.await.expect("readable").into_iter().map(|entry| {
+            let state = entry.state;
+            let row = (state.kind, state.hash, state.size, state.mode, state.target);
+            (entry.path.to_string(), row)
+        });
+        rows.collect()
+    }
+
+    /// The paths of everything that the branch shows.
+    pub(super) async fn paths(&self) -> Vec<String> {
+        self.tree().await.into_keys().collect()
+    }
+
+    /// Contents of the versions of a path, the newest first.
+    pub(super) async fn history(&self, at: &str) -> Vec<Option<ContentHash>> {
+        let (store, at) = (self.store().await, path(at));
+        let read = store.read(move |tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
+            tx.history(&tx.view(branch.id, None)?, &at, None, 100)
+        });
+        let versions = read.await.expect("readable").into_iter();
+        versions.map(|version| version.state.hash).collect()
+    }
+
+    /// The events about changes of peers.
+    pub(super) async fn merges(&self) -> Vec<StoreEvent> {
+        let filter = EventFilter {
+            topics: vec![EventTopic::SyncMerged],
+            ..EventFilter::default()
+        };
+        let store = self.store().await;
+        let read = store.read(move |tx| tx.read_events(0, &filter, 1000));
+        read.await.expect("readable").events
+    }
+
+    /// Parts that the stored document has.
+    pub(super) async fn parts(&self) -> usize {
+        let store = self.store().await;
+        let read = store.read(|tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
+            tx.sync_document(branch.id)
+        });
+        let document = read.await.expect("readable");
+        document.map_or(0, |document| document.chunks.len())
+    }
+
+    /// A connection to another node. Each knows the other one with these scopes.
+    pub(super) fn connect(&self, other: &Self, ours: &[&str], theirs: &[&str]) -> Connection {
+        let (here, there) = memory_pair(SYNC_ALPN);
+        let known = here.set_identity(identity(&other.name, theirs));
+        known.expect("the first identity");
+        serve(other, there, Some(identity(&self.name, ours)));
+        here
+    }
+
+    /// Opens a session with another node until both have the same.
+    pub(super) async fn sync(&self, other: &Self) -> Result<(), SyncError> {
+        let connection = self.connect(other, &[MAY_SYNC], &[MAY_SYNC]);
+        self.sync_on(&connection).await
+    }
+
+    pub(super) async fn sync_on(&self, connection: &Connection) -> Result<(), SyncError> {
+        let (bucket, branch) = ("docs".parse(), "main".parse());
+        let (bucket, branch) = (bucket.expect("a name"), branch.expect("a name"));
+        let session = self.sync.sync_once(connection, &bucket, &branch);
+        let session = tokio::time::timeout(hung(), session);
+        session.await.expect("an end")
+    }
+}
+
+fn open(folder: &TempDir, clock: &Arc<TestClock>) -> FsService {
+    let options = FileStoreOptions {
+        db: StoreDbOptions {
+            time: Arc::clone(clock) as _,
+            space: Arc::new(AmpleDisk),
+            ..StoreDbOptions::default()
+        },
+        ..FileStoreOptions::default()
+    };
+    FsService::new(&folder.path().join("fs"), options)
+}
+
+/// Serves a connection.
+pub(super) fn serve(node: &SyncNode, connection: Connection, peer: Option<Arc<Identity>>) {
+    let auth = AuthContext {
+        identity: peer,
+        key: None,
+        alpn: SYNC_ALPN.into(),
+        sni: None,
+        remote_addr: None,
+        carriage: Carriage::Memory,
+        early_data: false,
+    };
+    tokio::spawn(Arc::clone(&node.sync).handle(connection, auth));
+}
+
+pub(super) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
+    Arc::new(Identity {
+        id: name.parse().expect("a peer id"),
+        kind: IdentityKind::Peer,
+        scopes: scopes.iter().collect(),
+        resources: Default::default(),
+        generation: 1,
+    })
+}
+
+pub(super) fn path(text: &str) -> EntryPath {
+    text.parse().expect("a path")
+}
+
+pub(super) fn hash(number: u64) -> ContentHash {
+    ContentHash::new(*blake3::hash(&number.to_be_bytes()).as_bytes())
+}
+
+/// A change that gives a file the content with this number.
+pub(super) fn put(at: &str, number: u64) -> TreeChange {
+    TreeChange::Put {
+        path: path(at),
+        content: FileContent::new(hash(number), number),
+        attributes: EntryAttributes::default(),
+        precondition: EntryPrecondition::Any,
+    }
+}

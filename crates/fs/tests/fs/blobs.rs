@@ -1,0 +1,261 @@
+//! Contents by hash between nodes: who may share them, fetch them, and ask peers for them.
+
+use std::sync::Arc;
+
+use alknet_core::{
+    AuthContext, BoxFuture, Carriage, Connection, DialError, DialErrorKind, PeerId, PeerKey,
+    ProtocolHandler, memory_pair,
+};
+use alknet_fs::{BLOBS_ALPN, BlobHandler, BlobOptions, BlobPeers, BlobRequest, BlobSelections};
+use alknet_store::{
+    ChangeRequest, ContentHash, ContentPresence, FileContent, MAIN_BRANCH, TreeChange,
+};
+use serde_json::{Value, json};
+
+use crate::scene::{FilesNode, FilesPeer, base64, hung, next, noise};
+
+const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
+
+/// One peer, `bob`, to which the getter is the holder of [`KEY`].
+#[derive(Debug)]
+struct Bob(Arc<BlobHandler>);
+
+impl BlobPeers for Bob {
+    fn known(&self) -> Vec<PeerId> {
+        vec!["bob".parse().expect("a peer id")]
+    }
+
+    fn connect<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, DialError>> {
+        Box::pin(async move {
+            match peer.as_str() {
+                "bob" => Ok(connect(&self.0)),
+                _ => Err(DialError::new(DialErrorKind::UnknownPeer, "no such peer")),
+            }
+        })
+    }
+}
+
+fn connect(handler: &Arc<BlobHandler>) -> Connection {
+    let (ours, theirs) = memory_pair(BLOBS_ALPN);
+    let auth = AuthContext {
+        identity: None,
+        key: Some(KEY),
+        alpn: BLOBS_ALPN.into(),
+        sni: None,
+        remote_addr: None,
+        carriage: Carriage::Memory,
+        early_data: false,
+    };
+    tokio::spawn(Arc::clone(handler).handle(theirs, auth));
+    ours
+}
+
+fn handler(node: &FilesNode) -> Arc<BlobHandler> {
+    Arc::new(BlobHandler::new(&node.service, BlobOptions::default()))
+}
+
+/// Names a content whose bytes are on peers only, as an exchange of names does.
+async fn want(node: &FilesNode, path: &str, bytes: &[u8]) -> String {
+    let hash = ContentHash::new(*blake3::hash(bytes).as_bytes());
+    let wanted = FileContent {
+        presence: ContentPresence::Wanted,
+        ..FileContent::new(hash, bytes.len() as u64)
+    };
+    let put = TreeChange::put(path.parse().expect("a path"), wanted);
+    let lease = node.service.lease().await.expect("a store");
+    let (bucket, main) = (
+        "docs".parse().expect("a name"),
+        MAIN_BRANCH.parse().expect("a name"),
+    );
+    let found = lease.read(move |tx| {
+        let bucket = tx.bucket_by_name(&bucket)?;
+        tx.branch_by_name(bucket.id, &main)
+    });
+    let branch = found.await.expect("there").id;
+    let request = ChangeRequest::new(branch, "alice", put);
+    lease.apply(request, Vec::new()).await.expect("a name");
+    hash.to_string()
+}
+
+async fn share(admin: &FilesPeer, hash: &Value) -> Value {
+    let share = json!({ "bucket": "docs", "hash": hash, "key": KEY.to_string(), "time_s": 3600 });
+    admin.call("fs/share", share).await
+}
+
+#[tokio::test]
+async fn a_content_is_shared_found_and_fetched() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let bytes = noise(700_000);
+    let hash = bobs_admin.upload("docs:/a", &bytes).await["hash"].clone();
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    want(&node, "/a", &bytes).await;
+    assert_eq!(
+        admin.call("fs/blob/status", json!({ "hash": hash })).await["status"],
+        "wanted"
+    );
+    let asked = json!({ "hash": hash, "from": ["bob", "carol"] });
+    let statuses = async |asked: &Value| {
+        let answer = admin.call("fs/blob/providers", asked.clone()).await;
+        let providers = answer["providers"].as_array().expect("a list").clone();
+        let status = |provider: &Value| provider["status"].as_str().expect("a text").to_owned();
+        providers.iter().map(status).collect::<Vec<_>>()
+    };
+    // Without a share the peer does not even keep the connection.
+    assert_eq!(statuses(&asked).await, ["unreachable", "unreachable"]);
+    let ended = admin.broken("fs/blob/fetch", asked.clone()).await;
+    assert_eq!(ended.0, "CONTENT_UNAVAILABLE");
+    share(&bobs_admin, &hash).await;
+    assert_eq!(statuses(&asked).await, ["complete", "unreachable"]);
+    assert_eq!(statuses(&json!({ "hash": hash })).await, ["complete"]);
+    let mut items = admin
+        .subscribe("fs/blob/fetch", json!({ "hash": hash }))
+        .await;
+    let last = loop {
+        let item = next(&mut items).await.output.value().clone();
+        if item["done"] == json!(true) {
+            break item;
+        }
+    };
+    assert_eq!(
+        last,
+        json!({ "fetched": 700_000, "size": 700_000, "done": true })
+    );
+    let (head, read) = admin.read(json!({ "path": "docs:/a" })).await;
+    assert_eq!(head["hash"], hash);
+    assert!(read == bytes);
+    // What is here is not fetched again.
+    let mut items = admin
+        .subscribe("fs/blob/fetch", json!({ "hash": hash }))
+        .await;
+    let first = next(&mut items).await.output.value().clone();
+    assert_eq!(first["done"], json!(true));
+}
+
+/// The attack: a peer names a content of another bucket, whose hash it knows, and reads it under that name.
+#[tokio::test]
+async fn a_name_that_was_announced_opens_no_content_of_another_bucket() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let secret = json!({ "bucket": "secret" });
+    admin.call("fs/bucket/create", secret).await;
+    let bytes = noise(300_000);
+    let hash = admin.upload("secret:/a", &bytes).await["hash"].clone();
+    want(&node, "/mine", &bytes).await;
+    let by_hash = json!({ "hash": hash });
+    let reader = node.peer("ada", &["fs:read:docs", "fs:sync:docs"]);
+    for input in [json!({ "path": "docs:/mine" }), by_hash.clone()] {
+        let (code, sent) = reader.broken("fs/read", input).await;
+        assert_eq!((&*code, sent), ("CONTENT_UNAVAILABLE", 0));
+    }
+    let status = reader.call("fs/blob/status", by_hash.clone()).await;
+    assert_eq!(status["status"], "wanted");
+    // What a peer sends for the bucket is its own.
+    let theirs = bobs_admin.upload("docs:/a", &bytes).await["hash"].clone();
+    assert_eq!(theirs, hash);
+    share(&bobs_admin, &hash).await;
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    let mut items = reader.subscribe("fs/blob/fetch", by_hash).await;
+    while next(&mut items).await.output.value()["done"] != json!(true) {}
+    let (_, read) = reader.read(json!({ "path": "docs:/mine" })).await;
+    assert!(read == bytes);
+}
+
+#[tokio::test]
+async fn a_fetch_that_fails_names_what_the_peers_did() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    // A share of another content lets the connection stand.
+    let put = json!({ "path": "docs:/b", "bytes": base64(b"other") });
+    let other = bobs_admin.call("fs/put", put).await["hash"].clone();
+    share(&bobs_admin, &other).await;
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    let hash = want(&node, "/a", &noise(300)).await;
+    let input = json!({ "hash": hash, "from": ["carol", "bob"] });
+    let mut items = admin.subscribe("fs/blob/fetch", input).await;
+    let error = loop {
+        let item = tokio::time::timeout(hung(), items.next())
+            .await
+            .expect("in time");
+        if let Err(error) = item.expect("an error ends it") {
+            break error;
+        }
+    };
+    let details = error.details.map(|details| *details).unwrap_or_default();
+    let tried = json!([
+        { "peer": "carol", "outcome": "unreachable" },
+        { "peer": "bob", "outcome": "no content" },
+    ]);
+    assert_eq!(details, json!({ "hash": hash, "tried": tried }));
+}
+
+#[tokio::test]
+async fn peers_are_asked_only_for_what_a_bucket_wants_and_by_those_who_may() {
+    let node = FilesNode::new();
+    let admin = node.admin().await;
+    let hash = want(&node, "/a", b"wanted").await;
+    let input = json!({ "hash": hash });
+    let reader = node.peer("ada", &["fs:read:docs", "fs:write:docs"]);
+    assert_eq!(
+        reader.broken("fs/blob/fetch", input.clone()).await.0,
+        "NOT_FOUND"
+    );
+    assert_eq!(
+        reader.code("fs/blob/providers", input.clone()).await.0,
+        "NOT_FOUND"
+    );
+    let unknown = json!({ "hash": "00".repeat(32) });
+    assert_eq!(admin.broken("fs/blob/fetch", unknown).await.0, "NOT_FOUND");
+    // The node has no peers.
+    assert_eq!(admin.broken("fs/blob/fetch", input).await.0, "UNAVAILABLE");
+    let wrong = json!({ "hash": hash, "from": ["No Name"] });
+    let bob = FilesNode::new();
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    assert_eq!(
+        admin.broken("fs/blob/fetch", wrong).await.0,
+        "INVALID_INPUT"
+    );
+}
+
+#[tokio::test]
+async fn shares_are_listed_and_revoked() {
+    let node = FilesNode::new();
+    let admin = node.admin().await;
+    let put = json!({ "path": "docs:/a", "bytes": base64(b"shared") });
+    let hash = admin.call("fs/put", put).await["hash"].clone();
+    let made = share(&admin, &hash).await;
+    let shares = admin
+        .call("fs/share/list", json!({ "bucket": "docs" }))
+        .await;
+    assert_eq!(shares["shares"], json!([made]));
+    let peer = connect(&handler(&node));
+    assert!(has(&peer, &hash).await);
+    let revoke = json!({ "bucket": "docs", "share": made["share"] });
+    admin.call("fs/share/revoke", revoke.clone()).await;
+    assert!(!has(&peer, &hash).await);
+    let again = admin.code("fs/share/revoke", revoke).await;
+    assert_eq!(
+        again,
+        ("NOT_FOUND".to_owned(), json!({ "object": "share" }))
+    );
+    // The right to read is not enough, and only what the bucket has is shared.
+    let reader = node.peer("ada", &["fs:read:docs"]);
+    let input = json!({ "bucket": "docs", "hash": hash, "key": KEY.to_string() });
+    assert_eq!(reader.code("fs/share", input).await.0, "FORBIDDEN");
+    let input = json!({ "bucket": "docs", "hash": "00".repeat(32), "key": KEY.to_string() });
+    assert_eq!(admin.code("fs/share", input).await.0, "NOT_FOUND");
+    let input = json!({ "bucket": "docs", "hash": hash, "key": "password" });
+    assert_eq!(admin.code("fs/share", input).await.0, "INVALID_INPUT");
+}
+
+/// Whether the holder of the key gets a content.
+async fn has(peer: &Connection, hash: &Value) -> bool {
+    let hash = hash.as_str().expect("a text").parse().expect("a hash");
+    let selections = BlobSelections::of_one(alknet_objects::ChunkSelection::all());
+    let (mut send, mut recv) = peer.open_bi().await.expect("a stream");
+    let request = BlobRequest::Get { hash, selections }.encode();
+    send.write_chunk(request.into()).await.expect("room");
+    send.finish().expect("it is open");
+    let first = tokio::time::timeout(hung(), recv.read_chunk(64)).await;
+    first.expect("in time").is_ok()
+}

@@ -1,0 +1,17 @@
+//! The operations of the files as clients meet them.
+
+mod blobs;
+mod branches;
+mod entries;
+mod hidden;
+mod mount;
+mod mount_client;
+mod mount_rights;
+mod notify;
+mod opening;
+mod scene;
+mod sessions;
+mod tree;
+mod tree_model;
+mod watching;
+mod wrong_input;

@@ -1,0 +1,255 @@
+//! A node with files, and peers that are connected in this process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallHandler, CallOptions, Dispatcher, Registry, Subscription,
+    SubscriptionEvent,
+};
+use alknet_core::{AuthContext, Carriage, Identity, IdentityKind, ProtocolHandler, memory_pair};
+use alknet_fs::{FsService, operations};
+use alknet_store::FileStoreOptions;
+use alknet_test_support::deadline;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before a test calls it hung.
+pub(crate) fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
+
+/// A node whose files lie in a folder that goes away.
+pub(crate) struct FilesNode {
+    pub(crate) service: FsService,
+    handler: Arc<CallHandler>,
+    /// Removed last.
+    folder: Arc<TempDir>,
+}
+
+impl FilesNode {
+    pub(crate) fn new() -> Self {
+        Self::with(FileStoreOptions::default())
+    }
+
+    pub(crate) fn with(options: FileStoreOptions) -> Self {
+        let folder = tempfile::tempdir().expect("writable");
+        Self::within(Arc::new(folder), options)
+    }
+
+    fn within(folder: Arc<TempDir>, options: FileStoreOptions) -> Self {
+        let service = FsService::new(&folder.path().join("fs"), options);
+        let mut builder = Registry::builder();
+        for operation in operations(&service) {
+            builder.add(operation);
+        }
+        let registry = builder.build().expect("no rule is broken");
+        let dispatcher = Arc::new(Dispatcher::new(registry));
+        Self {
+            service,
+            handler: Arc::new(CallHandler::new(dispatcher)),
+            folder,
+        }
+    }
+
+    /// The same node after an orderly end.
+    pub(crate) async fn restarted(self) -> Self {
+        self.service.shutdown().await;
+        Self::within(self.folder, FileStoreOptions::default())
+    }
+
+    /// The same node after an end and what is done to its files meanwhile.
+    pub(crate) async fn restarted_after(self, meanwhile: impl FnOnce(PathBuf)) -> Self {
+        self.service.shutdown().await;
+        meanwhile(self.folder.path().join("fs"));
+        Self::within(self.folder, FileStoreOptions::default())
+    }
+
+    /// A path below the folder of the store.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("fs").join(name)
+    }
+
+    /// A connected peer with these scopes.
+    pub(crate) fn peer(&self, name: &str, scopes: &[&str]) -> FilesPeer {
+        FilesPeer(self.connection(Some(name), scopes))
+    }
+
+    /// A connected peer that the node does not know.
+    pub(crate) fn unknown_peer(&self) -> FilesPeer {
+        FilesPeer(self.connection(None, &[]))
+    }
+
+    /// A peer that may do everything, and a bucket `docs`.
+    pub(crate) async fn admin(&self) -> FilesPeer {
+        let admin = self.peer("root", &["fs:*"]);
+        admin
+            .call("fs/bucket/create", json!({ "bucket": "docs" }))
+            .await;
+        admin
+    }
+
+    fn connection(&self, name: Option<&str>, scopes: &[&str]) -> CallConnection {
+        let (ours, theirs) = memory_pair(ALPN);
+        let auth = AuthContext {
+            identity: name.map(|name| identity(name, scopes)),
+            key: None,
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: Carriage::Memory,
+            early_data: false,
+        };
+        tokio::spawn(Arc::clone(&self.handler).handle(theirs, auth));
+        CallClient::without_operations().attach(ours, None)
+    }
+}
+
+pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
+    Arc::new(Identity {
+        id: name.parse().expect("a peer id"),
+        kind: IdentityKind::Peer,
+        scopes: scopes.iter().collect(),
+        resources: Default::default(),
+        generation: 1,
+    })
+}
+
+/// A connected peer.
+pub(crate) struct FilesPeer(CallConnection);
+
+/// Why a call was refused.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) details: Value,
+}
+
+impl FilesPeer {
+    /// The answer of a call.
+    pub(crate) async fn call(&self, operation: &str, input: Value) -> Value {
+        let answer = self.0.call(operation, &input).await;
+        match answer {
+            Ok(answer) => answer.value().clone(),
+            Err(error) => panic!("{operation} {input}: {error} {:?}", error.details),
+        }
+    }
+
+    /// The answer of a call that is made once however often it is repeated with this key.
+    pub(crate) async fn keyed(&self, operation: &str, input: Value, key: &str) -> Value {
+        let options = CallOptions {
+            idempotency_key: Some(key.to_owned()),
+            ..CallOptions::default()
+        };
+        let answer = self.0.call_with(operation, &input, &options).await;
+        answer.expect("it is allowed").value().clone()
+    }
+
+    /// The error of a call.
+    pub(crate) async fn refused(&self, operation: &str, input: Value) -> Refusal {
+        let error = match self.0.call(operation, &input).await {
+            Ok(answer) => panic!("{operation} {input}: {}", answer.value()),
+            Err(error) => error,
+        };
+        Refusal {
+            code: error.code.name().to_owned(),
+            message: error.message,
+            details: error.details.map(|details| *details).unwrap_or_default(),
+        }
+    }
+
+    /// Code and details of the error of a call.
+    pub(crate) async fn code(&self, operation: &str, input: Value) -> (String, Value) {
+        let refusal = self.refused(operation, input).await;
+        (refusal.code, refusal.details)
+    }
+
+    pub(crate) async fn subscribe(&self, operation: &str, input: Value) -> Subscription {
+        let begun = self.0.subscribe(operation, &input).await;
+        begun.unwrap_or_else(|error| panic!("{operation} {input}: {error}"))
+    }
+
+    /// The head of a content, and its bytes.
+    pub(crate) async fn read(&self, input: Value) -> (Value, Vec<u8>) {
+        let mut items = self.subscribe("fs/read", input).await;
+        let head = next(&mut items).await.output.value().clone();
+        let mut bytes = Vec::new();
+        while let Some(item) = items.next().await {
+            bytes.extend(bytes_of(&item.expect("bytes")));
+        }
+        (head, bytes)
+    }
+
+    /// The code with which a subscription ends, and the bytes that came before.
+    pub(crate) async fn broken(&self, operation: &str, input: Value) -> (String, usize) {
+        let mut items = self.subscribe(operation, input).await;
+        let mut bytes = 0;
+        loop {
+            match items.next().await.expect("an error ends it") {
+                Ok(item) => bytes += bytes_of(&item).len(),
+                Err(error) => break (error.code.name().to_owned(), bytes),
+            }
+        }
+    }
+
+    /// Puts a short content, and returns the number of the commit.
+    pub(crate) async fn put(&self, path: &str, content: &[u8]) -> u64 {
+        let input = json!({ "path": path, "bytes": base64(content) });
+        let put = self.call("fs/put", input).await;
+        put["seq"].as_u64().expect("a number")
+    }
+
+    /// Puts a content of any size through a session.
+    pub(crate) async fn upload(&self, path: &str, content: &[u8]) -> Value {
+        let input = json!({ "path": path, "size": content.len() });
+        let session = self.call("fs/write/open", input).await["session"].clone();
+        for (at, piece) in content.chunks(256 << 10).enumerate() {
+            let offset = at * (256 << 10);
+            let piece = json!({ "session": session, "offset": offset, "bytes": base64(piece) });
+            self.call("fs/write/chunk", piece).await;
+        }
+        let close = json!({ "session": session });
+        self.call("fs/write/close", close).await
+    }
+
+    /// The names in a directory.
+    pub(crate) async fn names(&self, path: &str) -> Vec<String> {
+        let listed = self.call("fs/list", json!({ "path": path })).await;
+        let entries = listed["entries"].as_array().expect("a list");
+        let paths = entries
+            .iter()
+            .map(|entry| entry["path"].as_str().expect("a path"));
+        paths.map(str::to_owned).collect()
+    }
+}
+
+/// The next item of a subscription.
+pub(crate) async fn next(items: &mut Subscription) -> SubscriptionEvent {
+    let item = tokio::time::timeout(hung(), items.next()).await;
+    item.expect("in time").expect("an item").expect("an item")
+}
+
+fn bytes_of(item: &SubscriptionEvent) -> Vec<u8> {
+    let value = item.output.value();
+    let said = &value["bytes"];
+    match item.output.binary(said) {
+        Some(bytes) => bytes.to_vec(),
+        // A head has none.
+        None => STANDARD
+            .decode(said.as_str().unwrap_or_default())
+            .expect("base64"),
+    }
+}
+
+pub(crate) fn base64(content: &[u8]) -> String {
+    STANDARD.encode(content)
+}
+
+/// Bytes without a pattern that a mistake of a whole block would hide.
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at * 31 % 251) as u8).collect()
+}
