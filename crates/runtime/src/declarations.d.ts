@@ -261,6 +261,90 @@ declare module "alknet:core/layout-host" {
   export function diff(before: Layout, after: Layout): Change[];
   export { h } from "alknet:core/ujsx";
 }
+declare module "alknet:core/fs" {
+  type FsCallOptions = Omit<CallOptions, "idempotencyKey">;
+  type FsData = string | ArrayBuffer | ArrayBufferView;
+  interface FsVersionOptions extends FsCallOptions {
+    /** Number of a commit: the entry as it was after it. */
+    asOf?: number;
+  }
+  interface FsRangeOptions extends FsVersionOptions { offset?: number; length?: number }
+  interface FsListOptions extends FsVersionOptions {
+    /** With what is below its directories. */
+    recursive?: boolean;
+    /** Most entries of a page, at most 1000. */
+    limit?: number;
+  }
+  interface FsConditions {
+    /** The hash of the present content, or `*` for any entry. */
+    ifMatch?: string;
+    /** Nothing may be there. */
+    ifNoneMatch?: "*";
+  }
+  interface FsWriteOptions extends FsCallOptions, FsConditions {
+    /** Permission bits. */
+    fileMode?: number;
+    mtimeMs?: number;
+    lockTokens?: string[];
+  }
+  export interface Entry {
+    /** In its bucket. */
+    readonly path: string;
+    readonly kind: "directory" | "file" | "symlink";
+    /** BLAKE3 of a file's content, 64 hexadecimal digits. */
+    readonly hash?: string;
+    readonly size?: number;
+    readonly mode: number;
+    readonly mtimeMs: number;
+    /** Of a symbolic link. */
+    readonly target?: string;
+    /** Number of the commit that wrote it. */
+    readonly seq: number;
+  }
+  export interface FsEvent {
+    /** The `cursor` that resumes behind it. */
+    readonly id: number;
+    /** `watch.begin` comes first, and is no event. */
+    readonly topic: string;
+    readonly timeMs?: number;
+    readonly bucket?: string;
+    readonly branch?: string;
+    readonly seq?: number;
+    readonly path?: string;
+    readonly to?: string;
+    readonly kind?: string;
+    readonly hash?: string;
+    readonly size?: number;
+    readonly actor?: string;
+  }
+  export interface Written { readonly hash: string; readonly bytes: number; readonly seq: number }
+  export interface WriteSession {
+    readonly path: string;
+    /** Behind what `write` wrote before. */
+    write(data: FsData): Promise<void>;
+    writeAt(offset: number, data: FsData): Promise<void>;
+    /** Makes the file; the session is over also if this fails. */
+    close(options?: FsConditions): Promise<Written>;
+    /** Leaves the file as it was. Does nothing once the session is over. */
+    abort(): Promise<void>;
+  }
+  /** A path is `bucket[@branch][#seq]:/path`. */
+  export function stat(path: string, options?: FsVersionOptions): Promise<Entry>;
+  /** One page; `next` is the `page` of the next one. */
+  export function list(path: string, options?: FsListOptions & { page?: string }): Promise<{ entries: Entry[]; next?: string }>;
+  /** All of them, page by page. */
+  export function entries(path: string, options?: FsListOptions): AsyncIterableIterator<Entry>;
+  /** At most 16 MiB. */
+  export function read(path: string, options?: FsRangeOptions): Promise<Uint8Array<ArrayBuffer>>;
+  /** At most 16 MiB of UTF-8. */
+  export function readText(path: string, options?: FsRangeOptions): Promise<string>;
+  export function readBlocks(path: string, options?: FsRangeOptions): AsyncIterableIterator<Uint8Array<ArrayBuffer>>;
+  export function write(path: string, data: FsData | Iterable<FsData> | AsyncIterable<FsData>, options?: FsWriteOptions): Promise<Written>;
+  /** `truncate` without a mode; `size` is that of the content, and another one is refused. */
+  export function open(path: string, options?: FsWriteOptions & { mode?: "create" | "truncate" | "modify" | "append"; size?: number }): Promise<WriteSession>;
+  /** From now on without a `cursor`. */
+  export function watch(path: string, options?: FsCallOptions & { cursor?: number; topics?: string[]; allBranches?: boolean }): AsyncIterableIterator<FsEvent>;
+}
 declare module "alknet:core/ops-host" {
   import type { Element, Host } from "alknet:core/ujsx";
   export const opsHost: Host<any, any>;

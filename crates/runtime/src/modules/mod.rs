@@ -24,7 +24,8 @@ use crate::typescript::{self, SourceScan};
 pub(crate) use load::loader;
 
 /// The modules that are part of the program.
-const CORE: [(&str, &str); 7] = [
+const CORE: [(&str, &str); 8] = [
+    ("alknet:core/fs", include_str!("../core/fs.js")),
     ("alknet:core/signals", include_str!("../core/signals.js")),
     ("alknet:core/pubsub", include_str!("../core/pubsub.js")),
     ("alknet:core/logging", include_str!("../core/logging.js")),

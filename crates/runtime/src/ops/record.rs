@@ -177,12 +177,21 @@ impl RecorderTicket {
         });
     }
 
-    /// Records an item of a subscription. The record has all items as one array.
-    pub fn yielded(&self, item: &Value) {
+    /// Records an item of a subscription. The record has all items as one array, and their bytes behind each other.
+    pub fn yielded(&self, item: &Value, bytes: Option<&[u8]>) {
         self.grow(|call, marks| {
             let mut item = item.clone();
             marks.redact_output(&mut item);
-            let more = RecordSize::measure(&item).and(1);
+            let mut more = RecordSize::measure(&item).and(1);
+            if let Some(bytes) = bytes {
+                let before = call.bytes.take();
+                // No copy: the record is the only owner.
+                let mut copied = before.map_or_else(Vec::new, |RecordedBytes(it)| it.into());
+                let length = copied.len();
+                gather(&mut item, bytes, &mut copied)?;
+                more = more.and(base64_len(copied.len()) - base64_len(length));
+                call.bytes = Some(RecordedBytes(copied.into()));
+            }
             let items = call.output.get_or_insert_with(|| json!([]));
             items.as_array_mut()?.push(item);
             Some(more)
@@ -371,13 +380,13 @@ mod tests {
         let record = CallRecorder::default();
         let [one, two, three] = [1, 2, 3].map(|n| record.begin("a/b", &json!(n), open()));
         let flows = record.begin("a/items", &json!(null), open());
-        flows.yielded(&json!("x"));
+        flows.yielded(&json!("x"), None);
         three.answered(&json!(30), None);
         two.failed(&OpError::new("OUT_OF_INK", "no ink"));
         one.answered(&json!(10), None);
         // One that has no answer, and a subscription that goes on.
         let _ = record.begin("a/b", &json!(4), open());
-        flows.yielded(&json!("y"));
+        flows.yielded(&json!("y"), None);
         let calls = record.end();
         assert_eq!(calls.left_out, 1);
         let error = json!({ "code": "OUT_OF_INK", "message": "no ink", "retryable": false,
@@ -391,7 +400,7 @@ mod tests {
                 { "path": "a/items", "input": null, "output": ["x", "y"] },
             ])
         );
-        flows.yielded(&json!("z"));
+        flows.yielded(&json!("z"), None);
         assert_eq!(record.end().calls, []);
     }
 
@@ -408,7 +417,7 @@ mod tests {
         let noted = record.begin("door/open", &input, marks());
         noted.failed(&OpError::new("INVALID_INPUT", "1234 is no number"));
         let noted = record.begin("door/watch", &input, marks());
-        noted.yielded(&json!({ "token": "t-2" }));
+        noted.yielded(&json!({ "token": "t-2" }), None);
         let noted = record.begin("door/image", &input, marks());
         let image = json!({ "key": { "$bin": [0, 2] }, "pixels": { "$bin": [2, 3] } });
         noted.answered(&image, Some(&[9, 9, 1, 2, 3]));
@@ -434,6 +443,38 @@ mod tests {
                 &json!("AQID")
             )
         );
+    }
+
+    #[test]
+    fn bytes_of_items_are_behind_each_other() {
+        let record = CallRecorder::default();
+        let blocks = record.begin("fs/read", &json!({}), open());
+        blocks.yielded(&json!({ "length": 3 }), None);
+        blocks.yielded(&json!({ "bytes": { "$bin": [0, 2] } }), Some(&[1, 2]));
+        blocks.yielded(&json!({ "bytes": { "$bin": [1, 1] } }), Some(&[9, 3, 9]));
+        blocks.left();
+        let wrong = record.begin("fs/read", &json!({}), open());
+        wrong.yielded(&json!({ "bytes": { "$bin": [1, 2] } }), Some(&[1, 2]));
+        // In base64 these need more than a record has.
+        let long = vec![0; RECORDED_BYTES_MAX / 2];
+        let many = record.begin("fs/read", &json!({}), open());
+        for _ in 0..2 {
+            many.yielded(
+                &json!({ "bytes": { "$bin": [0, long.len()] } }),
+                Some(&long),
+            );
+        }
+        let calls = record.end();
+        assert_eq!(calls.left_out, 2);
+        let items = json!([
+            { "length": 3 },
+            { "bytes": { "$bin": [0, 2] } },
+            { "bytes": { "$bin": [2, 1] } },
+        ]);
+        let expected = json!([
+            { "path": "fs/read", "input": {}, "output": items, "bytes": "AQID" },
+        ]);
+        assert_eq!(said(&calls), expected);
     }
 
     #[test]
@@ -470,7 +511,7 @@ mod tests {
         let record = CallRecorder::default();
         let items = record.begin("a/items", &json!(null), open());
         for _ in 0..4 {
-            items.yielded(&json!(third));
+            items.yielded(&json!(third), None);
         }
         let bytes = vec![0; RECORDED_BYTES_MAX / 8];
         let again = vec![json!({ "$bin": [0, bytes.len()] }); 1000];

@@ -28,8 +28,8 @@ pub struct RecordedCall {
     /// The output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
-    /// The bytes of the answer: `{"$bin": [offset, length]}` in `output` refers to them, as in
-    /// [`OpReply::Mixed`].
+    /// The bytes of the answer, or of all items of a subscription: `{"$bin": [offset, length]}` in `output` refers to
+    /// them, as in [`OpReply::Mixed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<RecordedBytes>,
     /// The failure; a subscription may have had items before it.
@@ -117,6 +117,13 @@ fn answer(call: RecordedCall) -> Result<OpReply, OpError> {
     }
 }
 
+fn item_reply(item: Value, bytes: Option<&RecordedBytes>) -> OpReply {
+    match bytes {
+        Some(RecordedBytes(bytes)) => OpReply::Mixed(item, bytes.clone()),
+        None => OpReply::Json(item),
+    }
+}
+
 fn key(path: &str, input: &Value) -> String {
     // In the canonical form, the order of an object's members makes no difference.
     format!("{path}\n{}", super::canonical(input))
@@ -138,11 +145,13 @@ impl IsolateHost for Replay {
         let items = match self.next(path, &input) {
             Ok(RecordedCall {
                 output: Some(Value::Array(items)),
-                bytes: None,
+                bytes,
                 error,
                 ..
             }) => {
-                let items = items.into_iter().map(|item| Ok(OpReply::Json(item)));
+                let items = items
+                    .into_iter()
+                    .map(|item| Ok(item_reply(item, bytes.as_ref())));
                 items.chain(error.map(Err)).collect()
             }
             // A record without a list of items answers with one item, or with its failure.

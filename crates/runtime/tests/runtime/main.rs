@@ -3,6 +3,7 @@
 mod declared;
 mod determinism;
 mod documented;
+mod files;
 mod globals;
 mod hostile;
 mod json;

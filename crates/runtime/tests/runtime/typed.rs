@@ -19,7 +19,9 @@ use serde_json::{Value, json};
 use crate::support::wait;
 
 /// The project, as it lies in `data/project`.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
+    // Run by `files.rs`.
+    ("files.ts", include_str!("../data/project/files.ts")),
     ("invoice.ts", include_str!("../data/project/invoice.ts")),
     ("main.ts", include_str!("../data/project/main.ts")),
     // Run by `topics.rs`.
@@ -29,7 +31,7 @@ const FILES: [(&str, &str); 4] = [
 const SETTINGS: &str = include_str!("../data/project/tsconfig.json");
 
 /// What the project is not allowed to do, each with the compiler's number for it.
-const WRONG: [(&str, &str); 8] = [
+const WRONG: [(&str, &str); 11] = [
     ("await ops.call('double', { a: 'one' });", "TS2769"),
     (
         "const text: string = await ops.call('double', { a: 1 });",
@@ -41,6 +43,18 @@ const WRONG: [(&str, &str); 8] = [
     ("ops.call('double', { a: 1 }, { timeout: 1 });", "TS2769"),
     ("import { nothing } from 'alknet:core/signals';", "TS2305"),
     ("const path: OperationPath = 'other';", "TS2322"),
+    (
+        "import { read } from 'alknet:core/fs'; await read('docs:/a', { lenght: 1 });",
+        "TS2561",
+    ),
+    (
+        "import { write } from 'alknet:core/fs'; await write('docs:/a', 7);",
+        "TS2345",
+    ),
+    (
+        "import { stat } from 'alknet:core/fs'; const size: number = (await stat('docs:/a')).size;",
+        "TS2322",
+    ),
 ];
 
 /// Operations with types of their own.

@@ -29,8 +29,8 @@ async fn recorded_calls_are_what_a_proposal_is_tested_with() {
     let none = record.begin("none/such", &json!(1), None);
     none.failed(&OpError::new("NOT_FOUND", "no such operation"));
     let items = record.begin("some/items", &json!(null), open());
-    items.yielded(&json!(0));
-    items.yielded(&json!(1));
+    items.yielded(&json!(0), None);
+    items.yielded(&json!(1), None);
     items.failed(&OpError::new("UNAVAILABLE", "the way is gone"));
     let image = record.begin("image/get", &json!({}), open());
     image.answered(

@@ -414,6 +414,15 @@ fn note(noted: &RecorderTicket, answer: &CallBody) {
     noted.answered(answer.value(), (!tail.is_empty()).then_some(tail));
 }
 
+/// The same for an item of a subscription.
+fn note_item(noted: &RecorderTicket, item: &CallBody) {
+    if item.raw().len() > RECORDED_BYTES_MAX {
+        return noted.leave_out();
+    }
+    let tail = item.tail();
+    noted.yielded(item.value(), (!tail.is_empty()).then_some(tail));
+}
+
 /// The answer for the script, of which the node makes no value.
 fn value(answer: &CallBody) -> Result<JsonText<'_>, CallError> {
     match answer.raw().len() <= JSON_BYTES {
@@ -527,13 +536,8 @@ async fn try_follow(
         permit.forget();
         let item = item?;
         let (blob, fds) = pack(&item, descriptors).await?;
-        match &outgoing.noted {
-            Some(noted) if item.tail().is_empty() && item.raw().len() <= RECORDED_BYTES_MAX => {
-                noted.yielded(item.value());
-            }
-            // A record has items only as plain values.
-            Some(noted) => noted.leave_out(),
-            None => {}
+        if let Some(noted) = &outgoing.noted {
+            note_item(noted, &item);
         }
         if replies
             .send(OutgoingReply::Item(outgoing.id, blob, fds))

@@ -64,6 +64,7 @@ const BODY: &str = "async (pin) => {
     for await (const n of ops.subscribe('test/count', 2)) told.push(n);
     const { data, n } = await ops.call('test/bytes');
     told.push([...new Uint8Array(data)], n);
+    for await (const { bytes = [] } of ops.subscribe('test/blocks')) told.push(...new Uint8Array(bytes));
     told.push(await Promise.all([1, 2, 3].map((n) => ops.call('test/echo', n))));
     const { token, open } = await ops.call('test/door', { pin });
     told.push(open, token.length > 0);
@@ -94,6 +95,7 @@ async fn what_a_session_called_makes_its_test_pass_without_a_node() {
             "test/count",
             "test/count",
             "test/bytes",
+            "test/blocks",
             "test/echo",
             "test/echo",
             "test/echo",
@@ -113,9 +115,18 @@ async fn what_a_session_called_makes_its_test_pass_without_a_node() {
             &json!("YmNk")
         )
     );
-    assert_eq!(calls[9]["input"], json!({ "pin": REDACTED }));
     assert_eq!(
-        calls[9]["output"],
+        (&calls[6]["output"], &calls[6]["bytes"]),
+        (
+            &json!([
+                { "length": 4 }, { "bytes": { "$bin": [0, 2] } }, { "bytes": { "$bin": [2, 2] } },
+            ]),
+            &json!("YWJiYw==")
+        )
+    );
+    assert_eq!(calls[10]["input"], json!({ "pin": REDACTED }));
+    assert_eq!(
+        calls[10]["output"],
         json!({ "token": REDACTED, "open": true })
     );
 

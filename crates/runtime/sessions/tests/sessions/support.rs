@@ -329,6 +329,13 @@ fn test_operations(probe: &Arc<SessionProbe>) -> Vec<Registration> {
             })
         })
     });
+    let blocks = HandlerKind::stream(|_, _| {
+        let block = |from: usize| {
+            let value = json!({ "bytes": { "$bin": [from, 2] } });
+            Ok::<_, CallError>(CallOutput::Mixed(value, (&b"abc"[..]).into()))
+        };
+        stream::iter([Ok(json!({ "length": 4 }).into()), block(0), block(1)])
+    });
     let big = HandlerKind::once(|input, _| async move {
         let bytes: usize = input.parse()?;
         Ok(json!("x".repeat(bytes)))
@@ -342,6 +349,7 @@ fn test_operations(probe: &Arc<SessionProbe>) -> Vec<Registration> {
         Registration::new(query("test/bytes"), bytes),
         Registration::new(query("test/big"), big),
         Registration::new(OperationSpec::subscription("test/count", ""), count),
+        Registration::new(OperationSpec::subscription("test/blocks", ""), blocks),
         Registration::new(query("test/deep/one"), answers()),
         Registration::new(query("test/paper").with_scope("paper:read"), answers()),
         Registration::new(query("other/place"), answers()),
