@@ -14,6 +14,7 @@ mod enroll;
 mod escrow;
 mod exit;
 mod file;
+mod fs;
 mod gpu;
 mod help;
 mod hub;
@@ -125,6 +126,9 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// imports.
     #[command(subcommand)]
     File(file::StoredFileVerb),
+    /// Keep files on a node, in buckets with branches, snapshots and a history.
+    #[command(subcommand)]
+    Fs(fs::FsVerb),
     /// Test the GPU of this computer, or its processor as a GPU, and run shaders.
     #[command(subcommand)]
     Gpu(gpu::GpuCliVerb),
@@ -289,6 +293,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
         AlknetCommand::File(verb) => file::run(verb, json),
+        AlknetCommand::Fs(verb) => fs::run(verb, json),
         AlknetCommand::Gpu(verb) => gpu::run(verb, json),
         AlknetCommand::Help(args) => help::run(&args, json),
         AlknetCommand::Hub(verb) => hub::run(verb, json),
@@ -374,7 +379,7 @@ mod tests {
         let name = command.get_name();
         let dials = has("carriage") && !WITHOUT_NODE.contains(&name);
         if dials {
-            // Files of tensors have their node among other words.
+            // Files have their node among other words.
             assert!(has("node") || has("what"), "alknet {name} takes no NODE");
             assert!(
                 has("peer_of_hub") && has("via"),

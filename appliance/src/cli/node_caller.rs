@@ -71,6 +71,11 @@ impl NodeCaller {
         self.behind.is_some()
     }
 
+    /// Whether the connection has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.connection.is_closed()
+    }
+
     /// Calls a query or mutation, within the time of the command.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 73] = [
+const OPERATIONS: [&str; 135] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -23,6 +23,68 @@ const OPERATIONS: [&str; 73] = [
     "escrow/list",
     "escrow/release",
     "escrow/revoke",
+    "fs/backup",
+    "fs/batch",
+    "fs/blob/pin",
+    "fs/blob/providers",
+    "fs/blob/status",
+    "fs/blob/unpin",
+    "fs/branch/close",
+    "fs/branch/create",
+    "fs/branch/delete",
+    "fs/branch/diff",
+    "fs/branch/list",
+    "fs/branch/merge",
+    "fs/branch/rebase",
+    "fs/branch/set",
+    "fs/bucket/create",
+    "fs/bucket/delete",
+    "fs/bucket/list",
+    "fs/bucket/set",
+    "fs/bucket/usage",
+    "fs/copy",
+    "fs/delete",
+    "fs/history",
+    "fs/link",
+    "fs/list",
+    "fs/mkdir",
+    "fs/notify/ack",
+    "fs/notify/add",
+    "fs/notify/claim",
+    "fs/notify/events",
+    "fs/notify/lock/release",
+    "fs/notify/lock/renew",
+    "fs/notify/lock/show",
+    "fs/notify/lock/take",
+    "fs/notify/queue/ack",
+    "fs/notify/queue/claim",
+    "fs/notify/queue/dead",
+    "fs/notify/queue/enqueue",
+    "fs/notify/queue/remove",
+    "fs/notify/queue/renew",
+    "fs/notify/queue/requeue",
+    "fs/notify/queue/retry",
+    "fs/notify/queue/usage",
+    "fs/notify/release",
+    "fs/notify/remove",
+    "fs/notify/reset",
+    "fs/put",
+    "fs/rename",
+    "fs/repair",
+    "fs/restore",
+    "fs/setattr",
+    "fs/share",
+    "fs/share/list",
+    "fs/share/revoke",
+    "fs/snapshot/create",
+    "fs/snapshot/delete",
+    "fs/snapshot/list",
+    "fs/stat",
+    "fs/symlink",
+    "fs/write/abort",
+    "fs/write/chunk",
+    "fs/write/close",
+    "fs/write/open",
     "hub/invite",
     "hub/invoke",
     "hub/peers",
@@ -84,7 +146,13 @@ const OPERATIONS: [&str; 73] = [
 ];
 
 /// Operations that answer many times, which cannot be tools.
-const SUBSCRIPTIONS: [&str; 4] = [
+const SUBSCRIPTIONS: [&str; 10] = [
+    "fs/blob/fetch",
+    "fs/blob/verify",
+    "fs/gc",
+    "fs/read",
+    "fs/scrub",
+    "fs/watch",
     "hub/subscribe",
     "node/log",
     "services/watch",
@@ -171,9 +239,15 @@ const SCOPES: [&str; 21] = [
 /// Scopes that parts of the node check and no operation declares. `*` stands for every end.
 /// Promoted operations require scopes below `call:`, unless their reviewer chose others, and
 /// imported ones require scopes below `import:`.
-const SCOPE_FAMILIES: [&str; 8] = [
+const SCOPE_FAMILIES: [&str; 14] = [
     "call:*",
     "forward:identity",
+    "fs:admin:*",
+    "fs:merge:*",
+    "fs:push:*",
+    "fs:read:*",
+    "fs:sync:*",
+    "fs:write:*",
     "hub:invoke:*",
     "hub:transit",
     "import:*",
@@ -461,7 +535,9 @@ mod tests {
     fn scopes_that_nothing_asks_for_are_named_with_their_key() {
         let found = unknown_names(&peer(&[
             "node:raed",
+            "ssh:exec:uptime",
             "fs:read:docs",
+            "fs:*",
             "node:read",
             "hub:invoke:node",
             "peer:route:*",
@@ -480,7 +556,7 @@ mod tests {
             warnings[0].contains("did you mean 'node:read'?"),
             "{warnings:?}"
         );
-        assert!(warnings[1].contains("perhaps a promoted one does: 'fs:read:docs'"));
+        assert!(warnings[1].contains("perhaps a promoted one does: 'ssh:exec:uptime'"));
         assert!(
             !warnings[1].contains("did you mean") && warnings[1].contains("'alknet ops show"),
             "{warnings:?}"
@@ -489,7 +565,7 @@ mod tests {
 
     #[test]
     fn a_node_that_runs_names_what_it_does_not_have() {
-        let mut config = peer(&["node:raed", "node:custom", "fs:read:docs", "hub:admin"]);
+        let mut config = peer(&["node:raed", "node:custom", "ssh:exec:uptime", "hub:admin"]);
         config.http.mcp.tools = ["/node/info", "js/later"].map(str::to_owned).into();
         let found = problems(&config, &registry());
         let codes: Vec<_> = found.iter().map(|it| it.code.as_str()).collect();

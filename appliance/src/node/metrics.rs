@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::computing::NodeComputing;
 use super::facts;
+use super::file_store::NodeFileStore;
 use super::identity_services::IdentityServices;
 use super::ops::empty_input;
 use super::storage::NodeStorage;
@@ -33,6 +34,7 @@ struct MetricsSources {
     dispatcher: OnceLock<Weak<Dispatcher>>,
     certificates: OnceLock<Arc<CertificateStore>>,
     computing: OnceLock<NodeComputing>,
+    file_store: OnceLock<NodeFileStore>,
     gateway: OnceLock<Arc<Gateway>>,
     updates: OnceLock<NodeUpdates>,
     storage: OnceLock<NodeStorage>,
@@ -60,6 +62,10 @@ impl NodeMetrics {
 
     pub(crate) fn set_computing(&self, computing: &NodeComputing) {
         self.parts.computing.get_or_init(|| computing.clone());
+    }
+
+    pub(crate) fn set_file_store(&self, file_store: &NodeFileStore) {
+        self.parts.file_store.get_or_init(|| file_store.clone());
     }
 
     pub(crate) fn set_gateway(&self, gateway: &Arc<Gateway>) {
@@ -103,6 +109,9 @@ impl NodeMetrics {
         }
         if let Some(computing) = self.parts.computing.get() {
             computing.collect(&mut metrics);
+        }
+        if let Some(file_store) = self.parts.file_store.get() {
+            file_store.collect(&mut metrics);
         }
         let dispatcher = self.parts.dispatcher.get().and_then(Weak::upgrade);
         if let Some(dispatcher) = dispatcher {

@@ -11,6 +11,7 @@ mod dialler;
 mod escrow;
 mod facts;
 mod fault;
+mod file_store;
 mod health;
 mod host;
 mod hub;
@@ -64,6 +65,7 @@ use capability_store::CapabilityStore;
 use computing::NodeComputing;
 use config_store::ConfigStore;
 use facts::{NodeDescription, SharedFacts};
+use file_store::NodeFileStore;
 use health::InitDiagnostics;
 use hub::HubContext;
 use identity_services::{IdentityServices, SharedServer};
@@ -139,6 +141,7 @@ struct AlknetNode {
     web: NodeWeb,
     imports: NodeImports,
     files: StoredFiles,
+    file_store: NodeFileStore,
     updates: NodeUpdates,
     storage: NodeStorage,
     /// Problems of what could not be opened at the start.
@@ -241,6 +244,7 @@ impl AlknetNode {
             .chain(self.joins.problems())
             .chain(self.updates.problems())
             .chain(self.storage.problems())
+            .chain(self.file_store.problems())
             .map(MachineDiagnostic::shortened)
             .collect()
     }
@@ -265,6 +269,8 @@ impl AlknetNode {
         self.joins.stop();
         let drained = self.server.drain_for(deadline, why).await;
         self.computing.stop().await;
+        // After the scripts, which may use files until they end.
+        self.file_store.stop().await;
         // Otherwise the days of last use since the last hour would be lost.
         tokens::keep_uses_now(&self.identities.identities).await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");

@@ -21,6 +21,7 @@ use super::certificates::NodeCertificates;
 use super::computing::{ComputingContext, NodeComputing};
 use super::config_store::{ConfigStore, folder_of};
 use super::facts::{NodeDescription, SharedFacts};
+use super::file_store::NodeFileStore;
 use super::health::{CertificateHealth, InitDiagnostics, NodeDiagnosticSource, NodeHealth};
 use super::host::ConfigOverlay;
 use super::hub::HubContext;
@@ -96,6 +97,7 @@ struct NodeParts {
     capabilities: CapabilityStore,
     computing: NodeComputing,
     escrow: Arc<ShareRegistry>,
+    file_store: NodeFileStore,
     updates: NodeUpdates,
     storage: NodeStorage,
     /// Problems of what could not be opened.
@@ -150,6 +152,8 @@ impl AlknetNode {
         tokio::spawn(tokens::keep_uses(Arc::clone(&node.identities.identities)));
         tokio::spawn(node.updates.clone().keep_updated());
         tokio::spawn(node.storage.clone().keep_checked());
+        node.file_store.start();
+        tokio::spawn(node.file_store.clone().keep_counted());
         Ok(node)
     }
 
@@ -189,6 +193,7 @@ impl AlknetNode {
             web: front.web,
             imports,
             files: base.files.clone(),
+            file_store: parts.file_store,
             updates: parts.updates,
             storage: parts.storage,
             unusable: parts.unusable,
@@ -324,12 +329,14 @@ impl NodeParts {
         );
         let updates = node_updates(environment, base);
         let storage = node_storage(environment, base, &computing);
+        let file_store = node_file_store(environment, base);
         Ok(Self {
             description,
             reached,
             capabilities,
             computing,
             escrow,
+            file_store,
             updates,
             storage,
             unusable,
@@ -383,6 +390,14 @@ fn node_storage(
     let storage = NodeStorage::new(environment.to_init.clone(), facts, computing.tensors());
     base.metrics.set_storage(&storage);
     storage
+}
+
+/// The files that the node keeps for its callers, and the peers from which it fetches contents of them.
+fn node_file_store(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeFileStore {
+    let file_store = NodeFileStore::new(environment.state_dir, &base.config.fs);
+    file_store.set_peers(&base.identities.identities, &base.certificates.dialer);
+    base.metrics.set_file_store(&file_store);
+    file_store
 }
 
 /// What the node's own operations use.
@@ -439,7 +454,8 @@ impl NodeFront {
                 clock: clock(),
             },
         };
-        let mounts = parts.computing.mounts();
+        let mut mounts = parts.computing.mounts();
+        mounts.extend(parts.file_store.mounts());
         let web = NodeWeb::new(
             &base.located,
             inside,
@@ -531,6 +547,7 @@ fn handlers(
         context,
         computing,
         escrow,
+        file_store,
         updates,
         storage,
         ..
@@ -543,6 +560,7 @@ fn handlers(
     peer_admin::register(&mut builder, &context.identities, hub);
     alknet_escrow::register(&mut builder, escrow, &context.identities.identities);
     computing.register(&mut builder, &config.http.import);
+    file_store.register(&mut builder);
     context.metrics.set_computing(computing);
     if let Some(hub) = hub {
         hub.register(&mut builder);
@@ -574,6 +592,7 @@ fn handlers(
         handlers.register(Arc::new(hub.handler()))?;
     }
     computing.serve(&mut handlers)?;
+    file_store.serve(&mut handlers)?;
     Ok((handlers, dispatcher))
 }
 

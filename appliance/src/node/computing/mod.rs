@@ -47,9 +47,10 @@ const STORE_PERCENT: u64 = 50;
 const REFERENCED_PART: u64 = 4;
 /// The namespaces that scripts of `runtime/eval` may call, within the rights of their caller,
 /// beside the namespaces of imports.
-const SCRIPT_NAMESPACES: [&str; 9] = [
+const SCRIPT_NAMESPACES: [&str; 10] = [
     "compute/*",
     "config/*",
+    "fs/*",
     "hub/*",
     "js/*",
     "node/*",
@@ -61,12 +62,13 @@ const SCRIPT_NAMESPACES: [&str; 9] = [
 
 /// Namespaces of the node's own operations, in which a script's call that names no peer goes to none: an operation may
 /// be missing here for a while, and every peer may serve its name.
-const NODE_NAMESPACES: [&str; 17] = [
+const NODE_NAMESPACES: [&str; 18] = [
     "capability",
     "channel",
     "compute",
     "config",
     "escrow",
+    "fs",
     "hub",
     "js",
     "node",

@@ -2,7 +2,7 @@
 
 /// Every code of a problem, as `docs/observability.md` lists them. A label of a metric has one of these words, so what a
 /// boot note says adds no series of its own.
-pub(super) const PROBLEM_CODES: [&str; 88] = [
+pub(super) const PROBLEM_CODES: [&str; 91] = [
     "boot-state-lost",
     "clock-insane",
     "compute-driver-missing",
@@ -33,6 +33,9 @@ pub(super) const PROBLEM_CODES: [&str; 88] = [
     "disk-temperature",
     "escrow-damaged",
     "failed-logins",
+    "files-damaged",
+    "files-newer",
+    "files-unusable",
     "hub-refuses",
     "identity-elsewhere",
     "identity-store-damaged",
