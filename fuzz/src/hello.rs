@@ -114,7 +114,8 @@ fn by_hand(hello: &[u8]) -> Option<TlsConfigSlot> {
             16 => {
                 let mut names = vector(&mut data, 2)?;
                 while !names.is_empty() {
-                    own |= vector(&mut names, 1)?.starts_with(b"alknet/");
+                    let name = vector(&mut names, 1)?;
+                    own |= name.starts_with(b"alknet/") || name.starts_with(b"/iroh-bytes/");
                 }
             }
             // 19 and 20 are the certificate types of client and server (RFC 7250), and 2 is a raw key.

@@ -8,12 +8,17 @@ mod address;
 mod authenticode;
 mod boot;
 mod config;
+mod dav;
 mod delta;
 mod disk;
 mod envelope;
 mod fat;
 mod frame;
+mod fs_sync;
 mod hello;
+mod hlc;
+mod ifheader;
+mod iroh_bytes;
 mod join;
 mod json;
 mod key;
@@ -33,12 +38,17 @@ pub use address::address;
 pub use authenticode::authenticode;
 pub use boot::boot;
 pub use config::config;
+pub use dav::dav;
 pub use delta::delta;
 pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
+pub use fs_sync::fs_sync;
 pub use hello::hello;
+pub use hlc::hlc;
+pub use ifheader::ifheader;
+pub use iroh_bytes::iroh_bytes;
 pub use join::join;
 pub use key::key;
 pub use metadata::metadata;
@@ -81,6 +91,10 @@ pub const TARGETS: &[FuzzTarget] = &[
         run: config,
     },
     FuzzTarget {
+        name: "dav",
+        run: dav,
+    },
+    FuzzTarget {
         name: "delta",
         run: delta,
     },
@@ -101,8 +115,24 @@ pub const TARGETS: &[FuzzTarget] = &[
         run: frame,
     },
     FuzzTarget {
+        name: "fs_sync",
+        run: fs_sync,
+    },
+    FuzzTarget {
         name: "hello",
         run: hello,
+    },
+    FuzzTarget {
+        name: "hlc",
+        run: hlc,
+    },
+    FuzzTarget {
+        name: "ifheader",
+        run: ifheader,
+    },
+    FuzzTarget {
+        name: "iroh_bytes",
+        run: iroh_bytes,
     },
     FuzzTarget {
         name: "join",

@@ -5,7 +5,14 @@
 const LABELS: &[(&str, &[&str])] = &[
     (
         "alpn",
-        &["alknet/call", "alknet/tensor", "h2", "h3", "http/1.1"],
+        &[
+            "/iroh-bytes/4",
+            "alknet/call",
+            "alknet/tensor",
+            "h2",
+            "h3",
+            "http/1.1",
+        ],
     ),
     ("carriage", &["iroh", "quic", "tcp"]),
     ("dir", &["rx", "tx"]),

@@ -513,19 +513,6 @@ fn deltas_know_nothing_of_ours() {
     graph.forbid("alknet-delta", &["tokio", "rustls", "hyper"]);
 }
 
-/// The store of tensors and that of files stand on it, and each has its own names and wires.
-#[test]
-fn objects_know_no_network_and_no_database() {
-    let graph = PackageGraph::load();
-    let closure = graph.closure("alknet-objects");
-    let ours = closure.iter().filter(|name| name.starts_with("alknet"));
-    assert_eq!(ours.collect::<Vec<_>>(), ["alknet-durable"]);
-    graph.forbid(
-        "alknet-objects",
-        &["http", "hyper", "rusqlite", "rustls", "tokio"],
-    );
-}
-
 /// Other parts stand on it: git, messages, SFTP, HTTP. Of the asynchronous runtime it uses the channels only.
 #[test]
 fn the_store_of_files_knows_no_network() {
@@ -545,6 +532,26 @@ fn the_store_of_files_knows_no_network() {
         let with = own.iter().find(|it| it.text.contains(part));
         assert!(with.is_none(), "{part}: {:?}", with.map(|it| &it.path));
     }
+}
+
+/// The operations stand on the store and on the call protocol. Views over HTTP and SFTP come from other packages.
+#[test]
+fn the_operations_of_files_know_no_other_protocol() {
+    let graph = PackageGraph::load();
+    let closure = graph.closure("alknet-fs");
+    let ours: Vec<_> = closure
+        .iter()
+        .filter(|name| name.starts_with("alknet"))
+        .collect();
+    let expected = [
+        "alknet-call",
+        "alknet-core",
+        "alknet-durable",
+        "alknet-objects",
+        "alknet-store",
+    ];
+    assert_eq!(ours, expected);
+    graph.forbid("alknet-fs", &["axum", "h3", "hyper", "quinn", "rustls"]);
 }
 
 /// It depends only on the vault, whose slots it answers for, and on libraries.

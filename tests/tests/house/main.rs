@@ -19,6 +19,7 @@ mod fuzzing;
 mod hardware;
 mod metrics;
 mod names;
+mod objects;
 mod operations;
 mod page_commands;
 mod placement;

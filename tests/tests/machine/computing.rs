@@ -47,7 +47,14 @@ fn scripts_and_shaders_run_in_the_full_sandbox() {
     let before = node.info();
     assert_eq!(
         before["listen"]["alpns"],
-        json!(["alknet/call", "alknet/tensor", "h3", "h2", "http/1.1"])
+        json!([
+            "alknet/call",
+            "alknet/tensor",
+            "/iroh-bytes/4",
+            "h3",
+            "h2",
+            "http/1.1"
+        ])
     );
     assert_eq!(before["problems"], json!([]), "{before}");
 

@@ -41,7 +41,9 @@ fn an_image_without_fault_injection_takes_no_fault() {
     let bench = TestBench::new();
     let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     assert_eq!(node.info()["fault_injection"], false);
-    let listed = node.call("services/list", &Value::Null).to_string();
+    let listed = node
+        .call("services/list", &json!({ "limit": 1000 }))
+        .to_string();
     assert!(listed.contains("node/info"), "{listed}");
     assert!(!listed.contains("node/fault"), "{listed}");
     let refused = node.try_call("node/fault", &json!({ "kind": "node-kill" }), &[]);

@@ -23,10 +23,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
 
 use super::dialling_verbs::left_out;
+use super::lying_files::{LINES, with_files};
 
 /// Clears the screen, sets a title, forges a line, erases one, reverses the text direction, and clears the screen
 /// again with a single 8-bit character.
-const ACTS: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\u{9b}2J\u{7f}";
+pub(super) const ACTS: &str =
+    "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\u{9b}2J\u{7f}";
 
 /// The beginning of its second line, like a line of `alknet status`.
 const FORGED: &str = "health     ok";
@@ -260,7 +262,7 @@ impl LyingNode {
         let tried =
             json!({ "time": ACTS, "event": ACTS, "version": ACTS, "by": ACTS, "reason": ACTS });
         let key = NodeKey::generate().expect("a key");
-        let registry = Registry::builder()
+        let registry = with_files(Registry::builder())
             .with(says("update/status", update))
             .with(says("update/log", json!({ "records": [tried] })))
             .with(says("update/confirm", json!({ "confirmed": ACTS })))
@@ -489,6 +491,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["enroll", "JOIN"], true),
     ]
     .into_iter()
+    .chain(LINES)
     .enumerate()
     {
         tried.push(arguments);
@@ -501,6 +504,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
             }
             let said = |one: &&str| match *one {
                 "BATCH" => batch.clone(),
+                "BRANCH" => "docs@draft".to_owned(),
                 "DRAFT" => draft.display().to_string(),
                 "ID" => id.clone(),
                 "JOIN" => join.clone(),

@@ -2,6 +2,7 @@
 //! the reader in the place of the page's.
 
 mod backup_and_service;
+mod files;
 mod joined;
 
 use std::fs;

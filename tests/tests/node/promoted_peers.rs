@@ -69,7 +69,7 @@ const OF_PEERS: &str = "shop/pay";
 
 /// A name that the node does not have in each namespace of its operations. Those of the protocol no peer serves.
 fn names_of_its_own(node: &HostNode) -> Vec<String> {
-    let listed = node.call("services/list", &Value::Null);
+    let listed = node.call("services/list", &json!({ "limit": 1000 }));
     let rows = listed["operations"].as_array().expect("a list").iter();
     let mut namespaces: BTreeSet<_> = rows.filter_map(|row| row["namespace"].as_str()).collect();
     assert!(namespaces.contains("node"), "{namespaces:?}");

@@ -10,74 +10,7 @@ use alknet_test_support::deadline;
 use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, TestBench, binary};
 use serde_json::{Value, json};
 
-/// The operations that every node offers its administrator.
-const OPERATIONS: [&str; 65] = [
-    "compute/dispatch",
-    "compute/info",
-    "compute/matmul",
-    "compute/sha256",
-    "config/apply",
-    "config/list-files",
-    "config/remove-file",
-    "config/show",
-    "config/store-file",
-    "escrow/approve",
-    "escrow/change",
-    "escrow/deposit",
-    "escrow/list",
-    "escrow/release",
-    "escrow/revoke",
-    "node/check-storage",
-    "node/info",
-    "node/log",
-    "node/metrics",
-    "node/page-ticket",
-    "node/poweroff",
-    "node/reboot",
-    "node/rotate-key",
-    "ops/promote",
-    "ops/proposals",
-    "ops/propose",
-    "ops/rollback",
-    "peer/add",
-    "peer/list",
-    "peer/remove",
-    "peer/rotate-key",
-    "peer/set",
-    "runtime/eval",
-    "runtime/kill",
-    "runtime/sessions",
-    "runtime/stats",
-    "services/list",
-    "services/list-peers",
-    "services/schema",
-    "services/watch",
-    "session/authenticate",
-    "tensor/create",
-    "tensor/drop",
-    "tensor/fetch",
-    "tensor/list",
-    "tensor/open",
-    "tensor/put",
-    "tensor/read",
-    "tensor/remove",
-    "tensor/stat",
-    "tensor/write",
-    "token/list",
-    "token/make",
-    "token/revoke",
-    "update/apply",
-    "update/cancel",
-    "update/check",
-    "update/confirm",
-    "update/log",
-    "update/offer",
-    "update/rollback",
-    "update/stage",
-    "update/status",
-    "update/write",
-    "vault/status",
-];
+use super::served_names::OPERATIONS;
 
 /// The operations that every node offers unknown peers.
 const OPEN: [&str; 4] = [
@@ -121,7 +54,14 @@ fn knows_itself(admin: &CliRunner, target: &str) {
         assert!(memory["node_resident_bytes"].as_u64() > Some(0), "{info}");
         assert!(memory["total_bytes"].as_u64() > memory["node_resident_bytes"].as_u64());
         let alpns = &info["listen"]["alpns"];
-        let served = json!(["alknet/call", "alknet/tensor", "h3", "h2", "http/1.1"]);
+        let served = json!([
+            "alknet/call",
+            "alknet/tensor",
+            "/iroh-bytes/4",
+            "h3",
+            "h2",
+            "http/1.1"
+        ]);
         assert_eq!(*alpns, served, "{info}");
         let counted = &info["endpoint"][format!("connections_{carriage}")];
         assert!(counted.as_u64() > Some(0), "{carriage}: {info}");

@@ -1,0 +1,6 @@
+//! `alknet_fuzz::hlc` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    alknet_fuzz::hlc(data);
+});
