@@ -41,7 +41,7 @@ struct ModelUpload {
     /// How many bytes it wants in the next piece, if it says so.
     wants: Value,
     /// How many bytes a piece may have, as it says at the begin.
-    takes: Value,
+    piece_bytes_max: Value,
     bytes: usize,
     received: Vec<u8>,
     /// Bytes of each piece that came.
@@ -56,7 +56,7 @@ impl ModelUpload {
             refusal: None,
             restarts: false,
             wants: Value::Null,
-            takes: json!(PIECE_BYTES),
+            piece_bytes_max: json!(PIECE_BYTES),
             bytes: 0,
             received: Vec::new(),
             pieces: Vec::new(),
@@ -73,7 +73,7 @@ impl ModelUpload {
             "update/stage" => {
                 self.bytes = input["bytes"].as_u64().unwrap_or_default() as usize;
                 Ok(json!({
-                    "session": SESSION, "bytes": self.bytes, "offset": 0, "piece_bytes_max": self.takes,
+                    "session": SESSION, "bytes": self.bytes, "offset": 0, "piece_bytes_max": self.piece_bytes_max,
                 }))
             }
             "update/write" => self.write(input),
@@ -218,7 +218,7 @@ async fn an_upload_has_pieces_of_the_length_that_the_node_wants() {
         let (file, content) = bundle(folder.path(), first + 2 * expected);
         let node = UploadNode::start(ModelUpload {
             wants,
-            takes,
+            piece_bytes_max: takes,
             ..ModelUpload::whole()
         });
         let words = ["update", "@", &file, "--stage", "--json"];

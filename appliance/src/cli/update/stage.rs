@@ -143,7 +143,7 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
     let mut sending = UploadState::begin();
     let mut tries = 0;
     loop {
-        let before = sending.counted;
+        let before = sending.progress_offset;
         let sent = turn
             .dialer
             .reached(turn.route, async |node| {
@@ -163,7 +163,7 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
             .await;
         // Each piece that arrived shows that the node is there, so the attempts count from it. If single bytes counted
         // as well, a node that breaks each connection after one of them would let this command dial for ever.
-        if sending.counted > before {
+        if sending.progress_offset > before {
             tries = 0;
         }
         tries += 1;
@@ -229,7 +229,7 @@ struct UploadState {
     /// How many bytes a piece has if the node wants no other length.
     piece_bytes_max: usize,
     /// The highest offset that counts as progress: a whole piece beyond the one before.
-    counted: u64,
+    progress_offset: u64,
 }
 
 impl UploadState {
@@ -239,7 +239,7 @@ impl UploadState {
             offset: 0,
             piece_bytes: PIECE_BYTES,
             piece_bytes_max: PIECE_BYTES,
-            counted: 0,
+            progress_offset: 0,
         }
     }
 
@@ -256,8 +256,8 @@ impl UploadState {
         self.offset = offset;
         // Only the last piece may be shorter, and its answer ends the upload. An offset that falls and rises again is
         // no progress either.
-        if offset.saturating_sub(self.counted) >= PIECE_BYTES_LEAST as u64 {
-            self.counted = offset;
+        if offset.saturating_sub(self.progress_offset) >= PIECE_BYTES_LEAST as u64 {
+            self.progress_offset = offset;
         }
     }
 
@@ -315,9 +315,9 @@ impl UploadState {
                 return Ok(UploadStep::Done(answer["plan"].clone()));
             }
             let next = answer["offset"].as_u64().filter(|next| *next > self.offset);
-            let counted = self.counted;
+            let before = self.progress_offset;
             self.go_on_at(next.ok_or_else(takes_no_more)?);
-            stalled = match self.counted > counted {
+            stalled = match self.progress_offset > before {
                 true => 0,
                 false => stalled + 1,
             };
@@ -396,7 +396,7 @@ mod tests {
             (0, u64::MAX),
         ] {
             sending.go_on_at(offset);
-            assert_eq!((sending.offset, sending.counted), (offset, counted));
+            assert_eq!((sending.offset, sending.progress_offset), (offset, counted));
         }
     }
 }
