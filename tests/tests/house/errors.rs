@@ -32,6 +32,10 @@ const WITHOUT_PATH: [(&str, &str); 8] = [
         "the stream of a peer has no path",
     ),
     (
+        "crates/fs/src/sync/error.rs",
+        "the stream of a peer has no path",
+    ),
+    (
         "crates/worker/src/error.rs",
         "the socket pair between host and worker has no path",
     ),

@@ -68,12 +68,12 @@ impl FsOpenFile {
         address: EntryAddress,
     ) -> Result<Self, FileTreeError> {
         tree.require(FsRight::Read, &address.bucket)?;
-        let (service, place) = (tree.service().clone(), address.clone());
+        let (service, at) = (tree.service().clone(), address.clone());
         let opened = blocking(move || {
             let lease = service.open()?;
             let found = lease.read(move |tx| {
-                let view = tx.view_of(&place)?;
-                Ok((tx.stat(&view, &place.path)?, view.bucket()))
+                let view = tx.view_of(&at)?;
+                Ok((tx.stat(&view, &at.path)?, view.bucket()))
             });
             let (entry, bucket) = found.wait()?;
             refuse_other_kinds(&entry)?;

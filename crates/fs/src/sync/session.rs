@@ -176,7 +176,7 @@ struct OpenSession<'a> {
     parts: Vec<u8>,
     assembling: Option<SemaphorePermit<'a>>,
     /// Contents that the peer was asked for.
-    asked: BTreeSet<[u8; 32]>,
+    requested: BTreeSet<[u8; 32]>,
     has_heard: bool,
     idle_rounds: u32,
 }
@@ -201,7 +201,7 @@ impl<'a> OpenSession<'a> {
             found,
             parts: Vec::new(),
             assembling: None,
-            asked: BTreeSet::new(),
+            requested: BTreeSet::new(),
             has_heard: false,
             idle_rounds: 0,
         })
@@ -222,14 +222,14 @@ impl<'a> OpenSession<'a> {
             }
             let step = self.step(incoming.take()).await?;
             let is_waiting = step.outgoing.is_some() || !step.is_equal;
-            let is_over = step.is_equal && self.has_heard && self.asked.is_empty();
+            let is_over = step.is_equal && self.has_heard && self.requested.is_empty();
             self.send_step(step).await?;
-            if is_over && self.asked.is_empty() && self.mode == SyncMode::Once {
+            if is_over && self.requested.is_empty() && self.mode == SyncMode::Once {
                 return Ok(());
             }
             // Messages that are no step are handled until there is one.
             loop {
-                let time = match is_waiting || !self.asked.is_empty() {
+                let time = match is_waiting || !self.requested.is_empty() {
                     true => MESSAGE_TIME,
                     false => std::time::Duration::MAX,
                 };
@@ -256,7 +256,7 @@ impl<'a> OpenSession<'a> {
 
     /// Whether an answer about contents was the last thing that the session waited for.
     fn is_done(&self) -> bool {
-        self.mode == SyncMode::Once && self.asked.is_empty() && self.parts.is_empty()
+        self.mode == SyncMode::Once && self.requested.is_empty() && self.parts.is_empty()
     }
 
     /// Handles a message, and returns a complete sync message.
@@ -271,11 +271,11 @@ impl<'a> OpenSession<'a> {
                 Ok(None)
             }
             SyncMessage::Have(hashes) => {
-                let is_asked = |hash: &ContentHash| self.asked.contains(hash.as_bytes());
+                let is_asked = |hash: &ContentHash| self.requested.contains(hash.as_bytes());
                 if !hashes.iter().all(is_asked) {
                     return Err(unexpected("contents that nothing asked for"));
                 }
-                self.asked.clear();
+                self.requested.clear();
                 if !hashes.is_empty() {
                     // Not waited for: the session would not answer the peer meanwhile.
                     self.found.try_send(hashes).ok();
@@ -381,9 +381,9 @@ impl<'a> OpenSession<'a> {
         }
         let is_eager = self.context.settings.content == ContentFetchMode::Eager;
         if is_eager && self.context.fetcher.is_some() && !step.wanted.is_empty() {
-            let room = HASHES_MAX.saturating_sub(self.asked.len());
+            let room = HASHES_MAX.saturating_sub(self.requested.len());
             let wanted: Vec<_> = step.wanted.into_iter().take(room).collect();
-            self.asked
+            self.requested
                 .extend(wanted.iter().map(|hash| *hash.as_bytes()));
             self.send(&SyncMessage::Want(wanted)).await?;
         }
