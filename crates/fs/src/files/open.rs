@@ -83,7 +83,7 @@ impl FsOpenFile {
                 reader,
                 _lease: lease,
             };
-            Ok((FileStat::of(&entry.state), content))
+            Ok((FileStat::from_entry(&entry.state), content))
         });
         let (stat, content) = opened.await?;
         Ok(Self {

@@ -181,7 +181,7 @@ impl FsFileTree {
             name: bucket.name.to_string(),
             stat: FileStat::directory(bucket.created_ms),
         });
-        Ok(DirectoryPage::of(files.collect(), limit))
+        Ok(DirectoryPage::from_files(files.collect(), limit))
     }
 
     /// Snapshots of a bucket, behind a name.
@@ -204,7 +204,7 @@ impl FsFileTree {
             name: snapshot.name.to_string(),
             stat: FileStat::directory(snapshot.created_ms),
         });
-        Ok(DirectoryPage::of(files.collect(), limit))
+        Ok(DirectoryPage::from_files(files.collect(), limit))
     }
 
     /// Refuses a requester that may not see an entry. The root of a tree shows itself to every requester with a right.
@@ -249,7 +249,7 @@ impl FileTree for FsFileTree {
         {
             return Ok(stat);
         }
-        Ok(FileStat::of(&self.entry(address).await?))
+        Ok(FileStat::from_entry(&self.entry(address).await?))
     }
 
     async fn list(
@@ -280,7 +280,7 @@ impl FileTree for FsFileTree {
             let (_, name) = entry.path.split()?;
             Some(NamedFile {
                 name: name.to_owned(),
-                stat: FileStat::of(&entry.state),
+                stat: FileStat::from_entry(&entry.state),
             })
         });
         Ok(DirectoryPage {
@@ -485,7 +485,7 @@ impl FileStat {
         }
     }
 
-    pub(super) fn of(state: &EntryState) -> Self {
+    pub(super) fn from_entry(state: &EntryState) -> Self {
         let (kind, size) = match state.kind {
             EntryKind::Directory => (FileKind::Directory, 0),
             // As readlink(2) and lstat(2) have it.
@@ -518,7 +518,7 @@ impl FileAttributes {
 
 impl DirectoryPage {
     /// A page of files of which one more than the page was asked for.
-    fn of(mut files: Vec<NamedFile>, limit: usize) -> Self {
+    fn from_files(mut files: Vec<NamedFile>, limit: usize) -> Self {
         let has_more = files.len() > limit;
         files.truncate(limit);
         Self { files, has_more }
