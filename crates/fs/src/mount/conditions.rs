@@ -85,7 +85,7 @@ impl DavConditions {
         let mut tokens = Vec::new();
         let mut is_about_versions = false;
         if let (Some(header), Some(origin)) = (&self.if_header, &self.origin) {
-            // In this order, RFC 9110 section 13.2.2: the general conditions come before those of WebDAV.
+            // Behind the conditions on the entry alone: each of these resources costs a look-up.
             let states = self.read_states(store)?;
             let target = DavTarget::Entry(self.entry.clone());
             if !header.holds(&target, origin, &states) {

@@ -120,7 +120,7 @@ where
 {
     let service = service.clone();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        // The context lives only until the handler returns its future.
+        // Who calls is read here, so that the future owns what it needs.
         let answer = FsCall::new(&service, input, &ctx).map(&run);
         async move { Ok::<Value, CallError>(answer?.await?) }
     });
