@@ -58,6 +58,12 @@ pub const ROW_SWEEP_STEP: usize = 1000;
 /// Pause between two looks at the daily copy and the reserve file.
 pub const COPY_PERIOD: Duration = Duration::from_secs(60 * 60);
 
+/// Days before today of which one has a daily copy. With none of them, the node has a problem.
+pub const COPY_AGE_DAYS_MAX: u64 = 2;
+
+/// Pause between two steps that give free pages of the file of names back.
+pub const VACUUM_PERIOD: Duration = Duration::from_secs(60);
+
 /// Pause between two collections.
 pub const COLLECT_PERIOD: Duration = Duration::from_secs(6 * 60 * 60);
 
