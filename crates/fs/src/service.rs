@@ -142,7 +142,17 @@ impl FsService {
         blocking(move || service.open()).await
     }
 
+    /// The same for a request of an identity: its reads leave readers to others.
+    pub(crate) async fn lease_for(&self, identity: &str) -> Result<StoreLease, FsError> {
+        Ok(self.lease().await?.reading_as(identity))
+    }
+
     /// The same on a thread that may block.
+    pub(crate) fn open_for(&self, identity: &str) -> Result<StoreLease, FsError> {
+        Ok(self.open()?.reading_as(identity))
+    }
+
+    /// The store on a thread that may block.
     ///
     /// # Errors
     /// As for [`lease`](Self::lease).

@@ -94,8 +94,14 @@ pub const WRITES_QUEUED_MAX: usize = 4096;
 /// Connections that read.
 pub const READERS: usize = 4;
 
+/// Connections that the reads of one identity use at once. Its further reads wait, and those of others do not.
+pub const READERS_PER_IDENTITY: usize = 2;
+
 /// Reads that wait for a connection. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const READS_QUEUED_MAX: usize = 4096;
+
+/// Reads of one identity that wait for a connection.
+pub const READS_QUEUED_PER_IDENTITY_MAX: usize = 2048;
 
 /// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow. A read ends
 /// earlier when the log has [`LOG_BYTES_MAX`].

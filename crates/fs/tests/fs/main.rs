@@ -9,6 +9,7 @@ mod mount_client;
 mod mount_rights;
 mod notify;
 mod opening;
+mod readers;
 mod scene;
 mod sessions;
 mod tree;

@@ -150,12 +150,12 @@ impl StoreDb {
     pub fn copy_daily(&self) -> Result<CopyOutcome, StoreError> {
         // Two copies at once would write one file. The second caller finds the copy of the first.
         let _turn = self
-            .0
+            .inner
             .copying
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let path = &self.0.path;
-        let day = day_of(self.0.time.unix_ms());
+        let path = &self.inner.path;
+        let day = day_of(self.inner.time.unix_ms());
         let before = store_copies(path)?;
         if let Some(copy) = before.iter().find(|copy| copy.day == day) {
             return Ok(CopyOutcome::Kept(copy.clone()));
@@ -170,7 +170,7 @@ impl StoreDb {
             path: quarantine::with(path, &format!("{COPY}{day}")),
             day,
         };
-        let readers = self.0.readers.as_ref().ok_or(StoreError::Closed)?;
+        let readers = self.inner.readers.as_ref().ok_or(StoreError::Closed)?;
         write_copy(path, &made.path, readers.watch())?;
         // The new one is never among those that go, also where a wrong clock made copies of days to
         // come.
@@ -186,7 +186,7 @@ impl StoreDb {
     /// # Errors
     /// The folder cannot be read, or the database refuses the query.
     pub fn lacks_copy(&self, days: u64) -> Result<bool, StoreError> {
-        let now_ms = self.0.time.unix_ms();
+        let now_ms = self.inner.time.unix_ms();
         let first_ms = now_ms.saturating_sub(days.saturating_mul(DAY_MS));
         let (first, today) = (day_of(first_ms), day_of(now_ms));
         if self
@@ -207,7 +207,7 @@ impl StoreDb {
     /// # Errors
     /// The folder cannot be read.
     pub fn copies(&self) -> Result<Vec<StoreCopy>, StoreError> {
-        Ok(store_copies(&self.0.path)?)
+        Ok(store_copies(&self.inner.path)?)
     }
 }
 
