@@ -190,20 +190,32 @@ impl ReadTransaction<'_> {
         self.status_of_claim(row, hash)
     }
 
-    /// The buckets that have names of a content and no right to its bytes yet.
+    /// Looks whether a bucket has the quota for the bytes of a content that it announced, which are this many. The peer that
+    /// has them knows their number, and the bucket may have announced fewer.
     ///
     /// # Errors
-    /// The database refuses the query.
-    pub fn buckets_awaiting(
+    /// [`StoreError::QuotaExceeded`]; or the bucket does not exist.
+    pub fn check_announced(
         &self,
+        bucket: BucketId,
         hash: ContentHash,
-    ) -> Result<Vec<(BucketId, BucketName)>, StoreError> {
-        self.query_all(
-            "SELECT b.id, b.name FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
-             WHERE k.hash = ?1 AND k.wanted = 1 AND b.state <> 'deleting' ORDER BY b.id",
-            [hash],
-            |row| Ok((row.get(0)?, BucketName::from_stored(row.get(1)?))),
-        )
+        size: u64,
+    ) -> Result<(), StoreError> {
+        let query =
+            "SELECT charged FROM blob_bucket WHERE bucket_id = ?1 AND hash = ?2 AND refs > 0";
+        let charged = self.query_row(query, params![bucket, hash], |row| row.get(0))?;
+        let more = size.saturating_sub(charged.map_or(0, from_sql));
+        let used = self.usage(bucket)?.bytes;
+        match self.bucket(bucket)?.quota_bytes {
+            Some(limit) if more > 0 && used.saturating_add(more) > limit => {
+                Err(StoreError::QuotaExceeded {
+                    resource: QuotaResource::Bytes,
+                    limit,
+                    used,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a bucket waits for the bytes of a content.
