@@ -240,18 +240,37 @@ async fn a_fetch_by_an_administrator_opens_the_content_to_its_bucket_alone() {
     node.service.set_peers(Arc::new(Bob(handler(&bob))));
     want_in(&node, "secret", "/a", &bytes).await;
     want_in(&node, "docs", "/mine", &bytes).await;
+    let tenant = node.peer("ada", &["fs:read:docs", "fs:sync:docs"]);
+    let topics = json!({ "path": "docs:/", "topics": ["blob.complete", "fs.put"] });
+    let mut events = tenant.subscribe("fs/watch", topics).await;
+    next(&mut events).await;
     let fetch = json!({ "bucket": "secret", "hash": hash });
     let mut items = admin.subscribe("fs/blob/fetch", fetch).await;
     while next(&mut items).await.output.value()["done"] != json!(true) {}
     let (_, read) = admin.read(json!({ "path": "secret:/a" })).await;
     assert!(read == bytes);
-    let tenant = node.peer("ada", &["fs:read:docs", "fs:sync:docs"]);
     let (code, sent) = tenant
         .broken("fs/read", json!({ "path": "docs:/mine" }))
         .await;
     assert_eq!((&*code, sent), ("CONTENT_UNAVAILABLE", 0));
     let status = tenant.call("fs/blob/status", json!({ "hash": hash })).await;
     assert_eq!(status["status"], "wanted");
+    // Neither do events say that the content is here, before its bytes have come for the tenant.
+    admin.put("docs:/later", b"x").await;
+    let first = next(&mut events).await.output.value().clone();
+    assert_eq!(
+        (&first["topic"], &first["path"]),
+        (&json!("fs.put"), &json!("/later"))
+    );
+    let fetch = json!({ "bucket": "docs", "hash": hash });
+    let mut items = tenant.subscribe("fs/blob/fetch", fetch).await;
+    while next(&mut items).await.output.value()["done"] != json!(true) {}
+    let second = next(&mut events).await.output.value().clone();
+    assert_eq!(
+        (&second["topic"], &second["hash"]),
+        (&json!("blob.complete"), &hash)
+    );
+    assert_eq!(second["bucket"], "docs");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::FILE_BYTES_MAX;
+use crate::outbox::EventTopic;
 
 /// The content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -369,7 +370,7 @@ impl WriteTransaction<'_> {
     /// Gives a bucket the right to a content, whose size is known now. A size that it announced is corrected, in its rows
     /// and in what it pays; other buckets do not see that the bytes are here.
     fn grant_content(
-        &self,
+        &mut self,
         bucket: BucketId,
         hash: ContentHash,
         size: u64,
@@ -397,6 +398,11 @@ impl WriteTransaction<'_> {
             "UPDATE blob_bucket SET charged = ?3, wanted = 0 WHERE hash = ?1 AND bucket_id = ?2",
             params![hash, bucket, to_sql(size)],
         )?;
+        if is_wanted && refs > 0 {
+            // From here on the names that were announced lead to bytes.
+            let name = self.bucket(bucket)?.name.to_string();
+            self.emit_content_in(EventTopic::BlobComplete, (bucket, name), hash, size)?;
+        }
         if charged == to_sql(size) {
             return Ok(());
         }
@@ -421,7 +427,7 @@ impl WriteTransaction<'_> {
     /// Prepares the copy of entries from another bucket: the right to each content goes with them, or is missing as it is
     /// there.
     pub(super) fn carry_contents(
-        &self,
+        &mut self,
         from: BucketId,
         to: BucketId,
         entries: &[Entry],
