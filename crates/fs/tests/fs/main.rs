@@ -12,6 +12,7 @@ mod opening;
 mod readers;
 mod scene;
 mod sessions;
+mod timing;
 mod tree;
 mod tree_model;
 mod watching;

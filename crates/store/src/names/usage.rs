@@ -176,8 +176,10 @@ impl ReadTransaction<'_> {
     ) -> Result<ContentStatus, StoreError> {
         let row = match bucket {
             Some(bucket) => self.query_row(
-                "SELECT k.wanted, k.charged FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
-                 WHERE k.hash = ?1 AND b.name = ?2",
+                // The bucket first, and then one step to the pair of both: a hash that other buckets have costs no
+                // further look.
+                "SELECT k.wanted, k.charged FROM bucket b CROSS JOIN blob_bucket k \
+                 ON k.hash = ?1 AND k.bucket_id = b.id WHERE b.name = ?2",
                 params![hash, bucket.as_str()],
                 read_claim,
             )?,
