@@ -20,6 +20,7 @@ mod campaign;
 mod deadline;
 pub mod log_capture;
 mod machines;
+mod memory;
 mod namespaces;
 mod port;
 mod skip;
@@ -32,6 +33,7 @@ pub use deadline::{
     seconds, slowdown,
 };
 pub use machines::machines_mib;
+pub use memory::resident_bytes;
 pub use namespaces::remove_orphaned_namespaces;
 pub use port::ReservedPort;
 pub use skip::{skipped, skipped_whole, started_again};

@@ -4,6 +4,7 @@ mod blobs;
 mod branches;
 mod entries;
 mod hidden;
+mod memory;
 mod mount;
 mod mount_client;
 mod mount_rights;
