@@ -95,7 +95,7 @@ impl ScriptDocument {
     async fn exchange(&mut self, node: &SyncNode) -> Result<(), SyncError> {
         let (here, there) = memory_pair(SYNC_ALPN);
         serve(node, there, Some(identity("script", &[MAY_SYNC])));
-        let (mut send, mut recv) = here.open_bi().await?;
+        let (mut send, mut recv) = here.open_bi().await.expect("a stream");
         send.write_u8(PROTOCOL_VERSION).await?;
         let hello = SyncHello {
             bucket: "docs".parse().expect("a name"),
