@@ -1,4 +1,5 @@
-//! What the store needs from time to time, on one thread: sweeps, the daily copy, the reserve file, collections, checks.
+//! What the store needs from time to time, on one thread: sweeps, the daily copy, the reserve file, collections, checks,
+//! free pages.
 //!
 //! Each chore is done in short steps with pauses, so that requests wait for one step at most.
 
@@ -7,12 +8,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use alknet_store::{ContentScrub, GarbageCollection, Store, StoreError};
+use alknet_store::{ContentScrub, CopyOutcome, GarbageCollection, Store, StoreError};
 
 use crate::limits::{
-    CHORE_RETRY, COLLECT_DELAY, COLLECT_PERIOD, COPY_PERIOD, OPEN_RETRY, ROW_SWEEP_PERIOD,
-    ROW_SWEEP_STEP, SCRUB_BYTES_PER_SECOND, SCRUB_PERIOD, SCRUB_STEP_BYTES, SESSION_SWEEP_PERIOD,
-    STEP_PAUSE,
+    CHORE_RETRY, COLLECT_DELAY, COLLECT_PERIOD, COPY_AGE_DAYS_MAX, COPY_PERIOD, OPEN_RETRY,
+    ROW_SWEEP_PERIOD, ROW_SWEEP_STEP, SCRUB_BYTES_PER_SECOND, SCRUB_PERIOD, SCRUB_STEP_BYTES,
+    SESSION_SWEEP_PERIOD, STEP_PAUSE, VACUUM_PERIOD,
 };
 use crate::service::{FsService, ServiceInner};
 
@@ -67,7 +68,7 @@ pub(crate) fn start(
             let Some(inner) = service.upgrade() else {
                 return;
             };
-            let pause = keeper.run_due(&FsService::of_inner(inner));
+            let pause = keeper.run_due(&FsService::of_inner(inner), Instant::now());
             if stop.wait(pause) {
                 return;
             }
@@ -94,10 +95,12 @@ enum Chore {
     Collect,
     /// Reads all contents.
     Scrub,
+    /// Gives free pages of the file of names back to the file system.
+    Vacuum,
 }
 
 impl Chore {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Verify,
         Self::SweepSessions,
         Self::PruneOutbox,
@@ -106,6 +109,7 @@ impl Chore {
         Self::CopyDaily,
         Self::Collect,
         Self::Scrub,
+        Self::Vacuum,
     ];
 
     /// Time from the opening to the first step.
@@ -113,6 +117,7 @@ impl Chore {
         match self {
             Self::Collect => COLLECT_DELAY,
             Self::SweepSessions => SESSION_SWEEP_PERIOD,
+            Self::Vacuum => VACUUM_PERIOD,
             _ => STEP_PAUSE,
         }
     }
@@ -124,6 +129,8 @@ struct Housekeeper {
     due: Option<[(Chore, Instant); Chore::ALL.len()]>,
     collection: Option<GarbageCollection>,
     scrub: Option<ContentScrub>,
+    /// Whether the last try of the daily copy was a second one.
+    is_copy_retried: bool,
 }
 
 impl Housekeeper {
@@ -132,17 +139,17 @@ impl Housekeeper {
             due: None,
             collection: None,
             scrub: None,
+            is_copy_retried: false,
         }
     }
 
-    /// Does one step of each chore that is due. Returns the time until the next one is.
-    fn run_due(&mut self, service: &FsService) -> Duration {
+    /// Does one step of each chore that is due at this time. Returns the time until the next one is.
+    fn run_due(&mut self, service: &FsService, now: Instant) -> Duration {
         let Ok(store) = service.open() else {
             // Positions of a store that was repaired or begun again lead nowhere.
             *self = Self::new();
             return OPEN_RETRY;
         };
-        let now = Instant::now();
         let mut due = self
             .due
             .unwrap_or_else(|| Chore::ALL.map(|chore| (chore, now + chore.delay())));
@@ -195,11 +202,41 @@ impl Housekeeper {
                 Ok(COPY_PERIOD)
             }
             Chore::CopyDaily => {
-                store.db().copy_daily()?;
-                Ok(COPY_PERIOD)
+                let copied = store.db().copy_daily();
+                // Also after a failure: that is when the copies get old.
+                service.note_copies(store.db().lacks_copy(COPY_AGE_DAYS_MAX)?);
+                self.after_copy(copied)
             }
             Chore::Collect => self.collect(service, store),
             Chore::Scrub => self.scrub(service, store),
+            Chore::Vacuum => {
+                // It leaves a store alone that requests write to.
+                store.db().vacuum_step()?;
+                Ok(VACUUM_PERIOD)
+            }
+        }
+    }
+
+    /// The time until the next look at the daily copy.
+    fn after_copy(
+        &mut self,
+        copied: Result<CopyOutcome, StoreError>,
+    ) -> Result<Duration, StoreError> {
+        match copied {
+            // Writes filled the log while the copy was made. They may be fewer a little later; after that the disk gets a
+            // rest, because each try reads the whole file.
+            Err(StoreError::TimedOut) => {
+                self.is_copy_retried = !self.is_copy_retried;
+                tracing::warn!("the daily copy of the file of names gave way to writes");
+                Ok(match self.is_copy_retried {
+                    true => CHORE_RETRY,
+                    false => COPY_PERIOD,
+                })
+            }
+            copied => {
+                self.is_copy_retried = false;
+                copied.map(|_| COPY_PERIOD)
+            }
         }
     }
 
@@ -282,7 +319,137 @@ fn unix_seconds() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use alknet_store::limits::VACUUM_PAGES;
+    use alknet_store::{
+        Durability, FileStoreOptions, NewBucket, NewJob, QueueName, SpaceSource, StoreCopy,
+        StoreDbOptions, StoreSpace, TimeSource,
+    };
+    use tempfile::TempDir;
+
     use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    /// A clock and a disk that a test sets.
+    #[derive(Debug)]
+    struct TestSystem {
+        unix_ms: AtomicU64,
+        free: AtomicU64,
+    }
+
+    impl TimeSource for TestSystem {
+        fn unix_ms(&self) -> u64 {
+            self.unix_ms.load(Ordering::SeqCst)
+        }
+    }
+
+    impl SpaceSource for TestSystem {
+        fn measure(&self, _: &Path) -> io::Result<StoreSpace> {
+            Ok(StoreSpace {
+                total: 1 << 30,
+                free: self.free.load(Ordering::SeqCst),
+            })
+        }
+    }
+
+    /// A service with the bucket `docs`, whose chores the test does itself.
+    fn service() -> (TempDir, Arc<TestSystem>, FsService) {
+        let dir = tempfile::tempdir().expect("writable");
+        let system = Arc::new(TestSystem {
+            unix_ms: AtomicU64::new(1_800_000_000_000),
+            free: AtomicU64::new(1 << 30),
+        });
+        let options = FileStoreOptions {
+            db: StoreDbOptions {
+                time: Arc::clone(&system) as Arc<dyn TimeSource>,
+                space: Arc::clone(&system) as Arc<dyn SpaceSource>,
+                ..StoreDbOptions::default()
+            },
+            ..FileStoreOptions::default()
+        };
+        let service = FsService::new(&dir.path().join("fs"), options);
+        service.stop_keeper();
+        let new = NewBucket::new("docs".parse().expect("a name"), "alice");
+        let store = service.open().expect("a store");
+        let created = store.write(move |tx| tx.create_bucket(&new));
+        created.wait().expect("free");
+        drop(store);
+        (dir, system, service)
+    }
+
+    #[test]
+    fn free_pages_go_back_once_a_minute() {
+        let (_dir, _, service) = service();
+        let store = service.open().expect("a store");
+        let queue = || QueueName::parse("q").expect("a name");
+        let payload = "x".repeat(60_000);
+        for _ in 0..100 {
+            let job = NewJob::new(queue(), &payload);
+            let enqueued = store
+                .db()
+                .write_with(Durability::Normal, move |tx| tx.enqueue(&job));
+            enqueued.wait().expect("room");
+        }
+        let acknowledged = store.write(move |tx| {
+            for job in tx.claim_jobs(&queue(), 100, DAY)? {
+                tx.acknowledge_job(&job.claim)?;
+            }
+            Ok(())
+        });
+        acknowledged.wait().expect("its own jobs");
+        let first = store.db().vacuum_step().expect("readable");
+        assert!(first.free > 4 * VACUUM_PAGES, "{first:?}");
+        let mut keeper = Housekeeper::new();
+        let now = Instant::now();
+        keeper.run_due(&service, now);
+        keeper.run_due(&service, now + VACUUM_PERIOD);
+        let second = store.db().vacuum_step().expect("readable");
+        assert!(second.free + 2 * VACUUM_PAGES <= first.free, "{second:?}");
+    }
+
+    #[test]
+    fn a_copy_that_gave_way_to_writes_is_tried_once_more_before_the_hour() {
+        let mut keeper = Housekeeper::new();
+        let gave_way = || Err(StoreError::TimedOut);
+        for _ in 0..2 {
+            assert_eq!(keeper.after_copy(gave_way()), Ok(CHORE_RETRY));
+            assert_eq!(keeper.after_copy(gave_way()), Ok(COPY_PERIOD));
+        }
+        assert_eq!(keeper.after_copy(gave_way()), Ok(CHORE_RETRY));
+        let copy = StoreCopy {
+            path: "fs.db.copy-2027-01-15".into(),
+            day: "2027-01-15".to_owned(),
+        };
+        let made = keeper.after_copy(Ok(CopyOutcome::Made(copy)));
+        assert_eq!(made, Ok(COPY_PERIOD));
+        assert_eq!(keeper.after_copy(gave_way()), Ok(CHORE_RETRY));
+        let failed = keeper.after_copy(Err(StoreError::NoSpace));
+        assert_eq!(failed, Err(StoreError::NoSpace));
+    }
+
+    #[test]
+    fn old_copies_are_a_problem_until_one_is_made() {
+        let (_dir, system, service) = service();
+        let store = service.open().expect("a store");
+        let mut keeper = Housekeeper::new();
+        let mut codes = |days: u32, free: u64| {
+            let passed = u64::from(days) * 24 * 60 * 60 * 1000;
+            system.unix_ms.fetch_add(passed, Ordering::SeqCst);
+            system.free.store(free, Ordering::SeqCst);
+            let copied = keeper.step(Chore::CopyDaily, &service, &store);
+            assert_eq!(copied.is_ok(), free > 0, "{copied:?}");
+            let problems = service.problems().into_iter();
+            problems.map(|problem| problem.code).collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(codes(0, 1 << 30), none);
+        assert_eq!(codes(2, 0), none);
+        assert_eq!(codes(1, 0), ["files-uncopied"]);
+        assert_eq!(codes(0, 1 << 30), none);
+    }
 
     #[test]
     fn a_check_keeps_to_its_rate_and_its_period() {

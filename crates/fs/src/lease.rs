@@ -35,6 +35,14 @@ impl StoreLease {
             _counted: CountedLease(Arc::clone(count)),
         }
     }
+
+    /// The same store, whose reads count for an identity.
+    pub(crate) fn reading_as(self, identity: &str) -> Self {
+        Self {
+            store: self.store.reading_as(identity),
+            _counted: self._counted,
+        }
+    }
 }
 
 impl Deref for StoreLease {

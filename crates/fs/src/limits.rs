@@ -24,11 +24,17 @@ pub const MOUNT_REQUESTS_PER_SECOND: u32 = 2000;
 /// five of each (PROPFIND, LOCK, PUT, UNLOCK, PROPFIND), and is not refused however fast the node answers.
 pub const MOUNT_REQUESTS_BURST: u32 = 50_000;
 
+/// Memory of a response over HTTP whose client does not read on: a block that waits, and what reads the next one.
+pub const SLOW_RESPONSE_BYTES_MAX: u64 = 1 << 20;
+
 /// Subscriptions to events that the node serves at once. Each wakes up after each commit.
 pub const WATCHES_MAX: usize = 2048;
 
 /// Subscriptions to events of one identity.
 pub const WATCHES_PER_IDENTITY_MAX: usize = 1024;
+
+/// Memory of a subscription to which nothing is sent, with its share of the connection.
+pub const IDLE_WATCH_BYTES_MAX: u64 = 64 << 10;
 
 /// Events that a subscription reads at a time.
 pub const WATCH_PAGE_EVENTS: usize = 100;
@@ -57,6 +63,12 @@ pub const ROW_SWEEP_STEP: usize = 1000;
 
 /// Pause between two looks at the daily copy and the reserve file.
 pub const COPY_PERIOD: Duration = Duration::from_secs(60 * 60);
+
+/// Days before today of which one has a daily copy. With none of them, the node has a problem.
+pub const COPY_AGE_DAYS_MAX: u64 = 2;
+
+/// Pause between two steps that give free pages of the file of names back.
+pub const VACUUM_PERIOD: Duration = Duration::from_secs(60);
 
 /// Pause between two collections.
 pub const COLLECT_PERIOD: Duration = Duration::from_secs(6 * 60 * 60);

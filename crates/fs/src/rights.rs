@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use alknet_core::ScopeSet;
-use alknet_store::{
-    Bucket, BucketId, BucketName, ContentHash, ContentStatus, ReadTransaction, StoreError,
-};
+use alknet_store::{Bucket, BucketName, ContentHash, ContentStatus, ReadTransaction, StoreError};
 
 /// What a caller wants to do in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,20 +197,6 @@ impl VisibleBuckets {
             status,
             ContentStatus::Complete { .. } | ContentStatus::Bad { .. }
         ))
-    }
-
-    /// Those of them that wait for the bytes of a content.
-    ///
-    /// # Errors
-    /// The database refuses the query.
-    pub fn awaiting(
-        &self,
-        tx: &ReadTransaction<'_>,
-        hash: ContentHash,
-    ) -> Result<Vec<BucketId>, StoreError> {
-        let awaiting = tx.buckets_awaiting(hash)?.into_iter();
-        let own = awaiting.filter(|(_, name)| self.contains(name));
-        Ok(own.map(|(id, _)| id).collect())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::blobs::{BlobFetches, BlobPeers};
 use crate::chores::{self, StopSignal};
 use crate::error::FsError;
 use crate::lease::{LeaseCount, StoreLease};
-use crate::limits::{CLOSE_WAIT, OPEN_RETRY};
+use crate::limits::{CLOSE_WAIT, COPY_AGE_DAYS_MAX, OPEN_RETRY};
 use crate::watches::WatchCount;
 
 /// The file of names in the folder of a store.
@@ -27,7 +27,7 @@ const NAMES: &str = "fs.db";
 /// Why the files of a node are not served, or not as they should be. The node serves everything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FsProblem {
-    /// `files-damaged`, `files-newer` or `files-unusable`.
+    /// `files-damaged`, `files-newer`, `files-uncopied` or `files-unusable`.
     pub code: &'static str,
     /// What is wrong, with the path of the file.
     pub text: String,
@@ -57,6 +57,8 @@ pub(crate) struct ServiceInner {
     peers: OnceLock<Arc<dyn BlobPeers>>,
     /// Held during one step of a collection, so that two of them do not get into each other's way.
     collecting: Mutex<()>,
+    /// Whether the daily copies of the file of names are old.
+    lacks_copy: AtomicBool,
     stop: Arc<StopSignal>,
     keeper_thread: Mutex<Option<JoinHandle<()>>>,
     /// Whether subscriptions have to end.
@@ -89,6 +91,7 @@ impl FsService {
             fetches: Arc::default(),
             peers: OnceLock::new(),
             collecting: Mutex::default(),
+            lacks_copy: AtomicBool::new(false),
             stop: Arc::default(),
             keeper_thread: Mutex::default(),
             closing: watch::channel(false).0,
@@ -103,7 +106,7 @@ impl FsService {
         }
     }
 
-    /// What keeps the files from being served. Does not block on the disk.
+    /// What keeps the files from being served or from being safe. Does not block on the disk.
     #[must_use]
     pub fn problems(&self) -> Vec<FsProblem> {
         let problem = match &*self.state() {
@@ -115,7 +118,16 @@ impl FsService {
             }),
             ServiceState::Closed | ServiceState::Open(_) | ServiceState::Unopened => None,
         };
-        problem.into_iter().collect()
+        let is_open = matches!(&*self.state(), ServiceState::Open(_));
+        let is_uncopied = is_open && self.0.lacks_copy.load(Ordering::Relaxed);
+        let uncopied = is_uncopied.then(|| FsProblem {
+            code: "files-uncopied",
+            text: format!(
+                "the file of names has no copy of today or the {COPY_AGE_DAYS_MAX} days before"
+            ),
+            hint: "make room on the disk, or call fs/backup when few requests write; the log says why the copies failed",
+        });
+        problem.into_iter().chain(uncopied).collect()
     }
 
     /// The store for a request. The first one opens it on a thread that may block.
@@ -130,7 +142,17 @@ impl FsService {
         blocking(move || service.open()).await
     }
 
+    /// The same for a request of an identity: its reads leave readers to others.
+    pub(crate) async fn lease_for(&self, identity: &str) -> Result<StoreLease, FsError> {
+        Ok(self.lease().await?.reading_as(identity))
+    }
+
     /// The same on a thread that may block.
+    pub(crate) fn open_for(&self, identity: &str) -> Result<StoreLease, FsError> {
+        Ok(self.open()?.reading_as(identity))
+    }
+
+    /// The store on a thread that may block.
     ///
     /// # Errors
     /// As for [`lease`](Self::lease).
@@ -262,6 +284,17 @@ impl FsService {
     /// The turn of a step of a collection. Blocks while another step is under way.
     pub(crate) fn collecting(&self) -> MutexGuard<'_, ()> {
         locked(&self.0.collecting)
+    }
+
+    /// Notes whether the daily copies are old.
+    pub(crate) fn note_copies(&self, lacks_copy: bool) {
+        self.0.lacks_copy.store(lacks_copy, Ordering::Relaxed);
+    }
+
+    /// Lets the thread of the chores never start: a test does them itself.
+    #[cfg(test)]
+    pub(crate) fn stop_keeper(&self) {
+        self.0.stop.stop();
     }
 
     /// The folder of the store.

@@ -24,6 +24,14 @@ impl ChunkSelection {
         }
     }
 
+    /// The last chunk, whatever the size of the object is. It comes with the hashes that prove the size.
+    #[must_use]
+    pub fn last() -> Self {
+        Self {
+            boundaries: vec![u64::MAX],
+        }
+    }
+
     /// Takes the numbers at which ranges begin and end, in turn. `None` unless they are strictly increasing.
     #[must_use]
     pub fn from_boundaries(boundaries: Vec<u64>) -> Option<Self> {
@@ -118,6 +126,7 @@ mod tests {
         assert_eq!(of(&[0, 1, 5, 6]), 2048);
         // The last chunk has what is left.
         assert_eq!(of(&[u64::MAX]), 10_000 - 9 * 1024);
+        assert_eq!(ChunkSelection::last().bytes(10_000), 10_000 - 9 * 1024);
         assert_eq!(of(&[8, 100]), 10_000 - 8 * 1024);
     }
 

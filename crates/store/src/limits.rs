@@ -46,6 +46,9 @@ pub const BATCH_CHANGES_MAX: usize = 1000;
 /// Entries or versions in one page of a listing.
 pub const PAGE_ENTRIES_MAX: usize = 1000;
 
+/// Memory that paging through a directory takes, however many names it has: a page, and what SQLite keeps of the file.
+pub const LISTING_MEMORY_BYTES_MAX: u64 = 24 << 20;
+
 /// Names that a merge tries for the second version of an entry.
 pub const CONFLICT_NAMES_MAX: u32 = 100;
 
@@ -94,8 +97,14 @@ pub const WRITES_QUEUED_MAX: usize = 4096;
 /// Connections that read.
 pub const READERS: usize = 4;
 
+/// Connections that the reads of one identity use at once. Its further reads wait, and those of others do not.
+pub const READERS_PER_IDENTITY: usize = 2;
+
 /// Reads that wait for a connection. A further one gets [`StoreError::Busy`](crate::StoreError::Busy).
 pub const READS_QUEUED_MAX: usize = 4096;
+
+/// Reads of one identity that wait for a connection.
+pub const READS_QUEUED_PER_IDENTITY_MAX: usize = 2048;
 
 /// Time of one read. SQLite cannot empty its log beyond the oldest read, so a longer one lets the log grow. A read ends
 /// earlier when the log has [`LOG_BYTES_MAX`].
@@ -217,6 +226,10 @@ pub const REPAIR_NUMBERS_SKIPPED: u64 = 1_000_000;
 
 /// Bytes of one block of a read.
 pub const READ_BLOCK_BYTES: usize = 256 << 10;
+
+/// Memory of a content that is being read, however long it is and however slowly its bytes are taken: one block, and the
+/// hashes on the way to it.
+pub const OPEN_READ_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes of a content from peers after which what has arrived is noted on the disk, so that a restart loses less.
 pub const PARTIAL_SAVE_BYTES: u64 = 8 << 20;

@@ -42,9 +42,9 @@ pub enum EventTopic {
     BucketCreate,
     /// The quota of a bucket was changed.
     BucketQuota,
-    /// A content is complete.
+    /// A content that a bucket has announced is here for it, or one that was damaged is whole again.
     BlobComplete,
-    /// A content proved damaged.
+    /// A content of a bucket proved damaged.
     BlobBad,
     /// Changes of a peer were taken in.
     SyncMerged,

@@ -157,6 +157,18 @@ impl Store {
         })
     }
 
+    /// The same store, with a handle whose reads count for an identity, as [`StoreDb::reading_as`].
+    #[must_use]
+    pub fn reading_as(&self, identity: &str) -> Self {
+        let db = self.db.reading_as(identity);
+        Self {
+            content: self.content.reading_as(&db),
+            sessions: self.sessions.reading_as(&db),
+            verification: Arc::clone(&self.verification),
+            db,
+        }
+    }
+
     /// The file of names.
     #[must_use]
     pub const fn db(&self) -> &StoreDb {

@@ -36,6 +36,12 @@ const OPENAPI_DOCUMENTS: [&str; 5] = [
     "*/api/stripe.com.json",
 ];
 
+/// What Node loads of automerge's package, which has its WebAssembly in seven forms.
+const AUTOMERGE_PARTS: [&str; 2] = [
+    "package/dist/cjs/fullfat_node.cjs",
+    "package/dist/cjs/automerge_wasm_bg.wasm",
+];
+
 /// The types that are taken out of their package, which has code as well.
 const KUBEVIRT_TYPES: [&str; 2] = ["*/dist/kubernetes/index.d.ts", "*/dist/kubevirt/index.d.ts"];
 
@@ -363,6 +369,11 @@ fn python_place(cx: &XtaskContext, packages: &str, python: &str) -> PathBuf {
 pub fn typebox(cx: &XtaskContext) -> Result<PathBuf> {
     // Archives of npm hold one folder of this name.
     Ok(unpacked(cx, "typebox", &[], 0)?.join("package"))
+}
+
+/// The folder of automerge's JavaScript package, with what Node takes of it.
+pub fn automerge(cx: &XtaskContext) -> Result<PathBuf> {
+    Ok(unpacked(cx, "automerge", &AUTOMERGE_PARTS, 0)?.join("package"))
 }
 
 /// The folder of axe, rules of accessibility that run in a browser.

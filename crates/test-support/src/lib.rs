@@ -1,6 +1,6 @@
 //! Shared code of the tests of every package: deadlines that scale with how busy the machine is, a wait for a
-//! condition, ports for servers, a process of a test's own, the removal of leftover network namespaces, and named
-//! skips.
+//! condition, ports for servers, a process of a test's own, the removal of leftover network namespaces, named skips,
+//! and a comparison of response times.
 //!
 //! `cargo xtask test` sets the first three of these environment variables for the test programs that it starts, so that this
 //! library is one of the few that read the environment:
@@ -20,9 +20,11 @@ mod campaign;
 mod deadline;
 pub mod log_capture;
 mod machines;
+mod memory;
 mod namespaces;
 mod port;
 mod skip;
+mod timing;
 
 pub use alone::alone;
 pub use campaign::{is_campaign, took};
@@ -31,6 +33,8 @@ pub use deadline::{
     seconds, slowdown,
 };
 pub use machines::machines_mib;
+pub use memory::resident_bytes;
 pub use namespaces::remove_orphaned_namespaces;
 pub use port::ReservedPort;
 pub use skip::{skipped, skipped_whole, started_again};
+pub use timing::{TIMING_SAMPLES, TimedKinds, timing_bound, timing_difference, timing_distance};

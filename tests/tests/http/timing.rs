@@ -1,8 +1,7 @@
 //! A node that tells unknown peers nothing does not tell them by its response times either.
 //!
-//! Times are compared with each other and never with a fixed number of seconds. Two kinds of
-//! requests are sent alternately over one connection, and the two-sample Kolmogorov-Smirnov test
-//! decides whether their times could come from one distribution.
+//! Two kinds of requests are sent alternately over one connection, and the two-sample Kolmogorov-Smirnov test of
+//! `alknet-test-support` decides whether their times could come from one distribution.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -11,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use alknet_core::AuthToken;
 use alknet_endpoint::Target;
-use alknet_test_support::deadline;
+use alknet_test_support::{
+    TIMING_SAMPLES, TimedKinds, deadline, timing_bound, timing_difference, timing_distance,
+};
 use alknet_tests::{HostNode, TestBench};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -20,29 +21,9 @@ use rustls::{
 };
 use socket2::{Domain, Socket, Type};
 
-/// Requests of each kind that are compared.
-const SAMPLES: usize = 2000;
-
 /// How many of them go over one connection. Wrong tokens are counted by their network, a /24, and
 /// each connection comes from another one: with [`LIMITS`] none is blocked.
 const ON_ONE_CONNECTION: usize = 500;
-
-/// How often two equal kinds may be mistaken for different ones: once in a million comparisons, if
-/// times are independent of each other.
-const FALSE_ALARM: f64 = 1e-6;
-
-/// How many comparisons in a row must distinguish two kinds. Times are not independent: a burst of
-/// work by the kernel or by the host's other guests affects neighbouring requests. So the bound is
-/// exceeded more often than [`FALSE_ALARM`] says, even when the test runs alone. If that happened
-/// once in a hundred comparisons, one of seven would fail in 7 runs of 100, but three in a row
-/// would in 7 of a million. The price is small: what one comparison finds with a probability of
-/// 0.99 is found with one of 0.97.
-const IN_A_ROW: usize = 3;
-
-/// Two kinds of requests count as distinguishable only if they are this many times further apart
-/// than requests of one kind, sent directly after them. Beside other programs, times depend on each
-/// other so much that even those of one kind exceed the bound.
-const OF_ONE_KIND: f64 = 1.5;
 
 /// How long an answer may take before a test counts as hung.
 fn hung() -> Duration {
@@ -171,27 +152,6 @@ fn request(method: &str, path: &str, header: Option<(&str, &str)>) -> String {
     )
 }
 
-/// The distance of two samples: the largest difference of their empirical distributions.
-fn distance(mut one: Vec<Duration>, mut other: Vec<Duration>) -> f64 {
-    one.sort_unstable();
-    other.sort_unstable();
-    let share = |sample: &[Duration], time: &Duration| {
-        let below = sample.partition_point(|taken| taken <= time);
-        below as f64 / sample.len() as f64
-    };
-    let times = one.iter().chain(&other);
-    times
-        .map(|time| (share(&one, time) - share(&other, time)).abs())
-        .fold(0.0, f64::max)
-}
-
-/// The distance of two samples of [`SAMPLES`] from one distribution, with the probability
-/// [`FALSE_ALARM`] of a larger one.
-fn furthest() -> f64 {
-    let samples = SAMPLES as f64;
-    (-(FALSE_ALARM / 2.0).ln() / samples).sqrt()
-}
-
 /// Addresses of networks from which the node has had no request.
 struct FreshAddresses(u8);
 
@@ -205,7 +165,7 @@ impl FreshAddresses {
 /// Sends both alternately. Returns the distance of their times.
 fn compare(node: SocketAddr, fresh: &mut FreshAddresses, [one, other]: [&str; 2]) -> f64 {
     let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..SAMPLES / ON_ONE_CONNECTION {
+    for _ in 0..TIMING_SAMPLES / ON_ONE_CONNECTION {
         let mut kept = KeepAliveConnection::open(node, fresh.next());
         let (_, nothing) = kept.ask(one);
         assert!(nothing.starts_with("HTTP/1.1 404 "), "{nothing}");
@@ -220,7 +180,7 @@ fn compare(node: SocketAddr, fresh: &mut FreshAddresses, [one, other]: [&str; 2]
         }
     }
     let [one, other] = times;
-    distance(one, other)
+    timing_distance(one, other)
 }
 
 fn token() -> AuthToken {
@@ -276,23 +236,15 @@ fn the_time_an_answer_takes_tells_unknown_clients_nothing() {
     ] {
         let [one, other] = asked;
         assert_eq!(one.len(), other.len(), "{what}");
-        let mut told_apart = || {
-            let distance = compare(address, &mut fresh, [&one, &other]);
-            let is_far = distance > furthest();
-            // For comparison, the distance of the times of one kind.
-            let of_one = is_far.then(|| compare(address, &mut fresh, [&one, &one]));
-            (distance, of_one)
-        };
-        let distances: Vec<_> = std::iter::repeat_with(&mut told_apart)
-            .take(IN_A_ROW)
-            .take_while(|(distance, of_one)| {
-                of_one.is_some_and(|of_one| *distance > of_one * OF_ONE_KIND)
-            })
-            .collect();
-        assert!(
-            distances.len() < IN_A_ROW,
-            "{what} differs from a path that is not there: {distances:?} and not {}",
-            furthest()
+        let difference = timing_difference(|kinds| match kinds {
+            TimedKinds::Both => compare(address, &mut fresh, [&one, &other]),
+            TimedKinds::FirstTwice => compare(address, &mut fresh, [&one, &one]),
+        });
+        assert_eq!(
+            difference,
+            None,
+            "{what} differs from a path that is not there by more than {}",
+            timing_bound()
         );
     }
 }
@@ -300,17 +252,17 @@ fn the_time_an_answer_takes_tells_unknown_clients_nothing() {
 #[test]
 fn the_comparison_tells_apart_what_is_apart() {
     let micros = |of: fn(u64) -> u64| {
-        let times = (0..SAMPLES as u64).map(|n| Duration::from_micros(of(n)));
+        let times = (0..TIMING_SAMPLES as u64).map(|n| Duration::from_micros(of(n)));
         times.collect::<Vec<_>>()
     };
     // Two sequences that fill the same range evenly.
     let even = micros(|n| n * 7919 % 2003);
     let same = micros(|n| n * 6101 % 2003);
-    assert!(distance(even.clone(), same) < furthest());
+    assert!(timing_distance(even.clone(), same) < timing_bound());
     // Shifted by a tenth of the range.
     let later = micros(|n| n * 7919 % 2003 + 200);
-    assert!(distance(even.clone(), later) > furthest());
+    assert!(timing_distance(even.clone(), later) > timing_bound());
     let elsewhere = micros(|n| n + 10_000);
-    assert!((distance(even.clone(), elsewhere) - 1.0).abs() < 1e-9);
-    assert!(distance(even.clone(), even).abs() < 1e-9);
+    assert!((timing_distance(even.clone(), elsewhere) - 1.0).abs() < 1e-9);
+    assert!(timing_distance(even.clone(), even).abs() < 1e-9);
 }

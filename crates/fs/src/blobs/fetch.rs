@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::{CloseCode, PeerId};
-use alknet_store::{ContentHash, PartialContent, StoreError};
+use alknet_store::{BucketId, ContentHash, PartialContent, StoreError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -15,7 +15,6 @@ use super::receive::{ReceiveError, complete, receive};
 use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::limits::FETCHES_MAX;
-use crate::rights::VisibleBuckets;
 use crate::service::blocking;
 
 /// How far a fetch came.
@@ -25,8 +24,26 @@ pub(crate) enum FetchProgress {
     Done,
     /// The fetch ended without the content.
     Failed(FetchFailure),
-    /// So many bytes are missing.
-    Missing(u64),
+    /// Bytes are missing.
+    Missing(MissingBytes),
+}
+
+/// How much of a content is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MissingBytes {
+    /// Bytes that are not here.
+    pub(crate) missing: u64,
+    /// All bytes of the content, as far as this node knows.
+    pub(crate) size: u64,
+}
+
+impl MissingBytes {
+    pub(super) fn of(content: &PartialContent) -> Self {
+        Self {
+            missing: content.missing_bytes(),
+            size: content.size(),
+        }
+    }
 }
 
 /// Why a fetch ended without the content.
@@ -49,15 +66,35 @@ pub(crate) struct BlobFetches {
 #[derive(Debug)]
 pub(crate) struct FetchOrder {
     pub(crate) hash: ContentHash,
+    /// Bytes by the word of the bucket that wants them.
     pub(crate) size: u64,
-    /// The buckets that get the right to the bytes, if they wait for them.
-    pub(crate) buckets: VisibleBuckets,
+    /// The bucket that wants the content, and gets the right to its bytes.
+    pub(crate) bucket: BucketId,
     /// The peers to ask, in this order.
     pub(crate) from: Vec<PeerId>,
     pub(crate) peers: Arc<dyn BlobPeers>,
     pub(crate) lease: StoreLease,
     /// Says `true` when the node shuts down.
     pub(crate) closing: watch::Receiver<bool>,
+}
+
+impl FetchOrder {
+    /// Begins to receive the content, or goes on with what is here of it.
+    async fn open(&self, size: u64) -> Result<PartialContent, FsError> {
+        let (folder, hash) = (self.lease.content().clone(), self.hash);
+        blocking(move || Ok(folder.receive(hash, size)?)).await
+    }
+
+    /// The same for the size that a peer has proved. What came under another size begins again.
+    async fn open_with_size(&self, size: u64) -> Result<PartialContent, FsError> {
+        let (bucket, hash) = (self.bucket, self.hash);
+        // Before the bytes, which would be of no use: the bucket may have announced fewer than it has room for.
+        let room = self
+            .lease
+            .read(move |tx| tx.check_announced(bucket, hash, size));
+        room.await?;
+        self.open(size).await
+    }
 }
 
 /// A fetch, as one of its callers sees it.
@@ -90,7 +127,10 @@ impl BlobFetches {
                 Err(StoreError::Busy("the node fetches as much as it may").into())
             }
             Entry::Vacant(entry) => {
-                let (sender, progress) = watch::channel(FetchProgress::Missing(order.size));
+                let (sender, progress) = watch::channel(FetchProgress::Missing(MissingBytes {
+                    missing: order.size,
+                    size: order.size,
+                }));
                 let sender = Arc::new(sender);
                 entry.insert(Arc::clone(&sender));
                 let fetch = RunningFetch {
@@ -177,42 +217,32 @@ impl RunningFetch {
     }
 
     async fn fetch(&self, order: FetchOrder) -> Result<(), FetchFailure> {
-        let FetchOrder {
-            hash,
-            size,
-            buckets,
-            from,
-            peers,
-            lease,
-            ..
-        } = order;
-        let folder = lease.content().clone();
-        let opened = blocking(move || Ok(folder.receive(hash, size)?)).await;
-        let mut content = opened.map_err(failure)?;
+        let mut content = order.open(order.size).await.map_err(failure)?;
         let mut tried = Vec::new();
-        let mut from = from.into_iter();
-        while !content.is_whole() {
+        let mut from = order.from.iter();
+        while !is_whole(&content) {
             let Some(peer) = from.next() else {
                 return Err(FetchFailure::Peers(tried));
             };
-            let (rest, outcome) = self.ask(&*peers, &peer, content).await?;
+            let (rest, outcome) = self.ask(&order, peer, content).await?;
             content = rest;
-            tried.extend(outcome.map(|outcome| (peer, outcome)));
+            tried.extend(outcome.map(|outcome| (peer.clone(), outcome)));
         }
-        complete(&lease, content, buckets).await.map_err(failure)
+        let completed = complete(&order.lease, content, order.bucket).await;
+        completed.map_err(failure)
     }
 
     /// Asks a peer for what is missing, as long as it sends some of it. Returns what went wrong with the peer.
     async fn ask(
         &self,
-        peers: &dyn BlobPeers,
+        order: &FetchOrder,
         peer: &PeerId,
         mut content: PartialContent,
     ) -> Result<(PartialContent, Option<&'static str>), FetchFailure> {
         if self.fetches.is_penalised(peer) {
             return Ok((content, Some("penalised")));
         }
-        let Some(connection) = connect(peers, peer).await else {
+        let Some(connection) = connect(&*order.peers, peer).await else {
             return Ok((content, Some("unreachable")));
         };
         let outcome = loop {
@@ -236,6 +266,16 @@ impl RunningFetch {
                 // A request asks for a bounded number of ranges.
                 Ok(()) if !content.is_whole() && content.missing_bytes() < before => {}
                 Ok(()) => break None,
+                Err(ReceiveError::OtherSize(size)) => {
+                    // Who announced the wrong size is not known here, and the peers that have the content are honest. No
+                    // two sizes have proofs, so that this happens once.
+                    tracing::warn!(%peer, "a content has another size than was announced");
+                    // The file of the content is locked until then.
+                    drop(content);
+                    content = order.open_with_size(size).await.map_err(failure)?;
+                    let missing = MissingBytes::of(&content);
+                    self.sender.send_replace(FetchProgress::Missing(missing));
+                }
                 Err(ReceiveError::Lied) => {
                     tracing::warn!(%peer, "a peer sent other bytes than the hash says");
                     self.fetches.penalties.add(peer, Instant::now());
@@ -250,6 +290,11 @@ impl RunningFetch {
         connection.close(CloseCode::Normal, "");
         Ok((content, outcome))
     }
+}
+
+/// Whether all bytes are here. A content of no bytes is one that was announced so, unless its hash says it too.
+fn is_whole(content: &PartialContent) -> bool {
+    content.is_whole() && (content.size() > 0 || content.hash() == ContentHash::EMPTY)
 }
 
 impl Drop for RunningFetch {

@@ -100,7 +100,7 @@ impl BlobHandler {
             return Err(HandlerError::AuthRequired);
         }
         let client = BlobClient::from_connection(connection, auth.key.as_ref());
-        let lease = self.service.lease().await;
+        let lease = self.service.lease_for(client.name()).await;
         let lease = lease.map_err(|error| HandlerError::Internal(error.into()))?;
         let may = blocking(move || Ok(client.may_have_any(&lease)?)).await;
         match may {

@@ -19,7 +19,9 @@ mod serve;
 mod tests;
 mod wire;
 
-pub(crate) use fetch::{BlobFetches, FetchFailure, FetchOrder, FetchProgress, JoinedFetch};
+pub(crate) use fetch::{
+    BlobFetches, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, MissingBytes,
+};
 pub use handler::{BLOBS_ALPN, BlobHandler, BlobOptions};
 pub use peers::BlobPeers;
 pub(crate) use peers::{ProviderStatus, ask_provider};

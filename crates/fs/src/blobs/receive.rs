@@ -5,18 +5,19 @@ use std::io::{self, ErrorKind};
 use alknet_core::{Connection, RecvStream, StreamCode};
 use alknet_objects::limits::GROUP_BYTES;
 use alknet_objects::{ChunkSelection, ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
-use alknet_store::{ContentHash, PartialContent};
+use alknet_store::limits::FILE_BYTES_MAX;
+use alknet_store::{BucketId, ContentHash, ContentStatus, PartialContent};
 use thiserror::Error;
 use tokio::io::BufReader;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::fetch::MissingBytes;
 use super::peers::{read_exact, request};
 use super::wire::{BlobRequest, BlobSelections};
 use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::limits::{BLOB_STALLED_TIME, FETCH_BLOCK_BYTES, FETCH_RANGES_MAX};
-use crate::rights::VisibleBuckets;
 use crate::service::blocking;
 
 /// Blocks that wait to be written. The peer waits while there are so many.
@@ -25,9 +26,12 @@ const BLOCKS_WAITING: usize = 4;
 /// Why a peer sent no more of a content.
 #[derive(Debug, Error)]
 pub(super) enum ReceiveError {
-    /// The peer sent bytes that do not have the hash, or another length. It is not asked again for a while.
+    /// The peer sent bytes that do not have the hash. It is not asked again for a while.
     #[error("the peer sent other bytes than the hash says")]
     Lied,
+    /// The content has this many bytes, and not those that were announced. The peer has proved it by the hash.
+    #[error("the content has {0} bytes, and others were announced")]
+    OtherSize(u64),
     /// The peer does not have the content, broke off, or is too slow.
     #[error("the peer broke off: {0}")]
     Broke(#[from] io::Error),
@@ -47,7 +51,7 @@ struct VerifiedBlock {
 pub(super) async fn receive(
     connection: &Connection,
     content: PartialContent,
-    progress: impl Fn(u64) + Send + 'static,
+    progress: impl Fn(MissingBytes) + Send + 'static,
 ) -> (Option<PartialContent>, Result<(), ReceiveError>) {
     let selection = content.missing(FETCH_RANGES_MAX);
     let (hash, size) = (content.hash(), content.size());
@@ -71,7 +75,7 @@ pub(super) async fn receive(
 fn write(
     mut content: PartialContent,
     mut blocks: mpsc::Receiver<VerifiedBlock>,
-    progress: &impl Fn(u64),
+    progress: &impl Fn(MissingBytes),
 ) -> (PartialContent, Result<(), FsError>) {
     let mut written = Ok(());
     while let Some(block) = blocks.blocking_recv() {
@@ -79,7 +83,7 @@ fn write(
         if written.is_err() {
             break;
         }
-        progress(content.missing_bytes());
+        progress(MissingBytes::of(&content));
     }
     // What came before an error stays, for the next peer or the next fetch.
     let saved = content.save();
@@ -93,6 +97,22 @@ async fn read(
     selection: &ChunkSelection,
     blocks: mpsc::Sender<VerifiedBlock>,
 ) -> Result<(), ReceiveError> {
+    let (mut recv, said) = ask(connection, hash, selection).await?;
+    let read = match said == size {
+        true => read_blocks(&mut recv, hash, size, selection, blocks).await,
+        false => Err(check_said_size(connection, hash, said).await),
+    };
+    // Whatever the peer would still send is of no use.
+    recv.get_mut().stop(StreamCode::Cancelled);
+    read
+}
+
+/// Asks for chunks of a content. Returns what comes behind the number of its bytes, and that number by the word of the peer.
+async fn ask(
+    connection: &Connection,
+    hash: ContentHash,
+    selection: &ChunkSelection,
+) -> Result<(BufReader<RecvStream>, u64), ReceiveError> {
     let selections = BlobSelections::of_one(selection.clone());
     let get = BlobRequest::Get { hash, selections };
     let opened = timeout(BLOB_STALLED_TIME, request(connection, &get)).await;
@@ -100,115 +120,157 @@ async fn read(
     let (_send, recv) = opened.map_err(io::Error::from)?;
     // Pairs of hashes are short and read one at a time, so reads are buffered.
     let mut recv = BufReader::with_capacity(FETCH_BLOCK_BYTES, recv);
-    let read = read_verified(&mut recv, hash, size, selection, blocks).await;
-    // Whatever the peer would still send is of no use.
-    recv.get_mut().stop(StreamCode::Cancelled);
-    read
+    let mut length = [0; 8];
+    read_exact(&mut recv, &mut length, BLOB_STALLED_TIME).await?;
+    Ok((recv, u64::from_le_bytes(length)))
 }
 
-async fn read_verified(
+/// Asks a peer that says another size than was announced for the last chunk, whose way through the hash tree proves the
+/// size. Returns who was wrong: the announcement or the peer.
+async fn check_said_size(connection: &Connection, hash: ContentHash, said: u64) -> ReceiveError {
+    match prove_size(connection, hash, said).await {
+        Ok(()) => ReceiveError::OtherSize(said),
+        Err(error) => error,
+    }
+}
+
+async fn prove_size(
+    connection: &Connection,
+    hash: ContentHash,
+    said: u64,
+) -> Result<(), ReceiveError> {
+    if said > FILE_BYTES_MAX {
+        // No file of this store can have it, so that the truth does not matter.
+        return Err(io::Error::from(ErrorKind::FileTooLarge).into());
+    }
+    let last = ChunkSelection::last();
+    let (mut recv, again) = ask(connection, hash, &last).await?;
+    if again != said {
+        return Err(ReceiveError::Lied);
+    }
+    let mut groups = GroupReader::new(&mut recv, hash);
+    for step in TreeSteps::selected(said, &last) {
+        groups.read(step).await?;
+    }
+    Ok(())
+}
+
+/// Reads selected chunks, and hands them to the writer in blocks.
+async fn read_blocks(
     recv: &mut BufReader<RecvStream>,
     hash: ContentHash,
     size: u64,
     selection: &ChunkSelection,
     blocks: mpsc::Sender<VerifiedBlock>,
 ) -> Result<(), ReceiveError> {
-    let mut length = [0; 8];
-    read_exact(recv, &mut length, BLOB_STALLED_TIME).await?;
-    if u64::from_le_bytes(length) != size {
-        return Err(ReceiveError::Lied);
-    }
-    let root = blake3::Hash::from_bytes(*hash.as_bytes());
-    let mut expected = ExpectedHashes::root(&root);
+    let mut groups = GroupReader::new(recv, hash);
     let mut block = VerifiedBlock {
         at: 0,
         bytes: Vec::with_capacity(FETCH_BLOCK_BYTES),
     };
     let mut read = Ok(());
     for step in TreeSteps::selected(size, selection) {
-        read = read_step(recv, step, &mut expected, &blocks, &mut block).await;
+        read = match groups.read(step).await {
+            Ok(Some((start, group))) => block.add(start, group, &blocks).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         if read.is_err() {
             break;
         }
     }
     // The groups before a lie or a break are whole and stay.
-    let passed = pass(&blocks, &mut block).await;
+    let passed = block.pass(&blocks).await;
     read.and(passed)
 }
 
-/// Reads a pair or a group, and compares it with its hash. A group is added to the block.
-async fn read_step(
-    recv: &mut BufReader<RecvStream>,
-    step: TreeStep,
-    expected: &mut ExpectedHashes,
-    blocks: &mpsc::Sender<VerifiedBlock>,
-    block: &mut VerifiedBlock,
-) -> Result<(), ReceiveError> {
-    let is_expected = match step {
-        TreeStep::Pair {
-            root, left, right, ..
-        } => {
-            let mut pair = [0; PAIR_BYTES];
-            read_exact(recv, &mut pair, BLOB_STALLED_TIME).await?;
-            expected.pair(&pair, (root, left, right))
+/// Reads the steps of an encoded part, and compares each with its hash.
+struct GroupReader<'r> {
+    recv: &'r mut BufReader<RecvStream>,
+    expected: ExpectedHashes,
+    buffer: Box<[u8]>,
+}
+
+impl<'r> GroupReader<'r> {
+    fn new(recv: &'r mut BufReader<RecvStream>, hash: ContentHash) -> Self {
+        let root = blake3::Hash::from_bytes(*hash.as_bytes());
+        Self {
+            recv,
+            expected: ExpectedHashes::root(&root),
+            buffer: vec![0; GROUP_BYTES as usize].into(),
         }
-        TreeStep::Group { start, len, root } => {
-            let end = block.at + block.bytes.len() as u64;
-            if end != start || block.bytes.len() + len > FETCH_BLOCK_BYTES {
-                pass(blocks, block).await?;
-                block.at = start;
+    }
+
+    /// Reads a pair or a group. Returns the place and the bytes of a group.
+    async fn read(&mut self, step: TreeStep) -> Result<Option<(u64, &[u8])>, ReceiveError> {
+        let (is_expected, group) = match step {
+            TreeStep::Pair {
+                root, left, right, ..
+            } => {
+                let mut pair = [0; PAIR_BYTES];
+                read_exact(self.recv, &mut pair, BLOB_STALLED_TIME).await?;
+                (self.expected.pair(&pair, (root, left, right)), None)
             }
-            let mut group = [0; GROUP_BYTES as usize];
-            // A group of the tree has no more bytes than the buffer.
-            let group = group.get_mut(..len).unwrap_or_default();
-            read_exact(recv, group, BLOB_STALLED_TIME).await?;
-            let is_expected = expected.group(start, group, root);
-            if is_expected {
-                block.bytes.extend_from_slice(group);
+            TreeStep::Group { start, len, root } => {
+                // A group of the tree has no more bytes than the buffer.
+                let group = self.buffer.get_mut(..len).unwrap_or_default();
+                read_exact(self.recv, group, BLOB_STALLED_TIME).await?;
+                let is_expected = self.expected.group(start, group, root);
+                (is_expected, Some((start, &*group)))
             }
-            is_expected
+        };
+        match is_expected {
+            true => Ok(group),
+            false => Err(ReceiveError::Lied),
         }
-    };
-    match is_expected {
-        true => Ok(()),
-        false => Err(ReceiveError::Lied),
     }
 }
 
-/// Hands a block to the writer.
-async fn pass(
-    blocks: &mpsc::Sender<VerifiedBlock>,
-    block: &mut VerifiedBlock,
-) -> Result<(), ReceiveError> {
-    let bytes = std::mem::take(&mut block.bytes);
-    if bytes.is_empty() {
-        return Ok(());
+impl VerifiedBlock {
+    /// Adds a group behind the others. The block is handed on first if it is full or ends elsewhere.
+    async fn add(
+        &mut self,
+        start: u64,
+        group: &[u8],
+        blocks: &mpsc::Sender<Self>,
+    ) -> Result<(), ReceiveError> {
+        let end = self.at + self.bytes.len() as u64;
+        if end != start || self.bytes.len() + group.len() > FETCH_BLOCK_BYTES {
+            self.pass(blocks).await?;
+            self.at = start;
+        }
+        self.bytes.extend_from_slice(group);
+        Ok(())
     }
-    let sent = blocks.send(VerifiedBlock {
-        at: block.at,
-        bytes,
-    });
-    // The writer ends early only with an error, which the caller sees.
-    let sent = sent.await;
-    Ok(sent.map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?)
+
+    /// Hands what is there to the writer.
+    async fn pass(&mut self, blocks: &mpsc::Sender<Self>) -> Result<(), ReceiveError> {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let at = self.at;
+        // The writer ends early only with an error, which the caller sees.
+        let sent = blocks.send(Self { at, bytes }).await;
+        Ok(sent.map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?)
+    }
 }
 
-/// Gives a whole content its place, notes that it is here, and gives those of these buckets that wait for it the right to it.
+/// Gives a whole content its place, notes that it is here, and gives this bucket, which waits for it, the right to it. Other
+/// buckets that wait for it fetch it for themselves: that one bucket may have the bytes gives the others none.
 pub(super) async fn complete(
     lease: &StoreLease,
     content: PartialContent,
-    buckets: VisibleBuckets,
+    bucket: BucketId,
 ) -> Result<(), FsError> {
     let placed = blocking(move || Ok(content.place()?)).await?;
     lease.complete_content(placed.clone()).await?;
-    let hash = placed.hash();
-    let awaiting = lease.read(move |tx| buckets.awaiting(tx, hash)).await?;
-    let mut received = Ok(());
-    for bucket in awaiting {
-        let content = placed.clone();
-        // Each in a job of its own: a bucket without the quota for the content must not keep it from the others.
-        let job = lease.write(move |tx| tx.receive_content(bucket, &content));
-        received = received.and(job.await);
-    }
-    Ok(received?)
+    let received = lease.write(
+        move |tx| match tx.content_status_in(bucket, placed.hash())? {
+            // It has the right, and the content that was damaged is whole again.
+            ContentStatus::Complete { .. } => Ok(()),
+            _ => tx.receive_content(bucket, &placed),
+        },
+    );
+    Ok(received.await?)
 }

@@ -147,7 +147,7 @@ impl BlobStream {
         let request = request.map_err(|_| BlobEnd::Broken(BlobCode::Limit))??;
         // Before any look-up, so that a peer cannot ask faster for what it may not have.
         self.peer.pay(BLOB_REQUEST_COST_BYTES).await;
-        let lease = Arc::new(self.peer.handler.service().lease().await?);
+        let lease = Arc::new(self.peer.lease().await?);
         match request {
             BlobRequest::Get { hash, selections } => self.get(&lease, hash, &selections).await,
             BlobRequest::Observe { hash, .. } => self.observe(lease, hash).await,
@@ -296,13 +296,18 @@ impl ServedPeer {
         if client.is_same(&content.client) {
             return Ok(());
         }
-        let lease = self.handler.service().lease().await?;
+        let lease = self.lease().await?;
         let hash = content.reader.hash();
         let access = blocking(move || Ok(client.access(&lease, hash)?));
         match access.await? {
             Some(BlobAccess::Bucket | BlobAccess::Share) => Ok(()),
             Some(BlobAccess::Announced { .. }) | None => Err(BlobEnd::Broken(BlobCode::Permission)),
         }
+    }
+
+    async fn lease(&self) -> Result<StoreLease, FsError> {
+        let service = self.handler.service();
+        service.lease_for(self.client().name()).await
     }
 
     fn client(&self) -> BlobClient {

@@ -69,8 +69,9 @@ impl FsOpenFile {
     ) -> Result<Self, FileTreeError> {
         tree.require(FsRight::Read, &address.bucket)?;
         let (service, at) = (tree.service().clone(), address.clone());
+        let requester = tree.requester();
         let opened = blocking(move || {
-            let lease = service.open()?;
+            let lease = service.open_for(requester.actor())?;
             let found = lease.read(move |tx| {
                 let view = tx.view_of(&at)?;
                 Ok((tx.stat(&view, &at.path)?, view.bucket()))
@@ -417,7 +418,7 @@ impl Drop for FsOpenFile {
         // The abort blocks on the disk, and without a runtime the session is swept later.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || {
-                if let Ok(lease) = service.open()
+                if let Ok(lease) = service.open_for(&writer.actor)
                     && let Err(error) = lease.sessions().abort(writer.session, &writer.actor)
                 {
                     tracing::debug!(%error, "a write session had ended already");

@@ -91,9 +91,9 @@ impl FsFileTree {
         T: Send + 'static,
         W: FnOnce(&Store) -> Result<T, FsError> + Send + 'static,
     {
-        let service = self.0.service.clone();
+        let (service, requester) = (self.0.service.clone(), self.requester());
         let done = blocking(move || {
-            let lease = service.open()?;
+            let lease = service.open_for(requester.actor())?;
             work(&lease)
         });
         done.await

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use alknet_core::PeerId;
 use alknet_store::{
     BranchId, BucketName, Durability, EntryAddress, ReadTransaction, Store, StoreError, TreeVersion,
 };
@@ -9,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::dav::{DavTarget, RequestOrigin, TargetEntry};
+use crate::error::FsError;
 use crate::requester::FsRequester;
 use crate::rights::FsRight;
 
@@ -16,9 +18,31 @@ use super::DavFiles;
 use super::failure::DavFailure;
 use super::uploads::PendingUploads;
 
+/// The files that a request is about, read for its caller.
+pub(super) struct CallerFiles<F> {
+    files: Arc<F>,
+    identity: PeerId,
+}
+
+impl<F: DavFiles> CallerFiles<F> {
+    /// The store. Blocks.
+    pub(super) fn open(&self) -> Result<F::Lease, FsError> {
+        self.files.open(self.identity.as_str())
+    }
+}
+
+impl<F> Clone for CallerFiles<F> {
+    fn clone(&self) -> Self {
+        Self {
+            files: Arc::clone(&self.files),
+            identity: self.identity.clone(),
+        }
+    }
+}
+
 /// A request to the mount.
 pub(super) struct DavCall<F> {
-    files: Arc<F>,
+    files: CallerFiles<F>,
     uploads: Arc<PendingUploads>,
     requester: FsRequester,
     parts: Parts,
@@ -60,7 +84,10 @@ impl<F: DavFiles> DavCall<F> {
         parts: Parts,
     ) -> Result<Self, DavFailure> {
         Ok(Self {
-            files: Arc::clone(files),
+            files: CallerFiles {
+                files: Arc::clone(files),
+                identity: requester.id().clone(),
+            },
             uploads: Arc::clone(uploads),
             requester,
             target: DavTarget::parse(parts.uri.path())?,
@@ -80,7 +107,7 @@ impl<F: DavFiles> DavCall<F> {
         &self.target
     }
 
-    pub(super) const fn files(&self) -> &Arc<F> {
+    pub(super) const fn files(&self) -> &CallerFiles<F> {
         &self.files
     }
 
@@ -127,7 +154,7 @@ impl<F: DavFiles> DavCall<F> {
         T: Send + 'static,
         W: FnOnce(&Store) -> Result<T, DavFailure> + Send + 'static,
     {
-        let files = Arc::clone(&self.files);
+        let files = self.files.clone();
         run_blocking(move || {
             // The first request opens the store, which can take seconds after a power cut.
             let lease = files.open()?;

@@ -1,7 +1,5 @@
 //! Listings of directories and of buckets, as pages for people or as JSON.
 
-use std::sync::Arc;
-
 use alknet_core::MountBody;
 use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{BucketName, EntryPath, ListRequest};
@@ -17,7 +15,7 @@ use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::body::{BodySource, pulled};
-use super::call::DavCall;
+use super::call::{CallerFiles, DavCall};
 use super::conditions::file_hash;
 use super::failure::DavFailure;
 use super::get::text;
@@ -38,7 +36,7 @@ pub(super) fn directory<F: DavFiles>(
         return response;
     }
     let mut source = SentListing {
-        files: Arc::clone(call.files()),
+        files: call.files().clone(),
         target,
         format,
         stage: ListingStage::Head,
@@ -104,7 +102,7 @@ fn shown(format: ListingFormat, body: MountBody) -> Response<MountBody> {
 
 /// A listing that is being sent, page by page.
 struct SentListing<F> {
-    files: Arc<F>,
+    files: CallerFiles<F>,
     target: TargetEntry,
     format: ListingFormat,
     stage: ListingStage,

@@ -46,11 +46,11 @@ pub trait DavFiles: Send + Sync + 'static {
     /// The store in the hands of a request.
     type Lease: Deref<Target = Store> + Send + 'static;
 
-    /// The store. Blocks.
+    /// The store, whose reads count for an identity. Blocks.
     ///
     /// # Errors
     /// The store is not served at present.
-    fn open(&self) -> Result<Self::Lease, FsError>;
+    fn open(&self, identity: &str) -> Result<Self::Lease, FsError>;
 }
 
 /// Serves files at `/fs`.

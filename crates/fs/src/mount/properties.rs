@@ -1,7 +1,5 @@
 //! PROPFIND and PROPPATCH (RFC 4918 §9.1 and §9.2).
 
-use std::sync::Arc;
-
 use alknet_core::MountBody;
 use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{
@@ -19,7 +17,7 @@ use crate::rights::{FsRight, VisibleBuckets};
 
 use super::DavFiles;
 use super::body::{BodySource, pulled, read_xml};
-use super::call::{DavBranch, DavCall};
+use super::call::{CallerFiles, DavBranch, DavCall};
 use super::changes::{apply, found, of_files};
 use super::conditions::{DavConditions, file_hash};
 use super::failure::DavFailure;
@@ -43,7 +41,7 @@ pub(super) async fn find<F: DavFiles>(
         DavTarget::Entry(entry) => {
             call.require_read(&entry.address.bucket)?;
             let source = FoundProperties {
-                files: Arc::clone(call.files()),
+                files: call.files().clone(),
                 target: entry.clone(),
                 body,
                 stage: if is_deep {
@@ -125,7 +123,7 @@ const fn of_bucket(name: &str) -> PropertySource<'_> {
 
 /// A PROPFIND of an entry that is being sent.
 struct FoundProperties<F> {
-    files: Arc<F>,
+    files: CallerFiles<F>,
     target: TargetEntry,
     body: PropfindBody,
     stage: PropertyStage,

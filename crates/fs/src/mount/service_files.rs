@@ -9,7 +9,7 @@ use super::DavFiles;
 impl DavFiles for FsService {
     type Lease = StoreLease;
 
-    fn open(&self) -> Result<StoreLease, FsError> {
-        Self::open(self)
+    fn open(&self, identity: &str) -> Result<StoreLease, FsError> {
+        self.open_for(identity)
     }
 }

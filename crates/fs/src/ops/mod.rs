@@ -169,7 +169,7 @@ impl FsCall {
     }
 
     async fn lease(&self) -> Result<StoreLease, FsError> {
-        self.service.lease().await
+        self.service.lease_for(self.requester.actor()).await
     }
 
     /// Runs a read on a thread of the store.

@@ -4,19 +4,21 @@ use std::sync::Arc;
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
 use alknet_core::PeerId;
-use alknet_store::{ContentHash, ContentStatus, StoreError, StoreObject};
+use alknet_store::{BucketId, ContentHash, ContentStatus, StoreError, StoreObject};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::addressed::content_hash;
 use super::{FsCall, once, query, schema, subscription};
 use crate::blobs::{
-    BlobPeers, FetchFailure, FetchOrder, FetchProgress, ProviderStatus, ask_provider,
+    BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, MissingBytes, ProviderStatus,
+    ask_provider,
 };
 use crate::error::FsError;
 use crate::limits::{FETCH_PEERS_MAX, PROVIDERS_AT_ONCE};
-use crate::rights::{FsRight, VisibleBuckets};
+use crate::rights::FsRight;
 use crate::service::FsService;
 
 pub(super) fn operations(service: &FsService) -> Vec<Registration> {
@@ -25,32 +27,19 @@ pub(super) fn operations(service: &FsService) -> Vec<Registration> {
 
 const EXAMPLE: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
-#[derive(Deserialize)]
-struct TransferInput {
-    hash: String,
-    from: Option<Vec<String>>,
-}
-
-/// A content that a bucket of the caller wants, and the peers to ask for it.
-struct WantedContent {
-    hash: ContentHash,
-    status: ContentStatus,
-    /// The buckets that get the right to the bytes once they have come.
-    buckets: VisibleBuckets,
+/// The peers that a call asks, in this order.
+struct AskedPeers {
     from: Vec<PeerId>,
     peers: Arc<dyn BlobPeers>,
 }
 
-impl FsCall {
-    async fn wanted(&self) -> Result<WantedContent, FsError> {
-        let input: TransferInput = self.parse()?;
-        // The names of peers and the load on them are for those who exchange contents with them.
-        let (hash, status) = self.known_content(FsRight::Sync, &input.hash).await?;
-        let buckets = self.requester.buckets(&[FsRight::Sync]);
-        let peers = self.service.peers();
+impl AskedPeers {
+    /// The named peers, or those that the node knows.
+    fn new(service: &FsService, names: Option<&[String]>) -> Result<Self, FsError> {
+        let peers = service.peers();
         let peers =
             peers.ok_or_else(|| CallError::unavailable("the node dials no peers for files"))?;
-        let from = match input.from {
+        let from = match names {
             Some(names) => names
                 .iter()
                 .map(|name| peer(name))
@@ -61,13 +50,7 @@ impl FsCall {
                 known
             }
         };
-        Ok(WantedContent {
-            hash,
-            status,
-            buckets,
-            from,
-            peers,
-        })
+        Ok(Self { from, peers })
     }
 }
 
@@ -109,10 +92,17 @@ fn providers(service: &FsService) -> Registration {
     once(service, spec, run_providers)
 }
 
+#[derive(Deserialize)]
+struct ProvidersInput {
+    hash: String,
+    from: Option<Vec<String>>,
+}
+
 async fn run_providers(call: FsCall) -> Result<Value, FsError> {
-    let WantedContent {
-        hash, from, peers, ..
-    } = call.wanted().await?;
+    let input: ProvidersInput = call.parse()?;
+    // The names of peers and the load on them are for those who exchange contents with them.
+    let (hash, _) = call.known_content(FsRight::Sync, &input.hash).await?;
+    let AskedPeers { from, peers } = AskedPeers::new(&call.service, input.from.as_deref())?;
     let fetches = Arc::clone(call.service.fetches());
     let asked = stream::iter(from).map(|peer| {
         let (peers, fetches) = (Arc::clone(&peers), Arc::clone(&fetches));
@@ -139,14 +129,14 @@ fn shown_provider(peer: &PeerId, status: ProviderStatus) -> Value {
 fn fetch(service: &FsService) -> Registration {
     let spec = subscription(
         "fs/blob/fetch",
-        "Fetches a content that a bucket here refers to and whose bytes are not here, from one peer after the other, with \
-         reports of how far it came. Each group is compared with the hash as it arrives. What is here already is not fetched \
-         again. The fetch ends when its last caller leaves.",
+        "Fetches a content that a bucket refers to and whose bytes it does not have, from one peer after the other, with \
+         reports of how far it came. This bucket alone gets the right to the bytes. Each group is compared with the hash as \
+         it arrives. What the bucket has already is not fetched again. The fetch ends when its last caller leaves.",
     )
     .with_input(schema::input(
-        &["hash"],
-        json!({ "hash": schema::hash(), "from": from_schema() }),
-        json!({ "hash": EXAMPLE, "from": ["edge-1", "edge-2"] }),
+        &["bucket", "hash"],
+        json!({ "bucket": schema::bucket(), "hash": schema::hash(), "from": from_schema() }),
+        json!({ "bucket": "docs", "hash": EXAMPLE, "from": ["edge-1", "edge-2"] }),
     ))
     .with_output(schema::output(
         &["fetched", "size", "done"],
@@ -162,11 +152,26 @@ fn fetch(service: &FsService) -> Registration {
     Registration::new(spec, handler)
 }
 
+#[derive(Deserialize)]
+struct FetchInput {
+    bucket: String,
+    hash: String,
+    from: Option<Vec<String>>,
+}
+
+/// A content that a bucket of the caller wants, and the peers to ask for it.
+struct WantedContent {
+    bucket: BucketId,
+    hash: ContentHash,
+    /// Bytes by the word of the bucket.
+    size: u64,
+    asked: AskedPeers,
+}
+
 /// A fetch that the caller follows.
 struct FollowedFetch {
     call: FsCall,
     wanted: WantedContent,
-    size: u64,
     progress: watch::Receiver<FetchProgress>,
     /// Whether this call's peers are asked.
     is_own: bool,
@@ -215,25 +220,29 @@ enum BegunFetch {
 }
 
 async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
-    let wanted = call.wanted().await?;
-    let hash = wanted.hash;
-    let size = match wanted.status {
-        // A bucket of the caller may still wait for what another one has: its right comes with the bytes.
-        ContentStatus::Complete { size } if !call.is_awaited(&wanted).await? => {
-            return Ok(BegunFetch::Present { size });
-        }
-        ContentStatus::Complete { size }
-        | ContentStatus::Wanted { size }
+    let input: FetchInput = call.parse()?;
+    let bucket = call.bucket(FsRight::Sync, &input.bucket)?;
+    let hash = content_hash(&input.hash)?;
+    let bucket = call.bucket_id(bucket).await?;
+    let size = match call.status_in(bucket, hash).await? {
+        ContentStatus::Complete { size } => return Ok(BegunFetch::Present { size }),
+        ContentStatus::Wanted { size }
         | ContentStatus::Partial { size }
         | ContentStatus::Bad { size } => size,
         ContentStatus::Missing => return Err(StoreError::NotFound(StoreObject::Content).into()),
     };
+    let asked = AskedPeers::new(&call.service, input.from.as_deref())?;
+    let wanted = WantedContent {
+        bucket,
+        hash,
+        size,
+        asked,
+    };
     call.audit("fs/blob/fetch", &hash.to_string());
-    let joined = call.join(&wanted, size).await?;
+    let joined = call.join(&wanted).await?;
     Ok(BegunFetch::Under(Box::new(FollowedFetch {
         call,
         wanted,
-        size,
         progress: joined.progress,
         is_own: joined.is_own,
         is_reported: false,
@@ -241,24 +250,23 @@ async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
 }
 
 impl FsCall {
-    /// Whether a bucket of the caller waits for the bytes.
-    async fn is_awaited(&self, wanted: &WantedContent) -> Result<bool, FsError> {
-        let (hash, buckets) = (wanted.hash, wanted.buckets.clone());
-        let awaiting = self.read(move |tx| buckets.awaiting(tx, hash));
-        Ok(!awaiting.await?.is_empty())
+    /// What a bucket knows of a content.
+    async fn status_in(
+        &self,
+        bucket: BucketId,
+        hash: ContentHash,
+    ) -> Result<ContentStatus, FsError> {
+        self.read(move |tx| tx.content_status_in(bucket, hash))
+            .await
     }
 
-    async fn join(
-        &self,
-        wanted: &WantedContent,
-        size: u64,
-    ) -> Result<crate::blobs::JoinedFetch, FsError> {
+    async fn join(&self, wanted: &WantedContent) -> Result<JoinedFetch, FsError> {
         let order = FetchOrder {
             hash: wanted.hash,
-            size,
-            buckets: wanted.buckets.clone(),
-            from: wanted.from.clone(),
-            peers: Arc::clone(&wanted.peers),
+            size: wanted.size,
+            bucket: wanted.bucket,
+            from: wanted.asked.from.clone(),
+            peers: Arc::clone(&wanted.asked.peers),
             lease: self.lease().await?,
             closing: self.service.closing(),
         };
@@ -275,22 +283,16 @@ impl FollowedFetch {
             self.is_reported = true;
             let progress = self.progress.borrow_and_update().clone();
             match progress {
-                // The bytes came for the buckets of another call, and gave those of this one no right.
-                FetchProgress::Done
-                    if !self.is_own && self.call.is_awaited(&self.wanted).await? =>
-                {
+                FetchProgress::Done => {
+                    if let Some(size) = self.size_when_done().await? {
+                        return Ok((report(size, size, true), FollowedFetchState::Done));
+                    }
                     self.join_again().await?;
                 }
-                FetchProgress::Done => {
-                    let done = report(self.size, self.size, true);
-                    return Ok((done, FollowedFetchState::Done));
-                }
-                FetchProgress::Missing(missing) => {
-                    let fetched = self.size.saturating_sub(missing);
-                    return Ok((
-                        report(fetched, self.size, false),
-                        FollowedFetchState::Under(self),
-                    ));
+                FetchProgress::Missing(MissingBytes { missing, size }) => {
+                    let fetched = size.saturating_sub(missing);
+                    let under = FollowedFetchState::Under(self);
+                    return Ok((report(fetched, size, false), under));
                 }
                 // Another call named the peers: those of this one may have the content.
                 FetchProgress::Failed(_) if !self.is_own => self.join_again().await?,
@@ -299,8 +301,21 @@ impl FollowedFetch {
         }
     }
 
+    /// Bytes of the content, which has come. `None` if it came for the bucket of another call, which gives this one no right.
+    async fn size_when_done(&self) -> Result<Option<u64>, FsError> {
+        let WantedContent { bucket, hash, .. } = self.wanted;
+        match self.call.status_in(bucket, hash).await? {
+            ContentStatus::Complete { size } => Ok(Some(size)),
+            // The names went away meanwhile.
+            ContentStatus::Missing => Err(StoreError::NotFound(StoreObject::Content).into()),
+            _ if !self.is_own => Ok(None),
+            // It came, and proved damaged on the disk since.
+            _ => Err(StoreError::ContentMissing { hash }.into()),
+        }
+    }
+
     async fn join_again(&mut self) -> Result<(), FsError> {
-        let joined = self.call.join(&self.wanted, self.size).await?;
+        let joined = self.call.join(&self.wanted).await?;
         self.progress = joined.progress;
         self.is_own = joined.is_own;
         self.is_reported = false;

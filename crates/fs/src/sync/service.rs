@@ -293,7 +293,7 @@ impl SyncService {
     }
 
     async fn context(&self, hello: SyncHello, peer: &PeerId) -> Result<SessionContext, SyncError> {
-        let lease = self.0.files.lease().await;
+        let lease = self.0.files.lease_for(peer.as_str()).await;
         let unserved = |_| SyncError::refused(ByeCode::Internal, "the files are not served");
         let lease = Arc::new(lease.map_err(unserved)?);
         let (store, wanted) = (Arc::clone(&lease), hello.clone());

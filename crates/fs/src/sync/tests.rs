@@ -3,6 +3,7 @@
 mod document;
 mod entry;
 mod hostile;
+mod javascript;
 mod message;
 mod model;
 mod scene;

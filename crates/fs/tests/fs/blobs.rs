@@ -56,6 +56,10 @@ fn handler(node: &FilesNode) -> Arc<BlobHandler> {
 
 /// Names a content whose bytes are on peers only, as an exchange of names does.
 async fn want(node: &FilesNode, path: &str, bytes: &[u8]) -> String {
+    want_in(node, "docs", path, bytes).await
+}
+
+async fn want_in(node: &FilesNode, bucket: &str, path: &str, bytes: &[u8]) -> String {
     let hash = ContentHash::new(*blake3::hash(bytes).as_bytes());
     let wanted = FileContent {
         presence: ContentPresence::Wanted,
@@ -64,7 +68,7 @@ async fn want(node: &FilesNode, path: &str, bytes: &[u8]) -> String {
     let put = TreeChange::put(path.parse().expect("a path"), wanted);
     let lease = node.service.lease().await.expect("a store");
     let (bucket, main) = (
-        "docs".parse().expect("a name"),
+        bucket.parse().expect("a name"),
         MAIN_BRANCH.parse().expect("a name"),
     );
     let found = lease.read(move |tx| {
@@ -103,14 +107,14 @@ async fn a_content_is_shared_found_and_fetched() {
     };
     // Without a share the peer does not even keep the connection.
     assert_eq!(statuses(&asked).await, ["unreachable", "unreachable"]);
-    let ended = admin.broken("fs/blob/fetch", asked.clone()).await;
+    let wanted = json!({ "bucket": "docs", "hash": hash, "from": ["bob", "carol"] });
+    let ended = admin.broken("fs/blob/fetch", wanted).await;
     assert_eq!(ended.0, "CONTENT_UNAVAILABLE");
     share(&bobs_admin, &hash).await;
     assert_eq!(statuses(&asked).await, ["complete", "unreachable"]);
     assert_eq!(statuses(&json!({ "hash": hash })).await, ["complete"]);
-    let mut items = admin
-        .subscribe("fs/blob/fetch", json!({ "hash": hash }))
-        .await;
+    let wanted = json!({ "bucket": "docs", "hash": hash });
+    let mut items = admin.subscribe("fs/blob/fetch", wanted).await;
     let last = loop {
         let item = next(&mut items).await.output.value().clone();
         if item["done"] == json!(true) {
@@ -125,9 +129,8 @@ async fn a_content_is_shared_found_and_fetched() {
     assert_eq!(head["hash"], hash);
     assert!(read == bytes);
     // What is here is not fetched again.
-    let mut items = admin
-        .subscribe("fs/blob/fetch", json!({ "hash": hash }))
-        .await;
+    let wanted = json!({ "bucket": "docs", "hash": hash });
+    let mut items = admin.subscribe("fs/blob/fetch", wanted).await;
     let first = next(&mut items).await.output.value().clone();
     assert_eq!(first["done"], json!(true));
 }
@@ -155,7 +158,8 @@ async fn a_name_that_was_announced_opens_no_content_of_another_bucket() {
     assert_eq!(theirs, hash);
     share(&bobs_admin, &hash).await;
     node.service.set_peers(Arc::new(Bob(handler(&bob))));
-    let mut items = reader.subscribe("fs/blob/fetch", by_hash).await;
+    let wanted = json!({ "bucket": "docs", "hash": hash });
+    let mut items = reader.subscribe("fs/blob/fetch", wanted).await;
     while next(&mut items).await.output.value()["done"] != json!(true) {}
     let (_, read) = reader.read(json!({ "path": "docs:/mine" })).await;
     assert!(read == bytes);
@@ -171,7 +175,7 @@ async fn a_fetch_that_fails_names_what_the_peers_did() {
     share(&bobs_admin, &other).await;
     node.service.set_peers(Arc::new(Bob(handler(&bob))));
     let hash = want(&node, "/a", &noise(300)).await;
-    let input = json!({ "hash": hash, "from": ["carol", "bob"] });
+    let input = json!({ "bucket": "docs", "hash": hash, "from": ["carol", "bob"] });
     let mut items = admin.subscribe("fs/blob/fetch", input).await;
     let error = loop {
         let item = tokio::time::timeout(hung(), items.next())
@@ -194,27 +198,79 @@ async fn peers_are_asked_only_for_what_a_bucket_wants_and_by_those_who_may() {
     let node = FilesNode::new();
     let admin = node.admin().await;
     let hash = want(&node, "/a", b"wanted").await;
-    let input = json!({ "hash": hash });
+    let by_hash = json!({ "hash": hash });
+    let input = json!({ "bucket": "docs", "hash": hash });
     let reader = node.peer("ada", &["fs:read:docs", "fs:write:docs"]);
     assert_eq!(
         reader.broken("fs/blob/fetch", input.clone()).await.0,
-        "NOT_FOUND"
+        "FORBIDDEN"
     );
     assert_eq!(
-        reader.code("fs/blob/providers", input.clone()).await.0,
+        reader.code("fs/blob/providers", by_hash).await.0,
         "NOT_FOUND"
     );
-    let unknown = json!({ "hash": "00".repeat(32) });
-    assert_eq!(admin.broken("fs/blob/fetch", unknown).await.0, "NOT_FOUND");
+    for unknown in [
+        json!({ "bucket": "docs", "hash": "00".repeat(32) }),
+        json!({ "bucket": "absent", "hash": hash }),
+    ] {
+        assert_eq!(admin.broken("fs/blob/fetch", unknown).await.0, "NOT_FOUND");
+    }
     // The node has no peers.
     assert_eq!(admin.broken("fs/blob/fetch", input).await.0, "UNAVAILABLE");
-    let wrong = json!({ "hash": hash, "from": ["No Name"] });
+    let wrong = json!({ "bucket": "docs", "hash": hash, "from": ["No Name"] });
     let bob = FilesNode::new();
     node.service.set_peers(Arc::new(Bob(handler(&bob))));
     assert_eq!(
         admin.broken("fs/blob/fetch", wrong).await.0,
         "INVALID_INPUT"
     );
+}
+
+/// The attack: a tenant announces a content whose hash it knows, and waits until an administrator of all buckets fetches that
+/// content for another one.
+#[tokio::test]
+async fn a_fetch_by_an_administrator_opens_the_content_to_its_bucket_alone() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let secret = json!({ "bucket": "secret" });
+    admin.call("fs/bucket/create", secret).await;
+    let bytes = noise(300_000);
+    let hash = bobs_admin.upload("docs:/a", &bytes).await["hash"].clone();
+    share(&bobs_admin, &hash).await;
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    want_in(&node, "secret", "/a", &bytes).await;
+    want_in(&node, "docs", "/mine", &bytes).await;
+    let tenant = node.peer("ada", &["fs:read:docs", "fs:sync:docs"]);
+    let topics = json!({ "path": "docs:/", "topics": ["blob.complete", "fs.put"] });
+    let mut events = tenant.subscribe("fs/watch", topics).await;
+    next(&mut events).await;
+    let fetch = json!({ "bucket": "secret", "hash": hash });
+    let mut items = admin.subscribe("fs/blob/fetch", fetch).await;
+    while next(&mut items).await.output.value()["done"] != json!(true) {}
+    let (_, read) = admin.read(json!({ "path": "secret:/a" })).await;
+    assert!(read == bytes);
+    let (code, sent) = tenant
+        .broken("fs/read", json!({ "path": "docs:/mine" }))
+        .await;
+    assert_eq!((&*code, sent), ("CONTENT_UNAVAILABLE", 0));
+    let status = tenant.call("fs/blob/status", json!({ "hash": hash })).await;
+    assert_eq!(status["status"], "wanted");
+    // Neither do events say that the content is here, before its bytes have come for the tenant.
+    admin.put("docs:/later", b"x").await;
+    let first = next(&mut events).await.output.value().clone();
+    assert_eq!(
+        (&first["topic"], &first["path"]),
+        (&json!("fs.put"), &json!("/later"))
+    );
+    let fetch = json!({ "bucket": "docs", "hash": hash });
+    let mut items = tenant.subscribe("fs/blob/fetch", fetch).await;
+    while next(&mut items).await.output.value()["done"] != json!(true) {}
+    let second = next(&mut events).await.output.value().clone();
+    assert_eq!(
+        (&second["topic"], &second["hash"]),
+        (&json!("blob.complete"), &hash)
+    );
+    assert_eq!(second["bucket"], "docs");
 }
 
 #[tokio::test]

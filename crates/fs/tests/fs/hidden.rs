@@ -132,9 +132,13 @@ async fn a_foreign_bucket_answers_as_one_that_does_not_exist() {
             "{operation}"
         );
     }
-    for operation in ["fs/read", "fs/watch"] {
-        let foreign = eve.broken(operation, json!({ "path": "secret:/a" })).await;
-        let absent = eve.broken(operation, json!({ "path": "absent:/a" })).await;
+    for operation in ["fs/read", "fs/watch", "fs/blob/fetch"] {
+        let asked = |bucket: &str| match operation {
+            "fs/blob/fetch" => json!({ "bucket": bucket, "hash": "00".repeat(32) }),
+            _ => json!({ "path": format!("{bucket}:/a") }),
+        };
+        let foreign = eve.broken(operation, asked("secret")).await;
+        let absent = eve.broken(operation, asked("absent")).await;
         assert_eq!(foreign, absent, "{operation}");
         assert_eq!(foreign.0, "NOT_FOUND");
     }
@@ -158,7 +162,15 @@ async fn a_hash_is_no_capability() {
     let put = json!({ "path": "secret:/a", "bytes": base64(b"secret") });
     let hash = admin.call("fs/put", put).await["hash"].clone();
     let random = json!("00".repeat(32));
-    let eve = node.peer("eve", &["fs:read:docs", "fs:write:docs", "fs:admin:docs"]);
+    let eve = node.peer(
+        "eve",
+        &[
+            "fs:read:docs",
+            "fs:write:docs",
+            "fs:admin:docs",
+            "fs:sync:docs",
+        ],
+    );
     for operation in ["fs/blob/status", "fs/blob/pin", "fs/blob/providers"] {
         let foreign = eve.refused(operation, json!({ "hash": hash })).await;
         let unknown = eve.refused(operation, json!({ "hash": random })).await;
@@ -166,8 +178,13 @@ async fn a_hash_is_no_capability() {
         assert_eq!(foreign.code, "NOT_FOUND");
     }
     for operation in ["fs/read", "fs/blob/verify", "fs/blob/fetch"] {
-        let foreign = eve.broken(operation, json!({ "hash": hash })).await;
-        let unknown = eve.broken(operation, json!({ "hash": random })).await;
+        // A fetch names a bucket of hers that does not refer to the content.
+        let asked = |hash: &Value| match operation {
+            "fs/blob/fetch" => json!({ "bucket": "docs", "hash": hash }),
+            _ => json!({ "hash": hash }),
+        };
+        let foreign = eve.broken(operation, asked(&hash)).await;
+        let unknown = eve.broken(operation, asked(&random)).await;
         assert_eq!(foreign, unknown, "{operation}");
         assert_eq!(foreign.0, "NOT_FOUND");
     }

@@ -6,7 +6,7 @@ use alknet_core::{BoxError, HttpMount, Identity, MountBody, MountCaller};
 use alknet_fs::{DavMount, FsService};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 
@@ -116,13 +116,8 @@ impl MountClient {
             request = request.header(*name, *value);
         }
         let request = request.body(body).expect("a request");
-        let caller = MountCaller {
-            identity: self.identity.clone(),
-            ..MountCaller::default()
-        };
         let answered = async {
-            let answer = Arc::clone(&self.mount).respond(request, caller).await;
-            let (parts, body) = answer.into_parts();
+            let (parts, body) = self.answer(request).await.into_parts();
             let body = body.collect().await.expect("a whole body").to_bytes();
             MountAnswer {
                 status: parts.status,
@@ -132,6 +127,23 @@ impl MountClient {
         };
         let answer = tokio::time::timeout(hung(), answered).await;
         answer.expect("in time")
+    }
+
+    async fn answer(&self, request: Request<MountBody>) -> Response<MountBody> {
+        let caller = MountCaller {
+            identity: self.identity.clone(),
+            ..MountCaller::default()
+        };
+        Arc::clone(&self.mount).respond(request, caller).await
+    }
+
+    /// The body of a file, of which nothing is read yet.
+    pub(crate) async fn begin(&self, path: &str) -> MountBody {
+        let body = MountBody::new(Empty::new().map_err(|never| match never {}));
+        let request = Request::get(path).header("host", "node").body(body);
+        let answer = self.answer(request.expect("a request")).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.into_body()
     }
 
     /// A read of a whole file.

@@ -8,6 +8,7 @@ use crate::names::{
     BranchId, BucketId, BucketSettings, ChangeRequest, ContentPresence, FileContent, NewBucket,
     TreeChange,
 };
+use crate::outbox::{EventFilter, EventTopic};
 use crate::sessions::{NewWriteSession, WriteSessionMode};
 use crate::store::tests::{TestFiles, content, path};
 
@@ -223,6 +224,60 @@ fn bytes_that_were_put_or_came_from_a_peer_give_the_right_and_the_true_size() {
         taken.wait(),
         Err(StoreError::NotFound(StoreObject::Content))
     );
+}
+
+/// Events of contents, by the bucket that they are of.
+fn content_events(files: &TestFiles) -> Vec<(Option<BucketId>, EventTopic, String)> {
+    let filter = EventFilter {
+        topics: vec![EventTopic::BlobComplete, EventTopic::BlobBad],
+        ..EventFilter::default()
+    };
+    let page = files
+        .store()
+        .read(move |tx| tx.read_events(0, &filter, 1000));
+    let events = page.wait().expect("readable").events.into_iter();
+    let shown = events.map(|it| (it.bucket, it.topic, it.payload.hash.unwrap_or_default()));
+    shown.collect()
+}
+
+/// Without a bucket, an event would tell all readers of events which contents the node has, or reach none of them.
+#[test]
+fn events_of_a_content_go_to_the_buckets_that_have_its_bytes() {
+    for len in [100, 100_000] {
+        let files = TestFiles::new();
+        let (other, mallory) = other_bucket(&files);
+        let bytes = content(1, len);
+        let hash = hash_of(&bytes);
+        let event = |bucket: BucketId, topic| (Some(bucket), topic, hash.to_string());
+        for branch in [files.main, mallory] {
+            announce(&files, branch, "/a", hash, len as u64).expect("it is no one's");
+        }
+        // The bytes come by a put into one of the buckets that wait for them.
+        files.put("/b", &bytes);
+        let complete = event(files.bucket, EventTopic::BlobComplete);
+        assert_eq!(content_events(&files), [complete.clone()]);
+        // Damage concerns the bucket that has them, and so does what mends it.
+        let noted = files.store().write(move |tx| {
+            let row = tx.content_row(hash)?.expect("there");
+            tx.mark_content_bad(hash, row.verified_ms)
+        });
+        assert_eq!(noted.wait(), Ok(true));
+        files.put("/c", &bytes);
+        let bad = event(files.bucket, EventTopic::BlobBad);
+        let mut expected = vec![complete.clone(), bad, complete];
+        assert_eq!(content_events(&files), expected);
+        // The other one has its own event when a peer has sent them for it.
+        let received = files.store().put_bytes(&bytes).expect("room");
+        let completed = files.store().complete_content(received.clone());
+        completed.wait().expect("it is known");
+        assert_eq!(content_events(&files), expected);
+        let taken = files
+            .store()
+            .write(move |tx| tx.receive_content(other, &received));
+        taken.wait().expect("it was announced");
+        expected.push(event(other, EventTopic::BlobComplete));
+        assert_eq!(content_events(&files), expected);
+    }
 }
 
 /// Announced as empty, a content would cost its bucket nothing.

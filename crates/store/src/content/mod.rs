@@ -82,6 +82,12 @@ impl ContentFolder {
         })
     }
 
+    /// The same contents, whose rows are read by this handle.
+    pub(crate) fn reading_as(&self, db: &StoreDb) -> Self {
+        let db = db.clone();
+        Self { db, ..self.clone() }
+    }
+
     /// What the store knows of a content, by its row. The bytes are not looked at. Blocks.
     ///
     /// # Errors

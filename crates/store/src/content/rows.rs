@@ -7,6 +7,7 @@ use super::put::PreparedContent;
 use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql, to_sql_option};
 use crate::error::{StoreError, StoreObject};
 use crate::hash::ContentHash;
+use crate::names::BucketId;
 use crate::outbox::{EventPayload, EventTopic};
 
 /// `blob.state`.
@@ -218,18 +219,40 @@ impl WriteTransaction<'_> {
         self.emit_content(EventTopic::BlobComplete, hash, size)
     }
 
-    /// Announces a change of a content. The event has no bucket: several may have the content.
+    /// Announces a change of a content in each bucket that has a right to the bytes. A bucket that only announced the content
+    /// gets no event: it would tell that another bucket has the bytes.
     fn emit_content(
         &mut self,
         topic: EventTopic,
         hash: ContentHash,
         size: u64,
     ) -> Result<(), StoreError> {
+        let owners: Vec<(BucketId, String)> = self.query_all(
+            "SELECT b.id, b.name FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
+             WHERE k.hash = ?1 AND k.wanted = 0 AND b.state <> 'deleting' ORDER BY b.id",
+            [hash],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        for (bucket, name) in owners {
+            self.emit_content_in(topic, (bucket, name), hash, size)?;
+        }
+        Ok(())
+    }
+
+    /// Announces a change of a content in one bucket, by its number and name.
+    pub(crate) fn emit_content_in(
+        &mut self,
+        topic: EventTopic,
+        (bucket, name): (BucketId, String),
+        hash: ContentHash,
+        size: u64,
+    ) -> Result<(), StoreError> {
         let payload = EventPayload {
+            bucket: Some(name),
             hash: Some(hash.to_string()),
             size: Some(size),
             ..EventPayload::default()
         };
-        self.emit(topic, None, None, &payload).map(drop)
+        self.emit(topic, Some(bucket), None, &payload).map(drop)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use super::readers::ReadWatch;
-use super::{StoreDb, open, quarantine};
+use super::{StoreDb, open, quarantine, to_sql};
 use crate::error::StoreError;
 use crate::limits::COPIES_KEPT;
 
@@ -150,12 +150,12 @@ impl StoreDb {
     pub fn copy_daily(&self) -> Result<CopyOutcome, StoreError> {
         // Two copies at once would write one file. The second caller finds the copy of the first.
         let _turn = self
-            .0
+            .inner
             .copying
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let path = &self.0.path;
-        let day = day_of(self.0.time.unix_ms());
+        let path = &self.inner.path;
+        let day = day_of(self.inner.time.unix_ms());
         let before = store_copies(path)?;
         if let Some(copy) = before.iter().find(|copy| copy.day == day) {
             return Ok(CopyOutcome::Kept(copy.clone()));
@@ -170,7 +170,7 @@ impl StoreDb {
             path: quarantine::with(path, &format!("{COPY}{day}")),
             day,
         };
-        let readers = self.0.readers.as_ref().ok_or(StoreError::Closed)?;
+        let readers = self.inner.readers.as_ref().ok_or(StoreError::Closed)?;
         write_copy(path, &made.path, readers.watch())?;
         // The new one is never among those that go, also where a wrong clock made copies of days to
         // come.
@@ -180,12 +180,34 @@ impl StoreDb {
         Ok(CopyOutcome::Made(made))
     }
 
+    /// Whether there is no copy of today or one of this many days before, although the store had a bucket by then. A copy of
+    /// a day that is still to come does not count: the clock was wrong when it was made. Blocks.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or the database refuses the query.
+    pub fn lacks_copy(&self, days: u64) -> Result<bool, StoreError> {
+        let now_ms = self.inner.time.unix_ms();
+        let first_ms = now_ms.saturating_sub(days.saturating_mul(DAY_MS));
+        let (first, today) = (day_of(first_ms), day_of(now_ms));
+        if self
+            .copies()?
+            .iter()
+            .any(|copy| (&*first..=&*today).contains(&&*copy.day))
+        {
+            return Ok(false);
+        }
+        let older = "SELECT EXISTS (SELECT 1 FROM bucket WHERE created_ms < ?1)";
+        let first_ms = to_sql(first_ms);
+        let older = self.read(move |tx| tx.query_count(older, [first_ms]));
+        Ok(older.wait()? > 0)
+    }
+
     /// The copies, the newest first.
     ///
     /// # Errors
     /// The folder cannot be read.
     pub fn copies(&self) -> Result<Vec<StoreCopy>, StoreError> {
-        Ok(store_copies(&self.0.path)?)
+        Ok(store_copies(&self.inner.path)?)
     }
 }
 
@@ -266,6 +288,27 @@ mod tests {
             store.time.advance(DAY);
         }
         assert_eq!(days(&store), ["2027-01-19", "2027-01-18", "2027-01-17"]);
+    }
+
+    #[test]
+    fn a_store_lacks_a_copy_after_days_without_one() {
+        let store = ScratchStore::new();
+        let lacks = || store.db().lacks_copy(2).expect("readable");
+        store.time.advance(5 * DAY);
+        assert!(!lacks(), "there is nothing to copy");
+        let new = crate::names::NewBucket::new("docs".parse().expect("a name"), "alice");
+        store.write(move |tx| tx.create_bucket(&new)).expect("free");
+        let after = |days: u32| {
+            store.time.advance(days * DAY);
+            lacks()
+        };
+        assert_eq!([after(0), after(2), after(1)], [false, false, true]);
+        store.db().copy_daily().expect("room");
+        assert_eq!([after(0), after(2), after(1)], [false, false, true]);
+        // A copy of a clock that was ahead says nothing of these days.
+        let ahead = quarantine::with(&store.path, &format!("{COPY}2099-01-01"));
+        fs::write(ahead, b"").expect("room");
+        assert!(lacks());
     }
 
     #[test]

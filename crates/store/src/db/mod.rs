@@ -5,6 +5,7 @@ mod job;
 mod log;
 mod open;
 mod quarantine;
+mod read_queue;
 mod readers;
 mod repair;
 mod reply;
@@ -32,6 +33,7 @@ use tokio::sync::{oneshot, watch};
 use crate::clock::{HybridClock, SystemTimeSource, TimeSource};
 use crate::error::StoreError;
 use crate::limits::{READ_TIME_MAX, READERS, WRITES_QUEUED_MAX};
+use read_queue::ReadOwner;
 use readers::{ReadJob, ReaderPool};
 use space::SpaceWatch;
 use vacuum::VacuumClock;
@@ -90,7 +92,11 @@ impl fmt::Debug for StoreDbOptions {
 /// The open store. Clones share it, and the last one that is dropped closes it: that waits for the jobs in the queue, and
 /// blocks on the disk.
 #[derive(Clone)]
-pub struct StoreDb(Arc<StoreDbInner>);
+pub struct StoreDb {
+    inner: Arc<StoreDbInner>,
+    /// Whose the reads of this handle are.
+    reader: ReadOwner,
+}
 
 struct StoreDbInner {
     path: PathBuf,
@@ -158,7 +164,7 @@ impl StoreDb {
         let thread = thread::Builder::new().name("fs-write".to_owned());
         let writer = thread.spawn(move || writer::run(connection, setup));
         let writer = writer.map_err(|error| unusable(error.to_string()))?;
-        Ok(Self(Arc::new(StoreDbInner {
+        let inner = Arc::new(StoreDbInner {
             path: path.to_owned(),
             store_id: opened.store_id,
             was_clean: opened.was_clean,
@@ -174,7 +180,21 @@ impl StoreDb {
             writer: Some(writer),
             readers: Some(readers),
             _lock: opened.lock,
-        })))
+        });
+        Ok(Self {
+            inner,
+            reader: None,
+        })
+    }
+
+    /// The same store, with a handle whose reads count for an identity: they have
+    /// [`READERS_PER_IDENTITY`](crate::limits::READERS_PER_IDENTITY) threads at most.
+    #[must_use]
+    pub fn reading_as(&self, identity: &str) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            reader: Some(identity.into()),
+        }
     }
 
     /// Runs a job in the next transaction, durable when its result is there. The job may run twice: what it did the first
@@ -200,8 +220,8 @@ impl StoreDb {
             reply,
         });
         let queued = QueuedJob { job, durability };
-        self.0.writes.fetch_add(1, Ordering::Relaxed);
-        let sent = match &self.0.jobs {
+        self.inner.writes.fetch_add(1, Ordering::Relaxed);
+        let sent = match &self.inner.jobs {
             // Refused instead of waiting: the caller may be a task of the runtime, which must not
             // block.
             Some(jobs) => jobs.try_send(queued).map_err(|refused| match refused {
@@ -216,7 +236,7 @@ impl StoreDb {
         }
     }
 
-    /// Runs a read on one of the reading threads. It sees one state of the store, and all writes whose result was there
+    /// Runs a read on one of the reading threads, in the turn of the handle's identity. It sees one state of the store, and all writes whose result was there
     /// before. It ends with [`StoreError::TimedOut`] at its time limit.
     pub fn read<T, F>(&self, work: F) -> StoreReply<T>
     where
@@ -224,7 +244,7 @@ impl StoreDb {
         F: FnOnce(&ReadTransaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         let (reply, receiver) = oneshot::channel();
-        let is_damaged = Arc::clone(&self.0.is_damaged);
+        let is_damaged = Arc::clone(&self.inner.is_damaged);
         let job: ReadJob = Box::new(move |transaction| {
             // A panic would end the thread, and after four of them the store would serve no read
             // until the next start.
@@ -236,8 +256,8 @@ impl StoreDb {
             // A caller that dropped its reply does not need the result.
             reply.send(result).ok();
         });
-        let readers = self.0.readers.as_ref().ok_or(StoreError::Closed);
-        match readers.and_then(|readers| readers.send(job)) {
+        let readers = self.inner.readers.as_ref().ok_or(StoreError::Closed);
+        match readers.and_then(|readers| readers.send(&self.reader, job)) {
             Ok(()) => StoreReply::pending(receiver),
             Err(error) => StoreReply::refused(error),
         }
@@ -245,44 +265,44 @@ impl StoreDb {
 
     /// A connection of the caller's own, for a read that must not wait behind others. Blocks.
     pub(crate) fn own_reader(&self) -> Result<OwnReader, StoreError> {
-        Ok(OwnReader(open::open_reader(&self.0.path)?))
+        Ok(OwnReader(open::open_reader(&self.inner.path)?))
     }
 
     /// The number of the last event that is durable. It changes after each commit with events.
     #[must_use]
     pub fn last_event(&self) -> watch::Receiver<i64> {
-        self.0.last_event.clone()
+        self.inner.last_event.clone()
     }
 
     /// The time of the store, in milliseconds since 1970-01-01 UTC.
     #[must_use]
     pub fn unix_ms(&self) -> u64 {
-        self.0.time.unix_ms()
+        self.inner.time.unix_ms()
     }
 
     /// The random identity of the store, made with its file.
     #[must_use]
     pub fn store_id(&self) -> [u8; 16] {
-        self.0.store_id
+        self.inner.store_id
     }
 
     /// Whether the store was closed in order before this start. Otherwise the content of its last writes is to be
     /// verified.
     #[must_use]
     pub fn was_closed_in_order(&self) -> bool {
-        self.0.was_clean
+        self.inner.was_clean
     }
 
     /// Damaged files that earlier starts set aside, oldest first.
     #[must_use]
     pub fn quarantined_files(&self) -> &[PathBuf] {
-        &self.0.quarantined
+        &self.inner.quarantined
     }
 
     /// Whether a page of the file proved damaged since the start.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        self.0.is_damaged.load(Ordering::Relaxed)
+        self.inner.is_damaged.load(Ordering::Relaxed)
     }
 }
 
@@ -313,7 +333,7 @@ impl Drop for StoreDbInner {
 impl fmt::Debug for StoreDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreDb")
-            .field("path", &self.0.path)
+            .field("path", &self.inner.path)
             .field("is_damaged", &self.is_damaged())
             .finish_non_exhaustive()
     }

@@ -1,16 +1,15 @@
 //! The pool of connections that read, and the watch over the time of each read.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, InterruptHandle};
 
+use super::read_queue::{ReadOwner, ReadQueue};
 use super::transaction::ReadTransaction;
 use crate::error::StoreError;
-use crate::limits::READS_QUEUED_MAX;
 
 /// Pause between interruptions of one read. An interruption has no effect between two statements.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(100);
@@ -20,7 +19,7 @@ pub(super) type ReadJob = Box<dyn FnOnce(Result<&ReadTransaction<'_>, StoreError
 
 /// Threads with one connection each, and one that watches them.
 pub(super) struct ReaderPool {
-    jobs: Option<SyncSender<ReadJob>>,
+    jobs: Arc<ReadQueue>,
     readers: Vec<JoinHandle<()>>,
     watch: Arc<ReadWatch>,
     watcher: Option<JoinHandle<()>>,
@@ -55,8 +54,7 @@ impl ReaderPool {
         time_max: Duration,
         is_damaged: &Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
-        let (sender, receiver) = sync_channel(READS_QUEUED_MAX);
-        let receiver = Arc::new(Mutex::new(receiver));
+        let jobs = Arc::new(ReadQueue::new());
         let reads = connections.iter().map(|connection| WatchedRead {
             interrupt: connection.get_interrupt_handle(),
             deadline: None,
@@ -73,7 +71,7 @@ impl ReaderPool {
         });
         // From here on a failure drops the pool, which ends the threads that have begun.
         let mut pool = Self {
-            jobs: Some(sender),
+            jobs: Arc::clone(&jobs),
             readers: Vec::new(),
             watch: Arc::clone(&watch),
             watcher: None,
@@ -81,7 +79,7 @@ impl ReaderPool {
         for (index, connection) in connections.into_iter().enumerate() {
             let reader = Reader {
                 index,
-                jobs: Arc::clone(&receiver),
+                jobs: Arc::clone(&jobs),
                 watch: Arc::clone(&watch),
                 is_damaged: Arc::clone(is_damaged),
             };
@@ -98,19 +96,14 @@ impl ReaderPool {
         &self.watch
     }
 
-    pub(super) fn send(&self, job: ReadJob) -> Result<(), StoreError> {
-        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
-        // Refused instead of waiting, as for writes: the caller may be a task of the runtime.
-        jobs.try_send(job).map_err(|refused| match refused {
-            TrySendError::Full(_) => StoreError::Busy("too many reads wait"),
-            TrySendError::Disconnected(_) => StoreError::Closed,
-        })
+    pub(super) fn send(&self, owner: &ReadOwner, job: ReadJob) -> Result<(), StoreError> {
+        self.jobs.push(owner, job)
     }
 }
 
 impl Drop for ReaderPool {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.jobs.close();
         // Before the watcher ends: without it, a long read would keep the store from closing beyond
         // its time limit.
         for reader in self.readers.drain(..) {
@@ -132,7 +125,7 @@ pub(super) fn join(thread: JoinHandle<()>) {
 
 struct Reader {
     index: usize,
-    jobs: Arc<Mutex<Receiver<ReadJob>>>,
+    jobs: Arc<ReadQueue>,
     watch: Arc<ReadWatch>,
     is_damaged: Arc<AtomicBool>,
 }
@@ -140,13 +133,9 @@ struct Reader {
 impl Reader {
     fn serve(&self, connection: &Connection) {
         let transaction = ReadTransaction::new(connection);
-        loop {
-            // The lock is held while the thread waits: the others wait for the lock then.
-            let job = lock(&self.jobs).recv();
-            let Ok(job) = job else {
-                return;
-            };
+        while let Some((job, running)) = self.jobs.next_read() {
             self.run(&transaction, job);
+            drop(running);
         }
     }
 

@@ -177,7 +177,7 @@ impl StoreDb {
     /// # Errors
     /// The system cannot tell.
     pub fn space(&self) -> Result<StoreSpace, StoreError> {
-        Ok(self.0.space.measure()?)
+        Ok(self.inner.space.measure()?)
     }
 
     /// Whether this many further bytes fit above the reserve. Callers ask before they write content beside the file of
@@ -199,7 +199,7 @@ impl StoreDb {
     /// # Errors
     /// The file system refuses the file.
     pub fn keep_reserve(&self) -> Result<bool, StoreError> {
-        self.0.space.make_reserve()
+        self.inner.space.make_reserve()
     }
 }
 

@@ -13,6 +13,7 @@ mod first_format;
 mod group;
 mod log;
 mod plans;
+mod readers;
 
 /// A folder, and the path of the file in it.
 fn scratch() -> (TempDir, PathBuf) {

@@ -29,8 +29,8 @@ impl StoreDb {
     /// # Errors
     /// The database refuses a statement.
     pub fn vacuum_step(&self) -> Result<VacuumStep, StoreError> {
-        let writes = self.0.writes.load(Ordering::Relaxed);
-        let before = self.0.vacuum.0.swap(writes, Ordering::Relaxed);
+        let writes = self.inner.writes.load(Ordering::Relaxed);
+        let before = self.inner.vacuum.0.swap(writes, Ordering::Relaxed);
         if writes.saturating_sub(before) > VACUUM_WRITES_MAX {
             return Ok(VacuumStep {
                 is_busy: true,

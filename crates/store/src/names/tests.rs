@@ -19,6 +19,7 @@ mod changes;
 mod ends;
 mod large;
 mod listing;
+mod memory;
 mod merges;
 mod model;
 mod reference;

@@ -11,6 +11,7 @@ use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::FILE_BYTES_MAX;
+use crate::outbox::EventTopic;
 
 /// The content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,8 +176,10 @@ impl ReadTransaction<'_> {
     ) -> Result<ContentStatus, StoreError> {
         let row = match bucket {
             Some(bucket) => self.query_row(
-                "SELECT k.wanted, k.charged FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
-                 WHERE k.hash = ?1 AND b.name = ?2",
+                // The bucket first, and then one step to the pair of both: a hash that other buckets have costs no
+                // further look.
+                "SELECT k.wanted, k.charged FROM bucket b CROSS JOIN blob_bucket k \
+                 ON k.hash = ?1 AND k.bucket_id = b.id WHERE b.name = ?2",
                 params![hash, bucket.as_str()],
                 read_claim,
             )?,
@@ -190,20 +193,32 @@ impl ReadTransaction<'_> {
         self.status_of_claim(row, hash)
     }
 
-    /// The buckets that have names of a content and no right to its bytes yet.
+    /// Looks whether a bucket has the quota for the bytes of a content that it announced, which are this many. The peer that
+    /// has them knows their number, and the bucket may have announced fewer.
     ///
     /// # Errors
-    /// The database refuses the query.
-    pub fn buckets_awaiting(
+    /// [`StoreError::QuotaExceeded`]; or the bucket does not exist.
+    pub fn check_announced(
         &self,
+        bucket: BucketId,
         hash: ContentHash,
-    ) -> Result<Vec<(BucketId, BucketName)>, StoreError> {
-        self.query_all(
-            "SELECT b.id, b.name FROM blob_bucket k JOIN bucket b ON b.id = k.bucket_id \
-             WHERE k.hash = ?1 AND k.wanted = 1 AND b.state <> 'deleting' ORDER BY b.id",
-            [hash],
-            |row| Ok((row.get(0)?, BucketName::from_stored(row.get(1)?))),
-        )
+        size: u64,
+    ) -> Result<(), StoreError> {
+        let query =
+            "SELECT charged FROM blob_bucket WHERE bucket_id = ?1 AND hash = ?2 AND refs > 0";
+        let charged = self.query_row(query, params![bucket, hash], |row| row.get(0))?;
+        let more = size.saturating_sub(charged.map_or(0, from_sql));
+        let used = self.usage(bucket)?.bytes;
+        match self.bucket(bucket)?.quota_bytes {
+            Some(limit) if more > 0 && used.saturating_add(more) > limit => {
+                Err(StoreError::QuotaExceeded {
+                    resource: QuotaResource::Bytes,
+                    limit,
+                    used,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a bucket waits for the bytes of a content.
@@ -357,7 +372,7 @@ impl WriteTransaction<'_> {
     /// Gives a bucket the right to a content, whose size is known now. A size that it announced is corrected, in its rows
     /// and in what it pays; other buckets do not see that the bytes are here.
     fn grant_content(
-        &self,
+        &mut self,
         bucket: BucketId,
         hash: ContentHash,
         size: u64,
@@ -385,6 +400,11 @@ impl WriteTransaction<'_> {
             "UPDATE blob_bucket SET charged = ?3, wanted = 0 WHERE hash = ?1 AND bucket_id = ?2",
             params![hash, bucket, to_sql(size)],
         )?;
+        if is_wanted && refs > 0 {
+            // From here on the names that were announced lead to bytes.
+            let name = self.bucket(bucket)?.name.to_string();
+            self.emit_content_in(EventTopic::BlobComplete, (bucket, name), hash, size)?;
+        }
         if charged == to_sql(size) {
             return Ok(());
         }
@@ -409,7 +429,7 @@ impl WriteTransaction<'_> {
     /// Prepares the copy of entries from another bucket: the right to each content goes with them, or is missing as it is
     /// there.
     pub(super) fn carry_contents(
-        &self,
+        &mut self,
         from: BucketId,
         to: BucketId,
         entries: &[Entry],

@@ -311,8 +311,12 @@ impl WriteTransaction<'_> {
         transfer: Transfer<'_>,
     ) -> Result<(), StoreError> {
         let Transfer { from, to, .. } = transfer;
-        // From another branch the same path is no copy into itself: a caller takes a file over so.
-        let is_within = view.is_none_or(|view| view.branch() == commit.branch.id);
+        // From another branch the same path is no copy into itself: a caller takes a file over so. Neither is a copy from a
+        // version of before this commit, such as a snapshot: it does not change by what is written now.
+        let is_within = view.is_none_or(|view| {
+            let is_before = view.as_of().is_some_and(|seq| seq < commit.seq);
+            view.branch() == commit.branch.id && !is_before
+        });
         if is_within && (from == to || to.is_below(from)) {
             return Err(PathRule::IntoItself.into());
         }

@@ -211,6 +211,15 @@ impl WriteSessions {
         })
     }
 
+    /// The same sessions, whose rows are read by this handle.
+    pub(crate) fn reading_as(&self, db: &StoreDb) -> Self {
+        Self {
+            db: db.clone(),
+            content: self.content.reading_as(db),
+            ..self.clone()
+        }
+    }
+
     /// Opens a session.
     ///
     /// # Errors

@@ -106,6 +106,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             alknet_qemu::FIRMWARE_VARIABLE,
             third_party::firmware(cx)?.into(),
         ),
+        ("ALKNET_TEST_AUTOMERGE", third_party::automerge(cx)?.into()),
         ("ALKNET_TEST_AXE", third_party::axe(cx)?.into()),
         ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
         ("ALKNET_TEST_COT", third_party::python_cot(cx)?.into()),

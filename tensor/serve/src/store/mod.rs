@@ -183,7 +183,7 @@ impl TensorStore {
             None => {}
         }
         // The lock is not held here, because the header is read from the disk.
-        let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
+        let object = Arc::new(Object::open(&self.objects, id, self.limits())?);
         let mut state = self.state();
         // Another thread may have opened the same file meanwhile.
         state.open.retain(|other| other.id() != id);
@@ -240,7 +240,7 @@ impl TensorStore {
     /// # Errors
     /// The errors of [`TensorStore::object`]; `E_IO`.
     pub fn file(&self, id: FileId) -> Result<File, ServeError> {
-        Ok(Object::open(&self.object_path(&id), id, self.limits())?.into_file())
+        Ok(Object::open(&self.objects, id, self.limits())?.into_file())
     }
 
     /// Stores a container that `file` reads. Blocks.

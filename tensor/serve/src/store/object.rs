@@ -1,10 +1,8 @@
 //! A stored container with its header read.
 
 use std::fs::File;
-use std::io;
-use std::path::Path;
 
-use alknet_objects::{ObjectStamp, ObjectView};
+use alknet_objects::{ObjectFolder, ObjectStamp, ObjectView};
 use alknet_tensor::{ContainerLimits, ContainerReader, FileId, Hash, Meta};
 
 use crate::error::ServeError;
@@ -19,17 +17,16 @@ pub struct Object {
 }
 
 impl Object {
-    /// Opens the file and reads its header.
+    /// Opens the file and reads its header, which says how long the file has to be. What another program put in its place is
+    /// not opened: a link, whose target is another file, or a pipe, which would keep the caller waiting.
     pub(crate) fn open(
-        path: &Path,
+        objects: &ObjectFolder,
         id: FileId,
         limits: &ContainerLimits,
     ) -> Result<Self, ServeError> {
-        let file = File::open(path).map_err(|error| match error.kind() {
-            // The file may have been removed after its path was resolved.
-            io::ErrorKind::NotFound => ServeError::Missing,
-            _ => ServeError::io("open a stored file", error),
-        })?;
+        // The file may have been removed after its path was resolved.
+        let size = objects.size(&id.0)?.ok_or(ServeError::Missing)?;
+        let file = objects.open_file(&id.0, size)?;
         let unread = |error| ServeError::io("look at a stored file", error);
         // The stamp is taken before the header is read, so `check` finds a change that happens in
         // between.

@@ -1,12 +1,13 @@
 //! Files that change under the store while they are served.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alknet_core::{Connection, memory_pair};
 use alknet_tensor::FileId;
 use alknet_tensor_serve::{ALPN, TensorClient};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -56,6 +57,61 @@ async fn a_file_that_is_cut_short_ends_its_streams() {
         // Nothing of it is served afterwards, and everything else is.
         assert_eq!(refused(&peer, request).await, "E_TILING");
     }
+}
+
+/// A disk that lost the end of a file, or a program that added to it: no byte is sent, whatever is asked for.
+#[tokio::test]
+async fn a_file_of_another_length_is_refused_before_its_first_byte() {
+    let (scene, id) = StoreScene::holding("a");
+    let peer = scene.peer("ada", &["tensor:read:a"]);
+    let (whole, path) = (file(), scene.object(id));
+    let end = whole.len();
+    let requests = [
+        json!({ "v": 1, "src": { "path": "a" }, "want": "header" }),
+        json!({ "v": 1, "src": { "path": "a" }, "want": "tensor", "name": "small" }),
+        json!({ "v": 1, "src": { "path": "a" }, "want": "range", "range": [0, 100] }),
+    ];
+    for len in [0, 7, 8, 100, 10_000, end / 2, end - 1, end + 1, 2 * end] {
+        fs::remove_file(&path).expect("there");
+        let mut bytes = whole.clone();
+        bytes.resize(len, 0);
+        fs::write(&path, bytes).expect("room");
+        for request in &requests {
+            let code = refused(&peer, request.clone()).await;
+            assert!(code.starts_with("E_"), "{len}: {code}");
+        }
+    }
+    // The file that was stored is served again.
+    fs::remove_file(&path).expect("there");
+    fs::write(&path, whole).expect("room");
+    for request in requests {
+        let (head, recv) = ask(&peer, &request).await;
+        assert_eq!(head["ok"], true);
+        assert!(rest(recv).await.1);
+    }
+}
+
+/// The attack of a program with access to the folder: a link shows another file under the id, and a pipe keeps the node
+/// waiting.
+#[tokio::test]
+async fn what_is_no_file_in_the_place_of_an_object_is_not_opened() {
+    let (scene, id) = StoreScene::holding("a");
+    let peer = scene.peer("ada", &["tensor:read:a"]);
+    let request = json!({ "v": 1, "src": { "path": "a" }, "want": "tensor", "name": "small" });
+    let path = scene.object(id);
+    let elsewhere = scene.path("elsewhere");
+    fs::rename(&path, &elsewhere).expect("there");
+    symlink(&elsewhere, &path).expect("room");
+    assert_eq!(refused(&peer, request.clone()).await, "E_HASH");
+    fs::remove_file(&path).expect("a link");
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, path.as_path(), FileType::Fifo, mode, 0).expect("room");
+    assert_eq!(refused(&peer, request.clone()).await, "E_HASH");
+    fs::remove_file(&path).expect("a pipe");
+    fs::rename(&elsewhere, &path).expect("there");
+    let (head, recv) = ask(&peer, &request).await;
+    assert_eq!(head["ok"], true);
+    assert!(rest(recv).await.1);
 }
 
 #[tokio::test]

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_core::{BoxFuture, DialError, DialErrorKind, PeerId};
+use alknet_store::{BucketSettings, QuotaResource, StoreError};
 use tokio::sync::{Semaphore, watch};
 
 use super::*;
 use crate::blobs::{
-    BlobFetches, BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, ProviderStatus,
-    ask_provider,
+    BlobFetches, BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, MissingBytes,
+    ProviderStatus, ask_provider,
 };
-use crate::rights::VisibleBuckets;
 
 /// How a peer serves one connection.
 type ServePeer = Box<dyn Fn(Connection) + Send + Sync>;
@@ -135,7 +135,7 @@ impl Getter {
         let order = FetchOrder {
             hash,
             size: size as u64,
-            buckets: VisibleBuckets::All,
+            bucket: self.node.bucket("docs").await,
             from: from.iter().map(|name| id(name)).collect(),
             peers: Arc::clone(peers) as Arc<dyn BlobPeers>,
             lease: self.node.lease().await,
@@ -253,6 +253,141 @@ async fn a_lying_peer_is_dropped_and_not_asked_again() {
     let ended = getter.fetch(&peers, hash, len, &["late", "bob"]).await;
     assert_eq!(ended, FetchProgress::Done);
     assert!(getter.node.bytes(hash).await == bytes);
+}
+
+/// Bytes by the word of an announcement are no proof: the peers that have the content know better, and prove it.
+#[tokio::test]
+async fn a_wrong_announced_size_makes_no_honest_peer_a_liar() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), honest(&provider))]),
+        ..TestPeers::default()
+    });
+    let mut number = 0;
+    for len in [0, 1, GROUP, 70 * GROUP + 77] {
+        let wrong = [
+            0,
+            1,
+            len / 2,
+            len.saturating_sub(1),
+            len + 1,
+            3 * len,
+            100 * GROUP,
+        ];
+        for announced in wrong.into_iter().filter(|wrong| *wrong != len) {
+            // A content of its own, of which no earlier case knows the size.
+            number += 1;
+            let mut bytes = noise(len);
+            bytes.iter_mut().take(1).for_each(|byte| *byte = number);
+            let path = format!("/{len}-{announced}");
+            let hash = provider.put("docs", &path, &bytes).await;
+            getter
+                .node
+                .want_sized("docs", &path, &bytes, announced)
+                .await;
+            let ended = getter.fetch(&peers, hash, announced, &["bob"]).await;
+            assert_eq!(ended, FetchProgress::Done, "{len} and not {announced}");
+            assert!(getter.node.bytes(hash).await == bytes);
+            let size = len as u64;
+            let status = getter.node.status_in("docs", hash).await;
+            assert_eq!(status, ContentStatus::Complete { size });
+            assert!(!getter.fetches.is_penalised(&id("bob")));
+        }
+    }
+}
+
+/// What came before it was known keeps nothing from the true size.
+#[tokio::test]
+async fn a_fetch_reports_the_size_that_a_peer_proved() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let bytes = noise(3 * GROUP);
+    let hash = provider.put("docs", "/a", &bytes).await;
+    getter.node.want_sized("docs", "/a", &bytes, 7).await;
+    let (permits, requests) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+    let peers = Arc::new(TestPeers {
+        // It answers the first request, and the one for the proof waits.
+        peers: HashMap::from([(id("bob"), held(bytes.clone(), &permits, &requests))]),
+        ..TestPeers::default()
+    });
+    let mut joined = getter.join(&peers, hash, 7, &["bob"]).await;
+    let missing = |size: u64| {
+        FetchProgress::Missing(MissingBytes {
+            missing: size,
+            size,
+        })
+    };
+    assert_eq!(*joined.progress.borrow_and_update(), missing(7));
+    permits.add_permits(1);
+    let changed = tokio::time::timeout(hung(), joined.progress.changed()).await;
+    changed.expect("in time").expect("it goes on");
+    assert_eq!(
+        *joined.progress.borrow_and_update(),
+        missing(bytes.len() as u64)
+    );
+    permits.add_permits(100);
+    assert_eq!(end(joined).await, FetchProgress::Done);
+}
+
+/// The attack: a bucket announces contents as short, and lets the node fetch what it has no quota for.
+#[tokio::test]
+async fn a_content_beyond_the_quota_is_not_fetched_under_a_smaller_size() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let bytes = noise(70 * GROUP);
+    let hash = provider.put("docs", "/a", &bytes).await;
+    let (bucket, limit) = (getter.node.bucket("docs").await, 20 * GROUP as u64);
+    let settings = BucketSettings {
+        quota_bytes: Some(Some(limit)),
+        ..BucketSettings::default()
+    };
+    let lease = getter.node.lease().await;
+    let set = lease.write(move |tx| tx.set_bucket(bucket, &settings, "alice"));
+    set.await.expect("there");
+    getter.node.want_sized("docs", "/a", &bytes, 7).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let count = move |response: Vec<u8>| {
+        counted.fetch_add(response.len(), Ordering::SeqCst);
+        response
+    };
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), scripted(bytes.clone(), count))]),
+        ..TestPeers::default()
+    });
+    let refused = StoreError::QuotaExceeded {
+        resource: QuotaResource::Bytes,
+        limit,
+        used: 7,
+    };
+    let ended = getter.fetch(&peers, hash, 7, &["bob"]).await;
+    assert_eq!(ended, FetchProgress::Failed(FetchFailure::Store(refused)));
+    // The response to the first request, which is not read, and the proof of the size.
+    assert!(sent.load(Ordering::SeqCst) < 3 * GROUP);
+    let status = getter.node.status_in("docs", hash).await;
+    assert_eq!(status, ContentStatus::Wanted { size: 7 });
+}
+
+/// That one bucket gets the bytes gives the others that wait for them none: a hash is no capability.
+#[tokio::test]
+async fn a_fetch_gives_the_bytes_to_its_bucket_alone() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("bob"), honest(&provider))]),
+        ..TestPeers::default()
+    });
+    for len in [700, 5 * GROUP] {
+        let (bytes, size) = (noise(len), len as u64);
+        let path = format!("/{len}");
+        let hash = provider.put("docs", &path, &bytes).await;
+        for bucket in ["docs", "secret"] {
+            getter.node.want(bucket, &path, &bytes).await;
+        }
+        let ended = getter.fetch(&peers, hash, len, &["bob"]).await;
+        assert_eq!(ended, FetchProgress::Done);
+        let status = getter.node.status_in("docs", hash).await;
+        assert_eq!(status, ContentStatus::Complete { size });
+        let other = getter.node.status_in("secret", hash).await;
+        assert_eq!(other, ContentStatus::Wanted { size });
+    }
 }
 
 /// What a peer has sent before it broke off is not asked for again.

@@ -17,8 +17,8 @@ use alknet_core::{
 };
 use alknet_objects::{ChunkSelection, ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use alknet_store::{
-    ChangeRequest, ContentHash, ContentPresence, ContentStatus, FileContent, FileStoreOptions,
-    MAIN_BRANCH, NewBucket, NewShare, TreeChange,
+    BucketId, ChangeRequest, ContentHash, ContentPresence, ContentStatus, FileContent,
+    FileStoreOptions, MAIN_BRANCH, NewBucket, NewShare, TreeChange,
 };
 use alknet_test_support::deadline;
 use tempfile::TempDir;
@@ -114,16 +114,35 @@ impl BlobNode {
 
     /// Names a content whose bytes are on peers only.
     async fn want(&self, bucket: &str, path: &str, bytes: &[u8]) -> ContentHash {
+        self.want_sized(bucket, path, bytes, bytes.len()).await
+    }
+
+    /// The same with a size that may be wrong.
+    async fn want_sized(&self, bucket: &str, path: &str, bytes: &[u8], size: usize) -> ContentHash {
         let hash = hash_of(bytes);
         let wanted = FileContent {
             presence: ContentPresence::Wanted,
-            ..FileContent::new(hash, bytes.len() as u64)
+            ..FileContent::new(hash, size as u64)
         };
         let put = TreeChange::put(path.parse().expect("a path"), wanted);
         let request = self.request(bucket, put).await;
         let applied = self.lease().await.apply(request, Vec::new());
         applied.await.expect("a name");
         hash
+    }
+
+    async fn bucket(&self, name: &str) -> BucketId {
+        let name = name.parse().expect("a name");
+        let found = self.lease().await.read(move |tx| tx.bucket_by_name(&name));
+        found.await.expect("there").id
+    }
+
+    /// What a bucket knows of a content.
+    async fn status_in(&self, bucket: &str, hash: ContentHash) -> ContentStatus {
+        let bucket = self.bucket(bucket).await;
+        let status = self.lease().await;
+        let status = status.read(move |tx| tx.content_status_in(bucket, hash));
+        status.await.expect("readable")
     }
 
     async fn request(&self, bucket: &str, change: TreeChange) -> ChangeRequest {

@@ -26,7 +26,7 @@ struct MountTestFiles(Arc<Store>);
 impl DavFiles for MountTestFiles {
     type Lease = Arc<Store>;
 
-    fn open(&self) -> Result<Arc<Store>, FsError> {
+    fn open(&self, _: &str) -> Result<Arc<Store>, FsError> {
         Ok(Arc::clone(&self.0))
     }
 }

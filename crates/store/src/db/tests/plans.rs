@@ -54,6 +54,12 @@ fn queries_over_large_tables_have_their_index() {
             1,
             "INDEX entry_seq",
         ),
+        (
+            "EXPLAIN QUERY PLAN SELECT k.wanted, k.charged FROM bucket b CROSS JOIN blob_bucket k \
+             ON k.hash = ?1 AND k.bucket_id = b.id WHERE b.name = ?2",
+            2,
+            "(name=?)\nSEARCH k USING PRIMARY KEY (hash=? AND bucket_id=?)",
+        ),
     ] {
         let found = plan(&db, query, parameters);
         assert!(found.contains(expected), "{query}: {found}");

@@ -325,6 +325,47 @@ fn a_copy_shares_the_content() {
     store.check_usage();
 }
 
+/// The way by which a user takes a file or a directory back from a snapshot.
+#[test]
+fn a_copy_from_a_former_version_of_the_branch_takes_it_back() {
+    let store = TestStore::new();
+    store.put(store.main, "/a/x", 1);
+    let before = store.put(store.main, "/a/y", 2);
+    store.put(store.main, "/a/x", 3);
+    store.delete(store.main, "/a/y");
+    let main = store.main;
+    let from_version = |seq: u64, from: &str, to: &str| {
+        let view = store.read(move |tx| tx.view(main, Some(seq)));
+        store.apply(
+            main,
+            TreeChange::Copy {
+                view: Some(view.expect("kept")),
+                from: path(from),
+                to: path(to),
+                is_recursive: true,
+                may_replace: true,
+            },
+        )
+    };
+    from_version(before, "/a/x", "/a/x").expect("a former version");
+    from_version(before, "/a/y", "/a/y").expect("a former version");
+    from_version(before, "/a", "/a/old").expect("a former version");
+    let expected = tree_of([
+        ("/a", "directory"),
+        ("/a/old", "directory"),
+        ("/a/old/x", "file 1"),
+        ("/a/old/y", "file 2"),
+        ("/a/x", "file 1"),
+        ("/a/y", "file 2"),
+    ]);
+    assert_eq!(store.tree(main), expected);
+    // A number that is still to come names the head, which the copy would change while it reads.
+    let refused = from_version(before + 1000, "/a", "/a/b");
+    assert_eq!(rule(refused), PathRule::IntoItself);
+    assert_eq!(store.tree(main), expected);
+    store.check_usage();
+}
+
 #[test]
 fn a_copy_from_another_bucket_counts_in_both() {
     let store = TestStore::new();
