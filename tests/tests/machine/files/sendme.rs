@@ -52,7 +52,10 @@ pub(super) fn fetches_a_file(
         fs::create_dir(folder).expect("the folder is ours");
     }
     if let Some(why) = namespace::refusal(&etc, "true") {
-        return skipped("user namespaces", format!("sendme would ask name servers: {why}"));
+        return skipped(
+            "user namespaces",
+            format!("sendme would ask name servers: {why}"),
+        );
     }
     let receive = "exec \"$SENDME\" receive --relay disabled \"$TICKET\"";
     let script = format!("{}{receive}", namespace::NO_NAMES);
