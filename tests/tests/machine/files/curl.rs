@@ -72,7 +72,7 @@ pub(super) fn ranges_come_by_curl(files: &FilesClient) {
     }
 }
 
-/// Both have the tag of the present version. The file has the content of the one that was told so.
+/// Both have the tag of the present version. The file has the content of the one that got 204.
 pub(super) fn one_of_two_writers_with_the_same_tag_wins(files: &FilesClient) {
     const PATH: &str = "docs/race.txt";
     let mut now = files.put(PATH, b"the first", &[]);
