@@ -24,7 +24,7 @@ const HALF_BYTES: usize = 9 << 20;
 const NOTED_BYTES: u64 = 8 << 20;
 
 /// Pairs of writers.
-const RACES: usize = 8;
+const RACES: usize = 6;
 
 /// The body of a LOCK.
 const LOCK: &str = "<D:lockinfo xmlns:D='DAV:'><D:lockscope><D:exclusive/></D:lockscope>\

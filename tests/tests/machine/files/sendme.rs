@@ -25,7 +25,7 @@ const NAME: &str = "large.bin";
 
 /// The node stores what `sendme send` would: the file, the list of the names, and the hashes of both. The ticket has the
 /// hash of the last, the key of the node and its address, and no relay.
-pub(super) fn fetches_a_file(
+pub(super) fn fetches_a_file_from_the_port_of_iroh(
     files: &FilesClient,
     node: &MachineNode,
     peer: &CliRunner,
