@@ -72,13 +72,15 @@ const CAMPAIGNS: [(&str, CampaignKind); 11] = [
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
-const COUNTS: [&str; 6] = [
+const COUNTS: [&str; 8] = [
     "a_server_that_takes_no_cancellation",
     "a_thousand_idle_sessions",
     "a_thousand_replays",
+    "iroh_clients_fetch_contents",
     "matrices_may_lie_anyhow",
     "products_are_numpys",
     "the_language_s_own_tests",
+    "webdav_clients_use_the_files",
 ];
 
 /// Tests of promised times, which only an idle machine can show, and three that wait ten minutes and more.

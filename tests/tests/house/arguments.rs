@@ -1,7 +1,8 @@
 //! No program that a test starts gets a token as an argument. The exceptions are slowhttptest,
 //! which takes headers only as arguments, and the curl of the pages that
-//! `tests/tests/node/start_page.rs` runs as they are written. Both have tokens that may read facts
-//! about the node. `/proc` shows arguments to every user of the host, and these nodes run as the
+//! `tests/tests/node/start_page.rs` runs as they are written, whose tokens may read facts about the
+//! node, and litmus, which takes its password only as an argument, and whose token opens one bucket
+//! with litmus' own files. `/proc` shows arguments to every user of the host, and these nodes run as the
 //! tests' user.
 
 use super::tree::sources;

@@ -13,6 +13,7 @@ mod credentials;
 mod disks;
 mod escrow;
 mod faults;
+mod files;
 mod firmware;
 mod first_start;
 mod forms;

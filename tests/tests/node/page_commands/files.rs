@@ -1,7 +1,11 @@
 //! The commands of docs/files.md, in the order of the page.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
+use alknet_tests::HostNode;
+use alknet_tests::tools::variable;
 use serde_json::{Value, json};
 
 use super::{ReferencePage, address};
@@ -12,15 +16,40 @@ const FILES: &str = include_str!("../../../../docs/files.md");
 const PRESENT_HASH: &str = "--if-match \"$(alknet fs ls attic docs:/2026/report.txt --json | \
                             python3 -c 'import json, sys; print(json.load(sys.stdin)[\"entries\"][0][\"hash\"])')\"";
 
+/// Makes a certificate for this computer, which rclone trusts.
+const CERTIFICATE: &str = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 \
+                           -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout key.pem -out chain.pem";
+
+/// The first command with rclone.
+const RCLONE: &str = "rclone config create";
+
+/// A node with that certificate, and rclone.
+fn prepare(page: &mut ReferencePage) -> HostNode {
+    page.shell("reader", CERTIFICATE, "");
+    let [chain, key] = ["chain.pem", "key.pem"].map(|file| page.work(file).display().to_string());
+    let config = format!("[[tls.files]]\nchain = \"{chain}\"\nkey = \"{key}\"\n");
+    let node = page.node_with("node", &config);
+    let rclone = Path::new(&variable("ALKNET_TEST_WEBDAV")).join("rclone");
+    let link = page.bench.path().join("bin/rclone");
+    symlink(rclone, link).expect("the folder is ours");
+    page.put(RCLONE, format!("export RCLONE_CA_CERT=chain.pem; {RCLONE}"));
+    let (_, port) = address(&node).rsplit_once(':').expect("a port");
+    let at = format!("https://localhost:{port}/");
+    page.put("https://edge.example.org/", at);
+    node
+}
+
 #[test]
 fn the_commands_of_the_page_of_files_work() {
     let mut page = ReferencePage::open(FILES);
-    let node = page.node("node");
+    let node = prepare(&mut page);
     let target = node.target();
     page.put("--if-match HASH", PRESENT_HASH);
     page.put("https://192.0.2.7/", format!("https://{}/", address(&node)));
     page.put("curl …", "curl --fail --insecure --header @node.header");
     page.save_token(&node, "fs:read:docs' --scope 'fs:write:docs");
+    let header = fs::read_to_string(page.work("node.header")).expect("it was written");
+    page.save("token", header.trim_start_matches("Authorization: Bearer "));
     page.shell("reader", &format!("alknet node add attic {target}"), "");
     page.save("report.txt", "first\n");
     fs::create_dir(page.work("photos")).expect("the folder is ours");
@@ -71,6 +100,11 @@ fn the_commands_of_the_page_of_files_work() {
         [Some(b"by curl\n".to_vec()), Some(b"by c".to_vec())]
     );
     assert_eq!(paths(), ["/2026", "/2026/report.txt"]);
+
+    let said = page.follow();
+    assert!(said.contains("1 matching files"), "{said}");
+    let all = ["/2026", "/2026/report.txt", "/photos", "/photos/a.jpg"];
+    assert_eq!(paths(), all);
 
     let said = page.follow();
     assert!(said.contains("0 contents are damaged"), "{said}");

@@ -1,30 +1,60 @@
 //! The getter of iroh-blobs against the handler: what it verifies is what was stored, whatever it asks for.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use iroh::endpoint::VarInt;
 use iroh_blobs::Hash;
-use iroh_blobs::get::fsm::{AtClosing, AtConnected, AtEndBlob, ConnectedNext, EndBlobNext};
+use iroh_blobs::get::fsm::{
+    AtClosing, AtConnected, AtEndBlob, ConnectedNext, DecodeError, EndBlobNext,
+};
 use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, ChunkRangesSeq, GetRequest};
 use iroh_blobs::util::{
     AsyncReadRecvStream, AsyncReadRecvStreamExtra, AsyncWriteSendStream, AsyncWriteSendStreamExtra,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::*;
 
 #[derive(Debug)]
-struct StockRecv(RecvStream);
+struct StockRecv {
+    stream: RecvStream,
+    /// How many bytes come before the one that is changed.
+    before_change: Option<usize>,
+}
+
+impl AsyncRead for StockRecv {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = &mut buf.filled_mut()[filled..];
+        if let Some(before) = self.before_change {
+            self.before_change = match read.get_mut(before) {
+                Some(byte) => {
+                    *byte ^= 1;
+                    None
+                }
+                None => Some(before - read.len()),
+            };
+        }
+        Poll::Ready(Ok(()))
+    }
+}
 
 impl AsyncReadRecvStreamExtra for StockRecv {
     fn inner(&mut self) -> &mut (impl AsyncRead + Unpin + Send) {
-        &mut self.0
+        self
     }
 
     fn stop(&mut self, code: VarInt) -> io::Result<()> {
         let code = u32::try_from(code.into_inner()).expect("a code of the protocol");
-        self.0.stop(alknet_core::StreamCode::Foreign(code));
+        self.stream.stop(alknet_core::StreamCode::Foreign(code));
         Ok(())
     }
 
@@ -67,8 +97,20 @@ type StockReader = AsyncReadRecvStream<StockRecv>;
 
 /// Sends a request as the stock getter does.
 async fn begin(connection: &Connection, request: GetRequest) -> ConnectedNext<StockReader> {
-    let (send, recv) = connection.open_bi().await.expect("a stream");
-    let reader = AsyncReadRecvStream::new(StockRecv(recv));
+    begin_changed(connection, request, None).await
+}
+
+/// The same, and changes the byte of the response that comes behind so many others.
+async fn begin_changed(
+    connection: &Connection,
+    request: GetRequest,
+    before_change: Option<usize>,
+) -> ConnectedNext<StockReader> {
+    let (send, stream) = connection.open_bi().await.expect("a stream");
+    let reader = AsyncReadRecvStream::new(StockRecv {
+        stream,
+        before_change,
+    });
     let writer = AsyncWriteSendStream::new(StockSend(send));
     let connected = AtConnected::new(Instant::now(), reader, writer, request, Default::default());
     connected.next().await.expect("it is sent")
@@ -216,5 +258,33 @@ async fn the_stock_getter_is_refused_and_stops_at_damage() {
             panic!("a content was asked for");
         };
         assert!(root.next().concatenate_into_vec().await.is_err());
+    }
+}
+
+/// The getter names the first chunk of the group with the byte.
+#[tokio::test]
+async fn the_stock_getter_finds_the_group_of_a_byte_that_was_changed_on_its_way() {
+    let node = BlobNode::new().await;
+    let hash = node.put("docs", "/a", &noise(4 * GROUP)).await;
+    let peer = node.peer("ada", &["fs:read:docs"]);
+    // First come the length and the root's pair of hashes. Each half of the content has a pair before its two groups.
+    let half = 64 + 2 * GROUP;
+    for (group, behind) in [
+        (0, 8 + 128),
+        (1, 8 + 128 + GROUP),
+        (2, 8 + 128 + half),
+        (3, 8 + 128 + half + GROUP),
+    ] {
+        let request = GetRequest::blob(stock(hash));
+        let begun = begin_changed(&peer, request, Some(behind + 77)).await;
+        let ConnectedNext::StartRoot(root) = begun else {
+            panic!("the content was asked for");
+        };
+        let read = root.next().concatenate_into_vec().await;
+        let error = read.err().expect("a byte is another one");
+        let DecodeError::LeafHashMismatch { num, .. } = error else {
+            panic!("{group}: {error:?}");
+        };
+        assert_eq!(num.0, group * 16);
     }
 }
