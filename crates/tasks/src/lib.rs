@@ -33,6 +33,7 @@ mod terminal;
 pub mod test;
 pub mod third_party;
 mod up;
+mod webdav;
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;

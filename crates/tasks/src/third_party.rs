@@ -12,7 +12,7 @@ use crate::context::XtaskContext;
 use crate::failure::{Result, TaskError};
 use crate::scratch::ScratchFolder;
 use crate::sources::{self, SourcePin};
-use crate::{cached, digest, driver, emulator, grub, test};
+use crate::{cached, digest, driver, emulator, grub, test, webdav};
 
 /// The packages, each pinned by SHA-256.
 const PYTHON_PACKAGES: &str = include_str!("../python.txt");
@@ -84,6 +84,9 @@ const NODE_MCP: [&str; 2] = [
 
 /// The suite of cases of RFC 9113, by its name in `sources.toml`.
 const HTTPWG: &str = "httpwg-cli";
+
+/// A client of iroh-blobs, by its name in `sources.toml`.
+const SENDME: &str = "sendme";
 
 /// The parts of OpenSSL, by their names in `sources.toml`. The first is the program.
 const OPENSSL_PARTS: [&str; 5] = [
@@ -275,6 +278,11 @@ pub fn httpwg(cx: &XtaskContext) -> Result<PathBuf> {
     installed(cx, HTTPWG, "httpwg")
 }
 
+/// The program that fetches files from a node by their hashes.
+pub fn sendme(cx: &XtaskContext) -> Result<PathBuf> {
+    installed(cx, SENDME, "sendme")
+}
+
 /// A program of a package on crates.io, whose archive is pinned in `sources.toml`, built once into
 /// the cache. Its dependencies are no part of this workspace: the lock file in the archive names
 /// them, by their hashes.
@@ -310,6 +318,8 @@ pub fn installed(cx: &XtaskContext, package: &str, program: &str) -> Result<Path
         .arg("--target-dir")
         .arg(target)
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        // A package may ask for it, and no test needs the smallest program.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
         // The folder is not in the package, because cargo would use its settings.
         .current_dir(scratch.path());
     cx.run(&mut command, &format!("{package} (built once)"), package)?;
@@ -571,11 +581,12 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
     }
     folders.push(emulator::pinned(cx)?);
     folders.push(grub::pinned(cx)?);
+    folders.push(webdav::pinned(cx)?);
     let python = python_version()?;
     let lists = PYTHON_LISTS.iter().chain([&driver::MESON]);
     folders.extend(lists.map(|list| python_place(cx, list, &python)));
     folders.extend([OPENAPI_NODE, NODE_MCP].map(|lists| node_place(cx, lists)));
-    for package in [test::DENY, HTTPWG] {
+    for package in [test::DENY, HTTPWG, SENDME] {
         let pins = sources::accepted(package)?;
         folders.extend(pins.iter().map(|pin| installed_folder(cx, package, pin)));
     }

@@ -16,7 +16,7 @@ use crate::failure::{Result, TaskError};
 use crate::loader::{self, LoaderPrograms};
 use crate::parts::ImageParts;
 use crate::third_party::{self, UEFI, WASM};
-use crate::{driver, emulator, grub, image, installer, sources};
+use crate::{driver, emulator, grub, image, installer, sources, webdav};
 
 /// Environment of the tests.
 pub(crate) type Variables = Vec<(&'static str, OsString)>;
@@ -171,6 +171,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             "ALKNET_TEST_SCHEMATHESIS",
             third_party::python_schemathesis(cx)?.into(),
         ),
+        ("ALKNET_TEST_SENDME", third_party::sendme(cx)?.into()),
         ("ALKNET_TEST_SPDX", third_party::python_spdx(cx)?.into()),
         ("ALKNET_TEST_TEST262", third_party::test262(cx)?.into()),
         ("ALKNET_TEST_TOUGH", third_party::tough(cx)?.into()),
@@ -179,6 +180,7 @@ fn third_party(cx: &XtaskContext) -> Result<Variables> {
             "ALKNET_TEST_TYPESCRIPT",
             third_party::typescript(cx)?.into(),
         ),
+        ("ALKNET_TEST_WEBDAV", webdav::ensure_folder(cx)?.into()),
         ("ALKNET_TEST_WS", third_party::ws(cx)?.into()),
     ])
 }

@@ -1,11 +1,18 @@
 use super::*;
 
+/// Packages of crates.io with the programs that are built of them.
+const PROGRAMS: [(&str, &str); 3] = [
+    (test::DENY, "cargo-deny"),
+    (HTTPWG, "httpwg"),
+    (SENDME, "sendme"),
+];
+
 /// An attacker may put one in the registry's place, or into the folder of a mirror.
 #[test]
 fn a_package_with_other_bytes_is_not_built() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut cx = XtaskContext::in_folder(folder.path());
-    for (package, program) in [(test::DENY, "cargo-deny"), (HTTPWG, "httpwg")] {
+    for (package, program) in PROGRAMS {
         let pin = sources::accepted(package).expect("pinned").remove(0);
         assert_eq!(pin.cargo, Some(format!("{package}@{}", pin.version)));
         let mirror = folder.path().join("mirror");
@@ -36,7 +43,7 @@ fn a_program_that_was_built_of_other_bytes_is_not_used() {
         fs::write(&place, "a program").expect("writable");
         place
     };
-    for (package, program) in [(test::DENY, "cargo-deny"), (HTTPWG, "httpwg")] {
+    for (package, program) in PROGRAMS {
         let pin = sources::accepted(package).expect("pinned").remove(0);
         // A missing package is not fetched.
         fs::write(mirror.join(&pin.file), "another package").expect("writable");
