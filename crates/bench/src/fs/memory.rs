@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use alknet_call::Subscription;
+use alknet_call::{CallConnection, Subscription};
 use alknet_endpoint::EndpointDialer;
 use alknet_store::{FileStoreOptions, Store};
 use http_body_util::BodyExt;
@@ -176,7 +176,7 @@ async fn slow_readers(node: &FsBenchNode<'_>) -> Result<f64> {
 /// Memory while so many subscriptions wait, in MiB over that of before.
 async fn watchers(node: &FsBenchNode<'_>) -> Result<f64> {
     let before = resident_mib(node.pid())?;
-    let mut watching: Vec<(EndpointDialer, Vec<Subscription>)> = Vec::new();
+    let mut watching: Vec<(EndpointDialer, CallConnection, Vec<Subscription>)> = Vec::new();
     for peer in 0..WATCHING_PEERS {
         let (dialer, caller) = node.caller(peer).await?;
         let mut events = Vec::new();
@@ -190,7 +190,7 @@ async fn watchers(node: &FsBenchNode<'_>) -> Result<f64> {
             first.map_err(failed("fs/watch"))?;
             events.push(watch);
         }
-        watching.push((dialer, events));
+        watching.push((dialer, caller, events));
     }
     tokio::time::sleep(SETTLE).await;
     let more = resident_mib(node.pid())? - before;

@@ -11,22 +11,22 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// What iroh-blobs reads from and writes to.
 pub(super) type StockStreams = (
-    AsyncReadRecvStream<StockRecv>,
-    AsyncWriteSendStream<StockSend>,
+    AsyncReadRecvStream<BlobPeerRecv>,
+    AsyncWriteSendStream<BlobPeerSend>,
 );
 
 /// Wraps both halves of a stream.
 pub(super) fn stock_streams(send: SendStream, recv: RecvStream) -> StockStreams {
     (
-        AsyncReadRecvStream::new(StockRecv(recv)),
-        AsyncWriteSendStream::new(StockSend(send)),
+        AsyncReadRecvStream::new(BlobPeerRecv(recv)),
+        AsyncWriteSendStream::new(BlobPeerSend(send)),
     )
 }
 
 #[derive(Debug)]
-pub(super) struct StockRecv(RecvStream);
+pub(super) struct BlobPeerRecv(RecvStream);
 
-impl AsyncReadRecvStreamExtra for StockRecv {
+impl AsyncReadRecvStreamExtra for BlobPeerRecv {
     fn inner(&mut self) -> &mut (impl AsyncRead + Unpin + Send) {
         &mut self.0
     }
@@ -43,16 +43,16 @@ impl AsyncReadRecvStreamExtra for StockRecv {
 
 /// Its drop ends the request or the response, as that of a stream of iroh does.
 #[derive(Debug)]
-pub(super) struct StockSend(SendStream);
+pub(super) struct BlobPeerSend(SendStream);
 
-impl Drop for StockSend {
+impl Drop for BlobPeerSend {
     fn drop(&mut self) {
         // A peer that is gone reads no end.
         drop(self.0.finish());
     }
 }
 
-impl AsyncWriteSendStreamExtra for StockSend {
+impl AsyncWriteSendStreamExtra for BlobPeerSend {
     fn inner(&mut self) -> &mut (impl AsyncWrite + Unpin + Send) {
         &mut self.0
     }
