@@ -18,6 +18,11 @@ impl ChildGuard {
         self.0.stdout.take()
     }
 
+    /// Number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// How the process ended, if it has.
     pub(crate) fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         let ended = self.0.try_wait();

@@ -6,6 +6,7 @@ mod call;
 mod child;
 mod compute;
 mod empty;
+mod fs;
 mod http;
 mod image;
 mod not_met;
@@ -25,6 +26,7 @@ use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::test;
 use clap::{Parser, Subcommand};
 
+use self::fs::FsBenchProcessRole;
 use self::http::{IdlePart, idle};
 use self::rows::{BenchHeader, BenchReport, BenchRow};
 
@@ -50,7 +52,7 @@ struct BenchArgs {
     /// Folder to look for sources in before any other place
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
-    /// Benchmarks to run: boot, call, compute, http, image, runtime, tensor, update, vault [default: all]
+    /// Benchmarks to run: boot, call, compute, fs, http, image, runtime, tensor, update, vault; or sections of one: fs/blobs, fs/bulk, fs/import, fs/memory, fs/names, fs/puts, fs/sync [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -65,6 +67,9 @@ enum BenchPart {
     /// A process of the benchmark of HTTP
     #[command(hide = true, subcommand)]
     BenchIdle(IdlePart),
+    /// A process of the benchmark of files
+    #[command(hide = true, subcommand)]
+    BenchFs(FsBenchProcessRole),
 }
 
 fn at_least_one(text: &str) -> std::result::Result<usize, String> {
@@ -81,10 +86,11 @@ type BenchEntry = (
 );
 
 /// Every benchmark.
-const BENCHES: [BenchEntry; 9] = [
+const BENCHES: [BenchEntry; 10] = [
     ("boot", boot::run),
     ("call", call::run),
     ("compute", compute::run),
+    ("fs", fs::run),
     ("http", http::run),
     ("image", image::run),
     ("runtime", runtime::run),
@@ -97,6 +103,7 @@ fn main() -> ExitCode {
     let arguments = BenchArgs::parse();
     let done = match &arguments.part {
         Some(BenchPart::BenchIdle(part)) => idle(part),
+        Some(BenchPart::BenchFs(role)) => fs::play(role),
         None => XtaskContext::from_environment(arguments.sources.clone()).and_then(|mut cx| {
             let _in_use = cache::in_use(&cx)?;
             run(&mut cx, &arguments)
@@ -147,22 +154,22 @@ fn chosen(names: &[String]) -> Result<Vec<BenchEntry>> {
         return Ok(BENCHES.to_vec());
     }
     let find = |name: &String| {
-        BENCHES
-            .into_iter()
-            .find(|(known, _)| known == name)
-            .ok_or_else(|| {
-                let known: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
-                TaskError::Arguments(format!(
-                    "no benchmark \"{name}\", only {}",
-                    known.join(", ")
-                ))
-            })
+        let known = || BENCHES.into_iter().chain(fs::SECTIONS);
+        known().find(|(known, _)| known == name).ok_or_else(|| {
+            let known: Vec<_> = known().map(|(name, _)| name).collect();
+            TaskError::Arguments(format!(
+                "no benchmark \"{name}\", only {}",
+                known.join(", ")
+            ))
+        })
     };
     names.iter().map(find).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::rows::Goal;
     use super::*;
 
@@ -173,6 +180,22 @@ mod tests {
             .expect_err("misspelt")
             .to_string();
         assert!(error.contains("bot") && error.contains("boot"), "{error}");
+    }
+
+    #[test]
+    fn a_section_is_a_benchmark_by_itself() {
+        let [section, whole] = ["fs/names", "fs"].map(str::to_owned);
+        let names = chosen(&[section, whole]).expect("both are known");
+        let names: Vec<_> = names.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["fs/names", "fs"]);
+    }
+
+    #[test]
+    fn the_help_names_every_benchmark() {
+        let help = BenchArgs::command().render_long_help().to_string();
+        for (name, _) in BENCHES.into_iter().chain(fs::SECTIONS) {
+            assert!(help.contains(name), "{name}");
+        }
     }
 
     #[test]

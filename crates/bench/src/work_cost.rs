@@ -27,6 +27,14 @@ impl WorkCost {
         };
         Ok((done, cost))
     }
+
+    /// This work and other work after it.
+    pub(crate) fn and(self, after: Self) -> Self {
+        Self {
+            wall_s: self.wall_s + after.wall_s,
+            cpu_s: self.cpu_s + after.cpu_s,
+        }
+    }
 }
 
 fn cpu_seconds() -> Result<f64> {

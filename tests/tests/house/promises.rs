@@ -11,7 +11,7 @@ use super::tree::{root, tests_of};
 const MEASURED: &str = "`cargo xtask bench";
 
 /// Parts of docs/performance.md that have the figures of a benchmark.
-const PARTS: [(&str, &[&str]); 9] = [
+const PARTS: [(&str, &[&str]); 10] = [
     (
         "boot",
         &[
@@ -23,6 +23,7 @@ const PARTS: [(&str, &[&str]); 9] = [
     ),
     ("call", &["Calls"]),
     ("compute", &["Products of matrices"]),
+    ("fs", &["Files"]),
     ("http", &["HTTP"]),
     ("image", &["An image beside a minimal Debian"]),
     ("runtime", &["Scripts"]),

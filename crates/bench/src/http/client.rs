@@ -24,7 +24,7 @@ use alknet_tasks::failure::Result;
 
 /// Versions of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum BenchHttpVersion {
+pub(crate) enum BenchHttpVersion {
     H1,
     H2,
     H3,
@@ -53,7 +53,7 @@ impl BenchHttpVersion {
 type Http3 = h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>;
 
 /// A connection to a server.
-pub(super) enum BenchHttpClient {
+pub(crate) enum BenchHttpClient {
     H1(http1::SendRequest<Full<Bytes>>),
     H2(http2::SendRequest<Full<Bytes>>),
     H3(Http3, quinn::Endpoint),
@@ -147,7 +147,7 @@ impl HttpLoad {
 
 impl BenchHttpClient {
     /// A stream of TLS over TCP.
-    pub(super) async fn tls(
+    pub(crate) async fn tls(
         address: SocketAddr,
         version: BenchHttpVersion,
     ) -> Result<TlsStream<TcpStream>> {

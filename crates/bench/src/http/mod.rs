@@ -11,12 +11,14 @@ mod idle;
 mod peers;
 mod websocket;
 
+pub(crate) use self::client::{BenchHttpClient, BenchHttpVersion};
 pub(crate) use self::idle::{IdleProcessRole as IdlePart, play as idle};
+pub(crate) use self::peers::{PeerProcess, free_port, pinned_program};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use self::client::{BenchHttpClient, BenchHttpVersion, HttpLoad};
+use self::client::HttpLoad;
 use self::peers::{AxumServer, CaddyServer, HttpBenchNode, NginxServer, PeerPrograms, StaticFiles};
 use super::call::measure::{LoadPlan, LoadSample};
 use super::call::sides::{BenchKeys, SideRuntimes};

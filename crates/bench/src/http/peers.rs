@@ -354,26 +354,28 @@ pub(super) struct PeerPrograms {
 
 impl PeerPrograms {
     pub(super) fn obtain(cx: &XtaskContext) -> Result<Self> {
-        let program = |name: &str| -> Result<PathBuf> {
-            let path = sources::obtain(cx, name)?.path;
-            // Sources are kept as data, which does not run.
-            let runs = Permissions::from_mode(0o755);
-            std::fs::set_permissions(&path, runs).map_err(failed("making a program run"))?;
-            Ok(path)
-        };
         Ok(Self {
-            nginx: program("nginx")?,
-            caddy: program("caddy")?,
+            nginx: pinned_program(cx, "nginx")?,
+            caddy: pinned_program(cx, "caddy")?,
         })
     }
 }
 
+/// A program that is a pinned source by itself.
+pub(crate) fn pinned_program(cx: &XtaskContext, name: &str) -> Result<PathBuf> {
+    let path = sources::obtain(cx, name)?.path;
+    // Sources are kept as data, which does not run.
+    let runs = Permissions::from_mode(0o755);
+    std::fs::set_permissions(&path, runs).map_err(failed("making a program run"))?;
+    Ok(path)
+}
+
 /// Another's server, ended when dropped.
-struct PeerProcess(Child, SocketAddr);
+pub(crate) struct PeerProcess(Child, SocketAddr);
 
 impl PeerProcess {
     /// Starts it, and waits until it takes connections.
-    fn start(mut command: Command, address: SocketAddr) -> Result<Self> {
+    pub(crate) fn start(mut command: Command, address: SocketAddr) -> Result<Self> {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let process = Self(child.map_err(failed("starting a server"))?, address);
         let deadline = Instant::now() + START;
@@ -384,6 +386,16 @@ impl PeerProcess {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(process)
+    }
+
+    /// Where it takes connections.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.1
+    }
+
+    /// Number of the process that was started.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
     }
 }
 
@@ -398,7 +410,7 @@ impl Drop for PeerProcess {
 }
 
 /// A number that is free on TCP and UDP at this moment.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("a port"))?;
     Ok(listener.local_addr().map_err(failed("a port"))?.port())
 }
@@ -430,7 +442,7 @@ ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; root {root}
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.0.1
+        self.0.address()
     }
 }
 
@@ -461,6 +473,6 @@ https://localhost:{port}, https://127.0.0.1:{port} {{\n tls {root}/cert.pem {roo
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.0.1
+        self.0.address()
     }
 }
