@@ -8,6 +8,14 @@ use crate::error::FsError;
 
 /// Reads an address.
 ///
+/// ```
+/// use alknet_fs::parse_address;
+///
+/// let address = parse_address("docs@draft#17:/2026/report.txt").expect("an address");
+/// assert_eq!(address.bucket.as_str(), "docs");
+/// assert!(parse_address("docs:/../etc/passwd").is_err());
+/// ```
+///
 /// # Errors
 /// `INVALID_PATH` with the rule that the text breaks. Nothing was looked up by then.
 pub fn parse_address(text: &str) -> Result<EntryAddress, FsError> {

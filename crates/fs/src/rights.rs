@@ -7,6 +7,17 @@ use alknet_core::ScopeSet;
 use alknet_store::{Bucket, BucketName, ContentHash, ContentStatus, ReadTransaction, StoreError};
 
 /// What a caller wants to do in a bucket.
+///
+/// ```
+/// use alknet_core::ScopeSet;
+/// use alknet_fs::FsRight;
+///
+/// let scopes: ScopeSet = ["fs:read:docs"].into_iter().collect();
+/// let docs = "docs".parse().expect("a name");
+/// assert!(FsRight::Read.is_allowed(&scopes, &docs));
+/// assert!(!FsRight::Write.is_allowed(&scopes, &docs));
+/// assert!(!FsRight::Read.is_allowed_everywhere(&scopes));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FsRight {

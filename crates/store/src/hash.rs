@@ -9,6 +9,14 @@ use thiserror::Error;
 
 /// BLAKE3-256 of the plain bytes of a content. The store keeps it as 32 bytes and shows it as 64 lower-case hexadecimal
 /// digits.
+///
+/// ```
+/// use alknet_store::ContentHash;
+///
+/// let text = ContentHash::EMPTY.to_string();
+/// assert_eq!(text.parse(), Ok(ContentHash::EMPTY));
+/// assert!(text.to_uppercase().parse::<ContentHash>().is_err());
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash([u8; Self::BYTES]);
 

@@ -8,6 +8,14 @@ const SECOND_NS: i64 = 1_000_000_000;
 
 /// The date of a time in nanoseconds since 1970-01-01 UTC. A fraction of a second is cut off, so that no date lies in the
 /// future of its time.
+///
+/// ```
+/// use alknet_fs::dav::{http_date, parse_http_date};
+///
+/// let date = http_date(784_111_777_900_000_000);
+/// assert_eq!(date.as_deref(), Some("Sun, 06 Nov 1994 08:49:37 GMT"));
+/// assert_eq!(parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+/// ```
 #[must_use]
 pub fn http_date(time_ns: i64) -> Option<String> {
     let time = Timestamp::from_second(time_ns.div_euclid(SECOND_NS)).ok()?;

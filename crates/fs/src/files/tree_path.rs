@@ -39,6 +39,13 @@ impl TreePath {
 
 /// The absolute path that a client means by `path` in the directory `directory`: without `.`, without `..` and without
 /// empty names. Above the root is the root.
+///
+/// ```
+/// use alknet_fs::resolve_path;
+///
+/// assert_eq!(resolve_path("/docs/2026", "../latest.txt"), "/docs/latest.txt");
+/// assert_eq!(resolve_path("/docs", "../../../etc"), "/etc");
+/// ```
 #[must_use]
 pub fn resolve_path(directory: &str, path: &str) -> String {
     let directory = match path.starts_with('/') {

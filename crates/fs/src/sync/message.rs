@@ -40,6 +40,15 @@ impl SyncHello {
 }
 
 /// A message of a session.
+///
+/// ```
+/// use alknet_fs::sync::{ByeCode, SyncMessage};
+///
+/// let bytes = SyncMessage::Bye(ByeCode::Done).encode().expect("short");
+/// let message = SyncMessage::decode(&bytes).expect("its own bytes");
+/// assert_eq!(message, SyncMessage::Bye(ByeCode::Done));
+/// assert!(SyncMessage::decode(&[0xff]).is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncMessage {
     /// The first message in each direction.

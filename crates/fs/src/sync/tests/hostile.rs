@@ -35,10 +35,10 @@ struct RawSyncPeer {
 impl RawSyncPeer {
     /// A known peer with a stream, before its first byte.
     async fn new(node: &SyncNode) -> Self {
-        Self::named(node, "mallory", &[MAY_SYNC]).await
+        Self::connect(node, "mallory", &[MAY_SYNC]).await
     }
 
-    async fn named(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
+    async fn connect(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
         let (here, there) = memory_pair(SYNC_ALPN);
         serve(node, there, Some(identity(name, scopes)));
         let (send, recv) = here.open_bi().await.expect("a stream");
@@ -57,7 +57,7 @@ impl RawSyncPeer {
     }
 
     async fn greeted_as(node: &SyncNode, name: &str) -> Self {
-        let mut peer = Self::named(node, name, &[MAY_SYNC]).await;
+        let mut peer = Self::connect(node, name, &[MAY_SYNC]).await;
         let answer = peer.greet("docs", "main").await;
         assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
         peer
@@ -489,7 +489,7 @@ async fn a_peer_without_the_right_learns_no_names() {
         (&["fs:sync:*"], "docs", "missing"),
     ];
     for (scopes, bucket, branch) in cases {
-        let mut peer = RawSyncPeer::named(&node, "mallory", scopes).await;
+        let mut peer = RawSyncPeer::connect(&node, "mallory", scopes).await;
         let answer = peer.greet(bucket, branch).await;
         assert_eq!(answer, SyncMessage::Bye(ByeCode::NotFound), "{bucket}");
     }
