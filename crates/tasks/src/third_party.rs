@@ -324,8 +324,9 @@ pub fn installed(cx: &XtaskContext, package: &str, program: &str) -> Result<Path
         .arg("--target-dir")
         .arg(target)
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        // A package may ask for it, and no test needs the smallest program.
+        // A package may ask for it, and no test needs the smallest program or the fastest one.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
         // The folder is not in the package, because cargo would use its settings.
         .current_dir(scratch.path());
     cx.run(&mut command, &format!("{package} (built once)"), package)?;

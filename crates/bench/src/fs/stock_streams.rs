@@ -1,6 +1,7 @@
 //! Streams of our connections in the form that iroh-blobs takes, for its getter and for its provider.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use alknet_core::{RecvStream, SendStream, StreamCode};
 use iroh::endpoint::VarInt;
@@ -18,21 +19,28 @@ pub(super) type StockStreams = (
 /// Wraps both halves of a stream.
 pub(super) fn stock_streams(send: SendStream, recv: RecvStream) -> StockStreams {
     (
-        AsyncReadRecvStream::new(BlobPeerRecv(recv)),
-        AsyncWriteSendStream::new(BlobPeerSend(send)),
+        AsyncReadRecvStream::new(BlobPeerRecv(Mutex::new(recv))),
+        AsyncWriteSendStream::new(BlobPeerSend(Mutex::new(send))),
     )
 }
 
+/// The half of a stream that several threads may refer to, as iroh-blobs asks for. Only one has it: it is never locked.
+type SharedHalf<H> = Mutex<H>;
+
+fn half<H>(shared: &mut SharedHalf<H>) -> &mut H {
+    shared.get_mut().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[derive(Debug)]
-pub(super) struct BlobPeerRecv(RecvStream);
+pub(super) struct BlobPeerRecv(SharedHalf<RecvStream>);
 
 impl AsyncReadRecvStreamExtra for BlobPeerRecv {
     fn inner(&mut self) -> &mut (impl AsyncRead + Unpin + Send) {
-        &mut self.0
+        half(&mut self.0)
     }
 
     fn stop(&mut self, code: VarInt) -> io::Result<()> {
-        self.0.stop(foreign(code)?);
+        half(&mut self.0).stop(foreign(code)?);
         Ok(())
     }
 
@@ -43,27 +51,27 @@ impl AsyncReadRecvStreamExtra for BlobPeerRecv {
 
 /// Its drop ends the request or the response, as that of a stream of iroh does.
 #[derive(Debug)]
-pub(super) struct BlobPeerSend(SendStream);
+pub(super) struct BlobPeerSend(SharedHalf<SendStream>);
 
 impl Drop for BlobPeerSend {
     fn drop(&mut self) {
         // A peer that is gone reads no end.
-        drop(self.0.finish());
+        drop(half(&mut self.0).finish());
     }
 }
 
 impl AsyncWriteSendStreamExtra for BlobPeerSend {
     fn inner(&mut self) -> &mut (impl AsyncWrite + Unpin + Send) {
-        &mut self.0
+        half(&mut self.0)
     }
 
     fn reset(&mut self, code: VarInt) -> io::Result<()> {
-        self.0.reset(foreign(code)?);
+        half(&mut self.0).reset(foreign(code)?);
         Ok(())
     }
 
     async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
-        let code = self.0.stopped().await?;
+        let code = half(&mut self.0).stopped().await?;
         code.map(VarInt::from_u64)
             .transpose()
             .map_err(io::Error::other)
