@@ -114,7 +114,7 @@ async fn store_contents(node: &FsBenchNode<'_>, files: &Path) -> Result<StoredHa
         let mut file =
             File::create(files.join(number.to_string())).map_err(TaskError::io("make a file"))?;
         let mut hasher = blake3::Hasher::new();
-        for piece in content() {
+        for piece in content().pieces() {
             hasher.update(&piece);
             file.write_all(&piece)
                 .map_err(TaskError::io("write a file"))?;

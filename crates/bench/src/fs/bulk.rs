@@ -228,7 +228,7 @@ fn with_program(
 fn write_content(path: &Path, number: u64) -> Result<()> {
     let what = || TaskError::io(format!("write {}", path.display()));
     let mut file = File::create(path).map_err(what())?;
-    for piece in UploadBody::long(number, FILE_BYTES, &noise()) {
+    for piece in UploadBody::long(number, FILE_BYTES, &noise()).pieces() {
         file.write_all(&piece).map_err(what())?;
     }
     Ok(())

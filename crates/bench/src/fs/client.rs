@@ -70,20 +70,16 @@ impl UploadBody {
         }
     }
 
+    /// The same bytes for a file.
+    pub(super) fn pieces(mut self) -> impl Iterator<Item = Bytes> {
+        std::iter::from_fn(move || self.next_piece())
+    }
+
     fn next_piece(&mut self) -> Option<Bytes> {
         let mut piece = self.first.take().unwrap_or_else(|| self.block.clone());
         piece.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
         self.left -= piece.len() as u64;
         (!piece.is_empty()).then_some(piece)
-    }
-}
-
-/// The same bytes for a server that takes a file.
-impl Iterator for UploadBody {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        self.next_piece()
     }
 }
 
@@ -186,21 +182,25 @@ async fn drain(answer: Response<Incoming>) -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn pieces(body: UploadBody) -> Vec<Bytes> {
-        Iterator::collect(body)
-    }
-
     #[test]
     fn a_content_has_its_length_and_differs_by_its_number() {
         let block = Bytes::from_static(b"0123456789");
-        let content = |number| pieces(UploadBody::long(number, 25, &block)).concat();
+        let content = |number| {
+            UploadBody::long(number, 25, &block)
+                .pieces()
+                .collect::<Vec<_>>()
+                .concat()
+        };
         assert_eq!(content(1).len(), 25);
         assert_eq!(content(1)[8..], *b"01234567890123456");
         assert_ne!(content(1), content(2));
         let body = UploadBody::long(1, 25, &block);
-        assert_eq!(Body::size_hint(&body).exact(), Some(25));
-        assert!(pieces(UploadBody::empty()).is_empty());
+        assert_eq!(body.size_hint().exact(), Some(25));
+        assert_eq!(UploadBody::empty().pieces().count(), 0);
         let short = UploadBody::short(Bytes::from_static(b"short"));
-        assert_eq!(pieces(short), [Bytes::from_static(b"short")]);
+        assert_eq!(
+            short.pieces().collect::<Vec<_>>(),
+            [Bytes::from_static(b"short")]
+        );
     }
 }

@@ -19,28 +19,36 @@ pub(super) type StockStreams = (
 /// Wraps both halves of a stream.
 pub(super) fn stock_streams(send: SendStream, recv: RecvStream) -> StockStreams {
     (
-        AsyncReadRecvStream::new(BlobPeerRecv(Mutex::new(recv))),
-        AsyncWriteSendStream::new(BlobPeerSend(Mutex::new(send))),
+        AsyncReadRecvStream::new(BlobPeerRecv(ShareableHalf::new(recv))),
+        AsyncWriteSendStream::new(BlobPeerSend(ShareableHalf::new(send))),
     )
 }
 
-/// The half of a stream that several threads may refer to, as iroh-blobs asks for. Only one has it: it is never locked.
-type SharedHalf<H> = Mutex<H>;
+/// A half of a stream that threads may share references to, as the provider does. The lock is never taken: each use has the
+/// only reference.
+#[derive(Debug)]
+struct ShareableHalf<T>(Mutex<T>);
 
-fn half<H>(shared: &mut SharedHalf<H>) -> &mut H {
-    shared.get_mut().unwrap_or_else(PoisonError::into_inner)
+impl<T> ShareableHalf<T> {
+    const fn new(half: T) -> Self {
+        Self(Mutex::new(half))
+    }
+
+    fn half_mut(&mut self) -> &mut T {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
-pub(super) struct BlobPeerRecv(SharedHalf<RecvStream>);
+pub(super) struct BlobPeerRecv(ShareableHalf<RecvStream>);
 
 impl AsyncReadRecvStreamExtra for BlobPeerRecv {
     fn inner(&mut self) -> &mut (impl AsyncRead + Unpin + Send) {
-        half(&mut self.0)
+        self.0.half_mut()
     }
 
     fn stop(&mut self, code: VarInt) -> io::Result<()> {
-        half(&mut self.0).stop(foreign(code)?);
+        self.0.half_mut().stop(foreign(code)?);
         Ok(())
     }
 
@@ -51,27 +59,27 @@ impl AsyncReadRecvStreamExtra for BlobPeerRecv {
 
 /// Its drop ends the request or the response, as that of a stream of iroh does.
 #[derive(Debug)]
-pub(super) struct BlobPeerSend(SharedHalf<SendStream>);
+pub(super) struct BlobPeerSend(ShareableHalf<SendStream>);
 
 impl Drop for BlobPeerSend {
     fn drop(&mut self) {
         // A peer that is gone reads no end.
-        drop(half(&mut self.0).finish());
+        drop(self.0.half_mut().finish());
     }
 }
 
 impl AsyncWriteSendStreamExtra for BlobPeerSend {
     fn inner(&mut self) -> &mut (impl AsyncWrite + Unpin + Send) {
-        half(&mut self.0)
+        self.0.half_mut()
     }
 
     fn reset(&mut self, code: VarInt) -> io::Result<()> {
-        half(&mut self.0).reset(foreign(code)?);
+        self.0.half_mut().reset(foreign(code)?);
         Ok(())
     }
 
     async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
-        let code = half(&mut self.0).stopped().await?;
+        let code = self.0.half_mut().stopped().await?;
         code.map(VarInt::from_u64)
             .transpose()
             .map_err(io::Error::other)
