@@ -250,12 +250,12 @@ fn events_of_a_content_go_to_the_buckets_that_have_its_bytes() {
         let hash = hash_of(&bytes);
         let event = |bucket: BucketId, topic| (Some(bucket), topic, hash.to_string());
         for branch in [files.main, mallory] {
-            announce(&files, branch, "/a", hash, len as u64).expect("it is no one's");
+            announce(&files, branch, "/a", hash, len as u64).expect("the bucket has not the hash");
         }
         // The bytes come by a put into one of the buckets that wait for them.
         files.put("/b", &bytes);
         let complete = event(files.bucket, EventTopic::BlobComplete);
-        assert_eq!(content_events(&files), [complete.clone()]);
+        assert_eq!(content_events(&files), std::slice::from_ref(&complete));
         // Damage concerns the bucket that has them, and so does what mends it.
         let noted = files.store().write(move |tx| {
             let row = tx.content_row(hash)?.expect("there");

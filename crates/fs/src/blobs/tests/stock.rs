@@ -281,7 +281,7 @@ async fn the_stock_getter_finds_the_group_of_a_byte_that_was_changed_on_its_way(
             panic!("the content was asked for");
         };
         let read = root.next().concatenate_into_vec().await;
-        let error = read.err().expect("a byte is another one");
+        let error = read.expect_err("a byte is another one");
         let DecodeError::LeafHashMismatch { num, .. } = error else {
             panic!("{group}: {error:?}");
         };
