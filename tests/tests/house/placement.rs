@@ -17,6 +17,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "tests/",
     ];
     let build_and_tests = [
+        "crates/fs/src/sync/tests/javascript.rs",
         "crates/http/mcp/tests/",
         "crates/http/openapi/tests/",
         "crates/runtime/promotion/tests/",

@@ -108,6 +108,7 @@ impl BulkBench {
     ) -> Result<()> {
         let block = noise();
         let upload = |root: DavRoot| {
+            // The node would know the content of the round before.
             let content = UploadBody::long(round, FILE_BYTES, &block);
             self.sides.client.block_on(async {
                 let mut client = DavClient::open(root).await?;
@@ -188,6 +189,7 @@ impl BulkBench {
             (down, BulkSide::CommandLine),
             with_program(ours, || run_program(&mut get))?,
         );
+        // The command writes over nothing.
         std::fs::remove_file(&back).map_err(TaskError::io("remove a file"))?;
         settle_disk();
         let mut download = self.ssh.download(&back);
@@ -204,6 +206,7 @@ fn served(
     cpu_seconds: impl Fn() -> Result<f64>,
     work: impl FnOnce() -> Result<()>,
 ) -> Result<WorkCost> {
+    // The client runs in this process, so that its processor time is left out.
     let (begun, before) = (Instant::now(), cpu_seconds()?);
     work()?;
     Ok(WorkCost {

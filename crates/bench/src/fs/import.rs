@@ -61,6 +61,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
     let program = binary::plain(cx)?;
     let mut costs: BTreeMap<ImportSide, Vec<WorkCost>> = BTreeMap::new();
     for round in counted(rounds) {
+        // The node keeps contents that it has seen, so that each round needs others.
         let source = ImportSource::make(round)?;
         let setup = NodeSetup::make(&program, 0, 0)?;
         let node = setup.start_with_bucket(cx)?;
@@ -90,6 +91,7 @@ impl ImportSource {
         for number in 0..FILES {
             let below = made.files().join(format!("{:03}", number / FOLDER_FILES));
             fs::create_dir_all(&below).map_err(what())?;
+            // A prime, so that the lengths do not come in order.
             let bytes = BYTES.start + number * 7919 % BYTES.len();
             let mut content = vec![0; bytes];
             let mut hasher = blake3::Hasher::new();
@@ -125,6 +127,7 @@ impl ImportSource {
     fn commit(&self, side: ImportSide) -> Result<WorkCost> {
         let repository = self.folder.path().join(format!("{side:?}.git"));
         let git = |words: &[&str]| run_program(self.git(&repository, side).args(words));
+        // A repository is made once, and an import is what is compared.
         git(&["init", "--quiet"])?;
         let ((), cost) = WorkCost::measure(|| {
             git(&["add", "--all"])?;

@@ -49,6 +49,7 @@ impl NodeSetup {
     pub(super) fn make(program: &Path, tokens: usize, keys: usize) -> Result<Self> {
         let token = |_| AuthToken::generate().map_err(failed("making a token"));
         let key = |_| NodeKey::generate().map_err(failed("making a key"));
+        // Made before the clock runs: neither tokens nor keys are what is measured.
         let setup = Self {
             program: program.to_owned(),
             folder: disk_folder()?,
@@ -105,6 +106,7 @@ impl NodeSetup {
         let child = serve
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // A full pipe would stop the node, and its log is not read.
             .stderr(Stdio::null())
             .spawn();
         let mut child = ChildGuard::new(child.map_err(TaskError::io("start the node"))?);
@@ -128,6 +130,7 @@ impl NodeSetup {
     pub(super) fn start_with_bucket(&self, cx: &XtaskContext) -> Result<FsBenchNode<'_>> {
         let node = self.start()?;
         let target = node.target_word();
+        // A quota would end the larger cases.
         let unlimited = ["--quota", "none", "--entries", "none"];
         let words = ["bucket", "add", &target, BUCKET];
         let mut make = node.command(words.into_iter().chain(unlimited));

@@ -61,6 +61,7 @@ fn measure(paths: usize) -> Result<SyncSample> {
     let keys = BenchKeys::new(1)?;
     let pid = std::process::id();
     forget_peak(pid)?;
+    // Behind the making of the stores, whose memory is not that of the synchronisation.
     let before = resident_mib(pid)?;
     let sender = service(&full, keys.clients.first().map(NodeKey::public))?;
     let receiver = service(&empty, Some(keys.server.public()))?;
@@ -74,6 +75,7 @@ fn measure(paths: usize) -> Result<SyncSample> {
     let synchronise = async {
         let dialled = dialer.dial_over(Carriage::Quic, &target, SYNC_ALPN).await;
         let connection = dialled.map_err(failed("dialling the node"))?;
+        // The server resolves its peer by itself; the dialler has no table of peers here.
         let known = connection.set_identity(peer()?);
         known.map_err(failed("naming the peer"))?;
         let bucket: BucketName = BUCKET.parse().map_err(failed("naming a bucket"))?;
@@ -84,10 +86,12 @@ fn measure(paths: usize) -> Result<SyncSample> {
     let ((), cost) = WorkCost::measure(|| sides.client.block_on(synchronise))?;
     let more_mib = peak_mib(pid)? - before;
     let received = sides.client.block_on(count_files(&receiver.files))?;
+    // A store that stays open keeps its threads in the next round.
     sides.client.block_on(async {
         sender.files.shutdown().await;
         receiver.files.shutdown().await;
     });
+    // A figure of a part of the paths would be no figure.
     match received == paths {
         true => Ok(SyncSample { cost, more_mib }),
         false => Err(failed("synchronising")(format!("{received} paths came"))),

@@ -38,7 +38,7 @@ pub(crate) struct MissingBytes {
 }
 
 impl MissingBytes {
-    pub(super) fn of(content: &PartialContent) -> Self {
+    pub(super) fn from_content(content: &PartialContent) -> Self {
         Self {
             missing: content.missing_bytes(),
             size: content.size(),
@@ -273,7 +273,7 @@ impl RunningFetch {
                     // The file of the content is locked until then.
                     drop(content);
                     content = order.open_with_size(size).await.map_err(failure)?;
-                    let missing = MissingBytes::of(&content);
+                    let missing = MissingBytes::from_content(&content);
                     self.sender.send_replace(FetchProgress::Missing(missing));
                 }
                 Err(ReceiveError::Lied) => {

@@ -83,7 +83,7 @@ fn write(
         if written.is_err() {
             break;
         }
-        progress(MissingBytes::of(&content));
+        progress(MissingBytes::from_content(&content));
     }
     // What came before an error stays, for the next peer or the next fetch.
     let saved = content.save();

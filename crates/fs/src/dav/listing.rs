@@ -80,6 +80,7 @@ impl ListingFormat {
             let name = parts.next().unwrap_or_default().to_ascii_lowercase();
             let weight =
                 parts.find_map(|it| it.strip_prefix("q=").or_else(|| it.strip_prefix("Q=")));
+            // A weight that is no number wants nothing: the other form is then the safer answer.
             let weight = weight.map_or(1.0, |it| it.parse().unwrap_or(0.0_f32));
             html.meet(&name, ["text/html", "text/*"], weight);
             json.meet(&name, ["application/json", "application/*"], weight);
@@ -116,6 +117,7 @@ impl Preference {
             "*/*" => 1,
             _ => return,
         };
+        // Not "at least": the first of two equal ranges counts.
         if specificity > self.specificity {
             *self = Self {
                 weight,
@@ -131,6 +133,7 @@ pub fn listing_head(format: ListingFormat, head: &ListingHead<'_>) -> String {
     match format {
         ListingFormat::Html => {
             let title = escape_text(head.title);
+            // The root of a bucket would lead to the list of buckets, which the page of the mount has.
             let parent = if head.has_parent {
                 "<tr><td><a href=\"../\">../</a></td><td></td><td></td></tr>\n"
             } else {

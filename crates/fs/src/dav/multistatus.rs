@@ -33,6 +33,7 @@ impl PropertyStatus {
     pub(super) fn group(outcomes: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for outcome in outcomes {
+            // There are as many groups as statuses, so that a search is quicker than a table.
             let mut groups_now = groups.iter_mut();
             let same = groups_now
                 .find(|it| it.status == outcome.status && it.condition == outcome.condition);
@@ -128,6 +129,7 @@ impl MultistatusWriter {
 
     fn begin_response(&mut self, href: &str) {
         self.text.push_str("<D:response><D:href>");
+        // A name may have every sign of XML.
         self.text.push_str(&escape_text(href));
         self.text.push_str("</D:href>");
     }

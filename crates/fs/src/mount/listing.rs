@@ -42,6 +42,7 @@ pub(super) fn directory<F: DavFiles>(
         stage: ListingStage::Head,
     };
     if *call.method() == Method::HEAD {
+        // The fields are those of GET, and no page is read for them.
         source.stage = ListingStage::End;
     }
     shown(format, pulled(source))
@@ -62,6 +63,7 @@ pub(super) async fn buckets<F: DavFiles>(
         let mut after: Option<BucketName> = None;
         let mut is_first = true;
         loop {
+            // Page by page: a read of all buckets would keep a reader of the store busy.
             let (begin, visible) = (after.take(), visible.clone());
             let page = store.read(move |tx| visible.existing(tx, begin.as_ref(), PAGE_ENTRIES_MAX));
             let page = page.wait()?;
@@ -96,6 +98,7 @@ fn shown(format: ListingFormat, body: MountBody) -> Response<MountBody> {
     let headers = response.headers_mut();
     insert_fixed(headers, &LISTING_HEADERS);
     headers.insert(CONTENT_TYPE, header_value(format.media_type()));
+    // A cache must not answer a program with the page for people.
     headers.insert(VARY, HeaderValue::from_static("accept"));
     response
 }
@@ -139,6 +142,7 @@ impl<F: DavFiles> SentListing<F> {
         let mut request = ListRequest::new(self.target.address.path.clone());
         request.after = after;
         let address = self.target.address.clone();
+        // For each page: a slow client would otherwise keep the store open, and see a state that is long gone.
         let lease = self.files.open()?;
         let page = lease.read(move |tx| tx.list(&tx.view_of(&address)?, &request));
         let page = page.wait()?;
@@ -161,6 +165,7 @@ impl<F: DavFiles> SentListing<F> {
         }
         match page.next {
             Some(next) => self.stage = ListingStage::Page(Some(next)),
+            // The end goes with the last rows, so that a listing that breaks off is never whole.
             None => rows.push_str(&end_listing(self.format, None)),
         }
         Ok(rows.into())

@@ -47,6 +47,7 @@ fn shown(share: &ContentShare) -> Value {
         "share": share.id.to_string(), "hash": share.hash.to_string(), "key": share.grantee,
         "owner": share.owner, "created_ms": share.created_ms, "until_ms": share.until_ms,
     });
+    // A member that is missing says "without a limit"; a number could not.
     if let Some(bytes) = share.bytes_left {
         shown["bytes_left"] = bytes.into();
     }
@@ -107,6 +108,7 @@ async fn run_share(call: FsCall) -> Result<Value, FsError> {
         bytes_max: input.bytes_max,
         uses_max: input.uses_max,
     };
+    // Before the write: a share that was made and not logged would be worse than the reverse.
     call.audit("fs/share", &input.hash);
     let share = call.write(Durability::Full, move |tx| tx.create_share(&new));
     Ok(shown(&share.await?))

@@ -28,12 +28,12 @@ pub(super) fn operations(service: &FsService) -> Vec<Registration> {
 const EXAMPLE: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
 /// The peers that a call asks, in this order.
-struct AskedPeers {
+struct FetchSources {
     from: Vec<PeerId>,
     peers: Arc<dyn BlobPeers>,
 }
 
-impl AskedPeers {
+impl FetchSources {
     /// The named peers, or those that the node knows.
     fn new(service: &FsService, names: Option<&[String]>) -> Result<Self, FsError> {
         let peers = service.peers();
@@ -102,7 +102,7 @@ async fn run_providers(call: FsCall) -> Result<Value, FsError> {
     let input: ProvidersInput = call.parse()?;
     // The names of peers and the load on them are for those who exchange contents with them.
     let (hash, _) = call.known_content(FsRight::Sync, &input.hash).await?;
-    let AskedPeers { from, peers } = AskedPeers::new(&call.service, input.from.as_deref())?;
+    let FetchSources { from, peers } = FetchSources::new(&call.service, input.from.as_deref())?;
     let fetches = Arc::clone(call.service.fetches());
     let asked = stream::iter(from).map(|peer| {
         let (peers, fetches) = (Arc::clone(&peers), Arc::clone(&fetches));
@@ -165,7 +165,7 @@ struct WantedContent {
     hash: ContentHash,
     /// Bytes by the word of the bucket.
     size: u64,
-    asked: AskedPeers,
+    sources: FetchSources,
 }
 
 /// A fetch that the caller follows.
@@ -231,12 +231,12 @@ async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
         | ContentStatus::Bad { size } => size,
         ContentStatus::Missing => return Err(StoreError::NotFound(StoreObject::Content).into()),
     };
-    let asked = AskedPeers::new(&call.service, input.from.as_deref())?;
+    let sources = FetchSources::new(&call.service, input.from.as_deref())?;
     let wanted = WantedContent {
         bucket,
         hash,
         size,
-        asked,
+        sources,
     };
     call.audit("fs/blob/fetch", &hash.to_string());
     let joined = call.join(&wanted).await?;
@@ -265,8 +265,8 @@ impl FsCall {
             hash: wanted.hash,
             size: wanted.size,
             bucket: wanted.bucket,
-            from: wanted.asked.from.clone(),
-            peers: Arc::clone(&wanted.asked.peers),
+            from: wanted.sources.from.clone(),
+            peers: Arc::clone(&wanted.sources.peers),
             lease: self.lease().await?,
             closing: self.service.closing(),
         };

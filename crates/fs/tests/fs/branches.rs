@@ -120,11 +120,11 @@ async fn a_protected_branch_is_changed_and_ended_by_the_right_to_merge_only() {
     }
     let merge = json!({ "bucket": "docs", "from": "merged", "close": true });
     let requests = [
-        (&merger, "fs/branch/rebase", named("rebased")),
-        (&merger, "fs/branch/close", named("closed")),
+        (&merger, "fs/branch/rebase", branch_input("rebased")),
+        (&merger, "fs/branch/close", branch_input("closed")),
         (&merger, "fs/branch/merge", merge),
-        (&merger, "fs/branch/delete", named("deleted")),
-        (&owner, "fs/branch/delete", named("owned")),
+        (&merger, "fs/branch/delete", branch_input("deleted")),
+        (&owner, "fs/branch/delete", branch_input("owned")),
     ];
     for (allowed, operation, input) in requests {
         let refused = writer.code(operation, input.clone()).await;
@@ -160,7 +160,7 @@ async fn a_protected_branch_is_changed_and_ended_by_the_right_to_merge_only() {
     );
 }
 
-fn named(name: &str) -> Value {
+fn branch_input(name: &str) -> Value {
     json!({ "bucket": "docs", "name": name })
 }
 

@@ -38,6 +38,7 @@ impl WriteTransaction<'_> {
     /// There are too many of them in one job.
     pub(crate) fn count_entries(&self, entries: u64) -> Result<(), StoreError> {
         let mut work = self.work.get();
+        // Saturating, because a caller may announce any number.
         work.entries = work.entries.saturating_add(entries);
         if work.entries > SUBTREE_ENTRIES_MAX as u64 {
             return Err(StoreError::too_many_entries());
@@ -63,6 +64,7 @@ impl WriteTransaction<'_> {
     /// Makes the rest of the job a repetition of changes that the store took before: no quota, no lock and no frozen bucket
     /// refuses them a second time.
     pub(crate) fn begin_replay(&self) {
+        // The count stays: a repetition is bounded like the change was.
         let is_replay = true;
         let work = self.work.get();
         self.work.set(JobWork { is_replay, ..work });

@@ -63,6 +63,7 @@ pub enum EntryPrecondition {
 impl EntryPrecondition {
     /// Refuses what is at the path, unless the caller expects it.
     pub(crate) fn require(self, entry: Option<&Entry>) -> Result<(), StoreError> {
+        // The answer has it, so that the caller can decide without a second request.
         let current = entry.and_then(|entry| entry.state.hash);
         let holds = match self {
             Self::Any => true,

@@ -44,6 +44,7 @@ impl DavDepth {
     /// [`DavError::InfiniteDepth`]: it would read a whole tree (RFC 4918 §9.1).
     pub const fn of_propfind(self) -> Result<Self, DavError> {
         match self {
+            // One request could read a million entries.
             Self::Infinity => Err(DavError::InfiniteDepth),
             finite => Ok(finite),
         }
@@ -109,6 +110,7 @@ pub fn destination(headers: &HeaderMap, origin: &RequestOrigin) -> Result<Target
 /// The field has another value than `T` and `F`.
 pub fn is_overwrite_allowed(headers: &HeaderMap) -> Result<bool, DavError> {
     match single(headers, "overwrite")? {
+        // Without the field the request replaces what is there, as the RFC has it.
         None | Some("T" | "t") => Ok(true),
         Some("F" | "f") => Ok(false),
         Some(_) => Err(DavError::header("overwrite", "not T or F")),
@@ -131,6 +133,7 @@ pub fn lock_time(headers: &HeaderMap) -> Result<Duration, DavError> {
         parse_digits(seconds).map(Duration::from_secs)
     });
     let time = times.next().unwrap_or(LOCK_TIME_DEFAULT);
+    // A lock without an end would outlive a client that never comes back.
     Ok(time.clamp(LEASE_TIME_MIN, LOCK_TIME_MAX))
 }
 
@@ -145,6 +148,7 @@ pub fn unlock_token(headers: &HeaderMap) -> Result<Option<LockToken>, DavError> 
     let token = text.strip_prefix('<').and_then(|it| it.strip_suffix('>'));
     let token = token.filter(|it| !it.is_empty() && !it.contains(['<', '>', ' ']));
     let token = token.ok_or_else(|| DavError::header(FIELD, "not a URI in angle brackets"))?;
+    // Another server may have made the token: the lock is then not found, which is no fault of the form.
     Ok(token.parse().ok())
 }
 

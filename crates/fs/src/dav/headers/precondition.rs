@@ -57,6 +57,7 @@ impl RequestCondition {
         if !is_met {
             return Ok(Self::Failed);
         }
+        // A date counts only beside no list of tags (RFC 9110 §13.1.3).
         let is_known = match if_none_match {
             Some(EntityTagList::Any) => current.is_some(),
             Some(EntityTagList::Tags(tags)) => {
@@ -68,6 +69,7 @@ impl RequestCondition {
             },
             None => false,
         };
+        // A read of what the client has needs no body; a change of it is refused.
         Ok(match (is_known, is_read) {
             (false, _) => Self::Holds,
             (true, true) => Self::NotModified,
@@ -84,6 +86,7 @@ pub fn pin_version(
     is_if_header_about_versions: bool,
     current: Option<ContentHash>,
 ) -> EntryPrecondition {
+    // A condition that held a moment ago may not hold at the commit.
     let fields = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE];
     let is_conditional = fields.iter().any(|it| headers.contains_key(it));
     if !is_conditional && !is_if_header_about_versions {

@@ -143,9 +143,11 @@ impl LiveProperty {
             Self::LockDiscovery => {
                 xml(&lock_discovery(entry.locks, entry.lock_roots, entry.now_ms))
             }
+            // A bucket without a quota has no such property (RFC 4331 §3).
             Self::QuotaAvailable => text(&entry.quota?.available?.to_string()),
             Self::QuotaUsed => text(&entry.quota?.used.to_string()),
             Self::ResourceType => match entry.hash {
+                // Only files have a hash.
                 None => xml("<D:collection/>"),
                 Some(_) => xml(""),
             },
