@@ -19,7 +19,7 @@ use super::folder::disk_folder;
 use super::iroh_peer::IrohBlobsPeer;
 use super::node::{FsBenchNode, NodeSetup};
 use super::stock_streams::stock_streams;
-use super::{BENCH, MIB, counted, goals};
+use super::{BENCH, MIB, count_rounds, goals};
 use crate::call::measure::{LoadPlan, LoadSample, failed, load};
 use crate::call::sides::SideRuntimes;
 use crate::rows::{BenchRow, Goal, median};
@@ -77,7 +77,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
     let hashes = sides.client.block_on(store_contents(&node, &files))?;
     let peer = IrohBlobsPeer::start(&files, folder.path())?;
     let mut samples = Samples::new();
-    for _ in counted(rounds) {
+    for _ in count_rounds(rounds) {
         for side in [BlobSide::Ours, BlobSide::IrohBlobs] {
             let cpu_seconds = || match side {
                 BlobSide::Ours => node.cpu_seconds(),

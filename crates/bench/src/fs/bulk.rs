@@ -16,7 +16,7 @@ use super::node::{BUCKET, FsBenchNode, NodeSetup};
 use super::peers::{DavPeer, DavPeers};
 use super::process::run_program;
 use super::ssh::SshServer;
-use super::{BENCH, counted, goals, promised};
+use super::{BENCH, count_rounds, goals, promised};
 use crate::call::measure::failed;
 use crate::call::sides::SideRuntimes;
 use crate::rows::{BenchRow, median};
@@ -81,7 +81,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
         sides: SideRuntimes::new()?,
     };
     let mut samples = Samples::new();
-    for round in counted(rounds.min(BULK_ROUNDS_MAX)) {
+    for round in count_rounds(rounds.min(BULK_ROUNDS_MAX)) {
         let setup = NodeSetup::make(&program, 1, 0)?;
         let node = setup.start_with_bucket(cx)?;
         let mut add = |(direction, side), cost: WorkCost| {

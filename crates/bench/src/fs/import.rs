@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::folder::{disk_folder, settle_disk};
 use super::node::{BUCKET, FsBenchNode, NodeSetup};
 use super::process::run_program;
-use super::{BENCH, counted};
+use super::{BENCH, count_rounds};
 use crate::rows::{BenchRow, median};
 use crate::work_cost::WorkCost;
 use alknet_tasks::binary;
@@ -60,7 +60,7 @@ impl ImportSide {
 pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
     let program = binary::plain(cx)?;
     let mut costs: BTreeMap<ImportSide, Vec<WorkCost>> = BTreeMap::new();
-    for round in counted(rounds) {
+    for round in count_rounds(rounds) {
         // The node keeps contents that it has seen, so that each round needs others.
         let source = ImportSource::make(round)?;
         let setup = NodeSetup::make(&program, 0, 0)?;

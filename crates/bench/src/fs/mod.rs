@@ -80,7 +80,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
 }
 
 /// The rounds of a section, each announced.
-fn counted(rounds: usize) -> impl Iterator<Item = usize> {
+fn count_rounds(rounds: usize) -> impl Iterator<Item = usize> {
     let rounds = rounds.min(ROUNDS_MAX);
     (1..=rounds).inspect(move |round| eprintln!("round {round} of {rounds} ..."))
 }

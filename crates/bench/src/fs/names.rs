@@ -18,7 +18,7 @@ use super::tree::{
     ACTOR, file_name, fill, flat_path, make_bucket, parse_path, put_version, store_failed,
     tree_path,
 };
-use super::{BENCH, counted, goals};
+use super::{BENCH, count_rounds, goals};
 use crate::call::measure::{failed, quantile};
 use crate::rows::{BenchRow, Goal, median};
 use alknet_tasks::context::XtaskContext;
@@ -72,7 +72,7 @@ pub(super) fn run(_: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> 
     let mut bench = NamesBench::make(folder.path())?;
     settle_disk();
     let mut figures = Figures::new();
-    for _ in counted(rounds) {
+    for _ in count_rounds(rounds) {
         bench.round(&mut figures)?;
     }
     Ok(rows(&figures))
@@ -169,16 +169,16 @@ impl NamesBench {
     fn looks(&self) -> Result<Vec<Duration>> {
         let paths = scattered(TREE).map(|number| parse_path(&tree_path(number)));
         let paths = paths.collect::<Result<Vec<_>>>()?;
-        paths.iter().try_for_each(|path| self.look(path))?;
+        paths.iter().try_for_each(|path| self.find_path(path))?;
         let timed = paths.iter().map(|path| {
             let begun = Instant::now();
-            self.look(path)?;
+            self.find_path(path)?;
             Ok(begun.elapsed())
         });
         timed.collect()
     }
 
-    fn look(&self, path: &EntryPath) -> Result<()> {
+    fn find_path(&self, path: &EntryPath) -> Result<()> {
         let (main, path) = (self.main, path.clone());
         let found = self
             .db

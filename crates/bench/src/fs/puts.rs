@@ -13,7 +13,7 @@ use super::client::{DavClient, DavRoot, UploadBody};
 use super::folder::settle_disk;
 use super::node::{FsBenchNode, NodeSetup};
 use super::peers::{DavPeer, DavPeers};
-use super::{BENCH, counted, goals, promised};
+use super::{BENCH, count_rounds, goals, promised};
 use crate::call::measure::{LoadPlan, LoadSample, failed, load};
 use crate::call::sides::SideRuntimes;
 use crate::rows::{BenchRow, median};
@@ -81,7 +81,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
         sides: SideRuntimes::new()?,
     };
     let mut samples = Samples::new();
-    for round in counted(rounds) {
+    for round in count_rounds(rounds) {
         for clients in CLIENTS {
             for side in PutSide::ALL {
                 settle_disk();

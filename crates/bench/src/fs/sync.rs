@@ -18,7 +18,7 @@ use super::folder::disk_folder;
 use super::node::BUCKET;
 use super::process::{forget_peak, peak_mib, resident_mib};
 use super::tree::{ACTOR, fill, make_bucket, store_failed, tree_path};
-use super::{BENCH, counted, goals};
+use super::{BENCH, count_rounds, goals};
 use crate::call::measure::failed;
 use crate::call::node::bind;
 use crate::call::sides::{BenchKeys, SideRuntimes};
@@ -40,7 +40,7 @@ struct SyncSample {
 
 /// Measures as often as asked, each time between new nodes.
 pub(super) fn run(_: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
-    let samples = counted(rounds).map(|_| measure(PATHS));
+    let samples = count_rounds(rounds).map(|_| measure(PATHS));
     let samples = samples.collect::<Result<Vec<_>>>()?;
     let of = |part: fn(&SyncSample) -> f64| median(samples.iter().map(part).collect());
     let case = "library: first sync of 100,000 paths, QUIC";
