@@ -103,7 +103,7 @@ fn the_commands_of_the_page_of_files_work() {
 
     let said = page.follow();
     assert!(said.contains("1 matching files"), "{said}");
-    let all = ["/2026", "/2026/report.txt", "/photos", "/photos/a.jpg"];
+    let all = ["/2026", "/photos", "/2026/report.txt", "/photos/a.jpg"];
     assert_eq!(paths(), all);
 
     let said = page.follow();
