@@ -5,6 +5,8 @@ mod entry;
 mod hostile;
 mod message;
 mod model;
+mod rounds;
 mod scene;
 mod sessions;
+mod split;
 mod unpack;

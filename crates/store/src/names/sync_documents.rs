@@ -81,13 +81,14 @@ pub struct SyncDocumentUpdate {
 pub struct SyncTops {
     /// Number of the last commit of the branch.
     pub head_seq: u64,
-    /// The last changes of each document that has taken in all commits. The list is empty where a document has not, or does
-    /// not exist yet. Names that were deleted are among them for as long as their document is kept.
-    pub heads: BTreeMap<String, Vec<[u8; 32]>>,
+    /// The last changes of each document that has taken in all commits; `None` for one that has not, or does not exist yet.
+    /// Names that were deleted are among them for as long as their document is kept.
+    pub heads: BTreeMap<String, Option<Vec<[u8; 32]>>>,
     /// The names that the branch shows.
     pub live: BTreeSet<String>,
-    /// Whether the number of the last commit that a document has taken in can be raised.
-    is_behind: bool,
+    /// Whether the number of the last commit that a document has taken in can be raised, which spares a later look at the
+    /// commits since.
+    pub is_behind: bool,
 }
 
 /// A branch of a bucket that is synchronised, which takes changes of peers.
@@ -165,8 +166,8 @@ impl ReadTransaction<'_> {
                 params![key.branch, applied, top],
             )?,
         };
-        let heads = heads.unwrap_or_default();
-        Ok((newer == 0 && !heads.is_empty()).then(|| read_heads(&heads)))
+        let heads = heads.filter(|_| newer == 0);
+        Ok(heads.map(|heads| read_heads(&heads)))
     }
 
     /// What the store keeps about the synchronisation of a document with a peer.
@@ -200,7 +201,7 @@ impl ReadTransaction<'_> {
             [branch],
             |row| {
                 let heads: Option<Vec<u8>> = row.get(2)?;
-                Ok((row.get::<_, String>(0)?, from_sql(row.get(1)?), heads.unwrap_or_default()))
+                Ok((row.get::<_, String>(0)?, from_sql(row.get(1)?), heads))
             },
         )?;
         let oldest = documents.iter().map(|(_, applied, _)| *applied).min();
@@ -211,8 +212,9 @@ impl ReadTransaction<'_> {
         for (top, applied, heads) in documents {
             let is_current = changed.get(&top).is_none_or(|last| *last <= applied);
             tops.is_behind |= is_current && applied < tops.head_seq;
-            let heads = is_current.then(|| read_heads(&heads));
-            tops.heads.insert(top, heads.unwrap_or_default());
+            let heads = heads.filter(|_| is_current);
+            tops.heads
+                .insert(top, heads.map(|heads| read_heads(&heads)));
         }
         for top in &tops.live {
             tops.heads.entry(top.clone()).or_default();
@@ -378,7 +380,7 @@ impl WriteTransaction<'_> {
         tops: &SyncTops,
         before_ms: u64,
     ) -> Result<(), StoreError> {
-        let known = tops.heads.iter().filter(|(_, heads)| !heads.is_empty());
+        let known = tops.heads.iter().filter(|(_, heads)| heads.is_some());
         for (top, _) in known {
             let raise = "UPDATE sync_doc SET applied = max(applied, ?3) \
                          WHERE branch_id = (SELECT -id FROM sync_part WHERE branch_id = ?1 AND top = ?2)";
