@@ -25,7 +25,7 @@ use crate::limits::FETCH_CONNECT_TIME;
 /// The peers of a node. The node implements it by its dialler and its table of peers.
 pub trait SyncDialer: fmt::Debug + Send + Sync + 'static {
     /// The peers that the node can dial.
-    fn known(&self) -> Vec<PeerId>;
+    fn peers(&self) -> Vec<PeerId>;
 
     /// What a peer may do at this time. `None` if the node does not know it any more.
     fn identity(&self, peer: &PeerId) -> Option<Arc<Identity>>;

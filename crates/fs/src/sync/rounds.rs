@@ -113,7 +113,7 @@ impl SyncRounds {
         let busy: HashSet<PeerId> = busy.collect();
         let mut due: BTreeMap<PeerId, Vec<SyncTarget>> = BTreeMap::new();
         let mut known = HashSet::new();
-        for peer in self.dialer.known() {
+        for peer in self.dialer.peers() {
             let Some(identity) = self.dialer.identity(&peer) else {
                 continue;
             };

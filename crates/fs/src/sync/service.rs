@@ -21,7 +21,7 @@ use super::limits::{ASSEMBLED_MAX, HELLO_TIME, PATHS_MAX, SESSIONS_MAX, SESSIONS
 use super::message::{SyncHello, SyncMessage, SyncPart};
 use super::metrics::SyncCounters;
 use super::pauses::{PauseKey, SyncPauses};
-use super::records::{SyncRecords, SyncTarget};
+use super::records::{SyncRecord, SyncRecords, SyncTarget};
 use super::session::{
     SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, may_sync, own_hello,
     read_hello, write_first,
@@ -103,6 +103,12 @@ impl SyncService {
     #[must_use]
     pub fn counters(&self) -> &SyncCounters {
         &self.0.counters
+    }
+
+    /// How the last sessions with each peer ended, since the node started.
+    #[must_use]
+    pub fn list_records(&self) -> Vec<(SyncTarget, SyncRecord)> {
+        self.records().list()
     }
 
     /// The files that it synchronises.

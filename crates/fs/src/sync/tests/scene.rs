@@ -337,7 +337,7 @@ impl MemoryDialer {
 }
 
 impl SyncDialer for MemoryDialer {
-    fn known(&self) -> Vec<PeerId> {
+    fn peers(&self) -> Vec<PeerId> {
         self.others.iter().map(|(peer, _)| peer.clone()).collect()
     }
 
