@@ -29,7 +29,7 @@ const STORE_DIR: &str = "state/fs";
 const COUNT_EVERY: Duration = Duration::from_secs(30);
 /// Failures in a row after which a synchronisation that a person has to see to is a problem of the node. One can be the
 /// fault of a moment, such as a full disk.
-const FAILURES_TOLD: u32 = 3;
+const FAILURES_SHOWN: u32 = 3;
 /// Synchronisations that a problem names.
 const FAILED_NAMED_MAX: usize = 4;
 
@@ -213,8 +213,8 @@ impl NodeFileStore {
 
 /// The problem of branches that cannot be synchronised before a person changes something. It names no files.
 fn unsynced(records: &[(SyncTarget, SyncRecord)]) -> Option<MachineDiagnostic> {
-    let is_told = |record: &SyncRecord| record.is_lasting && record.failures >= FAILURES_TOLD;
-    let failed: Vec<_> = records.iter().filter(|(_, it)| is_told(it)).collect();
+    let is_shown = |record: &SyncRecord| record.is_lasting && record.failures >= FAILURES_SHOWN;
+    let failed: Vec<_> = records.iter().filter(|(_, it)| is_shown(it)).collect();
     let texts = failed
         .iter()
         .take(FAILED_NAMED_MAX)

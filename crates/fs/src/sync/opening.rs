@@ -170,23 +170,29 @@ impl SyncService {
             equal_seq: Some(exchanged.head_seq),
             lacks_contents: false,
         };
-        let mut first_failure = None;
+        let mut failure: Option<SyncError> = None;
         for top in exchanged.differing {
             let part = SyncPart::Top(top.clone());
-            let ended = self.sync_document(link, hello(part)).await;
-            let failure = ended.as_ref().err().map(SyncError::name);
-            self.records().note_top(target, &top, failure);
-            match ended {
-                Ok(of_top) => end.lacks_contents |= of_top.lacks_contents,
+            match self.sync_document(link, hello(part)).await {
+                Ok(of_top) => {
+                    self.records().note_top(target, &top, None);
+                    end.lacks_contents |= of_top.lacks_contents;
+                }
                 // The peer is gone, or lets this node in no longer: further documents fare no better.
-                Err(error) if !error.is_lasting() => return Err(error),
-                // The other documents do not wait for one that a person has to see to.
+                Err(error) if matches!(error.code(), None | Some(ByeCode::NotFound)) => {
+                    return Err(error);
+                }
+                // The other documents do not wait for one that a person has to see to, or that pauses.
                 Err(error) => {
-                    first_failure.get_or_insert(error);
+                    self.records().note_top(target, &top, Some(error.name()));
+                    // What a person has to see to says more than a pause.
+                    if !failure.as_ref().is_some_and(SyncError::is_lasting) {
+                        failure = Some(error);
+                    }
                 }
             }
         }
-        first_failure.map_or(Ok(end), Err)
+        failure.map_or(Ok(end), Err)
     }
 
     /// Whether the branch has a document for each name in its root.
