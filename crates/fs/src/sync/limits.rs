@@ -100,6 +100,9 @@ pub const RECORDS_MAX: usize = 4096;
 /// Names in the root of a branch whose failed sessions are remembered.
 pub const FAILED_TOPS_MAX: usize = 16;
 
+/// Time that a session or a round waits for contents that are fetched. The names of further changes wait meanwhile.
+pub const FETCHES_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Contents that are fetched after a session because they were not fetched in one.
 pub const AWAITED_FETCHES_MAX: usize = 256;
 

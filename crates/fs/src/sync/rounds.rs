@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    AWAITED_FAILURES_MAX, AWAITED_FETCHES_MAX, BRANCHES_MAX, DIALS_MAX, GATHER_TIME, PAUSE_MAX,
-    PAUSE_MIN, PAUSE_SHORT, SESSION_TIME_MAX,
+    AWAITED_FAILURES_MAX, AWAITED_FETCHES_MAX, BRANCHES_MAX, DIALS_MAX, FETCHES_TIME_MAX,
+    GATHER_TIME, PAUSE_MAX, PAUSE_MIN, PAUSE_SHORT, SESSION_TIME_MAX,
 };
 use super::opening::{PeerLink, SyncDialer};
 use super::pauses::pause_after;
@@ -49,6 +49,8 @@ impl SyncService {
 #[derive(Clone, Copy, Debug)]
 struct SyncAttempt {
     failures: u32,
+    /// Number of the last commit of the branch before it.
+    head_seq: u64,
     /// When the next session is due if nothing is new; after a failure, not before.
     next: Instant,
 }
@@ -59,10 +61,18 @@ struct SyncRounds {
     dialer: Arc<dyn SyncDialer>,
     pause: Duration,
     attempts: HashMap<SyncTarget, SyncAttempt>,
-    running: JoinSet<Vec<(SyncTarget, Option<SessionFailure>)>>,
+    running: JoinSet<Vec<(DueTarget, Option<SessionFailure>)>>,
     /// Peers with a task, which has their sessions one after the other, and what these are about.
-    busy: HashMap<Id, (PeerId, Vec<SyncTarget>)>,
+    busy: HashMap<Id, (PeerId, Vec<DueTarget>)>,
     permits: Arc<Semaphore>,
+}
+
+/// A session that is due.
+#[derive(Clone, Debug)]
+struct DueTarget {
+    target: SyncTarget,
+    /// Number of the last commit of the branch.
+    head_seq: u64,
 }
 
 /// What of an error decides when the peer is asked again.
@@ -111,7 +121,7 @@ impl SyncRounds {
         };
         let busy = self.busy.values().map(|(peer, _)| peer.clone());
         let busy: HashSet<PeerId> = busy.collect();
-        let mut due: BTreeMap<PeerId, Vec<SyncTarget>> = BTreeMap::new();
+        let mut due: BTreeMap<PeerId, Vec<DueTarget>> = BTreeMap::new();
         let mut known = HashSet::new();
         for peer in self.dialer.peers() {
             let Some(identity) = self.dialer.identity(&peer) else {
@@ -126,8 +136,10 @@ impl SyncRounds {
                     branch: branch.branch.clone(),
                     peer: peer.clone(),
                 };
-                let at = self.due_at(&target, branch.head_seq, now);
+                let head_seq = branch.head_seq;
+                let at = self.due_at(&target, head_seq, now);
                 known.insert(target.clone());
+                let target = DueTarget { target, head_seq };
                 match (busy.contains(&peer), at <= now) {
                     // Looked at again when the task of the peer ends.
                     (true, _) => {}
@@ -163,15 +175,15 @@ impl SyncRounds {
         };
         // Also a peer's session may have brought both to the same.
         let equal_seq = self.service.records().equal_seq(target);
-        let is_new = equal_seq.is_none_or(|equal| head_seq > equal);
-        match attempt.failures == 0 && is_new {
+        let seen_seq = equal_seq.unwrap_or_default().max(attempt.head_seq);
+        match attempt.failures == 0 && head_seq > seen_seq {
             true => now,
             false => attempt.next,
         }
     }
 
     /// Begins the task of a peer.
-    fn begin(&mut self, peer: PeerId, targets: Vec<SyncTarget>) {
+    fn begin(&mut self, peer: PeerId, targets: Vec<DueTarget>) {
         let task = PeerRound {
             service: self.service.clone(),
             dialer: Arc::clone(&self.dialer),
@@ -188,7 +200,7 @@ impl SyncRounds {
     }
 
     /// Notes how the sessions of a peer ended.
-    fn note(&mut self, done: Result<(Id, Vec<(SyncTarget, Option<SessionFailure>)>), JoinError>) {
+    fn note(&mut self, done: Result<(Id, Vec<(DueTarget, Option<SessionFailure>)>), JoinError>) {
         let now = Instant::now();
         let ended = match done {
             Ok((id, ended)) => {
@@ -203,7 +215,7 @@ impl SyncRounds {
                 targets.map(failed).collect()
             }
         };
-        for (target, failure) in ended {
+        for (DueTarget { target, head_seq }, failure) in ended {
             let before = self.attempts.get(&target).map_or(0, |it| it.failures);
             let failures = failure.map_or(0, |_| before.saturating_add(1));
             let pause = match failure {
@@ -211,8 +223,12 @@ impl SyncRounds {
                 Some(SessionFailure::Lasting) => pause_after(failures, PAUSE_MIN, PAUSE_MAX),
                 Some(SessionFailure::Passing) => pause_after(failures, PAUSE_SHORT, self.pause),
             };
-            let next = now + pause;
-            self.attempts.insert(target, SyncAttempt { failures, next });
+            let attempt = SyncAttempt {
+                failures,
+                head_seq,
+                next: now + pause,
+            };
+            self.attempts.insert(target, attempt);
         }
     }
 }
@@ -222,21 +238,21 @@ struct PeerRound {
     service: SyncService,
     dialer: Arc<dyn SyncDialer>,
     peer: PeerId,
-    targets: Vec<SyncTarget>,
+    targets: Vec<DueTarget>,
 }
 
 impl PeerRound {
-    async fn run(self) -> Vec<(SyncTarget, Option<SessionFailure>)> {
+    async fn run(self) -> Vec<(DueTarget, Option<SessionFailure>)> {
         let mut link = PeerLink::dialled(&*self.dialer, &self.peer);
         let mut ended = Vec::new();
         let mut is_reachable = true;
-        for target in &self.targets {
+        for due in &self.targets {
             let failure = match is_reachable {
-                true => self.sync(&mut link, target).await,
+                true => self.sync(&mut link, &due.target).await,
                 false => Some(SessionFailure::Passing),
             };
             is_reachable &= link.is_reachable();
-            ended.push((target.clone(), failure));
+            ended.push((due.clone(), failure));
         }
         ended
     }
@@ -250,7 +266,9 @@ impl PeerRound {
         };
         match session.unwrap_or_else(late) {
             Ok(_) => {
-                self.fetch_awaited(target).await;
+                // What has arrived by then stays. The changes that were made meanwhile come first.
+                let fetches = self.fetch_awaited(target);
+                timeout(FETCHES_TIME_MAX, fetches).await.ok();
                 None
             }
             Err(error) if error.is_lasting() => Some(SessionFailure::Lasting),

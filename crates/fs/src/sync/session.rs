@@ -20,8 +20,8 @@ use super::branch::{PeerExchange, SyncStep, SyncedBranch};
 use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME, PART_BYTES_MAX,
-    SYNC_BYTES_MAX,
+    FETCHES_TIME_MAX, GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME,
+    PART_BYTES_MAX, SYNC_BYTES_MAX,
 };
 use super::message::{
     PROTOCOL_VERSION, SyncHello, SyncMessage, SyncPart, read_message, read_version, write_message,
@@ -215,7 +215,18 @@ pub(super) async fn exchange(
     // Both directions go on by themselves: two peers that only wrote would wait for each other.
     let work = async {
         let writing = write_all(&mut output, outgoing);
-        tokio::join!(main, writing, fetch_all(context, there)).0
+        let mut talk = pin!(async { tokio::join!(main, writing).0 });
+        let mut fetches = pin!(fetch_all(context, there));
+        tokio::select! {
+            ended = &mut talk => {
+                let rest = timeout(FETCHES_TIME_MAX, fetches).await;
+                ended.map(|end| SessionEnd {
+                    lacks_contents: end.lacks_contents || rest.is_err(),
+                    ..end
+                })
+            }
+            () = &mut fetches => talk.await,
+        }
     };
     let (mut work, mut reading) = (pin!(work), pin!(read_all(&mut input, received)));
     tokio::select! {
