@@ -95,6 +95,17 @@ impl TestBench {
         HostNode::start_on(memory_bytes, &state, &self.admin, Some(&file))
     }
 
+    /// The same as [`host_with`](Self::host_with), with an allocator that keeps no freed memory.
+    ///
+    /// # Panics
+    /// As [`host_with`](Self::host_with).
+    pub fn host_without_free_memory(&self, config: &str) -> HostNode {
+        let file = self.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        let state = self.path().join("host");
+        HostNode::start_without_free_memory(&state, &self.admin, Some(&file))
+    }
+
     /// The same as [`host_with`](Self::host_with), with so many files that the node may have open.
     ///
     /// # Panics

@@ -123,6 +123,21 @@ impl HostNode {
         Self::started(command, state, admin)
     }
 
+    /// The same with an allocator that returns freed memory to the kernel at once, so that the resident memory of the
+    /// node is what the node uses.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_without_free_memory(
+        state: &Path,
+        admin: &CliRunner,
+        config: Option<&Path>,
+    ) -> Self {
+        let mut command = serves(state, admin, config, 0);
+        command.env("MIMALLOC_PURGE_DELAY", "0");
+        Self::started(command, state, admin)
+    }
+
     fn started(command: Command, state: &Path, admin: &CliRunner) -> Self {
         let (child, value) = serve(command);
         Self {

@@ -6,7 +6,7 @@ use super::tree::sources;
 const RULE: &str = "tests/tests/house/errors.rs";
 
 /// Errors that forward a system error without a path, by their file, and why they need none.
-const WITHOUT_PATH: [(&str, &str); 8] = [
+const WITHOUT_PATH: [(&str, &str); 9] = [
     (
         "compute/embedded-exe/src/lib.rs",
         "the only file is the executable that runs",
@@ -29,6 +29,10 @@ const WITHOUT_PATH: [(&str, &str); 8] = [
     ),
     (
         "crates/fs/src/blobs/receive.rs",
+        "the stream of a peer has no path",
+    ),
+    (
+        "crates/fs/src/sync/error.rs",
         "the stream of a peer has no path",
     ),
     (

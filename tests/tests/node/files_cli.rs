@@ -38,9 +38,7 @@ fn noise(bytes: usize) -> Vec<u8> {
 
 /// Runs `alknet fs` with `--json`.
 fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
-    let mut command = cli.command(&["fs"]);
-    command.args(words);
-    cli.run(command)
+    cli.run(cli.command(&[&["fs"], words].concat()))
 }
 
 /// Runs it as a person does.

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_tests::{CliRunner, TestBench};
@@ -15,8 +16,10 @@ use crate::scripted_node::{CUT, ScriptedNode, not_found};
 const PIECE_BYTES: usize = 64 << 10;
 /// The shortest and the longest piece that it sends, but for the last one.
 const PIECE_BYTES_RANGE: [usize; 2] = [16 << 10, 256 << 10];
-/// How often the command takes an upload up again without a piece in between.
+/// How often the command takes an upload up again without a whole piece in between.
 const TRIES_MAX: usize = 5;
+/// Answers in a row without a further piece after which the command still sends.
+const STALLED_MAX: usize = 8;
 /// The only session of a model.
 const SESSION: &str = "s1";
 /// Exit codes of docs/command-line.md.
@@ -25,8 +28,8 @@ const UNREACHABLE: i32 = 3;
 const DENIED: i32 = 4;
 
 /// Whether the node closes the connection in the place of the answer to its `n`th piece, counted from 0, and if so, how
-/// many halves of the piece it keeps.
-type UploadCut = fn(n: usize) -> Option<usize>;
+/// many of the piece's bytes it keeps.
+type UploadCut = fn(n: usize, bytes: usize) -> Option<usize>;
 
 /// What a model node has of a bundle.
 struct ModelUpload {
@@ -37,22 +40,26 @@ struct ModelUpload {
     restarts: bool,
     /// How many bytes it wants in the next piece, if it says so.
     wants: Value,
+    /// How many bytes a piece may have, as it says at the begin.
+    piece_bytes_max: Value,
     bytes: usize,
     received: Vec<u8>,
-    pieces: usize,
+    /// Bytes of each piece that came.
+    pieces: Vec<usize>,
 }
 
 impl ModelUpload {
     /// A node that answers everything.
     fn whole() -> Self {
         Self {
-            cut: |_| None,
+            cut: |_, _| None,
             refusal: None,
             restarts: false,
             wants: Value::Null,
+            piece_bytes_max: json!(PIECE_BYTES),
             bytes: 0,
             received: Vec::new(),
-            pieces: 0,
+            pieces: Vec::new(),
         }
     }
 
@@ -66,7 +73,7 @@ impl ModelUpload {
             "update/stage" => {
                 self.bytes = input["bytes"].as_u64().unwrap_or_default() as usize;
                 Ok(json!({
-                    "session": SESSION, "bytes": self.bytes, "offset": 0, "piece_bytes_max": PIECE_BYTES,
+                    "session": SESSION, "bytes": self.bytes, "offset": 0, "piece_bytes_max": self.piece_bytes_max,
                 }))
             }
             "update/write" => self.write(input),
@@ -87,10 +94,9 @@ impl ModelUpload {
         let Ok(data) = BASE64.decode(data.as_bytes()) else {
             return Err(error("INTERNAL", "the piece is no base64"));
         };
-        let cut = (self.cut)(self.pieces);
-        self.pieces += 1;
-        let halves = cut.unwrap_or(2);
-        self.received.extend(&data[..data.len() * halves / 2]);
+        let cut = (self.cut)(self.pieces.len(), data.len());
+        self.pieces.push(data.len());
+        self.received.extend(&data[..cut.unwrap_or(data.len())]);
         match cut {
             Some(_) => Err(CUT),
             None if self.is_complete() => Ok(json!({ "offset": self.bytes, "plan": plan() })),
@@ -172,7 +178,7 @@ async fn an_upload_goes_on_after_each_broken_connection() {
     // Three connections bring 4.5 pieces, so that the sixth one ends with the last piece, which is shorter.
     let (file, content) = bundle(folder.path(), 9 * PIECE_BYTES - 3);
     let node = UploadNode::start(ModelUpload {
-        cut: |n| (n % 2 == 1).then_some(n / 2 % 3),
+        cut: |n, bytes| (n % 2 == 1).then_some(bytes * (n / 2 % 3) / 2),
         ..ModelUpload::whole()
     });
     let words = ["update", "@", &file, "--stage", "--json"];
@@ -183,47 +189,72 @@ async fn an_upload_goes_on_after_each_broken_connection() {
     );
     let upload = node.upload();
     assert!(upload.received == content, "other bytes arrived");
-    assert_eq!(upload.pieces, 2 * CUTS);
+    assert_eq!(upload.pieces.len(), 2 * CUTS);
     assert_eq!(node.node.asked_for("update/stage"), 1);
     assert_eq!(node.node.asked_for("update/status"), CUTS);
 }
 
-/// The command sends pieces of the length that the node wants. A node that lies about it gets neither endlessly many
-/// pieces nor longer ones than a node takes.
+/// The command sends pieces of the length that the node wants, and to a node of an earlier version, which names none
+/// after a piece, pieces of the length that it takes. A node that lies about it gets neither endlessly many pieces nor
+/// longer ones than a node takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_has_pieces_of_the_length_that_the_node_wants() {
     let [least, most] = PIECE_BYTES_RANGE;
     let folder = tempfile::tempdir().expect("a folder");
     let cli = CliRunner::new(folder.path().join("state"));
-    for (wants, expected) in [
-        (json!(40_000), 40_000),
-        (json!(0), least),
-        (json!(u64::MAX), most),
-        (json!(-1), PIECE_BYTES),
-        (json!("short"), PIECE_BYTES),
+    for (takes, wants, first, expected) in [
+        (json!(PIECE_BYTES), json!(40_000), PIECE_BYTES, 40_000),
+        (json!(PIECE_BYTES), json!(0), PIECE_BYTES, least),
+        (json!(PIECE_BYTES), json!(u64::MAX), PIECE_BYTES, most),
+        (json!(PIECE_BYTES), json!(-1), PIECE_BYTES, PIECE_BYTES),
+        (json!(PIECE_BYTES), json!("short"), PIECE_BYTES, PIECE_BYTES),
+        (json!(most), Value::Null, PIECE_BYTES, most),
+        (json!(40_000), Value::Null, 40_000, 40_000),
+        (json!(0), Value::Null, least, least),
+        (json!(u64::MAX), Value::Null, PIECE_BYTES, most),
+        (json!("long"), Value::Null, PIECE_BYTES, PIECE_BYTES),
     ] {
-        let (file, content) = bundle(folder.path(), PIECE_BYTES + 2 * expected);
+        let case = format!("{takes}, {wants}");
+        let (file, content) = bundle(folder.path(), first + 2 * expected);
         let node = UploadNode::start(ModelUpload {
-            wants: wants.clone(),
+            wants,
+            piece_bytes_max: takes,
             ..ModelUpload::whole()
         });
         let words = ["update", "@", &file, "--stage", "--json"];
         let staged = node.node.run(&cli, &words).await.json();
-        assert_eq!(staged["outcome"], "staged", "{wants}");
+        assert_eq!(staged["outcome"], "staged", "{case}");
         let upload = node.upload();
-        assert!(upload.received == content, "{wants}: other bytes arrived");
-        assert_eq!(upload.pieces, 3, "{wants}");
+        assert!(upload.received == content, "{case}: other bytes arrived");
+        assert_eq!(upload.pieces, [first, expected, expected], "{case}");
     }
 }
 
 /// The first piece arrives, and every later one breaks the connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_is_given_up_after_attempts_without_a_piece() {
+    let cut: UploadCut = |n, _| (n > 0).then_some(0);
+    let node = assert_given_up(cut, PIECE_BYTES).await;
+    assert_eq!(node.upload().pieces.len(), TRIES_MAX + 2);
+}
+
+/// The attack: the node keeps one byte of each piece and breaks the connection, so that its offset is higher after each
+/// attempt. Later the node takes all, and a command that is still there stages the bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_given_up_after_attempts_that_bring_a_byte_each() {
+    let cut: UploadCut = |n, _| (n < 2 * TRIES_MAX).then_some(1);
+    let node = assert_given_up(cut, TRIES_MAX).await;
+    assert_eq!(node.upload().pieces.len(), TRIES_MAX + 1);
+}
+
+/// Sends a bundle of three pieces to a node with these cuts, and compares the error of the command, which has to end at
+/// this offset after the last attempt.
+async fn assert_given_up(cut: UploadCut, offset: usize) -> UploadNode {
     let folder = tempfile::tempdir().expect("a folder");
     let cli = CliRunner::new(folder.path().join("state"));
     let (file, content) = bundle(folder.path(), 3 * PIECE_BYTES);
     let node = UploadNode::start(ModelUpload {
-        cut: |n| (n > 0).then_some(0),
+        cut,
         ..ModelUpload::whole()
     });
     let words = ["update", "@", &file, "--stage"];
@@ -231,15 +262,70 @@ async fn an_upload_is_given_up_after_attempts_without_a_piece() {
     assert_eq!(refused.status, UNREACHABLE, "{refused:?}");
     assert_eq!(refused.errors.lines().count(), 1, "{refused:?}");
     let given_up = format!(
-        "alknet: UNAVAILABLE: the upload was given up at {PIECE_BYTES} of {} bytes, after {} failures in a row: the ",
+        "alknet: UNAVAILABLE: the upload was given up at {offset} of {} bytes, after {} failures in a row: the ",
         content.len(),
         TRIES_MAX + 1
     );
     assert!(refused.errors.starts_with(&given_up), "{refused:?}");
     assert!(refused.errors.trim_end().ends_with(" ended"), "{refused:?}");
     assert!(refused.output.is_empty(), "{refused:?}");
-    assert_eq!(node.upload().pieces, TRIES_MAX + 2);
     assert_eq!(node.node.asked_for("update/status"), TRIES_MAX);
+    node
+}
+
+/// The attack: the node takes the first piece, and then names the offset before it, again and again; or each of its
+/// offsets is one byte higher than the last. After many pieces the node answers with a plan, so that a command that
+/// still sends then stages the bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_to_a_node_that_takes_pieces_back_is_ended() {
+    /// Pieces after which the command counts as endless.
+    const ENDLESS: usize = 10 * STALLED_MAX;
+    /// The answer to a piece at an offset.
+    type PieceAnswer = fn(offset: u64) -> Result<Value, Value>;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, _) = bundle(folder.path(), 3 * PIECE_BYTES);
+    let attacks: [(&str, PieceAnswer, usize); 2] = [
+        // The answer to the first piece is progress.
+        ("CONFLICT", take_back, STALLED_MAX + 2),
+        ("PROTOCOL", take_a_byte, STALLED_MAX + 1),
+    ];
+    for (code, answer, pieces) in attacks {
+        let taken = AtomicUsize::new(0);
+        let node = ScriptedNode::start(move |operation, input| match operation {
+            "update/stage" => {
+                Ok(json!({ "session": SESSION, "bytes": input["bytes"], "offset": 0 }))
+            }
+            "update/write" if taken.fetch_add(1, Ordering::SeqCst) >= ENDLESS => {
+                Ok(json!({ "plan": plan() }))
+            }
+            "update/write" => answer(input["offset"].as_u64().unwrap_or_default()),
+            _ => Err(not_found()),
+        });
+        let refused = node
+            .run(&cli, &["--json", "update", "@", &file, "--stage"])
+            .await;
+        assert_eq!(refused.status, FAILED, "{code}: {refused:?}");
+        assert_eq!(refused.code(), code, "{refused:?}");
+        assert_eq!(node.asked_for("update/write"), pieces, "{code}");
+    }
+}
+
+/// Takes a piece at the beginning, and instead of a later one asks for it again.
+fn take_back(offset: u64) -> Result<Value, Value> {
+    match offset {
+        0 => Ok(json!({ "offset": PIECE_BYTES, "plan": null })),
+        _ => {
+            let mut refusal = error("CONFLICT", "the next piece begins at 0");
+            refusal["details"] = json!({ "code": "offset", "offset": 0 });
+            Err(refusal)
+        }
+    }
+}
+
+/// Takes the first byte of a piece.
+fn take_a_byte(offset: u64) -> Result<Value, Value> {
+    Ok(json!({ "offset": offset + 1, "plan": null }))
 }
 
 /// The node has no session after its restart, so that nothing is sent to it again.
@@ -249,7 +335,7 @@ async fn an_upload_ends_with_the_restart_of_its_node() {
     let cli = CliRunner::new(folder.path().join("state"));
     let (file, _) = bundle(folder.path(), 3 * PIECE_BYTES);
     let node = UploadNode::start(ModelUpload {
-        cut: |n| (n == 1).then_some(2),
+        cut: |n, bytes| (n == 1).then_some(bytes),
         restarts: true,
         ..ModelUpload::whole()
     });
@@ -258,7 +344,7 @@ async fn an_upload_ends_with_the_restart_of_its_node() {
     assert_eq!(refused.status, FAILED, "{refused:?}");
     let said = "alknet: CONFLICT: the node forgot the bundle: it restarted, or another one began\n";
     assert_eq!(refused.errors, said);
-    assert_eq!(node.upload().pieces, 2);
+    assert_eq!(node.upload().pieces.len(), 2);
 }
 
 /// The first node is a host, or refuses a piece or the start, and the second one gets no call. The last run, with two

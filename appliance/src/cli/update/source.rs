@@ -1,5 +1,6 @@
 //! Where a bundle comes from.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -7,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use alknet_image::open_regular;
 use data_encoding::BASE64;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::call::call_error;
 use crate::cli::node_caller::NodeCaller;
-use crate::cli::query::text;
 use crate::cli::target::NodeRoute;
 use crate::cli::{CommandError, CommandExit};
 
@@ -42,7 +42,7 @@ pub(super) struct BundleFile {
 
 impl BundleFile {
     fn open(path: &Path) -> Result<Self, CommandError> {
-        let refused = |why: &dyn std::fmt::Display| {
+        let refused = |why: &dyn Display| {
             CommandError::usage(format!("cannot read {}: {why}", path.display()))
         };
         let file = open_regular(path).map_err(|error| refused(&error))?;
@@ -143,19 +143,34 @@ impl BundlePieces<'_> {
                     .call("hub/update_read", &json!({ "offset": offset }))
                     .await;
                 let answer = answer.map_err(call_error)?;
-                let data = text(&answer.value()["data"]);
-                let data = BASE64.decode(data.as_bytes()).unwrap_or_default();
-                // An offset below the length has bytes, unless a shorter bundle took the place of this one.
-                match data.is_empty() {
-                    true => Err(CommandError::new(
-                        CommandExit::Failed,
-                        "CONFLICT",
-                        "the hub has another bundle now",
-                    )),
-                    false => Ok(data),
-                }
+                hub_piece(answer.value())
             }
         }
+    }
+}
+
+/// The bytes of a piece in the answer of a hub.
+///
+/// # Errors
+/// `INVALID_OUTPUT`: the answer has no base64; `CONFLICT`: the piece is empty.
+fn hub_piece(answer: &Value) -> Result<Vec<u8>, CommandError> {
+    let malformed = |why: &dyn Display| {
+        let text = format!("the hub answered with a piece of the bundle that is {why}");
+        CommandError::new(CommandExit::Failed, "INVALID_OUTPUT", text)
+    };
+    let data = answer["data"].as_str();
+    let data = data.ok_or_else(|| malformed(&"no text"))?;
+    let piece = BASE64
+        .decode(data.as_bytes())
+        .map_err(|error| malformed(&format_args!("no base64: {error}")))?;
+    // An offset below the length has bytes, unless a shorter bundle took the place of this one.
+    match piece.is_empty() {
+        true => Err(CommandError::new(
+            CommandExit::Failed,
+            "CONFLICT",
+            "the hub has another bundle now",
+        )),
+        false => Ok(piece),
     }
 }
 
@@ -211,5 +226,25 @@ mod tests {
         assert!(pieces.at(content.len() as u64, 1).await.is_err());
         let events = opened.read_events().map(|events| events.len());
         assert_eq!(events, Err(Errno::EAGAIN), "the pipe was opened");
+    }
+
+    /// A hub with damaged answers is not taken for one whose bundle was replaced.
+    #[test]
+    fn a_piece_of_a_hub_that_is_no_base64_is_called_that() {
+        let refusal = |data: &Value| hub_piece(&json!({ "data": data })).expect_err("no piece");
+        for (data, why) in [
+            (json!("AA="), "no base64"),
+            (json!("bundle.tar!!"), "no base64"),
+            (json!(7), "no text"),
+            (Value::Null, "no text"),
+        ] {
+            let refused = refusal(&data);
+            assert_eq!(refused.code, "INVALID_OUTPUT", "{data}");
+            assert!(refused.message.contains(why), "{data}: {refused}");
+        }
+        let replaced = refusal(&json!(""));
+        assert_eq!(replaced.code, "CONFLICT");
+        let piece = hub_piece(&json!({ "data": BASE64.encode(b"piece") }));
+        assert_eq!(piece.expect("it is base64"), b"piece");
     }
 }

@@ -17,7 +17,7 @@ use crate::node::may_lie_in_delta;
 
 /// How long a node may take for the last piece: it writes, reads back and verifies the program meanwhile.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
-/// How often an upload is taken up again after its connection was lost, without a piece in between.
+/// How often an upload is taken up again after its connection was lost, without a whole piece in between.
 const TRIES_MAX: u32 = 5;
 /// The pause before that, and between two questions about a download.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -143,12 +143,15 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
     let mut sending = UploadState::begin();
     let mut tries = 0;
     loop {
-        let before = sending.offset;
+        let before = sending.progress_offset;
         let sent = turn
             .dialer
             .reached(turn.route, async |node| {
                 match &sending.session {
-                    None => sending.session = Some(begin(node, &input).await?),
+                    None => {
+                        let begun = begin(node, &input).await?;
+                        sending.take_session(&begun);
+                    }
                     Some(_) => {
                         if let Some(plan) = sending.resume(node).await? {
                             return Ok(UploadStep::Done(plan));
@@ -158,8 +161,9 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
                 sending.send(node, pieces, &progress).await
             })
             .await;
-        // Each piece that arrived shows that the node is there, so the attempts count from it.
-        if sending.offset > before {
+        // Each piece that arrived shows that the node is there, so the attempts count from it. If single bytes counted
+        // as well, a node that breaks each connection after one of them would let this command dial for ever.
+        if sending.progress_offset > before {
             tries = 0;
         }
         tries += 1;
@@ -181,11 +185,10 @@ fn is_unreachable(error: &CommandError) -> bool {
     error.exit == CommandExit::Unreachable || error.exit == CommandExit::Timeout
 }
 
-/// Begins a session. One that an earlier command of the same caller left is given up.
-async fn begin(node: &NodeCaller, input: &Value) -> Result<String, CommandError> {
-    let session = |answer: &Value| text(&answer["session"]).to_owned();
+/// Begins a session, and returns the node's answer. One that an earlier command of the same caller left is given up.
+async fn begin(node: &NodeCaller, input: &Value) -> Result<Value, CommandError> {
     let refused = match node.call("update/stage", input).await {
-        Ok(answer) => return Ok(session(answer.value())),
+        Ok(answer) => return Ok(answer.value().clone()),
         Err(error) => error,
     };
     let is_busy = refused
@@ -202,14 +205,14 @@ async fn begin(node: &NodeCaller, input: &Value) -> Result<String, CommandError>
                 .await
                 .map_err(call_error)?;
             let answer = node.call("update/stage", input).await;
-            return answer.map(|it| session(it.value())).map_err(call_error);
+            return answer.map(|it| it.value().clone()).map_err(call_error);
         }
     }
     Err(call_error(refused))
 }
 
-/// Pieces in a row for which the node names another offset.
-const CORRECTIONS_MAX: u32 = 8;
+/// Answers in a row after which the node has no further piece: they name another offset, or one that is hardly higher.
+const STALLED_MAX: u32 = 8;
 
 /// How one connection ended.
 enum UploadStep {
@@ -223,6 +226,10 @@ struct UploadState {
     offset: u64,
     /// How many bytes the node wants in the next piece.
     piece_bytes: usize,
+    /// How many bytes a piece has if the node wants no other length.
+    piece_bytes_max: usize,
+    /// The highest offset that counts as progress: a whole piece beyond the one before.
+    progress_offset: u64,
 }
 
 impl UploadState {
@@ -231,6 +238,26 @@ impl UploadState {
             session: None,
             offset: 0,
             piece_bytes: PIECE_BYTES,
+            piece_bytes_max: PIECE_BYTES,
+            progress_offset: 0,
+        }
+    }
+
+    /// Takes the session, and the longest piece, from the node's answer to `update/stage`.
+    fn take_session(&mut self, answer: &Value) {
+        self.session = Some(text(&answer["session"]).to_owned());
+        self.piece_bytes_max = piece_length(&answer["piece_bytes_max"]).unwrap_or(PIECE_BYTES);
+        // Until the node has taken a piece, it may be one that other callers keep busy.
+        self.piece_bytes = PIECE_BYTES.min(self.piece_bytes_max);
+    }
+
+    /// Goes on at the offset that the node names.
+    fn go_on_at(&mut self, offset: u64) {
+        self.offset = offset;
+        // Only the last piece may be shorter, and its answer ends the upload. An offset that falls and rises again is
+        // no progress either.
+        if offset.saturating_sub(self.progress_offset) >= PIECE_BYTES_LEAST as u64 {
+            self.progress_offset = offset;
         }
     }
 
@@ -252,7 +279,7 @@ impl UploadState {
         match ended(status, session) {
             Some(end) => end.map(Some),
             None => {
-                self.offset = status["session"]["offset"].as_u64().unwrap_or_default();
+                self.go_on_at(status["session"]["offset"].as_u64().unwrap_or_default());
                 Ok(None)
             }
         }
@@ -264,7 +291,8 @@ impl UploadState {
         pieces: &BundlePieces<'_>,
         progress: &ByteProgress,
     ) -> Result<UploadStep, CommandError> {
-        let mut corrections = 0;
+        // A node that names other offsets in turn, or hardly higher ones, would let this command send for ever.
+        let mut stalled = 0;
         loop {
             let data = pieces.at(self.offset, self.piece_bytes).await?;
             let input = json!({ "session": self.session, "offset": self.offset });
@@ -274,36 +302,48 @@ impl UploadState {
                 Ok(answer) => answer,
                 Err(error) if is_lost(&error) => return Ok(UploadStep::Lost(error)),
                 Err(error) => match right_offset(&error, self.offset) {
-                    // A node that names other offsets in turn would let this command send for ever.
-                    Some(offset) if corrections < CORRECTIONS_MAX => {
-                        self.offset = offset;
-                        corrections += 1;
+                    Some(offset) if stalled < STALLED_MAX => {
+                        self.go_on_at(offset);
+                        stalled += 1;
                         continue;
                     }
                     _ => return Err(call_error(error)),
                 },
             };
-            corrections = 0;
             let answer = answer.value();
             if answer["plan"].is_object() {
                 return Ok(UploadStep::Done(answer["plan"].clone()));
             }
-            // A node that names no higher offset would let this command send for ever.
             let next = answer["offset"].as_u64().filter(|next| *next > self.offset);
-            self.offset = next.ok_or_else(|| {
-                CommandError::new(
-                    CommandExit::Failed,
-                    "PROTOCOL",
-                    "the node takes no more of the bundle",
-                )
-            })?;
-            if let Some(bytes) = answer["piece_bytes"].as_u64() {
-                let bytes = usize::try_from(bytes).unwrap_or(PIECE_BYTES_MAX);
-                self.piece_bytes = bytes.clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX);
+            let before = self.progress_offset;
+            self.go_on_at(next.ok_or_else(takes_no_more)?);
+            stalled = match self.progress_offset > before {
+                true => 0,
+                false => stalled + 1,
+            };
+            if stalled > STALLED_MAX {
+                return Err(takes_no_more());
             }
+            // A node of an earlier version names no length here, and takes the longest pieces.
+            self.piece_bytes = piece_length(&answer["piece_bytes"]).unwrap_or(self.piece_bytes_max);
             progress.set(self.offset, pieces.bytes());
         }
     }
+}
+
+/// A length that the node names, within the bounds of this command.
+fn piece_length(value: &Value) -> Option<usize> {
+    let bytes = usize::try_from(value.as_u64()?).unwrap_or(PIECE_BYTES_MAX);
+    Some(bytes.clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX))
+}
+
+/// The error of a node whose answers bring the upload no further.
+fn takes_no_more() -> CommandError {
+    CommandError::new(
+        CommandExit::Failed,
+        "PROTOCOL",
+        "the node takes no more of the bundle",
+    )
 }
 
 /// The offset that the node names, if it is another one.
@@ -338,5 +378,25 @@ mod tests {
         assert!(is_delta_file(&format!("{folder}/from-ab12.tar")));
         assert!(!is_delta_file(&format!("{folder}/bundle.tar")));
         assert!(!is_delta_file("https://example.org/from-us/bundle.tar"));
+    }
+
+    /// A node whose offset grows by less than a piece, or falls and rises again, brings the upload no further.
+    #[test]
+    fn only_a_piece_beyond_the_highest_offset_is_progress() {
+        let piece = PIECE_BYTES_LEAST as u64;
+        let mut sending = UploadState::begin();
+        for (offset, counted) in [
+            (1, 0),
+            (piece - 1, 0),
+            (piece, piece),
+            (0, piece),
+            (2 * piece - 1, piece),
+            (2 * piece, 2 * piece),
+            (u64::MAX, u64::MAX),
+            (0, u64::MAX),
+        ] {
+            sending.go_on_at(offset);
+            assert_eq!((sending.offset, sending.progress_offset), (offset, counted));
+        }
     }
 }

@@ -16,6 +16,7 @@ impl FetchPenalties {
     /// The peer is not asked for [`FETCH_PENALTY`].
     pub(super) fn add(&self, peer: &PeerId, now: Instant) {
         let mut table = self.table();
+        // At each addition, so that no task has to wake up for it.
         table.retain(|_, until| *until > now);
         table.insert(peer.clone(), now + FETCH_PENALTY);
     }

@@ -49,6 +49,7 @@ impl BlobClient {
 
     /// Whether the client has the rights of this one.
     pub(super) fn is_same(&self, other: &Self) -> bool {
+        // The key of a connection stays, so that only the identity can differ. A changed one is another object.
         match (&self.identity, &other.identity) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
             (None, None) => true,
@@ -79,6 +80,7 @@ impl BlobClient {
         let buckets = identity.map(|it| VisibleBuckets::from_scopes(&it.scopes, &[FsRight::Read]));
         let key = self.key.clone();
         let now_ms = store.db().unix_ms();
+        // One transaction, so that no bucket is deleted between the two look-ups.
         let found = store.read(move |tx| {
             let known = match &buckets {
                 Some(buckets) => buckets.content_status(tx, hash)?,
@@ -93,6 +95,7 @@ impl BlobClient {
                 }
                 ContentStatus::Missing => None,
             };
+            // Asked for unknown contents too: otherwise the time would tell which exist.
             let is_shared = match &key {
                 Some(key) => tx.has_share(key, hash, 0, now_ms)?,
                 None => false,

@@ -6,8 +6,8 @@
 
 mod error;
 mod open;
-mod place;
 mod tree;
+mod tree_path;
 
 use std::future::Future;
 
@@ -19,8 +19,8 @@ use crate::limits::CHUNK_BYTES_MAX;
 
 pub use error::FileTreeError;
 pub use open::FsOpenFile;
-pub use place::resolve_path;
 pub use tree::FsFileTree;
+pub use tree_path::resolve_path;
 
 /// A tree of files.
 ///

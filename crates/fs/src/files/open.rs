@@ -186,7 +186,7 @@ impl FoundFile {
                     reader,
                     _lease: lease,
                 };
-                Ok(Self::Here(FileStat::of(&entry.state), content))
+                Ok(Self::Here(FileStat::from_entry(&entry.state), content))
             }
             Err(StoreError::ContentUnavailable { .. }) => Ok(Self::Awaited(bucket, hash)),
             Err(error) => Err(error.into()),

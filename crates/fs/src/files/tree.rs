@@ -9,7 +9,7 @@ use alknet_store::{
 };
 
 use super::open::{FsOpenFile, OpenWriter};
-use super::place::FilePlace;
+use super::tree_path::TreePath;
 use super::{
     DirectoryPage, FileAttributes, FileKind, FileOpening, FileSpace, FileStat, FileTree,
     FileTreeError, FileTreeLimits, NamedFile, OpenFile,
@@ -181,7 +181,7 @@ impl FsFileTree {
             name: bucket.name.to_string(),
             stat: FileStat::directory(bucket.created_ms),
         });
-        Ok(DirectoryPage::of(files.collect(), limit))
+        Ok(DirectoryPage::from_files(files.collect(), limit))
     }
 
     /// Snapshots of a bucket, behind a name.
@@ -204,7 +204,7 @@ impl FsFileTree {
             name: snapshot.name.to_string(),
             stat: FileStat::directory(snapshot.created_ms),
         });
-        Ok(DirectoryPage::of(files.collect(), limit))
+        Ok(DirectoryPage::from_files(files.collect(), limit))
     }
 
     /// Refuses a requester that may not see an entry. The root of a tree shows itself to every requester with a right.
@@ -234,14 +234,14 @@ impl FileTree for FsFileTree {
     }
 
     async fn stat(&self, path: &str) -> Result<FileStat, FileTreeError> {
-        let address = match FilePlace::parse(path)? {
-            FilePlace::Root => return Ok(FileStat::directory(0)),
-            FilePlace::Snapshots(bucket) => {
+        let address = match TreePath::parse(path)? {
+            TreePath::Root => return Ok(FileStat::directory(0)),
+            TreePath::Snapshots(bucket) => {
                 // Only to see that the bucket exists.
                 self.snapshots(bucket, None, 1).await?;
                 return Ok(FileStat::directory(0));
             }
-            FilePlace::Entry(address) => address,
+            TreePath::Entry(address) => address,
         };
         self.require_stat(&address)?;
         if let Some(writer) = self.writer_at(&address)
@@ -249,7 +249,7 @@ impl FileTree for FsFileTree {
         {
             return Ok(stat);
         }
-        Ok(FileStat::of(&self.entry(address).await?))
+        Ok(FileStat::from_entry(&self.entry(address).await?))
     }
 
     async fn list(
@@ -259,10 +259,10 @@ impl FileTree for FsFileTree {
         limit: usize,
     ) -> Result<DirectoryPage, FileTreeError> {
         let limit = limit.clamp(1, self.limits().page_files_max);
-        let address = match FilePlace::parse(path)? {
-            FilePlace::Root => return self.buckets(after, limit).await,
-            FilePlace::Snapshots(bucket) => return self.snapshots(bucket, after, limit).await,
-            FilePlace::Entry(address) => address,
+        let address = match TreePath::parse(path)? {
+            TreePath::Root => return self.buckets(after, limit).await,
+            TreePath::Snapshots(bucket) => return self.snapshots(bucket, after, limit).await,
+            TreePath::Entry(address) => address,
         };
         self.require(FsRight::Read, &address.bucket)?;
         let after = after.map(|name| address.path.child(name)).transpose()?;
@@ -280,7 +280,7 @@ impl FileTree for FsFileTree {
             let (_, name) = entry.path.split()?;
             Some(NamedFile {
                 name: name.to_owned(),
-                stat: FileStat::of(&entry.state),
+                stat: FileStat::from_entry(&entry.state),
             })
         });
         Ok(DirectoryPage {
@@ -297,10 +297,10 @@ impl FileTree for FsFileTree {
     }
 
     async fn space(&self, path: &str) -> Result<FileSpace, FileTreeError> {
-        let bucket = match FilePlace::parse(path)? {
-            FilePlace::Root => None,
-            FilePlace::Snapshots(bucket) => Some(bucket),
-            FilePlace::Entry(address) => Some(address.bucket),
+        let bucket = match TreePath::parse(path)? {
+            TreePath::Root => None,
+            TreePath::Snapshots(bucket) => Some(bucket),
+            TreePath::Entry(address) => Some(address.bucket),
         };
         if let Some(bucket) = &bucket {
             self.requester().require_any(&VISIBLE, bucket)?;
@@ -485,7 +485,7 @@ impl FileStat {
         }
     }
 
-    pub(super) fn of(state: &EntryState) -> Self {
+    pub(super) fn from_entry(state: &EntryState) -> Self {
         let (kind, size) = match state.kind {
             EntryKind::Directory => (FileKind::Directory, 0),
             // As readlink(2) and lstat(2) have it.
@@ -518,7 +518,7 @@ impl FileAttributes {
 
 impl DirectoryPage {
     /// A page of files of which one more than the page was asked for.
-    fn of(mut files: Vec<NamedFile>, limit: usize) -> Self {
+    fn from_files(mut files: Vec<NamedFile>, limit: usize) -> Self {
         let has_more = files.len() > limit;
         files.truncate(limit);
         Self { files, has_more }
@@ -527,9 +527,9 @@ impl DirectoryPage {
 
 /// The address of an entry. The other directories of the tree take no changes.
 fn entry_address(path: &str) -> Result<EntryAddress, FileTreeError> {
-    match FilePlace::parse(path)? {
-        FilePlace::Entry(address) => Ok(address),
-        FilePlace::Root | FilePlace::Snapshots(_) => {
+    match TreePath::parse(path)? {
+        TreePath::Entry(address) => Ok(address),
+        TreePath::Root | TreePath::Snapshots(_) => {
             let text = "the directories of buckets and snapshots are not changed here";
             Err(FileTreeError::Denied(text.to_owned()))
         }

@@ -38,6 +38,7 @@ impl DavBranch {
         tx: &ReadTransaction<'_>,
         address: &EntryAddress,
     ) -> Result<Self, StoreError> {
+        // Before any look-up: a former version takes no change, whether its bucket exists or not.
         let TreeVersion::Head(branch) = &address.version else {
             return Err(StoreError::ReadOnly(
                 "only the head of a branch takes changes",
@@ -128,6 +129,7 @@ impl<F: DavFiles> DavCall<F> {
     {
         let files = Arc::clone(&self.files);
         run_blocking(move || {
+            // The first request opens the store, which can take seconds after a power cut.
             let lease = files.open()?;
             work(&lease)
         })
@@ -142,6 +144,7 @@ pub(super) async fn run_blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => {
+            // The panic ends this request. The text of it may name a file, and stays out of the answer.
             tracing::error!("a request for files panicked: {error}");
             Err(DavFailure::Status(StatusCode::INTERNAL_SERVER_ERROR))
         }

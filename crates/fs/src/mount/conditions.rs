@@ -51,6 +51,7 @@ impl DavConditions {
         if let Some(header) = &conditions.if_header {
             let origin = call.origin()?;
             for resource in header.resources(call.target(), &origin) {
+                // The state of a resource that the caller may not see would show whether it exists.
                 if let DavTarget::Entry(entry) = resource
                     && call.require_read(&entry.address.bucket).is_ok()
                 {
@@ -84,6 +85,7 @@ impl DavConditions {
         let mut tokens = Vec::new();
         let mut is_about_versions = false;
         if let (Some(header), Some(origin)) = (&self.if_header, &self.origin) {
+            // Behind the conditions on the entry alone: each of these resources costs a look-up.
             let states = self.read_states(store)?;
             let target = DavTarget::Entry(self.entry.clone());
             if !header.holds(&target, origin, &states) {

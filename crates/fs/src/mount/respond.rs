@@ -26,6 +26,7 @@ pub(super) fn xml(status: StatusCode, body: MountBody) -> Response<MountBody> {
     let mut response = with_body(status, body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(CONDITION_MEDIA_TYPE));
+    // It says what the caller may see, and locks, which change without the file.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

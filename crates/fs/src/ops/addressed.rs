@@ -49,6 +49,7 @@ impl FsCall {
     /// An address for which the caller has a right.
     pub(super) fn address(&self, right: FsRight, text: &str) -> Result<EntryAddress, FsError> {
         let address = parse_address(text)?;
+        // Before any look-up: a bucket in which the caller has no right answers as one that does not exist.
         self.requester.require(right, &address.bucket)?;
         Ok(address)
     }
@@ -128,6 +129,7 @@ impl ConditionInput {
             (Some(_), Some(_)) => Err(FsError::input(
                 "if_match and if_none_match contradict each other",
             )),
+            // As in HTTP, the star is for any version.
             (Some("*"), None) => Ok(EntryPrecondition::Present),
             (Some(hash), None) => Ok(EntryPrecondition::Content(content_hash(hash)?)),
             (None, Some(_)) => Ok(EntryPrecondition::Absent),

@@ -98,6 +98,7 @@ fn query(name: &str, description: &str) -> OperationSpec {
 /// The description of an operation that changes something. With a key, a repetition runs once.
 fn mutation(name: &str, description: &str) -> OperationSpec {
     let mut spec = with_errors(OperationSpec::mutation(name, description), &WRITING);
+    // A client whose connection broke does not know whether its change was made, and repeats it with the key.
     spec.idempotent = Idempotence::Keyed;
     spec
 }
@@ -121,6 +122,7 @@ where
 {
     let service = service.clone();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        // Who calls is read here, so that the future owns what it needs.
         let answer = FsCall::new(&service, input, &ctx).map(&run);
         async move { Ok::<Value, CallError>(answer?.await?) }
     });

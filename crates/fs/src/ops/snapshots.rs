@@ -29,6 +29,7 @@ fn snapshot_schema() -> Value {
 fn shown_snapshot(tx: &ReadTransaction<'_>, snapshot: &Snapshot) -> Result<Value, StoreError> {
     let branch = match tx.branch(snapshot.branch) {
         Ok(branch) => Some(branch.name.to_string()),
+        // A snapshot outlives its branch.
         Err(StoreError::NotFound(_)) => None,
         Err(error) => return Err(error),
     };
@@ -114,6 +115,7 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
         let bucket = tx.bucket_by_name(&bucket)?.id;
         let found = tx.snapshots(bucket, after.as_ref(), limit)?;
         let rows = found.iter().map(|snapshot| shown_snapshot(tx, snapshot));
+        // A page that is not full is the last one, so that the caller needs no empty page to know the end.
         let last = found.last().filter(|_| found.len() >= limit);
         let next = last.map(|snapshot| snapshot.name.to_string());
         Ok((rows.collect::<Result<Vec<_>, _>>()?, next))

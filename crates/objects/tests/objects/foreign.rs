@@ -27,7 +27,7 @@ fn read_bytes() -> u64 {
 }
 
 /// The result, with the bytes that this thread has read for it.
-fn counted<T>(action: impl FnOnce() -> T) -> (T, u64) {
+fn count_read<T>(action: impl FnOnce() -> T) -> (T, u64) {
     let before = read_bytes();
     let result = action();
     (result, read_bytes() - before)
@@ -52,9 +52,9 @@ fn a_file_that_was_extended_is_refused_without_being_read() {
     let hash = scene.store(&bytes, GROUP);
     extend(&scene.objects.path(&hash), EXTENDED);
     let most = 1 << 20;
-    let (opened, read) = counted(|| scene.objects.reader_of_size(&hash, size));
+    let (opened, read) = count_read(|| scene.objects.reader_of_size(&hash, size));
     assert!(is_damaged(&opened) && read < most, "{read}");
-    let (opened, read) = counted(|| scene.objects.open_file(&hash, size));
+    let (opened, read) = count_read(|| scene.objects.open_file(&hash, size));
     assert!(is_damaged(&opened) && read < most, "{read}");
     let check = || {
         let mut scrub = ObjectScrub::default();
@@ -64,12 +64,12 @@ fn a_file_that_was_extended_is_refused_without_being_read() {
         let checked = step.expect("readable").and_then(|step| step.checked);
         checked.and_then(|checked| checked.damage)
     };
-    let (damage, read) = counted(check);
+    let (damage, read) = count_read(check);
     assert!(matches!(damage, Some(ObjectDamage::OtherBytes)));
     assert!(read < most, "{read}");
     // What no row knows is not read either.
     let mut scrub = ObjectScrub::default();
-    let (step, read) = counted(|| scene.objects.scrub_sized(&mut scrub, 10 << 20, |_| None));
+    let (step, read) = count_read(|| scene.objects.scrub_sized(&mut scrub, 10 << 20, |_| None));
     assert!(
         step.expect("readable")
             .is_some_and(|step| step.checked.is_none())
@@ -77,7 +77,7 @@ fn a_file_that_was_extended_is_refused_without_being_read() {
     assert!(read < most, "{read}");
     let mut staged = scene.objects.stage().expect("writable");
     staged.write_at(0, &bytes).expect("room");
-    let (placed, read) = counted(|| staged.place().expect("room"));
+    let (placed, read) = count_read(|| staged.place().expect("room"));
     let is_repaired =
         matches!(placed.placement(), Placement::Repaired { bytes, .. } if *bytes == EXTENDED);
     assert!(is_repaired && read < most, "{read}");

@@ -39,25 +39,25 @@ fn reading(input: Value, content: &'static [u8], blocks: &[(usize, usize)]) -> R
 /// Answers from a record, and notes what was asked.
 struct NotingHost {
     replay: Replay,
-    asked: Mutex<Vec<(String, Value)>>,
+    calls: Mutex<Vec<(String, Value)>>,
 }
 
 impl NotingHost {
     fn new(record: &[RecordedCall]) -> Arc<Self> {
         Arc::new(Self {
             replay: Replay::new(record, Arc::new(RecordingHost::default())),
-            asked: Mutex::default(),
+            calls: Mutex::default(),
         })
     }
 
     fn note(&self, path: &str, input: &Value) {
-        let mut asked = self.asked.lock().expect("no poison");
-        asked.push((path.to_owned(), input.clone()));
+        let mut calls = self.calls.lock().expect("no poison");
+        calls.push((path.to_owned(), input.clone()));
     }
 
     fn paths(&self) -> Vec<String> {
-        let asked = self.asked.lock().expect("no poison");
-        asked.iter().map(|(path, _)| path.clone()).collect()
+        let calls = self.calls.lock().expect("no poison");
+        calls.iter().map(|(path, _)| path.clone()).collect()
     }
 }
 

@@ -72,7 +72,7 @@ fn a_wrong_size_of_the_empty_content_hinders_no_other_bucket() {
         let files = TestFiles::new();
         let (_, mallory) = other_bucket(&files);
         let hash = hash_of(&bytes);
-        announce(&files, mallory, "/trap", hash, 7).expect("it is no one's");
+        announce(&files, mallory, "/trap", hash, 7).expect("the bucket has not the hash");
         assert_eq!(files.put("/a", &bytes), hash);
         assert!(files.bytes(hash).expect("whole") == bytes);
         assert_eq!(size_at(&files, files.main, "/a"), bytes.len() as u64);
@@ -92,7 +92,7 @@ fn an_announcement_does_not_tell_what_other_buckets_have() {
     for (number, hash) in [secret, unknown].into_iter().enumerate() {
         for size in [0, 7, 100_000] {
             let at = format!("/{number}-{size}");
-            announce(&files, mallory, &at, hash, size).expect("it is no one's");
+            announce(&files, mallory, &at, hash, size).expect("the bucket has not the hash");
         }
         // The first announcement counts for the bucket.
         assert_eq!(size_at(&files, mallory, &format!("/{number}-100000")), 0);
@@ -122,7 +122,7 @@ fn an_announcement_gives_no_right_to_bytes_by_any_way() {
         let (bucket, mallory) = other_bucket(&files);
         let bytes = content(1, len);
         let hash = files.put("/secret", &bytes);
-        announce(&files, mallory, "/mine", hash, len as u64).expect("it is no one's");
+        announce(&files, mallory, "/mine", hash, len as u64).expect("the bucket has not the hash");
         let unavailable = Err(StoreError::ContentUnavailable { hash });
         let has = |bucket: BucketId| {
             let has = files.store().read(move |tx| tx.has_content(bucket, hash));
@@ -183,8 +183,8 @@ fn bytes_that_were_put_or_came_from_a_peer_give_the_right_and_the_true_size() {
             let (bucket, mallory) = other_bucket(&files);
             let bytes = content(1, len);
             let hash = hash_of(&bytes);
-            announce(&files, mallory, "/a", hash, 7).expect("it is no one's");
-            announce(&files, files.main, "/a", hash, 7).expect("it is no one's");
+            announce(&files, mallory, "/a", hash, 7).expect("the bucket has not the hash");
+            announce(&files, files.main, "/a", hash, 7).expect("the bucket has not the hash");
             assert_eq!(used(&files, files.bucket), 7);
             if by_peer {
                 let received = files.store().put_bytes(&bytes).expect("room");

@@ -39,7 +39,7 @@ fn the_commands_of_the_page_of_files_work() {
     };
     page.save("report.txt", "second\n");
     page.follow();
-    assert_eq!(paths(), ["/2026", "/2026/report.txt", "/latest.txt"]);
+    assert_eq!(paths(), ["/2026", "/latest.txt", "/2026/report.txt"]);
 
     let history = node.call("fs/history", &json!({ "path": "docs:/2026/report.txt" }));
     let versions = history["versions"].as_array().expect("a list");

@@ -24,7 +24,7 @@ use crate::sync::{
 const NOW_MS: u64 = 1_800_000_000_000;
 
 /// A peer that sends what a test says.
-struct RawPeer {
+struct RawSyncPeer {
     connection: Connection,
     send: SendStream,
     recv: RecvStream,
@@ -32,7 +32,7 @@ struct RawPeer {
     state: State,
 }
 
-impl RawPeer {
+impl RawSyncPeer {
     /// A known peer with a stream, before its first byte.
     async fn new(node: &SyncNode) -> Self {
         Self::named(node, "mallory", &[MAY_SYNC]).await
@@ -220,7 +220,7 @@ async fn what_is_no_message_ends_the_session() {
     ];
     for (number, (what, bytes, code)) in cases.into_iter().enumerate() {
         // Each is another peer, because the same one has to pause.
-        let mut peer = RawPeer::greeted_as(&node, &format!("peer{number}")).await;
+        let mut peer = RawSyncPeer::greeted_as(&node, &format!("peer{number}")).await;
         peer.send.write_all(&bytes).await.expect("taken");
         assert_eq!(peer.bye().await, code, "{what}");
         failed(&node, number as u64 + 1).await;
@@ -257,11 +257,11 @@ async fn messages_that_do_not_belong_there_end_the_session() {
         ),
     ];
     for (number, (message, code)) in cases.into_iter().enumerate() {
-        let mut peer = RawPeer::greeted_as(&node, &format!("peer{number}")).await;
+        let mut peer = RawSyncPeer::greeted_as(&node, &format!("peer{number}")).await;
         peer.say(&message).await;
         assert_eq!(peer.bye().await, code, "{message:?}");
     }
-    let mut peer = RawPeer::new(&node).await;
+    let mut peer = RawSyncPeer::new(&node).await;
     peer.send.write_all(&[9, 0, 0, 0, 0]).await.expect("taken");
     assert_eq!(peer.recv.read_u8().await.ok(), Some(PROTOCOL_VERSION));
     assert_eq!(peer.bye().await, ByeCode::InvalidMessage);
@@ -271,7 +271,7 @@ async fn messages_that_do_not_belong_there_end_the_session() {
 #[tokio::test]
 async fn a_message_that_is_cut_changes_nothing() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     peer.put(&[("/new", file(2, NOW_MS))]);
     let bytes = peer.whole_document();
     let message = SyncMessage::Sync {
@@ -286,7 +286,7 @@ async fn a_message_that_is_cut_changes_nothing() {
     peer.send.shutdown().await.expect("open");
     failed(&node, 1).await;
     // A document that ends early inside of a whole message.
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     peer.put(&[("/new", file(2, NOW_MS))]);
     let saved = peer.doc.save();
     let cut = saved[..saved.len() - 3].to_vec();
@@ -299,7 +299,7 @@ async fn a_message_that_is_cut_changes_nothing() {
 #[tokio::test]
 async fn a_message_that_comes_again_makes_no_second_event() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     peer.put(&[("/new", file(2, NOW_MS))]);
     peer.exchange().await;
     assert_eq!(node.paths().await, ["/kept", "/new"]);
@@ -315,7 +315,7 @@ async fn a_message_that_comes_again_makes_no_second_event() {
         .await
         .is_ok_and(|it| !matches!(it, SyncMessage::Bye(_)))
     {}
-    let mut other = RawPeer::greeted_as(&node, "other").await;
+    let mut other = RawSyncPeer::greeted_as(&node, "other").await;
     other.say_sync(&again).await;
     other.exchange().await;
     assert_eq!(node.merges().await.len(), 1);
@@ -326,20 +326,20 @@ async fn a_message_that_comes_again_makes_no_second_event() {
 async fn a_clock_from_the_future_ends_the_session_and_the_peer_has_to_pause() {
     let node = victim().await;
     let ahead = NOW_MS + 5 * 60 * 1000 + 1;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     peer.put(&[("/kept", file(2, ahead)), ("/new", file(3, NOW_MS))]);
     let bytes = peer.whole_document();
     peer.say_sync(&bytes).await;
     assert_eq!(peer.bye().await, ByeCode::ClockAhead);
     failed(&node, 1).await;
     assert_eq!(node.sync.counters().failed_merges.get(), 1);
-    let mut again = RawPeer::new(&node).await;
+    let mut again = RawSyncPeer::new(&node).await;
     let answer = again.greet("docs", "main").await;
     assert_eq!(answer, SyncMessage::Bye(ByeCode::Busy));
     holds(&node, "clock").await;
     // Once the time has come, the entry is one like others.
     node.clock.advance(1);
-    let mut later = RawPeer::greeted_as(&node, "later").await;
+    let mut later = RawSyncPeer::greeted_as(&node, "later").await;
     later.doc = peer.doc;
     later.exchange().await;
     assert_eq!(node.paths().await, ["/kept", "/new"]);
@@ -349,7 +349,7 @@ async fn a_clock_from_the_future_ends_the_session_and_the_peer_has_to_pause() {
 #[tokio::test]
 async fn a_document_that_unpacks_to_far_more_than_its_size_is_refused() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     let zeros = vec![0; 1 << 20];
     let names: Vec<String> = (0..32).map(|it| format!("/{it}")).collect();
     let values: Vec<_> = names
@@ -367,7 +367,7 @@ async fn a_document_that_unpacks_to_far_more_than_its_size_is_refused() {
 #[tokio::test]
 async fn a_sync_message_has_a_length_that_its_parts_add_up_to() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     let part = SyncMessage::Sync {
         is_last: false,
         bytes: vec![7; PART_BYTES_MAX],
@@ -383,7 +383,7 @@ async fn a_sync_message_has_a_length_that_its_parts_add_up_to() {
 #[tokio::test]
 async fn names_that_break_a_rule_are_left_out_and_counted() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     let deep = "/d".repeat(65);
     let long = format!("/{}", "n".repeat(256));
     let names = [
@@ -407,22 +407,23 @@ async fn names_that_break_a_rule_are_left_out_and_counted() {
 }
 
 #[tokio::test]
-async fn a_content_with_a_size_that_it_does_not_have_is_left_out() {
+async fn a_size_that_a_content_does_not_have_is_replaced_by_that_of_the_content() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     let mut lie = SyncedEntry::decode(&file(1, NOW_MS)).expect("valid");
     lie.state.size = 5;
     let lie = lie.encode().expect("valid");
     peer.put(&[("/lie", lie), ("/good", file(2, NOW_MS))]);
     peer.exchange().await;
-    assert_eq!(node.paths().await, ["/good", "/kept"]);
-    assert_eq!(node.sync.counters().refused_entries.get(), 1);
+    let tree = node.tree().await;
+    assert!(tree.contains_key("/good"), "{tree:?}");
+    assert_eq!(tree["/lie"], tree["/kept"]);
 }
 
 #[tokio::test]
 async fn operations_on_anything_but_the_map_of_paths_are_refused() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     let mut transaction = peer.doc.transaction();
     let object = transaction.put_object(ROOT, "/object", ObjType::Map);
     let object = object.expect("a map");
@@ -431,7 +432,7 @@ async fn operations_on_anything_but_the_map_of_paths_are_refused() {
     let bytes = peer.whole_document();
     peer.say_sync(&bytes).await;
     assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
-    let mut peer = RawPeer::greeted_as(&node, "other").await;
+    let mut peer = RawSyncPeer::greeted_as(&node, "other").await;
     let mut transaction = peer.doc.transaction();
     transaction.put(ROOT, "/text", "a text").expect("a map");
     transaction.commit();
@@ -445,7 +446,7 @@ async fn operations_on_anything_but_the_map_of_paths_are_refused() {
 #[tokio::test]
 async fn a_number_of_an_operation_that_is_far_ahead_is_refused() {
     let node = victim().await;
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     peer.put(&[("/new", file(2, NOW_MS))]);
     let change = peer.doc.get_changes(&[]).pop().expect("one");
     let mut expanded = change.decode();
@@ -465,7 +466,7 @@ async fn filters_with_harmful_numbers_are_refused() {
     let none: &[u8] = &[1, 0, 0];
     let huge: &[u8] = &[1, 10, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0];
     for (number, filter) in [none, huge].into_iter().enumerate() {
-        let mut peer = RawPeer::greeted_as(&node, &format!("peer{number}")).await;
+        let mut peer = RawSyncPeer::greeted_as(&node, &format!("peer{number}")).await;
         let length = u8::try_from(filter.len()).expect("short");
         let message = [&[0x42, 0, 0, 1, 0, length][..], filter, &[0]].concat();
         peer.say_sync(&message).await;
@@ -490,7 +491,7 @@ async fn a_peer_without_the_right_learns_no_names() {
         (&["fs:sync:*"], "docs", "missing"),
     ];
     for (scopes, bucket, branch) in cases {
-        let mut peer = RawPeer::named(&node, "mallory", scopes).await;
+        let mut peer = RawSyncPeer::named(&node, "mallory", scopes).await;
         let answer = peer.greet(bucket, branch).await;
         assert_eq!(answer, SyncMessage::Bye(ByeCode::NotFound), "{bucket}");
     }
@@ -504,7 +505,7 @@ async fn a_right_that_is_taken_away_ends_the_session() {
     let served = there.clone();
     serve(&node, there, Some(identity("mallory", &[MAY_SYNC])));
     let (send, recv) = here.open_bi().await.expect("a stream");
-    let mut peer = RawPeer {
+    let mut peer = RawSyncPeer {
         connection: here,
         send,
         recv,
@@ -539,7 +540,7 @@ async fn want_is_answered_with_what_the_bucket_has() {
         Ok::<_, StoreError>(hash)
     });
     let elsewhere = stored.await.expect("no panic").expect("applied");
-    let mut peer = RawPeer::greeted(&node).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
     let wanted = vec![here, elsewhere, hash(99)];
     peer.say(&SyncMessage::Want(wanted)).await;
     let answer = loop {
@@ -554,7 +555,7 @@ async fn want_is_answered_with_what_the_bucket_has() {
 #[tokio::test]
 async fn sessions_of_one_peer_are_limited() {
     let node = victim().await;
-    let mut first = RawPeer::greeted(&node).await;
+    let mut first = RawSyncPeer::greeted(&node).await;
     let mut further = Vec::new();
     for _ in 0..crate::sync::limits::SESSIONS_PER_PEER_MAX {
         let streams = first.connection.open_bi().await.expect("a stream");
@@ -581,7 +582,7 @@ async fn a_synchronised_bucket_that_is_switched_off_is_not_there() {
         ..BucketSettings::default()
     })
     .await;
-    let mut peer = RawPeer::new(&node).await;
+    let mut peer = RawSyncPeer::new(&node).await;
     let answer = peer.greet("docs", "main").await;
     assert_eq!(answer, SyncMessage::Bye(ByeCode::NotFound));
     assert_eq!(node.paths().await, ["/kept"]);

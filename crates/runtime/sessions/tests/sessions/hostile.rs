@@ -241,8 +241,10 @@ const GROWTH_MIB: f64 = 0.5;
 const SETTLES_WITHIN: Duration = Duration::from_secs(5);
 /// What the allocator may keep beside that, MiB.
 const RESIDENT_MIB: f64 = 12.0;
-/// Descriptors of workers that wait for their tenant's next session: three for each lane of the last rounds.
-const DESCRIPTORS: usize = 3 * SOAK_LANES * (PARTS + 2);
+/// Descriptors of workers that wait for their tenant's next session, which may be those of all rounds: for each lane a
+/// socket, a pipe, the process, its folder below `/proc`, and its memory's figures. A session that kept one would keep
+/// a thousand.
+const DESCRIPTORS: usize = 5 * SOAK_LANES * (PARTS + 2);
 
 /// Set for the process in which the memory of the node alone is measured.
 const MEASURED: &str = "ALKNET_TEST_MEASURED";

@@ -4,7 +4,7 @@ use alknet_store::{BucketName, EntryAddress, InvalidPath, PathRule, SNAPSHOT_DIR
 
 /// What a path names. It need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum FilePlace {
+pub(super) enum TreePath {
     /// The directory of buckets.
     Root,
     /// The directory of the snapshots of a bucket.
@@ -13,7 +13,7 @@ pub(super) enum FilePlace {
     Entry(EntryAddress),
 }
 
-impl FilePlace {
+impl TreePath {
     /// Parses an absolute path.
     ///
     /// # Errors
@@ -66,8 +66,8 @@ mod tests {
 
     #[test]
     fn paths_name_what_the_grammar_says() {
-        let address = |path: &str| match FilePlace::parse(path) {
-            Ok(FilePlace::Entry(address)) => address.to_string(),
+        let address = |path: &str| match TreePath::parse(path) {
+            Ok(TreePath::Entry(address)) => address.to_string(),
             other => panic!("{path}: {other:?}"),
         };
         for (path, expected) in [
@@ -81,11 +81,11 @@ mod tests {
         ] {
             assert_eq!(address(path), expected, "{path}");
         }
-        assert_eq!(FilePlace::parse("/"), Ok(FilePlace::Root));
+        assert_eq!(TreePath::parse("/"), Ok(TreePath::Root));
         let bucket = BucketName::parse("docs").expect("a name");
         assert_eq!(
-            FilePlace::parse("/docs/.snap"),
-            Ok(FilePlace::Snapshots(bucket))
+            TreePath::parse("/docs/.snap"),
+            Ok(TreePath::Snapshots(bucket))
         );
         for (path, rule) in [
             ("docs/a", PathRule::Absolute),
@@ -100,7 +100,7 @@ mod tests {
             ("/docs:/a", PathRule::BucketName),
             ("/docs@draft/.snap/v1", PathRule::Reserved),
         ] {
-            assert_eq!(FilePlace::parse(path), Err(rule.into()), "{path}");
+            assert_eq!(TreePath::parse(path), Err(rule.into()), "{path}");
         }
     }
 
@@ -135,7 +135,7 @@ mod tests {
 
         #[test]
         fn no_path_makes_the_parser_panic(path in "\\PC{0,40}") {
-            drop(FilePlace::parse(&path));
+            drop(TreePath::parse(&path));
         }
     }
 }
