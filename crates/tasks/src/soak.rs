@@ -19,7 +19,7 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// The names and kinds of the campaigns.
-const CAMPAIGNS: [(&str, CampaignKind); 11] = [
+const CAMPAIGNS: [(&str, CampaignKind); 12] = [
     ("counts", CampaignKind::Tests(&COUNTS)),
     // Most of the time is spent waiting, and no time is measured, so it may run beside other work.
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
@@ -53,6 +53,13 @@ const CAMPAIGNS: [(&str, CampaignKind); 11] = [
     ),
     ("pipelines", CampaignKind::Measured(&["pipelines_that"])),
     ("power-cuts", CampaignKind::Tests(&["power_cut"])),
+    (
+        "sync",
+        CampaignKind::Measured(&[
+            "a_first_synchronisation_of_a_large_tree",
+            "three_nodes_that_are_parted",
+        ]),
+    ),
     ("times", CampaignKind::Measured(&TIMES)),
     (
         "update-cuts",
@@ -132,7 +139,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// Campaign: counts, crowds, flood, fuzz, hostile, media, network-boot, pipelines, power-cuts, times or
+    /// Campaign: counts, crowds, flood, fuzz, hostile, media, network-boot, pipelines, power-cuts, sync, times or
     /// update-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]

@@ -15,6 +15,7 @@ mod farm;
 mod files;
 mod files_cli;
 mod files_in_scripts;
+mod files_sync;
 mod gpu_verbs;
 mod hoarders;
 mod hostile;
