@@ -98,13 +98,17 @@ async fn read(
     blocks: mpsc::Sender<VerifiedBlock>,
 ) -> Result<(), ReceiveError> {
     let (mut recv, said) = ask(connection, hash, selection).await?;
-    let read = match said == size {
+    let is_expected = said == size;
+    let read = match is_expected {
         true => read_blocks(&mut recv, hash, size, selection, blocks).await,
-        false => Err(check_said_size(connection, hash, said).await),
+        false => Ok(()),
     };
-    // Whatever the peer would still send is of no use.
+    // Whatever the peer would still send is of no use, and keeps a peer from answering that sends one response at a time.
     recv.get_mut().stop(StreamCode::Cancelled);
-    read
+    match is_expected {
+        true => read,
+        false => Err(check_said_size(connection, hash, said).await),
+    }
 }
 
 /// Asks for chunks of a content. Returns what comes behind the number of its bytes, and that number by the word of the peer.
