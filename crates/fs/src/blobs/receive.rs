@@ -100,11 +100,14 @@ async fn read(
     let (mut recv, said) = ask(connection, hash, selection).await?;
     let read = match said == size {
         true => read_blocks(&mut recv, hash, size, selection, blocks).await,
-        false => Err(check_said_size(connection, hash, said).await),
+        false => Ok(()),
     };
-    // Whatever the peer would still send is of no use.
+    // Whatever the peer would still send is of no use. A peer that serves one request at a time serves no other one before.
     recv.get_mut().stop(StreamCode::Cancelled);
-    read
+    match said == size {
+        true => read,
+        false => Err(check_said_size(connection, hash, said).await),
+    }
 }
 
 /// Asks for chunks of a content. Returns what comes behind the number of its bytes, and that number by the word of the peer.
