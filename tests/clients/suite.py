@@ -77,21 +77,25 @@ async def until(node, true, operation="demo/state"):
 
 # Tests that run with every node.
 
+async def listed(node, **more):
+    """The names of all operations, however many pages they take."""
+    names, cursor = [], None
+    while True:
+        page = await call(node, "services/list", {**more, "cursor": cursor})
+        names += [operation["name"] for operation in page["operations"]]
+        if not (cursor := page.get("next")):
+            return names
+
+
 async def lists_and_describes():
     async with known() as node:
-        whole = await call(node, "services/list")
-        names = [operation["name"] for operation in whole["operations"]]
+        whole, names = await call(node, "services/list"), await listed(node)
         assert names == sorted(names) and "services/list" in names, whole
         protocol = whole["protocol"]
         assert protocol["version"] == 1, whole
         assert set(protocol["features"]) >= {"bin1", "credit1", "goaway1"}, whole
         assert protocol["max_frame"] == 1 << 20 and protocol["max_inflight"] == 256, whole
-        paged, cursor = [], None
-        while True:
-            page = await call(node, "services/list", {"limit": 2, "cursor": cursor})
-            paged += [operation["name"] for operation in page["operations"]]
-            if not (cursor := page.get("next")):
-                break
+        paged = await listed(node, limit=2)
         assert paged == names, (paged, names)
         spec = await call(node, "services/schema", {"name": facts["query"]})
         assert spec["op_type"] == "query" and spec["input_schema"], spec

@@ -98,14 +98,13 @@ async fn read(
     blocks: mpsc::Sender<VerifiedBlock>,
 ) -> Result<(), ReceiveError> {
     let (mut recv, said) = ask(connection, hash, selection).await?;
-    let is_expected = said == size;
-    let read = match is_expected {
+    let read = match said == size {
         true => read_blocks(&mut recv, hash, size, selection, blocks).await,
         false => Ok(()),
     };
-    // Whatever the peer would still send is of no use, and keeps a peer from answering that sends one response at a time.
+    // Whatever the peer would still send is of no use. A peer that serves one request at a time serves no other one before.
     recv.get_mut().stop(StreamCode::Cancelled);
-    match is_expected {
+    match said == size {
         true => read,
         false => Err(check_said_size(connection, hash, said).await),
     }

@@ -42,7 +42,6 @@ async fn measure_readers() {
         Ok(entry.state.hash)
     });
     let hash = found.await.expect("there").expect("a file");
-    // A read blocks its thread.
     let measured = tokio::task::spawn_blocking(move || {
         let open = || {
             let reader = lease.read_content(hash).expect("whole");
@@ -54,11 +53,10 @@ async fn measure_readers() {
         let before = resident_bytes();
         let readers: Vec<_> = (0..READERS).map(|_| open()).collect();
         let grown = resident_bytes().saturating_sub(before) / READERS;
+        assert!(grown <= OPEN_READ_BYTES_MAX, "{grown} bytes for each");
         drop(readers);
-        grown
     });
-    let grown = measured.await.expect("no panic");
-    assert!(grown <= OPEN_READ_BYTES_MAX, "{grown} bytes for each");
+    measured.await.expect("within the bound");
     // Over HTTP, whose clients have taken one frame.
     let client = MountClient::new(&node, "ada", &["fs:read:docs"]);
     let ask = async || {

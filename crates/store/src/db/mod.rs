@@ -236,8 +236,8 @@ impl StoreDb {
         }
     }
 
-    /// Runs a read on one of the reading threads, in the turn of the handle's identity. It sees one state of the store, and all writes whose result was there
-    /// before. It ends with [`StoreError::TimedOut`] at its time limit.
+    /// Runs a read on one of the reading threads, in the turn of the handle's identity. It sees one state of the store, and
+    /// all writes whose result was there before. It ends with [`StoreError::TimedOut`] at its time limit.
     pub fn read<T, F>(&self, work: F) -> StoreReply<T>
     where
         T: Send + 'static,
