@@ -73,7 +73,7 @@ fn no_job_succeeds_until_the_log_is_emptied() {
     write_unsynced(&db);
     folder.fail_next(DiskFault::Database("-wal"));
     note(&db, 2).wait().expect_err("the disk failed");
-    folder.fail_next(DiskFault::DatabaseOnly("fs.db"));
+    folder.fail_next(DiskFault::Database("fs.db"));
     note(&db, 3).wait().expect_err("the disk failed again");
     note(&db, 4).wait().expect("the disk works again");
     assert_eq!(notes_after_cut(&folder), [1, 4]);
@@ -87,7 +87,7 @@ fn a_store_that_could_not_empty_its_log_was_not_closed_in_order() {
     write_unsynced(&db);
     folder.fail_next(DiskFault::Database("-wal"));
     note(&db, 2).wait().expect_err("the disk failed");
-    folder.fail_next(DiskFault::DatabaseOnly("fs.db"));
+    folder.fail_next(DiskFault::Database("fs.db"));
     drop(db);
     assert!(!open(&path).was_closed_in_order());
 }
