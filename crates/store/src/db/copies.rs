@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::readers::ReadWatch;
 use super::{StoreDb, open, quarantine};
@@ -160,10 +161,8 @@ impl StoreDb {
         if let Some(copy) = before.iter().find(|copy| copy.day == day) {
             return Ok(CopyOutcome::Kept(copy.clone()));
         }
-        if self.is_damaged() {
-            // The copies of before are the better ones.
-            return Err(StoreError::Damaged("a page of the file".to_owned()));
-        }
+        // The copies of before are the better ones, also where a damaged page only makes reads find less.
+        self.check_pages_in_turn()?;
         let bytes = fs::metadata(path)?.len();
         self.check_space(bytes)?;
         let made = StoreCopy {
@@ -178,6 +177,42 @@ impl StoreDb {
             remove_if_there(&old.path)?;
         }
         Ok(CopyOutcome::Made(made))
+    }
+
+    /// Looks at every page of the file, as a start does after one that did not end in order. Some damage is no error of a
+    /// read, which finds less than there is. Blocks for as long as it takes to read the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], also if an earlier read has found that, and the next start sets the file aside.
+    /// [`StoreError::TimedOut`] if the log got too long meanwhile.
+    pub(crate) fn check_pages(&self) -> Result<(), StoreError> {
+        let copying = self.0.copying.lock();
+        let _turn = copying.unwrap_or_else(PoisonError::into_inner);
+        self.check_pages_in_turn()
+    }
+
+    /// The same while no copy is made.
+    fn check_pages_in_turn(&self) -> Result<(), StoreError> {
+        if self.is_damaged() {
+            return Err(StoreError::Damaged("a page of the file".to_owned()));
+        }
+        let readers = self.0.readers.as_ref().ok_or(StoreError::Closed)?;
+        // Of its own, and without the limit of a read, as for a copy.
+        let connection = open::open_copier(&self.0.path)?;
+        let checked = readers
+            .watch()
+            .run_copy(&connection, || open::check_pages(&connection));
+        let checked = checked
+            .map_err(StoreError::from)
+            .and_then(|said| match &*said {
+                "ok" => Ok(()),
+                _ => Err(StoreError::Damaged(said)),
+            });
+        if let Err(StoreError::Damaged(reason)) = &checked {
+            tracing::error!(%reason, "the file of names is damaged");
+            self.0.is_damaged.store(true, Ordering::Relaxed);
+        }
+        checked
     }
 
     /// The copies, the newest first.

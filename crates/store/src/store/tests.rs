@@ -80,16 +80,26 @@ impl TestFiles {
         self.dir.path().join("fs")
     }
 
-    pub(crate) fn reopen(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.store = None;
-        let observer = Arc::new(UnobservedCommits);
-        self.store = Some(open(&self.root(), &self.clock, &self.space, observer));
     }
 
-    /// Does that on a disk that is followed. After an error the store is closed.
+    pub(crate) fn reopen(&mut self) {
+        self.try_reopen().expect("a store");
+    }
+
+    /// The same. After an error the store is closed.
+    pub(crate) fn try_reopen(&mut self) -> Result<(), StoreOpenError> {
+        self.reopen_with(Arc::new(UnobservedCommits))
+    }
+
+    /// Does that on a disk that is followed.
     fn reopen_on(&mut self, disk: &Arc<SyncedFolder>) -> Result<(), StoreOpenError> {
-        self.store = None;
-        let observer = Arc::new(FollowedCommits(Arc::clone(disk)));
+        self.reopen_with(Arc::new(FollowedCommits(Arc::clone(disk))))
+    }
+
+    fn reopen_with(&mut self, observer: Arc<dyn CommitObserver>) -> Result<(), StoreOpenError> {
+        self.close();
         let opened = try_open(&self.root(), &self.clock, &self.space, observer)?;
         self.store = Some(opened);
         Ok(())
@@ -207,7 +217,7 @@ impl TestFiles {
         self.try_collect().expect("a step")
     }
 
-    fn try_collect(&self) -> Result<CollectProgress, StoreError> {
+    pub(crate) fn try_collect(&self) -> Result<CollectProgress, StoreError> {
         let mut collection = GarbageCollection::default();
         while !collection.is_done() {
             self.store().collect_step(&mut collection)?;

@@ -52,6 +52,8 @@ struct FilesRun {
     contents: BTreeMap<String, Vec<u8>>,
     sessions: Vec<OpenSession>,
     locks: HeldLocks,
+    /// Commits of locks that made a file.
+    untimed: BTreeSet<u64>,
     names: usize,
     done: BTreeMap<&'static str, usize>,
 }
@@ -87,6 +89,7 @@ impl FilesRun {
             contents: BTreeMap::new(),
             sessions: Vec::new(),
             locks: HeldLocks::new(),
+            untimed: BTreeSet::new(),
             names: 0,
             done: BTreeMap::new(),
         }
@@ -130,7 +133,13 @@ impl FilesRun {
         match (result, self.end_faults()) {
             (Ok(value), _) => Attempt::Done(value),
             (Err(StoreError::Damaged(reason)), _) => panic!("it is not damaged: {reason}"),
-            (Err(_), Some(failed)) => Attempt::Failed(failed),
+            (Err(_), Some(failed)) => {
+                // Behind a job that failed with the disk, the log is emptied before the next one. Only until then may a
+                // crash bring the job back.
+                let next = self.files.store().write(|_| Ok(()));
+                next.wait().expect("the disk works again");
+                Attempt::Failed(failed)
+            }
             (Err(error), None) => Attempt::Refused(error),
         }
     }
@@ -309,6 +318,11 @@ impl FilesRun {
             ),
             _ => {
                 let seq = self.kept_version(branch);
+                // The file of a lock had another time there, which the model does not know.
+                let seq = match self.untimed.contains(&seq) {
+                    true => self.reference.branches[&branch].head(),
+                    false => seq,
+                };
                 let then = self.reference.tree_at(branch, seq);
                 let change = TreeChange::Restore {
                     path: path(&one),
@@ -376,9 +390,6 @@ impl FilesRun {
     /// Ends the process, or the power.
     fn crash(&mut self) -> &'static str {
         self.end_faults();
-        // Behind a job that failed with the disk, the log is emptied before the next one. Only until then may it come back.
-        let next = self.files.store().write(|_| Ok(()));
-        next.wait().expect("the disk works");
         let left = match &self.disk {
             Some(disk) if self.random.is_one_in(2) => disk.cut(),
             _ => {

@@ -107,6 +107,7 @@ impl FilesRun {
                 self.locks.insert(at.clone(), (lock.token, lock.until_ms));
                 if let Some(made) = locked.made {
                     self.reference.add_version(main, made.seq, tree);
+                    self.untimed.insert(made.seq);
                     self.set_time(&at, lock.token);
                 }
                 "lock"
