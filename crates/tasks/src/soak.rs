@@ -72,13 +72,16 @@ const CAMPAIGNS: [(&str, CampaignKind); 11] = [
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
-const COUNTS: [&str; 6] = [
+const COUNTS: [&str; 9] = [
     "a_server_that_takes_no_cancellation",
     "a_thousand_idle_sessions",
     "a_thousand_replays",
+    "behaves_as_the_model",
+    "disk_fails_at_any_call",
     "matrices_may_lie_anyhow",
     "products_are_numpys",
     "the_language_s_own_tests",
+    "torn_at_any_byte",
 ];
 
 /// Tests of promised times, which only an idle machine can show, and three that wait ten minutes and more.

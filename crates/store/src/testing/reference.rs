@@ -152,7 +152,12 @@ impl Reference {
             assert_eq!(outcome.conflicts, [], "{base:?}\n{ours:?}\n{theirs:?}");
             assert_eq!(tree, expected);
         } else {
-            assert_ne!(strategy, MergeStrategy::Fail);
+            assert_ne!(
+                strategy,
+                MergeStrategy::Fail,
+                "{conflicts:?}\n{base:?}\n{ours:?}\n{theirs:?}\n{source:?} {target:?} {outcome:?} {:?}",
+                self.branches
+            );
             assert_ne!(outcome.conflicts, []);
             let found = outcome.conflicts.iter().map(|it| it.path.to_string());
             let decided: BTreeSet<String> = found.chain(conflicts).collect();

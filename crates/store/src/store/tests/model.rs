@@ -32,7 +32,7 @@ const SEEDS: usize = 200;
 const COLLECT_PAUSE: Duration = Duration::from_secs(20 * 60);
 /// Of so many steps one may meet a call of the disk that fails, among so many calls.
 const FAULT_OF: usize = 3;
-const FAULT_CALLS: usize = 60;
+const FAULT_CALLS: usize = 30;
 
 /// What became of a call.
 enum Attempt<T> {
@@ -105,8 +105,8 @@ impl FilesRun {
             71..77 => self.create_branch(),
             77..79 => self.delete_branch(),
             79..86 => self.lock_or_unlock(),
-            86..91 => self.collect(),
-            91..95 => self.reopen(),
+            86..92 => self.collect(),
+            92..96 => self.reopen(),
             _ => self.crash(),
         };
         // A fault that no call has met.
@@ -186,7 +186,7 @@ impl FilesRun {
 
     fn change(&mut self) -> &'static str {
         let branch = self.any_branch();
-        let count = 1 + self.random.below(3);
+        let count = 1 + self.random.below(2);
         let tokens = self.any_tokens();
         let mut tree = self.tree(branch).clone();
         let mut locks = self.locks_of(branch);
