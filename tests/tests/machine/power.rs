@@ -2,16 +2,16 @@
 //!
 //! `ALKNET_SOAK=full` makes the 600 power cuts that the project promises. `ALKNET_SEED` repeats a campaign.
 
+mod campaign;
 mod clients;
 mod files;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use alknet_call::{CallConnection, CallOptions, ErrorCode, Subscription};
 use alknet_core::{Carriage, CloseCode, CloseReason};
@@ -27,6 +27,7 @@ use alknet_tests::{
 use alknet_vault::slots::{FileCopyStorage, VaultCopies};
 use serde_json::{Value, json};
 
+pub(super) use campaign::{CampaignRng, Evidence, cut_now};
 use clients::Answer;
 
 use super::disks::small;
@@ -34,8 +35,6 @@ use super::vault::VAULT_A_AT;
 
 /// Environment variable that `cargo xtask soak` sets to `full`.
 const COUNT_VARIABLE: &str = "ALKNET_SOAK";
-/// Environment variable with the seed of the random numbers. Without it the clock gives the seed.
-const SEED_VARIABLE: &str = "ALKNET_SEED";
 /// By how much the clocks of the later lives of a machine with clients are ahead.
 const SECOND_LIFE: &str = "1 hour";
 const NEXT_LIFE: &str = "2 hours";
@@ -611,74 +610,4 @@ fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     again.end();
     assert_clean(&bench.data(), 0);
-}
-
-/// Makes at `image` what the disk of a recording may hold if the power goes now. Of a few seeds the function takes the
-/// one with which the disk loses most of what it has not flushed.
-pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
-    const SEEDS: u64 = 12;
-    let cut = |seed| {
-        let cut = recording.cut(recording.len(), seed, image);
-        cut.unwrap_or_else(|error| panic!("{error}"))
-    };
-    let most = (0..SEEDS).min_by_key(|seed| cut(*seed).whole);
-    let cut = cut(most.expect("there are some"));
-    eprintln!("the power goes at {}: {cut:?}", recording.len());
-}
-
-/// The image of a cut. When the test fails, the image stays beside the logs of failed machines.
-pub(super) struct Evidence(pub(super) PathBuf);
-
-impl Drop for Evidence {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        let kept = || -> Result<PathBuf, Box<dyn Error>> {
-            let file = tempfile::Builder::new()
-                .prefix("alknet-power-cut-")
-                .suffix(".raw")
-                .tempfile()?;
-            let (_, kept) = file.keep()?;
-            alknet_qemu::copy(&self.0, &kept)?;
-            Ok(kept)
-        };
-        match kept() {
-            Ok(kept) => eprintln!("the disk after the cut is kept in {}", kept.display()),
-            Err(error) => eprintln!("the disk after the cut is lost: {error}"),
-        }
-    }
-}
-
-/// The random numbers of SplitMix64: the same seed makes the same campaign.
-pub(super) struct CampaignRng(u64);
-
-impl CampaignRng {
-    pub(super) fn from_environment() -> Self {
-        let set = std::env::var(SEED_VARIABLE).ok();
-        let seed = set.map_or_else(Self::clock, |text| {
-            text.parse()
-                .unwrap_or_else(|error| panic!("{SEED_VARIABLE} is {text:?}: {error}"))
-        });
-        eprintln!("{SEED_VARIABLE}={seed}");
-        Self(seed)
-    }
-
-    fn clock() -> u64 {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.map_or(0, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        let bound = u64::try_from(bound.max(1)).unwrap_or(u64::MAX);
-        usize::try_from(self.next() % bound).unwrap_or_default()
-    }
 }

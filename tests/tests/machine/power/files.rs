@@ -1,13 +1,14 @@
 //! What a power cut leaves of files that clients put, merge, delete and collect: everything that they had an answer of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use alknet_qemu::DiskRecording;
 use alknet_store::{
-    Bucket, BucketId, ContentHash, EntryKind, EntryPath, FileStoreOptions, ReadTransaction, Store,
-    StoreError,
+    BranchName, Bucket, BucketId, ContentHash, EntryKind, EntryPath, FileStoreOptions, ListRequest,
+    MAIN_BRANCH, Store, StoreError,
 };
 use alknet_tests::tools::{assert_clean, tool};
 use alknet_tests::{MachineNode, TestBench};
@@ -24,6 +25,8 @@ const CUTS_FULL: usize = 200;
 const CUTS: usize = 8;
 /// Versions that are read on a machine that boots again, the newest ones before the cut.
 const READ_ON_MACHINE: usize = 12;
+/// Longest wait for them.
+const READ_WITHIN: Duration = Duration::from_secs(120);
 /// Entries in a listing of the store at most.
 const LISTED: usize = 1000;
 
@@ -149,12 +152,16 @@ fn check_store(store: &Store, what: &str) -> BTreeMap<String, ContentHash> {
         assert_eq!(used, counted, "{what}: {}", bucket.name);
         assert_eq!(used.staged, 0, "{what}: {}", bucket.name);
         assert_eq!(wrong, [], "{what}: {}", bucket.name);
+        let mut read = BTreeSet::new();
         for (branch, path, hash) in files_of(store, &bucket).expect(what) {
-            let content = store.read_content_in(id, hash);
-            let content = content.and_then(|content| content.read(0..content.size()));
             let address = format!("{}:{path}", bucket.name);
-            content.unwrap_or_else(|error| panic!("{what}: {branch} {address}: {error}"));
-            if branch == "main" {
+            // Branches show what their parents have.
+            if read.insert(hash) {
+                let content = store.read_content_in(id, hash);
+                let content = content.and_then(|content| content.read(0..content.size()));
+                content.unwrap_or_else(|error| panic!("{what}: {branch} {address}: {error}"));
+            }
+            if branch == MAIN_BRANCH {
                 names.insert(address, hash);
             }
         }
@@ -172,12 +179,22 @@ fn files_of(
     let mut files = Vec::new();
     for branch in branches {
         let id = branch.id;
-        let read =
-            move |tx: &ReadTransaction<'_>| tx.subtree(&tx.view(id, None)?, &EntryPath::root());
-        for entry in store.read(read).wait()? {
-            if let (EntryKind::File, Some(hash)) = (entry.state.kind, entry.state.hash) {
-                files.push((branch.name.to_string(), entry.path.to_string(), hash));
+        let mut request = ListRequest {
+            is_recursive: true,
+            ..ListRequest::new(EntryPath::root())
+        };
+        let mut is_end = false;
+        while !is_end {
+            let asked = request.clone();
+            let listed = store.read(move |tx| tx.list(&tx.view(id, None)?, &asked));
+            let page = listed.wait()?;
+            for entry in page.entries {
+                if let (EntryKind::File, Some(hash)) = (entry.state.kind, entry.state.hash) {
+                    files.push((branch.name.to_string(), entry.path.to_string(), hash));
+                }
             }
+            is_end = page.next.is_none();
+            request.after = page.next;
         }
     }
     Ok(files)
@@ -230,7 +247,7 @@ fn check_again(store: &Store, answers: &[Answer], moment: usize, what: &str) {
             versions
                 .entry(path)
                 .or_default()
-                .push((answer.moment, hash));
+                .push((answer.moment, hash.as_str()));
         }
     }
     for (path, versions) in versions {
@@ -238,8 +255,9 @@ fn check_again(store: &Store, answers: &[Answer], moment: usize, what: &str) {
         if answered > 0 {
             let bucket = bucket_id(store);
             let at: EntryPath = path.parse().expect("a path");
+            let main: BranchName = MAIN_BRANCH.parse().expect("a name");
             let found = store.read(move |tx| {
-                let main = tx.branch_by_name(bucket, &"main".parse()?)?;
+                let main = tx.branch_by_name(bucket, &main)?;
                 tx.stat(&tx.view(main.id, None)?, &at)
             });
             let found = found
@@ -264,8 +282,7 @@ pub(super) fn check_on(node: &MachineNode, answers: &[Answer], moment: usize) {
     // The store is opened with its first use.
     node.call("fs/bucket/list", &Value::Null);
     assert_eq!(node.info()["problems"], json!([]));
-    let runtime = Runtime::new().expect("a runtime");
-    runtime.block_on(async {
+    let reading = async {
         let (_dialer, client) = node.client().await.expect("it serves");
         for fact in newest {
             if let AnsweredFact::Version { hash, content, .. } = fact {
@@ -287,5 +304,9 @@ pub(super) fn check_on(node: &MachineNode, answers: &[Answer], moment: usize) {
                 assert!(bytes == content.bytes(), "{hash}");
             }
         }
-    });
+    };
+    let limit = node.vm().scale(READ_WITHIN);
+    let runtime = Runtime::new().expect("a runtime");
+    let read = runtime.block_on(async { tokio::time::timeout(limit, reading).await });
+    read.unwrap_or_else(|_| panic!("the reads hang\n{}", node.vm().report()));
 }
