@@ -79,14 +79,17 @@ const CAMPAIGNS: [(&str, CampaignKind); 12] = [
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
-const COUNTS: [&str; 8] = [
+const COUNTS: [&str; 11] = [
     "a_server_that_takes_no_cancellation",
     "a_thousand_idle_sessions",
     "a_thousand_replays",
+    "behaves_as_the_model",
+    "disk_fails_at_any_call",
     "iroh_clients_fetch_contents",
     "matrices_may_lie_anyhow",
     "products_are_numpys",
     "the_language_s_own_tests",
+    "torn_at_any_byte",
     "webdav_clients_use_the_files",
 ];
 

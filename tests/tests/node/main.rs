@@ -14,6 +14,7 @@ mod escrow;
 mod farm;
 mod files;
 mod files_cli;
+mod files_full;
 mod files_in_scripts;
 mod files_sync;
 mod gpu_verbs;

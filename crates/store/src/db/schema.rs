@@ -137,7 +137,7 @@ pub(crate) enum StoreFileKind {
     Ours,
     /// A file of this program, of a later version.
     Newer(i64),
-    /// The database of another program.
+    /// The database of another program, or one that has lost its tables.
     Foreign,
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn identify(connection: &Connection) -> rusqlite::Result<StoreFileKin
     Ok(match (application, version) {
         // A file without these numbers but with tables belongs to another program.
         (0, 0) if tables == 0 => StoreFileKind::Empty,
-        (STORE_APPLICATION_ID, STORE_SCHEMA_VERSION) => StoreFileKind::Ours,
+        (STORE_APPLICATION_ID, STORE_SCHEMA_VERSION) if tables > 0 => StoreFileKind::Ours,
         (STORE_APPLICATION_ID, later) if later > STORE_SCHEMA_VERSION => {
             StoreFileKind::Newer(later)
         }
