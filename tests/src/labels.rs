@@ -8,6 +8,7 @@ const LABELS: &[(&str, &[&str])] = &[
         &[
             "/iroh-bytes/4",
             "alknet/call",
+            "alknet/fs-sync",
             "alknet/tensor",
             "h2",
             "h3",

@@ -11,15 +11,17 @@ use arc_swap::ArcSwap;
 
 use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
+use super::file_store::FILES_NOT_SYNCED;
 use super::join::HUB_REFUSES;
 use super::node_key_rotation::NODE_KEY_WAITS;
 use super::update::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED, UPDATES_BLOCKED};
 
 /// Codes of problems that do not make a node degraded: the node serves, and its administrator has
 /// something to do, here or at another node or server.
-const HARMLESS: [&str; 23] = [
+const HARMLESS: [&str; 24] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
+    FILES_NOT_SYNCED,
     NODE_KEY_WAITS,
     HUB_REFUSES,
     MEMORY_SHORT,
@@ -182,6 +184,7 @@ mod tests {
             "credential-unused",
             "data-kept",
             "failed-logins",
+            "files-not-synced",
             "hub-refuses",
             "import-failed",
             "memory-short",

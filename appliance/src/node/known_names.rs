@@ -7,7 +7,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once. Each can be a tool.
-const OPERATIONS: [&str; 135] = [
+const OPERATIONS: [&str; 136] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -81,6 +81,7 @@ const OPERATIONS: [&str; 135] = [
     "fs/snapshot/list",
     "fs/stat",
     "fs/symlink",
+    "fs/sync/status",
     "fs/write/abort",
     "fs/write/chunk",
     "fs/write/close",

@@ -154,6 +154,7 @@ impl AlknetNode {
         tokio::spawn(node.storage.clone().keep_checked());
         node.file_store.start();
         tokio::spawn(node.file_store.clone().keep_counted());
+        tokio::spawn(node.file_store.clone().keep_synced());
         Ok(node)
     }
 
@@ -394,7 +395,7 @@ fn node_storage(
 
 /// The files that the node keeps for its callers, and the peers from which it fetches contents of them.
 fn node_file_store(environment: &NodeEnvironment<'_>, base: &NodeBase) -> NodeFileStore {
-    let file_store = NodeFileStore::new(environment.state_dir, &base.config.fs);
+    let file_store = NodeFileStore::new(environment.state_dir, &base.config.fs, base.own());
     file_store.set_peers(&base.identities.identities, &base.certificates.dialer);
     base.metrics.set_file_store(&file_store);
     file_store

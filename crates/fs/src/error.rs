@@ -51,6 +51,11 @@ impl FsError {
     pub(crate) fn input(text: impl Into<String>) -> Self {
         Self::Input(text.into())
     }
+
+    /// Whether a content is on peers only.
+    pub(crate) const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Store(StoreError::ContentUnavailable { .. }))
+    }
 }
 
 impl From<InvalidPath> for FsError {

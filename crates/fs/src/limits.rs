@@ -124,6 +124,9 @@ pub const BLOB_STALLED_TIME: Duration = Duration::from_secs(30);
 /// Time to reach a peer for a content.
 pub const FETCH_CONNECT_TIME: Duration = Duration::from_secs(15);
 
+/// How long a read waits for a content from peers, if the administrator sets no other time.
+pub const FETCH_TIME: Duration = Duration::from_secs(30);
+
 /// Peers that one call names.
 pub const FETCH_PEERS_MAX: usize = 16;
 

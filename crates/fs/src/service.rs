@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_store::{
@@ -18,7 +18,8 @@ use crate::blobs::{BlobFetches, BlobPeers};
 use crate::chores::{self, StopSignal};
 use crate::error::FsError;
 use crate::lease::{LeaseCount, StoreLease};
-use crate::limits::{CLOSE_WAIT, COPY_AGE_DAYS_MAX, OPEN_RETRY};
+use crate::limits::{CLOSE_WAIT, COPY_AGE_DAYS_MAX, FETCH_TIME, OPEN_RETRY};
+use crate::sync::SyncRecords;
 use crate::watches::WatchCount;
 
 /// The file of names in the folder of a store.
@@ -55,6 +56,10 @@ pub(crate) struct ServiceInner {
     /// Contents that come from peers.
     fetches: Arc<BlobFetches>,
     peers: OnceLock<Arc<dyn BlobPeers>>,
+    /// How long a read waits for a content from peers.
+    fetch_time: OnceLock<Duration>,
+    /// How the last sessions with peers ended.
+    sync_records: SyncRecords,
     /// Held during one step of a collection, so that two of them do not get into each other's way.
     collecting: Mutex<()>,
     /// Whether the daily copies of the file of names are old.
@@ -63,6 +68,8 @@ pub(crate) struct ServiceInner {
     keeper_thread: Mutex<Option<JoinHandle<()>>>,
     /// Whether subscriptions have to end.
     closing: watch::Sender<bool>,
+    /// Says `true` once the store was opened.
+    opened: watch::Sender<bool>,
 }
 
 enum ServiceState {
@@ -90,11 +97,14 @@ impl FsService {
             watches: Arc::default(),
             fetches: Arc::default(),
             peers: OnceLock::new(),
+            fetch_time: OnceLock::new(),
+            sync_records: SyncRecords::default(),
             collecting: Mutex::default(),
             lacks_copy: AtomicBool::new(false),
             stop: Arc::default(),
             keeper_thread: Mutex::default(),
             closing: watch::channel(false).0,
+            opened: watch::channel(false).0,
         }))
     }
 
@@ -187,7 +197,14 @@ impl FsService {
             return Err(FsError::Unserved);
         }
         self.start_keeper();
+        self.0.opened.send_replace(true);
         Ok(lease)
+    }
+
+    /// Resolves when the store has been opened for the first time.
+    pub(crate) async fn first_opening(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.opened.subscribe().wait_for(|opened| *opened).await;
     }
 
     /// The store if it is open, `None` if it is worth an attempt to open it.
@@ -267,6 +284,19 @@ impl FsService {
     /// Gives the service the peers from which it fetches contents. The first call counts; without one, no content is fetched.
     pub fn set_peers(&self, peers: Arc<dyn BlobPeers>) {
         self.0.peers.get_or_init(|| peers);
+    }
+
+    /// Lets a read wait this long for a content from peers, in place of [`FETCH_TIME`]. The first call counts.
+    pub fn set_fetch_time(&self, time: Duration) {
+        self.0.fetch_time.get_or_init(|| time);
+    }
+
+    pub(crate) fn fetch_time(&self) -> Duration {
+        self.0.fetch_time.get().copied().unwrap_or(FETCH_TIME)
+    }
+
+    pub(crate) fn sync_records(&self) -> &SyncRecords {
+        &self.0.sync_records
     }
 
     pub(crate) fn peers(&self) -> Option<Arc<dyn BlobPeers>> {

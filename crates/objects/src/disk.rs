@@ -1,9 +1,9 @@
-//! What a folder of objects asks of the disk beside reads and writes.
+//! What a folder of objects asks of the disk beside reads.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::libc;
@@ -11,6 +11,30 @@ use nix::libc;
 /// How bytes and names get to the disk, and how the bytes of a removed file are freed. Tests take the place of the
 /// system, to record these calls or to let them fail.
 pub trait ObjectDisk: fmt::Debug + Send + Sync + 'static {
+    /// Writes bytes at an offset of a file.
+    ///
+    /// # Errors
+    /// The disk is full or fails. A part of the bytes may be written.
+    fn write_at(&self, file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+        file.write_all_at(bytes, at)
+    }
+
+    /// Gives a file another name, and takes that name from what had it.
+    ///
+    /// # Errors
+    /// The disk is full or fails. The file has its former name then.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Takes its name from a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or the disk fails.
+    fn remove(&self, file: &Path) -> io::Result<()> {
+        fs::remove_file(file)
+    }
+
     /// Returns when the content and the metadata of a file are on the disk.
     ///
     /// # Errors

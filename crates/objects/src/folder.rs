@@ -256,7 +256,7 @@ impl ObjectFolder {
         let held = held.collect();
         // The outboards go first: a power cut must not leave one without its object, which no later removal would find.
         self.outboards.remove_of(hash, bytes)?;
-        match fs::remove_file(path) {
+        match self.disk.remove(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             removed => removed.map(|()| Some(UnlinkedObject { bytes, held })),
         }

@@ -161,7 +161,7 @@ impl ObjectFolder {
             hasher.update(&block[..len]).map_err(io)?;
             at += len as u64;
         }
-        let (root, new) = hasher.finish(self.staging()).map_err(io)?;
+        let (root, new) = hasher.finish(self.staging(), &**self.disk()).map_err(io)?;
         // A change of the file while it was hashed would leave a tree of mixed content.
         object.check()?;
         let mut found = Outboard {

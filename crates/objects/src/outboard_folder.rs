@@ -1,6 +1,6 @@
 //! The files of outboards.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -89,7 +89,10 @@ impl OutboardFolder {
             return cache.add(name, new);
         }
         self.disk.sync_data(new.as_file())?;
-        let file = new.persist(self.path(&name))?;
+        let (file, staged) = new.into_parts();
+        self.disk.rename(&staged, &self.path(&name))?;
+        // The temporary name is gone, and may be the one of another file by now.
+        staged.keep()?;
         self.disk.sync_folder(&self.folder)?;
         Ok(file)
     }
@@ -99,7 +102,7 @@ impl OutboardFolder {
         if let Some(mut cache) = self.cache() {
             return cache.remove(name);
         }
-        match fs::remove_file(self.path(name)) {
+        match self.disk.remove(&self.path(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }

@@ -120,7 +120,7 @@ impl ObjectFolder {
         let failed = |error| ObjectError::io(what(), error);
         let mut staged = self.stage()?;
         // In the place of an empty staged file, so that a restart removes it if it is not placed.
-        std::fs::rename(path, &staged.name).map_err(failed)?;
+        self.disk().rename(path, &staged.name).map_err(failed)?;
         let file = File::options().read(true).write(true).open(&staged.name);
         staged.file = file.map_err(failed)?;
         staged.size = staged.file.metadata().map_err(failed)?.len();
@@ -179,7 +179,8 @@ impl StagedObject {
         }
         let end = at.checked_add(bytes.len() as u64);
         let end = end.ok_or_else(|| io::Error::from(ErrorKind::FileTooLarge));
-        let written = end.and_then(|end| self.file.write_all_at(bytes, at).map(|()| end));
+        let disk = self.folder.disk();
+        let written = end.and_then(|end| disk.write_at(&self.file, at, bytes).map(|()| end));
         let end = written.map_err(|error| self.failed("write", error))?;
         self.size = self.size.max(end);
         if at == self.hasher.hashed_bytes() && self.hasher.update(bytes).is_err() {
@@ -277,7 +278,8 @@ impl StagedObject {
                 at += len as u64;
             }
         }
-        let (hash, outboard) = self.hasher.finish(self.folder.staging())?;
+        let (staging, disk) = (self.folder.staging(), self.folder.disk());
+        let (hash, outboard) = self.hasher.finish(staging, &**disk)?;
         Ok(HashedObject {
             folder: self.folder,
             file: self.file,
@@ -334,7 +336,9 @@ impl PlacementDisk for FolderDisk<'_> {
     }
 
     fn rename(&self, staged: TempPath, object: &Path) -> io::Result<()> {
-        staged.persist(object)?;
+        self.0.rename(&staged, object)?;
+        // The temporary name is gone, and may be the one of another file by now.
+        staged.keep()?;
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blake3::hazmat::{
@@ -11,6 +10,7 @@ use blake3::hazmat::{
 use blake3::{Hash, Hasher};
 use tempfile::NamedTempFile;
 
+use crate::disk::ObjectDisk;
 use crate::hash_tree::PAIR_BYTES;
 use crate::limits::{GROUP_BYTES, GROUP_HASHES, PAIR_BLOCK_GROUPS};
 use crate::outboard::ROOT_BYTES;
@@ -53,10 +53,14 @@ impl ContentHasher {
     }
 
     /// The hash, and the outboard as a file in `staging` if the content has more than a group.
-    pub(crate) fn finish(self, staging: &Path) -> io::Result<(Hash, Option<NamedTempFile>)> {
+    pub(crate) fn finish(
+        self,
+        staging: &Path,
+        disk: &dyn ObjectDisk,
+    ) -> io::Result<(Hash, Option<NamedTempFile>)> {
         match self {
             Self::Plain(hasher) => Ok((hasher.finalize(), None)),
-            Self::Tree(hasher) => hasher.finish(staging),
+            Self::Tree(hasher) => hasher.finish(staging, disk),
         }
     }
 }
@@ -114,7 +118,11 @@ impl TreeHasher {
     }
 
     /// The hash, and the outboard as a file in `staging` if the content has more than a group.
-    pub(crate) fn finish(mut self, staging: &Path) -> io::Result<(Hash, Option<NamedTempFile>)> {
+    pub(crate) fn finish(
+        mut self,
+        staging: &Path,
+        disk: &dyn ObjectDisk,
+    ) -> io::Result<(Hash, Option<NamedTempFile>)> {
         if self.groups.count == 0 {
             return Ok((self.group.finalize(), None));
         }
@@ -124,11 +132,12 @@ impl TreeHasher {
         let mut writer = HashPairWriter {
             groups: self.groups.into_reader()?,
             file: outboard.as_file(),
+            disk,
             block: None,
         };
         let [left, right] = writer.write_children(groups, 0)?;
         let root = merge_subtrees_root(&left, &right, Mode::Hash);
-        outboard.as_file().write_all_at(root.as_bytes(), 0)?;
+        disk.write_at(outboard.as_file(), 0, root.as_bytes())?;
         Ok((root, Some(outboard)))
     }
 }
@@ -177,6 +186,7 @@ impl GroupHashes {
 struct HashPairWriter<'f> {
     groups: Box<dyn Read>,
     file: &'f File,
+    disk: &'f dyn ObjectDisk,
     /// The subtree that is written at once.
     block: Option<PairBlock>,
 }
@@ -229,8 +239,8 @@ impl HashPairWriter<'_> {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file
-            .write_all_at(bytes, ROOT_BYTES + at * PAIR_BYTES as u64)
+        let at = ROOT_BYTES + at * PAIR_BYTES as u64;
+        self.disk.write_at(self.file, at, bytes)
     }
 }
 
@@ -240,6 +250,7 @@ mod tests {
     use bao_tree::io::outboard::PreOrderMemOutboard;
 
     use super::*;
+    use crate::disk::SystemObjectDisk;
 
     /// Hashed in pieces of this many bytes: the root, and the bytes of the outboard.
     fn hashed(mut hasher: TreeHasher, data: &[u8], piece: usize) -> (Hash, Vec<u8>) {
@@ -247,7 +258,8 @@ mod tests {
         for piece in data.chunks(piece) {
             hasher.update(piece).expect("writable");
         }
-        let (root, file) = hasher.finish(staging.path()).expect("writable");
+        let finished = hasher.finish(staging.path(), &SystemObjectDisk);
+        let (root, file) = finished.expect("writable");
         let bytes = file.map(|file| std::fs::read(file.path()).expect("readable"));
         (root, bytes.unwrap_or_default())
     }

@@ -94,12 +94,13 @@ pub use locks::{
 };
 pub use names::{
     Branch, BranchId, BranchState, Bucket, BucketId, BucketKind, BucketSettings, BucketState,
-    BucketUsage, ChangeRequest, CommitReceipt, ConflictKind, ContentPresence,
-    DIRECTORY_MODE_DEFAULT, Entry, EntryAttributes, EntryKind, EntryPage, EntryPrecondition,
-    EntryState, EntryVersion, ExpiryProgress, FILE_MODE_DEFAULT, FileContent, ListRequest,
-    MergeConflict, MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket,
-    ProtectedBranches, PurgeProgress, Snapshot, StoredSyncDocument, SyncDocumentUpdate, SyncRow,
-    SyncedChanges, SyncedOutcome, TreeChange, TreeDifference, TreeView,
+    BucketSync, BucketUsage, ChangeRequest, CommitReceipt, ConflictKind, ContentFetchMode,
+    ContentPresence, DIRECTORY_MODE_DEFAULT, Entry, EntryAttributes, EntryKind, EntryPage,
+    EntryPrecondition, EntryState, EntryVersion, ExpiryProgress, FILE_MODE_DEFAULT, FileContent,
+    ListRequest, MergeConflict, MergeOutcome, MergeRequest, MergeStrategy, NewBranch, NewBucket,
+    ProtectedBranches, PurgeProgress, Snapshot, StoredSyncDocument, SyncDocumentKey,
+    SyncDocumentUpdate, SyncRow, SyncTops, SyncableBranch, SyncedChanges, SyncedOutcome,
+    TreeChange, TreeDifference, TreeView,
 };
 pub use outbox::{
     EventFilter, EventPage, EventPayload, EventTopic, EventWatch, OutboxConsumer, OutboxStart,

@@ -40,6 +40,10 @@ pub const TRANSACTION_BYTES_MAX: u64 = 128 << 20;
 /// Bytes of a path that cost no quota of bytes: the entry counts against the quota of entries already.
 pub const PATH_BYTES_FREE: u64 = 256;
 
+/// Names in the root of a branch of a split bucket, deleted ones counted. Each has a document of its own for the
+/// synchronisation with peers.
+pub const SYNC_TOPS_MAX: usize = 1000;
+
 /// Changes in one batch.
 pub const BATCH_CHANGES_MAX: usize = 1000;
 

@@ -1,6 +1,7 @@
 //! A store with a clock and a disk of the test's own.
 
 mod recorded_vfs;
+pub(crate) mod reference;
 mod synced_folder;
 
 use std::io;
@@ -18,10 +19,47 @@ use crate::db::{
 };
 use crate::error::StoreError;
 
-pub(crate) use synced_folder::{DiskFault, SyncedFolder};
+pub(crate) use synced_folder::{
+    CrashedFolder, DiskError, DiskFault, FailedCall, SyncedFolder, copy_folder,
+};
 
 /// Where the clock of a test begins: 2027-01-15, 08:00 UTC.
 pub(crate) const START_MS: u64 = 1_800_000_000_000;
+
+/// Random numbers that are the same in each run (SplitMix64).
+pub(crate) struct TestRandom(u64);
+
+impl TestRandom {
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).expect("small")
+    }
+
+    pub(crate) fn is_one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
+    }
+
+    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
+    }
+
+    /// A path of one to three components, from few, so that paths meet.
+    pub(crate) fn path(&mut self) -> String {
+        let depth = 1 + self.below(3);
+        let component = |_| format!("/{}", self.pick(&["a", "b", "c", "a-b", "a0"]));
+        (0..depth).map(component).collect()
+    }
+}
 
 /// A clock that a test moves.
 pub(crate) struct ManualTimeSource(AtomicU64);

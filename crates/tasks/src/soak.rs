@@ -19,7 +19,7 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// The names and kinds of the campaigns.
-const CAMPAIGNS: [(&str, CampaignKind); 11] = [
+const CAMPAIGNS: [(&str, CampaignKind); 12] = [
     ("counts", CampaignKind::Tests(&COUNTS)),
     // Most of the time is spent waiting, and no time is measured, so it may run beside other work.
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
@@ -53,6 +53,13 @@ const CAMPAIGNS: [(&str, CampaignKind); 11] = [
     ),
     ("pipelines", CampaignKind::Measured(&["pipelines_that"])),
     ("power-cuts", CampaignKind::Tests(&["power_cut"])),
+    (
+        "sync",
+        CampaignKind::Measured(&[
+            "a_first_synchronisation_of_a_large_tree",
+            "three_nodes_that_are_parted",
+        ]),
+    ),
     ("times", CampaignKind::Measured(&TIMES)),
     (
         "update-cuts",
@@ -72,14 +79,17 @@ const CAMPAIGNS: [(&str, CampaignKind); 11] = [
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
-const COUNTS: [&str; 8] = [
+const COUNTS: [&str; 11] = [
     "a_server_that_takes_no_cancellation",
     "a_thousand_idle_sessions",
     "a_thousand_replays",
+    "behaves_as_the_model",
+    "disk_fails_at_any_call",
     "iroh_clients_fetch_contents",
     "matrices_may_lie_anyhow",
     "products_are_numpys",
     "the_language_s_own_tests",
+    "torn_at_any_byte",
     "webdav_clients_use_the_files",
 ];
 
@@ -132,7 +142,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// Campaign: counts, crowds, flood, fuzz, hostile, media, network-boot, pipelines, power-cuts, times or
+    /// Campaign: counts, crowds, flood, fuzz, hostile, media, network-boot, pipelines, power-cuts, sync, times or
     /// update-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]

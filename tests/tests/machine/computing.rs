@@ -51,6 +51,7 @@ fn scripts_and_shaders_run_in_the_full_sandbox() {
             "alknet/call",
             "alknet/tensor",
             "/iroh-bytes/4",
+            "alknet/fs-sync",
             "h3",
             "h2",
             "http/1.1"

@@ -1,34 +1,43 @@
 //! A machine loses its power at any moment, and switches off by the power button and by an operation.
 //!
-//! `ALKNET_SOAK=full` makes the 400 power cuts that the project promises. `ALKNET_SEED` repeats a campaign.
+//! `ALKNET_SOAK=full` makes the 600 power cuts that the project promises. `ALKNET_SEED` repeats a campaign.
+
+mod campaign;
+mod clients;
+mod files;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use alknet_call::{CallConnection, CallOptions, ErrorCode, Subscription};
 use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_qemu::{DiskRecorder, DiskRecording, ScratchDir, VirtioDisk};
 use alknet_sealed::PartitionContent;
 use alknet_sealed::limits::VAULT_B_AT;
-use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
+use alknet_tests::tools::{
+    RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay, tool_says,
+};
 use alknet_tests::{
     BootVariant, MachineBuilder, MachineNode, READY, TestBench, TokenCallers, notes_of_tokens,
 };
 use alknet_vault::slots::{FileCopyStorage, VaultCopies};
 use serde_json::{Value, json};
 
+pub(super) use campaign::{CampaignRng, Evidence, cut_now};
+use clients::Answer;
+
 use super::disks::small;
 use super::vault::VAULT_A_AT;
 
 /// Environment variable that `cargo xtask soak` sets to `full`.
 const COUNT_VARIABLE: &str = "ALKNET_SOAK";
-/// Environment variable with the seed of the random numbers. Without it the clock gives the seed.
-const SEED_VARIABLE: &str = "ALKNET_SEED";
+/// By how much the clocks of the later lives of a machine with clients are ahead.
+const SECOND_LIFE: &str = "1 hour";
+const NEXT_LIFE: &str = "2 hours";
 /// Cuts that the soak promises for each of the four campaigns. Outside the soak each campaign names its own count: one
 /// cut of each kind.
 const CUTS_FULL: usize = 100;
@@ -51,14 +60,7 @@ const LONG_CALL: Duration = Duration::from_secs(600);
 
 #[test]
 fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
-    // The campaign on the image that grows cuts what a later boot writes into the same file system.
-    let lives = if is_full() {
-        RecordedLives::Two
-    } else {
-        RecordedLives::One
-    };
-    let session = PowerRecording::record(BaseDisk::Blank, PartitionEncryption::No, lives);
-    campaign(&session, Some(0), 2);
+    campaign(PowerRecording::of_clients(), Some(0), 2);
 }
 
 #[test]
@@ -290,6 +292,27 @@ enum BaseDisk {
     Image,
 }
 
+/// What is recorded.
+#[derive(Clone, Copy, Debug)]
+struct Recorded {
+    base: BaseDisk,
+    sealed: PartitionEncryption,
+    lives: RecordedLives,
+    /// Whether clients write files in each life.
+    has_clients: bool,
+}
+
+impl Recorded {
+    const fn new(base: BaseDisk, sealed: PartitionEncryption, lives: RecordedLives) -> Self {
+        Self {
+            base,
+            sealed,
+            lives,
+            has_clients: false,
+        }
+    }
+}
+
 /// Recording of what a machine wrote in its first life, or in its first two.
 struct PowerRecording {
     recording: DiskRecording,
@@ -298,6 +321,8 @@ struct PowerRecording {
     identity: String,
     base: BaseDisk,
     sealed: PartitionEncryption,
+    /// What clients of the machine's files were answered, in the order of the moments.
+    answers: Vec<Answer>,
     /// Folder with the disk as it was before the recording, which is the base of every cut. Rust never drops the
     /// content of a static: the next program that starts machines removes the folder.
     _folder: ScratchDir,
@@ -308,11 +333,25 @@ impl PowerRecording {
     fn of_sealing() -> &'static Self {
         static ONE: OnceLock<PowerRecording> = OnceLock::new();
         ONE.get_or_init(|| {
-            Self::record(
-                BaseDisk::Blank,
-                PartitionEncryption::Yes,
-                RecordedLives::Two,
-            )
+            let sealed = PartitionEncryption::Yes;
+            Self::record(Recorded::new(BaseDisk::Blank, sealed, RecordedLives::Two))
+        })
+    }
+
+    /// Recording of a blank disk on which clients write files, made once for all campaigns.
+    fn of_clients() -> &'static Self {
+        static ONE: OnceLock<PowerRecording> = OnceLock::new();
+        ONE.get_or_init(|| {
+            // The campaign on the image that grows cuts what a later boot writes into the same file system.
+            let lives = match is_full() {
+                true => RecordedLives::Two,
+                false => RecordedLives::One,
+            };
+            let recorded = Recorded {
+                has_clients: true,
+                ..Recorded::new(BaseDisk::Blank, PartitionEncryption::No, lives)
+            };
+            Self::record(recorded)
         })
     }
 
@@ -320,11 +359,18 @@ impl PowerRecording {
     fn of_growth() -> &'static Self {
         static ONE: OnceLock<PowerRecording> = OnceLock::new();
         ONE.get_or_init(|| {
-            Self::record(BaseDisk::Image, PartitionEncryption::No, RecordedLives::Two)
+            let sealed = PartitionEncryption::No;
+            Self::record(Recorded::new(BaseDisk::Image, sealed, RecordedLives::Two))
         })
     }
 
-    fn record(base: BaseDisk, sealed: PartitionEncryption, lives: RecordedLives) -> Self {
+    fn record(recorded: Recorded) -> Self {
+        let Recorded {
+            base,
+            sealed,
+            lives,
+            has_clients,
+        } = recorded;
         let (bench, folder) = (&TestBench::new(), ScratchDir::new());
         let folder = folder.unwrap_or_else(|error| panic!("{error}"));
         let before = folder.file("before");
@@ -337,12 +383,24 @@ impl PowerRecording {
         let disk = || base.disk(VirtioDisk::recorded(&recorder));
         let node = machine(bench, "first", disk(), sealed).boot();
         let (announced, identity) = (recorder.recording().len(), node.identity().to_owned());
+        let mut answers = Vec::new();
+        if has_clients {
+            answers.extend(clients::work(&node, &recorder, 0));
+        }
         node.end();
         if lives == RecordedLives::Two {
-            let mut node = machine(bench, "second", disk(), sealed).boot();
+            let second = machine(bench, "second", disk(), sealed);
+            // What was removed in the first life is old enough to be collected.
+            let mut node = match has_clients {
+                true => later(second, SECOND_LIFE).boot(),
+                false => second.boot(),
+            };
             assert_eq!(node.identity(), identity);
             let said = node.vm().console().text();
             assert!(said.contains(&format!("{READY}second ")), "{said}");
+            if has_clients {
+                answers.extend(clients::work(&node, &recorder, 1));
+            }
             node.vm_mut()
                 .cut_power()
                 .unwrap_or_else(|error| panic!("{error}"));
@@ -353,19 +411,28 @@ impl PowerRecording {
             identity,
             base,
             sealed,
+            answers,
             _folder: folder,
         }
     }
 
     fn serves_again(&self, bench: &TestBench, image: &Path, moment: usize) {
         let disk = self.base.disk(VirtioDisk::file(image));
-        let node = machine(bench, "second", disk, self.sealed).boot();
+        let again = machine(bench, "second", disk, self.sealed);
+        let node = match self.answers.is_empty() {
+            true => again.boot(),
+            // Its clock does not go back.
+            false => later(again, NEXT_LIFE).boot(),
+        };
         let info = node.info();
         assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
         assert_eq!(info["problems"], json!([]), "{info:#}");
         assert_eq!(info["name"], "second");
         if moment >= self.announced {
             assert_eq!(node.identity(), self.identity, "another identity");
+        }
+        if !self.answers.is_empty() {
+            files::check_on(&node, &self.answers, moment);
         }
         // The test can examine only an unsealed file system from outside the machine.
         if self.sealed == PartitionEncryption::No {
@@ -402,6 +469,12 @@ fn machine<'a>(
         PartitionEncryption::No => machine.plain(),
         PartitionEncryption::Yes => machine,
     }
+}
+
+/// A machine whose clock is ahead by so much.
+fn later<'a>(machine: MachineBuilder<'a>, ahead: &str) -> MachineBuilder<'a> {
+    let clock = tool_says("date", &["-u", "-d", ahead, "+base=%Y-%m-%dT%H:%M:%S"]);
+    machine.with(|vm| vm.argument("-rtc").argument(clock.trim()))
 }
 
 /// Other callers make tokens meanwhile. The machine keeps each token that it has confirmed, and no other.
@@ -537,74 +610,4 @@ fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     again.end();
     assert_clean(&bench.data(), 0);
-}
-
-/// Makes at `image` what the disk of a recording may hold if the power goes now. Of a few seeds the function takes the
-/// one with which the disk loses most of what it has not flushed.
-pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
-    const SEEDS: u64 = 12;
-    let cut = |seed| {
-        let cut = recording.cut(recording.len(), seed, image);
-        cut.unwrap_or_else(|error| panic!("{error}"))
-    };
-    let most = (0..SEEDS).min_by_key(|seed| cut(*seed).whole);
-    let cut = cut(most.expect("there are some"));
-    eprintln!("the power goes at {}: {cut:?}", recording.len());
-}
-
-/// The image of a cut. When the test fails, the image stays beside the logs of failed machines.
-pub(super) struct Evidence(pub(super) PathBuf);
-
-impl Drop for Evidence {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        let kept = || -> Result<PathBuf, Box<dyn Error>> {
-            let file = tempfile::Builder::new()
-                .prefix("alknet-power-cut-")
-                .suffix(".raw")
-                .tempfile()?;
-            let (_, kept) = file.keep()?;
-            alknet_qemu::copy(&self.0, &kept)?;
-            Ok(kept)
-        };
-        match kept() {
-            Ok(kept) => eprintln!("the disk after the cut is kept in {}", kept.display()),
-            Err(error) => eprintln!("the disk after the cut is lost: {error}"),
-        }
-    }
-}
-
-/// The random numbers of SplitMix64: the same seed makes the same campaign.
-pub(super) struct CampaignRng(u64);
-
-impl CampaignRng {
-    pub(super) fn from_environment() -> Self {
-        let set = std::env::var(SEED_VARIABLE).ok();
-        let seed = set.map_or_else(Self::clock, |text| {
-            text.parse()
-                .unwrap_or_else(|error| panic!("{SEED_VARIABLE} is {text:?}: {error}"))
-        });
-        eprintln!("{SEED_VARIABLE}={seed}");
-        Self(seed)
-    }
-
-    fn clock() -> u64 {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.map_or(0, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        let bound = u64::try_from(bound.max(1)).unwrap_or(u64::MAX);
-        usize::try_from(self.next() % bound).unwrap_or_default()
-    }
 }

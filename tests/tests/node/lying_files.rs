@@ -113,7 +113,7 @@ pub(super) fn with_files(builder: RegistryBuilder) -> RegistryBuilder {
     let branch = json!({ "name": "draft", "parent": ACTS, "base_seq": 1, "head_seq": 2, "protected": true,
                          "expires_ms": ACTS, "state": ACTS });
     let bucket = json!({ "name": "docs", "kind": ACTS, "owner": ACTS, "state": ACTS, "durability": ACTS,
-                         "created_ms": ACTS, "retention_s": ACTS });
+                         "created_ms": ACTS, "retention_s": ACTS, "synced": true, "fetch": ACTS });
     let snapshot = json!({ "name": ACTS, "branch": ACTS, "seq": 1, "created_ms": 0 });
     let share =
         json!({ "share": ACTS, "hash": ACTS, "key": ACTS, "until_ms": 0, "bytes_left": ACTS });

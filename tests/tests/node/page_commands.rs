@@ -4,6 +4,7 @@
 mod backup_and_service;
 mod files;
 mod joined;
+mod sync;
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The names of what every node serves.
 
 /// The operations that every node offers its administrator.
-pub(super) const OPERATIONS: [&str; 133] = [
+pub(super) const OPERATIONS: [&str; 134] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -80,6 +80,7 @@ pub(super) const OPERATIONS: [&str; 133] = [
     "fs/snapshot/list",
     "fs/stat",
     "fs/symlink",
+    "fs/sync/status",
     "fs/watch",
     "fs/write/abort",
     "fs/write/chunk",

@@ -58,6 +58,7 @@ fn knows_itself(admin: &CliRunner, target: &str) {
             "alknet/call",
             "alknet/tensor",
             "/iroh-bytes/4",
+            "alknet/fs-sync",
             "h3",
             "h2",
             "http/1.1"

@@ -46,7 +46,8 @@ alknet fs bucket add attic photos --quota 200G --retention 30d"
     #[command(
         override_usage = "alknet fs bucket set [OPTIONS] [NODE] <BUCKET>",
         after_help = "Examples:\n  alknet fs bucket set attic docs --quota 20G --retention 90d\n  \
-alknet fs bucket set attic docs --freeze"
+alknet fs bucket set attic docs --freeze\n  \
+alknet fs bucket set attic docs --sync on --fetch eager"
     )]
     Set(BucketSetArgs),
     /// Show the settings of one bucket.
@@ -89,6 +90,40 @@ pub(crate) struct BucketSetArgs {
     /// Take changes again.
     #[arg(long, conflicts_with = "freeze")]
     unfreeze: bool,
+    #[command(flatten)]
+    sync: BucketSyncArgs,
+}
+
+/// How a bucket is synchronised with peers.
+#[derive(Debug, Args)]
+struct BucketSyncArgs {
+    /// Whether the bucket is kept the same as those of peers.
+    #[arg(long, value_enum)]
+    sync: Option<SwitchArg>,
+    /// When contents of names that peers made are fetched: at once, when they are read, or never.
+    #[arg(long, value_enum, value_name = "MODE")]
+    fetch: Option<FetchArg>,
+    /// Whether a file that loses against a change of a peer is also put beside the winner.
+    #[arg(long, value_enum)]
+    keep_both: Option<SwitchArg>,
+    /// Whether each name in the root is synchronised by itself, for more than 200,000 paths. All nodes need the same.
+    #[arg(long, value_enum)]
+    split: Option<SwitchArg>,
+}
+
+/// A setting that is on or off, as the command line spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SwitchArg {
+    Off,
+    On,
+}
+
+/// When contents are fetched, as the command line spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FetchArg {
+    Eager,
+    Lazy,
+    None,
 }
 
 /// Arguments of `alknet fs bucket remove`.
@@ -200,6 +235,30 @@ impl BucketSettingsArgs {
     }
 }
 
+impl BucketSyncArgs {
+    /// Adds the members of a request.
+    fn add_to(&self, members: &mut Map<String, Value>) {
+        let switches = [
+            ("synced", self.sync),
+            ("keep_both", self.keep_both),
+            ("split", self.split),
+        ];
+        for (name, switch) in switches {
+            if let Some(switch) = switch {
+                members.insert(name.to_owned(), (switch == SwitchArg::On).into());
+            }
+        }
+        let mode = self.fetch.map(|mode| match mode {
+            FetchArg::Eager => "eager",
+            FetchArg::Lazy => "lazy",
+            FetchArg::None => "none",
+        });
+        if let Some(mode) = mode {
+            members.insert("fetch".to_owned(), mode.into());
+        }
+    }
+}
+
 /// `alknet fs bucket`
 pub(super) fn run(verb: BucketVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
@@ -260,6 +319,9 @@ fn line(row: &Value, width: usize) -> String {
     if row["state"] == "frozen" {
         line.push_str("  frozen");
     }
+    if row["synced"] == true {
+        line.push_str("  synchronised");
+    }
     line
 }
 
@@ -313,9 +375,25 @@ fn settings_lines(row: &Value) -> Vec<String> {
         ("entries", limit("quota_entries")),
         ("retention", duration_text(&row["retention_s"])),
         ("durability", text(&row["durability"]).to_owned()),
+        ("sync", sync_text(row)),
     ]
     .map(|(name, value)| format!("{name:<12}{value}"))
     .to_vec()
+}
+
+/// How a bucket is synchronised, in words such as `on, fetch lazy, split`.
+fn sync_text(row: &Value) -> String {
+    let is_on = |name: &str| row[name] == true;
+    if !is_on("synced") {
+        return "off".to_owned();
+    }
+    let mut text = format!("on, fetch {}", text(&row["fetch"]));
+    for (name, word) in [("keep_both", ", keep both"), ("split", ", split")] {
+        if is_on(name) {
+            text.push_str(word);
+        }
+    }
+    text
 }
 
 fn set(args: BucketSetArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -324,8 +402,10 @@ fn set(args: BucketSetArgs, json: bool) -> Result<CommandExit, CommandError> {
     if args.freeze || args.unfreeze {
         input.insert("frozen".to_owned(), args.freeze.into());
     }
+    args.sync.add_to(&mut input);
     if input.is_empty() {
-        let text = "nothing is changed: give --quota, --entries, --retention, --durability, --freeze or --unfreeze";
+        let text = "nothing is changed: give --quota, --entries, --retention, --durability, --freeze, --unfreeze, --sync, \
+                    --fetch, --keep-both or --split";
         return Err(CommandError::usage(text));
     }
     change(&node, "fs/bucket/set", &bucket, input, json)
@@ -448,6 +528,11 @@ mod tests {
         let words = std::iter::once("bucket").chain(line.split_whitespace());
         match BucketTestCli::try_parse_from(words).expect(line).verb {
             BucketVerb::Add(args) => Value::Object(args.settings.members()),
+            BucketVerb::Set(args) => {
+                let mut members = args.settings.members();
+                args.sync.add_to(&mut members);
+                Value::Object(members)
+            }
             _ => panic!("{line}"),
         }
     }
@@ -463,6 +548,10 @@ mod tests {
         assert_eq!(
             members("add docs --quota none --entries none --retention 0"),
             json!({ "quota_bytes": null, "quota_entries": null, "retention_s": 0 })
+        );
+        assert_eq!(
+            members("set docs --sync on --fetch eager --keep-both on --split off"),
+            json!({ "synced": true, "fetch": "eager", "keep_both": true, "split": false })
         );
         for wrong in ["", "G", "-1", "1.5G", "20GB", "99999999T", "1k"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
@@ -483,6 +572,9 @@ mod tests {
         let row = json!({ "name": "docs", "owner": "ada", "quota_bytes": 10, "retention_s": 604_800,
                           "state": "frozen" });
         assert_eq!(line(&row, 6), "docs    ada  10 bytes  keeps 7 d  frozen");
+        assert_eq!(sync_text(&row), "off");
+        let row = json!({ "synced": true, "fetch": "lazy", "keep_both": false, "split": true });
+        assert_eq!(sync_text(&row), "on, fetch lazy, split");
         let usage = json!({ "bytes": 5, "entries": 2, "staged": 0, "quota_bytes": 10 });
         let lines = usage_lines(&usage);
         assert_eq!(lines[0], "bytes                 5 of 10");

@@ -1,13 +1,16 @@
-//! The peers from which the node fetches contents of files by their hash.
+//! The peers from which the node fetches contents of files by their hash, and with which it synchronises their names.
 
 use std::sync::Arc;
 
 use alknet_core::clock::is_expired;
 use alknet_core::{
-    BoxFuture, Carriage, Connection, DialError, DialErrorKind, Identities, PeerEntry, PeerId,
+    BoxError, BoxFuture, Carriage, Connection, DialError, DialErrorKind, Identities, Identity,
+    IdentityProvider, PeerEntry, PeerId,
 };
 use alknet_endpoint::EndpointDialer;
-use alknet_fs::{BLOBS_ALPN, BlobPeers};
+use alknet_fs::sync::{SYNC_ALPN, SyncDialer};
+use alknet_fs::{BLOBS_ALPN, BlobPeers, FsRight};
+use alknet_store::BucketName;
 use alknet_tls::KnownPeer;
 
 /// The peers of the node whose addresses and keys it knows, dialled with the node's own key.
@@ -38,6 +41,33 @@ impl ContentPeers {
             (is_known && !peer.keys.is_empty() && !peer.addresses.is_empty()).then_some(peer)
         })
     }
+
+    /// Connects to a peer, only if it proves one of its keys.
+    async fn dial_over(
+        &self,
+        carriage: Carriage,
+        peer: &PeerId,
+        alpn: &[u8],
+    ) -> Result<Connection, DialError> {
+        let entry = self.dialable().find(|entry| entry.peer_id == *peer);
+        let Some(entry) = entry else {
+            let text = "the node knows no address and key of such a peer";
+            return Err(DialError::new(DialErrorKind::UnknownPeer, text));
+        };
+        let known = KnownPeer {
+            id: entry.peer_id,
+            keys: entry.keys,
+        };
+        let mut failure = DialError::new(DialErrorKind::UnknownPeer, "no address");
+        // One after the other, within the time that the caller gives to all of them.
+        for address in &entry.addresses {
+            match self.dialer.dial_peer(carriage, &known, address, alpn).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failure = error.into(),
+            }
+        }
+        Err(failure)
+    }
 }
 
 impl BlobPeers for ContentPeers {
@@ -45,29 +75,31 @@ impl BlobPeers for ContentPeers {
         self.dialable().map(|peer| peer.peer_id).collect()
     }
 
+    fn synced(&self, bucket: &BucketName) -> Vec<PeerId> {
+        let may_sync = |peer: &PeerEntry| FsRight::Sync.is_allowed(&peer.scopes, bucket);
+        let peers = self.dialable().filter(may_sync);
+        peers.map(|peer| peer.peer_id).collect()
+    }
+
     fn connect<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, DialError>> {
+        Box::pin(self.dial_over(Carriage::Quic, peer, BLOBS_ALPN))
+    }
+}
+
+impl SyncDialer for ContentPeers {
+    fn peers(&self) -> Vec<PeerId> {
+        self.known()
+    }
+
+    fn identity(&self, peer: &PeerId) -> Option<Arc<Identity>> {
+        self.identities.by_id(peer)
+    }
+
+    fn dial<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, BoxError>> {
         Box::pin(async move {
-            let entry = self.dialable().find(|entry| entry.peer_id == *peer);
-            let Some(entry) = entry else {
-                let text = "the node knows no address and key of such a peer";
-                return Err(DialError::new(DialErrorKind::UnknownPeer, text));
-            };
-            let known = KnownPeer {
-                id: entry.peer_id,
-                keys: entry.keys,
-            };
-            let mut failure = DialError::new(DialErrorKind::UnknownPeer, "no address");
-            // One after the other, within the time that the fetch gives to all of them.
-            for address in &entry.addresses {
-                let dial = self
-                    .dialer
-                    .dial_peer(Carriage::Quic, &known, address, BLOBS_ALPN);
-                match dial.await {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) => failure = error.into(),
-                }
-            }
-            Err(failure)
+            // Over TCP as well: a session needs one stream.
+            let dialled = self.dial_over(Carriage::Both, peer, SYNC_ALPN).await;
+            dialled.map_err(BoxError::from)
         })
     }
 }
@@ -131,6 +163,32 @@ mod tests {
         assert_eq!(dialable[0].keys, [new]);
         entries.peers[0].keys = vec![old];
         assert!(peers(entries).known().is_empty());
+    }
+
+    #[test]
+    fn only_peers_that_may_synchronise_a_bucket_are_asked_for_its_contents() {
+        let synced = |scopes: &[&str]| {
+            let mut entries = entries();
+            entries.peers[0].scopes = scopes.iter().collect();
+            let bucket = "docs".parse().expect("a name");
+            peers(entries).synced(&bucket).len()
+        };
+        assert_eq!(synced(&["fs:sync:docs"]), 1);
+        assert_eq!(synced(&["fs:sync:*"]), 1);
+        assert_eq!(synced(&["fs:read:docs", "fs:sync:other"]), 0);
+    }
+
+    #[test]
+    fn a_peer_has_the_scopes_of_its_entry() {
+        let mut entries = entries();
+        entries.peers[0].scopes = ["fs:sync:docs"].iter().collect();
+        let peers = peers(entries);
+        let dialled = &SyncDialer::peers(&peers)[0];
+        let identity = SyncDialer::identity(&peers, dialled).expect("known");
+        assert!(identity.scopes.allows("fs:sync:docs"));
+        assert!(!identity.scopes.allows("fs:sync:other"));
+        let disabled = "disabled".parse().expect("a peer id");
+        assert!(SyncDialer::identity(&peers, &disabled).is_none());
     }
 
     #[tokio::test]

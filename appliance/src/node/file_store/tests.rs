@@ -5,6 +5,9 @@ use alknet_call::Registry;
 use super::*;
 use crate::node::{has_operation, scope_of};
 
+/// The key of the node.
+const OWN: PeerKey = PeerKey::Ed25519([7; 32]);
+
 fn codes(files: &NodeFileStore) -> Vec<String> {
     let problems = files.problems().into_iter();
     problems.map(|problem| problem.code).collect()
@@ -29,7 +32,7 @@ fn text(files: &NodeFileStore) -> String {
 #[test]
 fn the_program_knows_each_operation_and_each_schema_compiles() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let files = NodeFileStore::new(dir.path(), &FsSection::default());
+    let files = NodeFileStore::new(dir.path(), &FsSection::default(), OWN);
     let mut builder = Registry::builder();
     files.register(&mut builder);
     let registry = builder.build().expect("every schema is one");
@@ -45,7 +48,7 @@ fn the_program_knows_each_operation_and_each_schema_compiles() {
     let mut handlers = HandlerRegistry::new();
     files.serve(&mut handlers).expect("the protocol is free");
     let served: Vec<_> = handlers.specs().map(alknet_core::AlpnSpec::name).collect();
-    assert_eq!(served, ["/iroh-bytes/4"]);
+    assert_eq!(served, ["/iroh-bytes/4", "alknet/fs-sync"]);
     assert!(!dir.path().join(STORE_DIR).exists(), "nothing is opened");
 }
 
@@ -56,7 +59,7 @@ async fn a_node_whose_owner_wants_no_files_has_no_operation_for_them() {
         enabled: false,
         ..FsSection::default()
     };
-    let files = NodeFileStore::new(dir.path(), &section);
+    let files = NodeFileStore::new(dir.path(), &section, OWN);
     let mut builder = Registry::builder();
     files.register(&mut builder);
     let registry = builder.build().expect("there is nothing to refuse");
@@ -69,6 +72,7 @@ async fn a_node_whose_owner_wants_no_files_has_no_operation_for_them() {
     assert_eq!(handlers.specs().count(), 0);
     files.start();
     files.clone().keep_counted().await;
+    files.clone().keep_synced().await;
     files.stop().await;
     assert!(codes(&files).is_empty());
     assert!(!dir.path().join(STORE_DIR).exists());
@@ -99,7 +103,7 @@ fn the_defaults_of_the_configuration_are_those_of_the_store() {
 #[tokio::test]
 async fn the_metrics_have_numbers_of_an_open_store() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let files = NodeFileStore::new(dir.path(), &FsSection::default());
+    let files = NodeFileStore::new(dir.path(), &FsSection::default(), OWN);
     files.count(service(&files)).await;
     assert_eq!(text(&files), "", "the store was not used");
     assert!(open(&files).await);
@@ -116,7 +120,7 @@ async fn a_store_that_cannot_be_opened_is_a_problem() {
     let folder = dir.path().join(STORE_DIR);
     fs::create_dir_all(folder.parent().expect("it has one")).expect("writable");
     fs::write(&folder, "no folder").expect("writable");
-    let files = NodeFileStore::new(dir.path(), &FsSection::default());
+    let files = NodeFileStore::new(dir.path(), &FsSection::default(), OWN);
     assert!(codes(&files).is_empty());
     assert!(!open(&files).await);
     assert_eq!(codes(&files), ["files-unusable"]);
@@ -124,4 +128,41 @@ async fn a_store_that_cannot_be_opened_is_a_problem() {
     let place = folder.display().to_string();
     assert!(problem.text.contains(&place), "{problem:?}");
     files.stop().await;
+}
+
+fn record(bucket: &str, failures: u32, failure: &'static str) -> (SyncTarget, SyncRecord) {
+    let target = SyncTarget {
+        bucket: bucket.parse().expect("a name"),
+        branch: "main".parse().expect("a name"),
+        peer: "bob".parse().expect("a name"),
+    };
+    let record = SyncRecord {
+        failures,
+        failure: Some(failure),
+        is_lasting: failure != "unreachable",
+        failed_tops: [("secret-name".to_owned(), failure)].into(),
+        ..SyncRecord::default()
+    };
+    (target, record)
+}
+
+#[test]
+fn a_synchronisation_that_a_person_has_to_see_to_is_a_problem() {
+    let passing = [
+        record("docs", 2, "too-large"),
+        record("docs", 50, "unreachable"),
+    ];
+    assert_eq!(unsynced(&passing), None);
+    assert_eq!(unsynced(&[]), None);
+    let names = ["aa", "bb", "cc", "dd", "ee", "ff"];
+    let lasting = names.map(|name| record(name, 3, "too-large"));
+    let problem = unsynced(&lasting).expect("a problem");
+    assert_eq!(problem.code, FILES_NOT_SYNCED);
+    let text = problem.text;
+    assert!(
+        text.contains("aa@main with bob (too-large, 3 times in a row)"),
+        "{text}"
+    );
+    assert!(text.ends_with(" and 2 more"), "{text}");
+    assert!(!text.contains("secret-name"), "{text}");
 }

@@ -35,6 +35,7 @@ pub(super) const PROBLEM_CODES: [&str; 92] = [
     "failed-logins",
     "files-damaged",
     "files-newer",
+    "files-not-synced",
     "files-uncopied",
     "files-unusable",
     "hub-refuses",

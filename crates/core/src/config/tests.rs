@@ -91,6 +91,8 @@ boot_verify_mib = 0
 staging_mib = 512
 session_seconds = 600
 blob_rate = 8
+fetch_seconds = 10
+sync_seconds = 300
 
 [vault]
 init = "provisioned"

@@ -17,6 +17,7 @@ mod sequence;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod wanted;
 mod wire;
 
 pub(crate) use fetch::{

@@ -7,7 +7,7 @@ use alknet_core::{
     BoxFuture, Connection, DialError, PeerId, RecvStream, SendStream, StreamCode, StreamError,
 };
 use alknet_objects::ChunkSelection;
-use alknet_store::ContentHash;
+use alknet_store::{BucketName, ContentHash};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -21,6 +21,11 @@ use crate::limits::{BLOB_STALLED_TIME, FETCH_CONNECT_TIME, FETCH_OBSERVED_BYTES_
 pub trait BlobPeers: fmt::Debug + Send + Sync + 'static {
     /// The peers that the node can dial.
     fn known(&self) -> Vec<PeerId>;
+
+    /// Those of them with which a bucket may be synchronised, which are asked for contents that its readers miss.
+    fn synced(&self, _bucket: &BucketName) -> Vec<PeerId> {
+        self.known()
+    }
 
     /// Connects to a peer for [`BLOBS_ALPN`](super::BLOBS_ALPN), only if it proves one of its keys. Dropping the future gives
     /// up.

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_store::{
-    ContentHash, ContentReader, Entry, EntryAddress, EntryAttributes, EntryKind, FILE_MODE_DEFAULT,
-    NewWriteSession, Store, StoreError, StoreObject, SystemTimeSource, TimeSource, WriteSessionId,
-    WriteSessionMode,
+    BucketId, ContentHash, ContentReader, Entry, EntryAddress, EntryAttributes, EntryKind,
+    FILE_MODE_DEFAULT, NewWriteSession, Store, StoreError, StoreObject, SystemTimeSource,
+    TimeSource, WriteSessionId, WriteSessionMode,
 };
 use bytes::Bytes;
 
@@ -17,7 +17,7 @@ use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::ops::addressed::{BranchTarget, head_name, target};
 use crate::rights::FsRight;
-use crate::service::blocking;
+use crate::service::{FsService, blocking};
 
 /// An open file of [`FsFileTree`]. A file that is read keeps the version that it was opened with. It counts as a
 /// request of the service, whose shutdown waits for it: a server closes its connections first.
@@ -68,25 +68,26 @@ impl FsOpenFile {
         address: EntryAddress,
     ) -> Result<Self, FileTreeError> {
         tree.require(FsRight::Read, &address.bucket)?;
-        let (service, at) = (tree.service().clone(), address.clone());
         let requester = tree.requester();
-        let opened = blocking(move || {
-            let lease = service.open_for(requester.actor())?;
-            let found = lease.read(move |tx| {
-                let view = tx.view_of(&at)?;
-                Ok((tx.stat(&view, &at.path)?, view.bucket()))
-            });
-            let (entry, bucket) = found.wait()?;
-            refuse_other_kinds(&entry)?;
-            let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
-            let reader = lease.read_content_in(bucket, hash)?;
-            let content = OpenContent {
-                reader,
-                _lease: lease,
-            };
-            Ok((FileStat::from_entry(&entry.state), content))
-        });
-        let (stat, content) = opened.await?;
+        let find = || {
+            let (service, address) = (tree.service().clone(), address.clone());
+            let actor = requester.actor().to_owned();
+            blocking(move || FoundFile::find(&service, &actor, address))
+        };
+        let found = match find().await? {
+            FoundFile::Awaited(bucket, hash) => {
+                tree.service().fetch_for_read(bucket, hash).await?;
+                find().await?
+            }
+            here => here,
+        };
+        let (stat, content) = match found {
+            FoundFile::Here(stat, content) => (stat, content),
+            // The file has another content by now.
+            FoundFile::Awaited(_, hash) => {
+                return Err(FsError::from(StoreError::ContentUnavailable { hash }).into());
+            }
+        };
         Ok(Self {
             tree: tree.clone(),
             access: FileAccess::Reader {
@@ -159,6 +160,38 @@ impl FsOpenFile {
             FileAccess::Reader { .. } => Err(FileTreeError::Denied(
                 "the file is not open for writing".to_owned(),
             )),
+        }
+    }
+}
+
+/// What an address leads to.
+enum FoundFile {
+    /// A file whose bytes are on peers only.
+    Awaited(BucketId, ContentHash),
+    Here(FileStat, OpenContent),
+}
+
+impl FoundFile {
+    /// Looks for a file and opens its content. Blocks.
+    fn find(service: &FsService, actor: &str, address: EntryAddress) -> Result<Self, FsError> {
+        let lease = service.open_for(actor)?;
+        let found = lease.read(move |tx| {
+            let view = tx.view_of(&address)?;
+            Ok((tx.stat(&view, &address.path)?, view.bucket()))
+        });
+        let (entry, bucket) = found.wait()?;
+        refuse_other_kinds(&entry)?;
+        let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
+        match lease.read_content_in(bucket, hash) {
+            Ok(reader) => {
+                let content = OpenContent {
+                    reader,
+                    _lease: lease,
+                };
+                Ok(Self::Here(FileStat::from_entry(&entry.state), content))
+            }
+            Err(StoreError::ContentUnavailable { .. }) => Ok(Self::Awaited(bucket, hash)),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use alknet_core::PeerId;
+use alknet_core::{BoxFuture, PeerId};
 use alknet_store::{
-    BranchId, BucketName, Durability, EntryAddress, ReadTransaction, Store, StoreError, TreeVersion,
+    BranchId, BucketId, BucketName, ContentHash, Durability, EntryAddress, ReadTransaction, Store,
+    StoreError, TreeVersion,
 };
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
@@ -28,6 +29,15 @@ impl<F: DavFiles> CallerFiles<F> {
     /// The store. Blocks.
     pub(super) fn open(&self) -> Result<F::Lease, FsError> {
         self.files.open(self.identity.as_str())
+    }
+
+    /// Gets a content that a bucket waits for from other nodes.
+    pub(super) fn fetch(
+        &self,
+        bucket: BucketId,
+        hash: ContentHash,
+    ) -> BoxFuture<'_, Result<(), FsError>> {
+        self.files.fetch(bucket, hash)
     }
 }
 

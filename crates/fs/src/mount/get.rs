@@ -115,6 +115,23 @@ struct MountedContent {
     bucket: Option<BucketId>,
 }
 
+/// Opens a content.
+async fn open<F: DavFiles>(
+    call: &DavCall<F>,
+    MountedContent { hash, bucket }: MountedContent,
+) -> Result<(F::Lease, ContentReader), DavFailure> {
+    let files = call.files().clone();
+    run_blocking(move || {
+        let lease = files.open()?;
+        let reader = match bucket {
+            Some(bucket) => lease.read_content_in(bucket, hash)?,
+            None => lease.read_content(hash)?,
+        };
+        Ok((lease, reader))
+    })
+    .await
+}
+
 async fn content<F: DavFiles>(
     call: &DavCall<F>,
     (named, version): (MountedContent, &EntityVersion),
@@ -132,16 +149,13 @@ async fn content<F: DavFiles>(
             return Err(DavFailure::Status(StatusCode::PRECONDITION_FAILED));
         }
     }
-    let files = call.files().clone();
-    let opened = run_blocking(move || {
-        let lease = files.open()?;
-        let reader = match bucket {
-            Some(bucket) => lease.read_content_in(bucket, hash)?,
-            None => lease.read_content(hash)?,
-        };
-        Ok((lease, reader))
-    });
-    let (lease, reader) = opened.await?;
+    let (lease, reader) = match (open(call, named).await, bucket) {
+        (Err(DavFailure::Store(StoreError::ContentUnavailable { .. })), Some(bucket)) => {
+            call.files().fetch(bucket, hash).await?;
+            open(call, named).await?
+        }
+        (opened, _) => opened?,
+    };
     let size = reader.size();
     head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     insert_fixed(&mut head, &FILE_HEADERS);

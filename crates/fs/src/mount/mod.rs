@@ -20,7 +20,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use alknet_core::{BoxFuture, HttpMount, MountBody, MountCaller, MountRequestBudget};
-use alknet_store::Store;
+use alknet_store::{BucketId, ContentHash, Store, StoreError};
 use http::header::{ALLOW, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -51,6 +51,17 @@ pub trait DavFiles: Send + Sync + 'static {
     /// # Errors
     /// The store is not served at present.
     fn open(&self, identity: &str) -> Result<Self::Lease, FsError>;
+
+    /// Gets a content whose bytes a bucket waits for from other nodes.
+    ///
+    /// # Errors
+    /// [`StoreError::ContentUnavailable`] if no other node sends it, or none is asked.
+    fn fetch(&self, _bucket: BucketId, hash: ContentHash) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(std::future::ready(Err(StoreError::ContentUnavailable {
+            hash,
+        }
+        .into())))
+    }
 }
 
 /// Serves files at `/fs`.

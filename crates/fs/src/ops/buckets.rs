@@ -2,7 +2,9 @@
 
 use alknet_call::Registration;
 use alknet_store::limits::PAGE_ENTRIES_MAX;
-use alknet_store::{BucketKind, BucketName, BucketSettings, Durability, NewBucket};
+use alknet_store::{
+    BucketKind, BucketName, BucketSettings, ContentFetchMode, Durability, NewBucket,
+};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
@@ -39,6 +41,9 @@ fn bucket_schema() -> Value {
             "quota_entries": { "type": ["integer", "null"] },
             "retention_s": schema::count("Seconds for which it keeps former versions"),
             "synced": { "type": "boolean" },
+            "fetch": { "enum": ["eager", "lazy", "none"] },
+            "keep_both": { "type": "boolean" },
+            "split": { "type": "boolean" },
             "state": { "enum": ["live", "frozen"] },
             "durability": { "enum": ["full", "normal"] },
         }),
@@ -76,6 +81,9 @@ struct SettingsInput {
     owner: Option<String>,
     frozen: Option<bool>,
     synced: Option<bool>,
+    fetch: Option<String>,
+    keep_both: Option<bool>,
+    split: Option<bool>,
 }
 
 impl SettingsInput {
@@ -187,6 +195,13 @@ fn set(service: &FsService) -> Registration {
         "bucket": schema::bucket(), "owner": schema::actor(),
         "frozen": { "type": "boolean", "description": "Whether the bucket takes no changes" },
         "synced": { "type": "boolean", "description": "Whether it is synchronised with peers" },
+        "fetch": { "enum": ["eager", "lazy", "none"],
+                   "description": "When contents of names that peers made are fetched: at once, when they are read, never" },
+        "keep_both": { "type": "boolean",
+                       "description": "Whether a file that loses against a change of a peer is put beside the winner" },
+        "split": { "type": "boolean",
+                   "description": "Whether each name in the root is synchronised by itself, for more than 200,000 paths; \
+                                   the same on all nodes" },
     });
     let spec = mutation(
         "fs/bucket/set",
@@ -218,6 +233,14 @@ async fn run_set(call: FsCall) -> Result<Value, FsError> {
         quota_entries: input.settings.quota_entries,
         retention_s: input.settings.retention_s,
         is_synced: input.settings.synced,
+        // The schema knows no further mode.
+        fetch: input
+            .settings
+            .fetch
+            .as_deref()
+            .and_then(ContentFetchMode::from_name),
+        keeps_both: input.settings.keep_both,
+        is_split: input.settings.split,
         is_frozen: input.settings.frozen,
         durability,
     };

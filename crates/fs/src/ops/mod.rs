@@ -19,6 +19,7 @@ mod sessions;
 mod shares;
 mod shown;
 mod snapshots;
+mod synchronisation;
 mod transfers;
 mod watch;
 
@@ -51,6 +52,7 @@ pub fn operations(service: &FsService) -> Vec<Registration> {
     all.extend(branches::operations(service));
     all.extend(snapshots::operations(service));
     all.extend(buckets::operations(service));
+    all.extend(synchronisation::operations(service));
     all.extend(blobs::operations(service));
     all.extend(transfers::operations(service));
     all.extend(shares::operations(service));

@@ -2,7 +2,7 @@
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
 use alknet_store::{
-    BucketId, BucketName, ContentBlocks, ContentHash, Entry, EntryKind, StoreError,
+    BucketId, BucketName, ContentBlocks, ContentHash, ContentReader, Entry, EntryKind, StoreError,
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -127,16 +127,14 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
         }
         _ => return Err(FsError::input("give either path or hash")),
     };
-    let lease = call.lease().await?;
     let bucket = found.as_ref().map(|(_, bucket)| *bucket);
-    let opened = blocking(move || {
-        let reader = match bucket {
-            Some(bucket) => lease.read_content_in(bucket, hash)?,
-            None => lease.read_content(hash)?,
-        };
-        Ok((reader, lease))
-    });
-    let (reader, lease) = opened.await?;
+    let (reader, lease) = match (open(&call, bucket, hash).await, bucket) {
+        (Err(error), Some(bucket)) if error.is_unavailable() => {
+            call.service.fetch_for_read(bucket, hash).await?;
+            open(&call, Some(bucket), hash).await?
+        }
+        (opened, _) => opened?,
+    };
     let size = reader.size();
     let start = input.offset.min(size);
     let length = input.length.unwrap_or(u64::MAX).min(size - start);
@@ -155,6 +153,23 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
         content,
     });
     Ok((head.into(), open))
+}
+
+/// Opens a content, for the bucket in which a name leads to it.
+async fn open(
+    call: &FsCall,
+    bucket: Option<BucketId>,
+    hash: ContentHash,
+) -> Result<(ContentReader, StoreLease), FsError> {
+    let lease = call.lease().await?;
+    blocking(move || {
+        let reader = match bucket {
+            Some(bucket) => lease.read_content_in(bucket, hash)?,
+            None => lease.read_content(hash)?,
+        };
+        Ok((reader, lease))
+    })
+    .await
 }
 
 impl SentContent {

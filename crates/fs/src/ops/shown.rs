@@ -79,7 +79,10 @@ pub(super) fn bucket(bucket: &Bucket) -> Value {
         "quota_bytes": bucket.quota_bytes,
         "quota_entries": bucket.quota_entries,
         "retention_s": bucket.retention_s,
-        "synced": bucket.is_synced,
+        "synced": bucket.sync.is_on,
+        "fetch": bucket.sync.fetch.name(),
+        "keep_both": bucket.sync.keeps_both,
+        "split": bucket.sync.is_split,
         "state": bucket.state.name(),
         "durability": bucket.durability.name(),
     })

@@ -1,18 +1,18 @@
-//! One branch that is synchronised: its document, its rows, and the step from a message to the answer.
+//! One document of a branch: what is stored of it, its rows, and the step from a message to the answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_store::{
-    BranchId, ContentHash, ContentStatus, EntryKind, EntryPath, ListRequest, ReadTransaction,
-    Store, StoreError, SyncDocumentUpdate, SyncRow, SyncedChanges, TreeView, WriteTransaction,
+    BucketSync, ContentHash, ContentStatus, EntryKind, EntryPath, ListRequest, ReadTransaction,
+    Store, StoreError, SyncDocumentKey, SyncDocumentUpdate, SyncRow, SyncedChanges, TreeView,
+    WriteTransaction,
 };
 use automerge::ChangeHash;
 use automerge::sync::State;
 use tokio::sync::watch;
 
-use super::content::SyncSettings;
 use super::document::{AffectedPaths, SyncedDocument};
 use super::entry::{SyncActor, is_same_state};
 use super::error::{ByeCode, SyncError};
@@ -22,10 +22,12 @@ use super::limits::{HASHES_MAX, LOG_BYTES_FREE, LOG_FACTOR_MAX};
 /// What takes back the job of the writer when the document refuses. The caller gets the reason itself.
 const REFUSED: StoreError = StoreError::Denied("the document refuses the change");
 
-/// A branch that is synchronised. All sessions about it share this.
+/// A document of a branch that is synchronised. All sessions about it share this.
 pub(super) struct SyncedBranch {
-    branch: BranchId,
+    key: SyncDocumentKey,
     node_key: Arc<[u8]>,
+    /// Paths that the document may have.
+    paths_max: usize,
     /// The document, while no step uses it. A step that fails leaves none, and the next one reads what the disk has.
     document: Mutex<Option<OpenDocument>>,
     /// Counts the changes of the document.
@@ -65,6 +67,8 @@ pub(super) struct SyncStep {
     pub(super) outgoing: Option<Vec<u8>>,
     /// Whether both have the same, as far as this side knows.
     pub(super) is_equal: bool,
+    /// Number of the last commit of the branch that the document has taken in.
+    pub(super) applied: u64,
     /// Whether the document has other changes than before.
     pub(super) has_moved: bool,
     /// Contents of new names that are not here.
@@ -85,9 +89,13 @@ struct StoredStep {
 
 impl PeerExchange {
     /// Goes on where the last session with the peer ended. Blocks.
-    pub(super) fn resume(store: &Store, branch: BranchId, peer: &str) -> Result<Self, SyncError> {
-        let name = peer.to_owned();
-        let stored = store.read(move |tx| tx.sync_peer(branch, &name)).wait()?;
+    pub(super) fn resume(
+        store: &Store,
+        key: &SyncDocumentKey,
+        peer: &str,
+    ) -> Result<Self, SyncError> {
+        let (key, name) = (key.clone(), peer.to_owned());
+        let stored = store.read(move |tx| tx.sync_peer(&key, &name)).wait()?;
         let stored = stored.unwrap_or_default();
         // What cannot be read is begun again: that costs one exchange of the whole document.
         let state = State::decode(&stored).unwrap_or_default();
@@ -100,17 +108,18 @@ impl PeerExchange {
 }
 
 impl SyncedBranch {
-    pub(super) fn new(branch: BranchId, node_key: &Arc<[u8]>) -> Self {
+    pub(super) fn new(key: SyncDocumentKey, node_key: &Arc<[u8]>, paths_max: usize) -> Self {
         Self {
-            branch,
+            key,
             node_key: Arc::clone(node_key),
+            paths_max,
             document: Mutex::default(),
             changes: watch::channel(0).0,
         }
     }
 
-    pub(super) const fn branch(&self) -> BranchId {
-        self.branch
+    pub(super) const fn key(&self) -> &SyncDocumentKey {
+        &self.key
     }
 
     /// Changes whenever the document does.
@@ -135,7 +144,7 @@ impl SyncedBranch {
         self: &Arc<Self>,
         store: &Store,
         exchange: &mut PeerExchange,
-        settings: SyncSettings,
+        settings: BucketSync,
         incoming: Option<&[u8]>,
     ) -> Result<SyncStep, SyncError> {
         let mut slot = self.lock();
@@ -158,6 +167,7 @@ impl SyncedBranch {
         if step.is_equal && exchange.state.encode() != exchange.stored {
             open = self.store_step(store, open, exchange, settings, &mut step)?;
         }
+        step.applied = open.applied;
         *slot = Some(open);
         drop(slot);
         if step.has_moved {
@@ -183,13 +193,14 @@ impl SyncedBranch {
     }
 
     fn read_document(&self, store: &Store) -> Result<OpenDocument, SyncError> {
-        let branch = self.branch;
-        let stored = store.read(move |tx| tx.sync_document(branch)).wait()?;
+        let key = self.key.clone();
+        let stored = store.read(move |tx| tx.sync_document(&key)).wait()?;
         let Some(stored) = stored else {
             return self.make_document(store);
         };
         let actor = SyncActor::new(&self.node_key, stored.copy_id);
-        let mut document = SyncedDocument::load(&stored.chunks, actor)?;
+        let mut document =
+            SyncedDocument::load((&self.key, self.paths_max), &stored.chunks, actor)?;
         let stored_heads = document.heads();
         document.remove_old_deletions(store.db().unix_ms())?;
         let sizes = stored.chunks.iter().map(Vec::len);
@@ -212,11 +223,11 @@ impl SyncedBranch {
         let mut copy_id = [0; 16];
         let filled = getrandom::fill(&mut copy_id);
         filled.map_err(|error| SyncError::refused(ByeCode::Internal, error.to_string()))?;
-        let branch = self.branch;
-        let read = store.read(move |tx| Ok((tx.branch(branch)?.head_seq, tx.sync_tree(branch)?)));
+        let key = self.key.clone();
+        let read = store.read(move |tx| Ok((tx.branch(key.branch)?.head_seq, tx.sync_tree(&key)?)));
         let (applied, rows) = read.wait()?;
         let actor = SyncActor::new(&self.node_key, copy_id);
-        let mut document = SyncedDocument::load(&[], actor)?;
+        let mut document = SyncedDocument::load((&self.key, self.paths_max), &[], actor)?;
         let mut affected = AffectedPaths::default();
         take_in_tree(&mut document, &rows, &mut affected)?;
         // The store has all of them already.
@@ -237,10 +248,10 @@ impl SyncedBranch {
 
     /// Takes in the rows that this node wrote since.
     fn with_rows(&self, store: &Store, open: OpenDocument) -> Result<OpenDocument, SyncError> {
-        let branch = self.branch;
+        let key = self.key.clone();
         let shared = Arc::new(Mutex::new(Some(open)));
         let own = Arc::clone(&shared);
-        let read = store.read(move |tx| with_document(&own, |open| open.take_in_rows(tx, branch)));
+        let read = store.read(move |tx| with_document(&own, |open| open.take_in_rows(tx, &key)));
         let done = read.wait();
         finish(&shared, done).map(|(open, ())| open)
     }
@@ -251,11 +262,11 @@ impl SyncedBranch {
         store: &Store,
         open: OpenDocument,
         exchange: &mut PeerExchange,
-        settings: SyncSettings,
+        settings: BucketSync,
         step: &mut SyncStep,
     ) -> Result<OpenDocument, SyncError> {
         let job = StepJob {
-            branch: self.branch,
+            key: self.key.clone(),
             peer: exchange.peer.clone(),
             state: exchange.state.encode(),
             settings,
@@ -298,14 +309,14 @@ impl OpenDocument {
     fn take_in_rows(
         &mut self,
         tx: &ReadTransaction<'_>,
-        branch: BranchId,
+        key: &SyncDocumentKey,
     ) -> Result<(), StoreError> {
-        let head = tx.branch(branch)?.head_seq;
+        let head = tx.branch(key.branch)?.head_seq;
         if head <= self.applied {
             return Ok(());
         }
-        let rows = tx.sync_changes(branch, self.applied)?;
-        let view = tx.view(branch, None)?;
+        let rows = tx.sync_changes(key, self.applied)?;
+        let view = tx.view(key.branch, None)?;
         let is_empty = |path: &EntryPath| is_empty_directory(tx, &view, path);
         let done = self.document.take_in(&rows, is_empty, &mut self.affected)?;
         self.note(done)?;
@@ -337,10 +348,10 @@ impl OpenDocument {
 
 /// The job of the writer. It may run twice: what the first run did to the document stays, and the second one finds it done.
 struct StepJob {
-    branch: BranchId,
+    key: SyncDocumentKey,
     peer: String,
     state: Vec<u8>,
-    settings: SyncSettings,
+    settings: BucketSync,
     /// Number of the last commit that the document had taken in before the job.
     applied: u64,
 }
@@ -353,7 +364,7 @@ impl StepJob {
     ) -> Result<StoredStep, StoreError> {
         // The numbers of a run that was taken back are used again.
         open.applied = self.applied;
-        open.take_in_rows(tx, self.branch)?;
+        open.take_in_rows(tx, &self.key)?;
         if let Some(received) = open.received.take() {
             if let Some(latest) = received.latest {
                 // What this node writes from now on is later than what it knows of.
@@ -367,11 +378,10 @@ impl StepJob {
         let wanted = self.wanted(tx, &changes)?;
         let outcome = tx.apply_synced(&changes)?;
         let mut refused = open.affected.refused.clone();
-        for (path, error) in outcome.refused {
-            tracing::warn!(%path, peer = self.peer, "an entry of a peer was left out: {error}");
+        for (_, error) in outcome.refused {
             *refused.entry(error.code().name()).or_default() += 1;
         }
-        open.applied = tx.branch(self.branch)?.head_seq;
+        open.applied = tx.branch(self.key.branch)?.head_seq;
         let part = open.part();
         let (chunk, is_whole) = open.note(part)?;
         let part_bytes = chunk.as_ref().map_or(0, Vec::len);
@@ -380,9 +390,10 @@ impl StepJob {
             chunk,
             is_whole,
             applied: open.applied,
+            heads: open.document.heads().iter().map(|head| head.0).collect(),
         };
-        tx.save_sync_document(self.branch, &update)?;
-        tx.save_sync_peer(self.branch, &self.peer, &self.state)?;
+        tx.save_sync_document(&self.key, &update)?;
+        tx.save_sync_peer(&self.key, &self.peer, &self.state)?;
         Ok(StoredStep {
             heads: open.document.heads(),
             part_bytes,
@@ -437,7 +448,7 @@ impl StepJob {
         tx: &ReadTransaction<'_>,
         open: &OpenDocument,
     ) -> Result<SyncedChanges, StoreError> {
-        let view = tx.view(self.branch, None)?;
+        let view = tx.view(self.key.branch, None)?;
         let affected = &open.affected;
         let mut changes = Vec::new();
         for text in &affected.paths {
@@ -454,6 +465,12 @@ impl StepJob {
                 changes.push((path, wanted));
             }
         }
+        for (path, state) in &affected.elsewhere {
+            // Every node finds the same name. The first one that puts it there is enough.
+            if tx.find(&view, path)?.is_none() {
+                changes.push((path.clone(), state.clone()));
+            }
+        }
         let deepest = affected.former.values().map(Vec::len).max();
         let mut former = vec![Vec::new(); deepest.unwrap_or_default()];
         for (text, versions) in &affected.former {
@@ -463,7 +480,7 @@ impl StepJob {
             }
         }
         Ok(SyncedChanges {
-            branch: self.branch,
+            branch: self.key.branch,
             actor: self.peer.clone(),
             former,
             changes,
@@ -480,7 +497,7 @@ impl StepJob {
         let hashes: BTreeSet<_> = states
             .filter_map(|state| Some(*state.hash?.as_bytes()))
             .collect();
-        let bucket = tx.branch(self.branch)?.bucket;
+        let bucket = tx.branch(self.key.branch)?.bucket;
         let mut wanted = Vec::new();
         for hash in hashes.into_iter().map(ContentHash::new).take(HASHES_MAX) {
             // What another bucket has is not here for this one.
@@ -552,7 +569,7 @@ fn is_empty_directory(
 impl fmt::Debug for SyncedBranch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SyncedBranch")
-            .field("branch", &self.branch)
+            .field("key", &self.key)
             .finish_non_exhaustive()
     }
 }

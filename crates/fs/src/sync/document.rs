@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
 
-use alknet_store::{EntryKind, EntryPath, EntryState, HybridTimestamp, PathRule, SyncRow};
+use alknet_store::{
+    EntryKind, EntryPath, EntryState, HybridTimestamp, PathRule, SyncDocumentKey, SyncRow,
+};
 use automerge::sync::{Message, State, SyncDoc};
 use automerge::transaction::{CommitOptions, Transactable};
 use automerge::{
@@ -13,7 +15,7 @@ use automerge::{
 use super::entry::{SyncActor, SyncedEntry};
 use super::error::{ByeCode, SyncError};
 use super::incoming::{OperationId, ReceivedChanges, checked_message, contain, invalid};
-use super::limits::{FORMER_VERSIONS_MAX, PATHS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS};
+use super::limits::{FORMER_VERSIONS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS};
 
 /// Permission bits of a directory that no peer needs to hear of.
 const PLAIN_DIRECTORY_MODE: u32 = alknet_store::DIRECTORY_MODE_DEFAULT;
@@ -43,12 +45,18 @@ pub(super) struct AffectedPaths {
     pub(super) paths: BTreeSet<String>,
     /// Versions that lost without having been in the store.
     pub(super) former: BTreeMap<String, Vec<SyncedVersion>>,
+    /// Versions that get a name of another document of the branch. They are written to the store, and that document takes
+    /// them in as the node's own.
+    pub(super) elsewhere: BTreeMap<EntryPath, EntryState>,
     /// Entries that were left out, by the name of the rule.
     pub(super) refused: BTreeMap<&'static str, u64>,
 }
 
 /// The document of a branch in memory.
 pub(super) struct SyncedDocument {
+    key: SyncDocumentKey,
+    /// Paths that it may have, deleted ones counted.
+    paths_max: usize,
     doc: Automerge,
     actor: SyncActor,
     /// The highest number of an operation. The library has 32 bits for it.
@@ -59,7 +67,11 @@ pub(super) struct SyncedDocument {
 
 impl SyncedDocument {
     /// Reads the parts of a document. None make an empty one.
-    pub(super) fn load(chunks: &[Vec<u8>], actor: SyncActor) -> Result<Self, SyncError> {
+    pub(super) fn load(
+        (key, paths_max): (&SyncDocumentKey, usize),
+        chunks: &[Vec<u8>],
+        actor: SyncActor,
+    ) -> Result<Self, SyncError> {
         let bytes = chunks.concat();
         let loaded = contain(|| match bytes.is_empty() {
             true => Ok(Automerge::new()),
@@ -75,6 +87,8 @@ impl SyncedDocument {
             changes.iter().map(|change| change.max_op).max()
         })?;
         let mut document = Self {
+            key: key.clone(),
+            paths_max,
             doc,
             actor,
             last_operation: last.unwrap_or_default(),
@@ -82,7 +96,7 @@ impl SyncedDocument {
         };
         let keys: Vec<String> = document.doc.keys(ROOT).collect();
         for key in keys {
-            if EntryPath::parse(&key).is_ok() {
+            if document.parse_path(&key).is_ok() {
                 document.update_winner(&key)?;
             }
         }
@@ -227,10 +241,10 @@ impl SyncedDocument {
         affected: &mut AffectedPaths,
     ) -> Result<(), SyncError> {
         for key in &received.keys {
-            let path = match EntryPath::parse(key).and_then(refuse_root) {
+            let path = match self.parse_path(key) {
                 Ok(path) => path,
-                Err(invalid) => {
-                    *affected.refused.entry(invalid.rule.name()).or_default() += 1;
+                Err(rule) => {
+                    *affected.refused.entry(rule).or_default() += 1;
                     continue;
                 }
             };
@@ -246,9 +260,32 @@ impl SyncedDocument {
                 affected.former.insert(key.clone(), former);
             }
         }
-        match self.winners.len() > PATHS_MAX {
-            true => Err(too_many_paths()),
+        match self.winners.len() > self.paths_max {
+            true => Err(self.too_many_paths()),
             false => Ok(()),
+        }
+    }
+
+    /// Which of both it is says whether a split helps. The name in the root is that of a file, and not in the text.
+    fn too_many_paths(&self) -> SyncError {
+        let of = match self.key.top {
+            Some(_) => "the branch has a directory in its root with",
+            None => "the branch has",
+        };
+        let reason = format!("{of} more than {} paths", self.paths_max);
+        SyncError::refused(ByeCode::TooLarge, reason)
+    }
+
+    /// The path of a key. An error is the name of the rule that it breaks.
+    fn parse_path(&self, key: &str) -> Result<EntryPath, &'static str> {
+        let path = EntryPath::parse(key).map_err(|invalid| invalid.rule.name())?;
+        if path.is_root() {
+            return Err(PathRule::Root.name());
+        }
+        match self.key.contains(&path) {
+            true => Ok(path),
+            // Two documents with one path would overwrite each other's versions.
+            false => Err("other-document"),
         }
     }
 
@@ -307,6 +344,10 @@ impl SyncedDocument {
             return Ok(());
         }
         let state = version.entry.state.clone();
+        if !self.key.contains(&beside) {
+            affected.elsewhere.insert(beside, state);
+            return Ok(());
+        }
         let entry = SyncedEntry { state, timestamp };
         let puts = BTreeMap::from([(beside.as_str().to_owned(), entry)]);
         self.put_all(puts, affected)
@@ -385,8 +426,8 @@ impl SyncedDocument {
         let new = written
             .iter()
             .filter(|it| !self.winners.contains_key(&it.0));
-        if self.winners.len() + new.count() > PATHS_MAX {
-            return Err(too_many_paths());
+        if self.winners.len() + new.count() > self.paths_max {
+            return Err(self.too_many_paths());
         }
         for some in written.chunks(CHANGE_PATHS_MAX) {
             self.change(|transaction| {
@@ -477,13 +518,6 @@ fn decode(value: &Value<'_>) -> Option<SyncedEntry> {
     }
 }
 
-fn refuse_root(path: EntryPath) -> Result<EntryPath, alknet_store::InvalidPath> {
-    match path.is_root() {
-        true => Err(PathRule::Root.into()),
-        false => Ok(path),
-    }
-}
-
 fn entry_of(row: &SyncRow) -> SyncedEntry {
     let state = EntryState {
         xattr: None,
@@ -523,11 +557,6 @@ fn conflict_path(path: &str, version: &SyncedVersion) -> Option<EntryPath> {
     let room = alknet_store::limits::COMPONENT_BYTES_MAX.saturating_sub(suffix.len());
     let name = &name[..name.floor_char_boundary(room)];
     EntryPath::parse(&format!("{parent}/{name}{suffix}")).ok()
-}
-
-fn too_many_paths() -> SyncError {
-    let reason = format!("more than {PATHS_MAX} paths in a document");
-    SyncError::refused(ByeCode::TooLarge, reason)
 }
 
 fn internal(reason: impl Into<String>) -> SyncError {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use alknet_core::BoxError;
 use alknet_store::{StoreError, StoreErrorCode};
 use thiserror::Error;
 
@@ -27,6 +28,8 @@ pub enum ByeCode {
     NoSpace,
     /// 9: the branch takes no changes.
     ReadOnly,
+    /// 11: the bucket is split on one side only.
+    SplitDiffers,
     /// 4: a time limit passed.
     Timeout,
     /// 3: a message, a document or a tree is above a limit.
@@ -35,7 +38,7 @@ pub enum ByeCode {
 
 impl ByeCode {
     /// Every code, in the order of the numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Done,
         Self::NotFound,
         Self::InvalidMessage,
@@ -47,6 +50,7 @@ impl ByeCode {
         Self::Internal,
         Self::ReadOnly,
         Self::NoSpace,
+        Self::SplitDiffers,
     ];
 
     /// The number on the wire.
@@ -64,6 +68,7 @@ impl ByeCode {
             Self::Internal => 8,
             Self::ReadOnly => 9,
             Self::NoSpace => 10,
+            Self::SplitDiffers => 11,
         }
     }
 
@@ -87,6 +92,7 @@ impl ByeCode {
             Self::NotFound => "not-found",
             Self::NoSpace => "no-space",
             Self::ReadOnly => "read-only",
+            Self::SplitDiffers => "split-differs",
             Self::Timeout => "timeout",
             Self::TooLarge => "too-large",
         }
@@ -108,9 +114,12 @@ pub enum SyncError {
     Refused {
         /// What the peer gets.
         code: ByeCode,
-        /// What was wrong, for the log of this node.
+        /// What was wrong, for the log of this node. It names no files.
         reason: String,
     },
+    /// The peer cannot be reached.
+    #[error("the peer cannot be reached: {0}")]
+    Unreachable(BoxError),
 }
 
 impl SyncError {
@@ -125,7 +134,27 @@ impl SyncError {
     pub const fn code(&self) -> Option<ByeCode> {
         match self {
             Self::Ended(code) | Self::Refused { code, .. } => Some(*code),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Unreachable(_) => None,
+        }
+    }
+
+    /// The code, or a word for an end without one.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Ended(code) | Self::Refused { code, .. } => code.name(),
+            Self::Stream(_) => "broken-off",
+            Self::Unreachable(_) => "unreachable",
+        }
+    }
+
+    /// Whether a person has to change something before a session can succeed. The other ends pass by themselves, or when the
+    /// peer is there and its owner lets this node in.
+    #[must_use]
+    pub const fn is_lasting(&self) -> bool {
+        match self.code() {
+            None | Some(ByeCode::Busy | ByeCode::Done | ByeCode::NotFound) => false,
+            Some(_) => true,
         }
     }
 }
@@ -140,7 +169,12 @@ impl From<StoreError> for SyncError {
             StoreErrorCode::TooLarge => ByeCode::TooLarge,
             _ => ByeCode::Internal,
         };
-        Self::refused(code, error.to_string())
+        // Its text has paths.
+        let reason = match &error {
+            StoreError::TooLarge { .. } => error.to_string(),
+            other => format!("the store refuses the step: {}", other.code().name()),
+        };
+        Self::refused(code, reason)
     }
 }
 

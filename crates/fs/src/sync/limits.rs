@@ -60,13 +60,16 @@ pub const MESSAGE_TIME: Duration = Duration::from_secs(60);
 /// Time for the first message.
 pub const HELLO_TIME: Duration = Duration::from_secs(10);
 
+/// Time for the last message of a peer, behind that of this side.
+pub const GOODBYE_TIME: Duration = Duration::from_secs(5);
+
 /// Time of one merge. The session ends then, and the document on the disk stays as it was.
 pub const MERGE_TIME: Duration = Duration::from_secs(60);
 
 /// Sessions of the node.
 pub const SESSIONS_MAX: usize = 64;
 
-/// Sessions of one peer.
+/// Sessions of one connection.
 pub const SESSIONS_PER_PEER_MAX: usize = 16;
 
 /// Pause after the first session with a peer that ended with an error. Each further pause is twice as long.
@@ -74,6 +77,37 @@ pub const PAUSE_MIN: Duration = Duration::from_secs(30);
 
 /// Longest such pause.
 pub const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Pause after a session for which the peer was not there or not ready. Each further pause is twice as long, up to the one
+/// between sessions.
+pub const PAUSE_SHORT: Duration = Duration::from_secs(1);
+
+/// Time for which a round of sessions waits for further changes here: a program that writes many files wants one session.
+pub const GATHER_TIME: Duration = Duration::from_millis(500);
+
+/// Time of one session that this node opens. What it has not done by then, the next one does.
+pub const SESSION_TIME_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Peers with which the node has sessions of its own at once.
+pub const DIALS_MAX: usize = 4;
+
+/// Branches that a round looks at.
+pub const BRANCHES_MAX: usize = 10_000;
+
+/// Peers and branches about which the last session is remembered.
+pub const RECORDS_MAX: usize = 4096;
+
+/// Names in the root of a branch whose failed sessions are remembered.
+pub const FAILED_TOPS_MAX: usize = 16;
+
+/// Time that a session or a round waits for contents that are fetched. The names of further changes wait meanwhile.
+pub const FETCHES_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Contents that are fetched after a session because they were not fetched in one.
+pub const AWAITED_FETCHES_MAX: usize = 256;
+
+/// Of these, failures in a row after which the peer is asked for no more.
+pub const AWAITED_FAILURES_MAX: usize = 16;
 
 /// Peers and branches whose pauses are remembered.
 pub const PAUSES_MAX: usize = 1024;

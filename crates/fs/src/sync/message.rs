@@ -1,8 +1,10 @@
 //! The messages of a session, and their form on the wire.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use alknet_store::{BranchName, BucketName, ContentHash};
+use alknet_store::limits::SYNC_TOPS_MAX;
+use alknet_store::{BranchName, BucketName, ContentHash, EntryPath};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -16,6 +18,34 @@ pub const PROTOCOL_VERSION: u8 = 1;
 /// What distinguishes the identities of documents from other hashes of the same names.
 const DOCUMENT_CONTEXT: &str = "alknet 2026-11-30 fs-sync document";
 
+/// The document of a branch that a session is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SyncPart {
+    /// The document of the whole branch.
+    Whole,
+    /// No document: the names in the root of a branch of a split bucket.
+    Index,
+    /// The document of one name in the root of a branch of a split bucket, with everything below it.
+    Top(String),
+}
+
+impl SyncPart {
+    /// The name that the document is about.
+    #[must_use]
+    pub fn top(&self) -> Option<&str> {
+        match self {
+            Self::Top(top) => Some(top),
+            Self::Index | Self::Whole => None,
+        }
+    }
+
+    /// Whether it is a part of a split bucket.
+    #[must_use]
+    pub const fn is_split(&self) -> bool {
+        !matches!(self, Self::Whole)
+    }
+}
+
 /// What a session is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncHello {
@@ -23,6 +53,8 @@ pub struct SyncHello {
     pub bucket: BucketName,
     /// Name of the branch, which both sides have.
     pub branch: BranchName,
+    /// The document of the branch.
+    pub part: SyncPart,
     /// The last changes of the sender's document. They say whether both have the same.
     pub heads: Vec<[u8; 32]>,
 }
@@ -31,7 +63,11 @@ impl SyncHello {
     /// Identity of the document, which follows from the names: every node makes its copy by itself, and all copies merge.
     #[must_use]
     pub fn document_id(&self) -> [u8; 16] {
-        let names = format!("{}@{}", self.bucket, self.branch);
+        let names = match &self.part {
+            SyncPart::Whole => format!("{}@{}", self.bucket, self.branch),
+            SyncPart::Index => format!("{}@{}:/", self.bucket, self.branch),
+            SyncPart::Top(top) => format!("{}@{}:/{top}", self.bucket, self.branch),
+        };
         let hash = blake3::derive_key(DOCUMENT_CONTEXT, names.as_bytes());
         let mut id = [0; 16];
         id.copy_from_slice(&hash[..16]);
@@ -66,6 +102,20 @@ pub enum SyncMessage {
     Have(Vec<ContentHash>),
     /// The last message. Nothing follows.
     Bye(ByeCode),
+    /// The names in the root of a branch for which the sender has documents, each with what [`heads_digest`] makes of its
+    /// last changes. [`UNKNOWN_HEADS`] says that the sender has to look at the document.
+    Tops(BTreeMap<String, [u8; 32]>),
+}
+
+/// The digest of a document that the sender has to look at first.
+pub const UNKNOWN_HEADS: [u8; 32] = [0; 32];
+
+/// A digest of the last changes of a document, in any order.
+#[must_use]
+pub fn heads_digest(heads: &[[u8; 32]]) -> [u8; 32] {
+    let mut sorted = heads.to_vec();
+    sorted.sort_unstable();
+    *blake3::hash(&sorted.concat()).as_bytes()
 }
 
 /// The form on the wire, in postcard. The order of the variants is their number.
@@ -75,6 +125,7 @@ enum WireMessage {
         doc_id: [u8; 16],
         bucket: String,
         branch: String,
+        part: SyncPart,
         heads: Vec<[u8; 32]>,
     },
     Sync {
@@ -89,6 +140,9 @@ enum WireMessage {
     },
     Bye {
         code: u8,
+    },
+    Tops {
+        tops: Vec<(String, [u8; 32])>,
     },
 }
 
@@ -124,6 +178,7 @@ impl SyncMessage {
                 doc_id: hello.document_id(),
                 bucket: hello.bucket.to_string(),
                 branch: hello.branch.to_string(),
+                part: hello.part.clone(),
                 heads: hello.heads.clone(),
             },
             Self::Sync { is_last, bytes } => WireMessage::Sync {
@@ -138,6 +193,12 @@ impl SyncMessage {
             },
             Self::Bye(code) => WireMessage::Bye {
                 code: code.number(),
+            },
+            Self::Tops(tops) => WireMessage::Tops {
+                tops: tops
+                    .iter()
+                    .map(|(top, heads)| (top.clone(), *heads))
+                    .collect(),
             },
         }
     }
@@ -176,6 +237,7 @@ impl SyncMessage {
                 doc_id,
                 bucket,
                 branch,
+                part,
                 heads,
             } => {
                 if heads.len() > HEADS_MAX {
@@ -184,9 +246,13 @@ impl SyncMessage {
                 }
                 let bucket = BucketName::parse(&bucket).map_err(|it| invalid(it.to_string()))?;
                 let branch = BranchName::parse(&branch).map_err(|it| invalid(it.to_string()))?;
+                if part.top().is_some_and(|top| !is_top(top)) {
+                    return Err(invalid("a document is about no name"));
+                }
                 let hello = SyncHello {
                     bucket,
                     branch,
+                    part,
                     heads,
                 };
                 if hello.document_id() != doc_id {
@@ -201,8 +267,24 @@ impl SyncMessage {
                 let known = ByeCode::ALL.into_iter().find(|it| it.number() == code);
                 Self::Bye(known.unwrap_or(ByeCode::Internal))
             }
+            WireMessage::Tops { tops } => {
+                if tops.len() > SYNC_TOPS_MAX {
+                    let reason = format!("{} names in the root of a branch", tops.len());
+                    return Err(SyncError::refused(ByeCode::TooLarge, reason));
+                }
+                if !tops.iter().all(|(top, _)| is_top(top)) {
+                    return Err(invalid("a list of names has one that is none"));
+                }
+                // Names that come twice, or in another order, make another message of it, which the caller refuses.
+                Self::Tops(tops.into_iter().collect())
+            }
         })
     }
+}
+
+/// Whether a text is the name of an entry in the root of a branch.
+fn is_top(text: &str) -> bool {
+    !text.contains('/') && EntryPath::root().child(text).is_ok()
 }
 
 /// Reads the version of the peer.

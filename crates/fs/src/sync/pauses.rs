@@ -9,9 +9,34 @@ use alknet_store::{BranchName, BucketName};
 
 use super::error::ByeCode;
 use super::limits::{PAUSE_MAX, PAUSE_MIN, PAUSES_MAX};
+use super::message::{SyncHello, SyncPart};
 
-/// The peer of a session, and the branch that it is about.
-pub(super) type PauseKey = (PeerId, BucketName, BranchName);
+/// The peer of a session, and the document that it is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PauseKey {
+    peer: PeerId,
+    bucket: BucketName,
+    branch: BranchName,
+    part: SyncPart,
+}
+
+impl PauseKey {
+    /// The pauses of a peer about what its hello names.
+    pub(super) fn new(peer: &PeerId, hello: &SyncHello) -> Self {
+        Self {
+            peer: peer.clone(),
+            bucket: hello.bucket.clone(),
+            branch: hello.branch.clone(),
+            part: hello.part.clone(),
+        }
+    }
+}
+
+/// The pause after so many failures in a row, of which there is one at least.
+pub(super) fn pause_after(failures: u32, shortest: Duration, longest: Duration) -> Duration {
+    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+    shortest.saturating_mul(doubled).min(longest)
+}
 
 /// The pauses of a node.
 #[derive(Debug, Default)]
@@ -52,9 +77,8 @@ impl SyncPauses {
                         failures: 0,
                         until: now,
                     });
-                    let doubled = 2_u32.saturating_pow(pause.failures);
                     pause.failures = pause.failures.saturating_add(1);
-                    pause.until = now + PAUSE_MIN.saturating_mul(doubled).min(PAUSE_MAX);
+                    pause.until = now + pause_after(pause.failures, PAUSE_MIN, PAUSE_MAX);
                 }
             }
         }
@@ -71,9 +95,12 @@ mod tests {
     use super::*;
 
     fn key(number: usize) -> PauseKey {
-        let peer = format!("peer{number}").parse().expect("a name");
-        let bucket = BucketName::parse("docs").expect("a name");
-        (peer, bucket, BranchName::main())
+        PauseKey {
+            peer: format!("peer{number}").parse().expect("a name"),
+            bucket: BucketName::parse("docs").expect("a name"),
+            branch: BranchName::main(),
+            part: SyncPart::Whole,
+        }
     }
 
     #[test]
@@ -86,6 +113,12 @@ mod tests {
         }
         assert_eq!(lengths, [30, 60, 120, 240, 480, 600, 600]);
         assert_eq!(pauses.left(&key(2), now), Duration::ZERO);
+        // Another document of the same branch goes on.
+        let other = PauseKey {
+            part: SyncPart::Top("a".to_owned()),
+            ..key(1)
+        };
+        assert_eq!(pauses.left(&other, now), Duration::ZERO);
         // Neither makes the pause longer or shorter.
         pauses.note(key(1), Some(ByeCode::Busy), now);
         pauses.note(key(1), None, now);

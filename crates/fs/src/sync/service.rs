@@ -1,30 +1,33 @@
-//! The synchronisation of a node: sessions that peers open, and sessions that it opens itself.
+//! The synchronisation of a node, and sessions that peers open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use alknet_core::{
-    AlpnSpec, AuthContext, AuthNeed, BoxError, BoxFuture, Carriage, Connection, HandlerError,
-    Identity, PeerId, PeerKey, ProtocolHandler, RecvStream, SendStream, StreamBudget, StreamError,
+    AlpnSpec, AuthContext, AuthNeed, BoxFuture, Carriage, Connection, HandlerError, Identity,
+    PeerId, PeerKey, ProtocolHandler, RecvStream, SendStream, StreamBudget, StreamError,
 };
-use alknet_store::{BranchId, BranchName, BucketName};
+use alknet_store::SyncDocumentKey;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::branch::SyncedBranch;
-use super::content::{ContentFetcher, SyncSettings};
+use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
-use super::limits::{ASSEMBLED_MAX, HELLO_TIME, PAUSE_MIN, SESSIONS_MAX, SESSIONS_PER_PEER_MAX};
-use super::message::{SyncHello, SyncMessage};
+use super::limits::{ASSEMBLED_MAX, HELLO_TIME, PATHS_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX};
+use super::message::{SyncHello, SyncMessage, SyncPart};
 use super::metrics::SyncCounters;
 use super::pauses::{PauseKey, SyncPauses};
+use super::records::{SyncRecord, SyncRecords, SyncTarget};
 use super::session::{
-    SessionContext, SyncMode, blocking, check_branch, exchange, may_sync, own_hello, read_hello,
-    write_first,
+    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, may_sync, own_hello,
+    read_hello, write_first,
 };
+use super::tops::exchange_tops;
+use crate::lease::StoreLease;
 use crate::service::FsService;
 
 /// The protocol's name in TLS.
@@ -35,40 +38,28 @@ pub const SYNC_ALPN: &[u8] = b"alknet/fs-sync";
 pub struct SyncOptions {
     /// The key of the node. The writer in its documents follows from it.
     pub node_key: PeerKey,
-    /// Settings of every bucket that has none of its own.
-    pub settings: SyncSettings,
-    /// Settings of single buckets.
-    pub buckets: BTreeMap<BucketName, SyncSettings>,
     /// What gets contents from peers. Without it none are fetched.
     pub fetcher: Option<Arc<dyn ContentFetcher>>,
+    /// Paths that one document may have, deleted ones counted. All nodes have the same, and tests less.
+    pub paths_max: usize,
 }
 
 impl SyncOptions {
-    /// The default settings.
+    /// Names alone.
     #[must_use]
-    pub fn new(node_key: PeerKey) -> Self {
+    pub const fn new(node_key: PeerKey) -> Self {
         Self {
             node_key,
-            settings: SyncSettings::default(),
-            buckets: BTreeMap::new(),
             fetcher: None,
+            paths_max: PATHS_MAX,
         }
     }
-}
-
-/// Opens connections to peers.
-pub trait SyncDialer: Send + Sync + 'static {
-    /// A connection to a peer with the protocol [`SYNC_ALPN`]. It has the identity of the peer, which proved its key.
-    ///
-    /// # Errors
-    /// The peer cannot be reached. The caller tries again later.
-    fn dial<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, BoxError>>;
 }
 
 /// Synchronises branches with peers. Clones share it.
 ///
 /// As a [`ProtocolHandler`] it serves sessions that peers open, each on a stream of its own. [`sync_once`](Self::sync_once)
-/// and [`follow`](Self::follow) open sessions.
+/// and [`keep_synced`](Self::keep_synced) open sessions. How a bucket is synchronised is among its settings.
 #[derive(Clone)]
 pub struct SyncService(Arc<SyncInner>);
 
@@ -77,8 +68,8 @@ struct SyncInner {
     options: SyncOptions,
     node_key: Arc<[u8]>,
     alpns: [AlpnSpec; 1],
-    /// Branches with a session. The document of one without is on the disk alone.
-    branches: Mutex<HashMap<BranchId, Weak<SyncedBranch>>>,
+    /// Documents with a session. One without is on the disk alone.
+    documents: Mutex<HashMap<SyncDocumentKey, Weak<SyncedBranch>>>,
     sessions: Arc<Semaphore>,
     assembling: Arc<Semaphore>,
     pauses: SyncPauses,
@@ -100,7 +91,7 @@ impl SyncService {
                 limits: StreamBudget::AUTHENTICATED,
                 ..AlpnSpec::new(SYNC_ALPN)
             }],
-            branches: Mutex::default(),
+            documents: Mutex::default(),
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             assembling: Arc::new(Semaphore::new(ASSEMBLED_MAX)),
             pauses: SyncPauses::default(),
@@ -114,113 +105,39 @@ impl SyncService {
         &self.0.counters
     }
 
-    /// Synchronises a branch with the peer of a connection until both have the same.
-    ///
-    /// # Errors
-    /// The session ended before. What both had in common by then stays.
-    pub async fn sync_once(
-        &self,
-        connection: &Connection,
-        bucket: &BucketName,
-        branch: &BranchName,
-    ) -> Result<(), SyncError> {
-        self.open_session(connection, bucket, branch, SyncMode::Once)
-            .await
+    /// How the last sessions with each peer ended, since the node started.
+    #[must_use]
+    pub fn list_records(&self) -> Vec<(SyncTarget, SyncRecord)> {
+        self.records().list()
     }
 
-    /// Keeps a branch the same as that of a peer, for as long as the future is polled and the node does not stop. After an
-    /// error it pauses and dials again.
-    pub async fn follow(
-        &self,
-        dialer: &dyn SyncDialer,
-        peer: &PeerId,
-        bucket: &BucketName,
-        branch: &BranchName,
-    ) {
-        let mut closing = self.0.files.closing();
-        let work = async {
-            loop {
-                self.follow_session(dialer, peer, bucket, branch).await;
-                let key = (peer.clone(), bucket.clone(), branch.clone());
-                let left = self.0.pauses.left(&key, Instant::now());
-                tokio::time::sleep(left.max(PAUSE_MIN)).await;
-            }
-        };
-        tokio::select! {
-            () = work => {}
-            _ = closing.wait_for(|is_closing| *is_closing) => {}
+    /// The files that it synchronises.
+    pub(super) fn files(&self) -> &FsService {
+        &self.0.files
+    }
+
+    /// How the last sessions ended.
+    pub(super) fn records(&self) -> &SyncRecords {
+        self.0.files.sync_records()
+    }
+
+    /// What gets contents from peers.
+    pub(super) fn fetcher(&self) -> Option<&Arc<dyn ContentFetcher>> {
+        self.0.options.fetcher.as_ref()
+    }
+
+    /// Records that both have the same names, if they have.
+    pub(super) fn record_equal(&self, target: &SyncTarget, seq: Option<u64>) {
+        if let Ok(Some(lease)) = self.0.files.opened() {
+            let now_ms = lease.db().unix_ms();
+            self.records().note_equal(target, seq, now_ms);
         }
     }
 
-    /// One session that goes on until it ends by itself.
-    async fn follow_session(
-        &self,
-        dialer: &dyn SyncDialer,
-        peer: &PeerId,
-        bucket: &BucketName,
-        branch: &BranchName,
-    ) {
-        match dialer.dial(peer).await {
-            Ok(connection) => {
-                let mode = SyncMode::Follow;
-                let ended = self.open_session(&connection, bucket, branch, mode).await;
-                if let Err(error) = ended {
-                    tracing::info!(%peer, %bucket, %branch, "a synchronisation ended: {error}");
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%peer, "a peer to synchronise with cannot be reached: {error}");
-            }
-        }
-    }
-
-    async fn open_session(
-        &self,
-        connection: &Connection,
-        bucket: &BucketName,
-        branch: &BranchName,
-        mode: SyncMode,
-    ) -> Result<(), SyncError> {
-        let hello = SyncHello {
-            bucket: bucket.clone(),
-            branch: branch.clone(),
-            heads: Vec::new(),
-        };
-        let identity = connection.identity().ok_or_else(unknown_peer)?;
-        let key = (identity.id.clone(), bucket.clone(), branch.clone());
-        let ended = self
-            .dialled_session(connection, &identity, hello, mode)
-            .await;
-        self.note(key, &ended);
-        ended
-    }
-
-    async fn dialled_session(
-        &self,
-        connection: &Connection,
-        identity: &Identity,
-        hello: SyncHello,
-        mode: SyncMode,
-    ) -> Result<(), SyncError> {
-        // What comes from the peer needs the right here, also in a session that this node opens.
-        if !may_sync(Some(identity), &hello) {
-            let reason = "the peer has no right to synchronise the bucket";
-            return Err(SyncError::refused(ByeCode::NotFound, reason));
-        }
-        let context = self.context(hello, &identity.id).await?;
-        let opened = timeout(HELLO_TIME, connection.open_bi()).await;
-        let late = |_| SyncError::refused(ByeCode::Timeout, "no stream could be opened");
-        let opened = opened.map_err(late)?;
-        let (mut send, mut recv) = opened.map_err(std::io::Error::from)?;
-        let own = own_hello(&context).await?;
-        write_first(&mut send, &SyncMessage::Hello(own)).await?;
-        let theirs = read_hello(&mut recv).await?;
-        if theirs.document_id() != context.hello.document_id() {
-            let reason = "the peer answers with another document";
-            return Err(SyncError::refused(ByeCode::InvalidMessage, reason));
-        }
-        self.0.counters.sessions.add(1);
-        exchange(&context, mode, || connection.identity(), recv, send).await
+    /// The store.
+    pub(super) async fn store(&self) -> Result<StoreLease, SyncError> {
+        let lease = self.0.files.lease().await;
+        lease.map_err(|_| SyncError::refused(ByeCode::Internal, "the files are not served"))
     }
 
     /// Serves a stream that a peer opened.
@@ -233,35 +150,76 @@ impl SyncService {
         let Some(identity) = connection.identity() else {
             return;
         };
-        let hello = match read_hello(&mut recv).await {
+        let hello = match read_hello(&mut recv, HELLO_TIME).await {
             Ok(hello) => hello,
             Err(error) => return self.refuse(&mut send, &error).await,
         };
-        let key = (
-            identity.id.clone(),
-            hello.bucket.clone(),
-            hello.branch.clone(),
-        );
-        let context = match self.accept(&identity, hello, &key).await {
+        let key = PauseKey::new(&identity.id, &hello);
+        let accepted = self.accept(&identity, hello, &key).await;
+        let context = match accepted {
             Ok(context) => context,
             Err(error) => return self.refuse(&mut send, &error).await,
         };
-        let ended = match own_hello(&context).await {
-            Ok(own) => write_first(&mut send, &SyncMessage::Hello(own)).await,
-            Err(error) => return self.refuse(&mut send, &error).await,
+        // From here on the peer names a document that is there.
+        let target = target_of(&context);
+        let own = match own_hello(&context).await {
+            Ok(own) => own,
+            Err(error) => {
+                self.records().note_failure(&target, &error);
+                return self.refuse(&mut send, &error).await;
+            }
         };
-        let ended = match ended {
+        let is_equal = own.is_equal(&context.hello);
+        let ended = match write_first(&mut send, &SyncMessage::Hello(own.hello)).await {
             Ok(()) => {
                 self.0.counters.sessions.add(1);
-                let identity = || connection.identity();
-                exchange(&context, SyncMode::Follow, identity, recv, send).await
+                let streams = (send, recv);
+                self.serve_greeted(connection, &context, is_equal, streams)
+                    .await
             }
             Err(error) => Err(error),
         };
-        if let Err(error) = &ended {
-            tracing::info!(peer = %context.peer, "a synchronisation ended: {error}");
+        match &ended {
+            // Contents that are still lacking are fetched in a session that this node opens, which is due at once.
+            Ok(end) if end.equal_seq.is_some() => {
+                let seq = end.equal_seq.filter(|_| !end.lacks_contents);
+                self.record_equal(&target, seq);
+            }
+            Ok(_) => {}
+            Err(error) => self.records().note_failure(&target, error),
         }
         self.note(key, &ended);
+    }
+
+    /// Goes on behind the hellos.
+    async fn serve_greeted(
+        &self,
+        connection: &Connection,
+        context: &SessionContext,
+        is_equal: bool,
+        (send, recv): (SendStream, RecvStream),
+    ) -> Result<SessionEnd, SyncError> {
+        match context.hello.part {
+            SyncPart::Index => {
+                let tops = exchange_tops(context, recv, send).await?;
+                // Documents that differ have sessions of their own, behind which the peer asks again.
+                let equal_seq = tops.differing.is_empty().then_some(tops.head_seq);
+                Ok(SessionEnd {
+                    equal_seq,
+                    lacks_contents: false,
+                })
+            }
+            SyncPart::Whole | SyncPart::Top(_) => {
+                let mode = (SyncMode::Follow, is_equal);
+                let identity = || connection.identity();
+                let mut end = exchange(context, mode, identity, recv, send).await?;
+                if context.hello.part.is_split() {
+                    // One document says nothing of the others.
+                    end.equal_seq = None;
+                }
+                Ok(end)
+            }
+        }
     }
 
     /// Decides about a session that a peer opens.
@@ -292,43 +250,57 @@ impl SyncService {
         }
     }
 
-    async fn context(&self, hello: SyncHello, peer: &PeerId) -> Result<SessionContext, SyncError> {
-        let lease = self.0.files.lease_for(peer.as_str()).await;
-        let unserved = |_| SyncError::refused(ByeCode::Internal, "the files are not served");
-        let lease = Arc::new(lease.map_err(unserved)?);
+    /// What a session needs beside its stream.
+    pub(super) async fn context(
+        &self,
+        hello: SyncHello,
+        peer: &PeerId,
+    ) -> Result<SessionContext, SyncError> {
+        let lease = Arc::new(self.store().await?.reading_as(peer.as_str()));
         let (store, wanted) = (Arc::clone(&lease), hello.clone());
-        let id = blocking(move || check_branch(&store, &wanted)).await?;
-        let options = &self.0.options;
-        let settings = options.buckets.get(&hello.bucket);
+        let checked = blocking(move || check_branch(&store, &wanted.bucket, &wanted.branch));
+        let checked = checked.await?;
+        if hello.part.is_split() != checked.settings.is_split {
+            let reason = "the bucket is split on one of both nodes only";
+            return Err(SyncError::refused(ByeCode::SplitDiffers, reason));
+        }
+        let top = hello.part.top().map(str::to_owned);
+        let branch = checked.id;
         Ok(SessionContext {
             lease,
-            branch: self.branch(id),
-            settings: settings.copied().unwrap_or(options.settings),
+            branch: self.document(SyncDocumentKey { branch, top }),
+            head_seq: checked.head_seq,
+            settings: checked.settings,
             hello,
             peer: peer.clone(),
-            fetcher: options.fetcher.clone(),
+            fetcher: self.0.options.fetcher.clone(),
             counters: Arc::clone(&self.0.counters),
             assembling: Arc::clone(&self.0.assembling),
             closing: self.0.files.closing(),
         })
     }
 
-    /// The one value that all sessions about a branch share.
-    fn branch(&self, id: BranchId) -> Arc<SyncedBranch> {
-        let branches = self.0.branches.lock();
-        let mut branches = branches.unwrap_or_else(PoisonError::into_inner);
-        if let Some(branch) = branches.get(&id).and_then(Weak::upgrade) {
-            return branch;
+    /// The one value that all sessions about a document share.
+    fn document(&self, key: SyncDocumentKey) -> Arc<SyncedBranch> {
+        let documents = self.0.documents.lock();
+        let mut documents = documents.unwrap_or_else(PoisonError::into_inner);
+        if let Some(document) = documents.get(&key).and_then(Weak::upgrade) {
+            return document;
         }
-        branches.retain(|_, branch| branch.strong_count() > 0);
-        let branch = Arc::new(SyncedBranch::new(id, &self.0.node_key));
-        branches.insert(id, Arc::downgrade(&branch));
-        branch
+        documents.retain(|_, document| document.strong_count() > 0);
+        let paths_max = self.0.options.paths_max;
+        let document = SyncedBranch::new(key.clone(), &self.0.node_key, paths_max);
+        let document = Arc::new(document);
+        documents.insert(key, Arc::downgrade(&document));
+        document
     }
 
-    fn note(&self, key: PauseKey, ended: &Result<(), SyncError>) {
+    /// Notes how a session ended, for the pauses and the counters.
+    pub(super) fn note<T>(&self, key: PauseKey, ended: &Result<T, SyncError>) {
         let code = match ended {
-            Ok(()) => Some(ByeCode::Done),
+            Ok(_) => Some(ByeCode::Done),
+            // There was no session.
+            Err(SyncError::Unreachable(_)) => None,
             Err(error) => {
                 self.0.counters.failed_sessions.add(1);
                 error.code()
@@ -347,7 +319,7 @@ impl SyncService {
             };
             let (mut send, recv) = match pair {
                 Ok(pair) => pair,
-                Err(StreamError::Closed(_) | StreamError::Timeout) => return Ok(()),
+                Err(StreamError::Closed(_) | StreamError::Timeout) => break,
                 Err(error) => {
                     // A single stream may fail without the connection. An error that stays must not spin.
                     tracing::debug!(%error, "a stream could not be accepted");
@@ -371,6 +343,10 @@ impl SyncService {
                 drop(permits);
             });
         }
+        // A peer leaves when it has said goodbye. How its sessions ended is still to be noted.
+        let rest = async { while running.join_next().await.is_some() {} };
+        timeout(HELLO_TIME, rest).await.ok();
+        Ok(())
     }
 }
 
@@ -397,8 +373,12 @@ impl ProtocolHandler for SyncService {
     }
 }
 
-fn unknown_peer() -> SyncError {
-    SyncError::refused(ByeCode::NotFound, "the peer of the connection is not known")
+fn target_of(context: &SessionContext) -> SyncTarget {
+    SyncTarget {
+        bucket: context.hello.bucket.clone(),
+        branch: context.hello.branch.clone(),
+        peer: context.peer.clone(),
+    }
 }
 
 impl fmt::Debug for SyncService {

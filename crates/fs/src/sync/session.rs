@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_core::{Identity, PeerId};
 use alknet_store::{
-    BranchId, BranchState, BucketState, ContentHash, ContentStatus, Store, StoreError,
+    BranchId, BranchName, BranchState, BucketName, BucketState, BucketSync, ContentFetchMode,
+    ContentHash, ContentStatus, Store, StoreError,
 };
 use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -15,13 +17,14 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
 use super::branch::{PeerExchange, SyncStep, SyncedBranch};
-use super::content::{ContentFetchMode, ContentFetcher, SyncSettings};
+use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME, PART_BYTES_MAX, SYNC_BYTES_MAX,
+    FETCHES_TIME_MAX, GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME,
+    PART_BYTES_MAX, SYNC_BYTES_MAX,
 };
 use super::message::{
-    PROTOCOL_VERSION, SyncHello, SyncMessage, read_message, read_version, write_message,
+    PROTOCOL_VERSION, SyncHello, SyncMessage, SyncPart, read_message, read_version, write_message,
 };
 use super::metrics::SyncCounters;
 use crate::lease::StoreLease;
@@ -49,9 +52,12 @@ pub enum SyncMode {
 pub(super) struct SessionContext {
     /// The store. Work that blocks has a share of the lease: a shutdown waits for it, also when the session is gone.
     pub(super) lease: Arc<StoreLease>,
+    /// The document. That of an index is not looked at.
     pub(super) branch: Arc<SyncedBranch>,
     pub(super) hello: SyncHello,
-    pub(super) settings: SyncSettings,
+    /// The last commit of the branch when the session began.
+    pub(super) head_seq: u64,
+    pub(super) settings: BucketSync,
     pub(super) peer: PeerId,
     pub(super) fetcher: Option<Arc<dyn ContentFetcher>>,
     pub(super) counters: Arc<SyncCounters>,
@@ -65,9 +71,20 @@ pub(super) fn may_sync(identity: Option<&Identity>, hello: &SyncHello) -> bool {
     identity.is_some_and(|it| FsRight::Sync.is_allowed(&it.scopes, &hello.bucket))
 }
 
-/// Whether the store has the branch, and synchronises it.
-pub(super) fn check_branch(store: &Store, hello: &SyncHello) -> Result<BranchId, SyncError> {
-    let (bucket, branch) = (hello.bucket.clone(), hello.branch.clone());
+/// A branch that is synchronised.
+pub(super) struct CheckedBranch {
+    pub(super) id: BranchId,
+    pub(super) head_seq: u64,
+    pub(super) settings: BucketSync,
+}
+
+/// Whether the store has the branch, and synchronises it. Blocks.
+pub(super) fn check_branch(
+    store: &Store,
+    bucket: &BucketName,
+    branch: &BranchName,
+) -> Result<CheckedBranch, SyncError> {
+    let (bucket, branch) = (bucket.clone(), branch.clone());
     let read = store.read(move |tx| {
         let bucket = tx.bucket_by_name(&bucket)?;
         let branch = tx.branch_by_name(bucket.id, &branch)?;
@@ -80,7 +97,7 @@ pub(super) fn check_branch(store: &Store, hello: &SyncHello) -> Result<BranchId,
         Err(error) => return Err(error.into()),
     };
     // To a peer the same as one that does not exist.
-    if !bucket.is_synced || bucket.state == BucketState::Deleting {
+    if !bucket.sync.is_on || bucket.state == BucketState::Deleting {
         return Err(missing());
     }
     let takes_changes = bucket.state == BucketState::Live && branch.state == BranchState::Open;
@@ -88,19 +105,24 @@ pub(super) fn check_branch(store: &Store, hello: &SyncHello) -> Result<BranchId,
         let reason = "the branch takes no changes of peers";
         return Err(SyncError::refused(ByeCode::ReadOnly, reason));
     }
-    Ok(branch.id)
+    Ok(CheckedBranch {
+        id: branch.id,
+        head_seq: branch.head_seq,
+        settings: bucket.sync,
+    })
 }
 
-/// Reads the first message of a peer.
+/// Reads the first message of a peer, which comes within this time.
 pub(super) async fn read_hello(
     input: &mut (impl AsyncRead + Unpin),
+    time: Duration,
 ) -> Result<SyncHello, SyncError> {
     let read = async {
         read_version(input).await?;
         read_message(input).await
     };
     let late = |_| SyncError::refused(ByeCode::Timeout, "no hello came");
-    match timeout(HELLO_TIME, read).await.map_err(late)?? {
+    match timeout(time, read).await.map_err(late)?? {
         SyncMessage::Hello(hello) => Ok(hello),
         SyncMessage::Bye(code) => Err(SyncError::Ended(code)),
         _ => Err(unexpected("another message than a hello came first")),
@@ -121,45 +143,102 @@ pub(super) async fn write_first(
     Ok(timeout(HELLO_TIME, write).await.map_err(late)??)
 }
 
+/// What this side says of its document.
+pub(super) struct OwnHello {
+    pub(super) hello: SyncHello,
+    /// Whether the document has taken in all that the store had when the session began.
+    is_current: bool,
+}
+
+impl OwnHello {
+    /// Whether both have the same, so that no document has to be looked at.
+    pub(super) fn is_equal(&self, theirs: &SyncHello) -> bool {
+        // A list without heads is that of an empty document, or of one that was not looked at. A full one may be a part.
+        let is_whole = (1..HEADS_MAX).contains(&theirs.heads.len());
+        self.is_current && is_whole && self.hello.heads == theirs.heads
+    }
+}
+
 /// The hello of this side.
-pub(super) async fn own_hello(context: &SessionContext) -> Result<SyncHello, SyncError> {
-    let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
-    let mut heads = blocking(move || branch.heads(&store)).await?;
+pub(super) async fn own_hello(context: &SessionContext) -> Result<OwnHello, SyncError> {
+    let mut hello = context.hello.clone();
+    if hello.part == SyncPart::Index {
+        hello.heads = Vec::new();
+        let is_current = false;
+        return Ok(OwnHello { hello, is_current });
+    }
+    let key = context.branch.key().clone();
+    let stored = context.lease.read(move |tx| tx.sync_heads(&key)).await?;
+    let is_current = stored.is_some();
+    hello.heads = match stored {
+        Some(heads) => heads,
+        None => {
+            let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
+            blocking(move || branch.heads(&store)).await?
+        }
+    };
     // They only say where both may differ, so a part of them does.
-    heads.truncate(HEADS_MAX);
-    Ok(SyncHello {
-        heads,
-        ..context.hello.clone()
-    })
+    hello.heads.truncate(HEADS_MAX);
+    Ok(OwnHello { hello, is_current })
+}
+
+/// How a session ended that ended well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SessionEnd {
+    /// Number of the commit up to which both have the same. `None` if one side left before.
+    pub(super) equal_seq: Option<u64>,
+    /// Whether contents are to be fetched that were not in the session.
+    pub(super) lacks_contents: bool,
 }
 
 /// Exchanges messages until the session is over. `identity` is asked before each step: rights can change meanwhile.
+/// `is_equal` says that the hellos have the same heads.
 pub(super) async fn exchange(
     context: &SessionContext,
-    mode: SyncMode,
+    (mode, is_equal): (SyncMode, bool),
     identity: impl Fn() -> Option<Arc<Identity>> + Send + Sync,
     mut input: impl AsyncRead + Send + Unpin,
     mut output: impl AsyncWrite + Send + Unpin,
-) -> Result<(), SyncError> {
+) -> Result<SessionEnd, SyncError> {
     let (to_peer, outgoing) = mpsc::channel(2);
     let (received, from_peer) = mpsc::channel(1);
     let (found, there) = mpsc::channel(FETCH_LISTS_MAX);
     let main = async {
         let mut session = OpenSession::begin(context, mode, to_peer, from_peer, found).await?;
-        let ended = session.run(&identity).await;
+        if is_equal {
+            session.end.equal_seq = Some(context.head_seq);
+        }
+        let ended = session.run(is_equal, &identity).await;
         session.leave(&ended).await;
-        ended
+        ended.map(|()| session.end())
     };
     // Both directions go on by themselves: two peers that only wrote would wait for each other.
     let work = async {
         let writing = write_all(&mut output, outgoing);
-        tokio::join!(main, writing, fetch_all(context, there)).0
+        let mut talk = pin!(async { tokio::join!(main, writing).0 });
+        let mut fetches = pin!(fetch_all(context, there));
+        tokio::select! {
+            ended = &mut talk => {
+                let rest = timeout(FETCHES_TIME_MAX, fetches).await;
+                ended.map(|end| SessionEnd {
+                    lacks_contents: end.lacks_contents || rest.is_err(),
+                    ..end
+                })
+            }
+            () = &mut fetches => talk.await,
+        }
     };
-    let (mut work, reading) = (pin!(work), pin!(read_all(&mut input, received)));
+    let (mut work, mut reading) = (pin!(work), pin!(read_all(&mut input, received)));
     tokio::select! {
-        ended = &mut work => ended,
+        ended = &mut work => {
+            if mode == SyncMode::Once {
+                // The connection of this side ends with its last session, and would take the goodbye along.
+                timeout(GOODBYE_TIME, reading).await.ok();
+            }
+            ended
+        }
         // The end of the input is a message for the session, which ends by itself.
-        () = reading => work.await,
+        () = &mut reading => work.await,
     }
 }
 
@@ -179,6 +258,7 @@ struct OpenSession<'a> {
     requested: BTreeSet<[u8; 32]>,
     has_heard: bool,
     idle_rounds: u32,
+    end: SessionEnd,
 }
 
 impl<'a> OpenSession<'a> {
@@ -189,9 +269,9 @@ impl<'a> OpenSession<'a> {
         from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
         found: mpsc::Sender<Vec<ContentHash>>,
     ) -> Result<Self, SyncError> {
-        let (store, branch) = (Arc::clone(&context.lease), context.branch.branch());
+        let (store, key) = (Arc::clone(&context.lease), context.branch.key().clone());
         let peer = context.peer.clone();
-        let exchange = blocking(move || PeerExchange::resume(&store, branch, peer.as_str()));
+        let exchange = blocking(move || PeerExchange::resume(&store, &key, peer.as_str()));
         Ok(Self {
             context,
             mode,
@@ -204,34 +284,45 @@ impl<'a> OpenSession<'a> {
             requested: BTreeSet::new(),
             has_heard: false,
             idle_rounds: 0,
+            end: SessionEnd::default(),
         })
     }
 
+    /// Steps until the session is over. With equal hellos nothing is to be done before one side changes.
     async fn run(
         &mut self,
+        is_equal: bool,
         identity: &(impl Fn() -> Option<Arc<Identity>> + Sync),
     ) -> Result<(), SyncError> {
         let mut changes = self.context.branch.changes();
         let mut events = self.context.lease.db().last_event();
         let mut closing = self.context.closing.clone();
         let mut incoming = None;
+        let mut is_known_equal = is_equal;
+        self.has_heard = is_equal;
         loop {
             if !may_sync(identity().as_deref(), &self.context.hello) {
                 let reason = "the peer has no right to synchronise the bucket";
                 return Err(SyncError::refused(ByeCode::NotFound, reason));
             }
-            let step = self.step(incoming.take()).await?;
-            let is_waiting = step.outgoing.is_some() || !step.is_equal;
-            let is_over = step.is_equal && self.has_heard && self.requested.is_empty();
-            self.send_step(step).await?;
-            if is_over && self.requested.is_empty() && self.mode == SyncMode::Once {
+            let (is_waiting, is_equal) = match std::mem::take(&mut is_known_equal) {
+                true => (false, true),
+                false => {
+                    let step = self.step(incoming.take()).await?;
+                    let state = (step.outgoing.is_some() || !step.is_equal, step.is_equal);
+                    self.send_step(step).await?;
+                    state
+                }
+            };
+            let is_over = is_equal && self.has_heard && self.requested.is_empty();
+            if is_over && self.mode == SyncMode::Once {
                 return Ok(());
             }
             // Messages that are no step are handled until there is one.
             loop {
                 let time = match is_waiting || !self.requested.is_empty() {
                     true => MESSAGE_TIME,
-                    false => std::time::Duration::MAX,
+                    false => Duration::MAX,
                 };
                 let message = tokio::select! {
                     message = timeout(time, self.from_peer.recv()) => message,
@@ -262,7 +353,9 @@ impl<'a> OpenSession<'a> {
     /// Handles a message, and returns a complete sync message.
     async fn take(&mut self, message: SyncMessage) -> Result<Option<Vec<u8>>, SyncError> {
         match message {
-            SyncMessage::Hello(_) => Err(unexpected("a second hello")),
+            SyncMessage::Hello(_) | SyncMessage::Tops(_) => {
+                Err(unexpected("a message that begins a session"))
+            }
             SyncMessage::Bye(code) => Err(SyncError::Ended(code)),
             SyncMessage::Sync { is_last, bytes } => self.assemble(is_last, bytes).await,
             SyncMessage::Want(hashes) => {
@@ -278,7 +371,7 @@ impl<'a> OpenSession<'a> {
                 self.requested.clear();
                 if !hashes.is_empty() {
                     // Not waited for: the session would not answer the peer meanwhile.
-                    self.found.try_send(hashes).ok();
+                    self.end.lacks_contents |= self.found.try_send(hashes).is_err();
                 }
                 Ok(None)
             }
@@ -350,6 +443,9 @@ impl<'a> OpenSession<'a> {
         }
         let (exchange, step) = done?;
         self.exchange = Some(exchange);
+        if step.is_equal {
+            self.end.equal_seq = self.end.equal_seq.max(Some(step.applied));
+        }
         if has_message {
             self.has_heard = true;
             context.counters.merges.add(1);
@@ -379,9 +475,11 @@ impl<'a> OpenSession<'a> {
                 self.send(&SyncMessage::Sync { is_last, bytes }).await?;
             }
         }
-        let is_eager = self.context.settings.content == ContentFetchMode::Eager;
+        let is_eager = self.context.settings.fetch == ContentFetchMode::Eager;
         if is_eager && self.context.fetcher.is_some() && !step.wanted.is_empty() {
             let room = HASHES_MAX.saturating_sub(self.requested.len());
+            // The step lists no more than that.
+            self.end.lacks_contents |= step.wanted.len() >= room;
             let wanted: Vec<_> = step.wanted.into_iter().take(room).collect();
             self.requested
                 .extend(wanted.iter().map(|hash| *hash.as_bytes()));
@@ -398,19 +496,27 @@ impl<'a> OpenSession<'a> {
         sent.map_err(late)?.map_err(|_| gone())
     }
 
+    /// How the session ended.
+    fn end(&self) -> SessionEnd {
+        SessionEnd {
+            lacks_contents: self.end.lacks_contents || !self.requested.is_empty(),
+            ..self.end
+        }
+    }
+
     /// Says goodbye, where the peer has not done so.
     async fn leave(&self, ended: &Result<(), SyncError>) {
         let code = match ended {
             Ok(()) => ByeCode::Done,
             Err(SyncError::Refused { code, .. }) => *code,
-            Err(SyncError::Ended(_) | SyncError::Stream(_)) => return,
+            Err(SyncError::Ended(_) | SyncError::Stream(_) | SyncError::Unreachable(_)) => return,
         };
         // The stream may be gone by now.
         self.send(&SyncMessage::Bye(code)).await.ok();
     }
 }
 
-/// Reads messages until the stream ends, or the session does.
+/// Reads messages until the stream ends, or the peer says goodbye.
 async fn read_all(
     input: &mut (impl AsyncRead + Unpin),
     received: mpsc::Sender<Result<SyncMessage, SyncError>>,
@@ -418,7 +524,9 @@ async fn read_all(
     loop {
         let message = read_message(input).await;
         let is_last = matches!(message, Err(_) | Ok(SyncMessage::Bye(_)));
-        if received.send(message).await.is_err() || is_last {
+        // A session that is over waits for the goodbye of its peer alone.
+        received.send(message).await.ok();
+        if is_last {
             return;
         }
     }

@@ -6,6 +6,8 @@ mod hostile;
 mod javascript;
 mod message;
 mod model;
+mod rounds;
 mod scene;
 mod sessions;
+mod split;
 mod unpack;

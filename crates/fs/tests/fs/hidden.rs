@@ -48,6 +48,7 @@ fn inputs(bucket: &str) -> Vec<(&'static str, Value)> {
         ("fs/bucket/set", json!({ "bucket": bucket })),
         ("fs/bucket/delete", json!({ "bucket": bucket })),
         ("fs/bucket/usage", json!({ "bucket": bucket })),
+        ("fs/sync/status", json!({ "bucket": bucket })),
         ("fs/notify/add", consumer.clone()),
         ("fs/notify/claim", consumer.clone()),
         ("fs/notify/events", consumer.clone()),

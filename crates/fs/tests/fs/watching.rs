@@ -131,3 +131,55 @@ async fn a_watch_ends_when_the_node_does() {
     let stat = admin.code("fs/stat", json!({ "path": "docs:/" })).await;
     assert_eq!(stat.0, "UNAVAILABLE");
 }
+
+/// The consumer ends in the middle of what it gets, and the node restarts now and then.
+#[tokio::test]
+async fn ten_thousand_puts_come_once_to_a_consumer_that_ends_again_and_again() {
+    const PUTS: usize = 10_000;
+    const BATCH: usize = 1000;
+    /// Events of a batch that the consumer leaves to the next one.
+    const LEFT: usize = 70;
+    let watch = |cursor: &Value| {
+        let mut input = json!({ "path": "docs:/", "topics": ["fs.put"] });
+        if !cursor.is_null() {
+            input["cursor"] = cursor.clone();
+        }
+        input
+    };
+    let mut node = FilesNode::new();
+    let mut admin = node.admin().await;
+    let mut events = admin.subscribe("fs/watch", watch(&Value::Null)).await;
+    let mut cursor = next(&mut events).await.output.value()["id"].clone();
+    drop(events);
+    let mut seen = Vec::new();
+    for batch in 0..PUTS / BATCH {
+        let numbers = batch * BATCH..(batch + 1) * BATCH;
+        let changes: Vec<_> = numbers
+            .map(|at| json!({ "op": "put", "path": format!("docs:/{at:05}"), "bytes": base64(b"x") }))
+            .collect();
+        admin.call("fs/batch", json!({ "changes": changes })).await;
+        let mut events = admin.subscribe("fs/watch", watch(&cursor)).await;
+        let begin = next(&mut events).await;
+        assert_eq!(begin.output.value()["topic"], "watch.begin");
+        let until = (batch + 1) * BATCH - LEFT;
+        while seen.len() < until {
+            let event = next(&mut events).await;
+            let value = event.output.value();
+            assert!(value["id"].as_i64() > cursor.as_i64(), "{value}");
+            seen.push(value["path"].clone());
+            cursor = value["id"].clone();
+        }
+        drop(events);
+        if batch % 3 == 2 {
+            node = node.restarted().await;
+            admin = node.peer("root", &["fs:*"]);
+        }
+    }
+    let mut events = admin.subscribe("fs/watch", watch(&cursor)).await;
+    next(&mut events).await;
+    while seen.len() < PUTS {
+        seen.push(next(&mut events).await.output.value()["path"].clone());
+    }
+    let expected: Vec<_> = (0..PUTS).map(|at| json!(format!("/{at:05}"))).collect();
+    assert!(seen == expected);
+}

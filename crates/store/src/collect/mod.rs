@@ -69,6 +69,8 @@ pub struct GarbageCollection {
     objects: ObjectCursor,
     /// The branches whose time is over.
     expiry: ExpiryCursor,
+    /// Whether the pages of the file were looked at before contents are removed.
+    is_file_checked: bool,
 }
 
 /// How far the expiry of branches came.
@@ -103,6 +105,7 @@ impl Default for GarbageCollection {
             last_content: None,
             objects: ObjectCursor::default(),
             expiry: ExpiryCursor::After(None),
+            is_file_checked: false,
         }
     }
 }
@@ -128,6 +131,11 @@ impl GarbageCollection {
     ) -> Result<CollectProgress, StoreError> {
         match self.progress.phase {
             CollectPhase::Purge | CollectPhase::Prune => self.step_rows(db)?,
+            CollectPhase::SweepContents if !self.is_file_checked => {
+                // A damaged page may hide names without an error, and their contents would look unused.
+                db.check_pages()?;
+                self.is_file_checked = true;
+            }
             CollectPhase::SweepContents => self.sweep_contents(db, content)?,
             CollectPhase::SweepObjects => self.sweep_objects(db, content)?,
             CollectPhase::Done => {}

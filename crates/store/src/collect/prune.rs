@@ -112,7 +112,7 @@ impl WriteTransaction<'_> {
     ) -> Result<PruneStep, StoreError> {
         let rows = self.versions_after(branch, cursor.after.as_ref())?;
         // A peer that has not seen a deletion would bring the file back, so synchronised buckets keep deletions.
-        let has_deletions = self.bucket(bucket)?.is_synced || self.has_levels_behind(branch)?;
+        let has_deletions = self.bucket(bucket)?.sync.is_on || self.has_levels_behind(branch)?;
         let mut usage = UsageChange::default();
         let mut removed = 0;
         let mut has_older = cursor.has_older;

@@ -16,6 +16,7 @@ use crate::sessions::{NewWriteSession, WriteSessionMode};
 use crate::store::tests::{TestFiles, content, path};
 use crate::sweep::SweepRelease;
 
+mod damage;
 mod history;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;

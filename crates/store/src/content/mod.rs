@@ -159,6 +159,9 @@ pub(crate) fn io_error(what: &str, error: &io::Error) -> StoreError {
 pub(crate) fn object_error(error: ObjectError) -> StoreError {
     match error {
         ObjectError::Io { what, source } => io_error(&what, &source),
+        ObjectError::PlacedNotSynced { hash, source, .. } => {
+            io_error(&format!("object {hash} may lose its place"), &source)
+        }
         other => StoreError::ContentFolder(other.to_string()),
     }
 }

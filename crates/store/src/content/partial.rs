@@ -162,7 +162,8 @@ impl PartialContent {
         if end > self.size {
             return Err(StoreError::Denied("the bytes lie behind the end"));
         }
-        let written = self.file.write_all_at(bytes, at);
+        let disk = self.folder.observer.disk();
+        let written = disk.write_at(&self.file, at, bytes);
         written.map_err(|error| io_error("write a content that arrives", &error))?;
         self.have.insert(at..end);
         self.unsaved += bytes.len() as u64;
@@ -183,7 +184,8 @@ impl PartialContent {
         }
         // The bytes before the list that names them.
         let list = format!("{}\n{}\n", self.size, self.have);
-        let saved = self.file.sync_data().and_then(|()| {
+        let synced = self.folder.observer.disk().sync_data(&self.file);
+        let saved = synced.and_then(|()| {
             alknet_durable::replace(&list_path(&self.path), list.as_bytes(), FILE_MODE)
         });
         saved.map_err(|error| io_error("write a content that arrives", &error))?;

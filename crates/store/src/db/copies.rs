@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::readers::ReadWatch;
 use super::{StoreDb, open, quarantine, to_sql};
@@ -160,10 +161,8 @@ impl StoreDb {
         if let Some(copy) = before.iter().find(|copy| copy.day == day) {
             return Ok(CopyOutcome::Kept(copy.clone()));
         }
-        if self.is_damaged() {
-            // The copies of before are the better ones.
-            return Err(StoreError::Damaged("a page of the file".to_owned()));
-        }
+        // The copies of before are the better ones, also where a damaged page only makes reads find less.
+        self.check_pages_in_turn()?;
         let bytes = fs::metadata(path)?.len();
         self.check_space(bytes)?;
         let made = StoreCopy {
@@ -200,6 +199,42 @@ impl StoreDb {
         let first_ms = to_sql(first_ms);
         let older = self.read(move |tx| tx.query_count(older, [first_ms]));
         Ok(older.wait()? > 0)
+    }
+
+    /// Looks at every page of the file, as a start does after one that did not end in order. Some damage is no error of a
+    /// read, which finds less than there is. Blocks for as long as it takes to read the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], also if an earlier read has found that, and the next start sets the file aside.
+    /// [`StoreError::TimedOut`] if the log got too long meanwhile.
+    pub(crate) fn check_pages(&self) -> Result<(), StoreError> {
+        let copying = self.inner.copying.lock();
+        let _turn = copying.unwrap_or_else(PoisonError::into_inner);
+        self.check_pages_in_turn()
+    }
+
+    /// The same while no copy is made.
+    fn check_pages_in_turn(&self) -> Result<(), StoreError> {
+        if self.is_damaged() {
+            return Err(StoreError::Damaged("a page of the file".to_owned()));
+        }
+        let readers = self.inner.readers.as_ref().ok_or(StoreError::Closed)?;
+        // Of its own, and without the limit of a read, as for a copy.
+        let connection = open::open_copier(&self.inner.path)?;
+        let checked = readers
+            .watch()
+            .run_copy(&connection, || open::check_pages(&connection));
+        let checked = checked
+            .map_err(StoreError::from)
+            .and_then(|said| match &*said {
+                "ok" => Ok(()),
+                _ => Err(StoreError::Damaged(said)),
+            });
+        if let Err(StoreError::Damaged(reason)) = &checked {
+            tracing::error!(%reason, "the file of names is damaged");
+            self.inner.is_damaged.store(true, Ordering::Relaxed);
+        }
+        checked
     }
 
     /// The copies, the newest first.

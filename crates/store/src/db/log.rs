@@ -29,8 +29,8 @@ pub(super) struct StoreLog<'c> {
     reads: Arc<ReadWatch>,
     /// No attempt to empty the log comes before, unless the writer cannot go on without one.
     next_emptying: Instant,
-    /// Whether the disk failed at the log. The system reports a lost page once, so that a later sync would succeed and leave a
-    /// hole in the middle of the log: a start after a power cut would read nothing behind it.
+    /// Whether the disk failed at the log, now or in a process of before. The system reports a lost page once, so that a later
+    /// sync would succeed and leave a hole in the middle of the log: a start after a power cut would read nothing behind it.
     is_suspect: bool,
 }
 
@@ -42,13 +42,19 @@ struct Checkpoint {
 }
 
 impl<'c> StoreLog<'c> {
-    pub(super) fn new(connection: &'c Connection, path: PathBuf, reads: Arc<ReadWatch>) -> Self {
+    /// `was_clean` says that the process before has emptied the log.
+    pub(super) fn new(
+        connection: &'c Connection,
+        path: PathBuf,
+        reads: Arc<ReadWatch>,
+        was_clean: bool,
+    ) -> Self {
         Self {
             connection,
             path,
             reads,
             next_emptying: Instant::now(),
-            is_suspect: false,
+            is_suspect: !was_clean,
         }
     }
 
@@ -131,7 +137,7 @@ impl<'c> StoreLog<'c> {
             // The length is on the disk before the next commit: a log with a hole that came back with a power cut would
             // cover pages of the file with older ones. The log has no locks that a close of this descriptor could drop.
             File::open(&self.path)?.sync_all()?;
-            tracing::info!("the log of the file of names begins again after an error of the disk");
+            tracing::debug!("the log of the file of names begins again");
             self.is_suspect = false;
         }
         Ok(true)

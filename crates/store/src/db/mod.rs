@@ -158,6 +158,7 @@ impl StoreDb {
             space: Arc::clone(&space),
             reads: Arc::clone(readers.watch()),
             clock,
+            was_clean: opened.was_clean,
             path: path.to_owned(),
         };
         let connection = opened.connection;

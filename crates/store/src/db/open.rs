@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use thiserror::Error;
 
+use super::copies::store_copies;
 use super::quarantine;
 use super::schema::{self, META_CLEAN_SHUTDOWN, META_CLOCK, META_STORE_ID, StoreFileKind};
 use super::transaction::to_sql;
@@ -109,7 +110,7 @@ pub(crate) fn open(path: &Path, begin_again: bool) -> Result<OpenedStoreFile, St
         let quarantined = last.clone();
         return Err(StoreOpenError::Damaged { quarantined });
     }
-    match try_open(path, lock, quarantined) {
+    match try_open(path, lock, quarantined, begin_again) {
         Ok(opened) => Ok(opened),
         Err(AttemptError::Left(error)) => Err(error),
         Err(AttemptError::Refused(reason)) => Err(unusable(reason)),
@@ -150,6 +151,7 @@ fn try_open(
     path: &Path,
     lock: File,
     quarantined: Vec<PathBuf>,
+    begin_again: bool,
 ) -> Result<OpenedStoreFile, AttemptError> {
     // SQLite would make the file with the mode of the umask. It gives its log the mode of the file.
     alknet_durable::private(path).map_err(|error| at(path, &error))?;
@@ -162,6 +164,11 @@ fn try_open(
     harden(&connection)?;
     let mut was_clean = true;
     match schema::identify(&connection)? {
+        // The file was lost, or lost its bytes: to the collection of a new one, all contents would look unused.
+        StoreFileKind::Empty if !begin_again && has_copies(path)? => {
+            let reason = "it is empty, and there are copies of it";
+            return Err(AttemptError::Damaged(reason.to_owned()));
+        }
         StoreFileKind::Empty => {
             connection.execute_batch(schema::CREATION_PRAGMAS)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -181,7 +188,9 @@ fn try_open(
             return Err(AttemptError::Left(StoreOpenError::Newer { path, version }));
         }
         StoreFileKind::Foreign => {
-            return Err(AttemptError::Damaged("it is of another program".to_owned()));
+            return Err(AttemptError::Damaged(
+                "it is of another program, or has no tables".to_owned(),
+            ));
         }
     }
     configure(&connection)?;
@@ -207,6 +216,11 @@ fn try_open(
     })
 }
 
+fn has_copies(path: &Path) -> Result<bool, AttemptError> {
+    let copies = store_copies(path).map_err(|error| at(path, &error))?;
+    Ok(!copies.is_empty())
+}
+
 /// Checks the file, and returns whether it was closed in order. Then the check is short: a file that was closed in order
 /// and is damaged shows it when a damaged page is read.
 fn check(connection: &Connection) -> Result<bool, AttemptError> {
@@ -214,13 +228,18 @@ fn check(connection: &Connection) -> Result<bool, AttemptError> {
     if clean.is_some() {
         return Ok(true);
     }
-    // The short check, which reads no index against its table: the long one would delay the start
-    // of a large store.
-    let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    let check = check_pages(connection)?;
     match check.as_str() {
         "ok" => Ok(false),
         _ => Err(AttemptError::Damaged(check)),
     }
+}
+
+/// `ok`, or what is wrong with the pages of the file.
+pub(super) fn check_pages(connection: &Connection) -> rusqlite::Result<String> {
+    // The short check, which reads no index against its table: the long one would delay the start
+    // of a large store.
+    connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
 }
 
 fn read_meta<T: rusqlite::types::FromSql>(

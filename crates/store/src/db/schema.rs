@@ -34,7 +34,10 @@ pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 /// they need no new version: it synchronises nothing and knows no shares.
 ///
 /// The document of a branch lies in parts in `sync_log`: one of them grows by what was added, and SQLite writes no value in
-/// place.
+/// place. `sync_doc.doc` has the heads of the document, 32 bytes each: whether a peer has the same is known without it.
+/// Where each name in the root of a branch has a document of its own, `sync_part` numbers them, and `sync_doc`, `sync_log`
+/// and `sync_peer` have such a number, negated, in the place of that of the branch. `saved_ms` is when the document of a
+/// part changed last.
 pub(crate) const LATER_TABLES: &str = "
 CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
 CREATE TABLE IF NOT EXISTS share(
@@ -45,6 +48,10 @@ CREATE INDEX IF NOT EXISTS share_bucket ON share(bucket_id);
 CREATE INDEX IF NOT EXISTS share_end ON share(until_ms);
 CREATE TABLE IF NOT EXISTS sync_log(id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS sync_log_branch ON sync_log(branch_id, id);
+CREATE TABLE IF NOT EXISTS sync_part(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, top TEXT NOT NULL, saved_ms INTEGER NOT NULL,
+  UNIQUE(branch_id, top));
+CREATE INDEX IF NOT EXISTS blob_bucket_wanted ON blob_bucket(bucket_id, hash) WHERE wanted = 1;
 ";
 
 /// The tables. Text of enumerations is checked when it is read.
@@ -130,7 +137,7 @@ pub(crate) enum StoreFileKind {
     Ours,
     /// A file of this program, of a later version.
     Newer(i64),
-    /// The database of another program.
+    /// The database of another program, or one that has lost its tables.
     Foreign,
 }
 
@@ -142,7 +149,7 @@ pub(crate) fn identify(connection: &Connection) -> rusqlite::Result<StoreFileKin
     Ok(match (application, version) {
         // A file without these numbers but with tables belongs to another program.
         (0, 0) if tables == 0 => StoreFileKind::Empty,
-        (STORE_APPLICATION_ID, STORE_SCHEMA_VERSION) => StoreFileKind::Ours,
+        (STORE_APPLICATION_ID, STORE_SCHEMA_VERSION) if tables > 0 => StoreFileKind::Ours,
         (STORE_APPLICATION_ID, later) if later > STORE_SCHEMA_VERSION => {
             StoreFileKind::Newer(later)
         }

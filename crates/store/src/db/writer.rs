@@ -116,6 +116,8 @@ pub(super) struct WriterSetup {
     pub(super) space: Arc<SpaceWatch>,
     pub(super) reads: Arc<ReadWatch>,
     pub(super) clock: HybridClock,
+    /// Whether the file was closed in order before this start.
+    pub(super) was_clean: bool,
     /// The file.
     pub(super) path: PathBuf,
 }
@@ -130,8 +132,10 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         space,
         reads,
         clock,
+        was_clean,
         path,
     } = setup;
+    let log = quarantine::with(&path, LOG);
     let mut writer = Writer {
         connection: &connection,
         transaction: WriteTransaction::new(&connection, time, clock),
@@ -140,7 +144,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         last_event,
         is_damaged: &is_damaged,
         space: &space,
-        log: StoreLog::new(&connection, quarantine::with(&path, LOG), reads),
+        log: StoreLog::new(&connection, log, reads, was_clean),
     };
     writer.serve();
     // A log with a hole is emptied before the mark: a start that finds the mark does not look for what is missing.
@@ -290,7 +294,14 @@ impl Writer<'_> {
     }
 
     fn begin(&mut self, durability: Durability) -> Result<(), StoreError> {
-        self.log.check()?;
+        match self.log.check() {
+            // The pages of the log need room in the file, which the reserve file has.
+            Err(StoreError::NoSpace) => {
+                self.space.check_low();
+                self.log.check()?;
+            }
+            checked => checked?,
+        }
         // SQLite refuses this setting inside a transaction, so it is set between two of them.
         if self.durability != durability {
             let name = durability.synchronous();

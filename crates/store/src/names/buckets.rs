@@ -3,6 +3,7 @@
 use rusqlite::{Row, params};
 
 use super::branches::Branch;
+use super::bucket_sync::{BucketSync, ContentFetchMode};
 use super::{BucketId, read_name};
 use crate::address::{BranchName, BucketName};
 use crate::db::{Durability, ReadTransaction, WriteTransaction, from_sql, to_sql, to_sql_option};
@@ -104,8 +105,8 @@ pub struct Bucket {
     pub quota_entries: Option<u64>,
     /// Seconds for which it keeps former versions.
     pub retention_s: u64,
-    /// Whether it is synchronised with peers.
-    pub is_synced: bool,
+    /// How it is synchronised with peers.
+    pub sync: BucketSync,
     /// Whether it takes changes.
     pub state: BucketState,
     /// What a power cut may take of its acknowledged writes.
@@ -160,14 +161,17 @@ pub struct BucketSettings {
     pub retention_s: Option<u64>,
     /// Whether it is synchronised with peers.
     pub is_synced: Option<bool>,
+    /// When contents of names that peers made are fetched.
+    pub fetch: Option<ContentFetchMode>,
+    /// Whether a file that loses against a concurrent version of a peer is put beside it.
+    pub keeps_both: Option<bool>,
+    /// Whether each name in the root of a branch has a document of its own.
+    pub is_split: Option<bool>,
     /// Whether it takes no changes.
     pub is_frozen: Option<bool>,
     /// What a power cut may take of its acknowledged writes.
     pub durability: Option<Durability>,
 }
-
-const SYNCED: &str = "on";
-const NOT_SYNCED: &str = "off";
 
 macro_rules! select_bucket {
     ($condition:literal) => {
@@ -180,7 +184,6 @@ macro_rules! select_bucket {
 }
 
 fn read_bucket(row: &Row<'_>) -> rusqlite::Result<Bucket> {
-    let sync: String = row.get(8)?;
     let number = |number: Option<i64>| number.map(from_sql);
     Ok(Bucket {
         id: row.get(0)?,
@@ -191,7 +194,7 @@ fn read_bucket(row: &Row<'_>) -> rusqlite::Result<Bucket> {
         quota_bytes: number(row.get(5)?),
         quota_entries: number(row.get(6)?),
         retention_s: from_sql(row.get(7)?),
-        is_synced: sync == SYNCED,
+        sync: read_name(row, 8, BucketSync::from_column)?,
         state: read_name(row, 9, BucketState::from_name)?,
         durability: read_name(row, 10, Durability::from_name)?,
     })
@@ -289,7 +292,8 @@ impl WriteTransaction<'_> {
         Ok((self.bucket(bucket)?, main))
     }
 
-    /// Changes settings of a bucket. A quota below the present use refuses further growth, and deletes nothing.
+    /// Changes settings of a bucket. A quota below the present use refuses further growth, and deletes nothing. A change of
+    /// [`is_split`](BucketSettings::is_split) forgets which deletions peers have not heard of.
     ///
     /// # Errors
     /// The bucket does not exist.
@@ -305,7 +309,12 @@ impl WriteTransaction<'_> {
         super::commit::check_actor(&owner)?;
         let quota_bytes = settings.quota_bytes.unwrap_or(before.quota_bytes);
         let quota_entries = settings.quota_entries.unwrap_or(before.quota_entries);
-        let is_synced = settings.is_synced.unwrap_or(before.is_synced);
+        let sync = BucketSync {
+            fetch: settings.fetch.unwrap_or(before.sync.fetch),
+            is_on: settings.is_synced.unwrap_or(before.sync.is_on),
+            is_split: settings.is_split.unwrap_or(before.sync.is_split),
+            keeps_both: settings.keeps_both.unwrap_or(before.sync.keeps_both),
+        };
         let state = match settings.is_frozen {
             Some(true) => BucketState::Frozen,
             Some(false) => BucketState::Live,
@@ -320,11 +329,15 @@ impl WriteTransaction<'_> {
                 to_sql_option(quota_bytes),
                 to_sql_option(quota_entries),
                 to_sql(settings.retention_s.unwrap_or(before.retention_s)),
-                if is_synced { SYNCED } else { NOT_SYNCED },
+                sync.to_column(),
                 state.name(),
                 settings.durability.unwrap_or(before.durability).name(),
             ],
         )?;
+        if sync.is_split != before.sync.is_split {
+            // Documents of the other form would have paths that no session asks for. They are made of the tree again.
+            self.remove_sync_documents(id)?;
+        }
         // A call that leaves the quota as it is must not look like a change to consumers.
         if (quota_bytes, quota_entries) != (before.quota_bytes, before.quota_entries) {
             let payload = EventPayload {

@@ -2,6 +2,7 @@
 
 mod branch_end;
 mod branches;
+mod bucket_sync;
 mod buckets;
 mod change;
 mod commit;
@@ -17,6 +18,7 @@ mod resolve;
 mod snapshots;
 mod subtree;
 mod sync;
+mod sync_documents;
 mod usage;
 mod write;
 
@@ -27,6 +29,7 @@ use rusqlite::{Row, ToSql};
 
 pub use branch_end::{ExpiryProgress, ProtectedBranches};
 pub use branches::{Branch, BranchState, NewBranch};
+pub use bucket_sync::{BucketSync, ContentFetchMode};
 pub use buckets::{Bucket, BucketKind, BucketSettings, BucketState, NewBucket};
 pub use change::{ChangeRequest, EntryAttributes, EntryPrecondition, TreeChange};
 pub use commit::CommitReceipt;
@@ -39,7 +42,10 @@ pub use merge::{ConflictKind, MergeConflict, MergeOutcome, MergeRequest, MergeSt
 pub use purge::PurgeProgress;
 pub use resolve::TreeView;
 pub use snapshots::Snapshot;
-pub use sync::{StoredSyncDocument, SyncDocumentUpdate, SyncRow, SyncedChanges, SyncedOutcome};
+pub use sync::{SyncRow, SyncedChanges, SyncedOutcome};
+pub use sync_documents::{
+    StoredSyncDocument, SyncDocumentKey, SyncDocumentUpdate, SyncTops, SyncableBranch,
+};
 pub(crate) use usage::UsageChange;
 pub use usage::{BucketUsage, ContentPresence, FileContent};
 

@@ -101,9 +101,7 @@ impl WriteTransaction<'_> {
             // The commits stay until a collection finds them old: rows that another branch copied refer to them, and the
             // search for a merge base looks at them.
             self.execute("DELETE FROM chain WHERE branch_id = ?1", [branch])?;
-            self.execute("DELETE FROM sync_doc WHERE branch_id = ?1", [branch])?;
-            self.execute("DELETE FROM sync_peer WHERE branch_id = ?1", [branch])?;
-            self.execute("DELETE FROM sync_log WHERE branch_id = ?1", [branch])?;
+            self.remove_sync_documents_of(branch)?;
             self.execute("DELETE FROM branch WHERE id = ?1", [branch])?;
         }
         Ok(entries.len())

@@ -8,9 +8,10 @@ use super::BranchId;
 use super::commit::{CommitHeader, CommitReceipt, OpenCommit};
 use super::entry::{Entry, EntryKind, EntryState};
 use super::list::TreeScan;
+use super::sync_documents::SyncDocumentKey;
 use super::usage::{ContentPresence, FileContent};
 use crate::clock::HybridTimestamp;
-use crate::db::{ReadTransaction, WriteTransaction, from_sql, to_sql};
+use crate::db::{ReadTransaction, WriteTransaction, to_sql};
 use crate::error::StoreError;
 use crate::limits::SUBTREE_ENTRIES_MAX;
 use crate::outbox::EventTopic;
@@ -31,30 +32,6 @@ pub struct SyncRow {
     pub state: EntryState,
     /// Time of the commit that wrote it.
     pub timestamp: HybridTimestamp,
-}
-
-/// The document of a branch as the store has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredSyncDocument {
-    /// Random identity of this copy. A copy that is made again gets another one.
-    pub copy_id: [u8; 16],
-    /// Number of the last commit of the branch that the document has taken in.
-    pub applied: u64,
-    /// The parts of the document in the order in which they were added.
-    pub chunks: Vec<Vec<u8>>,
-}
-
-/// What a document has after a change.
-#[derive(Clone, Debug)]
-pub struct SyncDocumentUpdate {
-    /// Identity of the copy.
-    pub copy_id: [u8; 16],
-    /// A part to add. `None` if only [`applied`](Self::applied) changes.
-    pub chunk: Option<Vec<u8>>,
-    /// Whether the part is the whole document, so that earlier ones are removed.
-    pub is_whole: bool,
-    /// Number of the last commit of the branch that the document has taken in.
-    pub applied: u64,
 }
 
 /// What peers changed on a branch.
@@ -81,18 +58,28 @@ pub struct SyncedOutcome {
 }
 
 impl ReadTransaction<'_> {
-    /// Every entry that a branch shows, each with the time of its commit and without extended attributes.
+    /// Every entry that a branch shows and that belongs to a document of it, each with the time of its commit and without
+    /// extended attributes.
     ///
     /// # Errors
-    /// The branch does not exist, or has more than [`SUBTREE_ENTRIES_MAX`] entries.
-    pub fn sync_tree(&self, branch: BranchId) -> Result<Vec<SyncRow>, StoreError> {
-        let view = self.view(branch, None)?;
+    /// The branch does not exist, or has more than [`SUBTREE_ENTRIES_MAX`] such entries.
+    pub fn sync_tree(&self, key: &SyncDocumentKey) -> Result<Vec<SyncRow>, StoreError> {
+        let view = self.view(key.branch, None)?;
         let root = EntryPath::root();
-        // Without attributes, which no peer gets: those of a large tree take gigabytes.
-        let mut scan = TreeScan::below(&view, &root);
         // Many entries have the same commit.
         let mut times = HashMap::new();
         let mut rows = Vec::new();
+        let directory = match &key.top {
+            Some(top) => root.child(top)?,
+            None => root,
+        };
+        if !directory.is_root()
+            && let Some(entry) = self.find(&view, &directory)?
+        {
+            rows.push(self.sync_row(entry, &mut times)?);
+        }
+        // Without attributes, which no peer gets: those of a large tree take gigabytes.
+        let mut scan = TreeScan::below(&view, &directory);
         while let Some(chunk) = scan.next_chunk(self)? {
             for entry in chunk {
                 rows.push(self.sync_row(entry, &mut times)?);
@@ -121,6 +108,10 @@ impl ReadTransaction<'_> {
                 time
             }
         };
+        let state = EntryState {
+            xattr: None,
+            ..state
+        };
         Ok(SyncRow {
             path,
             state,
@@ -135,11 +126,17 @@ impl ReadTransaction<'_> {
         time.ok_or_else(|| StoreError::Damaged(format!("commit {seq} is missing")))
     }
 
-    /// The newest version of each path that the branch itself changed after a commit, without extended attributes.
+    /// The newest version of each path of a document that the branch itself changed after a commit, without extended
+    /// attributes.
     ///
     /// # Errors
     /// More than [`SUBTREE_ENTRIES_MAX`] paths were changed.
-    pub fn sync_changes(&self, branch: BranchId, after: u64) -> Result<Vec<SyncRow>, StoreError> {
+    pub fn sync_changes(
+        &self,
+        key: &SyncDocumentKey,
+        after: u64,
+    ) -> Result<Vec<SyncRow>, StoreError> {
+        let branch = key.branch;
         let mut newest = BTreeMap::new();
         let mut last = (to_sql(after), String::new(), String::new(), true);
         loop {
@@ -159,6 +156,9 @@ impl ReadTransaction<'_> {
             for ((seq, parent, name), timestamp, state) in chunk {
                 let path = EntryPath::from_stored(&parent, &name);
                 last = (seq, parent, name, false);
+                if !key.contains(&path) {
+                    continue;
+                }
                 let row = SyncRow {
                     path: path.clone(),
                     state,
@@ -175,79 +175,9 @@ impl ReadTransaction<'_> {
             }
         }
     }
-
-    /// The document of a branch. `None` before the first synchronisation.
-    ///
-    /// # Errors
-    /// The database refuses the query.
-    pub fn sync_document(
-        &self,
-        branch: BranchId,
-    ) -> Result<Option<StoredSyncDocument>, StoreError> {
-        let query = "SELECT doc_id, applied FROM sync_doc WHERE branch_id = ?1";
-        let row = self.query_row(query, [branch], |row| {
-            Ok((row.get::<_, [u8; 16]>(0)?, from_sql(row.get(1)?)))
-        })?;
-        let Some((copy_id, applied)) = row else {
-            return Ok(None);
-        };
-        let query = "SELECT data FROM sync_log WHERE branch_id = ?1 ORDER BY id";
-        Ok(Some(StoredSyncDocument {
-            copy_id,
-            applied,
-            chunks: self.query_all(query, [branch], |row| row.get(0))?,
-        }))
-    }
-
-    /// What the store keeps about the synchronisation of a branch with a peer.
-    ///
-    /// # Errors
-    /// The database refuses the query.
-    pub fn sync_peer(&self, branch: BranchId, peer: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let query = "SELECT state FROM sync_peer WHERE branch_id = ?1 AND peer = ?2";
-        self.query_row(query, params![branch, peer], |row| row.get(0))
-    }
 }
 
 impl WriteTransaction<'_> {
-    /// Stores what the document of a branch has from now on.
-    ///
-    /// # Errors
-    /// The database refuses a statement.
-    pub fn save_sync_document(
-        &mut self,
-        branch: BranchId,
-        update: &SyncDocumentUpdate,
-    ) -> Result<(), StoreError> {
-        self.execute(
-            "INSERT INTO sync_doc(branch_id, doc_id, applied) VALUES (?1, ?2, ?3) \
-             ON CONFLICT(branch_id) DO UPDATE SET doc_id = ?2, applied = ?3",
-            params![branch, update.copy_id, to_sql(update.applied)],
-        )?;
-        if update.is_whole {
-            self.execute("DELETE FROM sync_log WHERE branch_id = ?1", [branch])?;
-        }
-        if let Some(chunk) = &update.chunk {
-            let insert = "INSERT INTO sync_log(branch_id, data) VALUES (?1, ?2)";
-            self.execute(insert, params![branch, chunk])?;
-        }
-        Ok(())
-    }
-
-    /// Stores what is known about the synchronisation of a branch with a peer.
-    ///
-    /// # Errors
-    /// The database refuses the statement.
-    pub fn save_sync_peer(
-        &mut self,
-        branch: BranchId,
-        peer: &str,
-        state: &[u8],
-    ) -> Result<(), StoreError> {
-        let put = "INSERT OR REPLACE INTO sync_peer(branch_id, peer, state) VALUES (?1, ?2, ?3)";
-        self.execute(put, params![branch, peer, state]).map(drop)
-    }
-
     /// Writes what peers changed as one commit with one event, behind one commit for each list of former versions. Locks
     /// do not count: the peer's owner has not heard of them.
     ///

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use crate::error::{StoreError, StoreErrorCode};
 use crate::hash::ContentHash;
 use crate::limits::PAGE_ENTRIES_MAX;
 use crate::path::EntryPath;
+use crate::testing::reference::Tree;
 
 mod branches;
 mod buckets;
@@ -22,7 +22,6 @@ mod listing;
 mod memory;
 mod merges;
 mod model;
-mod reference;
 mod sync;
 
 /// A clock that stands, so that two runs of a test write the same.
@@ -177,9 +176,6 @@ impl TestStore {
         rows.collect()
     }
 }
-
-/// Paths of a tree, and what is there.
-type Tree = BTreeMap<String, String>;
 
 fn open(path: &std::path::Path) -> StoreDb {
     let options = StoreDbOptions {

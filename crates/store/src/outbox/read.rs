@@ -152,7 +152,8 @@ impl ReadTransaction<'_> {
     /// yet not be the end: one read looks at [`EVENTS_SCANNED_MAX`] events at most.
     ///
     /// # Errors
-    /// [`StoreError::EventGap`] if events behind `after` were removed, or the file was restored to a state before it.
+    /// [`StoreError::EventGap`] if events behind `after` were removed, the next one cannot be read, or the file was restored
+    /// to a state before `after`.
     pub fn read_events(
         &self,
         after: i64,
@@ -186,10 +187,22 @@ impl ReadTransaction<'_> {
                     page.is_end = false;
                     return Ok(page);
                 }
-                page.cursor = row.id;
+                let (id, row_bytes) = (row.id, row.payload.len());
+                let event = match row.parse() {
+                    // What comes before it is read first. Its number is where the consumer goes on.
+                    Err(StoreError::Damaged(_)) if !page.events.is_empty() => {
+                        page.is_end = false;
+                        return Ok(page);
+                    }
+                    Err(StoreError::Damaged(reason)) => {
+                        tracing::error!(%reason, "an event cannot be read, and its consumers get a gap");
+                        return Err(StoreError::EventGap { pruned: id, last });
+                    }
+                    event => event?,
+                };
+                page.cursor = id;
                 scanned += 1;
-                let row_bytes = row.payload.len();
-                if let Some(event) = row.parse()?
+                if let Some(event) = event
                     && filter.takes(&event)
                 {
                     bytes += row_bytes;

@@ -332,3 +332,88 @@ async fn a_watch_waits_and_resumes_by_its_cursor() {
     assert_eq!(ids(&deleted.expect("an event")), [3]);
     assert_eq!(deletions.cursor(), 3);
 }
+
+/// The consumer lists what it follows again, as after events that were removed. Nothing else notices.
+#[test]
+fn an_event_that_cannot_be_read_is_a_gap_for_those_before_it() {
+    let store = ScratchStore::new();
+    emit_many(&store, 6);
+    let spoilt = store.write(|tx| {
+        let set = "UPDATE outbox SET payload = substr(payload, 2) WHERE id IN (3, 5)";
+        tx.execute(set, []).map(drop)
+    });
+    spoilt.expect("room");
+    let read = |after: i64| {
+        store.read(move |tx| tx.read_events(after, &EventFilter::default(), EVENTS_PAGE_MAX))
+    };
+    let first = read(0).expect("two events are whole");
+    assert_eq!(
+        (ids(&first), first.cursor, first.is_end),
+        (vec![1, 2], 2, false)
+    );
+    let gap = |pruned: i64| Err(StoreError::EventGap { pruned, last: 6 });
+    assert_eq!(read(2), gap(3));
+    let second = read(3).expect("one event is whole");
+    assert_eq!((ids(&second), second.cursor), (vec![4], 4));
+    assert_eq!(read(4), gap(5));
+    let third = read(5).expect("one event is whole");
+    assert_eq!((ids(&third), third.is_end), (vec![6], true));
+    // A filter that leaves the events before it out comes to the same gap.
+    let deletions = EventFilter {
+        topics: vec![EventTopic::Delete],
+        ..EventFilter::default()
+    };
+    let filtered = store.read(move |tx| tx.read_events(0, &deletions, 10));
+    assert_eq!(filtered, gap(3));
+    // Writers go on, and a consumer that begins now is not concerned.
+    let made = store.write(|tx| {
+        tx.add_outbox_consumer("c", OutboxStart::Now)?;
+        emit_one(tx, EventTopic::Put, Some("/b"), None)
+    });
+    assert_eq!(made, Ok(7));
+    let events = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 10));
+    assert_eq!(ids(&events.expect("whole")), [7]);
+    // It goes with the others of its time.
+    store
+        .time
+        .advance(EVENTS_KEPT_TIME + Duration::from_millis(1));
+    store.write(|tx| tx.prune_outbox(100)).expect("possible");
+    assert_eq!(read(7).expect("none is left").events, []);
+}
+
+/// The process ends again and again between two pages, also before the consumer has noted the last one.
+#[test]
+fn ten_thousand_events_come_in_order_over_the_ends_of_a_consumer_and_its_store() {
+    const PUTS: usize = 10_000;
+    const BATCH: usize = 500;
+    let mut store = ScratchStore::new();
+    let made = store.write(|tx| tx.add_outbox_consumer("c", OutboxStart::Now));
+    made.expect("free");
+    let mut seen = Vec::new();
+    for batch in 0..PUTS / BATCH {
+        emit_many(&store, BATCH);
+        // A clone of it that is gone before it has acknowledged.
+        let lost = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 100));
+        assert_eq!(lost.expect("readable").events.len(), 100);
+        if batch % 3 == 0 {
+            store.reopen();
+        }
+        // It stays behind by a part of a batch, so that the next one begins in the middle.
+        for _ in 0..4 {
+            let page = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 120));
+            let page = page.expect("readable");
+            seen.extend(ids(&page));
+            let owner = format!("owner-{batch}");
+            let noted = store.write(move |tx| {
+                tx.claim_outbox_consumer("c", &owner, LEASE)?;
+                tx.acknowledge_events("c", &owner, page.cursor)?;
+                tx.release_outbox_consumer("c", &owner)
+            });
+            noted.expect("its own");
+        }
+    }
+    let last = i64::try_from(PUTS).expect("small");
+    let rest = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), EVENTS_PAGE_MAX));
+    seen.extend(ids(&rest.expect("readable")));
+    assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+}

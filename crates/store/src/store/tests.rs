@@ -13,7 +13,10 @@ use crate::limits::INLINE_BYTES_MAX;
 use crate::names::{BranchId, BucketId, BucketSettings, FileContent, NewBucket};
 use crate::path::EntryPath;
 use crate::sessions::WriteSessionMode;
-use crate::testing::{ManualSpaceSource, ManualTimeSource, SyncedFolder};
+use crate::testing::{ManualSpaceSource, ManualTimeSource, SyncedFolder, copy_folder};
+
+mod each_call;
+mod model;
 
 /// When the tests begin: later than any file of theirs.
 const BEGIN_MS: u64 = 4_000_000_000_000;
@@ -55,6 +58,14 @@ impl TestFiles {
         }
     }
 
+    /// On a disk whose calls are followed.
+    fn on_disk() -> (Self, Arc<SyncedFolder>) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = SyncedFolder::follow(&dir.path().join("fs"));
+        let files = Self::open_in(dir, Arc::new(FollowedCommits(Arc::clone(&disk))));
+        (files, disk)
+    }
+
     pub(crate) fn store(&self) -> &Store {
         self.store.as_ref().expect("open")
     }
@@ -69,10 +80,29 @@ impl TestFiles {
         self.dir.path().join("fs")
     }
 
-    pub(crate) fn reopen(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.store = None;
-        let observer = Arc::new(UnobservedCommits);
-        self.store = Some(open(&self.root(), &self.clock, &self.space, observer));
+    }
+
+    pub(crate) fn reopen(&mut self) {
+        self.try_reopen().expect("a store");
+    }
+
+    /// The same. After an error the store is closed.
+    pub(crate) fn try_reopen(&mut self) -> Result<(), StoreOpenError> {
+        self.reopen_with(Arc::new(UnobservedCommits))
+    }
+
+    /// Does that on a disk that is followed.
+    fn reopen_on(&mut self, disk: &Arc<SyncedFolder>) -> Result<(), StoreOpenError> {
+        self.reopen_with(Arc::new(FollowedCommits(Arc::clone(disk))))
+    }
+
+    fn reopen_with(&mut self, observer: Arc<dyn CommitObserver>) -> Result<(), StoreOpenError> {
+        self.close();
+        let opened = try_open(&self.root(), &self.clock, &self.space, observer)?;
+        self.store = Some(opened);
+        Ok(())
     }
 
     /// Opens a copy of the files as a power cut leaves them now.
@@ -83,9 +113,19 @@ impl TestFiles {
     }
 
     fn opened_copy(&self, dir: TempDir) -> Self {
+        self.opened_copy_with(dir, Arc::new(UnobservedCommits))
+    }
+
+    /// What a crash left, on a disk that is followed from there.
+    fn opened_copy_on_disk(&self, dir: TempDir) -> (Self, Arc<SyncedFolder>) {
+        let disk = SyncedFolder::follow_synced(&dir.path().join("fs"));
+        let observer = Arc::new(FollowedCommits(Arc::clone(&disk)));
+        (self.opened_copy_with(dir, observer), disk)
+    }
+
+    fn opened_copy_with(&self, dir: TempDir, observer: Arc<dyn CommitObserver>) -> Self {
         let clock = ManualTimeSource::starting_at(self.clock.unix_ms());
         let space = ManualSpaceSource::ample();
-        let observer = Arc::new(UnobservedCommits);
         let store = open(&dir.path().join("fs"), &clock, &space, observer);
         Self {
             dir,
@@ -174,11 +214,15 @@ impl TestFiles {
 
     /// Runs a collection to its end.
     pub(crate) fn collect(&self) -> CollectProgress {
+        self.try_collect().expect("a step")
+    }
+
+    pub(crate) fn try_collect(&self) -> Result<CollectProgress, StoreError> {
         let mut collection = GarbageCollection::default();
         while !collection.is_done() {
-            self.store().collect_step(&mut collection).expect("a step");
+            self.store().collect_step(&mut collection)?;
         }
-        collection.progress()
+        Ok(collection.progress())
     }
 
     /// The hashes of all objects.
@@ -210,12 +254,35 @@ impl TestFiles {
     }
 }
 
+/// Follows what the commits of a store write.
+#[derive(Debug)]
+struct FollowedCommits(Arc<SyncedFolder>);
+
+impl CommitObserver for FollowedCommits {
+    fn observe_step(&self, _: CommitStep) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn disk(&self) -> Arc<dyn ObjectDisk> {
+        Arc::clone(&self.0) as Arc<dyn ObjectDisk>
+    }
+}
+
 fn open(
     root: &Path,
     clock: &Arc<ManualTimeSource>,
     space: &Arc<ManualSpaceSource>,
     observer: Arc<dyn CommitObserver>,
 ) -> Store {
+    try_open(root, clock, space, observer).expect("a store")
+}
+
+fn try_open(
+    root: &Path,
+    clock: &Arc<ManualTimeSource>,
+    space: &Arc<ManualSpaceSource>,
+    observer: Arc<dyn CommitObserver>,
+) -> Result<Store, StoreOpenError> {
     let options = FileStoreOptions {
         db: StoreDbOptions {
             time: clock.clone(),
@@ -224,7 +291,7 @@ fn open(
         },
         ..FileStoreOptions::default()
     };
-    Store::open_observed(root, options, observer).expect("a store")
+    Store::open_observed(root, options, observer)
 }
 
 pub(crate) fn path(text: &str) -> EntryPath {
@@ -235,19 +302,6 @@ pub(crate) fn path(text: &str) -> EntryPath {
 pub(crate) fn content(number: u64, len: usize) -> Vec<u8> {
     let byte = |at: usize| ((at as u64 + number) * 31 % 251) as u8;
     (0..len).map(byte).collect()
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("writable");
-    for entry in fs::read_dir(from).expect("readable") {
-        let entry = entry.expect("readable");
-        let copy = to.join(entry.file_name());
-        if entry.file_type().expect("readable").is_dir() {
-            copy_folder(&entry.path(), &copy);
-        } else {
-            fs::copy(entry.path(), &copy).expect("room");
-        }
-    }
 }
 
 /// Copies the files at each step of a commit, as a power cut leaves them, and ends the commit at one of them.

@@ -175,6 +175,7 @@ fn files_are_kept_within_configured_limits() {
         standard.blob_rate,
     );
     assert_eq!(limits, (1024, 2048, 3600, 256));
+    assert_eq!((standard.fetch_seconds, standard.sync_seconds), (30, 60));
     let config = NodeConfig::parse(b"[fs]\nenabled = false\nboot_verify_mib = 0\n");
     let read = config.expect("a correct document").fs;
     assert!(!read.enabled);
@@ -189,6 +190,14 @@ fn files_are_kept_within_configured_limits() {
         &["fs.session_seconds", "from 60 to 604800"],
     );
     assert_diagnostic("fs.blob_rate = 0", &["fs.blob_rate", "from 1 to 1048576"]);
+    assert_diagnostic(
+        "fs.fetch_seconds = 0",
+        &["fs.fetch_seconds", "from 1 to 300"],
+    );
+    assert_diagnostic(
+        "fs.sync_seconds = 86401",
+        &["fs.sync_seconds", "from 1 to 86400"],
+    );
     assert_diagnostic("fs.staging = 1", &["did you mean 'staging_mib'?"]);
     assert_diagnostic("fs = true", &["expected a table"]);
 }

@@ -14,12 +14,12 @@ use crate::blobs::{
 };
 
 /// How a peer serves one connection.
-type ServePeer = Box<dyn Fn(Connection) + Send + Sync>;
+pub(super) type ServePeer = Box<dyn Fn(Connection) + Send + Sync>;
 
 #[derive(Default)]
-struct TestPeers {
-    peers: HashMap<PeerId, ServePeer>,
-    connections: AtomicUsize,
+pub(super) struct TestPeers {
+    pub(super) peers: HashMap<PeerId, ServePeer>,
+    pub(super) connections: AtomicUsize,
 }
 
 impl std::fmt::Debug for TestPeers {
@@ -45,12 +45,12 @@ impl BlobPeers for TestPeers {
     }
 }
 
-fn id(name: &str) -> PeerId {
+pub(super) fn id(name: &str) -> PeerId {
     name.parse().expect("a peer id")
 }
 
 /// A peer that serves the files of a node to a reader of everything.
-fn honest(node: &BlobNode) -> ServePeer {
+pub(super) fn honest(node: &BlobNode) -> ServePeer {
     let handler = Arc::clone(&node.handler);
     Box::new(move |connection| {
         let auth = AuthContext {
@@ -67,7 +67,7 @@ fn honest(node: &BlobNode) -> ServePeer {
 }
 
 /// A peer that answers each request with what a function makes of an honest response.
-fn scripted(
+pub(super) fn scripted(
     content: Vec<u8>,
     answer: impl Fn(Vec<u8>) -> Vec<u8> + Send + Sync + 'static,
 ) -> ServePeer {

@@ -1,4 +1,6 @@
-use alknet_store::{ContentHash, EntryKind, EntryState, HybridTimestamp, SyncRow};
+use alknet_store::{
+    BranchId, ContentHash, EntryKind, EntryState, HybridTimestamp, SyncDocumentKey, SyncRow,
+};
 use automerge::sync::State;
 
 use super::scene::path;
@@ -10,9 +12,22 @@ use crate::sync::limits::TOMBSTONE_MS;
 
 const NOW_MS: u64 = 1_800_000_000_000;
 
+/// The document of a branch, or of a name in its root.
+fn load(
+    top: Option<&str>,
+    chunks: &[Vec<u8>],
+    actor: SyncActor,
+) -> Result<SyncedDocument, SyncError> {
+    let key = SyncDocumentKey {
+        branch: BranchId::new(1),
+        top: top.map(str::to_owned),
+    };
+    SyncedDocument::load((&key, 100), chunks, actor)
+}
+
 fn document(number: u8) -> SyncedDocument {
     let actor = SyncActor::new(&[number], [number; 16]);
-    SyncedDocument::load(&[], actor).expect("empty")
+    load(None, &[], actor).expect("empty")
 }
 
 fn row(at: &str, kind: EntryKind, number: u8, ms: u64) -> SyncRow {
@@ -230,13 +245,13 @@ fn a_document_is_stored_in_parts() {
         parts.push(one.save_after(&before).expect("saved"));
     }
     let actor = SyncActor::new(&[1], [1; 16]);
-    let read = SyncedDocument::load(&parts, actor.clone()).expect("whole");
+    let read = load(None, &parts, actor.clone()).expect("whole");
     assert_eq!(read.heads(), one.heads());
     assert!(read.paths().eq(one.paths()));
     let whole = [one.save().expect("saved")];
-    let read = SyncedDocument::load(&whole, actor.clone()).expect("whole");
+    let read = load(None, &whole, actor.clone()).expect("whole");
     assert!(read.paths().eq(one.paths()));
-    let damaged = SyncedDocument::load(&[vec![1, 2, 3]], actor);
+    let damaged = load(None, &[vec![1, 2, 3]], actor);
     assert_eq!(
         damaged.err().and_then(|it| it.code()),
         Some(ByeCode::Internal)
@@ -266,4 +281,66 @@ fn a_file_where_others_have_a_directory_moves_beside_it() {
     assert_eq!(paths, ["/d", beside.as_str(), "/d/x"]);
     assert_eq!(winner(&other, &beside), Some([1; 32]));
     assert!(other.wanted("/d").0.is_directory());
+}
+
+/// The attack: the document of one name has paths of another one.
+#[test]
+fn paths_of_another_document_are_left_out() {
+    let [mut one, mut other] = [Some("d"), None].map(|top| {
+        let number = u8::from(top.is_some());
+        let actor = SyncActor::new(&[number], [number; 16]);
+        load(top, &[], actor).expect("empty")
+    });
+    let rows = ["/d", "/d/x", "/e/x", "/dx"].map(|at| file(at, 2, NOW_MS));
+    take_in(&mut other, &rows[1..]);
+    let affected = merge(&mut one, &mut other);
+    let paths: Vec<_> = one.paths().map(|(path, _)| path).collect();
+    assert_eq!(paths, ["/d/x"]);
+    assert_eq!(affected.refused, [("other-document", 2)].into());
+}
+
+#[test]
+fn a_file_in_the_root_of_a_split_branch_moves_to_another_document() {
+    let actor = |number: u8| SyncActor::new(&[number], [number; 16]);
+    let mut one = load(Some("d"), &[], actor(1)).expect("empty");
+    let mut other = load(Some("d"), &[], actor(2)).expect("empty");
+    take_in(&mut one, &[file("/d", 1, NOW_MS)]);
+    take_in(&mut other, &[file("/d/x", 2, NOW_MS)]);
+    let mut affected = merge(&mut one, &mut other);
+    let displaced = one.displaced(&affected.paths);
+    let [(at, version)] = displaced.as_slice() else {
+        panic!("one file: {displaced:?}");
+    };
+    let later = HybridTimestamp::new(NOW_MS + 9, 0, [1; 8]);
+    one.put_beside(at, version, later, &mut affected)
+        .expect("room");
+    one.put_directory(at, later, &mut affected).expect("room");
+    let paths: Vec<_> = one.paths().map(|(path, _)| path).collect();
+    assert_eq!(paths, ["/d", "/d/x"]);
+    let elsewhere: Vec<_> = affected.elsewhere.iter().collect();
+    let [(beside, state)] = elsewhere.as_slice() else {
+        panic!("one file: {elsewhere:?}");
+    };
+    assert!(beside.as_str().starts_with("/d.conflict-"), "{beside}");
+    assert_eq!(state.hash, Some(ContentHash::new([1; 32])));
+}
+
+#[test]
+fn a_document_has_a_limited_number_of_paths() {
+    for top in [None, Some("d")] {
+        let actor = |number: u8| SyncActor::new(&[number], [number; 16]);
+        let mut one = load(top, &[], actor(1)).expect("empty");
+        let rows: Vec<_> = (0..101)
+            .map(|number| file(&format!("/d/{number}"), 1, NOW_MS))
+            .collect();
+        take_in(&mut one, &rows[..100]);
+        let heads = one.heads();
+        let mut affected = AffectedPaths::default();
+        let more = one.take_in(&rows[100..], |_| Ok::<_, SyncError>(true), &mut affected);
+        let refused = more.expect("no store").expect_err("one too many");
+        assert_eq!(refused.code(), Some(ByeCode::TooLarge));
+        assert_eq!(one.heads(), heads);
+        // The name in the root is that of a file.
+        assert!(!refused.to_string().contains("/d"), "{refused}");
+    }
 }

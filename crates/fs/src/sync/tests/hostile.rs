@@ -17,7 +17,7 @@ use super::scene::{MAY_SYNC, SyncNode, hash, hung, identity, path, serve};
 use crate::sync::limits::{MESSAGE_BYTES_MAX, PART_BYTES_MAX, SYNC_BYTES_MAX};
 use crate::sync::message::{read_message, write_message};
 use crate::sync::{
-    ByeCode, PROTOCOL_VERSION, SYNC_ALPN, SyncError, SyncHello, SyncMessage, SyncedEntry,
+    ByeCode, PROTOCOL_VERSION, SYNC_ALPN, SyncError, SyncHello, SyncMessage, SyncPart, SyncedEntry,
 };
 
 /// The time of the nodes of tests.
@@ -68,6 +68,7 @@ impl RawSyncPeer {
         let hello = SyncHello {
             bucket: bucket.parse().expect("a name"),
             branch: branch.parse().expect("a name"),
+            part: SyncPart::Whole,
             heads: Vec::new(),
         };
         self.say(&SyncMessage::Hello(hello)).await;
@@ -233,6 +234,7 @@ async fn messages_that_do_not_belong_there_end_the_session() {
     let hello = SyncMessage::Hello(SyncHello {
         bucket: "docs".parse().expect("a name"),
         branch: "main".parse().expect("a name"),
+        part: SyncPart::Whole,
         heads: Vec::new(),
     });
     let empty_part = SyncMessage::Sync {

@@ -1,3 +1,4 @@
+use alknet_store::limits::SYNC_TOPS_MAX;
 use alknet_store::{BranchName, BucketName, ContentHash};
 use alknet_test_support::deadline;
 use proptest::prelude::*;
@@ -6,19 +7,30 @@ use tokio::io::AsyncWriteExt;
 
 use crate::sync::limits::{HASHES_MAX, HEADS_MAX, MESSAGE_BYTES_MAX, PART_BYTES_MAX};
 use crate::sync::message::{read_message, write_message};
-use crate::sync::{ByeCode, SyncError, SyncHello, SyncMessage};
+use crate::sync::{ByeCode, SyncError, SyncHello, SyncMessage, SyncPart};
+
+fn parts() -> impl Strategy<Value = SyncPart> {
+    prop_oneof![
+        Just(SyncPart::Whole),
+        Just(SyncPart::Index),
+        "[a-zä ]{1,20}".prop_map(SyncPart::Top),
+    ]
+}
 
 fn messages() -> impl Strategy<Value = SyncMessage> {
     let digests = || proptest::collection::vec(any::<[u8; 32]>(), 0..4);
     let hashes = || digests().prop_map(|it| it.into_iter().map(ContentHash::new).collect());
     prop_oneof![
-        ("[a-z0-9]{2,20}", "[a-z0-9]{1,20}", digests()).prop_map(|(bucket, branch, heads)| {
-            SyncMessage::Hello(SyncHello {
-                bucket: BucketName::parse(&bucket).expect("a name"),
-                branch: BranchName::parse(&branch).expect("a name"),
-                heads,
-            })
-        }),
+        ("[a-z0-9]{2,20}", "[a-z0-9]{1,20}", parts(), digests()).prop_map(
+            |(bucket, branch, part, heads)| {
+                SyncMessage::Hello(SyncHello {
+                    bucket: BucketName::parse(&bucket).expect("a name"),
+                    branch: BranchName::parse(&branch).expect("a name"),
+                    part,
+                    heads,
+                })
+            }
+        ),
         (
             any::<bool>(),
             proptest::collection::vec(any::<u8>(), 0..300)
@@ -27,6 +39,8 @@ fn messages() -> impl Strategy<Value = SyncMessage> {
         hashes().prop_map(SyncMessage::Want),
         hashes().prop_map(SyncMessage::Have),
         (0..ByeCode::ALL.len()).prop_map(|at| SyncMessage::Bye(ByeCode::ALL[at])),
+        proptest::collection::btree_map("[a-zä]{1,20}", any::<[u8; 32]>(), 0..4)
+            .prop_map(SyncMessage::Tops),
     ]
 }
 
@@ -69,6 +83,7 @@ fn the_limits_hold_to_the_byte() {
         SyncMessage::Hello(SyncHello {
             bucket: BucketName::parse("docs").expect("a name"),
             branch: BranchName::main(),
+            part: SyncPart::Whole,
             heads: vec![[1; 32]; count],
         })
     };
@@ -82,6 +97,7 @@ fn a_hello_names_the_document_of_its_branch() {
     let hello = SyncHello {
         bucket: BucketName::parse("docs").expect("a name"),
         branch: BranchName::main(),
+        part: SyncPart::Whole,
         heads: Vec::new(),
     };
     let mut bytes = SyncMessage::Hello(hello.clone()).encode().expect("short");
@@ -93,6 +109,56 @@ fn a_hello_names_the_document_of_its_branch() {
         ..hello.clone()
     };
     assert_ne!(other.document_id(), hello.document_id());
+    // Each name in the root has a document of its own, and the list of names is none of them.
+    let parts = ["a", "b"].map(|top| SyncPart::Top(top.to_owned()));
+    let mut ids = vec![hello.document_id()];
+    for part in parts.into_iter().chain([SyncPart::Index]) {
+        let hello = SyncHello {
+            part,
+            ..hello.clone()
+        };
+        assert!(!ids.contains(&hello.document_id()), "{:?}", hello.part);
+        ids.push(hello.document_id());
+    }
+}
+
+#[test]
+fn a_document_is_about_one_name_in_the_root() {
+    let hello = |top: &str| {
+        SyncMessage::Hello(SyncHello {
+            bucket: BucketName::parse("docs").expect("a name"),
+            branch: BranchName::main(),
+            part: SyncPart::Top(top.to_owned()),
+            heads: Vec::new(),
+        })
+    };
+    for wrong in ["", ".", "..", "a/b", "/", ".snap", "a\0", &"a".repeat(256)] {
+        let bytes = hello(wrong).encode().expect("short");
+        assert_eq!(refused(&bytes), Some(ByeCode::InvalidMessage), "{wrong:?}");
+        let tops = SyncMessage::Tops([(wrong.to_owned(), [1; 32])].into());
+        let bytes = tops.encode().expect("short");
+        assert_eq!(refused(&bytes), Some(ByeCode::InvalidMessage), "{wrong:?}");
+    }
+    let longest = hello(&"a".repeat(255)).encode().expect("short");
+    assert!(SyncMessage::decode(&longest).is_ok());
+}
+
+#[test]
+fn names_of_a_root_come_once_in_their_order_and_not_too_many() {
+    let of = |count: usize| {
+        let names = (0..count).map(|number| (format!("{number:0>255}"), [1; 32]));
+        SyncMessage::Tops(names.collect())
+            .encode()
+            .expect("short enough")
+    };
+    assert!(SyncMessage::decode(&of(SYNC_TOPS_MAX)).is_ok());
+    assert_eq!(refused(&of(SYNC_TOPS_MAX + 1)), Some(ByeCode::TooLarge));
+    let one = |name: u8| [&[1, name][..], &[7; 32]].concat();
+    let list = |names: [u8; 2]| [vec![5, 2], one(names[0]), one(names[1])].concat();
+    assert!(SyncMessage::decode(&list(*b"ab")).is_ok());
+    for wrong in [b"ba", b"aa"] {
+        assert_eq!(refused(&list(*wrong)), Some(ByeCode::InvalidMessage));
+    }
 }
 
 /// The numbers in front of a message are the protocol.

@@ -39,10 +39,12 @@ struct ModelRun {
 }
 
 impl ModelRun {
-    async fn new(seed: u64) -> Self {
+    async fn new(seed: u64, is_split: bool) -> Self {
         let mut nodes = Vec::new();
         for name in ["ada", "bob", "cyd"] {
-            nodes.push(SyncNode::new(name).await);
+            let node = SyncNode::new(name).await;
+            node.split(is_split).await;
+            nodes.push(node);
         }
         Self {
             nodes,
@@ -142,8 +144,8 @@ fn is_blocked(tree: &BTreeMap<String, TreeRow>, at: &str) -> bool {
     is_directory || tree.iter().any(is_file_above)
 }
 
-async fn run(seed: u64, paths: &[&'static str]) -> ModelRun {
-    let mut run = ModelRun::new(seed).await;
+async fn run(seed: u64, paths: &[&'static str], is_split: bool) -> ModelRun {
+    let mut run = ModelRun::new(seed, is_split).await;
     for _ in 0..60 {
         match run.random.below(10) {
             0..7 => run.write(paths).await,
@@ -161,8 +163,8 @@ async fn run(seed: u64, paths: &[&'static str]) -> ModelRun {
 
 #[tokio::test]
 async fn three_nodes_agree_on_the_last_write_of_each_path() {
-    for seed in 1..=4 {
-        let run = run(seed, &APART).await;
+    for (seed, is_split) in [(1, false), (2, false), (3, false), (4, true), (5, true)] {
+        let run = run(seed, &APART, is_split).await;
         let files: BTreeMap<String, _> = run.nodes[0]
             .tree()
             .await
@@ -179,14 +181,14 @@ async fn three_nodes_agree_on_the_last_write_of_each_path() {
 
 #[tokio::test]
 async fn three_nodes_agree_where_files_and_directories_stand_in_each_others_way() {
-    for seed in 1..=4 {
-        run(seed, &NESTED).await;
+    for (seed, is_split) in [(1, false), (2, false), (3, false), (4, true), (5, true)] {
+        run(seed, &NESTED, is_split).await;
     }
 }
 
 #[tokio::test]
 async fn nothing_new_makes_no_event() {
-    let mut run = run(9, &APART).await;
+    let mut run = run(9, &APART, false).await;
     let before = run.events().await;
     for _ in 0..2 {
         run.heal().await;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alknet_core::{
-    AuthContext, Carriage, Connection, Identity, IdentityKind, PeerKey, ProtocolHandler,
-    memory_pair,
+    AuthContext, BoxError, BoxFuture, Carriage, Connection, Identity, IdentityKind, PeerId,
+    PeerKey, ProtocolHandler, memory_pair,
 };
 use alknet_store::{
     Bucket, BucketSettings, ChangeRequest, ContentHash, EntryAttributes, EntryKind, EntryPath,
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::FsService;
 use crate::lease::StoreLease;
-use crate::sync::{SYNC_ALPN, SyncError, SyncOptions, SyncService};
+use crate::sync::{SYNC_ALPN, SyncDialer, SyncError, SyncOptions, SyncRecord, SyncService};
 
 /// Where the clocks of tests begin: 2027-01-15, 08:00 UTC.
 const START_MS: u64 = 1_800_000_000_000;
@@ -242,13 +242,29 @@ impl SyncNode {
         read.await.expect("readable").events
     }
 
+    /// How the last session with a peer ended.
+    pub(super) fn record(&self, peer: &str) -> SyncRecord {
+        let mut records = self.files.sync_records().list().into_iter();
+        let found = records.find(|(target, _)| target.peer.as_str() == peer);
+        found.map(|(_, record)| record).unwrap_or_default()
+    }
+
+    /// Gives each name in the root a document of its own, or not.
+    pub(super) async fn split(&self, is_split: bool) {
+        self.set(BucketSettings {
+            is_split: Some(is_split),
+            ..BucketSettings::default()
+        })
+        .await;
+    }
+
     /// Parts that the stored document has.
     pub(super) async fn parts(&self) -> usize {
         let store = self.store().await;
         let read = store.read(|tx| {
             let bucket = tx.bucket_by_name(&"docs".parse()?)?;
             let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
-            tx.sync_document(branch.id)
+            tx.sync_document(&branch.id.into())
         });
         let document = read.await.expect("readable");
         document.map_or(0, |document| document.chunks.len())
@@ -290,8 +306,66 @@ fn open(folder: &TempDir, clock: &Arc<TestClock>) -> FsService {
     FsService::new(&folder.path().join("fs"), options)
 }
 
+/// The nodes that a node dials, while they are not parted.
+#[derive(Debug)]
+pub(super) struct MemoryDialer {
+    own: String,
+    others: Vec<(PeerId, Arc<SyncService>)>,
+    is_parted: AtomicBool,
+    /// Connections that were dialled.
+    pub(super) dials: AtomicUsize,
+}
+
+impl MemoryDialer {
+    pub(super) fn new(own: &SyncNode, others: &[&SyncNode]) -> Arc<Self> {
+        let others = others.iter().map(|node| {
+            let peer = node.name.parse().expect("a peer id");
+            (peer, Arc::clone(&node.sync))
+        });
+        Arc::new(Self {
+            own: own.name.clone(),
+            others: others.collect(),
+            is_parted: AtomicBool::new(false),
+            dials: AtomicUsize::new(0),
+        })
+    }
+
+    /// Lets every dial fail, or none.
+    pub(super) fn part(&self, is_parted: bool) {
+        self.is_parted.store(is_parted, Ordering::SeqCst);
+    }
+}
+
+impl SyncDialer for MemoryDialer {
+    fn peers(&self) -> Vec<PeerId> {
+        self.others.iter().map(|(peer, _)| peer.clone()).collect()
+    }
+
+    fn identity(&self, peer: &PeerId) -> Option<Arc<Identity>> {
+        Some(identity(peer.as_str(), &[MAY_SYNC]))
+    }
+
+    fn dial<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, BoxError>> {
+        let other = self.others.iter().find(|(known, _)| known == peer);
+        let dialled = match other {
+            Some((_, sync)) if !self.is_parted.load(Ordering::SeqCst) => {
+                self.dials.fetch_add(1, Ordering::SeqCst);
+                let (here, there) = memory_pair(SYNC_ALPN);
+                serve_by(sync, there, Some(identity(&self.own, &[MAY_SYNC])));
+                Ok(here)
+            }
+            _ => Err("parted".into()),
+        };
+        Box::pin(std::future::ready(dialled))
+    }
+}
+
 /// Serves a connection.
 pub(super) fn serve(node: &SyncNode, connection: Connection, peer: Option<Arc<Identity>>) {
+    serve_by(&node.sync, connection, peer);
+}
+
+fn serve_by(sync: &Arc<SyncService>, connection: Connection, peer: Option<Arc<Identity>>) {
     let auth = AuthContext {
         identity: peer,
         key: None,
@@ -301,7 +375,7 @@ pub(super) fn serve(node: &SyncNode, connection: Connection, peer: Option<Arc<Id
         carriage: Carriage::Memory,
         early_data: false,
     };
-    tokio::spawn(Arc::clone(&node.sync).handle(connection, auth));
+    tokio::spawn(Arc::clone(sync).handle(connection, auth));
 }
 
 pub(super) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {

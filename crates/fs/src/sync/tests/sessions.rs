@@ -1,25 +1,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use alknet_core::{BoxError, BoxFuture, Connection, PeerId};
-use alknet_store::{BucketName, BucketSettings, ContentHash, TreeChange};
+use alknet_core::{BoxError, BoxFuture, PeerId};
+use alknet_store::{BucketName, BucketSettings, ContentFetchMode, ContentHash, TreeChange};
 use std::time::Duration;
 
 use super::scene::{MAY_SYNC, SyncNode, hash, hung, path, put};
 use crate::sync::limits::TOMBSTONE_MS;
-use crate::sync::{ByeCode, ContentFetchMode, ContentFetcher, SyncDialer, SyncError, SyncSettings};
+use crate::sync::{ByeCode, ContentFetcher, SyncError};
 
 fn code(ended: Result<(), SyncError>) -> Option<ByeCode> {
     ended.err().and_then(|error| error.code())
-}
-
-/// Waits until a node shows a path.
-async fn shows(node: &SyncNode, at: &str) {
-    let wait = async {
-        while !node.paths().await.iter().any(|path| path == at) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(hung(), wait).await.expect(at);
 }
 
 #[tokio::test]
@@ -66,9 +56,14 @@ async fn what_loses_is_in_the_history_of_both() {
 
 #[tokio::test]
 async fn keep_both_puts_the_version_that_lost_beside() {
-    let keeps = |options: &mut crate::sync::SyncOptions| options.settings.keeps_both = true;
-    let ada = SyncNode::with("ada", keeps).await;
-    let bob = SyncNode::with("bob", keeps).await;
+    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
+    for node in [&ada, &bob] {
+        node.set(BucketSettings {
+            keeps_both: Some(true),
+            ..BucketSettings::default()
+        })
+        .await;
+    }
     ada.put("/a", 1).await;
     bob.clock.advance(1);
     bob.put("/a", 2).await;
@@ -132,6 +127,36 @@ async fn a_session_after_a_restart_sends_what_is_new() {
     let traffic = connection.traffic();
     let bytes = traffic.rx.get() + traffic.tx.get();
     assert!(bytes < 8 << 10, "{bytes} bytes");
+    // Nothing new is seen by the hellos, also after a restart.
+    let merges = ada.sync.counters().merges.get();
+    let connection = ada.connect(&bob, &[MAY_SYNC], &[MAY_SYNC]);
+    ada.sync_on(&connection).await.expect("synchronised");
+    let traffic = connection.traffic();
+    let bytes = traffic.rx.get() + traffic.tx.get();
+    assert!(bytes < 256, "{bytes} bytes");
+    assert_eq!(ada.sync.counters().merges.get(), merges);
+}
+
+#[tokio::test]
+async fn a_session_says_up_to_which_commit_both_have_the_same() {
+    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
+    ada.put("/a", 1).await;
+    bob.put("/b", 2).await;
+    for _ in 0..2 {
+        ada.sync(&bob).await.expect("synchronised");
+        let wait = async {
+            while bob.record("ada").equal_seq.is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(hung(), wait).await.expect("an end");
+        for (node, peer) in [(&ada, "bob"), (&bob, "ada")] {
+            let store = node.store().await;
+            let branches = store.read(|tx| tx.syncable_branches(10)).await;
+            let branches = branches.expect("readable");
+            assert_eq!(node.record(peer).equal_seq, Some(branches[0].head_seq));
+        }
+    }
 }
 
 #[tokio::test]
@@ -148,45 +173,6 @@ async fn the_parts_of_a_document_do_not_grow_without_end() {
     let parts = ada.parts().await;
     assert!((10..44).contains(&most) && parts < most, "{parts}, {most}");
     assert_eq!(ada.tree().await, bob.tree().await);
-}
-
-#[tokio::test]
-async fn a_follower_gets_changes_while_they_happen() {
-    struct OneDialer(Mutex<Option<Connection>>);
-    impl SyncDialer for OneDialer {
-        fn dial<'a>(&'a self, _: &'a PeerId) -> BoxFuture<'a, Result<Connection, BoxError>> {
-            let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-            Box::pin(async move { connection.ok_or_else(|| "no further connection".into()) })
-        }
-    }
-    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
-    let cyd = SyncNode::new("cyd").await;
-    let mut following = Vec::new();
-    for node in [&ada, &cyd] {
-        let connection = node.connect(&bob, &[MAY_SYNC], &[MAY_SYNC]);
-        let dialer = OneDialer(Mutex::new(Some(connection)));
-        let sync = Arc::clone(&node.sync);
-        following.push(tokio::spawn(async move {
-            let peer = "bob".parse().expect("a peer id");
-            let (bucket, branch) = ("docs".parse(), "main".parse());
-            let (bucket, branch) = (bucket.expect("a name"), branch.expect("a name"));
-            sync.follow(&dialer, &peer, &bucket, &branch).await;
-        }));
-    }
-    ada.put("/from-ada", 1).await;
-    shows(&bob, "/from-ada").await;
-    shows(&cyd, "/from-ada").await;
-    cyd.put("/from-cyd", 2).await;
-    shows(&ada, "/from-cyd").await;
-    bob.put("/from-bob", 3).await;
-    shows(&ada, "/from-bob").await;
-    shows(&cyd, "/from-bob").await;
-    ada.files.shutdown().await;
-    cyd.files.shutdown().await;
-    for follower in following {
-        let ended = tokio::time::timeout(hung(), follower).await;
-        ended.expect("the shutdown ends it").expect("no panic");
-    }
 }
 
 #[tokio::test]
@@ -274,7 +260,17 @@ async fn a_renamed_tree_is_renamed_everywhere() {
 
 /// Notes what it is asked for.
 #[derive(Debug, Default)]
-struct NotingFetcher(Mutex<Vec<(ContentHash, String)>>);
+pub(super) struct NotingFetcher(Mutex<Vec<(ContentHash, String)>>);
+
+impl NotingFetcher {
+    /// What was asked for, and the peers.
+    pub(super) fn fetched(&self) -> Vec<(ContentHash, String)> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
 
 impl ContentFetcher for NotingFetcher {
     fn fetch<'a>(
@@ -294,14 +290,10 @@ async fn contents_are_fetched_at_once_where_the_bucket_says_so() {
     for (mode, expected) in [(ContentFetchMode::Eager, 2), (ContentFetchMode::Lazy, 0)] {
         let fetcher = Arc::new(NotingFetcher::default());
         let own = Arc::clone(&fetcher);
-        let ada = SyncNode::with("ada", |options| {
-            let settings = SyncSettings {
-                content: mode,
-                keeps_both: false,
-            };
-            let bucket = "docs".parse().expect("a name");
-            options.buckets.insert(bucket, settings);
-            options.fetcher = Some(own);
+        let ada = SyncNode::with("ada", |options| options.fetcher = Some(own)).await;
+        ada.set(BucketSettings {
+            fetch: Some(mode),
+            ..BucketSettings::default()
         })
         .await;
         let bob = SyncNode::new("bob").await;
@@ -312,11 +304,7 @@ async fn contents_are_fetched_at_once_where_the_bucket_says_so() {
         ];
         bob.put_bytes("/c", b"nine").await;
         ada.sync(&bob).await.expect("synchronised");
-        let mut fetched = fetcher
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let mut fetched = fetcher.fetched();
         fetched.sort_by_key(|(hash, _)| *hash.as_bytes());
         wanted.sort_by_key(|hash| *hash.as_bytes());
         wanted.truncate(expected);

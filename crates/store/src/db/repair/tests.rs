@@ -14,6 +14,8 @@ use crate::outbox::{EventFilter, OutboxStart};
 use crate::path::EntryPath;
 use crate::testing::ScratchStore;
 
+mod torn;
+
 const LARGE: u64 = INLINE_BYTES_MAX + 1;
 
 /// A store with a bucket, whose main branch gets changes.

@@ -1,7 +1,7 @@
 //! The disk fails at the log of the file.
 
 use super::*;
-use crate::testing::{DiskFault, SyncedFolder};
+use crate::testing::{DiskError, DiskFault, SyncedFolder};
 
 /// A folder whose syncs are followed, and the file in it.
 fn followed() -> (TempDir, Arc<SyncedFolder>, PathBuf) {
@@ -73,7 +73,7 @@ fn no_job_succeeds_until_the_log_is_emptied() {
     write_unsynced(&db);
     folder.fail_next(DiskFault::Database("-wal"));
     note(&db, 2).wait().expect_err("the disk failed");
-    folder.fail_next(DiskFault::DatabaseOnly("fs.db"));
+    folder.fail_next(DiskFault::Database("fs.db"));
     note(&db, 3).wait().expect_err("the disk failed again");
     note(&db, 4).wait().expect("the disk works again");
     assert_eq!(notes_after_cut(&folder), [1, 4]);
@@ -87,7 +87,29 @@ fn a_store_that_could_not_empty_its_log_was_not_closed_in_order() {
     write_unsynced(&db);
     folder.fail_next(DiskFault::Database("-wal"));
     note(&db, 2).wait().expect_err("the disk failed");
-    folder.fail_next(DiskFault::DatabaseOnly("fs.db"));
+    folder.fail_next(DiskFault::Database("fs.db"));
     drop(db);
     assert!(!open(&path).was_closed_in_order());
+}
+
+/// The statements of a start go to the log as well. If the disk loses one of them, the start fails, and the next one finds
+/// all pages in the memory of the system.
+#[test]
+fn no_answer_comes_behind_a_hole_that_a_failed_start_left() {
+    let (_dir, folder, path) = followed();
+    drop(open(&path));
+    let mut refused = 0;
+    for number in 1..30 {
+        let calls = u64::try_from(number).expect("small");
+        folder.fail_call(calls, DiskError::Failed, false);
+        let opened = StoreDb::open(&path, StoreDbOptions::default());
+        folder.end_faults();
+        refused += usize::from(opened.is_err());
+        drop(opened);
+        let db = open(&path);
+        note(&db, number).wait().expect("the disk works");
+        let expected: Vec<_> = (1..=number).collect();
+        assert_eq!(notes_after_cut(&folder), expected, "call {calls}");
+    }
+    assert!(refused > 3, "{refused} starts failed");
 }

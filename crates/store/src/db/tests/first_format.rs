@@ -135,8 +135,8 @@ fn a_file_of_the_first_format_is_read() {
     assert_eq!(usage, counted);
     assert_eq!(wrong, Vec::<ContentHash>::new());
     let synced = db.read(|tx| {
-        let main = BranchId::new(1);
-        Ok((tx.sync_document(main)?, tx.sync_peer(main, "bob")?))
+        let main = BranchId::new(1).into();
+        Ok((tx.sync_document(&main)?, tx.sync_peer(&main, "bob")?))
     });
     let (document, peer) = synced.wait().expect("readable");
     let document = document.expect("a document");

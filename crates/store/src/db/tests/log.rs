@@ -46,6 +46,36 @@ fn grow_until_refused(db: &StoreDb, path: &Path) -> (u64, Option<StoreError>) {
     (log_bytes(path), refused)
 }
 
+/// One reader is in the store, and the other is a program of its own, whose transaction no limit of the store ends.
+#[test]
+fn two_readers_that_stay_open_keep_the_log_within_its_limit() {
+    let (_dir, path) = scratch();
+    let db = open(&path);
+    let (go_on, reader) = hold_read(&db);
+    let foreign = open::open_reader(&path).expect("a database");
+    foreign.execute_batch("BEGIN").expect("readable");
+    let count = |table: &str| -> i64 {
+        let query = format!("SELECT count(*) FROM {table}");
+        let counted = foreign.query_row(&query, [], |row| row.get(0));
+        counted.expect("readable")
+    };
+    assert_eq!(count("inline_"), 0);
+    let (len, refused) = grow_until_refused(&db, &path);
+    assert!(matches!(refused, Some(StoreError::Busy(_))), "{refused:?}");
+    assert!(len < LOG_BYTES_MAX + 2 * JOB_BYTES, "{len}");
+    drop(go_on);
+    reader.wait().expect("readable");
+    // The other one still sees its state, and the log does not get longer.
+    let refused = grow(&db);
+    assert!(matches!(refused, Err(StoreError::Busy(_))), "{refused:?}");
+    assert_eq!(count("inline_"), 0);
+    assert!(log_bytes(&path) < LOG_BYTES_MAX + 2 * JOB_BYTES);
+    foreign.execute_batch("COMMIT").expect("readable");
+    grow(&db).expect("no read keeps the log");
+    assert!(log_bytes(&path) <= 2 * JOB_BYTES);
+    assert_eq!(count("inline_"), 1);
+}
+
 #[test]
 fn a_log_that_a_reader_holds_stops_at_its_limit_and_is_emptied_after_it() {
     let (_dir, path) = scratch();

@@ -58,13 +58,21 @@ fn settings_that_a_request_leaves_out_stay() {
         owner: Some("carol".to_owned()),
         retention_s: Some(0),
         is_synced: Some(true),
+        is_split: Some(true),
+        fetch: Some(ContentFetchMode::Eager),
         durability: Some(crate::db::Durability::Normal),
         ..quota(Some(5), None)
     };
     let first = set(&store, settings).expect("there");
     assert_eq!((first.owner.as_str(), first.retention_s), ("carol", 0));
     assert_eq!((first.quota_bytes, first.quota_entries), (Some(5), None));
-    assert!(first.is_synced);
+    let sync = BucketSync {
+        fetch: ContentFetchMode::Eager,
+        is_on: true,
+        is_split: true,
+        keeps_both: false,
+    };
+    assert_eq!(first.sync, sync);
     let second = set(&store, BucketSettings::default()).expect("there");
     assert_eq!(first, second);
     let events = store.events();

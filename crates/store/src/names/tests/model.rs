@@ -1,51 +1,19 @@
 //! Random changes, branches, merges and restarts, compared with the model after each step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alknet_test_support::is_campaign;
 
-use super::reference::{
-    Reference, ReferenceBranch, ReferenceChange, above, differing, is_below, merge,
-};
 use super::*;
 use crate::collect::{CollectPhase, GarbageCollection};
 use crate::error::StoreObject;
-
-/// Random numbers that are the same in each run (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).expect("small")
-    }
-
-    fn is_one_in(&mut self, bound: usize) -> bool {
-        self.below(bound) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    /// A path of one to three components, from few, so that paths meet.
-    fn path(&mut self) -> String {
-        let depth = 1 + self.below(3);
-        let component = |_| format!("/{}", self.pick(&["a", "b", "c", "a-b", "a0"]));
-        (0..depth).map(component).collect()
-    }
-}
+use crate::testing::TestRandom;
+use crate::testing::reference::{Reference, ReferenceChange, ReferenceMerge, differing};
 
 /// A store, and what it has to be like.
 struct ModelRun {
     store: TestStore,
-    random: Random,
+    random: TestRandom,
     reference: Reference,
     /// The name, the branch and the version.
     snapshots: Vec<(String, BranchId, u64)>,
@@ -67,22 +35,10 @@ impl ModelRun {
         };
         let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
         set.expect("there");
-        let main = ReferenceBranch {
-            id: store.main,
-            name: "main".to_owned(),
-            parent: None,
-            made_from: None,
-            origin: 0,
-            begin: 0,
-            versions: vec![(0, Tree::new())],
-            merges: Vec::new(),
-            is_deleted: false,
-        };
-        let mut reference = Reference::default();
-        reference.branches.insert(main.id, main);
+        let reference = Reference::with_main(store.main);
         Self {
             store,
-            random: Random(seed),
+            random: TestRandom::new(seed),
             reference,
             snapshots: Vec::new(),
             branches_max,
@@ -182,17 +138,11 @@ impl ModelRun {
                 "change of nothing"
             }
             Ok(seq) => {
-                self.add_version(branch, seq, tree);
+                self.reference.add_version(branch, seq, tree);
                 "change"
             }
             Err(_) => "refused change",
         }
-    }
-
-    fn add_version(&mut self, branch: BranchId, seq: u64, tree: Tree) {
-        let branch = self.reference.branches.get_mut(&branch).expect("there");
-        assert!(seq > branch.head());
-        branch.versions.push((seq, tree));
     }
 
     fn any_change(&mut self, branch: BranchId) -> (ReferenceChange, TreeChange) {
@@ -201,7 +151,7 @@ impl ModelRun {
         let number = 1 + u8::try_from(self.random.below(6)).expect("small");
         match self.random.below(16) {
             0..6 => (
-                ReferenceChange::Put(one.clone(), number),
+                ReferenceChange::Put(one.clone(), format!("file {number}")),
                 TreeChange::put(path(&one), content(number)),
             ),
             6 => (
@@ -296,21 +246,9 @@ impl ModelRun {
         };
         let created = self.store.write(move |tx| tx.create_branch(&new));
         let created = created.expect("a branch");
-        let of = &self.reference.branches[&parent];
-        let begin = seq.unwrap_or_else(|| of.head());
+        self.reference.add_branch(created.id, text, parent, seq);
+        let begin = self.reference.branches[&created.id].begin;
         assert_eq!(created.head_seq, begin);
-        let branch = ReferenceBranch {
-            id: created.id,
-            name: text,
-            parent: Some(parent),
-            made_from: Some(parent),
-            origin: begin,
-            begin,
-            versions: vec![(begin, self.reference.tree_at(parent, begin))],
-            merges: Vec::new(),
-            is_deleted: false,
-        };
-        self.reference.branches.insert(created.id, branch);
         "branch"
     }
 
@@ -376,61 +314,13 @@ impl ModelRun {
         strategy: MergeStrategy,
         merged: Result<MergeOutcome, StoreError>,
     ) -> &'static str {
-        let base = self.reference.base(source, target);
-        let ours = self.reference.branches[&target].tree().clone();
-        let theirs = self.reference.branches[&source].tree().clone();
-        let (expected, conflicts) = merge(&base, &ours, &theirs);
-        let outcome = match merged {
-            Ok(outcome) => outcome,
-            Err(StoreError::MergeConflicts {
-                conflicts: found, ..
-            }) => {
-                assert_eq!(strategy, MergeStrategy::Fail);
-                let none = found.iter().all(|it| !conflicts.contains(it.path.as_str()));
-                assert!(!none, "{found:?} {conflicts:?}");
-                return "refused merge";
-            }
-            Err(other) => panic!("{other}"),
-        };
         let tree = self.store.tree(target);
-        for path in tree.keys() {
-            assert!(above(path).all(|it| tree.get(&it).is_some_and(|what| what == "directory")));
-        }
-        if conflicts.is_empty() {
-            assert_eq!(outcome.conflicts, []);
-            assert_eq!(tree, expected);
-        } else {
-            assert_ne!(strategy, MergeStrategy::Fail);
-            assert_ne!(outcome.conflicts, []);
-            let found = outcome.conflicts.iter().map(|it| it.path.to_string());
-            let decided: BTreeSet<String> = found.chain(conflicts).collect();
-            let is_decided = |path: &String| {
-                let is_near = |it: &String| it == path || is_below(it, path) || is_below(path, it);
-                path.contains(".conflict-") || decided.iter().any(is_near)
-            };
-            let differing = differing(&tree, &expected);
-            assert!(
-                differing.iter().all(is_decided),
-                "{differing:?} {decided:?}"
-            );
-        }
-        match outcome.receipt {
-            Some(receipt) => {
-                let head = self.reference.branches[&source].head();
-                self.add_version(target, receipt.seq, tree);
-                let branch = self.reference.branches.get_mut(&target).expect("there");
-                branch.merges.push((receipt.seq, source, head));
-                if conflicts_decided(&outcome) {
-                    "decided merge"
-                } else {
-                    "merge"
-                }
-            }
-            None => {
-                assert_eq!(tree, ours);
-                "nothing to merge"
-            }
-        }
+        let merge = ReferenceMerge {
+            source,
+            target,
+            strategy,
+        };
+        self.reference.check_merged(merge, merged, tree)
     }
 
     fn create_snapshot(&mut self) -> &'static str {
@@ -516,10 +406,6 @@ impl ModelRun {
             assert_eq!(tree, *expected);
         }
     }
-}
-
-fn conflicts_decided(outcome: &MergeOutcome) -> bool {
-    !outcome.conflicts.is_empty()
 }
 
 /// Runs so many steps with each seed, and returns how often each kind did something. A campaign has fifty seeds.

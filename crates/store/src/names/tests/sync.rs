@@ -45,7 +45,7 @@ fn changes_are_the_newest_rows_of_the_branch_behind_a_commit() {
     store.put(store.main, "/a", 3);
     store.delete(store.main, "/d/b");
     let main = store.main;
-    let rows = store.read(move |tx| tx.sync_changes(main, first));
+    let rows = store.read(move |tx| tx.sync_changes(&main.into(), first));
     let rows = rows.expect("readable");
     let kinds: Vec<_> = rows
         .iter()
@@ -59,12 +59,14 @@ fn changes_are_the_newest_rows_of_the_branch_behind_a_commit() {
     let begin = store.read(move |tx| Ok(tx.branch(draft)?.head_seq));
     let begin = begin.expect("readable");
     store.put(main, "/later", 4);
-    let tree = store.read(move |tx| tx.sync_tree(draft)).expect("readable");
+    let tree = store
+        .read(move |tx| tx.sync_tree(&draft.into()))
+        .expect("readable");
     assert_eq!(paths(tree), ["/a", "/d"]);
-    let none = store.read(move |tx| tx.sync_changes(draft, begin));
+    let none = store.read(move |tx| tx.sync_changes(&draft.into(), begin));
     assert_eq!(none.expect("readable"), []);
     store.put(draft, "/own", 5);
-    let own = store.read(move |tx| tx.sync_changes(draft, begin));
+    let own = store.read(move |tx| tx.sync_changes(&draft.into(), begin));
     assert_eq!(paths(own.expect("readable")), ["/own"]);
 }
 
@@ -77,7 +79,7 @@ fn a_commit_with_many_rows_is_read_in_pieces() {
         store.apply_all(store.main, changes).expect("applied");
     }
     let main = store.main;
-    let rows = store.read(move |tx| tx.sync_changes(main, 0));
+    let rows = store.read(move |tx| tx.sync_changes(&main.into(), 0));
     assert_eq!(rows.expect("readable").len(), 5005);
 }
 
@@ -219,40 +221,265 @@ fn a_quota_takes_back_all_changes() {
     assert_eq!(store.events(), before);
 }
 
+/// A document of a name in the root, or of the whole branch.
+fn key(branch: BranchId, top: Option<&str>) -> SyncDocumentKey {
+    let top = top.map(str::to_owned);
+    SyncDocumentKey { branch, top }
+}
+
+fn save(store: &TestStore, key: &SyncDocumentKey, chunk: &[u8], is_whole: bool, applied: u64) {
+    let update = SyncDocumentUpdate {
+        copy_id: [3; 16],
+        chunk: Some(chunk.to_vec()),
+        is_whole,
+        applied,
+        heads: vec![[7; 32]],
+    };
+    let key = key.clone();
+    let saved = store.write(move |tx| tx.save_sync_document(&key, &update));
+    saved.expect("saved");
+}
+
+fn document(store: &TestStore, key: &SyncDocumentKey) -> Option<StoredSyncDocument> {
+    let key = key.clone();
+    let read = store.read(move |tx| tx.sync_document(&key));
+    read.expect("readable")
+}
+
+fn head(store: &TestStore) -> u64 {
+    let main = store.main;
+    let read = store.read(move |tx| Ok(tx.branch(main)?.head_seq));
+    read.expect("readable")
+}
+
+fn tops(store: &TestStore) -> SyncTops {
+    let main = store.main;
+    let read = store.read(move |tx| tx.sync_tops(main));
+    read.expect("readable")
+}
+
+fn heads(store: &TestStore, key: &SyncDocumentKey) -> Option<Vec<[u8; 32]>> {
+    let key = key.clone();
+    let read = store.read(move |tx| tx.sync_heads(&key));
+    read.expect("readable")
+}
+
 #[test]
 fn a_document_is_kept_in_parts_and_goes_with_its_branch() {
     let mut store = TestStore::new();
     let draft = store.branch("draft", store.main);
-    let save = |store: &TestStore, chunk: &[u8], is_whole, applied| {
-        let update = SyncDocumentUpdate {
-            copy_id: [3; 16],
-            chunk: Some(chunk.to_vec()),
-            is_whole,
-            applied,
-        };
-        store
-            .write(move |tx| tx.save_sync_document(draft, &update))
-            .expect("saved");
-    };
-    let read = |store: &TestStore| store.read(move |tx| tx.sync_document(draft)).expect("read");
-    assert_eq!(read(&store), None);
-    save(&store, b"whole", true, 1);
-    save(&store, b"part", false, 2);
-    store.reopen();
-    let document = read(&store).expect("stored");
-    assert_eq!(document.chunks, [b"whole".to_vec(), b"part".to_vec()]);
-    assert_eq!((document.copy_id, document.applied), ([3; 16], 2));
-    save(&store, b"again", true, 3);
-    assert_eq!(read(&store).expect("stored").chunks, [b"again".to_vec()]);
-    let peer = store.write(move |tx| tx.save_sync_peer(draft, "bob", b"state"));
-    peer.expect("saved");
-    let state = store.read(move |tx| tx.sync_peer(draft, "bob"));
-    assert_eq!(state.expect("read"), Some(b"state".to_vec()));
+    for key in [key(draft, None), key(draft, Some("a"))] {
+        assert_eq!(document(&store, &key), None);
+        save(&store, &key, b"whole", true, 1);
+        save(&store, &key, b"part", false, 2);
+        store.reopen();
+        let stored = document(&store, &key).expect("stored");
+        assert_eq!(stored.chunks, [b"whole".to_vec(), b"part".to_vec()]);
+        assert_eq!((stored.copy_id, stored.applied), ([3; 16], 2));
+        save(&store, &key, b"again", true, 3);
+        let stored = document(&store, &key).expect("stored");
+        assert_eq!(stored.chunks, [b"again".to_vec()]);
+        let (own, other) = (key.clone(), key.clone());
+        let peer = store.write(move |tx| tx.save_sync_peer(&own, "bob", b"state"));
+        peer.expect("saved");
+        let state = store.read(move |tx| tx.sync_peer(&other, "bob"));
+        assert_eq!(state.expect("read"), Some(b"state".to_vec()));
+    }
     let deleted = store.write(move |tx| {
         tx.delete_branch(draft, true, "root")?;
         while !tx.purge(1000)?.is_done {}
-        tx.query_count("SELECT count(*) FROM sync_log", [])
+        tx.query_count(
+            "SELECT (SELECT count(*) FROM sync_log) + (SELECT count(*) FROM sync_part) \
+             + (SELECT count(*) FROM sync_peer) + (SELECT count(*) FROM sync_doc)",
+            [],
+        )
     });
     assert_eq!(deleted.expect("deleted"), 0);
-    assert_eq!(read(&store), None);
+    assert_eq!(document(&store, &key(draft, None)), None);
+}
+
+#[test]
+fn a_document_of_a_name_has_the_rows_of_that_name_alone() {
+    let store = TestStore::new();
+    let main = store.main;
+    for (at, number) in [("/d", 1), ("/da/x", 2), ("/e/x", 3)] {
+        store.put(main, at, number);
+    }
+    let first = head(&store);
+    store.put(main, "/e/y/z", 4);
+    store.put(main, "/e-mail", 5);
+    let tree = |top: &str| {
+        let key = key(main, Some(top));
+        paths(store.read(move |tx| tx.sync_tree(&key)).expect("readable"))
+    };
+    assert_eq!(tree("d"), ["/d"]);
+    assert_eq!(tree("e"), ["/e", "/e/x", "/e/y", "/e/y/z"]);
+    assert_eq!(tree("none"), [""; 0]);
+    let changes = |top: &str| {
+        let key = key(main, Some(top));
+        let read = store.read(move |tx| tx.sync_changes(&key, first));
+        paths(read.expect("readable"))
+    };
+    assert_eq!(changes("d"), [""; 0]);
+    assert_eq!(changes("e"), ["/e/y", "/e/y/z"]);
+    assert_eq!(changes("e-mail"), ["/e-mail"]);
+}
+
+#[test]
+fn a_document_is_current_until_its_paths_change() {
+    let store = TestStore::new();
+    let main = store.main;
+    store.put(main, "/d/x", 1);
+    store.put(main, "/e", 1);
+    let [whole, d, e] = [None, Some("d"), Some("e")].map(|top| key(main, top));
+    for key in [&whole, &d, &e] {
+        assert_eq!(heads(&store, key), None);
+        save(&store, key, b"whole", true, head(&store));
+        assert_eq!(heads(&store, key), Some(vec![[7; 32]]));
+    }
+    store.put(main, "/d/deep/er", 2);
+    assert_eq!(heads(&store, &whole), None);
+    assert_eq!(heads(&store, &d), None);
+    assert_eq!(heads(&store, &e), Some(vec![[7; 32]]));
+    let found = tops(&store);
+    let expected = [("d", None), ("e", Some(vec![[7; 32]]))];
+    let expected = expected.map(|(top, heads)| (top.to_owned(), heads));
+    assert_eq!(found.heads, BTreeMap::from(expected));
+    assert_eq!(found.head_seq, head(&store));
+    // The document that has nothing to take in is not looked at again for these commits.
+    let raised = store.write(move |tx| tx.tidy_sync_tops(main, &found, 0));
+    raised.expect("written");
+    let applied = |key| document(&store, key).expect("stored").applied;
+    assert_eq!(applied(&e), head(&store));
+    assert!(applied(&d) < head(&store));
+    let found = tops(&store);
+    assert_eq!(found.heads["d"], None);
+    assert_eq!(
+        store.read(move |tx| tx.has_untidy_sync_tops(main, &found, 0)),
+        Ok(false)
+    );
+}
+
+#[test]
+fn documents_of_deleted_names_go_after_a_time() {
+    let store = TestStore::new();
+    let main = store.main;
+    for at in ["/gone", "/stays"] {
+        store.put(main, at, 1);
+        save(&store, &key(main, Some(&at[1..])), b"whole", true, 1);
+    }
+    store.delete(main, "/gone");
+    let names = |store: &TestStore| tops(store).heads.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(&store), ["gone", "stays"]);
+    for (before_ms, expected) in [(1, &["gone", "stays"][..]), (u64::MAX, &["stays"][..])] {
+        let found = tops(&store);
+        let tidied = store.write(move |tx| tx.tidy_sync_tops(main, &found, before_ms));
+        tidied.expect("written");
+        assert_eq!(names(&store), expected);
+    }
+}
+
+/// The attack: a peer names one document after the other.
+#[test]
+fn a_branch_has_a_limited_number_of_documents() {
+    let store = TestStore::new();
+    let main = store.main;
+    let update = SyncDocumentUpdate {
+        copy_id: [3; 16],
+        chunk: None,
+        is_whole: false,
+        applied: 0,
+        heads: Vec::new(),
+    };
+    let saved = store.write(move |tx| {
+        for number in 0..crate::limits::SYNC_TOPS_MAX {
+            tx.save_sync_document(&key(main, Some(&number.to_string())), &update)?;
+        }
+        Ok(update.clone())
+    });
+    let update = saved.expect("saved");
+    let more = store.write(move |tx| tx.save_sync_document(&key(main, Some("x")), &update));
+    assert_eq!(code(more), StoreErrorCode::TooLarge);
+    store.put(main, "/x", 1);
+    let found = store.read(move |tx| tx.sync_tops(main));
+    assert_eq!(code(found), StoreErrorCode::TooLarge);
+}
+
+#[test]
+fn a_bucket_that_is_split_begins_its_documents_again() {
+    let store = TestStore::new();
+    let (bucket, main) = (store.bucket, store.main);
+    for is_split in [true, false] {
+        for top in [None, Some("a")] {
+            save(&store, &key(main, top), b"whole", true, 1);
+        }
+        let set = |settings: BucketSettings| {
+            let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+            set.expect("there");
+        };
+        set(BucketSettings {
+            is_synced: Some(is_split),
+            ..BucketSettings::default()
+        });
+        assert!(document(&store, &key(main, None)).is_some());
+        set(BucketSettings {
+            is_split: Some(is_split),
+            ..BucketSettings::default()
+        });
+        for top in [None, Some("a")] {
+            assert_eq!(document(&store, &key(main, top)), None);
+        }
+    }
+}
+
+#[test]
+fn branches_that_take_changes_of_peers_are_listed() {
+    let store = TestStore::new();
+    let (bucket, main) = (store.bucket, store.main);
+    let listed = || {
+        let read = store.read(|tx| tx.syncable_branches(10));
+        let rows = read.expect("readable").into_iter();
+        rows.map(|row| format!("{}@{}", row.bucket, row.branch))
+            .collect::<Vec<_>>()
+    };
+    let set = |settings: BucketSettings| {
+        let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+        set.expect("there");
+    };
+    store.branch("draft", main);
+    assert_eq!(listed(), [""; 0]);
+    for fetch in ContentFetchMode::ALL {
+        set(BucketSettings {
+            is_synced: Some(true),
+            fetch: Some(fetch),
+            ..BucketSettings::default()
+        });
+        assert_eq!(listed(), ["docs@draft", "docs@main"]);
+    }
+    let protected = store.write(move |tx| tx.set_branch(main, None, true));
+    protected.expect("there");
+    assert_eq!(listed(), ["docs@draft"]);
+    set(BucketSettings {
+        is_frozen: Some(true),
+        ..BucketSettings::default()
+    });
+    assert_eq!(listed(), [""; 0]);
+}
+
+#[test]
+fn contents_that_a_bucket_waits_for_are_listed_in_turn() {
+    let store = TestStore::new();
+    store.put(store.main, "/own", 9);
+    let announced = [("/a", state(1)), ("/b", state(2)), ("/c", state(3))];
+    apply(&store, synced(store.main, &announced)).expect("applied");
+    let bucket = store.bucket;
+    let awaited = |from: u8, limit| {
+        let from = content(from).hash;
+        let read = store.read(move |tx| tx.awaited_contents(bucket, from, limit));
+        let hashes = read.expect("readable").into_iter();
+        hashes.map(|hash| hash.as_bytes()[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(awaited(0, 10), [1, 2, 3]);
+    assert_eq!(awaited(2, 10), [2, 3, 1]);
+    assert_eq!(awaited(3, 2), [3, 1]);
 }

@@ -2,43 +2,48 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BranchId, Tree};
+use crate::error::StoreError;
+use crate::names::{BranchId, MergeOutcome, MergeStrategy};
 
-const DIRECTORY: &str = "directory";
+/// Paths of a tree, and what is there.
+pub(crate) type Tree = BTreeMap<String, String>;
+
+/// What a tree says of a directory.
+pub(crate) const DIRECTORY: &str = "directory";
 
 /// A change that the model refuses. The store has to refuse it too.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refused;
+pub(crate) struct Refused;
 
 /// A branch with all its versions.
 #[derive(Clone, Debug)]
-pub(super) struct ReferenceBranch {
-    pub(super) id: BranchId,
-    pub(super) name: String,
-    pub(super) parent: Option<BranchId>,
+pub(crate) struct ReferenceBranch {
+    pub(crate) id: BranchId,
+    pub(crate) name: String,
+    pub(crate) parent: Option<BranchId>,
     /// The branch that it was made from, whatever became of that.
-    pub(super) made_from: Option<BranchId>,
+    pub(crate) made_from: Option<BranchId>,
     /// Where on its parent it began, or the nearest version of an ancestor after its parent was deleted.
-    pub(super) origin: u64,
+    pub(crate) origin: u64,
     /// Its first version.
-    pub(super) begin: u64,
-    pub(super) versions: Vec<(u64, Tree)>,
+    pub(crate) begin: u64,
+    pub(crate) versions: Vec<(u64, Tree)>,
     /// Number of the commit, the branch, and its last commit that was taken in.
-    pub(super) merges: Vec<(u64, BranchId, u64)>,
-    pub(super) is_deleted: bool,
+    pub(crate) merges: Vec<(u64, BranchId, u64)>,
+    pub(crate) is_deleted: bool,
 }
 
 impl ReferenceBranch {
-    pub(super) fn head(&self) -> u64 {
+    pub(crate) fn head(&self) -> u64 {
         self.versions.last().expect("a version").0
     }
 
-    pub(super) fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &Tree {
         &self.versions.last().expect("a version").1
     }
 
     /// One of its own versions.
-    pub(super) fn tree_at(&self, seq: u64) -> &Tree {
+    pub(crate) fn tree_at(&self, seq: u64) -> &Tree {
         let before = self.versions.iter().rev().find(|(at, _)| *at <= seq);
         &before.expect("a version").1
     }
@@ -46,13 +51,142 @@ impl ReferenceBranch {
 
 /// All branches, deleted ones too.
 #[derive(Debug, Default)]
-pub(super) struct Reference {
-    pub(super) branches: BTreeMap<BranchId, ReferenceBranch>,
+pub(crate) struct Reference {
+    pub(crate) branches: BTreeMap<BranchId, ReferenceBranch>,
+}
+
+/// A merge that the store was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReferenceMerge {
+    pub(crate) source: BranchId,
+    pub(crate) target: BranchId,
+    pub(crate) strategy: MergeStrategy,
 }
 
 impl Reference {
+    /// One empty branch.
+    pub(crate) fn with_main(id: BranchId) -> Self {
+        let main = ReferenceBranch {
+            id,
+            name: "main".to_owned(),
+            parent: None,
+            made_from: None,
+            origin: 0,
+            begin: 0,
+            versions: vec![(0, Tree::new())],
+            merges: Vec::new(),
+            is_deleted: false,
+        };
+        Self {
+            branches: BTreeMap::from([(id, main)]),
+        }
+    }
+
+    pub(crate) fn add_version(&mut self, branch: BranchId, seq: u64, tree: Tree) {
+        let branch = self.branches.get_mut(&branch).expect("there");
+        assert!(seq > branch.head());
+        branch.versions.push((seq, tree));
+    }
+
+    /// A new branch of a version of its parent, or of its head.
+    pub(crate) fn add_branch(
+        &mut self,
+        id: BranchId,
+        name: String,
+        parent: BranchId,
+        seq: Option<u64>,
+    ) {
+        let begin = seq.unwrap_or_else(|| self.branches[&parent].head());
+        let branch = ReferenceBranch {
+            id,
+            name,
+            parent: Some(parent),
+            made_from: Some(parent),
+            origin: begin,
+            begin,
+            versions: vec![(begin, self.tree_at(parent, begin))],
+            merges: Vec::new(),
+            is_deleted: false,
+        };
+        self.branches.insert(id, branch);
+    }
+
+    /// Compares what became of a merge with the model, and notes it there. `tree` is what the target shows now. Returns what
+    /// the merge was.
+    pub(crate) fn check_merged(
+        &mut self,
+        asked: ReferenceMerge,
+        merged: Result<MergeOutcome, StoreError>,
+        tree: Tree,
+    ) -> &'static str {
+        let ReferenceMerge {
+            source,
+            target,
+            strategy,
+        } = asked;
+        let base = self.base(source, target);
+        let ours = self.branches[&target].tree().clone();
+        let theirs = self.branches[&source].tree().clone();
+        let (expected, conflicts) = merge(&base, &ours, &theirs);
+        let outcome = match merged {
+            Ok(outcome) => outcome,
+            Err(StoreError::MergeConflicts {
+                conflicts: found, ..
+            }) => {
+                assert_eq!(strategy, MergeStrategy::Fail);
+                let none = found.iter().all(|it| !conflicts.contains(it.path.as_str()));
+                assert!(
+                    !none,
+                    "{found:?} {conflicts:?}\n{base:?}\n{ours:?}\n{theirs:?}\n{:?}",
+                    self.branches
+                );
+                assert_eq!(tree, ours);
+                return "refused merge";
+            }
+            Err(other) => panic!("{other}"),
+        };
+        for path in tree.keys() {
+            assert!(above(path).all(|it| is_directory(&tree, &it)));
+        }
+        if conflicts.is_empty() {
+            assert_eq!(outcome.conflicts, [], "{base:?}\n{ours:?}\n{theirs:?}");
+            assert_eq!(tree, expected);
+        } else {
+            assert_ne!(
+                strategy,
+                MergeStrategy::Fail,
+                "{conflicts:?}\n{base:?}\n{ours:?}\n{theirs:?}\n{source:?} {target:?} {outcome:?} {:?}",
+                self.branches
+            );
+            assert_ne!(outcome.conflicts, []);
+            let found = outcome.conflicts.iter().map(|it| it.path.to_string());
+            let decided: BTreeSet<String> = found.chain(conflicts).collect();
+            let is_decided = |path: &String| {
+                let is_near = |it: &String| it == path || is_below(it, path) || is_below(path, it);
+                path.contains(".conflict-") || decided.iter().any(is_near)
+            };
+            let differing = differing(&tree, &expected);
+            assert!(
+                differing.iter().all(is_decided),
+                "{differing:?} {decided:?}"
+            );
+        }
+        let Some(receipt) = outcome.receipt else {
+            assert_eq!(tree, ours);
+            return "nothing to merge";
+        };
+        let head = self.branches[&source].head();
+        self.add_version(target, receipt.seq, tree);
+        let branch = self.branches.get_mut(&target).expect("there");
+        branch.merges.push((receipt.seq, source, head));
+        match outcome.conflicts.is_empty() {
+            true => "merge",
+            false => "decided merge",
+        }
+    }
+
     /// A version of a branch, which is one of the branch that it was made from where it is older.
-    pub(super) fn tree_at(&self, branch: BranchId, seq: u64) -> Tree {
+    pub(crate) fn tree_at(&self, branch: BranchId, seq: u64) -> Tree {
         let branch = &self.branches[&branch];
         match branch.made_from {
             Some(parent) if seq < branch.begin => self.tree_at(parent, seq),
@@ -60,7 +194,7 @@ impl Reference {
         }
     }
 
-    pub(super) fn live(&self) -> Vec<BranchId> {
+    pub(crate) fn live(&self) -> Vec<BranchId> {
         let live = self.branches.values().filter(|it| !it.is_deleted);
         live.map(|it| it.id).collect()
     }
@@ -83,7 +217,7 @@ impl Reference {
     }
 
     /// The newest version that both branches have taken in.
-    pub(super) fn base(&self, one: BranchId, other: BranchId) -> Tree {
+    pub(crate) fn base(&self, one: BranchId, other: BranchId) -> Tree {
         let taken = |branch: BranchId| {
             let mut taken = BTreeMap::new();
             self.taken_in(branch, self.branches[&branch].head(), &mut taken);
@@ -100,7 +234,7 @@ impl Reference {
     }
 
     /// Deletes a branch, as far as merges are concerned.
-    pub(super) fn delete(&mut self, id: BranchId) {
+    pub(crate) fn delete(&mut self, id: BranchId) {
         let deleted = self.branches[&id].clone();
         for branch in self.branches.values_mut() {
             if branch.parent == Some(id) {
@@ -123,7 +257,7 @@ impl Reference {
 }
 
 /// What a merge of three trees makes, path by path, and the paths in conflict.
-pub(super) fn merge(base: &Tree, ours: &Tree, theirs: &Tree) -> (Tree, BTreeSet<String>) {
+fn merge(base: &Tree, ours: &Tree, theirs: &Tree) -> (Tree, BTreeSet<String>) {
     let paths: BTreeSet<&String> = base
         .keys()
         .chain(ours.keys())
@@ -155,24 +289,24 @@ pub(super) fn merge(base: &Tree, ours: &Tree, theirs: &Tree) -> (Tree, BTreeSet<
 }
 
 /// Paths at which two trees differ.
-pub(super) fn differing(one: &Tree, other: &Tree) -> BTreeSet<String> {
+pub(crate) fn differing(one: &Tree, other: &Tree) -> BTreeSet<String> {
     let paths = one.keys().chain(other.keys());
     let differing = paths.filter(|path| one.get(*path) != other.get(*path));
     differing.cloned().collect()
 }
 
 /// The directories above a path, the topmost first.
-pub(super) fn above(path: &str) -> impl Iterator<Item = String> + '_ {
+pub(crate) fn above(path: &str) -> impl Iterator<Item = String> + '_ {
     let slashes = path.match_indices('/').skip(1);
     slashes.map(|(at, _)| path[..at].to_owned())
 }
 
-pub(super) fn is_below(path: &str, directory: &str) -> bool {
+fn is_below(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory)
         .is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn is_within(path: &str, top: &str) -> bool {
+pub(crate) fn is_within(path: &str, top: &str) -> bool {
     path == top || is_below(path, top)
 }
 
@@ -198,8 +332,9 @@ fn make_parents(tree: &mut Tree, path: &str) -> Result<(), Refused> {
 
 /// A change of a tree, as the model has it.
 #[derive(Clone, Debug)]
-pub(super) enum ReferenceChange {
-    Put(String, u8),
+pub(crate) enum ReferenceChange {
+    /// A file, and what the tree says of it.
+    Put(String, String),
     Mkdir(String),
     Symlink(String, bool),
     Delete(String, bool),
@@ -211,14 +346,14 @@ pub(super) enum ReferenceChange {
 }
 
 impl ReferenceChange {
-    pub(super) fn apply(&self, tree: &mut Tree) -> Result<(), Refused> {
+    pub(crate) fn apply(&self, tree: &mut Tree) -> Result<(), Refused> {
         match self {
-            Self::Put(path, number) => {
+            Self::Put(path, what) => {
                 if is_directory(tree, path) {
                     return Err(Refused);
                 }
                 make_parents(tree, path)?;
-                tree.insert(path.clone(), format!("file {number}"));
+                tree.insert(path.clone(), what.clone());
             }
             Self::Mkdir(path) => {
                 if tree.contains_key(path) {

@@ -1,0 +1,121 @@
+//! Contents that a bucket waits for, fetched for the bucket alone.
+
+use alknet_core::PeerId;
+use alknet_store::{
+    Bucket, BucketId, BucketName, ContentFetchMode, ContentHash, ContentStatus, StoreError,
+    StoreObject,
+};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::fetch::{FetchFailure, FetchOrder, FetchProgress};
+use crate::error::FsError;
+use crate::limits::FETCH_PEERS_MAX;
+use crate::rights::VisibleBuckets;
+use crate::service::FsService;
+
+impl FsService {
+    /// Fetches a content that a read found to be on peers only, if its bucket is synchronised and fetches contents for reads.
+    /// What has arrived when the time is over stays, and the next read goes on with it.
+    ///
+    /// # Errors
+    /// [`StoreError::ContentUnavailable`] if no peer sends it within the time that the node gives a read.
+    pub(crate) async fn fetch_for_read(
+        &self,
+        bucket: BucketId,
+        hash: ContentHash,
+    ) -> Result<(), FsError> {
+        let unavailable = || Err(StoreError::ContentUnavailable { hash }.into());
+        let bucket = self
+            .lease()
+            .await?
+            .read(move |tx| tx.bucket(bucket))
+            .await?;
+        if !is_fetched_for_reads(&bucket) {
+            return unavailable();
+        }
+        let from = self.providers(&bucket.name);
+        let fetch = self.fetch_content(&bucket.name, hash, from);
+        let fetched = timeout(self.fetch_time(), fetch).await;
+        fetched.unwrap_or_else(|_| unavailable())
+    }
+
+    /// The peers to ask for contents of a bucket: those with which it was synchronised, the last one first, and then others
+    /// that may synchronise it.
+    fn providers(&self, bucket: &BucketName) -> Vec<PeerId> {
+        let Some(peers) = self.peers() else {
+            return Vec::new();
+        };
+        let allowed = peers.synced(bucket);
+        let mut found = self.sync_records().peers_of(bucket);
+        found.retain(|peer| allowed.contains(peer));
+        let others: Vec<_> = allowed
+            .into_iter()
+            .filter(|peer| !found.contains(peer))
+            .collect();
+        found.extend(others);
+        found.truncate(FETCH_PEERS_MAX);
+        found
+    }
+
+    /// Fetches a content that a bucket waits for, from these peers in this order, and waits for it.
+    ///
+    /// # Errors
+    /// [`StoreError::ContentUnavailable`] if none of the peers sends it, and any error of the store.
+    pub(crate) async fn fetch_content(
+        &self,
+        bucket: &BucketName,
+        hash: ContentHash,
+        from: Vec<PeerId>,
+    ) -> Result<(), FsError> {
+        loop {
+            let lease = self.lease().await?;
+            let name = bucket.clone();
+            let status = lease.read(move |tx| tx.content_status_by_name(Some(&name), hash));
+            let size = match status.await? {
+                ContentStatus::Complete { .. } => return Ok(()),
+                ContentStatus::Missing => {
+                    return Err(StoreError::NotFound(StoreObject::Content).into());
+                }
+                ContentStatus::Wanted { size }
+                | ContentStatus::Partial { size }
+                | ContentStatus::Bad { size } => size,
+            };
+            let peers = self.peers();
+            let order = FetchOrder {
+                hash,
+                size,
+                buckets: VisibleBuckets::Named([bucket.clone()].into()),
+                from: from.clone(),
+                peers: peers.ok_or(StoreError::ContentUnavailable { hash })?,
+                lease,
+                closing: self.closing(),
+            };
+            let joined = self.fetches().join(order)?;
+            match end_of(joined.progress).await {
+                Some(FetchProgress::Done) if joined.is_own => return Ok(()),
+                Some(FetchProgress::Failed(FetchFailure::Peers(_))) if joined.is_own => {
+                    return Err(StoreError::ContentUnavailable { hash }.into());
+                }
+                Some(FetchProgress::Failed(FetchFailure::Store(error))) if joined.is_own => {
+                    return Err(error.into());
+                }
+                // Another caller began that fetch, for its own buckets and with its own peers.
+                Some(_) => {}
+                None => return Err(FsError::Unserved),
+            }
+        }
+    }
+}
+
+/// Whether reads of the bucket may ask peers.
+fn is_fetched_for_reads(bucket: &Bucket) -> bool {
+    bucket.sync.is_on && bucket.sync.fetch != ContentFetchMode::None
+}
+
+/// How a fetch ends. `None` if it is given up.
+async fn end_of(mut progress: watch::Receiver<FetchProgress>) -> Option<FetchProgress> {
+    let is_over = |progress: &FetchProgress| !matches!(progress, FetchProgress::Missing(_));
+    let ended = progress.wait_for(is_over).await;
+    ended.ok().map(|ended| ended.clone())
+}
