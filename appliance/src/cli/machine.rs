@@ -1,7 +1,5 @@
 //! `alknet logs`, `alknet reboot` and `alknet poweroff`.
 
-use std::io::{self, BufRead, IsTerminal, Read};
-
 use alknet_call::CallOptions;
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
@@ -9,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::call::{call_error, log_line};
 use super::target::{NodeArgs, NodeRoute};
-use super::{CommandError, CommandExit, dial, duration, output};
+use super::{CommandError, CommandExit, confirmation, dial, duration, output};
 
 /// The operation that reads the log.
 const LOG: &str = "node/log";
@@ -19,8 +17,6 @@ const RECORDS_MAX: u32 = 100_000;
 const OR_MOMENT: &str = ", or a moment such as 2027-01-31T12:00:00Z";
 /// Target of the records by which a node says that the reader missed some.
 const MISSED: &str = "log";
-/// Bytes of an answer that are read.
-const ANSWER_BYTES_MAX: u64 = 64;
 
 /// Arguments of `alknet logs`.
 #[derive(Debug, Args)]
@@ -252,21 +248,7 @@ pub(crate) fn power(
     json: bool,
 ) -> Result<CommandExit, CommandError> {
     let route = args.node.route()?;
-    if !args.yes {
-        let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
-        if !is_person {
-            let text = "with --json or without a terminal the command cannot ask: give --yes";
-            return Err(CommandError::usage(text));
-        }
-        output::prompt(&verb.question(&route));
-        if !is_yes(&mut io::stdin().lock())? {
-            return Err(CommandError::new(
-                CommandExit::Aborted,
-                "ABORTED",
-                "not confirmed",
-            ));
-        }
-    }
+    confirmation::ask_unless(args.yes, &verb.question(&route), json)?;
     dial::reached(&route, &args.node.dial, async |node| {
         let answer = node.call(verb.operation(), &Value::Null).await;
         let answer = answer.map_err(call_error)?;
@@ -276,19 +258,6 @@ pub(crate) fn power(
         }
         Ok(CommandExit::Ok)
     })
-}
-
-/// Whether a person typed yes.
-pub(super) fn is_yes(input: &mut impl BufRead) -> Result<bool, CommandError> {
-    let mut line = String::new();
-    // A stream without an end of line would fill the memory.
-    let mut limited = input.take(ANSWER_BYTES_MAX);
-    let read = limited.read_line(&mut line);
-    read.map_err(|error| CommandError::usage(format!("cannot read the answer: {error}")))?;
-    let line = line.trim();
-    Ok(["y", "yes"]
-        .iter()
-        .any(|yes| line.eq_ignore_ascii_case(yes)))
 }
 
 #[cfg(test)]
@@ -377,21 +346,5 @@ mod tests {
             assert_eq!(said(&words, 1), None, "{words:?}");
         }
         assert_eq!(said(&[], 0), None);
-    }
-
-    #[test]
-    fn only_a_yes_is_one() {
-        for (typed, yes) in [
-            ("y\n", true),
-            ("Yes\n", true),
-            (" y \n", true),
-            ("\n", false),
-            ("", false),
-            ("no\n", false),
-            ("yesterday\n", false),
-            ("n\ny\n", false),
-        ] {
-            assert_eq!(is_yes(&mut typed.as_bytes()), Ok(yes), "{typed:?}");
-        }
     }
 }

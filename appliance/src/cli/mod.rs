@@ -5,6 +5,7 @@ mod call;
 mod call_hint;
 mod completion;
 mod config;
+mod confirmation;
 mod credential;
 mod decision;
 mod dial;

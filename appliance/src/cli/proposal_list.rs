@@ -1,7 +1,6 @@
 //! The proposals of a node, page by page, for as long as it lists new ones.
 
 use std::collections::HashSet;
-use std::io::{self, IsTerminal};
 
 use alknet_promotion::Blake3Hash;
 use alknet_promotion::limits::BUNDLES_MAX;
@@ -9,10 +8,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::credential::moment;
-use super::machine::is_yes;
 use super::node_caller::NodeCaller;
 use super::promotion::ask;
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::{CommandError, CommandExit, DialArgs, confirmation};
 
 /// Hexadecimal digits of the shortest beginning of an id that is looked for: fewer fit many proposals.
 const ID_PREFIX_MIN: usize = 4;
@@ -121,25 +119,17 @@ pub(super) async fn confirm_named(
     let Some(summary) = &chosen.by_name else {
         return Ok(());
     };
-    let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
-    if !is_person {
+    if !confirmation::is_person(json) {
         return Err(CommandError::usage(format!(
             "a name may stand for another proposal by now than the one that was read: give the id of that one; the \
              name stands for {summary}"
         )));
     }
     let verb = if accept { "Promote" } else { "Reject" };
-    output::prompt(&format!("{verb} {summary}? [y/N] "));
+    let question = format!("{verb} {summary}? [y/N] ");
     // Reading blocks, and the connection is kept meanwhile.
-    let typed = tokio::task::spawn_blocking(|| is_yes(&mut io::stdin().lock())).await;
-    match typed.map_err(CommandError::local)?? {
-        true => Ok(()),
-        false => Err(CommandError::new(
-            CommandExit::Aborted,
-            "ABORTED",
-            "not confirmed",
-        )),
-    }
+    let answer = tokio::task::spawn_blocking(move || confirmation::ask(&question)).await;
+    answer.map_err(CommandError::local)?
 }
 
 /// What a node listed so far. A node has no more proposals than its store keeps, and lists each once: a hostile node

@@ -6,7 +6,6 @@ mod source;
 mod stage;
 mod trial;
 
-use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use alknet_call::CallOptions;
@@ -16,11 +15,10 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::dial::CliDialer;
-use super::machine::is_yes;
 use super::node_caller::NodeCaller;
 use super::query::{ask, text};
 use super::target::{HubPeerArgs, NodeArgs, NodeNames, NodeRoute, no_node};
-use super::{CommandError, CommandExit, DialArgs, duration, output, status};
+use super::{CommandError, CommandExit, DialArgs, confirmation, duration, output, status};
 use crate::node::may_end_by_staging;
 use crate::update_plan::{agreed_floor, waiting_plan};
 pub(crate) use rollback::NodeRollbackArgs;
@@ -205,7 +203,7 @@ fn update(options: &UpdateOptions, json: bool) -> Result<CommandExit, CommandErr
         return fleet::run(options, &routes, &source, json);
     }
     // Without a person to ask, nothing restarts that was not asked for.
-    if !is_person(json) && !options.yes && !options.stage && !options.dry_run {
+    if !confirmation::is_person(json) && !options.yes && !options.stage && !options.dry_run {
         let text =
             "with --json or without a terminal the command cannot ask: give --yes, or --stage";
         return Err(CommandError::usage(text));
@@ -250,27 +248,6 @@ fn arranged(
     }
 }
 
-/// Whether a person can be asked.
-fn is_person(json: bool) -> bool {
-    !json && output::is_terminal() && io::stdin().is_terminal()
-}
-
-/// Asks a person, unless `--yes` answers.
-fn confirmed(question: &str, yes: bool) -> Result<(), CommandError> {
-    if yes {
-        return Ok(());
-    }
-    output::prompt(question);
-    match is_yes(&mut io::stdin().lock())? {
-        true => Ok(()),
-        false => Err(CommandError::new(
-            CommandExit::Aborted,
-            "ABORTED",
-            "not confirmed",
-        )),
-    }
-}
-
 /// The update of one node.
 struct NodeTurn<'t> {
     dialer: &'t CliDialer,
@@ -302,7 +279,7 @@ impl NodeTurn<'_> {
             .transpose()?;
         let moment = when.map_or_else(|| "now".to_owned(), |at| format!("at {at}"));
         let question = format!("Start {version} on {node} {moment}? The machine restarts. [y/N] ");
-        confirmed(&output::one_line(&question), self.options.yes)?;
+        confirmation::ask_unless(self.options.yes, &output::one_line(&question), self.json)?;
         let input = start_input(when, &staged)?;
         let answer = self
             .dialer

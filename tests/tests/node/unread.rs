@@ -187,7 +187,7 @@ const OPEN: [&str; 4] = [
 /// four programs that compute, and 18.0 MiB once in a whole run; the counted answers were at most 8,000 KiB each time.
 /// That the threads are the rest is a guess). The node's allocator keeps no freed memory in this test: otherwise it
 /// keeps more on a busy machine. Without the limit for unread answers, a thousand answers are 500 MiB.
-const THOUSAND_OWN_MAX: u64 = 24 << 20;
+const THOUSAND_OWN_MAX: u64 = 20 << 20;
 
 /// Limit in bytes for the peak of the same node: also the answers that its processors work on.
 const THOUSAND_OWN_PEAK: u64 = THOUSAND_OWN_MAX + PROCESSORS as u64 * AT_WORK_BYTES;

@@ -1,18 +1,15 @@
 //! `alknet fs bucket` and `alknet fs quota`: buckets, their settings and what they use.
 
-use std::io::{self, IsTerminal};
-
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::failure::FilesSubject;
 use super::list::{PagedList, time};
 use crate::cli::duration;
-use crate::cli::machine::is_yes;
 use crate::cli::query::{ask_or_explain, text};
 use crate::cli::row_args::{NodeRowArgs, RowWord};
 use crate::cli::target::NodeArgs;
-use crate::cli::{CommandError, CommandExit, output};
+use crate::cli::{CommandError, CommandExit, confirmation, output};
 
 /// Units of a number of bytes: each is 1,024 times the one before.
 const UNITS: [char; 4] = ['K', 'M', 'G', 'T'];
@@ -429,9 +426,10 @@ fn change(
 
 fn remove(args: BucketRemoveArgs, json: bool) -> Result<CommandExit, CommandError> {
     let (node, bucket) = node_and_bucket(args.row)?;
-    if !args.yes {
-        confirm(&bucket, json)?;
-    }
+    let question = format!(
+        "Delete the bucket {bucket} with its branches, snapshots and former versions? [y/N] "
+    );
+    confirmation::ask_unless(args.yes, &question, json)?;
     let operation = "fs/bucket/delete";
     let input = json!({ "bucket": bucket });
     let lines = |_: &Value| vec![format!("{bucket} is deleted")];
@@ -439,27 +437,6 @@ fn remove(args: BucketRemoveArgs, json: bool) -> Result<CommandExit, CommandErro
     ask_or_explain(&node, asked, json, lines, async |_, error| {
         FilesSubject::new(&bucket, json).error(operation, error)
     })
-}
-
-/// Asks a person at a terminal.
-fn confirm(bucket: &str, json: bool) -> Result<(), CommandError> {
-    // A program would wait for an answer that it does not know of.
-    let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
-    if !is_person {
-        let text = "with --json or without a terminal the command cannot ask: give --yes";
-        return Err(CommandError::usage(text));
-    }
-    output::prompt(&format!(
-        "Delete the bucket {bucket} with its branches, snapshots and former versions? [y/N] "
-    ));
-    match is_yes(&mut io::stdin().lock())? {
-        true => Ok(()),
-        false => Err(CommandError::new(
-            CommandExit::Aborted,
-            "ABORTED",
-            "not confirmed",
-        )),
-    }
 }
 
 /// `alknet fs quota`

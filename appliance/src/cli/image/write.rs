@@ -22,7 +22,7 @@ use super::download::{ImageDownload, is_url};
 use super::interrupt::InterruptNotice;
 use super::named_stream::open_stream;
 use super::{DISK_REFUSED, of_flash, read_own};
-use crate::cli::machine::is_yes;
+use crate::cli::confirmation::is_yes;
 use crate::cli::{CommandError, CommandExit, output};
 
 /// The source that is standard input.

@@ -9,14 +9,14 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use super::UpdateOptions;
 use super::source::{BundlePieces, BundleSource, PIECE_BYTES_MAX};
-use super::{UpdateOptions, confirmed, is_person};
 use crate::cli::call::call_error;
 use crate::cli::dial;
 use crate::cli::node_caller::NodeCaller;
 use crate::cli::query::text;
 use crate::cli::target::NodeRoute;
-use crate::cli::{CommandError, CommandExit, output};
+use crate::cli::{CommandError, CommandExit, confirmation, output};
 
 /// The operation of the hub.
 const UPDATE: &str = "hub/update";
@@ -59,7 +59,7 @@ pub(super) fn run(
         return Err(CommandError::usage("give one HUB with --workers"));
     };
     // This comes before the upload, so that a script learns of it at once.
-    if !options.yes && !is_person(json) {
+    if !options.yes && !confirmation::is_person(json) {
         return Err(CommandError::usage(
             "with --json or without a terminal the command cannot ask: give --yes",
         ));
@@ -86,7 +86,7 @@ pub(super) fn run(
         let name = route.as_argument();
         let question = format!("Start {version} on the workers of {name}, ring after ring? [y/N] ");
         // The hub says the version, and must not write escape sequences to the terminal.
-        confirmed(&output::one_line(&question), options.yes)?;
+        confirmation::ask_unless(options.yes, &output::one_line(&question), json)?;
         let answer = hub
             .call(UPDATE, &start(options))
             .await

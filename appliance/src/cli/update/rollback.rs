@@ -6,12 +6,12 @@ use alknet_init::control::NO_PREVIOUS;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{PREPARE_TIMEOUT, STATUS, WAIT, confirmed, is_person, limit, options_within, trial};
+use super::{PREPARE_TIMEOUT, STATUS, WAIT, limit, options_within, trial};
 use crate::cli::call::call_error;
 use crate::cli::dial::CliDialer;
 use crate::cli::query::text;
 use crate::cli::target::NodeArgs;
-use crate::cli::{CommandError, CommandExit, output};
+use crate::cli::{CommandError, CommandExit, confirmation, output};
 
 /// Arguments of `alknet rollback`.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub(crate) struct NodeRollbackArgs {
 
 pub(super) fn run(args: &NodeRollbackArgs, json: bool) -> Result<CommandExit, CommandError> {
     let route = args.node.route()?;
-    if !args.yes && !is_person(json) {
+    if !args.yes && !confirmation::is_person(json) {
         return Err(CommandError::usage(
             "with --json or without a terminal the command cannot ask: give --yes",
         ));
@@ -42,7 +42,7 @@ pub(super) fn run(args: &NodeRollbackArgs, json: bool) -> Result<CommandExit, Co
             .await?;
         let before = before.value();
         let plan = NodeRollback::from_status(before)?;
-        confirmed(&output::one_line(&plan.question(&name)), args.yes)?;
+        confirmation::ask_unless(args.yes, &output::one_line(&plan.question(&name)), json)?;
         dialer
             .reached(&route, async |node| {
                 let options = options_within(PREPARE_TIMEOUT);

@@ -189,7 +189,7 @@ impl OpenWatch {
             }
             // A dropped future of the store loses no event.
             let page = tokio::select! {
-                page = self.events.next_page(WATCH_PAGE_EVENTS) => page,
+                page = self.events.next_page(WATCH_PAGE_EVENTS, tokio::time::sleep) => page,
                 error = self.ctx.draining() => return Err(error),
                 () = closed(&mut self.closing) => return Err(FsError::Unserved.into()),
             };

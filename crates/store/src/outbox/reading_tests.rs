@@ -302,6 +302,11 @@ fn puts_one(db: &StoreDb) -> StoreReply<i64> {
     db.write(|tx| emit_one(tx, EventTopic::Put, Some("/a"), None))
 }
 
+/// The pace of a watch is tested apart, without a clock.
+fn no_pause(_: std::time::Duration) -> std::future::Ready<()> {
+    std::future::ready(())
+}
+
 #[tokio::test]
 async fn a_watch_waits_and_resumes_by_its_cursor() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -314,7 +319,10 @@ async fn a_watch_waits_and_resumes_by_its_cursor() {
     let mut watch = db.watch_events(EventFilter::default(), None);
     assert_eq!(watch.cursor(), 1);
     let mut resumed = db.watch_events(EventFilter::default(), Some(0));
-    assert_eq!(ids(&resumed.next_page(10).await.expect("there")), [1]);
+    assert_eq!(
+        ids(&resumed.next_page(10, no_pause).await.expect("there")),
+        [1]
+    );
     let topics = vec![EventTopic::Delete];
     let filter = EventFilter {
         topics,
@@ -327,7 +335,11 @@ async fn a_watch_waits_and_resumes_by_its_cursor() {
         let deletion = db.write(|tx| emit_one(tx, EventTopic::Delete, Some("/a"), None));
         deletion.await.expect("room");
     };
-    let (page, deleted, ()) = tokio::join!(watch.next_page(10), deletions.next_page(10), write);
+    let (page, deleted, ()) = tokio::join!(
+        watch.next_page(10, no_pause),
+        deletions.next_page(10, no_pause),
+        write
+    );
     assert_eq!(ids(&page.expect("an event"))[0], 2);
     assert_eq!(ids(&deleted.expect("an event")), [3]);
     assert_eq!(deletions.cursor(), 3);

@@ -50,16 +50,22 @@ impl EventWatch {
         self.cursor
     }
 
-    /// The next events, at most `limit` of them; waits until there is one. A future that is dropped loses no event.
+    /// The next events, at most `limit` of them; waits until there is one. A future that is dropped loses no event. It
+    /// waits for `sleep` before a read that would come too soon after the one before: the store has no clock of its own
+    /// that a task could wait for.
     ///
     /// # Errors
     /// [`StoreError::EventGap`] if the outbox has removed events before the watch read them; then every further call fails
     /// so too. [`StoreError::Closed`] once the store is closed.
-    pub async fn next_page(&mut self, limit: usize) -> Result<EventPage, StoreError> {
+    pub async fn next_page<F: Future<Output = ()>>(
+        &mut self,
+        limit: usize,
+        sleep: impl Fn(Duration) -> F,
+    ) -> Result<EventPage, StoreError> {
         loop {
             let pause = self.pace.pause(Instant::now());
             if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+                sleep(pause).await;
             }
             // Before the read: a commit between the read and the wait would go unnoticed
             // otherwise.

@@ -13,7 +13,7 @@ use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
 use alknet_sessions::{ScriptSession, SessionSpec};
 use alknet_test_support::{deadline, is_campaign};
 use alknet_worker::WorkerEndReason;
-use alknet_worker::limits::DEATH_WITHIN;
+use alknet_worker::limits::{DEATH_WITHIN, LINGER};
 use serde_json::json;
 
 use crate::support::{SessionLab, SessionTestRequest, export, main, soon, spec_of, until};
@@ -241,10 +241,8 @@ const GROWTH_MIB: f64 = 0.5;
 const SETTLES_WITHIN: Duration = Duration::from_secs(5);
 /// What the allocator may keep beside that, MiB.
 const RESIDENT_MIB: f64 = 12.0;
-/// Descriptors of workers that wait for their tenant's next session, which may be those of all rounds: for each lane a
-/// socket, a pipe, the process, its folder below `/proc`, and its memory's figures. A session that kept one would keep
-/// a thousand.
-const DESCRIPTORS: usize = 5 * SOAK_LANES * (PARTS + 2);
+/// Descriptors of workers that wait for their tenant's next session: three for each lane of the last rounds.
+const DESCRIPTORS: usize = 3 * SOAK_LANES * (PARTS + 2);
 
 /// Set for the process in which the memory of the node alone is measured.
 const MEASURED: &str = "ALKNET_TEST_MEASURED";
@@ -366,10 +364,15 @@ async fn hostile_scripts_leave_nothing_behind() {
     println!("figure the node's memory before, and after each part of the runs: {memory:.2?} MiB");
     let before = memory[0];
     let most = if full { SOAK_GROWTH_MIB } else { GROWTH_MIB };
-    // A session leaves the list before the last values of its scripts are freed, which may be megabytes.
-    let (mut after, patience) = (memory[PARTS], deadline(SETTLES_WITHIN));
+    // A session leaves the list before the last values of its scripts are freed, which may be megabytes. A worker that
+    // no session took ends later.
+    let (mut after, patience) = (memory[PARTS], deadline(LINGER + SETTLES_WITHIN));
+    let stays = |after: &ProcessUsage| {
+        after.allocated - before.allocated >= most
+            || after.descriptors >= before.descriptors + DESCRIPTORS
+    };
     let since = Instant::now();
-    while after.allocated - before.allocated >= most && since.elapsed() < patience {
+    while stays(&after) && since.elapsed() < patience {
         tokio::time::sleep(SETTLES_WITHIN / 100).await;
         after = ProcessUsage::now();
     }
