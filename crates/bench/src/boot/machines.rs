@@ -1,15 +1,13 @@
 //! The machines that are booted, and what each boot cost.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use alknet_image::ImageForm;
 use alknet_qemu::{Accel, MachineKind, Vm, VmBuilder};
 
 use super::{BootCase, BootCost, DEBIAN_CMDLINE, MEGA};
-use crate::child::ChildGuard;
+use crate::child::start_node;
 use crate::empty;
 use alknet_tasks::binary;
 use alknet_tasks::context::XtaskContext;
@@ -17,7 +15,7 @@ use alknet_tasks::driver::DriverSelection;
 use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::image::{self, ImageFiles};
 use alknet_tasks::kernel::{self, KernelFiles};
-use alknet_tasks::node::{self, MachineType, NodeCli, ReachableNode};
+use alknet_tasks::node::{self, MachineType, NodeCli};
 use alknet_tasks::sources;
 
 /// Longest wait for the empty init, on a processor that runs guests itself.
@@ -174,22 +172,8 @@ impl BootBench {
         serve.args(["--json", "--port", "0", "--listen", "127.0.0.1"]);
         serve.args(["--admin", &self.admin]);
         let started = Instant::now();
-        let child = serve
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut child = ChildGuard::new(child.map_err(TaskError::io("start the node"))?);
-        let mut line = String::new();
-        if let Some(said) = child.take_stdout() {
-            let read = BufReader::new(said).read_line(&mut line);
-            read.map_err(TaskError::io("read what the node says"))?;
-        }
-        let node = ReachableNode::of_serve(&line).ok_or_else(|| TaskError::Step {
-            what: "starting the node".into(),
-            how: format!("it says no target: '{}'", line.trim()),
-            log: None,
-        })?;
+        // The guard ends the node when the call has its answer.
+        let (_guard, node) = start_node(serve)?;
         self.cli.call(&node, "node/info")?;
         Ok(started.elapsed())
     }

@@ -2,9 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::{AuthToken, Carriage, Connection};
@@ -16,7 +15,7 @@ use super::client::DavRoot;
 use super::folder::disk_folder;
 use super::process::cpu_seconds;
 use crate::call::measure::failed;
-use crate::child::ChildGuard;
+use crate::child::{ChildGuard, start_node};
 use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::node::{NodeCli, ReachableNode};
@@ -103,21 +102,7 @@ impl NodeSetup {
         serve
             .args(["--admin", &identity, "--config"])
             .arg(self.config());
-        let child = serve
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            // A full pipe would stop the node, and its log is not read.
-            .stderr(Stdio::null())
-            .spawn();
-        let mut child = ChildGuard::new(child.map_err(TaskError::io("start the node"))?);
-        let mut line = String::new();
-        if let Some(said) = child.take_stdout() {
-            let read = BufReader::new(said).read_line(&mut line);
-            read.map_err(TaskError::io("read what the node says"))?;
-        }
-        let node = ReachableNode::of_serve(&line).ok_or_else(|| {
-            failed("starting the node")(format!("it says no target: '{}'", line.trim()))
-        })?;
+        let (child, node) = start_node(serve)?;
         Ok(FsBenchNode {
             setup: self,
             child,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::addressed::{branch_or_main, target};
-use super::{FsCall, mutation, once, query, schema, shown};
+use super::{FsCall, mutation, names, once, query, schema, shown};
 use crate::error::{FsError, shown_conflicts};
 use crate::rights::FsRight;
 use crate::service::FsService;
@@ -136,36 +136,12 @@ fn list(service: &FsService) -> Registration {
     once(service, spec, run_list)
 }
 
-#[derive(Deserialize)]
-struct BranchListInput {
-    bucket: String,
-    page: Option<String>,
-    limit: Option<usize>,
-}
-
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
-    let input: BranchListInput = call.parse()?;
-    let bucket = call.bucket(FsRight::Read, &input.bucket)?;
-    let after = input.page.as_deref().map(BranchName::parse).transpose()?;
-    let limit = input
-        .limit
-        .unwrap_or(PAGE_ENTRIES_MAX)
-        .min(PAGE_ENTRIES_MAX);
-    let found = call.read(move |tx| {
-        let bucket = tx.bucket_by_name(&bucket)?.id;
-        let found = tx.branches(bucket, after.as_ref(), limit)?;
-        let rows = found.iter().map(|branch| shown_branch(tx, branch));
-        // A full page may be the last one. The next one is empty then.
-        let last = found.last().filter(|_| found.len() >= limit);
-        let next = last.map(|branch| branch.name.to_string());
-        Ok((rows.collect::<Result<Vec<_>, _>>()?, next))
-    });
-    let (rows, next) = found.await?;
-    let mut answer = json!({ "branches": rows });
-    if let Some(next) = next {
-        answer["next"] = next.into();
-    }
-    Ok(answer)
+    names::run_list(call, "branches", |tx, bucket, after, limit| {
+        let found = tx.branches(bucket, after, limit)?;
+        found.iter().map(|it| shown_branch(tx, it)).collect()
+    })
+    .await
 }
 
 fn set(service: &FsService) -> Registration {

@@ -12,6 +12,7 @@ mod changes;
 mod consumers;
 mod entries;
 mod locks;
+mod names;
 mod queues;
 mod read;
 mod schema;

@@ -1,13 +1,12 @@
 //! `fs/snapshot/…`: read-only names of versions.
 
 use alknet_call::Registration;
-use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{BranchName, Durability, ReadTransaction, Snapshot, StoreError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::addressed::{branch_or_main, target};
-use super::{FsCall, mutation, once, query, schema, shown};
+use super::{FsCall, mutation, names, once, query, schema, shown};
 use crate::error::FsError;
 use crate::rights::FsRight;
 use crate::service::FsService;
@@ -96,36 +95,12 @@ fn list(service: &FsService) -> Registration {
     once(service, spec, run_list)
 }
 
-#[derive(Deserialize)]
-struct SnapshotListInput {
-    bucket: String,
-    page: Option<String>,
-    limit: Option<usize>,
-}
-
 async fn run_list(call: FsCall) -> Result<Value, FsError> {
-    let input: SnapshotListInput = call.parse()?;
-    let bucket = call.bucket(FsRight::Read, &input.bucket)?;
-    let after = input.page.as_deref().map(BranchName::parse).transpose()?;
-    let limit = input
-        .limit
-        .unwrap_or(PAGE_ENTRIES_MAX)
-        .min(PAGE_ENTRIES_MAX);
-    let found = call.read(move |tx| {
-        let bucket = tx.bucket_by_name(&bucket)?.id;
-        let found = tx.snapshots(bucket, after.as_ref(), limit)?;
-        let rows = found.iter().map(|snapshot| shown_snapshot(tx, snapshot));
-        // A page that is not full is the last one, so that the caller needs no empty page to know the end.
-        let last = found.last().filter(|_| found.len() >= limit);
-        let next = last.map(|snapshot| snapshot.name.to_string());
-        Ok((rows.collect::<Result<Vec<_>, _>>()?, next))
-    });
-    let (rows, next) = found.await?;
-    let mut answer = json!({ "snapshots": rows });
-    if let Some(next) = next {
-        answer["next"] = next.into();
-    }
-    Ok(answer)
+    names::run_list(call, "snapshots", |tx, bucket, after, limit| {
+        let found = tx.snapshots(bucket, after, limit)?;
+        found.iter().map(|it| shown_snapshot(tx, it)).collect()
+    })
+    .await
 }
 
 fn delete(service: &FsService) -> Registration {
