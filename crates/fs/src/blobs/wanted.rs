@@ -11,7 +11,6 @@ use tokio::time::timeout;
 use super::fetch::{FetchFailure, FetchOrder, FetchProgress};
 use crate::error::FsError;
 use crate::limits::FETCH_PEERS_MAX;
-use crate::rights::VisibleBuckets;
 use crate::service::FsService;
 
 impl FsService {
@@ -71,8 +70,13 @@ impl FsService {
         loop {
             let lease = self.lease().await?;
             let name = bucket.clone();
-            let status = lease.read(move |tx| tx.content_status_by_name(Some(&name), hash));
-            let size = match status.await? {
+            // The bytes go to this bucket alone, whatever others have of that hash.
+            let status = lease.read(move |tx| {
+                let bucket = tx.bucket_by_name(&name)?.id;
+                Ok((bucket, tx.content_status_in(bucket, hash)?))
+            });
+            let (id, status) = status.await?;
+            let size = match status {
                 ContentStatus::Complete { .. } => return Ok(()),
                 ContentStatus::Missing => {
                     return Err(StoreError::NotFound(StoreObject::Content).into());
@@ -85,7 +89,7 @@ impl FsService {
             let order = FetchOrder {
                 hash,
                 size,
-                buckets: VisibleBuckets::Named([bucket.clone()].into()),
+                bucket: id,
                 from: from.clone(),
                 peers: peers.ok_or(StoreError::ContentUnavailable { hash })?,
                 lease,

@@ -4,19 +4,13 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use alknet_core::PeerId;
-use alknet_store::{BucketId, BucketSettings, ContentFetchMode, StoreError};
+use alknet_store::{BucketSettings, ContentFetchMode, StoreError};
 
 use super::fetching::{ServePeer, TestPeers, honest, id, scripted};
 use super::*;
 use crate::blobs::BlobPeers;
 
 impl BlobNode {
-    async fn bucket(&self, name: &str) -> BucketId {
-        let name = name.parse().expect("a name");
-        let found = self.lease().await.read(move |tx| tx.bucket_by_name(&name));
-        found.await.expect("there").id
-    }
-
     /// Synchronises a bucket, which fetches contents in this way.
     async fn synchronise(&self, name: &str, fetch: ContentFetchMode) {
         let bucket = self.bucket(name).await;

@@ -19,7 +19,7 @@ use super::scene::{MAY_SYNC, SyncNode, hash, hung, identity, serve};
 use crate::sync::limits::PART_BYTES_MAX;
 use crate::sync::message::{read_message, write_message};
 use crate::sync::{
-    ByeCode, PROTOCOL_VERSION, SYNC_ALPN, SyncError, SyncHello, SyncMessage, SyncedEntry,
+    ByeCode, PROTOCOL_VERSION, SYNC_ALPN, SyncError, SyncHello, SyncMessage, SyncPart, SyncedEntry,
 };
 
 /// The time of the nodes of tests.
@@ -100,6 +100,7 @@ impl ScriptDocument {
         let hello = SyncHello {
             bucket: "docs".parse().expect("a name"),
             branch: "main".parse().expect("a name"),
+            part: SyncPart::Whole,
             heads: Vec::new(),
         };
         write_message(&mut send, &SyncMessage::Hello(hello).encode()?).await?;
