@@ -154,7 +154,7 @@ impl SyncedDocument {
         bytes: &[u8],
         now_ms: u64,
     ) -> Result<ReceivedChanges, SyncError> {
-        let message = checked_message(bytes)?;
+        let (message, _) = checked_message(bytes)?;
         let before = self.doc.get_heads();
         let received = contain(|| self.doc.receive_sync_message(state, message))?;
         received.map_err(|error| invalid(error.to_string()))?;
@@ -387,12 +387,15 @@ impl SyncedDocument {
         if old.is_empty() {
             return Ok(());
         }
-        self.change(|transaction| {
-            old.iter().try_for_each(|path| {
-                let deleted = transaction.delete(ROOT, path.as_str());
-                deleted.map_err(|error| internal(error.to_string()))
-            })
-        })?;
+        // No peer takes a change with very many operations.
+        for some in old.chunks(CHANGE_PATHS_MAX) {
+            self.change(|transaction| {
+                some.iter().try_for_each(|path| {
+                    let deleted = transaction.delete(ROOT, path.as_str());
+                    deleted.map_err(|error| internal(error.to_string()))
+                })
+            })?;
+        }
         for path in &old {
             self.winners.remove(path);
         }

@@ -11,8 +11,8 @@ use automerge::{Change, ScalarValue};
 
 use super::entry::SyncedEntry;
 use super::error::{ByeCode, SyncError};
-use super::limits::{HEADS_MAX, VALUE_BYTES_MAX};
-use super::unpack::measure_changes;
+use super::limits::{CHANGE_OPERATIONS_MAX, HEADS_MAX, VALUE_BYTES_MAX};
+use super::unpack::{ScannedChange, scan_changes};
 
 /// Filters of hashes in one message, of which the library sends one.
 const FILTERS_MAX: usize = 4;
@@ -38,6 +38,10 @@ impl ReceivedChanges {
     /// Checks and notes the operations of a change.
     pub(super) fn add(&mut self, change: &Change, now_ms: u64) -> Result<(), SyncError> {
         let latest = now_ms.saturating_add(CLOCK_AHEAD_MS_MAX);
+        // Before they are unpacked into a list.
+        if change.len() > CHANGE_OPERATIONS_MAX {
+            return Err(invalid("a change has too many operations"));
+        }
         let change = change.decode();
         let actor = change.actor_id.to_bytes();
         for (number, operation) in (change.start_op.get()..).zip(change.operations) {
@@ -65,8 +69,9 @@ impl ReceivedChanges {
     }
 }
 
-/// Reads a sync message whose contents the library can take without harm.
-pub(super) fn checked_message(bytes: &[u8]) -> Result<Message, SyncError> {
+/// Reads a sync message whose contents the library can take without harm, and lists the changes in it that are no part of a
+/// whole document.
+pub(super) fn checked_message(bytes: &[u8]) -> Result<(Message, Vec<ScannedChange>), SyncError> {
     let message = contain(|| Message::decode(bytes))?;
     let message = message.map_err(|error| invalid(error.to_string()))?;
     let lists = message.have.iter().map(|have| have.last_sync.len());
@@ -78,8 +83,8 @@ pub(super) fn checked_message(bytes: &[u8]) -> Result<Message, SyncError> {
         check_filter(&contain(|| have.bloom.to_bytes())?)?;
     }
     let chunks: Vec<&[u8]> = message.changes.iter().collect();
-    measure_changes(&chunks.concat())?;
-    Ok(message)
+    let scanned = scan_changes(&chunks.concat())?;
+    Ok((message, scanned.changes))
 }
 
 /// Refuses a filter for which the library would divide by zero, or take memory by a number that the peer wrote.

@@ -30,6 +30,20 @@ pub const OPERATIONS_PER_BYTE_MAX: u64 = 4;
 /// Operations that are allowed whatever the size of the message is.
 pub const OPERATIONS_FREE: u64 = 65_536;
 
+/// Operations of a sync message, whatever its size is. In memory each takes a few hundred bytes, while a run of equal ones
+/// takes a few bytes on the wire.
+pub const OPERATIONS_MAX: u64 = 600_000;
+
+/// Operations of one change. The checks hold those of one change in memory at once. Nodes write far fewer into one.
+pub const CHANGE_OPERATIONS_MAX: usize = 65_536;
+
+/// Changes of a sync message that come by themselves, and not within a whole document.
+pub const CHANGES_MAX: usize = 150_000;
+
+/// Bytes of changes that wait in memory for changes before them. A filter of hashes leaves out one in a hundred changes that
+/// the peer lacks, so that the rest of a long message may have to wait for a moment.
+pub const WAITING_BYTES_MAX: usize = 2 * SYNC_BYTES_MAX;
+
 /// Paths of one document, deleted ones counted.
 pub const PATHS_MAX: usize = 200_000;
 

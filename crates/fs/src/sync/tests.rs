@@ -1,5 +1,6 @@
 //! Tests of the synchronisation.
 
+mod bounds;
 mod document;
 mod entry;
 mod hostile;

@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    OPERATIONS_FREE, OPERATIONS_PER_BYTE_MAX, UNPACKED_BYTES_FREE, UNPACKED_BYTES_MAX,
-    UNPACKED_FACTOR_MAX,
+    CHANGES_MAX, OPERATIONS_FREE, OPERATIONS_MAX, OPERATIONS_PER_BYTE_MAX, UNPACKED_BYTES_FREE,
+    UNPACKED_BYTES_MAX, UNPACKED_FACTOR_MAX,
 };
 
 const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
@@ -36,8 +36,23 @@ const ACTOR_BYTES_MAX: u64 = 64;
 pub struct UnpackedSize {
     /// Bytes of all columns.
     pub bytes: u64,
-    /// Values of the longest column of each list, added up.
+    /// Values of the longest column of each list, and writers, added up.
     pub operations: u64,
+}
+
+/// A change that came by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ScannedChange {
+    pub(super) hash: [u8; 32],
+    /// Bytes that it takes in memory while it waits for others.
+    pub(super) bytes: usize,
+}
+
+/// What the chunks of a sync message have.
+#[derive(Debug, Default)]
+pub(super) struct ScannedChunks {
+    pub(super) size: UnpackedSize,
+    pub(super) changes: Vec<ScannedChange>,
 }
 
 /// Measures the chunks of a sync message, and checks their form and their checksums.
@@ -45,17 +60,22 @@ pub struct UnpackedSize {
 /// # Errors
 /// They are not in the form of chunks, or unpack to more than the limits for their size.
 pub fn measure_changes(chunks: &[u8]) -> Result<UnpackedSize, SyncError> {
+    scan_changes(chunks).map(|scanned| scanned.size)
+}
+
+/// The same, with the changes that are in the chunks by themselves.
+pub(super) fn scan_changes(chunks: &[u8]) -> Result<ScannedChunks, SyncError> {
     let mut scan = ChunkScan::new(chunks.len());
     let mut rest = ByteReader(chunks);
     while !rest.0.is_empty() {
         scan.chunk(&mut rest)?;
     }
-    Ok(scan.size)
+    Ok(scan.found)
 }
 
 /// A measurement under way.
 struct ChunkScan {
-    size: UnpackedSize,
+    found: ScannedChunks,
     bytes_max: u64,
     operations_max: u64,
 }
@@ -66,9 +86,9 @@ impl ChunkScan {
         let bytes = packed.saturating_mul(UNPACKED_FACTOR_MAX);
         let operations = packed.saturating_mul(OPERATIONS_PER_BYTE_MAX);
         Self {
-            size: UnpackedSize::default(),
+            found: ScannedChunks::default(),
             bytes_max: bytes.clamp(UNPACKED_BYTES_FREE, UNPACKED_BYTES_MAX),
-            operations_max: operations.max(OPERATIONS_FREE),
+            operations_max: operations.clamp(OPERATIONS_FREE, OPERATIONS_MAX),
         }
     }
 
@@ -86,20 +106,20 @@ impl ChunkScan {
                 self.document(ByteReader(data))
             }
             CHANGE => {
-                check_sum(checksum, CHANGE, data)?;
-                self.change(ByteReader(data))
+                let hash = check_sum(checksum, CHANGE, data)?;
+                self.change(hash, data)
             }
             COMPRESSED_CHANGE => {
                 let data = self.inflate(data)?;
-                check_sum(checksum, CHANGE, &data)?;
-                self.change(ByteReader(&data))
+                let hash = check_sum(checksum, CHANGE, &data)?;
+                self.change(hash, &data)
             }
             other => Err(malformed(format!("a chunk of type {other}"))),
         }
     }
 
     fn document(&mut self, mut input: ByteReader<'_>) -> Result<(), SyncError> {
-        input.actors()?;
+        self.add_operations(input.actors()?)?;
         input.hashes()?;
         let changes = input.columns()?;
         let operations = input.columns()?;
@@ -108,7 +128,14 @@ impl ChunkScan {
         // The positions of the heads follow, which are not longer than the heads.
     }
 
-    fn change(&mut self, mut input: ByteReader<'_>) -> Result<(), SyncError> {
+    fn change(&mut self, hash: [u8; 32], data: &[u8]) -> Result<(), SyncError> {
+        // Also one without an operation takes memory.
+        if self.found.changes.len() >= CHANGES_MAX {
+            return Err(too_much("changes"));
+        }
+        let bytes = data.len();
+        self.found.changes.push(ScannedChange { hash, bytes });
+        let mut input = ByteReader(data);
         input.hashes()?;
         input.actor()?;
         // Its number, its first operation, and its time.
@@ -117,7 +144,7 @@ impl ChunkScan {
         }
         let message = input.unsigned()?;
         input.take(message)?;
-        input.actors()?;
+        self.add_operations(input.actors()?)?;
         let columns = input.columns()?;
         self.columns(&mut input, &columns)
     }
@@ -140,8 +167,13 @@ impl ChunkScan {
             };
             longest = longest.max(self.values(*spec, data)?);
         }
-        self.size.operations = self.size.operations.saturating_add(longest);
-        match self.size.operations > self.operations_max {
+        self.add_operations(longest)
+    }
+
+    fn add_operations(&mut self, count: u64) -> Result<(), SyncError> {
+        let size = &mut self.found.size;
+        size.operations = size.operations.saturating_add(count);
+        match size.operations > self.operations_max {
             true => Err(too_much("operations")),
             false => Ok(()),
         }
@@ -211,7 +243,7 @@ impl ChunkScan {
     }
 
     fn inflate(&mut self, packed: &[u8]) -> Result<Vec<u8>, SyncError> {
-        let left = self.bytes_max - self.size.bytes;
+        let left = self.bytes_max - self.found.size.bytes;
         let mut data = Vec::new();
         // One byte more than allowed, which says that there is more.
         let read = DeflateDecoder::new(packed)
@@ -223,11 +255,11 @@ impl ChunkScan {
     }
 
     fn add_bytes(&mut self, bytes: u64) -> Result<(), SyncError> {
-        let sum = self.size.bytes.saturating_add(bytes);
+        let sum = self.found.size.bytes.saturating_add(bytes);
         if sum > self.bytes_max {
             return Err(too_much("bytes"));
         }
-        self.size.bytes = sum;
+        self.found.size.bytes = sum;
         Ok(())
     }
 }
@@ -292,12 +324,14 @@ impl<'a> ByteReader<'a> {
         }
     }
 
-    fn actors(&mut self) -> Result<(), SyncError> {
+    /// Passes over writers, and returns how many they are.
+    fn actors(&mut self) -> Result<u64, SyncError> {
+        let count = self.unsigned()?;
         // Each takes a byte at least, so that the loop ends with the input.
-        for _ in 0..self.unsigned()? {
+        for _ in 0..count {
             self.actor()?;
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Numbers and lengths of columns.
@@ -316,9 +350,9 @@ impl<'a> ByteReader<'a> {
     }
 }
 
-/// Compares the checksum of a chunk, which is the start of the hash of its type, its length and its data. The library
-/// leaves out what has a wrong one, and says nothing.
-fn check_sum(checksum: &[u8], kind: u8, data: &[u8]) -> Result<(), SyncError> {
+/// Compares the checksum of a chunk, which is the start of the hash of its type, its length and its data. That hash is the
+/// name of a change. The library leaves out what has a wrong one, and says nothing.
+fn check_sum(checksum: &[u8], kind: u8, data: &[u8]) -> Result<[u8; 32], SyncError> {
     let mut head = vec![kind];
     let mut length = data.len() as u64;
     loop {
@@ -332,7 +366,7 @@ fn check_sum(checksum: &[u8], kind: u8, data: &[u8]) -> Result<(), SyncError> {
     }
     let hash = Sha256::new_with_prefix(head).chain_update(data).finalize();
     match hash.starts_with(checksum) {
-        true => Ok(()),
+        true => Ok(hash.into()),
         false => Err(malformed("the checksum of a chunk is wrong")),
     }
 }

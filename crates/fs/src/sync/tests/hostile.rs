@@ -21,24 +21,24 @@ use crate::sync::{
 };
 
 /// The time of the nodes of tests.
-const NOW_MS: u64 = 1_800_000_000_000;
+pub(super) const NOW_MS: u64 = 1_800_000_000_000;
 
 /// A peer that sends what a test says.
-struct RawSyncPeer {
-    connection: Connection,
-    send: SendStream,
-    recv: RecvStream,
-    doc: Automerge,
-    state: State,
+pub(super) struct RawSyncPeer {
+    pub(super) connection: Connection,
+    pub(super) send: SendStream,
+    pub(super) recv: RecvStream,
+    pub(super) doc: Automerge,
+    pub(super) state: State,
 }
 
 impl RawSyncPeer {
     /// A known peer with a stream, before its first byte.
-    async fn new(node: &SyncNode) -> Self {
+    pub(super) async fn new(node: &SyncNode) -> Self {
         Self::connect(node, "mallory", &[MAY_SYNC]).await
     }
 
-    async fn connect(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
+    pub(super) async fn connect(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
         let (here, there) = memory_pair(SYNC_ALPN);
         serve(node, there, Some(identity(name, scopes)));
         let (send, recv) = here.open_bi().await.expect("a stream");
@@ -52,18 +52,18 @@ impl RawSyncPeer {
     }
 
     /// A peer whose hello was answered.
-    async fn greeted(node: &SyncNode) -> Self {
+    pub(super) async fn greeted(node: &SyncNode) -> Self {
         Self::greeted_as(node, "mallory").await
     }
 
-    async fn greeted_as(node: &SyncNode, name: &str) -> Self {
+    pub(super) async fn greeted_as(node: &SyncNode, name: &str) -> Self {
         let mut peer = Self::connect(node, name, &[MAY_SYNC]).await;
         let answer = peer.greet("docs", "main").await;
         assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
         peer
     }
 
-    async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
+    pub(super) async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
         self.send.write_u8(PROTOCOL_VERSION).await.expect("taken");
         let hello = SyncHello {
             bucket: bucket.parse().expect("a name"),
@@ -76,23 +76,23 @@ impl RawSyncPeer {
         self.hear().await.expect("an answer")
     }
 
-    async fn say(&mut self, message: &SyncMessage) {
+    pub(super) async fn say(&mut self, message: &SyncMessage) {
         let bytes = message.encode().expect("short");
         self.say_bytes(&bytes).await;
     }
 
     /// The node may have ended the stream already.
-    async fn say_bytes(&mut self, bytes: &[u8]) {
+    pub(super) async fn say_bytes(&mut self, bytes: &[u8]) {
         write_message(&mut self.send, bytes).await.ok();
     }
 
-    async fn hear(&mut self) -> Result<SyncMessage, SyncError> {
+    pub(super) async fn hear(&mut self) -> Result<SyncMessage, SyncError> {
         let message = tokio::time::timeout(hung(), read_message(&mut self.recv));
         message.await.expect("an answer in time")
     }
 
     /// The code with which the node ends the session. Messages before it are passed over.
-    async fn bye(&mut self) -> ByeCode {
+    pub(super) async fn bye(&mut self) -> ByeCode {
         loop {
             match self.hear().await.expect("a goodbye") {
                 SyncMessage::Bye(code) => return code,
@@ -103,7 +103,7 @@ impl RawSyncPeer {
     }
 
     /// Sends a sync message in parts.
-    async fn say_sync(&mut self, bytes: &[u8]) {
+    pub(super) async fn say_sync(&mut self, bytes: &[u8]) {
         let mut parts = bytes.chunks(PART_BYTES_MAX).peekable();
         while let Some(part) = parts.next() {
             let is_last = parts.peek().is_none();
@@ -113,7 +113,7 @@ impl RawSyncPeer {
     }
 
     /// Puts values into the document of this peer, valid or not.
-    fn put(&mut self, values: &[(&str, Vec<u8>)]) {
+    pub(super) fn put(&mut self, values: &[(&str, Vec<u8>)]) {
         let mut transaction = self.doc.transaction();
         for (key, value) in values {
             let value = ScalarValue::Bytes(value.clone());
@@ -123,12 +123,12 @@ impl RawSyncPeer {
     }
 
     /// A message with everything in the document of this peer, as the library would make it.
-    fn whole_document(&self) -> Vec<u8> {
+    pub(super) fn whole_document(&self) -> Vec<u8> {
         message_with(vec![self.doc.save()], self.doc.get_heads())
     }
 
     /// Exchanges messages until both have the same.
-    async fn exchange(&mut self) {
+    pub(super) async fn exchange(&mut self) {
         let mut rounds = 0;
         while rounds < 50 {
             rounds += 1;
@@ -152,7 +152,7 @@ impl RawSyncPeer {
     }
 }
 
-fn message_with(changes: Vec<Vec<u8>>, heads: Vec<automerge::ChangeHash>) -> Vec<u8> {
+pub(super) fn message_with(changes: Vec<Vec<u8>>, heads: Vec<automerge::ChangeHash>) -> Vec<u8> {
     let mut message = Automerge::new()
         .generate_sync_message(&mut State::new())
         .expect("the first message");
@@ -161,7 +161,7 @@ fn message_with(changes: Vec<Vec<u8>>, heads: Vec<automerge::ChangeHash>) -> Vec
     message.encode()
 }
 
-fn file(number: u64, ms: u64) -> Vec<u8> {
+pub(super) fn file(number: u64, ms: u64) -> Vec<u8> {
     let entry = SyncedEntry {
         state: EntryState {
             kind: EntryKind::File,
@@ -178,7 +178,7 @@ fn file(number: u64, ms: u64) -> Vec<u8> {
 }
 
 /// A node with a file, which it still has in the end and gives to an honest peer.
-async fn holds(node: &SyncNode, what: &str) {
+pub(super) async fn holds(node: &SyncNode, what: &str) {
     assert_eq!(node.paths().await, ["/kept"], "{what}");
     assert!(node.merges().await.is_empty(), "{what}");
     let honest = SyncNode::new("honest").await;
@@ -187,14 +187,14 @@ async fn holds(node: &SyncNode, what: &str) {
     assert_eq!(honest.history("/kept").await, [Some(hash(1))], "{what}");
 }
 
-async fn victim() -> SyncNode {
+pub(super) async fn victim() -> SyncNode {
     let node = SyncNode::new("victim").await;
     node.put("/kept", 1).await;
     node
 }
 
 /// Waits until the node has noted the end of so many sessions with an error.
-async fn failed(node: &SyncNode, sessions: u64) {
+pub(super) async fn failed(node: &SyncNode, sessions: u64) {
     let wait = async {
         while node.sync.counters().failed_sessions.get() < sessions {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,7 +1,7 @@
 use automerge::transaction::Transactable;
 use automerge::{Automerge, ROOT, ReadDoc, ScalarValue};
 
-use crate::sync::limits::OPERATIONS_FREE;
+use crate::sync::limits::{CHANGES_MAX, OPERATIONS_FREE, OPERATIONS_MAX};
 use crate::sync::{ByeCode, measure_changes};
 
 fn document(keys: usize, value: &[u8]) -> Automerge {
@@ -83,6 +83,42 @@ fn a_run_of_equal_values_counts_as_often_as_it_says() {
     assert_eq!(refused(&data), Some(ByeCode::InvalidDocument));
 }
 
+/// A change of a mebibyte in which one run of equal values stands for so many operations.
+pub(super) fn change_of_operations(count: u64) -> Vec<u8> {
+    let run = [&leb128(count)[..], &[0]].concat();
+    // Raw bytes of values, which are no operations by themselves.
+    let rest = vec![7; 1 << 20];
+    change_with_columns(&[(0x71, &run), (0x77, &rest)])
+}
+
+/// The attack: for each byte of the message, a run has as many operations as are allowed.
+#[test]
+fn a_message_has_a_limited_number_of_operations_whatever_its_size_is() {
+    let size = measure_changes(&change_of_operations(OPERATIONS_MAX)).expect("at the limit");
+    assert_eq!(size.operations, OPERATIONS_MAX);
+    let above = change_of_operations(OPERATIONS_MAX + 1);
+    assert_eq!(refused(&above), Some(ByeCode::InvalidDocument));
+    let both = change_of_operations(OPERATIONS_MAX / 2 + 1).repeat(2);
+    assert_eq!(refused(&both), Some(ByeCode::InvalidDocument));
+}
+
+/// The attack: changes without operations, or writers of one byte.
+#[test]
+fn changes_and_writers_are_limited_too() {
+    let change = change_with_columns(&[]);
+    let most = change.repeat(CHANGES_MAX);
+    assert!(measure_changes(&most).is_ok());
+    let more = [most, change].concat();
+    assert_eq!(refused(&more), Some(ByeCode::InvalidDocument));
+    let writers = vec![0; 100_000];
+    let data = [&unsigned(writers.len() as u64)[..], &writers, &[0, 0, 0]].concat();
+    let size = measure_changes(&chunk_of(0, &data)).expect("few");
+    assert_eq!(size.operations, writers.len() as u64);
+    let writers = vec![0; OPERATIONS_MAX as usize + 1];
+    let data = [&unsigned(writers.len() as u64)[..], &writers, &[0, 0, 0]].concat();
+    assert_eq!(refused(&chunk_of(0, &data)), Some(ByeCode::InvalidDocument));
+}
+
 #[test]
 fn no_cut_and_no_changed_byte_of_a_chunk_is_taken() {
     let chunk = document(3, b"abc").save();
@@ -110,16 +146,28 @@ fn leb128(mut number: u64) -> Vec<u8> {
 
 /// A chunk of one change with one column.
 fn change_with_column(spec: u64, column: &[u8]) -> Vec<u8> {
+    change_with_columns(&[(spec, column)])
+}
+
+/// A chunk of one change with fewer than 128 columns.
+fn change_with_columns(columns: &[(u64, &[u8])]) -> Vec<u8> {
+    let mut data = vec![0, 1, 9, 1, 1, 0, 0, 0, columns.len() as u8];
+    for (spec, column) in columns {
+        data.extend(unsigned(*spec));
+        data.extend(unsigned(column.len() as u64));
+    }
+    for (_, column) in columns {
+        data.extend(*column);
+    }
+    chunk_of(1, &data)
+}
+
+/// A chunk of a type with a checksum that fits.
+fn chunk_of(kind: u8, data: &[u8]) -> Vec<u8> {
     use sha2::{Digest, Sha256};
-    let mut data = vec![0, 1, 9, 1, 1, 0, 0, 0, 1];
-    data.extend(unsigned(spec));
-    data.extend(unsigned(column.len() as u64));
-    data.extend(column);
-    let head = [&[1][..], &unsigned(data.len() as u64)].concat();
-    let hash = Sha256::new_with_prefix(&head)
-        .chain_update(&data)
-        .finalize();
-    [&[0x85, 0x6f, 0x4a, 0x83][..], &hash[..4], &head, &data].concat()
+    let head = [&[kind][..], &unsigned(data.len() as u64)].concat();
+    let hash = Sha256::new_with_prefix(&head).chain_update(data).finalize();
+    [&[0x85, 0x6f, 0x4a, 0x83][..], &hash[..4], &head, data].concat()
 }
 
 fn unsigned(mut number: u64) -> Vec<u8> {
