@@ -17,7 +17,7 @@ use super::document::{AffectedPaths, SyncedDocument};
 use super::entry::{SyncActor, is_same_state};
 use super::error::{ByeCode, SyncError};
 use super::incoming::ReceivedChanges;
-use super::limits::{HASHES_MAX, LOG_BYTES_FREE, LOG_FACTOR_MAX};
+use super::limits::{DocumentLimits, HASHES_MAX, LOG_BYTES_FREE, LOG_FACTOR_MAX};
 
 /// What takes back the job of the writer when the document refuses. The caller gets the reason itself.
 const REFUSED: StoreError = StoreError::Denied("the document refuses the change");
@@ -26,8 +26,7 @@ const REFUSED: StoreError = StoreError::Denied("the document refuses the change"
 pub(super) struct SyncedBranch {
     key: SyncDocumentKey,
     node_key: Arc<[u8]>,
-    /// Paths that the document may have.
-    paths_max: usize,
+    limits: DocumentLimits,
     /// The document, while no step uses it. A step that fails leaves none, and the next one reads what the disk has.
     document: Mutex<Option<OpenDocument>>,
     /// Counts the changes of the document.
@@ -108,11 +107,11 @@ impl PeerExchange {
 }
 
 impl SyncedBranch {
-    pub(super) fn new(key: SyncDocumentKey, node_key: &Arc<[u8]>, paths_max: usize) -> Self {
+    pub(super) fn new(key: SyncDocumentKey, node_key: &Arc<[u8]>, limits: DocumentLimits) -> Self {
         Self {
             key,
             node_key: Arc::clone(node_key),
-            paths_max,
+            limits,
             document: Mutex::default(),
             changes: watch::channel(0).0,
         }
@@ -199,8 +198,7 @@ impl SyncedBranch {
             return self.make_document(store);
         };
         let actor = SyncActor::new(&self.node_key, stored.copy_id);
-        let mut document =
-            SyncedDocument::load((&self.key, self.paths_max), &stored.chunks, actor)?;
+        let mut document = SyncedDocument::load((&self.key, self.limits), &stored.chunks, actor)?;
         let stored_heads = document.heads();
         document.remove_old_deletions(store.db().unix_ms())?;
         let sizes = stored.chunks.iter().map(Vec::len);
@@ -227,7 +225,7 @@ impl SyncedBranch {
         let read = store.read(move |tx| Ok((tx.branch(key.branch)?.head_seq, tx.sync_tree(&key)?)));
         let (applied, rows) = read.wait()?;
         let actor = SyncActor::new(&self.node_key, copy_id);
-        let mut document = SyncedDocument::load((&self.key, self.paths_max), &[], actor)?;
+        let mut document = SyncedDocument::load((&self.key, self.limits), &[], actor)?;
         let mut affected = AffectedPaths::default();
         take_in_tree(&mut document, &rows, &mut affected)?;
         // The store has all of them already.

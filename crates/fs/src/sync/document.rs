@@ -1,6 +1,6 @@
 //! The document of a branch: a map from paths to values, of which each writer may have put another one.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 
 use alknet_store::{
@@ -9,13 +9,16 @@ use alknet_store::{
 use automerge::sync::{Message, State, SyncDoc};
 use automerge::transaction::{CommitOptions, Transactable};
 use automerge::{
-    ActorId, Automerge, ChangeHash, ObjId, ROOT, ReadDoc, SaveOptions, ScalarValue, Value,
+    ActorId, Automerge, Change, ChangeHash, ObjId, ROOT, ReadDoc, SaveOptions, ScalarValue, Value,
 };
 
 use super::entry::{SyncActor, SyncedEntry};
 use super::error::{ByeCode, SyncError};
 use super::incoming::{OperationId, ReceivedChanges, checked_message, contain, invalid};
-use super::limits::{FORMER_VERSIONS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS};
+use super::limits::{
+    CHANGES_MAX, DocumentLimits, FORMER_VERSIONS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS,
+};
+use super::unpack::ScannedChange;
 
 /// Permission bits of a directory that no peer needs to hear of.
 const PLAIN_DIRECTORY_MODE: u32 = alknet_store::DIRECTORY_MODE_DEFAULT;
@@ -55,20 +58,21 @@ pub(super) struct AffectedPaths {
 /// The document of a branch in memory.
 pub(super) struct SyncedDocument {
     key: SyncDocumentKey,
-    /// Paths that it may have, deleted ones counted.
-    paths_max: usize,
+    limits: DocumentLimits,
     doc: Automerge,
     actor: SyncActor,
     /// The highest number of an operation. The library has 32 bits for it.
     last_operation: u64,
     /// The winner of each valid path. It follows from the document.
     winners: BTreeMap<String, SyncedVersion>,
+    /// Changes whose predecessors have not come, each with its bytes. The library keeps them in memory, without a limit.
+    waiting: HashMap<ChangeHash, usize>,
 }
 
 impl SyncedDocument {
     /// Reads the parts of a document. None make an empty one.
     pub(super) fn load(
-        (key, paths_max): (&SyncDocumentKey, usize),
+        (key, limits): (&SyncDocumentKey, DocumentLimits),
         chunks: &[Vec<u8>],
         actor: SyncActor,
     ) -> Result<Self, SyncError> {
@@ -88,11 +92,12 @@ impl SyncedDocument {
         })?;
         let mut document = Self {
             key: key.clone(),
-            paths_max,
+            limits,
             doc,
             actor,
             last_operation: last.unwrap_or_default(),
             winners: BTreeMap::new(),
+            waiting: HashMap::new(),
         };
         let keys: Vec<String> = document.doc.keys(ROOT).collect();
         for key in keys {
@@ -154,7 +159,7 @@ impl SyncedDocument {
         bytes: &[u8],
         now_ms: u64,
     ) -> Result<ReceivedChanges, SyncError> {
-        let (message, _) = checked_message(bytes)?;
+        let (message, scanned) = checked_message(bytes)?;
         let before = self.doc.get_heads();
         let received = contain(|| self.doc.receive_sync_message(state, message))?;
         received.map_err(|error| invalid(error.to_string()))?;
@@ -170,7 +175,35 @@ impl SyncedDocument {
             self.last_operation = self.last_operation.max(change.max_op());
             contain(|| received.add(change, now_ms))??;
         }
+        self.note_waiting(&scanned, &changes)?;
         Ok(received)
+    }
+
+    /// Notes which changes of a message wait for others, and refuses more of them than a peer has a reason to send.
+    fn note_waiting(
+        &mut self,
+        scanned: &[ScannedChange],
+        added: &[Change],
+    ) -> Result<(), SyncError> {
+        if contain(|| self.doc.get_missing_deps(&[]))?.is_empty() {
+            self.waiting.clear();
+            return Ok(());
+        }
+        let added: HashSet<ChangeHash> = added.iter().map(Change::hash).collect();
+        self.waiting.retain(|hash, _| !added.contains(hash));
+        for change in scanned {
+            let hash = ChangeHash(change.hash);
+            // A change that came before does not wait.
+            let is_known = || self.doc.get_change_meta_by_hash(&hash).is_some();
+            if !added.contains(&hash) && !contain(is_known)? {
+                self.waiting.insert(hash, change.bytes);
+            }
+        }
+        let bytes: usize = self.waiting.values().sum();
+        match bytes > self.limits.waiting_bytes_max || self.waiting.len() > CHANGES_MAX {
+            true => Err(invalid("too many changes wait for changes before them")),
+            false => Ok(()),
+        }
     }
 
     /// Takes in rows that this node wrote. Rows that a peer's later version outdoes are left out, and their paths are
@@ -260,7 +293,7 @@ impl SyncedDocument {
                 affected.former.insert(key.clone(), former);
             }
         }
-        match self.winners.len() > self.paths_max {
+        match self.winners.len() > self.limits.paths_max {
             true => Err(self.too_many_paths()),
             false => Ok(()),
         }
@@ -272,7 +305,7 @@ impl SyncedDocument {
             Some(_) => "the branch has a directory in its root with",
             None => "the branch has",
         };
-        let reason = format!("{of} more than {} paths", self.paths_max);
+        let reason = format!("{of} more than {} paths", self.limits.paths_max);
         SyncError::refused(ByeCode::TooLarge, reason)
     }
 
@@ -429,7 +462,7 @@ impl SyncedDocument {
         let new = written
             .iter()
             .filter(|it| !self.winners.contains_key(&it.0));
-        if self.winners.len() + new.count() > self.paths_max {
+        if self.winners.len() + new.count() > self.limits.paths_max {
             return Err(self.too_many_paths());
         }
         for some in written.chunks(CHANGE_PATHS_MAX) {

@@ -47,6 +47,24 @@ pub const WAITING_BYTES_MAX: usize = 2 * SYNC_BYTES_MAX;
 /// Paths of one document, deleted ones counted.
 pub const PATHS_MAX: usize = 200_000;
 
+/// Limits of one document. Tests have smaller ones.
+#[derive(Clone, Copy, Debug)]
+pub struct DocumentLimits {
+    /// Paths that it may have, deleted ones counted. All nodes have the same.
+    pub paths_max: usize,
+    /// Bytes of changes that wait in memory for changes before them.
+    pub waiting_bytes_max: usize,
+}
+
+impl Default for DocumentLimits {
+    fn default() -> Self {
+        Self {
+            paths_max: PATHS_MAX,
+            waiting_bytes_max: WAITING_BYTES_MAX,
+        }
+    }
+}
+
 /// Bytes of one value of a document.
 pub const VALUE_BYTES_MAX: usize = 8 << 10;
 

@@ -17,7 +17,9 @@ use tokio::time::timeout;
 use super::branch::SyncedBranch;
 use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
-use super::limits::{ASSEMBLED_MAX, HELLO_TIME, PATHS_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX};
+use super::limits::{
+    ASSEMBLED_MAX, DocumentLimits, HELLO_TIME, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
+};
 use super::message::{SyncHello, SyncMessage, SyncPart};
 use super::metrics::SyncCounters;
 use super::pauses::{PauseKey, SyncPauses};
@@ -40,18 +42,18 @@ pub struct SyncOptions {
     pub node_key: PeerKey,
     /// What gets contents from peers. Without it none are fetched.
     pub fetcher: Option<Arc<dyn ContentFetcher>>,
-    /// Paths that one document may have, deleted ones counted. All nodes have the same, and tests less.
-    pub paths_max: usize,
+    /// Limits of one document.
+    pub limits: DocumentLimits,
 }
 
 impl SyncOptions {
     /// Names alone.
     #[must_use]
-    pub const fn new(node_key: PeerKey) -> Self {
+    pub fn new(node_key: PeerKey) -> Self {
         Self {
             node_key,
             fetcher: None,
-            paths_max: PATHS_MAX,
+            limits: DocumentLimits::default(),
         }
     }
 }
@@ -288,8 +290,8 @@ impl SyncService {
             return document;
         }
         documents.retain(|_, document| document.strong_count() > 0);
-        let paths_max = self.0.options.paths_max;
-        let document = SyncedBranch::new(key.clone(), &self.0.node_key, paths_max);
+        let limits = self.0.options.limits;
+        let document = SyncedBranch::new(key.clone(), &self.0.node_key, limits);
         let document = Arc::new(document);
         documents.insert(key, Arc::downgrade(&document));
         document

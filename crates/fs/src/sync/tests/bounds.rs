@@ -1,9 +1,12 @@
 //! Peers that let a node hold more and more, in memory or on the disk, by messages that each look harmless.
 
+use automerge::Automerge;
+
 use crate::sync::ByeCode;
 use crate::sync::limits::CHANGE_OPERATIONS_MAX;
 
 use super::hostile::{NOW_MS, RawSyncPeer, file, holds, message_with, victim};
+use super::scene::{SyncNode, hash};
 use super::unpack::change_of_operations;
 
 /// The attack: a mebibyte stands for four million operations, of which each takes hundreds of bytes in memory.
@@ -35,4 +38,56 @@ async fn a_change_has_a_limited_number_of_operations() {
     peer.say_sync(&bytes).await;
     assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
     holds(&node, "one change").await;
+}
+
+/// A document with so many changes of one path.
+fn many_changes(peer: &mut RawSyncPeer, count: u64) -> Vec<automerge::Change> {
+    for number in 0..count {
+        peer.put(&[("/new", file(number, NOW_MS + number))]);
+    }
+    peer.doc.get_changes(&[])
+}
+
+/// The attack: changes that wait for a first one, which never comes. The library holds all of them in memory.
+#[tokio::test]
+async fn changes_that_wait_for_another_one_are_limited() {
+    let node = SyncNode::with("victim", |options| {
+        options.limits.waiting_bytes_max = 4096;
+    })
+    .await;
+    node.put("/kept", 1).await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
+    let changes = many_changes(&mut peer, 100);
+    let size = changes.iter().map(|it| it.raw_bytes().len()).sum::<usize>();
+    assert!(size > 3 * 4096, "{size}");
+    for change in &changes[1..] {
+        let bytes = message_with(vec![change.raw_bytes().to_vec()], vec![change.hash()]);
+        peer.say_sync(&bytes).await;
+    }
+    assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
+    failed(&node, 1).await;
+    // Those that waited are gone: alone, the first one brings the first version.
+    let mut other = RawSyncPeer::greeted_as(&node, "other").await;
+    other.doc = Automerge::new();
+    let first = other.doc.apply_changes(changes[..1].to_vec());
+    first.expect("a change");
+    other.exchange().await;
+    assert_eq!(node.paths().await, ["/kept", "/new"]);
+    assert_eq!(node.history("/new").await, [Some(hash(0))]);
+}
+
+/// A filter of hashes leaves out one in a hundred changes that the peer lacks: what follows it waits until it is there.
+#[tokio::test]
+async fn a_change_that_comes_late_brings_those_that_waited_for_it() {
+    let node = victim().await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
+    let changes = many_changes(&mut peer, 50);
+    let heads = peer.doc.get_heads();
+    for some in [&changes[1..], &changes[..1]] {
+        let some = some.iter().map(|it| it.raw_bytes().to_vec());
+        peer.say_sync(&message_with(some.collect(), heads.clone()))
+            .await;
+    }
+    peer.exchange().await;
+    assert_eq!(node.history("/new").await[0], Some(hash(49)));
 }

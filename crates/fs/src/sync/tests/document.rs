@@ -8,7 +8,7 @@ use crate::sync::document::{AffectedPaths, SyncedDocument};
 use crate::sync::entry::SyncActor;
 use crate::sync::error::{ByeCode, SyncError};
 use crate::sync::incoming::ReceivedChanges;
-use crate::sync::limits::TOMBSTONE_MS;
+use crate::sync::limits::{DocumentLimits, TOMBSTONE_MS};
 
 const NOW_MS: u64 = 1_800_000_000_000;
 
@@ -22,7 +22,11 @@ fn load(
         branch: BranchId::new(1),
         top: top.map(str::to_owned),
     };
-    SyncedDocument::load((&key, 100), chunks, actor)
+    let limits = DocumentLimits {
+        paths_max: 100,
+        ..DocumentLimits::default()
+    };
+    SyncedDocument::load((&key, limits), chunks, actor)
 }
 
 fn document(number: u8) -> SyncedDocument {

@@ -14,7 +14,7 @@ fn code(ended: Result<(), SyncError>) -> Option<ByeCode> {
 async fn split_nodes() -> [SyncNode; 2] {
     let mut nodes = Vec::new();
     for name in ["ada", "bob"] {
-        let node = SyncNode::with(name, |options| options.paths_max = 10).await;
+        let node = SyncNode::with(name, |options| options.limits.paths_max = 10).await;
         node.split(true).await;
         nodes.push(node);
     }
