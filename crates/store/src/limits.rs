@@ -37,6 +37,10 @@ pub const SUBTREE_ENTRIES_MAX: usize = 200_000;
 /// merge holds in memory.
 pub const TRANSACTION_BYTES_MAX: u64 = 128 << 20;
 
+/// Bytes of paths and of targets of links in one document of the synchronisation. A node holds several copies of them in
+/// memory while it compares a tree with its document.
+pub const SYNC_ROW_BYTES_MAX: u64 = 32 << 20;
+
 /// Bytes of a path that cost no quota of bytes: the entry counts against the quota of entries already.
 pub const PATH_BYTES_FREE: u64 = 256;
 

@@ -65,6 +65,8 @@ pub(super) struct SyncedDocument {
     last_operation: u64,
     /// The winner of each valid path. It follows from the document.
     winners: BTreeMap<String, SyncedVersion>,
+    /// Bytes of the paths and targets of the winners.
+    path_bytes: usize,
     /// Changes whose predecessors have not come, each with its bytes. The library keeps them in memory, without a limit.
     waiting: HashMap<ChangeHash, usize>,
 }
@@ -97,6 +99,7 @@ impl SyncedDocument {
             actor,
             last_operation: last.unwrap_or_default(),
             winners: BTreeMap::new(),
+            path_bytes: 0,
             waiting: HashMap::new(),
         };
         let keys: Vec<String> = document.doc.keys(ROOT).collect();
@@ -293,10 +296,32 @@ impl SyncedDocument {
                 affected.former.insert(key.clone(), former);
             }
         }
-        match self.winners.len() > self.limits.paths_max {
-            true => Err(self.too_many_paths()),
-            false => Ok(()),
+        self.check_size(self.winners.len(), self.path_bytes)
+    }
+
+    /// Refuses more paths than the document may have, or longer ones.
+    fn check_size(&self, paths: usize, bytes: usize) -> Result<(), SyncError> {
+        if paths > self.limits.paths_max {
+            return Err(self.too_many_paths());
         }
+        let bytes_max = self.limits.path_bytes_max;
+        if bytes > bytes_max {
+            let reason = format!("paths and targets have more than {bytes_max} bytes");
+            return Err(SyncError::refused(ByeCode::TooLarge, reason));
+        }
+        Ok(())
+    }
+
+    /// Sets or removes the version of a path that counts.
+    fn set_winner(&mut self, path: &str, version: Option<SyncedVersion>) {
+        let before = match version {
+            Some(version) => {
+                self.path_bytes += path_bytes(path, &version.entry);
+                self.winners.insert(path.to_owned(), version)
+            }
+            None => self.winners.remove(path),
+        };
+        self.path_bytes -= before.map_or(0, |it| path_bytes(path, &it.entry));
     }
 
     /// Which of both it is says whether a split helps. The name in the root is that of a file, and not in the text.
@@ -430,7 +455,7 @@ impl SyncedDocument {
             })?;
         }
         for path in &old {
-            self.winners.remove(path);
+            self.set_winner(path, None);
         }
         Ok(())
     }
@@ -459,12 +484,16 @@ impl SyncedDocument {
         if written.is_empty() {
             return Ok(());
         }
-        let new = written
-            .iter()
-            .filter(|it| !self.winners.contains_key(&it.0));
-        if self.winners.len() + new.count() > self.limits.paths_max {
-            return Err(self.too_many_paths());
+        // Before the change is made, which would have to be taken back.
+        let (mut paths, mut bytes) = (self.winners.len(), self.path_bytes);
+        for (path, entry, _) in &written {
+            bytes += path_bytes(path, entry);
+            match self.winners.get(path) {
+                Some(before) => bytes -= path_bytes(path, &before.entry),
+                None => paths += 1,
+            }
         }
+        self.check_size(paths, bytes)?;
         for some in written.chunks(CHANGE_PATHS_MAX) {
             self.change(|transaction| {
                 some.iter().try_for_each(|(path, _, bytes)| {
@@ -477,7 +506,7 @@ impl SyncedDocument {
         for (path, entry, _) in written {
             affected.paths.insert(path.clone());
             let actor = self.actor.clone();
-            self.winners.insert(path, SyncedVersion { entry, actor });
+            self.set_winner(&path, Some(SyncedVersion { entry, actor }));
         }
         Ok(())
     }
@@ -504,15 +533,8 @@ impl SyncedDocument {
     fn update_winner(&mut self, key: &str) -> Result<PathVersions, SyncError> {
         let versions = self.versions(key)?;
         let winner = versions.all.iter().map(|(_, version)| version);
-        match winner.max_by(|one, other| one.rank().cmp(&other.rank())) {
-            Some(winner) => {
-                let winner = winner.clone();
-                self.winners.insert(key.to_owned(), winner);
-            }
-            None => {
-                self.winners.remove(key);
-            }
-        }
+        let winner = winner.max_by(|one, other| one.rank().cmp(&other.rank()));
+        self.set_winner(key, winner.cloned());
         Ok(versions)
     }
 
@@ -552,6 +574,11 @@ fn decode(value: &Value<'_>) -> Option<SyncedEntry> {
         },
         Value::Object(_) => None,
     }
+}
+
+/// Bytes of a path and of the target that it has.
+fn path_bytes(path: &str, entry: &SyncedEntry) -> usize {
+    path.len() + entry.state.target.as_ref().map_or(0, String::len)
 }
 
 fn entry_of(row: &SyncRow) -> SyncedEntry {

@@ -47,11 +47,16 @@ pub const WAITING_BYTES_MAX: usize = 2 * SYNC_BYTES_MAX;
 /// Paths of one document, deleted ones counted.
 pub const PATHS_MAX: usize = 200_000;
 
+/// Bytes of the paths and of the targets of links of one document, as many as those that the store reads for it.
+pub const PATH_BYTES_MAX: usize = alknet_store::limits::SYNC_ROW_BYTES_MAX as usize;
+
 /// Limits of one document. Tests have smaller ones.
 #[derive(Clone, Copy, Debug)]
 pub struct DocumentLimits {
     /// Paths that it may have, deleted ones counted. All nodes have the same.
     pub paths_max: usize,
+    /// Bytes of the paths and of the targets of links that it has.
+    pub path_bytes_max: usize,
     /// Bytes of changes that wait in memory for changes before them.
     pub waiting_bytes_max: usize,
 }
@@ -60,6 +65,7 @@ impl Default for DocumentLimits {
     fn default() -> Self {
         Self {
             paths_max: PATHS_MAX,
+            path_bytes_max: PATH_BYTES_MAX,
             waiting_bytes_max: WAITING_BYTES_MAX,
         }
     }

@@ -13,12 +13,12 @@ use super::usage::{ContentPresence, FileContent};
 use crate::clock::HybridTimestamp;
 use crate::db::{ReadTransaction, WriteTransaction, to_sql};
 use crate::error::StoreError;
-use crate::limits::SUBTREE_ENTRIES_MAX;
+use crate::limits::{SUBTREE_ENTRIES_MAX, SYNC_ROW_BYTES_MAX};
 use crate::outbox::EventTopic;
 use crate::path::EntryPath;
 
-/// Rows that one query of [`ReadTransaction::sync_changes`] takes.
-const CHANGES_CHUNK: usize = 4096;
+/// Rows that one query of [`ReadTransaction::sync_changes`] takes. A path and a target have 8 KiB at most.
+const CHANGES_CHUNK: usize = 1024;
 
 /// What the history calls a commit of changes of peers.
 const SYNC_OP: &str = "sync";
@@ -32,6 +32,14 @@ pub struct SyncRow {
     pub state: EntryState,
     /// Time of the commit that wrote it.
     pub timestamp: HybridTimestamp,
+}
+
+impl SyncRow {
+    /// Bytes of the path and the target.
+    fn bytes(&self) -> u64 {
+        let target = self.state.target.as_ref().map_or(0, String::len);
+        (self.path.as_str().len() + target) as u64
+    }
 }
 
 /// What peers changed on a branch.
@@ -62,7 +70,8 @@ impl ReadTransaction<'_> {
     /// extended attributes.
     ///
     /// # Errors
-    /// The branch does not exist, or has more than [`SUBTREE_ENTRIES_MAX`] such entries.
+    /// The branch does not exist, or has more than [`SUBTREE_ENTRIES_MAX`] such entries, or entries whose paths and targets
+    /// have more than [`SYNC_ROW_BYTES_MAX`].
     pub fn sync_tree(&self, key: &SyncDocumentKey) -> Result<Vec<SyncRow>, StoreError> {
         let view = self.view(key.branch, None)?;
         let root = EntryPath::root();
@@ -78,12 +87,16 @@ impl ReadTransaction<'_> {
         {
             rows.push(self.sync_row(entry, &mut times)?);
         }
+        let mut bytes: u64 = rows.iter().map(SyncRow::bytes).sum();
         // Without attributes, which no peer gets: those of a large tree take gigabytes.
         let mut scan = TreeScan::below(&view, &directory);
         while let Some(chunk) = scan.next_chunk(self)? {
             for entry in chunk {
-                rows.push(self.sync_row(entry, &mut times)?);
+                let row = self.sync_row(entry, &mut times)?;
+                bytes += row.bytes();
+                rows.push(row);
             }
+            check_row_bytes(bytes)?;
             if rows.len() > SUBTREE_ENTRIES_MAX {
                 return Err(StoreError::too_many_entries());
             }
@@ -130,14 +143,16 @@ impl ReadTransaction<'_> {
     /// attributes.
     ///
     /// # Errors
-    /// More than [`SUBTREE_ENTRIES_MAX`] paths were changed.
+    /// More than [`SUBTREE_ENTRIES_MAX`] paths were changed, or paths that have more than [`SYNC_ROW_BYTES_MAX`] with their
+    /// targets.
     pub fn sync_changes(
         &self,
         key: &SyncDocumentKey,
         after: u64,
     ) -> Result<Vec<SyncRow>, StoreError> {
         let branch = key.branch;
-        let mut newest = BTreeMap::new();
+        let mut newest: BTreeMap<EntryPath, SyncRow> = BTreeMap::new();
+        let mut bytes = 0;
         let mut last = (to_sql(after), String::new(), String::new(), true);
         loop {
             let (seq, parent, name, is_first) = &last;
@@ -164,9 +179,12 @@ impl ReadTransaction<'_> {
                     state,
                     timestamp,
                 };
+                bytes += row.bytes();
                 // Rows come in the order of their commits, so that the last one of a path stays.
-                newest.insert(path, row);
+                let earlier = newest.insert(path, row);
+                bytes -= earlier.map_or(0, |row| row.bytes());
             }
+            check_row_bytes(bytes)?;
             if newest.len() > SUBTREE_ENTRIES_MAX {
                 return Err(StoreError::too_many_entries());
             }
@@ -338,6 +356,17 @@ impl WriteTransaction<'_> {
         }
         self.write_entry(commit, path, &state)
     }
+}
+
+/// Refuses rows that take more memory than those of a document may.
+const fn check_row_bytes(bytes: u64) -> Result<(), StoreError> {
+    if bytes > SYNC_ROW_BYTES_MAX {
+        return Err(StoreError::TooLarge {
+            unit: "bytes of paths and targets in one document of the synchronisation",
+            limit: SYNC_ROW_BYTES_MAX,
+        });
+    }
+    Ok(())
 }
 
 /// Deletions first, what is below a directory before the directory. Then the rest, a directory before what is below it.

@@ -1,13 +1,18 @@
 //! Peers that let a node hold more and more, in memory or on the disk, by messages that each look harmless.
 
+use alknet_store::TreeChange;
 use automerge::Automerge;
 
-use crate::sync::ByeCode;
 use crate::sync::limits::CHANGE_OPERATIONS_MAX;
+use crate::sync::{ByeCode, SyncError};
 
 use super::hostile::{NOW_MS, RawSyncPeer, file, holds, message_with, victim};
-use super::scene::{SyncNode, hash};
+use super::scene::{SyncNode, hash, path};
 use super::unpack::change_of_operations;
+
+fn code(ended: Result<(), SyncError>) -> Option<ByeCode> {
+    ended.err().and_then(|error| error.code())
+}
 
 /// The attack: a mebibyte stands for four million operations, of which each takes hundreds of bytes in memory.
 #[tokio::test]
@@ -90,4 +95,32 @@ async fn a_change_that_comes_late_brings_those_that_waited_for_it() {
     }
     peer.exchange().await;
     assert_eq!(node.history("/new").await[0], Some(hash(49)));
+}
+
+fn link(at: &str, bytes: usize) -> TreeChange {
+    TreeChange::Symlink {
+        path: path(at),
+        target: "t".repeat(bytes),
+        may_replace: true,
+    }
+}
+
+/// The attack: links with long targets, few enough for the limit of paths.
+#[tokio::test]
+async fn a_document_with_long_targets_is_refused_on_both_sides() {
+    let limited = |name| SyncNode::with(name, |options| options.limits.path_bytes_max = 8192);
+    let (ada, bob) = (limited("ada").await, SyncNode::new("bob").await);
+    ada.apply(vec![link("/a", 4000), link("/b", 4000)]).await;
+    ada.sync(&bob).await.expect("below the limit");
+    ada.apply(vec![link("/c", 4000)]).await;
+    assert_eq!(code(ada.sync(&bob).await), Some(ByeCode::TooLarge));
+    // Shorter targets of the same paths make room. Without the pause after the failure:
+    let bob = bob.restarted().await;
+    ada.apply(vec![link("/a", 10)]).await;
+    ada.sync(&bob).await.expect("below the limit");
+    assert_eq!(ada.tree().await, bob.tree().await);
+    let cyd = limited("cyd").await;
+    bob.apply(vec![link("/a", 4000)]).await;
+    assert_eq!(code(bob.sync(&cyd).await), Some(ByeCode::TooLarge));
+    assert!(cyd.paths().await.is_empty());
 }

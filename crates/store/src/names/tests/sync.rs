@@ -1,6 +1,7 @@
 //! What synchronisation reads and writes.
 
 use super::*;
+use crate::limits::SYNC_ROW_BYTES_MAX;
 
 fn state(number: u8) -> EntryState {
     let content = content(number);
@@ -81,6 +82,39 @@ fn a_commit_with_many_rows_is_read_in_pieces() {
     let main = store.main;
     let rows = store.read(move |tx| tx.sync_changes(&main.into(), 0));
     assert_eq!(rows.expect("readable").len(), 5005);
+}
+
+/// The attack: links with long targets at long paths, of which a session makes several copies in memory.
+#[test]
+fn rows_with_long_paths_and_targets_are_limited_by_their_bytes() {
+    let store = TestStore::new();
+    let main = store.main;
+    let directory = "/d".to_owned() + &"x".repeat(200);
+    let directory = directory.repeat(19);
+    let count = usize::try_from(SYNC_ROW_BYTES_MAX).expect("small") / (directory.len() + 4096) + 1;
+    let links: Vec<_> = (0..count)
+        .map(|number| TreeChange::Symlink {
+            path: path(&format!("{directory}/{number}")),
+            target: "t".repeat(4096),
+            may_replace: false,
+        })
+        .collect();
+    let (first, last) = links.split_at(count - 1000);
+    for some in first.chunks(1000) {
+        store.apply_all(main, some.to_vec()).expect("applied");
+    }
+    let before =
+        store.read(move |tx| Ok((tx.sync_tree(&main.into())?.len(), tx.branch(main)?.head_seq)));
+    let (rows, seq) = before.expect("below the limit");
+    // With the directories above them.
+    assert_eq!(rows, first.len() + 19);
+    store.apply_all(main, last.to_vec()).expect("applied");
+    let tree = store.read(move |tx| tx.sync_tree(&main.into()));
+    assert_eq!(code(tree), StoreErrorCode::TooLarge);
+    let changes = store.read(move |tx| tx.sync_changes(&main.into(), 0));
+    assert_eq!(code(changes), StoreErrorCode::TooLarge);
+    let later = store.read(move |tx| tx.sync_changes(&main.into(), seq));
+    assert_eq!(later.expect("few").len(), 1000);
 }
 
 #[test]
