@@ -1,6 +1,8 @@
 //! The document of a branch: a map from paths to values, of which each writer may have put another one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod received;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
 use alknet_store::{
@@ -8,17 +10,12 @@ use alknet_store::{
 };
 use automerge::sync::{Message, State, SyncDoc};
 use automerge::transaction::{CommitOptions, Transactable};
-use automerge::{
-    ActorId, Automerge, Change, ChangeHash, ObjId, ROOT, ReadDoc, SaveOptions, ScalarValue, Value,
-};
+use automerge::{ActorId, Automerge, ChangeHash, ROOT, ReadDoc, SaveOptions, ScalarValue};
 
 use super::entry::{SyncActor, SyncedEntry};
 use super::error::{ByeCode, SyncError};
-use super::incoming::{OperationId, ReceivedChanges, checked_message, contain, invalid};
-use super::limits::{
-    CHANGES_MAX, DocumentLimits, FORMER_VERSIONS_MAX, SYNC_BYTES_MAX, TOMBSTONE_MS,
-};
-use super::unpack::ScannedChange;
+use super::incoming::contain;
+use super::limits::{DocumentLimits, SYNC_BYTES_MAX, TOMBSTONE_MS};
 
 /// Permission bits of a directory that no peer needs to hear of.
 const PLAIN_DIRECTORY_MODE: u32 = alknet_store::DIRECTORY_MODE_DEFAULT;
@@ -155,60 +152,6 @@ impl SyncedDocument {
         }
     }
 
-    /// Takes in a message of a peer. After an error the document is not to be used: a part of the message may be in it.
-    pub(super) fn receive(
-        &mut self,
-        state: &mut State,
-        bytes: &[u8],
-        now_ms: u64,
-    ) -> Result<ReceivedChanges, SyncError> {
-        let (message, scanned) = checked_message(bytes)?;
-        let before = self.doc.get_heads();
-        let received = contain(|| self.doc.receive_sync_message(state, message))?;
-        received.map_err(|error| invalid(error.to_string()))?;
-        let mut changes = contain(|| self.doc.get_changes(&before))?;
-        // In an order in which each change comes behind those that it knows of.
-        changes.sort_by_key(|change| change.start_op());
-        let mut received = ReceivedChanges::default();
-        for change in &changes {
-            // A change follows those that it knows of. One with a number far ahead would leave no numbers for others.
-            if change.start_op().get() > self.last_operation + 1 {
-                return Err(invalid("the number of an operation is too high"));
-            }
-            self.last_operation = self.last_operation.max(change.max_op());
-            contain(|| received.add(change, now_ms))??;
-        }
-        self.note_waiting(&scanned, &changes)?;
-        Ok(received)
-    }
-
-    /// Notes which changes of a message wait for others, and refuses more of them than a peer has a reason to send.
-    fn note_waiting(
-        &mut self,
-        scanned: &[ScannedChange],
-        added: &[Change],
-    ) -> Result<(), SyncError> {
-        if contain(|| self.doc.get_missing_deps(&[]))?.is_empty() {
-            self.waiting.clear();
-            return Ok(());
-        }
-        let added: HashSet<ChangeHash> = added.iter().map(Change::hash).collect();
-        self.waiting.retain(|hash, _| !added.contains(hash));
-        for change in scanned {
-            let hash = ChangeHash(change.hash);
-            // A change that came before does not wait.
-            let is_known = || self.doc.get_change_meta_by_hash(&hash).is_some();
-            if !added.contains(&hash) && !contain(is_known)? {
-                self.waiting.insert(hash, change.bytes);
-            }
-        }
-        let bytes: usize = self.waiting.values().sum();
-        match bytes > self.limits.waiting_bytes_max || self.waiting.len() > CHANGES_MAX {
-            true => Err(invalid("too many changes wait for changes before them")),
-            false => Ok(()),
-        }
-    }
-
     /// Takes in rows that this node wrote. Rows that a peer's later version outdoes are left out, and their paths are
     /// among the affected ones: the store has to follow.
     ///
@@ -270,35 +213,6 @@ impl SyncedDocument {
         winner.is_some_and(|it| it.entry.state.is_directory())
     }
 
-    /// Works out what changes of a peer mean for the store, and for the entries that they leave without a place.
-    pub(super) fn resolve(
-        &mut self,
-        received: &ReceivedChanges,
-        affected: &mut AffectedPaths,
-    ) -> Result<(), SyncError> {
-        for key in &received.keys {
-            let path = match self.parse_path(key) {
-                Ok(path) => path,
-                Err(rule) => {
-                    *affected.refused.entry(rule).or_default() += 1;
-                    continue;
-                }
-            };
-            let versions = self.update_winner(key)?;
-            affected.paths.insert(key.clone());
-            let above = path.ancestors().map(|it| it.as_str().to_owned());
-            affected.paths.extend(above);
-            if versions.invalid > 0 {
-                *affected.refused.entry("value").or_default() += versions.invalid;
-            }
-            let former = self.former_versions(key, versions.all, &received.operations);
-            if !former.is_empty() {
-                affected.former.insert(key.clone(), former);
-            }
-        }
-        self.check_size(self.winners.len(), self.path_bytes)
-    }
-
     /// Refuses more paths than the document may have, or longer ones.
     fn check_size(&self, paths: usize, bytes: usize) -> Result<(), SyncError> {
         if paths > self.limits.paths_max {
@@ -345,30 +259,6 @@ impl SyncedDocument {
             // Two documents with one path would overwrite each other's versions.
             false => Err("other-document"),
         }
-    }
-
-    /// The versions of a path that came and lost. What lost of this node's own is in its history already.
-    fn former_versions(
-        &self,
-        key: &str,
-        all: Vec<(OperationId, SyncedVersion)>,
-        received: &HashSet<OperationId>,
-    ) -> Vec<SyncedVersion> {
-        let Some(winner) = self.winners.get(key) else {
-            return Vec::new();
-        };
-        let lost = all.into_iter().filter(|(id, version)| {
-            let is_live = version.entry.state.is_live();
-            is_live
-                && received.contains(id)
-                && version != winner
-                && !winner.entry.has_state_of(&version.entry.state)
-        });
-        let mut lost: Vec<_> = lost.map(|(_, version)| version).collect();
-        lost.sort_by(|one, other| other.rank().cmp(&one.rank()));
-        lost.truncate(FORMER_VERSIONS_MAX);
-        lost.reverse();
-        lost
     }
 
     /// Files and links that stand where others have a directory: each with the name that it gets instead.
@@ -527,52 +417,6 @@ impl SyncedDocument {
         let last = last.map_or(0, |change| change.max_op());
         self.last_operation = self.last_operation.max(last);
         Ok(())
-    }
-
-    /// Reads the versions of a path again.
-    fn update_winner(&mut self, key: &str) -> Result<PathVersions, SyncError> {
-        let versions = self.versions(key)?;
-        let winner = versions.all.iter().map(|(_, version)| version);
-        let winner = winner.max_by(|one, other| one.rank().cmp(&other.rank()));
-        self.set_winner(key, winner.cloned());
-        Ok(versions)
-    }
-
-    /// All versions of a path that no later one has replaced.
-    fn versions(&self, key: &str) -> Result<PathVersions, SyncError> {
-        let values = contain(|| self.doc.get_all(ROOT, key))?;
-        let values = values.map_err(|error| invalid(error.to_string()))?;
-        let mut versions = PathVersions::default();
-        for (value, id) in values {
-            match (decode(&value), id) {
-                (Some(entry), ObjId::Id(number, actor, _)) => {
-                    let bytes = actor.to_bytes().to_vec();
-                    let actor = SyncActor::from_bytes(&bytes);
-                    let version = SyncedVersion { entry, actor };
-                    versions.all.push(((number, bytes), version));
-                }
-                _ => versions.invalid += 1,
-            }
-        }
-        Ok(versions)
-    }
-}
-
-/// The versions of a path.
-#[derive(Default)]
-struct PathVersions {
-    all: Vec<(OperationId, SyncedVersion)>,
-    /// Values that are no version.
-    invalid: u64,
-}
-
-fn decode(value: &Value<'_>) -> Option<SyncedEntry> {
-    match value {
-        Value::Scalar(scalar) => match scalar.as_ref() {
-            ScalarValue::Bytes(bytes) => SyncedEntry::decode(bytes).ok(),
-            _ => None,
-        },
-        Value::Object(_) => None,
     }
 }
 
