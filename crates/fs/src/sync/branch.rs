@@ -5,9 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_store::{
-    BucketSync, ContentHash, ContentStatus, EntryKind, EntryPath, ListRequest, ReadTransaction,
-    Store, StoreError, SyncDocumentKey, SyncDocumentUpdate, SyncRow, SyncedChanges, TreeView,
-    WriteTransaction,
+    BucketSync, ContentHash, ContentStatus, EntryKind, EntryPath, ReadTransaction, Store,
+    StoreError, SyncDocumentKey, SyncDocumentUpdate, SyncRow, SyncedChanges, WriteTransaction,
 };
 use automerge::ChangeHash;
 use automerge::sync::State;
@@ -315,7 +314,7 @@ impl OpenDocument {
         }
         let rows = tx.sync_changes(key, self.applied)?;
         let view = tx.view(key.branch, None)?;
-        let is_empty = |path: &EntryPath| is_empty_directory(tx, &view, path);
+        let is_empty = |path: &EntryPath| tx.is_empty_directory(&view, path);
         let done = self.document.take_in(&rows, is_empty, &mut self.affected)?;
         self.note(done)?;
         self.applied = head;
@@ -546,22 +545,6 @@ fn take_in_tree(
     let parents: BTreeSet<EntryPath> = parents.collect();
     let is_empty = |path: &EntryPath| Ok::<_, SyncError>(!parents.contains(path));
     document.take_in(rows, is_empty, affected)?
-}
-
-fn is_empty_directory(
-    tx: &ReadTransaction<'_>,
-    view: &TreeView,
-    path: &EntryPath,
-) -> Result<bool, StoreError> {
-    let entry = tx.find(view, path)?;
-    if !entry.is_some_and(|it| it.state.is_directory()) {
-        return Ok(false);
-    }
-    let request = ListRequest {
-        limit: 1,
-        ..ListRequest::new(path.clone())
-    };
-    Ok(tx.list(view, &request)?.entries.is_empty())
 }
 
 impl fmt::Debug for SyncedBranch {

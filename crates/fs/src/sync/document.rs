@@ -155,13 +155,23 @@ impl SyncedDocument {
     /// Takes in rows that this node wrote. Rows that a peer's later version outdoes are left out, and their paths are
     /// among the affected ones: the store has to follow.
     ///
-    /// `is_empty` says whether the store has an empty directory at a path.
+    /// `ask_empty` says whether the store has an empty directory at a path.
     pub(super) fn take_in<E>(
         &mut self,
         rows: &[SyncRow],
-        mut is_empty: impl FnMut(&EntryPath) -> Result<bool, E>,
+        mut ask_empty: impl FnMut(&EntryPath) -> Result<bool, E>,
         affected: &mut AffectedPaths,
     ) -> Result<Result<(), SyncError>, E> {
+        // Asked once for each directory: for each of its deletions the answer would take as long as there are deletions.
+        let mut known: HashMap<EntryPath, bool> = HashMap::new();
+        let mut is_empty = |path: &EntryPath| match known.get(path).copied() {
+            Some(answer) => Ok(answer),
+            None => {
+                let answer = ask_empty(path)?;
+                known.insert(path.clone(), answer);
+                Ok(answer)
+            }
+        };
         let mut puts: BTreeMap<String, SyncedEntry> = BTreeMap::new();
         for row in rows {
             let key = row.path.as_str();

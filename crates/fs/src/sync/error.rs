@@ -162,6 +162,8 @@ impl SyncError {
 impl From<StoreError> for SyncError {
     fn from(error: StoreError) -> Self {
         let code = match error.code() {
+            // A tree that takes too long to read does so again. As a passing error, it would never be a problem of the node.
+            _ if error == StoreError::TimedOut => ByeCode::Timeout,
             StoreErrorCode::NotFound => ByeCode::NotFound,
             StoreErrorCode::Busy => ByeCode::Busy,
             StoreErrorCode::ReadOnly | StoreErrorCode::Denied => ByeCode::ReadOnly,
@@ -181,6 +183,16 @@ impl From<StoreError> for SyncError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The attack: a tree whose comparison always takes longer than it may, so that its branch is never synchronised again.
+    #[test]
+    fn a_read_that_takes_too_long_is_shown_to_the_owner() {
+        let late = SyncError::from(StoreError::TimedOut);
+        assert_eq!(late.code(), Some(ByeCode::Timeout));
+        assert!(late.is_lasting());
+        let busy = SyncError::from(StoreError::Busy("too many reads wait"));
+        assert!(!busy.is_lasting());
+    }
 
     #[test]
     fn a_code_comes_back_by_its_number() {

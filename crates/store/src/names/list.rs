@@ -102,12 +102,38 @@ impl ReadTransaction<'_> {
         Ok(entries)
     }
 
+    /// Whether a path leads to a directory without entries.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn is_empty_directory(
+        &self,
+        view: &TreeView,
+        path: &EntryPath,
+    ) -> Result<bool, StoreError> {
+        let entry = self.find(view, path)?;
+        match entry.is_some_and(|it| it.state.is_directory()) {
+            true => self.is_empty(view, path),
+            false => Ok(false),
+        }
+    }
+
     /// Whether a directory has no entries.
     pub(crate) fn is_empty(
         &self,
         view: &TreeView,
         directory: &EntryPath,
     ) -> Result<bool, StoreError> {
+        // A branch without ancestors: SQLite passes over deletions by itself, and ends at the first entry.
+        if let [level] = view.levels.as_slice() {
+            let found = self.query_count(
+                "SELECT EXISTS (SELECT 1 FROM entry e WHERE e.branch_id = ?1 AND e.parent = ?2 AND e.seq <= ?3 \
+                 AND e.kind <> 0 AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.branch_id = ?1 AND n.parent = ?2 \
+                 AND n.name = e.name AND n.seq > e.seq AND n.seq <= ?3))",
+                params![level.branch, directory.as_str(), to_sql(level.max_seq)],
+            )?;
+            return Ok(found == 0);
+        }
         let mut scan = TreeScan::new(view, directory, false);
         // A chunk of deletions alone is empty, although entries may follow.
         while let Some(chunk) = scan.next_chunk(self)? {

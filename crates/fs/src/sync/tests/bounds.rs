@@ -7,7 +7,7 @@ use crate::sync::limits::CHANGE_OPERATIONS_MAX;
 use crate::sync::{ByeCode, SyncError};
 
 use super::hostile::{NOW_MS, RawSyncPeer, file, holds, message_with, victim};
-use super::scene::{SyncNode, hash, path};
+use super::scene::{SyncNode, hash, path, put};
 use super::unpack::change_of_operations;
 
 fn code(ended: Result<(), SyncError>) -> Option<ByeCode> {
@@ -123,4 +123,21 @@ async fn a_document_with_long_targets_is_refused_on_both_sides() {
     bob.apply(vec![link("/a", 4000)]).await;
     assert_eq!(code(bob.sync(&cyd).await), Some(ByeCode::TooLarge));
     assert!(cyd.paths().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_directory_whose_many_files_go_is_empty_on_both_sides() {
+    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
+    let names: Vec<_> = (0..5000).map(|number| format!("/d/{number}")).collect();
+    for some in names.chunks(1000) {
+        ada.apply(some.iter().map(|at| put(at, 1)).collect()).await;
+    }
+    ada.sync(&bob).await.expect("synchronised");
+    for some in names.chunks(1000) {
+        let deletions = some.iter().map(|at| TreeChange::delete(path(at)));
+        ada.apply(deletions.collect()).await;
+    }
+    ada.sync(&bob).await.expect("synchronised");
+    assert_eq!(bob.paths().await, ["/d"]);
+    assert_eq!(ada.tree().await, bob.tree().await);
 }

@@ -29,6 +29,16 @@ fn load(
     SyncedDocument::load((&key, limits), chunks, actor)
 }
 
+/// A document that has room for a large tree.
+fn large_document(number: u8) -> SyncedDocument {
+    let key = SyncDocumentKey {
+        branch: BranchId::new(1),
+        top: None,
+    };
+    let actor = SyncActor::new(&[number], [number; 16]);
+    SyncedDocument::load((&key, DocumentLimits::default()), &[], actor).expect("empty")
+}
+
 fn document(number: u8) -> SyncedDocument {
     let actor = SyncActor::new(&[number], [number; 16]);
     load(None, &[], actor).expect("empty")
@@ -199,6 +209,32 @@ fn directories_are_implied_unless_they_are_empty_or_have_bits_of_their_own() {
     );
     let (wanted, is_implied) = one.wanted("/full");
     assert!(!is_implied && wanted.is_directory());
+}
+
+/// The attack: each of very many deletions in one directory makes the store read all of them.
+#[test]
+fn the_store_is_asked_once_for_a_directory_of_many_deletions() {
+    let mut one = large_document(1);
+    let count = 20_000;
+    let names: Vec<_> = (0..count).map(|number| format!("/d/{number}")).collect();
+    let files: Vec<_> = names.iter().map(|at| file(at, 1, NOW_MS)).collect();
+    take_in(&mut one, &files);
+    let deletions: Vec<_> = names
+        .iter()
+        .map(|at| row(at, EntryKind::Deleted, 1, NOW_MS + 1))
+        .collect();
+    let mut asked = Vec::new();
+    let ask_empty = |at: &alknet_store::EntryPath| {
+        asked.push(at.to_string());
+        Ok::<_, SyncError>(true)
+    };
+    let mut affected = AffectedPaths::default();
+    let done = one.take_in(&deletions, ask_empty, &mut affected);
+    done.expect("no store").expect("taken in");
+    assert_eq!(asked, ["/d"]);
+    assert_eq!(affected.paths.len(), count + 1);
+    assert!(one.wanted("/d").0.is_directory());
+    assert!(!one.wanted("/d/7").0.is_live());
 }
 
 #[test]

@@ -289,3 +289,40 @@ fn a_restoration_is_a_new_version() {
     assert_eq!(store.tree(store.main), expected);
     store.check_usage();
 }
+
+#[test]
+fn a_directory_is_empty_when_its_entries_are_deleted_on_each_branch() {
+    let store = TestStore::new();
+    let main = store.main;
+    store.mkdir(main, "/d");
+    let names: Vec<_> = (0..1000)
+        .map(|number| path(&format!("/d/{number}")))
+        .collect();
+    for content_number in 1..3 {
+        let put = |at: &EntryPath| TreeChange::put(at.clone(), content(content_number));
+        store
+            .apply_all(main, names.iter().map(put).collect())
+            .expect("applied");
+    }
+    let draft = store.branch("draft", main);
+    let is_empty = |branch, at: &str| {
+        let at = path(at);
+        let read = store.read(move |tx| tx.is_empty_directory(&tx.view(branch, None)?, &at));
+        read.expect("readable")
+    };
+    let deletions = || {
+        names
+            .iter()
+            .map(|at| TreeChange::delete(at.clone()))
+            .collect()
+    };
+    assert!(!is_empty(main, "/d") && !is_empty(draft, "/d"));
+    store.apply_all(main, deletions()).expect("applied");
+    assert!(is_empty(main, "/d") && !is_empty(draft, "/d"));
+    store.apply_all(draft, deletions()).expect("applied");
+    assert!(is_empty(draft, "/d"));
+    store.put(main, "/d/7", 3);
+    assert!(!is_empty(main, "/d") && is_empty(draft, "/d"));
+    // What is no directory is no empty one.
+    assert!(!is_empty(main, "/d/7") && !is_empty(main, "/missing"));
+}
