@@ -132,6 +132,9 @@ pub const VACUUM_WRITES_MAX: u64 = 600;
 /// Milliseconds by which the clock of a peer may be ahead. A later time is clamped.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
 
+/// Milliseconds since 1970 up to 2026: a clock below them is not set yet, and decides nothing.
+pub const CLOCK_MS_MIN: u64 = 1_767_225_600_000;
+
 /// Time for which the outbox keeps an event.
 pub const EVENTS_KEPT_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 

@@ -7,16 +7,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_store::{BucketSync, ContentHash, Store, SyncDocumentKey};
+use alknet_store::{BucketSync, ContentHash, Store, SyncDocumentKey, SyncDocumentUpdate};
 use automerge::sync::State;
 use tokio::sync::watch;
 
 use self::job::StepJob;
-use self::open::{OpenDocument, finish, take_in_tree, with_document};
-use super::document::{AffectedPaths, SyncedDocument};
+pub(super) use self::open::check_synced;
+use self::open::{OpenDocument, finish, random_copy_id, take_in_tree, with_document};
+use super::document::{AffectedPaths, RowOrder, SyncedDocument};
 use super::entry::SyncActor;
-use super::error::{ByeCode, SyncError};
+use super::error::SyncError;
 use super::limits::DocumentLimits;
+use super::unpack::{UnpackedSize, weigh_changes};
 
 /// A document of a branch that is synchronised. All sessions about it share this.
 pub(super) struct SyncedBranch {
@@ -35,6 +37,8 @@ pub(super) struct PeerExchange {
     pub(super) peer: String,
     state: State,
     stored: Vec<u8>,
+    /// The copy of the document that the state is about. `None` before there is one.
+    copy_id: Option<[u8; 16]>,
 }
 
 /// What a step brought.
@@ -62,7 +66,8 @@ impl PeerExchange {
         peer: &str,
     ) -> Result<Self, SyncError> {
         let (key, name) = (key.clone(), peer.to_owned());
-        let stored = store.read(move |tx| tx.sync_peer(&key, &name)).wait()?;
+        let read = store.read(move |tx| Ok((tx.sync_peer(&key, &name)?, tx.sync_copy_id(&key)?)));
+        let (stored, copy_id) = read.wait()?;
         let stored = stored.unwrap_or_default();
         // What cannot be read is begun again: that costs one exchange of the whole document.
         let state = State::decode(&stored).unwrap_or_default();
@@ -70,7 +75,17 @@ impl PeerExchange {
             peer: peer.to_owned(),
             state,
             stored,
+            copy_id,
         })
+    }
+
+    /// Begins again where the document is another copy than before.
+    fn follow(&mut self, copy_id: [u8; 16]) {
+        if self.copy_id != Some(copy_id) {
+            self.state = State::new();
+            self.stored = Vec::new();
+            self.copy_id = Some(copy_id);
+        }
     }
 }
 
@@ -116,18 +131,29 @@ impl SyncedBranch {
     ) -> Result<SyncStep, SyncError> {
         let mut slot = self.lock();
         let mut open = self.take_open(&mut slot, store)?;
+        open.now_ms = store.db().unix_ms();
         // Before the message: what this node wrote without knowing the peer's changes has to be concurrent to them.
-        open = self.with_rows(store, open)?;
+        open = self.with_rows(store, open, settings)?;
+        exchange.follow(open.copy_id);
         if let Some(bytes) = incoming {
-            let now_ms = store.db().unix_ms();
-            let received = open.document.receive(&mut exchange.state, bytes, now_ms)?;
-            open.received = Some(received);
+            let state = &mut exchange.state;
+            match open.document.receive(state, bytes, open.now_ms) {
+                Ok(received) => open.received = Some(received),
+                Err(error) => {
+                    if open.document.is_contradicted() {
+                        drop(open);
+                        self.store_again(store)?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         let mut step = SyncStep::default();
         // Stored before anything of it is sent: a change that a power cut takes back must not be known to a peer.
         if open.has_news() {
             open = self.store_step(store, open, exchange, settings, &mut step)?;
         }
+        exchange.follow(open.copy_id);
         step.outgoing = open.document.generate(&mut exchange.state)?;
         let heads = open.document.heads();
         step.is_equal = step.outgoing.is_none() && exchange.state.their_heads == Some(heads);
@@ -168,16 +194,24 @@ impl SyncedBranch {
         let actor = SyncActor::new(&self.node_key, stored.copy_id);
         let mut document = SyncedDocument::load((&self.key, self.limits), &stored.chunks, actor)?;
         let stored_heads = document.heads();
-        document.remove_old_deletions(store.db().unix_ms())?;
+        let now_ms = store.db().unix_ms();
+        document.remove_old_deletions(now_ms)?;
         let sizes = stored.chunks.iter().map(Vec::len);
+        let mut size = UnpackedSize::default();
+        for chunk in &stored.chunks {
+            size = size.plus(weigh_changes(chunk)?);
+        }
         Ok(OpenDocument {
             document,
+            node_key: Arc::clone(&self.node_key),
             copy_id: stored.copy_id,
             applied: stored.applied,
             stored_applied: stored.applied,
             stored_heads,
             whole_bytes: stored.chunks.first().map_or(0, Vec::len),
             log_bytes: sizes.sum(),
+            size,
+            now_ms,
             received: None,
             affected: AffectedPaths::default(),
             failure: None,
@@ -186,9 +220,7 @@ impl SyncedBranch {
 
     /// The document of a branch that was never synchronised.
     fn make_document(&self, store: &Store) -> Result<OpenDocument, SyncError> {
-        let mut copy_id = [0; 16];
-        let filled = getrandom::fill(&mut copy_id);
-        filled.map_err(|error| SyncError::refused(ByeCode::Internal, error.to_string()))?;
+        let copy_id = random_copy_id()?;
         let key = self.key.clone();
         let read = store.read(move |tx| Ok((tx.branch(key.branch)?.head_seq, tx.sync_tree(&key)?)));
         let (applied, rows) = read.wait()?;
@@ -200,12 +232,15 @@ impl SyncedBranch {
         affected.paths.clear();
         Ok(OpenDocument {
             document,
+            node_key: Arc::clone(&self.node_key),
             copy_id,
             applied,
             stored_applied: 0,
             stored_heads: Vec::new(),
             whole_bytes: 0,
             log_bytes: 0,
+            size: UnpackedSize::default(),
+            now_ms: store.db().unix_ms(),
             received: None,
             affected,
             failure: None,
@@ -213,13 +248,43 @@ impl SyncedBranch {
     }
 
     /// Takes in the rows that this node wrote since.
-    fn with_rows(&self, store: &Store, open: OpenDocument) -> Result<OpenDocument, SyncError> {
-        let key = self.key.clone();
+    fn with_rows(
+        &self,
+        store: &Store,
+        open: OpenDocument,
+        settings: BucketSync,
+    ) -> Result<OpenDocument, SyncError> {
         let shared = Arc::new(Mutex::new(Some(open)));
         let own = Arc::clone(&shared);
-        let read = store.read(move |tx| with_document(&own, |open| open.take_in_rows(tx, &key)));
+        let read = store.read(move |tx| {
+            with_document(&own, |open| {
+                open.take_in_rows(tx, settings, RowOrder::Newest)
+            })
+        });
         let done = read.wait();
         finish(&shared, done).map(|(open, ())| open)
+    }
+
+    /// Stores the document as another copy without its former changes. A peer has another change with the writer and the
+    /// number of one of them, so that no session with it could ever succeed.
+    fn store_again(&self, store: &Store) -> Result<(), SyncError> {
+        let mut open = self.read_document(store)?;
+        if open.whole_bytes == 0 {
+            // One that is not stored is made of the tree by the next step, as a copy of its own.
+            return Ok(());
+        }
+        // Another salt each time: also the changes of a document that was made again can be forged.
+        open.make_again(&random_copy_id()?)?;
+        let update = SyncDocumentUpdate {
+            copy_id: open.copy_id,
+            chunk: Some(open.document.save()?),
+            is_whole: true,
+            applied: open.applied,
+            heads: open.document.heads().iter().map(|head| head.0).collect(),
+        };
+        let key = self.key.clone();
+        let write = store.write(move |tx| tx.save_sync_document(&key, &update));
+        Ok(write.wait()?)
     }
 
     /// Writes rows, document and the state of the exchange in one transaction.
@@ -235,6 +300,7 @@ impl SyncedBranch {
             key: self.key.clone(),
             peer: exchange.peer.clone(),
             state: exchange.state.encode(),
+            copy_id: open.copy_id,
             settings,
             applied: open.applied,
         };
@@ -250,8 +316,10 @@ impl SyncedBranch {
         if stored.is_whole {
             open.whole_bytes = stored.part_bytes;
             open.log_bytes = 0;
+            open.size = UnpackedSize::default();
         }
         open.log_bytes += stored.part_bytes;
+        open.size = open.size.plus(stored.size);
         open.affected = AffectedPaths::default();
         step.wanted.extend(stored.wanted);
         for (rule, count) in stored.refused {

@@ -1,5 +1,6 @@
 //! The document of a branch: a map from paths to values, of which each writer may have put another one.
 
+mod rebuilt;
 mod received;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -50,6 +51,17 @@ pub(super) struct AffectedPaths {
     pub(super) elsewhere: BTreeMap<EntryPath, EntryState>,
     /// Entries that were left out, by the name of the rule.
     pub(super) refused: BTreeMap<&'static str, u64>,
+    /// Whether more than deletions came or was written, which needs room on the disk.
+    pub(super) is_growing: bool,
+}
+
+/// In which order rows and the versions of a document were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// In that of their times: the document has versions of peers that the writer of the rows did not know.
+    ByTime,
+    /// The rows came behind everything that the document has, also if the clock was set back meanwhile.
+    Newest,
 }
 
 /// The document of a branch in memory.
@@ -66,6 +78,8 @@ pub(super) struct SyncedDocument {
     path_bytes: usize,
     /// Changes whose predecessors have not come, each with its bytes. The library keeps them in memory, without a limit.
     waiting: HashMap<ChangeHash, usize>,
+    /// Whether a peer has another change with the same writer and number.
+    is_contradicted: bool,
 }
 
 impl SyncedDocument {
@@ -98,6 +112,7 @@ impl SyncedDocument {
             winners: BTreeMap::new(),
             path_bytes: 0,
             waiting: HashMap::new(),
+            is_contradicted: false,
         };
         let keys: Vec<String> = document.doc.keys(ROOT).collect();
         for key in keys {
@@ -125,6 +140,34 @@ impl SyncedDocument {
             ..SaveOptions::default()
         };
         contain(|| self.doc.save_with_options(options))
+    }
+
+    /// What the document is about.
+    pub(super) const fn key(&self) -> &SyncDocumentKey {
+        &self.key
+    }
+
+    pub(super) const fn limits(&self) -> DocumentLimits {
+        self.limits
+    }
+
+    /// Whether the last message had another change with the writer and the number of one in the document, so that neither
+    /// side can ever take in what the other one has.
+    pub(super) const fn is_contradicted(&self) -> bool {
+        self.is_contradicted
+    }
+
+    /// Operations that the document keeps, or its changes if they are more: one may have deletions of keys alone.
+    pub(super) fn count_operations(&self) -> Result<u64, SyncError> {
+        let stats = contain(|| self.doc.stats())?;
+        Ok(stats.num_ops.max(stats.num_changes))
+    }
+
+    /// Paths that are not deleted.
+    pub(super) fn live_paths(&self) -> impl Iterator<Item = &str> {
+        let all = self.winners.iter();
+        let live = all.filter(|(_, version)| version.entry.state.is_live());
+        live.map(|(path, _)| path.as_str())
     }
 
     /// The version of a path that counts.
@@ -159,6 +202,7 @@ impl SyncedDocument {
     pub(super) fn take_in<E>(
         &mut self,
         rows: &[SyncRow],
+        order: RowOrder,
         mut ask_empty: impl FnMut(&EntryPath) -> Result<bool, E>,
         affected: &mut AffectedPaths,
     ) -> Result<Result<(), SyncError>, E> {
@@ -189,8 +233,15 @@ impl SyncedDocument {
                 EntryKind::File | EntryKind::Symlink => true,
             };
             if is_worth_it && !is_same {
-                if is_later {
-                    puts.insert(key.to_owned(), entry_of(row));
+                let entry = match (current, order) {
+                    _ if is_later => Some(entry_of(row)),
+                    // The clock of this node was set back, and the user saw what is replaced.
+                    (Some(before), RowOrder::Newest) => Some(entry_behind(row, before)),
+                    _ => None,
+                };
+                if let Some(entry) = entry {
+                    affected.is_growing |= entry.state.is_live();
+                    puts.insert(key.to_owned(), entry);
                 } else {
                     affected.paths.insert(key.to_owned());
                 }
@@ -347,12 +398,7 @@ impl SyncedDocument {
         }
         // No peer takes a change with very many operations.
         for some in old.chunks(CHANGE_PATHS_MAX) {
-            self.change(|transaction| {
-                some.iter().try_for_each(|path| {
-                    let deleted = transaction.delete(ROOT, path.as_str());
-                    deleted.map_err(|error| internal(error.to_string()))
-                })
-            })?;
+            self.change_values(some.iter().map(|path| (path, None)))?;
         }
         for path in &old {
             self.set_winner(path, None);
@@ -395,13 +441,8 @@ impl SyncedDocument {
         }
         self.check_size(paths, bytes)?;
         for some in written.chunks(CHANGE_PATHS_MAX) {
-            self.change(|transaction| {
-                some.iter().try_for_each(|(path, _, bytes)| {
-                    let value = ScalarValue::Bytes(bytes.clone());
-                    let put = transaction.put(ROOT, path.as_str(), value);
-                    put.map_err(|error| internal(error.to_string()))
-                })
-            })?;
+            let values = some.iter().map(|(path, _, bytes)| (path, Some(bytes)));
+            self.change_values(values)?;
         }
         for (path, entry, _) in written {
             affected.paths.insert(path.clone());
@@ -411,15 +452,23 @@ impl SyncedDocument {
         Ok(())
     }
 
-    /// Makes one change of this node, or none.
-    fn change(
+    /// Makes one change of this node, which puts these values and removes the keys without one.
+    fn change_values<'v>(
         &mut self,
-        work: impl FnOnce(&mut automerge::transaction::Transaction<'_>) -> Result<(), SyncError>,
+        mut values: impl Iterator<Item = (&'v String, Option<&'v Vec<u8>>)>,
     ) -> Result<(), SyncError> {
         let doc = &mut self.doc;
         let last = contain(|| {
             let mut transaction = doc.transaction();
-            work(&mut transaction)?;
+            values.try_for_each(|(key, value)| {
+                let done = match value {
+                    Some(bytes) => {
+                        transaction.put(ROOT, key.as_str(), ScalarValue::Bytes(bytes.clone()))
+                    }
+                    None => transaction.delete(ROOT, key.as_str()),
+                };
+                done.map_err(|error| internal(error.to_string()))
+            })?;
             // Without a time: two nodes that do the same get the same bytes.
             transaction.commit_with(CommitOptions::default().with_time(0));
             Ok::<_, SyncError>(doc.get_last_local_change())
@@ -444,7 +493,20 @@ fn entry_of(row: &SyncRow) -> SyncedEntry {
     SyncedEntry { state, timestamp }
 }
 
-const fn deleted_state() -> EntryState {
+/// The entry of a row that replaces another entry, whatever its time is.
+fn entry_behind(row: &SyncRow, before: &SyncedEntry) -> SyncedEntry {
+    let (before, node) = (before.timestamp, row.timestamp.node());
+    let timestamp = match before.counter().checked_add(1) {
+        Some(counter) => HybridTimestamp::new(before.ms(), counter, node),
+        None => HybridTimestamp::new(before.ms() + 1, 0, node),
+    };
+    SyncedEntry {
+        timestamp,
+        ..entry_of(row)
+    }
+}
+
+pub(super) const fn deleted_state() -> EntryState {
     EntryState {
         kind: EntryKind::Deleted,
         hash: None,

@@ -48,6 +48,10 @@ impl ReceivedChanges {
             let (ObjectId::Root, Key::Map(key)) = (&operation.obj, &operation.key) else {
                 return Err(invalid("an operation is not on the map of paths"));
             };
+            // The library makes no such operation, and could not remove the key again.
+            if key.is_empty() {
+                return Err(invalid("an operation has an empty key"));
+            }
             match &operation.action {
                 OpType::Delete => {}
                 OpType::Put(ScalarValue::Bytes(bytes)) if bytes.len() <= VALUE_BYTES_MAX => {

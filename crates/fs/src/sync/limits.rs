@@ -50,6 +50,24 @@ pub const PATHS_MAX: usize = 200_000;
 /// Bytes of the paths and of the targets of links of one document, as many as those that the store reads for it.
 pub const PATH_BYTES_MAX: usize = alknet_store::limits::SYNC_ROW_BYTES_MAX as usize;
 
+/// Keys and values of a document that break a rule and that no later operation has removed. A node removes those that come,
+/// so that a peer that follows the protocol has none to send, beside those that it has not looked at yet.
+pub const INVALID_KEYS_MAX: usize = 64;
+
+/// Bytes that a document takes on the disk when it is packed as a whole. Above them it is made again of its paths: the
+/// library keeps each operation for ever, and a peer that lacks the document gets all of them in one message.
+pub const DOCUMENT_BYTES_MAX: usize = 24 << 20;
+
+/// Bytes of a document when it is unpacked, for the same reason.
+pub const DOCUMENT_UNPACKED_MAX: u64 = 96 << 20;
+
+/// Operations of a document, for the same reason: twice as many as it may have paths.
+pub const DOCUMENT_OPERATIONS_MAX: u64 = 2 * PATHS_MAX as u64;
+
+/// Milliseconds beyond which a version of the document is one of a clock that was wrong, and not of one that is somewhat
+/// ahead. It gets the present time.
+pub const CLOCK_JUMP_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Limits of one document. Tests have smaller ones.
 #[derive(Clone, Copy, Debug)]
 pub struct DocumentLimits {
@@ -57,6 +75,8 @@ pub struct DocumentLimits {
     pub paths_max: usize,
     /// Bytes of the paths and of the targets of links that it has.
     pub path_bytes_max: usize,
+    /// Operations above which it is made again of its paths.
+    pub operations_max: u64,
     /// Bytes of changes that wait in memory for changes before them.
     pub waiting_bytes_max: usize,
 }
@@ -66,6 +86,7 @@ impl Default for DocumentLimits {
         Self {
             paths_max: PATHS_MAX,
             path_bytes_max: PATH_BYTES_MAX,
+            operations_max: DOCUMENT_OPERATIONS_MAX,
             waiting_bytes_max: WAITING_BYTES_MAX,
         }
     }

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use alknet_core::{Identity, PeerId};
 use alknet_store::{
-    BranchId, BranchName, BranchState, BucketName, BucketState, BucketSync, ContentFetchMode,
-    ContentHash, ContentStatus, Store, StoreError,
+    BranchId, BranchName, BucketName, BucketSync, ContentFetchMode, ContentHash, ContentStatus,
+    Store, StoreError, StoreObject,
 };
 use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
-use super::branch::{PeerExchange, SyncStep, SyncedBranch};
+use super::branch::{PeerExchange, SyncStep, SyncedBranch, check_synced};
 use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
 use super::limits::{
@@ -71,6 +71,17 @@ pub(super) fn may_sync(identity: Option<&Identity>, hello: &SyncHello) -> bool {
     identity.is_some_and(|it| FsRight::Sync.is_allowed(&it.scopes, &hello.bucket))
 }
 
+/// Ends the session of an identity that lost its right.
+fn check_right(identity: Option<&Identity>, hello: &SyncHello) -> Result<(), SyncError> {
+    match may_sync(identity, hello) {
+        true => Ok(()),
+        false => {
+            let reason = "the peer has no right to synchronise the bucket";
+            Err(SyncError::refused(ByeCode::NotFound, reason))
+        }
+    }
+}
+
 /// A branch that is synchronised.
 pub(super) struct CheckedBranch {
     pub(super) id: BranchId,
@@ -96,15 +107,7 @@ pub(super) fn check_branch(
         Err(StoreError::NotFound(_)) => return Err(missing()),
         Err(error) => return Err(error.into()),
     };
-    // To a peer the same as one that does not exist.
-    if !bucket.sync.is_on || bucket.state == BucketState::Deleting {
-        return Err(missing());
-    }
-    let takes_changes = bucket.state == BucketState::Live && branch.state == BranchState::Open;
-    if !takes_changes || branch.is_protected {
-        let reason = "the branch takes no changes of peers";
-        return Err(SyncError::refused(ByeCode::ReadOnly, reason));
-    }
+    check_synced(&bucket, &branch, None)?;
     Ok(CheckedBranch {
         id: branch.id,
         head_seq: branch.head_seq,
@@ -301,10 +304,7 @@ impl<'a> OpenSession<'a> {
         let mut is_known_equal = is_equal;
         self.has_heard = is_equal;
         loop {
-            if !may_sync(identity().as_deref(), &self.context.hello) {
-                let reason = "the peer has no right to synchronise the bucket";
-                return Err(SyncError::refused(ByeCode::NotFound, reason));
-            }
+            check_right(identity().as_deref(), &self.context.hello)?;
             let (is_waiting, is_equal) = match std::mem::take(&mut is_known_equal) {
                 true => (false, true),
                 false => {
@@ -336,7 +336,11 @@ impl<'a> OpenSession<'a> {
                 let message = message.map_err(late)?.ok_or_else(ended)??;
                 match message {
                     SyncMessage::Bye(ByeCode::Done) => return Ok(()),
-                    other => incoming = self.take(other).await?,
+                    other => {
+                        // Also what is no step is answered to a peer with the right alone.
+                        check_right(identity().as_deref(), &self.context.hello)?;
+                        incoming = self.take(other).await?;
+                    }
                 }
                 if incoming.is_some() || self.is_done() {
                     break;
@@ -407,6 +411,10 @@ impl<'a> OpenSession<'a> {
     async fn present(&self, hashes: Vec<ContentHash>) -> Result<Vec<ContentHash>, SyncError> {
         let bucket = self.context.hello.bucket.clone();
         let read = self.context.lease.read(move |tx| {
+            // It may have been switched off since the session began.
+            if !tx.bucket_by_name(&bucket)?.sync.is_on {
+                return Err(StoreError::NotFound(StoreObject::Bucket));
+            }
             let mut there = Vec::new();
             for hash in hashes {
                 // What other buckets have is not this peer's business.

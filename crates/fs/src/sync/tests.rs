@@ -5,6 +5,7 @@ mod document;
 mod entry;
 mod hostile;
 mod javascript;
+mod lasting;
 mod message;
 mod model;
 mod rounds;

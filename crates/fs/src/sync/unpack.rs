@@ -40,6 +40,16 @@ pub struct UnpackedSize {
     pub operations: u64,
 }
 
+impl UnpackedSize {
+    /// That of both together.
+    pub(super) const fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            operations: self.operations.saturating_add(other.operations),
+        }
+    }
+}
+
 /// A change that came by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScannedChange {
@@ -65,12 +75,19 @@ pub fn measure_changes(chunks: &[u8]) -> Result<UnpackedSize, SyncError> {
 
 /// The same, with the changes that are in the chunks by themselves.
 pub(super) fn scan_changes(chunks: &[u8]) -> Result<ScannedChunks, SyncError> {
-    let mut scan = ChunkScan::new(chunks.len());
-    let mut rest = ByteReader(chunks);
-    while !rest.0.is_empty() {
-        scan.chunk(&mut rest)?;
-    }
-    Ok(scan.found)
+    ChunkScan::new(chunks.len()).run(chunks)
+}
+
+/// Measures chunks that this node made, which have no limits: what a document grew to is known before it is too large.
+pub(super) fn weigh_changes(chunks: &[u8]) -> Result<UnpackedSize, SyncError> {
+    let scan = ChunkScan {
+        found: ScannedChunks::default(),
+        // Sums of them do not overflow.
+        bytes_max: u64::MAX / 2,
+        operations_max: u64::MAX / 2,
+        changes_max: usize::MAX,
+    };
+    scan.run(chunks).map(|scanned| scanned.size)
 }
 
 /// A measurement under way.
@@ -78,6 +95,7 @@ struct ChunkScan {
     found: ScannedChunks,
     bytes_max: u64,
     operations_max: u64,
+    changes_max: usize,
 }
 
 impl ChunkScan {
@@ -89,7 +107,16 @@ impl ChunkScan {
             found: ScannedChunks::default(),
             bytes_max: bytes.clamp(UNPACKED_BYTES_FREE, UNPACKED_BYTES_MAX),
             operations_max: operations.clamp(OPERATIONS_FREE, OPERATIONS_MAX),
+            changes_max: CHANGES_MAX,
         }
+    }
+
+    fn run(mut self, chunks: &[u8]) -> Result<ScannedChunks, SyncError> {
+        let mut rest = ByteReader(chunks);
+        while !rest.0.is_empty() {
+            self.chunk(&mut rest)?;
+        }
+        Ok(self.found)
     }
 
     fn chunk(&mut self, input: &mut ByteReader<'_>) -> Result<(), SyncError> {
@@ -130,7 +157,7 @@ impl ChunkScan {
 
     fn change(&mut self, hash: [u8; 32], data: &[u8]) -> Result<(), SyncError> {
         // Also one without an operation takes memory.
-        if self.found.changes.len() >= CHANGES_MAX {
+        if self.found.changes.len() >= self.changes_max {
             return Err(too_much("changes"));
         }
         let bytes = data.len();

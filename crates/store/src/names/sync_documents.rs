@@ -138,6 +138,18 @@ impl ReadTransaction<'_> {
         }))
     }
 
+    /// Identity of the stored copy of a document. `None` if there is none.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn sync_copy_id(&self, key: &SyncDocumentKey) -> Result<Option<[u8; 16]>, StoreError> {
+        let Some(number) = self.sync_document_number(key)? else {
+            return Ok(None);
+        };
+        let query = "SELECT doc_id FROM sync_doc WHERE branch_id = ?1";
+        self.query_row(query, [number], |row| row.get(0))
+    }
+
     /// The last changes of a stored document that has taken in every commit of its paths. `None` if it has not, or does not
     /// exist.
     ///
@@ -322,7 +334,8 @@ impl WriteTransaction<'_> {
         Ok(-self.insert(insert, params![key.branch, key.top, now])?)
     }
 
-    /// Stores what a document of a branch has from now on.
+    /// Stores what a document of a branch has from now on. With another copy than before, what peers have in common with
+    /// the document is forgotten.
     ///
     /// # Errors
     /// The branch has documents for too many names already, or the database refuses a statement.
@@ -332,6 +345,11 @@ impl WriteTransaction<'_> {
         update: &SyncDocumentUpdate,
     ) -> Result<(), StoreError> {
         let number = self.claim_sync_document(key)?;
+        let before = self.sync_copy_id(key)?;
+        if before.is_some_and(|copy_id| copy_id != update.copy_id) {
+            // Changes of the other copy are not in this one.
+            self.execute("DELETE FROM sync_peer WHERE branch_id = ?1", [number])?;
+        }
         self.execute(
             "INSERT INTO sync_doc(branch_id, doc_id, doc, applied) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT(branch_id) DO UPDATE SET doc_id = ?2, doc = ?3, applied = ?4",

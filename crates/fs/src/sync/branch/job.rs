@@ -9,14 +9,17 @@ use alknet_store::{
 use automerge::ChangeHash;
 
 use super::open::OpenDocument;
+use crate::sync::document::RowOrder;
 use crate::sync::entry::is_same_state;
 use crate::sync::limits::HASHES_MAX;
+use crate::sync::unpack::UnpackedSize;
 
 /// What the writer stored.
 #[derive(Debug)]
 pub(super) struct StoredStep {
     pub(super) heads: Vec<ChangeHash>,
     pub(super) part_bytes: usize,
+    pub(super) size: UnpackedSize,
     pub(super) is_whole: bool,
     pub(super) wanted: Vec<ContentHash>,
     pub(super) refused: BTreeMap<&'static str, u64>,
@@ -27,6 +30,8 @@ pub(super) struct StepJob {
     pub(super) key: SyncDocumentKey,
     pub(super) peer: String,
     pub(super) state: Vec<u8>,
+    /// The copy of the document that the state is about.
+    pub(super) copy_id: [u8; 16],
     pub(super) settings: BucketSync,
     /// Number of the last commit that the document had taken in before the job.
     pub(super) applied: u64,
@@ -40,7 +45,7 @@ impl StepJob {
     ) -> Result<StoredStep, StoreError> {
         // The numbers of a run that was taken back are used again.
         open.applied = self.applied;
-        open.take_in_rows(tx, &self.key)?;
+        open.take_in_rows(tx, self.settings, RowOrder::ByTime)?;
         if let Some(received) = open.received.take() {
             if let Some(latest) = received.latest {
                 // What this node writes from now on is later than what it knows of.
@@ -58,21 +63,33 @@ impl StepJob {
             *refused.entry(error.code().name()).or_default() += 1;
         }
         open.applied = tx.branch(self.key.branch)?.head_seq;
+        if tx.sync_copy_id(&self.key)? != Some(open.copy_id) {
+            // Another one is stored, or none since the bucket was split and joined again: a part alone could not be read.
+            open.whole_bytes = 0;
+        }
         let part = open.part();
-        let (chunk, is_whole) = open.note(part)?;
-        let part_bytes = chunk.as_ref().map_or(0, Vec::len);
+        let part = open.note(part)?;
+        // The document counts against no quota. A deletion has the room that is kept for it.
+        if open.affected.is_growing && part.chunk.is_some() {
+            tx.check_space()?;
+        }
+        let (part_bytes, size, is_whole) = (part.chunk_bytes(), part.size, part.is_whole);
         let update = SyncDocumentUpdate {
             copy_id: open.copy_id,
-            chunk,
+            chunk: part.chunk,
             is_whole,
             applied: open.applied,
             heads: open.document.heads().iter().map(|head| head.0).collect(),
         };
         tx.save_sync_document(&self.key, &update)?;
-        tx.save_sync_peer(&self.key, &self.peer, &self.state)?;
+        // Of a document that was made again the peer has nothing yet.
+        if open.copy_id == self.copy_id {
+            tx.save_sync_peer(&self.key, &self.peer, &self.state)?;
+        }
         Ok(StoredStep {
             heads: open.document.heads(),
             part_bytes,
+            size,
             is_whole,
             wanted,
             refused,

@@ -1,15 +1,22 @@
 //! A document in memory: what of it is stored, and what it takes in from the store.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use alknet_store::{EntryPath, ReadTransaction, StoreError, SyncDocumentKey, SyncRow};
+use alknet_store::{
+    Branch, BranchState, Bucket, BucketState, BucketSync, EntryPath, ReadTransaction, StoreError,
+    SyncRow,
+};
 use automerge::ChangeHash;
 
-use crate::sync::document::{AffectedPaths, SyncedDocument};
+use crate::sync::document::{AffectedPaths, RowOrder, SyncedDocument};
+use crate::sync::entry::SyncActor;
 use crate::sync::error::{ByeCode, SyncError};
 use crate::sync::incoming::ReceivedChanges;
-use crate::sync::limits::{LOG_BYTES_FREE, LOG_FACTOR_MAX};
+use crate::sync::limits::{
+    DOCUMENT_BYTES_MAX, DOCUMENT_UNPACKED_MAX, LOG_BYTES_FREE, LOG_FACTOR_MAX,
+};
+use crate::sync::unpack::{UnpackedSize, measure_changes, weigh_changes};
 
 /// What takes back the job of the writer when the document refuses. The caller gets the reason itself.
 const REFUSED: StoreError = StoreError::Denied("the document refuses the change");
@@ -17,6 +24,7 @@ const REFUSED: StoreError = StoreError::Denied("the document refuses the change"
 /// A document in memory, and what of it is stored.
 pub(super) struct OpenDocument {
     pub(super) document: SyncedDocument,
+    pub(super) node_key: Arc<[u8]>,
     pub(super) copy_id: [u8; 16],
     /// Number of the last commit of the branch that the document has taken in.
     pub(super) applied: u64,
@@ -25,6 +33,10 @@ pub(super) struct OpenDocument {
     /// Bytes of the first stored part, and of all. Nothing is stored at 0.
     pub(super) whole_bytes: usize,
     pub(super) log_bytes: usize,
+    /// What all stored parts have when they are unpacked.
+    pub(super) size: UnpackedSize,
+    /// Time of the present step.
+    pub(super) now_ms: u64,
     /// What came and is not yet in the store.
     pub(super) received: Option<ReceivedChanges>,
     pub(super) affected: AffectedPaths,
@@ -46,18 +58,25 @@ impl OpenDocument {
     pub(super) fn take_in_rows(
         &mut self,
         tx: &ReadTransaction<'_>,
-        key: &SyncDocumentKey,
+        settings: BucketSync,
+        order: RowOrder,
     ) -> Result<(), StoreError> {
-        let head = tx.branch(key.branch)?.head_seq;
-        if head <= self.applied {
+        let key = self.document.key().clone();
+        let branch = tx.branch(key.branch)?;
+        let bucket = tx.bucket(branch.bucket)?;
+        // The session may have begun long ago.
+        let checked = check_synced(&bucket, &branch, Some(settings));
+        self.note(checked)?;
+        if branch.head_seq <= self.applied {
             return Ok(());
         }
-        let rows = tx.sync_changes(key, self.applied)?;
+        let rows = tx.sync_changes(&key, self.applied)?;
         let view = tx.view(key.branch, None)?;
         let is_empty = |path: &EntryPath| tx.is_empty_directory(&view, path);
-        let done = self.document.take_in(&rows, is_empty, &mut self.affected)?;
+        let document = &mut self.document;
+        let done = document.take_in(&rows, order, is_empty, &mut self.affected)?;
         self.note(done)?;
-        self.applied = head;
+        self.applied = branch.head_seq;
         Ok(())
     }
 
@@ -69,18 +88,126 @@ impl OpenDocument {
         })
     }
 
-    /// A part to store, and whether it is the whole document.
-    pub(super) fn part(&self) -> Result<(Option<Vec<u8>>, bool), SyncError> {
+    /// A part to store. A document that has grown too large is made again first.
+    pub(super) fn part(&mut self) -> Result<DocumentPart, SyncError> {
+        let mut part = self.next_part()?;
+        let parts_bytes = self.log_bytes + part.chunk_bytes();
+        let unpacked = self.size.plus(part.size).bytes;
+        if !part.is_whole && self.is_over(parts_bytes, unpacked)? {
+            // Parts are packed worse than the whole, which alone decides.
+            part = DocumentPart::whole(self.document.save()?)?;
+        }
+        if part.is_whole && self.is_whole_over(&part)? {
+            self.make_again(&[])?;
+            part = DocumentPart::whole(self.document.save()?)?;
+        }
+        Ok(part)
+    }
+
+    fn next_part(&self) -> Result<DocumentPart, SyncError> {
         let log_max = self.whole_bytes.saturating_mul(LOG_FACTOR_MAX);
         if self.whole_bytes == 0 || self.log_bytes > log_max.max(LOG_BYTES_FREE) {
-            return Ok((Some(self.document.save()?), true));
+            return DocumentPart::whole(self.document.save()?);
         }
         if self.document.heads() == self.stored_heads {
-            return Ok((None, false));
+            return Ok(DocumentPart::default());
         }
-        let part = self.document.save_after(&self.stored_heads)?;
-        Ok((Some(part), false))
+        let chunk = self.document.save_after(&self.stored_heads)?;
+        Ok(DocumentPart {
+            size: weigh_changes(&chunk)?,
+            chunk: Some(chunk),
+            is_whole: false,
+        })
     }
+
+    /// Whether a document of this size may soon be more than one message can have.
+    ///
+    /// Nodes with the same document have to find the same, or one would make it again and get the other one's back. They
+    /// count the same operations, and pack nearly the same bytes.
+    fn is_over(&self, bytes: usize, unpacked: u64) -> Result<bool, SyncError> {
+        let operations = self.document.count_operations()?;
+        let is_over = bytes > DOCUMENT_BYTES_MAX
+            || unpacked > DOCUMENT_UNPACKED_MAX
+            || operations > self.document.limits().operations_max;
+        Ok(is_over)
+    }
+
+    /// The same of a whole document, and whether a peer would refuse it because it packs too well.
+    fn is_whole_over(&self, part: &DocumentPart) -> Result<bool, SyncError> {
+        let chunk = part.chunk.as_deref().unwrap_or_default();
+        let is_over = self.is_over(chunk.len(), part.size.bytes)?;
+        Ok(is_over || measure_changes(chunk).is_err())
+    }
+
+    /// Makes the document again of its paths, as another copy, which is stored as a whole. Versions of a clock that was far
+    /// ahead get the present time.
+    pub(super) fn make_again(&mut self, salt: &[u8]) -> Result<(), SyncError> {
+        let copy_id = random_copy_id()?;
+        let actor = SyncActor::new(&self.node_key, copy_id);
+        let rebuilt = self.document.rebuilt(actor, salt, self.now_ms)?;
+        if rebuilt.heads() == self.document.heads() {
+            // It has nothing but its paths, so that it cannot be smaller.
+            return Ok(());
+        }
+        self.document = rebuilt;
+        self.copy_id = copy_id;
+        self.whole_bytes = 0;
+        Ok(())
+    }
+}
+
+/// A part of a document to store.
+#[derive(Default)]
+pub(super) struct DocumentPart {
+    /// `None` if nothing is new.
+    pub(super) chunk: Option<Vec<u8>>,
+    pub(super) is_whole: bool,
+    pub(super) size: UnpackedSize,
+}
+
+impl DocumentPart {
+    fn whole(chunk: Vec<u8>) -> Result<Self, SyncError> {
+        Ok(Self {
+            size: weigh_changes(&chunk)?,
+            chunk: Some(chunk),
+            is_whole: true,
+        })
+    }
+
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.chunk.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// Identity of a further copy of a document.
+pub(super) fn random_copy_id() -> Result<[u8; 16], SyncError> {
+    let mut copy_id = [0; 16];
+    let filled = getrandom::fill(&mut copy_id);
+    filled.map_err(|error| SyncError::refused(ByeCode::Internal, error.to_string()))?;
+    Ok(copy_id)
+}
+
+/// Whether a branch is synchronised, in the form that a session has begun with.
+pub(in crate::sync) fn check_synced(
+    bucket: &Bucket,
+    branch: &Branch,
+    begun: Option<BucketSync>,
+) -> Result<(), SyncError> {
+    // To a peer the same as one that does not exist.
+    if !bucket.sync.is_on || bucket.state == BucketState::Deleting {
+        let reason = "the branch is not synchronised";
+        return Err(SyncError::refused(ByeCode::NotFound, reason));
+    }
+    let takes_changes = bucket.state == BucketState::Live && branch.state == BranchState::Open;
+    if !takes_changes || branch.is_protected {
+        let reason = "the branch takes no changes of peers";
+        return Err(SyncError::refused(ByeCode::ReadOnly, reason));
+    }
+    if begun.is_some_and(|begun| begun.is_split != bucket.sync.is_split) {
+        let reason = "the bucket was split, or is split no more, since the session began";
+        return Err(SyncError::refused(ByeCode::SplitDiffers, reason));
+    }
+    Ok(())
 }
 
 /// Runs a part of a job on the document that the step lent it.
@@ -120,5 +247,5 @@ pub(super) fn take_in_tree(
     let parents = rows.iter().filter_map(|row| row.path.parent());
     let parents: BTreeSet<EntryPath> = parents.collect();
     let is_empty = |path: &EntryPath| Ok::<_, SyncError>(!parents.contains(path));
-    document.take_in(rows, is_empty, affected)?
+    document.take_in(rows, RowOrder::ByTime, is_empty, affected)?
 }

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 
 use automerge::sync::{State, SyncDoc};
-use automerge::{Change, ChangeHash, ObjId, ROOT, ReadDoc, ScalarValue, Value};
+use automerge::{AutomergeError, Change, ChangeHash, ObjId, ROOT, ReadDoc, ScalarValue, Value};
 
 use super::{AffectedPaths, SyncedDocument, SyncedVersion};
 use crate::sync::entry::{SyncActor, SyncedEntry};
 use crate::sync::error::SyncError;
 use crate::sync::incoming::{OperationId, ReceivedChanges, checked_message, contain, invalid};
-use crate::sync::limits::{CHANGES_MAX, FORMER_VERSIONS_MAX};
+use crate::sync::limits::{CHANGES_MAX, FORMER_VERSIONS_MAX, INVALID_KEYS_MAX};
 use crate::sync::unpack::ScannedChange;
 
 impl SyncedDocument {
@@ -21,9 +21,19 @@ impl SyncedDocument {
         now_ms: u64,
     ) -> Result<ReceivedChanges, SyncError> {
         let (message, scanned) = checked_message(bytes)?;
+        // The peer has begun its document again. It would never get what it is believed to have.
+        let has_begun_again =
+            !message.have.is_empty() && message.have.iter().all(|it| it.last_sync.is_empty());
+        if has_begun_again && !state.shared_heads.is_empty() {
+            state.shared_heads.clear();
+            state.sent_hashes.clear();
+        }
         let before = self.doc.get_heads();
         let received = contain(|| self.doc.receive_sync_message(state, message))?;
-        received.map_err(|error| invalid(error.to_string()))?;
+        received.map_err(|error| {
+            self.is_contradicted = matches!(error, AutomergeError::DuplicateSeqNumber(..));
+            invalid(error.to_string())
+        })?;
         let mut changes = contain(|| self.doc.get_changes(&before))?;
         // In an order in which each change comes behind those that it knows of.
         changes.sort_by_key(|change| change.start_op());
@@ -73,27 +83,60 @@ impl SyncedDocument {
         received: &ReceivedChanges,
         affected: &mut AffectedPaths,
     ) -> Result<(), SyncError> {
+        let mut cleaned = Vec::new();
         for key in &received.keys {
             let path = match self.parse_path(key) {
                 Ok(path) => path,
                 Err(rule) => {
-                    *affected.refused.entry(rule).or_default() += 1;
+                    // A peer may have removed it already.
+                    if self.versions(key)?.has_values() {
+                        *affected.refused.entry(rule).or_default() += 1;
+                        cleaned.push((key.clone(), None));
+                        check_cleaned(&cleaned)?;
+                    }
                     continue;
                 }
             };
+            let was_live = self.has_live(key);
             let versions = self.update_winner(key)?;
+            let is_deleted = self.winners.contains_key(key) && !self.has_live(key);
+            affected.is_growing |= self.has_live(key) || is_deleted && !was_live;
             affected.paths.insert(key.clone());
             let above = path.ancestors().map(|it| it.as_str().to_owned());
             affected.paths.extend(above);
             if versions.invalid > 0 {
                 *affected.refused.entry("value").or_default() += versions.invalid;
+                let winner = self.winners.get(key).map(|it| &it.entry);
+                cleaned.push((key.clone(), winner.and_then(|it| it.encode().ok())));
             }
             let former = self.former_versions(key, versions.all, &received.operations);
             if !former.is_empty() {
                 affected.former.insert(key.clone(), former);
             }
+            check_cleaned(&cleaned)?;
         }
-        self.check_size(self.winners.len(), self.path_bytes)
+        self.check_size(self.winners.len(), self.path_bytes)?;
+        affected.is_growing |= !cleaned.is_empty();
+        self.clean(&cleaned)
+    }
+
+    /// Whether the path has a version that is no deletion.
+    fn has_live(&self, path: &str) -> bool {
+        let winner = self.winners.get(path);
+        winner.is_some_and(|it| it.entry.state.is_live())
+    }
+
+    /// Removes keys and values that break a rule: they would stay for ever, and no listing shows them. A key with a version
+    /// gets that alone.
+    fn clean(&mut self, cleaned: &[(String, Option<Vec<u8>>)]) -> Result<(), SyncError> {
+        if cleaned.is_empty() {
+            return Ok(());
+        }
+        self.change_values(cleaned.iter().map(|(key, value)| (key, value.as_ref())))?;
+        for (key, _) in cleaned.iter().filter(|(_, value)| value.is_some()) {
+            self.update_winner(key)?;
+        }
+        Ok(())
     }
 
     /// The versions of a path that came and lost. What lost of this node's own is in its history already.
@@ -155,6 +198,20 @@ pub(super) struct PathVersions {
     all: Vec<(OperationId, SyncedVersion)>,
     /// Values that are no version.
     invalid: u64,
+}
+
+impl PathVersions {
+    const fn has_values(&self) -> bool {
+        !self.all.is_empty() || self.invalid > 0
+    }
+}
+
+/// Refuses more invalid keys and values than a peer has that follows the protocol.
+fn check_cleaned<T>(cleaned: &[T]) -> Result<(), SyncError> {
+    match cleaned.len() > INVALID_KEYS_MAX {
+        true => Err(invalid("too many keys or values break a rule")),
+        false => Ok(()),
+    }
 }
 
 fn decode(value: &Value<'_>) -> Option<SyncedEntry> {

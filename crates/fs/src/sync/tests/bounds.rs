@@ -1,13 +1,15 @@
 //! Peers that let a node hold more and more, in memory or on the disk, by messages that each look harmless.
 
-use alknet_store::TreeChange;
-use automerge::Automerge;
+use std::time::Duration;
 
-use crate::sync::limits::CHANGE_OPERATIONS_MAX;
+use alknet_store::TreeChange;
+use automerge::{Automerge, ROOT, ReadDoc};
+
+use crate::sync::limits::{CHANGE_OPERATIONS_MAX, INVALID_KEYS_MAX};
 use crate::sync::{ByeCode, SyncError};
 
-use super::hostile::{NOW_MS, RawSyncPeer, file, holds, message_with, victim};
-use super::scene::{SyncNode, hash, path, put};
+use super::hostile::{NOW_MS, RawSyncPeer, failed, file, holds, message_with, victim};
+use super::scene::{MAY_SYNC, SyncNode, hash, hung, path, put};
 use super::unpack::change_of_operations;
 
 fn code(ended: Result<(), SyncError>) -> Option<ByeCode> {
@@ -140,4 +142,155 @@ async fn a_directory_whose_many_files_go_is_empty_on_both_sides() {
     ada.sync(&bob).await.expect("synchronised");
     assert_eq!(bob.paths().await, ["/d"]);
     assert_eq!(ada.tree().await, bob.tree().await);
+}
+
+/// The attack: keys that break a rule, which no listing shows and no quota counts, and which stay for ever.
+#[tokio::test]
+async fn many_keys_that_break_a_rule_are_not_stored() {
+    let node = victim().await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
+    // The node stores its document before it says something of it.
+    peer.hear().await.expect("a message");
+    let before = node.stored_bytes().await;
+    assert!(before > 0);
+    let names: Vec<_> = (0..10_000).map(|number| format!("/../{number}")).collect();
+    let values: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), vec![7; 100]))
+        .collect();
+    peer.put(&values);
+    let bytes = peer.whole_document();
+    peer.say_sync(&bytes).await;
+    assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
+    failed(&node, 1).await;
+    assert_eq!(node.stored_bytes().await, before);
+    holds(&node, "keys").await;
+}
+
+/// A few of them end no session: each node removes them, so that an honest peer never has many.
+#[tokio::test]
+async fn a_few_keys_that_break_a_rule_are_removed_from_the_document() {
+    let (node, honest) = (victim().await, SyncNode::new("honest").await);
+    for round in 0..20 {
+        let mut peer = RawSyncPeer::greeted_as(&node, &format!("peer{round}")).await;
+        let names: Vec<_> = (0..INVALID_KEYS_MAX - 1)
+            .map(|number| format!("/../{round}-{number}"))
+            .collect();
+        let invalid = names.iter().map(|name| (name.as_str(), vec![7; 100]));
+        let mut values: Vec<_> = invalid.collect();
+        // A path with a value that is no version, beside the one that it has.
+        values.push(("/kept", vec![1, 2, 3]));
+        peer.put(&values);
+        peer.exchange().await;
+        assert!(!peer.doc.keys(ROOT).any(|key| key.starts_with("/../")));
+    }
+    honest.sync(&node).await.expect("synchronised");
+    assert_eq!(honest.tree().await, node.tree().await);
+    assert_eq!(honest.history("/kept").await, [Some(hash(1))]);
+    assert_eq!(honest.sync.counters().refused_entries.get(), 0);
+}
+
+/// The attack: a full disk, whose reserve is for deletions.
+#[tokio::test]
+async fn a_document_that_grows_needs_room_on_the_disk() {
+    let (node, honest) = (victim().await, SyncNode::new("honest").await);
+    honest.sync(&node).await.expect("synchronised");
+    let before = node.stored_bytes().await;
+    node.disk.set_full(true);
+    for (name, key) in [("one", "/../key"), ("two", "/kept")] {
+        let mut peer = RawSyncPeer::greeted_as(&node, name).await;
+        peer.put(&[(key, vec![7; 8000])]);
+        let bytes = peer.whole_document();
+        peer.say_sync(&bytes).await;
+        assert_eq!(peer.bye().await, ByeCode::NoSpace, "{key}");
+        assert_eq!(node.stored_bytes().await, before);
+    }
+    honest.delete("/kept").await;
+    honest.sync(&node).await.expect("a deletion has room");
+    assert!(node.paths().await.is_empty());
+}
+
+async fn small_document(name: &str) -> SyncNode {
+    SyncNode::with(name, |options| options.limits.operations_max = 60).await
+}
+
+/// The attack: one path that is written again and again, of which the document keeps each version, until no new node can
+/// take it in.
+#[tokio::test]
+async fn a_document_of_many_versions_is_made_again_on_both_sides() {
+    let (ada, bob) = (small_document("ada").await, small_document("bob").await);
+    bob.put("/bob", 7).await;
+    ada.put("/gone", 8).await;
+    ada.sync(&bob).await.expect("synchronised");
+    bob.delete("/gone").await;
+    let mut most = 0;
+    for round in 0..150 {
+        ada.put("/ada", round).await;
+        ada.sync(&bob).await.expect("synchronised");
+        assert_eq!(ada.tree().await, bob.tree().await, "{round}");
+        most = most.max(ada.parts().await).max(bob.parts().await);
+    }
+    assert!((20..70).contains(&most), "{most}");
+    assert_eq!(ada.paths().await, ["/ada", "/bob"]);
+    // Both have the same changes: the hellos are enough.
+    let connection = ada.connect(&bob, &[MAY_SYNC], &[MAY_SYNC]);
+    ada.sync_on(&connection).await.expect("synchronised");
+    let traffic = connection.traffic();
+    assert!(traffic.rx.get() + traffic.tx.get() < 512);
+    let (ada, bob) = (ada.restarted().await, bob.restarted().await);
+    bob.put("/more", 9).await;
+    bob.sync(&ada).await.expect("synchronised");
+    assert_eq!(ada.paths().await, ["/ada", "/bob", "/more"]);
+}
+
+/// A node that was away meanwhile has the former document, and deletes nothing and brings nothing back.
+#[tokio::test]
+async fn a_node_with_the_former_document_gets_what_it_lacks() {
+    let mut nodes = Vec::new();
+    for name in ["ada", "bob", "cyd"] {
+        nodes.push(small_document(name).await);
+    }
+    let [ada, bob, cyd] = nodes.as_slice() else {
+        panic!("three");
+    };
+    ada.apply(vec![put("/a", 1), put("/gone", 2)]).await;
+    ada.sync(bob).await.expect("synchronised");
+    ada.sync(cyd).await.expect("synchronised");
+    ada.delete("/gone").await;
+    for round in 0..100 {
+        ada.put("/a", round).await;
+        ada.sync(bob).await.expect("synchronised");
+    }
+    assert!(ada.parts().await < 70);
+    cyd.put("/cyd", 3).await;
+    for (one, other) in [(cyd, bob), (bob, ada), (ada, cyd), (cyd, bob)] {
+        one.sync(other).await.expect("synchronised");
+    }
+    for node in &nodes {
+        assert_eq!(node.paths().await, ["/a", "/cyd"], "{}", node.name);
+        assert_eq!(node.history("/a").await[0], Some(hash(99)));
+    }
+}
+
+/// The same by one message of a peer, which a new node gets in far less.
+#[tokio::test]
+async fn a_message_with_very_many_versions_leaves_a_small_document() {
+    let node = small_document("victim").await;
+    let mut peer = RawSyncPeer::greeted(&node).await;
+    let changes = many_changes(&mut peer, 400);
+    let bytes = peer.whole_document();
+    peer.say_sync(&bytes).await;
+    let taken_in = async {
+        while node.paths().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(hung(), taken_in).await;
+    waited.expect("the message is taken in");
+    let size: usize = changes.iter().map(|it| it.raw_bytes().len()).sum();
+    assert!(node.stored_bytes().await < size / 20);
+    let honest = small_document("honest").await;
+    honest.sync(&node).await.expect("synchronised");
+    assert_eq!(honest.history("/new").await, [Some(hash(399))]);
+    assert!(honest.stored_bytes().await < size / 20);
 }

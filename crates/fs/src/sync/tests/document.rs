@@ -4,7 +4,7 @@ use alknet_store::{
 use automerge::sync::State;
 
 use super::scene::path;
-use crate::sync::document::{AffectedPaths, SyncedDocument};
+use crate::sync::document::{AffectedPaths, RowOrder, SyncedDocument};
 use crate::sync::entry::SyncActor;
 use crate::sync::error::{ByeCode, SyncError};
 use crate::sync::incoming::ReceivedChanges;
@@ -68,7 +68,12 @@ fn file(at: &str, number: u8, ms: u64) -> SyncRow {
 /// Takes in rows of a store in which every directory is empty.
 fn take_in(document: &mut SyncedDocument, rows: &[SyncRow]) -> AffectedPaths {
     let mut affected = AffectedPaths::default();
-    let done = document.take_in(rows, |_| Ok::<_, SyncError>(true), &mut affected);
+    let done = document.take_in(
+        rows,
+        RowOrder::ByTime,
+        |_| Ok::<_, SyncError>(true),
+        &mut affected,
+    );
     done.expect("no store").expect("taken in");
     affected
 }
@@ -174,7 +179,12 @@ fn rows_that_say_nothing_new_make_no_change() {
         row("/never", EntryKind::Deleted, 1, NOW_MS + 2),
     ];
     let mut affected = AffectedPaths::default();
-    let done = one.take_in(&again, |_| Ok::<_, SyncError>(false), &mut affected);
+    let done = one.take_in(
+        &again,
+        RowOrder::ByTime,
+        |_| Ok::<_, SyncError>(false),
+        &mut affected,
+    );
     done.expect("no store").expect("taken in");
     assert_eq!(one.heads(), heads);
     assert!(affected.paths.is_empty());
@@ -194,7 +204,7 @@ fn directories_are_implied_unless_they_are_empty_or_have_bits_of_their_own() {
     ];
     let mut affected = AffectedPaths::default();
     let is_empty = |at: &alknet_store::EntryPath| Ok::<_, SyncError>(at.as_str() == "/empty");
-    let done = one.take_in(&rows, is_empty, &mut affected);
+    let done = one.take_in(&rows, RowOrder::ByTime, is_empty, &mut affected);
     done.expect("no store").expect("taken in");
     let paths: Vec<_> = one.paths().map(|(path, _)| path).collect();
     assert_eq!(paths, ["/empty", "/full/a", "/private"]);
@@ -229,7 +239,7 @@ fn the_store_is_asked_once_for_a_directory_of_many_deletions() {
         Ok::<_, SyncError>(true)
     };
     let mut affected = AffectedPaths::default();
-    let done = one.take_in(&deletions, ask_empty, &mut affected);
+    let done = one.take_in(&deletions, RowOrder::ByTime, ask_empty, &mut affected);
     done.expect("no store").expect("taken in");
     assert_eq!(asked, ["/d"]);
     assert_eq!(affected.paths.len(), count + 1);
@@ -376,7 +386,12 @@ fn a_document_has_a_limited_number_of_paths() {
         take_in(&mut one, &rows[..100]);
         let heads = one.heads();
         let mut affected = AffectedPaths::default();
-        let more = one.take_in(&rows[100..], |_| Ok::<_, SyncError>(true), &mut affected);
+        let more = one.take_in(
+            &rows[100..],
+            RowOrder::ByTime,
+            |_| Ok::<_, SyncError>(true),
+            &mut affected,
+        );
         let refused = more.expect("no store").expect_err("one too many");
         assert_eq!(refused.code(), Some(ByeCode::TooLarge));
         assert_eq!(one.heads(), heads);

@@ -43,6 +43,10 @@ impl TestClock {
     pub(super) fn advance(&self, ms: u64) {
         self.0.fetch_add(ms, Ordering::SeqCst);
     }
+
+    pub(super) fn set(&self, ms: u64) {
+        self.0.store(ms, Ordering::SeqCst);
+    }
 }
 
 impl TimeSource for TestClock {
@@ -51,12 +55,23 @@ impl TimeSource for TestClock {
     }
 }
 
-/// A disk with room, whatever the machine has.
-struct AmpleDisk;
+/// A disk with room, whatever the machine has, until a test says that it is full.
+#[derive(Debug, Default)]
+pub(super) struct TestDisk(AtomicBool);
 
-impl SpaceSource for AmpleDisk {
+impl TestDisk {
+    pub(super) fn set_full(&self, is_full: bool) {
+        self.0.store(is_full, Ordering::SeqCst);
+    }
+}
+
+impl SpaceSource for TestDisk {
     fn measure(&self, _folder: &Path) -> io::Result<StoreSpace> {
-        let (total, free) = (1 << 40, 1 << 40);
+        let total = 1 << 40;
+        let free = match self.0.load(Ordering::SeqCst) {
+            true => 0,
+            false => total,
+        };
         Ok(StoreSpace { total, free })
     }
 }
@@ -70,6 +85,7 @@ pub(super) struct SyncNode {
     pub(super) sync: Arc<SyncService>,
     pub(super) files: FsService,
     pub(super) clock: Arc<TestClock>,
+    pub(super) disk: Arc<TestDisk>,
     options: SyncOptions,
     folder: TempDir,
 }
@@ -86,12 +102,14 @@ impl SyncNode {
         change(&mut options);
         let clock = Arc::new(TestClock(AtomicU64::new(START_MS)));
         let folder = tempfile::tempdir().expect("writable");
-        let files = open(&folder, &clock);
+        let disk = Arc::new(TestDisk::default());
+        let files = open(&folder, &clock, &disk);
         let node = Self {
             name: name.to_owned(),
             sync: Arc::new(SyncService::new(files.clone(), options.clone())),
             files,
             clock,
+            disk,
             options,
             folder,
         };
@@ -112,7 +130,7 @@ impl SyncNode {
     /// The same node after an orderly end.
     pub(super) async fn restarted(self) -> Self {
         self.files.shutdown().await;
-        let files = open(&self.folder, &self.clock);
+        let files = open(&self.folder, &self.clock, &self.disk);
         Self {
             sync: Arc::new(SyncService::new(files.clone(), self.options.clone())),
             files,
@@ -258,8 +276,17 @@ impl SyncNode {
         .await;
     }
 
+    /// Bytes of the stored document.
+    pub(super) async fn stored_bytes(&self) -> usize {
+        self.chunks().await.iter().map(Vec::len).sum()
+    }
+
     /// Parts that the stored document has.
     pub(super) async fn parts(&self) -> usize {
+        self.chunks().await.len()
+    }
+
+    async fn chunks(&self) -> Vec<Vec<u8>> {
         let store = self.store().await;
         let read = store.read(|tx| {
             let bucket = tx.bucket_by_name(&"docs".parse()?)?;
@@ -267,7 +294,7 @@ impl SyncNode {
             tx.sync_document(&branch.id.into())
         });
         let document = read.await.expect("readable");
-        document.map_or(0, |document| document.chunks.len())
+        document.map_or_else(Vec::new, |document| document.chunks)
     }
 
     /// A connection to another node. Each knows the other one with these scopes.
@@ -294,11 +321,11 @@ impl SyncNode {
     }
 }
 
-fn open(folder: &TempDir, clock: &Arc<TestClock>) -> FsService {
+fn open(folder: &TempDir, clock: &Arc<TestClock>, disk: &Arc<TestDisk>) -> FsService {
     let options = FileStoreOptions {
         db: StoreDbOptions {
             time: Arc::clone(clock) as _,
-            space: Arc::new(AmpleDisk),
+            space: Arc::clone(disk) as _,
             ..StoreDbOptions::default()
         },
         ..FileStoreOptions::default()

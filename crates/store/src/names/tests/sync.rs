@@ -333,6 +333,40 @@ fn a_document_is_kept_in_parts_and_goes_with_its_branch() {
 }
 
 #[test]
+fn another_copy_of_a_document_has_nothing_in_common_with_peers() {
+    let store = TestStore::new();
+    let main = store.main;
+    for key in [key(main, None), key(main, Some("a"))] {
+        let copy_id = |key: &SyncDocumentKey| {
+            let key = key.clone();
+            store.read(move |tx| tx.sync_copy_id(&key)).expect("read")
+        };
+        assert_eq!(copy_id(&key), None);
+        save(&store, &key, b"whole", true, 1);
+        assert_eq!(copy_id(&key), Some([3; 16]));
+        let states = |key: &SyncDocumentKey, other_copy: bool| {
+            let key = key.clone();
+            let update = SyncDocumentUpdate {
+                copy_id: [if other_copy { 4 } else { 3 }; 16],
+                chunk: Some(b"again".to_vec()),
+                is_whole: true,
+                applied: 1,
+                heads: Vec::new(),
+            };
+            let written = store.write(move |tx| {
+                tx.save_sync_peer(&key, "bob", b"state")?;
+                tx.save_sync_document(&key, &update)?;
+                tx.sync_peer(&key, "bob")
+            });
+            written.expect("saved")
+        };
+        assert_eq!(states(&key, false), Some(b"state".to_vec()));
+        assert_eq!(states(&key, true), None);
+        assert_eq!(copy_id(&key), Some([4; 16]));
+    }
+}
+
+#[test]
 fn a_document_of_a_name_has_the_rows_of_that_name_alone() {
     let store = TestStore::new();
     let main = store.main;
