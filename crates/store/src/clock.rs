@@ -3,10 +3,13 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::limits::CLOCK_AHEAD_MS_MAX;
+use crate::limits::{CLOCK_AHEAD_MS_MAX, CLOCK_MS_MIN};
 
 /// Milliseconds have 48 bits, which end in the year 10889.
 const MS_MAX: u64 = (1 << 48) - 1;
+
+/// How far ahead of the system the clock may be. Peers may set it ahead by half of that.
+const LEAD_MS_MAX: u64 = 2 * CLOCK_AHEAD_MS_MAX;
 
 /// Where the store takes the time from.
 pub trait TimeSource: Send + Sync + 'static {
@@ -108,7 +111,8 @@ pub struct ObservedTimestamp {
     pub is_clamped: bool,
 }
 
-/// The clock of one store. Each value is greater than all values before it.
+/// The clock of one store. Each value is greater than all values before it, unless the clock of the system was far ahead
+/// for a while: from its correction on, values have the right time. The store orders its commits by their numbers.
 ///
 /// ```
 /// use alknet_store::HybridClock;
@@ -147,7 +151,10 @@ impl HybridClock {
         // The stored form has 48 bits: a larger number would lose its upper bits and sort before
         // earlier values.
         let now_ms = now_ms.min(MS_MAX);
-        if now_ms > self.ms {
+        let was_wrong = self.ms > now_ms.saturating_add(LEAD_MS_MAX);
+        // One value of a wrong clock would set all later ones ahead, and no peer would take them in until their time has
+        // come. A clock that is not set yet corrects nothing.
+        if now_ms > self.ms || was_wrong && now_ms >= CLOCK_MS_MIN {
             (self.ms, self.counter) = (now_ms, 0);
         } else {
             // A full counter borrows the next millisecond. The clock is ahead of the system for that long.
@@ -195,6 +202,28 @@ mod tests {
         assert!(values.is_sorted_by(|a, b| a < b), "{values:?}");
         let parts: Vec<_> = values.iter().map(|it| (it.ms(), it.counter())).collect();
         assert_eq!(parts, [(5, 0), (5, 1), (5, 2), (6, 0), (6, 1), (6, 2)]);
+    }
+
+    /// The attack: a time server that says the year 2100 once.
+    #[test]
+    fn a_clock_that_was_far_ahead_is_left_once_it_is_right_again() {
+        let year_2100 = 4_102_444_800_000;
+        let now = CLOCK_MS_MIN + 1_000_000;
+        let mut clock = HybridClock::new([7; 8]);
+        assert_eq!(clock.tick(year_2100).ms(), year_2100);
+        // A clock that is not set yet, such as that of a board without a battery, says nothing.
+        assert_eq!(clock.tick(5).ms(), year_2100);
+        assert_eq!(clock.tick(now).ms(), now);
+        let next = clock.tick(now);
+        assert_eq!((next.ms(), next.counter()), (now, 1));
+        // The same after a restart.
+        let mut clock = HybridClock::new([7; 8]);
+        clock.resume(HybridTimestamp::new(year_2100, 3, [7; 8]));
+        assert_eq!(clock.tick(now).ms(), now);
+        // A small correction changes no order.
+        let mut clock = HybridClock::new([7; 8]);
+        let first = clock.tick(now + LEAD_MS_MAX);
+        assert!(clock.tick(now) > first);
     }
 
     #[test]

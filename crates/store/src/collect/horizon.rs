@@ -68,8 +68,9 @@ impl ReadTransaction<'_> {
 
     /// The newest commit before this time, of any bucket.
     fn commit_before(&self, ms: u64) -> Result<u64, StoreError> {
-        // The hybrid clock never goes back, and the system's may: with that, new versions could look old. Later commits have
-        // later times, so that the index of the times finds the last number.
+        // The hybrid clock goes back only from times that were far ahead, and the system's may at any time: with that, new
+        // versions could look old. Later commits have later times, so that the index of the times finds the last number; a
+        // commit of a clock that was ahead is older than the next one with the right time.
         let limit = HybridTimestamp::new(ms, 0, [0; 8]).to_bytes();
         let query = "SELECT seq FROM commit_ WHERE hlc < ?1 ORDER BY hlc DESC, seq DESC LIMIT 1";
         self.query_count(query, [limit])

@@ -143,8 +143,8 @@ impl StoreDb {
         let [a, b, c, d, e, f, g, h, ..] = opened.store_id;
         let mut clock = HybridClock::new(options.node.unwrap_or([a, b, c, d, e, f, g, h]));
         if let Some(last) = opened.last_time {
-            // The clock of the system may have been set back since: new commits would lose against
-            // older ones in a merge.
+            // The clock of the system may have been set back a little since: new commits would lose against
+            // older ones in a merge. One that was far ahead is left by the first value.
             clock.resume(last);
         }
         let (jobs, receiver) = sync_channel(WRITES_QUEUED_MAX);

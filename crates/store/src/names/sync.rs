@@ -143,12 +143,13 @@ impl ReadTransaction<'_> {
     /// attributes.
     ///
     /// # Errors
-    /// More than [`SUBTREE_ENTRIES_MAX`] paths were changed, or paths that have more than [`SYNC_ROW_BYTES_MAX`] with their
+    /// More than `paths_max` paths were changed, or paths that have more than [`SYNC_ROW_BYTES_MAX`] with their
     /// targets.
     pub fn sync_changes(
         &self,
         key: &SyncDocumentKey,
         after: u64,
+        paths_max: usize,
     ) -> Result<Vec<SyncRow>, StoreError> {
         let branch = key.branch;
         let mut newest: BTreeMap<EntryPath, SyncRow> = BTreeMap::new();
@@ -185,8 +186,11 @@ impl ReadTransaction<'_> {
                 bytes -= earlier.map_or(0, |row| row.bytes());
             }
             check_row_bytes(bytes)?;
-            if newest.len() > SUBTREE_ENTRIES_MAX {
-                return Err(StoreError::too_many_entries());
+            if newest.len() > paths_max {
+                return Err(StoreError::TooLarge {
+                    unit: "changed paths of a document of the synchronisation",
+                    limit: paths_max as u64,
+                });
             }
             if is_end {
                 return Ok(newest.into_values().collect());

@@ -1,15 +1,15 @@
 //! A document in memory: what of it is stored, and what it takes in from the store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alknet_store::{
-    Branch, BranchState, Bucket, BucketState, BucketSync, EntryPath, ReadTransaction, StoreError,
-    SyncRow,
+    Branch, BranchState, Bucket, BucketState, BucketSync, EntryPath, HybridTimestamp,
+    ReadTransaction, StoreError, SyncDocumentKey, SyncRow,
 };
 use automerge::ChangeHash;
 
-use crate::sync::document::{AffectedPaths, RowOrder, SyncedDocument};
+use crate::sync::document::{AffectedPaths, RowOrder, SyncedDocument, deleted_state};
 use crate::sync::entry::SyncActor;
 use crate::sync::error::{ByeCode, SyncError};
 use crate::sync::incoming::ReceivedChanges;
@@ -37,6 +37,8 @@ pub(super) struct OpenDocument {
     pub(super) size: UnpackedSize,
     /// Time of the present step.
     pub(super) now_ms: u64,
+    /// Time of the last look at the times of its versions. `None` before the first one.
+    pub(super) checked_ms: Option<u64>,
     /// What came and is not yet in the store.
     pub(super) received: Option<ReceivedChanges>,
     pub(super) affected: AffectedPaths,
@@ -67,17 +69,75 @@ impl OpenDocument {
         // The session may have begun long ago.
         let checked = check_synced(&bucket, &branch, Some(settings));
         self.note(checked)?;
-        if branch.head_seq <= self.applied {
+        let has_rows = branch.head_seq > self.applied;
+        if has_rows {
+            let rows = self.rows(tx, &key, order)?;
+            let view = tx.view(key.branch, None)?;
+            let is_empty = |path: &EntryPath| tx.is_empty_directory(&view, path);
+            let document = &mut self.document;
+            let done = document.take_in(&rows, order, is_empty, &mut self.affected)?;
+            self.note(done)?;
+            self.applied = branch.head_seq;
+        }
+        // Looked at where the answer can be another one than before.
+        let went_back = self.checked_ms.is_none_or(|before| self.now_ms < before);
+        if order == RowOrder::Newest && (has_rows || went_back) {
+            self.checked_ms = Some(self.now_ms);
+            let corrected = self.correct_times();
+            self.note(corrected)?;
+        }
+        Ok(())
+    }
+
+    /// The rows that the document has to take in.
+    fn rows(
+        &self,
+        tx: &ReadTransaction<'_>,
+        key: &SyncDocumentKey,
+        order: RowOrder,
+    ) -> Result<Vec<SyncRow>, StoreError> {
+        let paths_max = self.document.limits().paths_max;
+        match tx.sync_changes(key, self.applied, paths_max) {
+            // A tree may have few paths of many that came and went. Behind changes of peers it cannot be compared, because
+            // the store does not have them yet.
+            Err(StoreError::TooLarge { .. }) if order == RowOrder::Newest => {
+                self.compare_tree(tx, key)
+            }
+            read => read,
+        }
+    }
+
+    /// The tree, and a deletion of each path that only the document has.
+    fn compare_tree(
+        &self,
+        tx: &ReadTransaction<'_>,
+        key: &SyncDocumentKey,
+    ) -> Result<Vec<SyncRow>, StoreError> {
+        let mut rows = tx.sync_tree(key)?;
+        let there: HashSet<&str> = rows.iter().map(|row| row.path.as_str()).collect();
+        let paths = self.document.live_paths();
+        let gone: Vec<String> = paths
+            .filter(|path| !there.contains(path))
+            .map(str::to_owned)
+            .collect();
+        for path in gone {
+            rows.push(SyncRow {
+                path: EntryPath::parse(&path)?,
+                state: deleted_state(),
+                timestamp: HybridTimestamp::new(self.now_ms, 0, [0; 8]),
+            });
+        }
+        Ok(rows)
+    }
+
+    /// Makes the document again if it has versions of a clock that was far ahead and is right now. Peers refuse the changes
+    /// that made them for as long as their time has not come, also where later ones replace them.
+    fn correct_times(&mut self) -> Result<(), SyncError> {
+        if !self.document.is_ahead(self.now_ms) {
             return Ok(());
         }
-        let rows = tx.sync_changes(&key, self.applied)?;
-        let view = tx.view(key.branch, None)?;
-        let is_empty = |path: &EntryPath| tx.is_empty_directory(&view, path);
-        let document = &mut self.document;
-        let done = document.take_in(&rows, order, is_empty, &mut self.affected)?;
-        self.note(done)?;
-        self.applied = branch.head_seq;
-        Ok(())
+        tracing::warn!("entries that were written while the clock was wrong get the present time");
+        self.make_again(&random_copy_id()?)
     }
 
     /// Notes why the document refuses, and lets the job of the store be taken back.
@@ -91,6 +151,9 @@ impl OpenDocument {
     /// A part to store. A document that has grown too large is made again first.
     pub(super) fn part(&mut self) -> Result<DocumentPart, SyncError> {
         let mut part = self.next_part()?;
+        if part.chunk.is_none() {
+            return Ok(part);
+        }
         let parts_bytes = self.log_bytes + part.chunk_bytes();
         let unpacked = self.size.plus(part.size).bytes;
         if !part.is_whole && self.is_over(parts_bytes, unpacked)? {

@@ -4,7 +4,7 @@ use alknet_store::BucketSettings;
 use automerge::ReadDoc;
 
 use super::hostile::{NOW_MS, RawSyncPeer, file, victim};
-use super::scene::{SyncNode, hash};
+use super::scene::{SyncNode, hash, put};
 use crate::sync::{ByeCode, SyncMessage};
 
 /// A bucket that is switched off, or not.
@@ -124,4 +124,84 @@ async fn a_forged_change_of_a_writer_keeps_no_nodes_apart() {
     for node in &nodes {
         assert_eq!(node.paths().await, ["/a", "/b", "/forged"], "{}", node.name);
     }
+}
+
+/// The first millisecond of the year 2100.
+const YEAR_2100_MS: u64 = 4_102_444_800_000;
+
+/// The attack: a time server says the year 2100 for the time of one write.
+#[tokio::test]
+async fn entries_of_a_clock_that_was_far_ahead_are_synchronised_once_it_is_right() {
+    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
+    ada.put("/before", 1).await;
+    ada.sync(&bob).await.expect("synchronised");
+    ada.clock.set(YEAR_2100_MS);
+    ada.put("/a", 2).await;
+    ada.put("/once", 3).await;
+    let refused = ada.sync(&bob).await.expect_err("of the future");
+    assert_eq!(refused.code(), Some(ByeCode::ClockAhead));
+    ada.put("/never-sent", 4).await;
+    ada.clock.set(NOW_MS + 1000);
+    ada.put("/a", 5).await;
+    ada.delete("/before").await;
+    let bob = bob.restarted().await;
+    ada.sync(&bob).await.expect("the clock is right");
+    assert_eq!(bob.paths().await, ["/a", "/never-sent", "/once"]);
+    assert_eq!(ada.tree().await, bob.tree().await);
+    for node in [&ada, &bob] {
+        assert_eq!(node.history("/a").await[0], Some(hash(5)));
+    }
+    // What follows is later than the corrected entries, on both sides.
+    bob.clock.set(NOW_MS + 2000);
+    bob.put("/once", 6).await;
+    bob.sync(&ada).await.expect("synchronised");
+    assert_eq!(ada.history("/once").await[0], Some(hash(6)));
+    ada.put("/never-sent", 7).await;
+    ada.sync(&bob).await.expect("synchronised");
+    assert_eq!(bob.history("/never-sent").await[0], Some(hash(7)));
+}
+
+/// A board without a battery has a clock of 1970 until it is set: that corrects nothing.
+#[tokio::test]
+async fn a_clock_that_is_not_set_yet_changes_no_times() {
+    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
+    ada.put("/a", 1).await;
+    ada.sync(&bob).await.expect("synchronised");
+    ada.clock.set(1000);
+    ada.put("/a", 2).await;
+    ada.sync(&bob)
+        .await
+        .expect("its entries have the time of the one before");
+    ada.clock.set(NOW_MS + 1000);
+    bob.put("/b", 3).await;
+    ada.sync(&bob).await.expect("synchronised");
+    for node in [&ada, &bob] {
+        assert_eq!(node.history("/a").await[0], Some(hash(2)));
+        assert_eq!(node.paths().await, ["/a", "/b"]);
+    }
+}
+
+/// More paths came and went since the last session than a document may have, and few are left.
+#[tokio::test]
+async fn more_changes_than_a_document_has_paths_are_found_in_the_tree() {
+    let limited = |name| SyncNode::with(name, |options| options.limits.paths_max = 10);
+    let (ada, bob) = (limited("ada").await, limited("bob").await);
+    ada.apply((0..5).map(|it| put(&format!("/d/{it}"), it)).collect())
+        .await;
+    ada.sync(&bob).await.expect("synchronised");
+    for number in 0..20 {
+        let at = format!("/came/and-went-{number}");
+        ada.put(&at, number).await;
+        ada.delete(&at).await;
+    }
+    ada.delete("/d/0").await;
+    ada.put("/d/1", 7).await;
+    ada.sync(&bob).await.expect("few paths are left");
+    let expected = ["/came", "/d", "/d/1", "/d/2", "/d/3", "/d/4"];
+    assert_eq!(bob.paths().await, expected);
+    assert_eq!(ada.tree().await, bob.tree().await);
+    // The deletion is one like others.
+    bob.put("/d/0", 8).await;
+    bob.sync(&ada).await.expect("synchronised");
+    assert_eq!(ada.history("/d/0").await[0], Some(hash(8)));
 }

@@ -129,6 +129,29 @@ fn a_wrong_clock_does_not_remove_history() {
     assert!(files.bytes(second).is_ok());
 }
 
+/// The attack: a time server says the year 2100 for one write, and the history of all later ones stays until then.
+#[test]
+fn history_goes_in_its_time_after_a_clock_was_far_ahead() {
+    let mut files = TestFiles::new();
+    files.set_retention(2 * DAY_MS / 1000);
+    let now_ms = files.clock.unix_ms();
+    let first = files.put("/a", &content(1, 100_000));
+    files.clock.set(now_ms + 70 * 365 * DAY_MS);
+    let ahead = files.put("/a", &content(2, 100_000));
+    files.clock.set(now_ms + 1000);
+    files.reopen();
+    let third = files.put("/a", &content(3, 100_000));
+    files.put("/a", &content(4, 100_000));
+    files.collect();
+    assert!(files.bytes(first).is_ok() && files.bytes(ahead).is_ok());
+    files.clock.set(now_ms + 3 * DAY_MS);
+    files.collect();
+    assert_eq!(files.count("SELECT count(*) FROM entry"), 1);
+    for old in [first, third] {
+        assert!(files.bytes(old).is_err());
+    }
+}
+
 /// A node that was off for months goes on a day later.
 #[test]
 fn a_clock_that_goes_on_from_a_jump_is_believed() {

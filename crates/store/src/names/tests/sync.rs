@@ -1,7 +1,7 @@
 //! What synchronisation reads and writes.
 
 use super::*;
-use crate::limits::SYNC_ROW_BYTES_MAX;
+use crate::limits::{SUBTREE_ENTRIES_MAX, SYNC_ROW_BYTES_MAX};
 
 fn state(number: u8) -> EntryState {
     let content = content(number);
@@ -46,7 +46,7 @@ fn changes_are_the_newest_rows_of_the_branch_behind_a_commit() {
     store.put(store.main, "/a", 3);
     store.delete(store.main, "/d/b");
     let main = store.main;
-    let rows = store.read(move |tx| tx.sync_changes(&main.into(), first));
+    let rows = store.read(move |tx| tx.sync_changes(&main.into(), first, SUBTREE_ENTRIES_MAX));
     let rows = rows.expect("readable");
     let kinds: Vec<_> = rows
         .iter()
@@ -64,10 +64,10 @@ fn changes_are_the_newest_rows_of_the_branch_behind_a_commit() {
         .read(move |tx| tx.sync_tree(&draft.into()))
         .expect("readable");
     assert_eq!(paths(tree), ["/a", "/d"]);
-    let none = store.read(move |tx| tx.sync_changes(&draft.into(), begin));
+    let none = store.read(move |tx| tx.sync_changes(&draft.into(), begin, SUBTREE_ENTRIES_MAX));
     assert_eq!(none.expect("readable"), []);
     store.put(draft, "/own", 5);
-    let own = store.read(move |tx| tx.sync_changes(&draft.into(), begin));
+    let own = store.read(move |tx| tx.sync_changes(&draft.into(), begin, SUBTREE_ENTRIES_MAX));
     assert_eq!(paths(own.expect("readable")), ["/own"]);
 }
 
@@ -80,8 +80,10 @@ fn a_commit_with_many_rows_is_read_in_pieces() {
         store.apply_all(store.main, changes).expect("applied");
     }
     let main = store.main;
-    let rows = store.read(move |tx| tx.sync_changes(&main.into(), 0));
+    let rows = store.read(move |tx| tx.sync_changes(&main.into(), 0, SUBTREE_ENTRIES_MAX));
     assert_eq!(rows.expect("readable").len(), 5005);
+    let rows = store.read(move |tx| tx.sync_changes(&main.into(), 0, 5004));
+    assert_eq!(code(rows), StoreErrorCode::TooLarge);
 }
 
 /// The attack: links with long targets at long paths, of which a session makes several copies in memory.
@@ -111,9 +113,9 @@ fn rows_with_long_paths_and_targets_are_limited_by_their_bytes() {
     store.apply_all(main, last.to_vec()).expect("applied");
     let tree = store.read(move |tx| tx.sync_tree(&main.into()));
     assert_eq!(code(tree), StoreErrorCode::TooLarge);
-    let changes = store.read(move |tx| tx.sync_changes(&main.into(), 0));
+    let changes = store.read(move |tx| tx.sync_changes(&main.into(), 0, SUBTREE_ENTRIES_MAX));
     assert_eq!(code(changes), StoreErrorCode::TooLarge);
-    let later = store.read(move |tx| tx.sync_changes(&main.into(), seq));
+    let later = store.read(move |tx| tx.sync_changes(&main.into(), seq, SUBTREE_ENTRIES_MAX));
     assert_eq!(later.expect("few").len(), 1000);
 }
 
@@ -385,7 +387,7 @@ fn a_document_of_a_name_has_the_rows_of_that_name_alone() {
     assert_eq!(tree("none"), [""; 0]);
     let changes = |top: &str| {
         let key = key(main, Some(top));
-        let read = store.read(move |tx| tx.sync_changes(&key, first));
+        let read = store.read(move |tx| tx.sync_changes(&key, first, SUBTREE_ENTRIES_MAX));
         paths(read.expect("readable"))
     };
     assert_eq!(changes("d"), [""; 0]);
