@@ -208,13 +208,13 @@ impl SyncedDocument {
     ) -> Result<Result<(), SyncError>, E> {
         // Asked once for each directory: for each of its deletions the answer would take as long as there are deletions.
         let mut known: HashMap<EntryPath, bool> = HashMap::new();
-        let mut is_empty = |path: &EntryPath| match known.get(path).copied() {
-            Some(answer) => Ok(answer),
-            None => {
-                let answer = ask_empty(path)?;
-                known.insert(path.clone(), answer);
-                Ok(answer)
+        let mut is_empty = |path: &EntryPath| -> Result<bool, E> {
+            if let Some(answer) = known.get(path) {
+                return Ok(*answer);
             }
+            let answer = ask_empty(path)?;
+            known.insert(path.clone(), answer);
+            Ok(answer)
         };
         let mut puts: BTreeMap<String, SyncedEntry> = BTreeMap::new();
         for row in rows {

@@ -138,7 +138,7 @@ impl ReadTransaction<'_> {
         }))
     }
 
-    /// Identity of the stored copy of a document. `None` if there is none.
+    /// Identity of the stored copy of a document. `None` if it was never stored.
     ///
     /// # Errors
     /// The database refuses the query.

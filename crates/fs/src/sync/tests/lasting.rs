@@ -1,7 +1,6 @@
 //! What once kept two nodes apart for good: settings, writers and clocks that change.
 
 use alknet_store::BucketSettings;
-use automerge::ReadDoc;
 
 use super::hostile::{NOW_MS, RawSyncPeer, file, victim};
 use super::scene::{SyncNode, hash, put};

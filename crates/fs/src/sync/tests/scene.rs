@@ -57,15 +57,15 @@ impl TimeSource for TestClock {
 
 /// A disk with room, whatever the machine has, until a test says that it is full.
 #[derive(Debug, Default)]
-pub(super) struct TestDisk(AtomicBool);
+pub(super) struct FillableDisk(AtomicBool);
 
-impl TestDisk {
+impl FillableDisk {
     pub(super) fn set_full(&self, is_full: bool) {
         self.0.store(is_full, Ordering::SeqCst);
     }
 }
 
-impl SpaceSource for TestDisk {
+impl SpaceSource for FillableDisk {
     fn measure(&self, _folder: &Path) -> io::Result<StoreSpace> {
         let total = 1 << 40;
         let free = match self.0.load(Ordering::SeqCst) {
@@ -85,7 +85,7 @@ pub(super) struct SyncNode {
     pub(super) sync: Arc<SyncService>,
     pub(super) files: FsService,
     pub(super) clock: Arc<TestClock>,
-    pub(super) disk: Arc<TestDisk>,
+    pub(super) disk: Arc<FillableDisk>,
     options: SyncOptions,
     folder: TempDir,
 }
@@ -102,7 +102,7 @@ impl SyncNode {
         change(&mut options);
         let clock = Arc::new(TestClock(AtomicU64::new(START_MS)));
         let folder = tempfile::tempdir().expect("writable");
-        let disk = Arc::new(TestDisk::default());
+        let disk = Arc::new(FillableDisk::default());
         let files = open(&folder, &clock, &disk);
         let node = Self {
             name: name.to_owned(),
@@ -321,7 +321,7 @@ impl SyncNode {
     }
 }
 
-fn open(folder: &TempDir, clock: &Arc<TestClock>, disk: &Arc<TestDisk>) -> FsService {
+fn open(folder: &TempDir, clock: &Arc<TestClock>, disk: &Arc<FillableDisk>) -> FsService {
     let options = FileStoreOptions {
         db: StoreDbOptions {
             time: Arc::clone(clock) as _,

@@ -88,7 +88,7 @@ pub(super) fn change_of_operations(count: u64) -> Vec<u8> {
     let run = [&leb128(count)[..], &[0]].concat();
     // Raw bytes of values, which are no operations by themselves.
     let rest = vec![7; 1 << 20];
-    change_with_columns(&[(0x71, &run), (0x77, &rest)])
+    change_with_columns(&[(0x71, &run[..]), (0x77, &rest[..])])
 }
 
 /// The attack: for each byte of the message, a run has as many operations as are allowed.
