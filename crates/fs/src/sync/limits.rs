@@ -66,11 +66,21 @@ pub const GOODBYE_TIME: Duration = Duration::from_secs(5);
 /// Time of one merge. The session ends then, and the document on the disk stays as it was.
 pub const MERGE_TIME: Duration = Duration::from_secs(60);
 
-/// Sessions of the node.
+/// Sessions that peers have on the node. A session counts until the work for it has ended.
 pub const SESSIONS_MAX: usize = 64;
 
-/// Sessions of one connection.
+/// Those of one peer, on all of its connections.
 pub const SESSIONS_PER_PEER_MAX: usize = 16;
+
+/// Streams of peers whose first message has not come.
+pub const HELLOS_MAX: usize = 64;
+
+/// Those of one peer, on all of its connections. A node opens its sessions with a peer one after the other.
+pub const HELLOS_PER_PEER_MAX: usize = 4;
+
+/// Time for which a session that a peer opened may bring nothing: no change of either side, and no part of a message about
+/// one. It is longer than the merge of a peer takes. Then the session ends.
+pub const FOLLOW_IDLE_TIME: Duration = Duration::from_secs(3 * 60);
 
 /// Pause after the first session with a peer that ended with an error. Each further pause is twice as long.
 pub const PAUSE_MIN: Duration = Duration::from_secs(30);
@@ -85,7 +95,7 @@ pub const PAUSE_SHORT: Duration = Duration::from_secs(1);
 /// Time for which a round of sessions waits for further changes here: a program that writes many files wants one session.
 pub const GATHER_TIME: Duration = Duration::from_millis(500);
 
-/// Time of one session that this node opens. What it has not done by then, the next one does.
+/// Time of one session. What it has not done by then, the next one does.
 pub const SESSION_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Peers with which the node has sessions of its own at once.

@@ -23,6 +23,7 @@ mod message;
 mod metrics;
 mod opening;
 mod pauses;
+mod permits;
 mod records;
 mod rounds;
 mod service;

@@ -13,20 +13,21 @@ use alknet_store::{
 };
 use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
 
 use super::branch::{PeerExchange, SyncStep, SyncedBranch};
 use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    FETCHES_TIME_MAX, GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME,
+    FETCHES_TIME_MAX, GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MESSAGE_TIME,
     PART_BYTES_MAX, SYNC_BYTES_MAX,
 };
 use super::message::{
     PROTOCOL_VERSION, SyncHello, SyncMessage, SyncPart, read_message, read_version, write_message,
 };
 use super::metrics::SyncCounters;
+use super::permits::PeerPermit;
 use crate::lease::StoreLease;
 use crate::rights::FsRight;
 
@@ -62,6 +63,12 @@ pub(super) struct SessionContext {
     pub(super) fetcher: Option<Arc<dyn ContentFetcher>>,
     pub(super) counters: Arc<SyncCounters>,
     pub(super) assembling: Arc<Semaphore>,
+    /// The permit of a session that a peer opened. Work that blocks has a share of it: it may outlast the session.
+    pub(super) permit: Option<Arc<PeerPermit>>,
+    /// Time after which a session that brings nothing ends.
+    pub(super) follow_idle_time: Duration,
+    /// Time of one merge.
+    pub(super) merge_time: Duration,
     /// Whether the node stops.
     pub(super) closing: watch::Receiver<bool>,
 }
@@ -174,7 +181,13 @@ pub(super) async fn own_hello(context: &SessionContext) -> Result<OwnHello, Sync
         Some(heads) => heads,
         None => {
             let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
-            blocking(move || branch.heads(&store)).await?
+            let permit = context.permit.clone();
+            blocking(move || {
+                let heads = branch.heads(&store);
+                drop(permit);
+                heads
+            })
+            .await?
         }
     };
     // They only say where both may differ, so a part of them does.
@@ -253,11 +266,13 @@ struct OpenSession<'a> {
     found: mpsc::Sender<Vec<ContentHash>>,
     /// Parts of a sync message that is not yet complete.
     parts: Vec<u8>,
-    assembling: Option<SemaphorePermit<'a>>,
+    assembling: Option<OwnedSemaphorePermit>,
     /// Contents that the peer was asked for.
     requested: BTreeSet<[u8; 32]>,
     has_heard: bool,
     idle_rounds: u32,
+    /// When the session brought something last.
+    active: Instant,
     end: SessionEnd,
 }
 
@@ -284,6 +299,7 @@ impl<'a> OpenSession<'a> {
             requested: BTreeSet::new(),
             has_heard: false,
             idle_rounds: 0,
+            active: Instant::now(),
             end: SessionEnd::default(),
         })
     }
@@ -320,16 +336,25 @@ impl<'a> OpenSession<'a> {
             }
             // Messages that are no step are handled until there is one.
             loop {
-                let time = match is_waiting || !self.requested.is_empty() {
+                let has_to_answer = is_waiting || !self.requested.is_empty();
+                let time = match has_to_answer {
                     true => MESSAGE_TIME,
-                    false => Duration::MAX,
+                    false => (self.context.follow_idle_time).saturating_sub(self.active.elapsed()),
                 };
+                if time.is_zero() {
+                    // Before the next message, so that questions alone keep no session open. Nothing went wrong: the peer
+                    // comes again when it has something.
+                    return Ok(());
+                }
                 let message = tokio::select! {
                     message = timeout(time, self.from_peer.recv()) => message,
                     _ = changes.changed() => break,
                     Ok(()) = events.changed() => break,
                     _ = closing.wait_for(|is_closing| *is_closing) => return Ok(()),
                 };
+                if message.is_err() && !has_to_answer {
+                    continue;
+                }
                 let late = |_| SyncError::refused(ByeCode::Timeout, "the peer does not answer");
                 let ended =
                     || SyncError::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
@@ -392,11 +417,13 @@ impl<'a> OpenSession<'a> {
         }
         if self.assembling.is_none() {
             let context = self.context;
-            let permit = timeout(MESSAGE_TIME, context.assembling.acquire()).await;
+            let permits = Arc::clone(&context.assembling);
+            let permit = timeout(MESSAGE_TIME, permits.acquire_owned()).await;
             let busy = || SyncError::refused(ByeCode::Busy, "too many long messages at once");
             self.assembling = permit.map_err(|_| busy())?.ok();
         }
         self.parts.extend_from_slice(&bytes);
+        self.active = Instant::now();
         if !is_last {
             return Ok(None);
         }
@@ -430,19 +457,25 @@ impl<'a> OpenSession<'a> {
             Arc::clone(&context.lease),
             context.settings,
         );
+        // Both go back when the work ends, and not when the session stops waiting for it: until then the thread and the
+        // memory of a long message are in use.
+        let assembled = incoming.as_ref().and_then(|_| self.assembling.take());
+        let held = (context.permit.clone(), assembled);
         let work = blocking(move || {
             let step = branch.step(&store, &mut exchange, settings, incoming.as_deref());
+            drop((incoming, held));
             step.map(|step| (exchange, step))
         });
         let late = |_| SyncError::refused(ByeCode::Timeout, "a merge takes too long");
-        let done = timeout(MERGE_TIME, work).await.map_err(late)?;
-        // The memory of a long message is free again.
-        self.assembling = None;
+        let done = timeout(context.merge_time, work).await.map_err(late)?;
         if done.is_err() && has_message {
             context.counters.failed_merges.add(1);
         }
         let (exchange, step) = done?;
         self.exchange = Some(exchange);
+        if step.has_moved || step.outgoing.is_some() {
+            self.active = Instant::now();
+        }
         if step.is_equal {
             self.end.equal_seq = self.end.equal_seq.max(Some(step.applied));
         }

@@ -1,5 +1,6 @@
 //! Tests of the synchronisation.
 
+mod crowd;
 mod document;
 mod entry;
 mod hostile;

@@ -21,11 +21,12 @@ use crate::sync::{
 };
 
 /// The time of the nodes of tests.
-const NOW_MS: u64 = 1_800_000_000_000;
+pub(super) const NOW_MS: u64 = 1_800_000_000_000;
 
 /// A peer that sends what a test says.
-struct RawSyncPeer {
-    connection: Connection,
+pub(super) struct RawSyncPeer {
+    /// Kept open.
+    _connection: Connection,
     send: SendStream,
     recv: RecvStream,
     doc: Automerge,
@@ -34,7 +35,7 @@ struct RawSyncPeer {
 
 impl RawSyncPeer {
     /// A known peer with a stream, before its first byte.
-    async fn new(node: &SyncNode) -> Self {
+    pub(super) async fn new(node: &SyncNode) -> Self {
         Self::connect(node, "mallory", &[MAY_SYNC]).await
     }
 
@@ -43,7 +44,7 @@ impl RawSyncPeer {
         serve(node, there, Some(identity(name, scopes)));
         let (send, recv) = here.open_bi().await.expect("a stream");
         Self {
-            connection: here,
+            _connection: here,
             send,
             recv,
             doc: Automerge::new().with_actor(ActorId::from(name.as_bytes())),
@@ -52,7 +53,7 @@ impl RawSyncPeer {
     }
 
     /// A peer whose hello was answered.
-    async fn greeted(node: &SyncNode) -> Self {
+    pub(super) async fn greeted(node: &SyncNode) -> Self {
         Self::greeted_as(node, "mallory").await
     }
 
@@ -63,20 +64,29 @@ impl RawSyncPeer {
         peer
     }
 
-    async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
+    pub(super) async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
+        self.greet_with(bucket, branch, Vec::new()).await
+    }
+
+    pub(super) async fn greet_with(
+        &mut self,
+        bucket: &str,
+        branch: &str,
+        heads: Vec<[u8; 32]>,
+    ) -> SyncMessage {
         self.send.write_u8(PROTOCOL_VERSION).await.expect("taken");
         let hello = SyncHello {
             bucket: bucket.parse().expect("a name"),
             branch: branch.parse().expect("a name"),
             part: SyncPart::Whole,
-            heads: Vec::new(),
+            heads,
         };
         self.say(&SyncMessage::Hello(hello)).await;
         assert_eq!(self.recv.read_u8().await.ok(), Some(PROTOCOL_VERSION));
         self.hear().await.expect("an answer")
     }
 
-    async fn say(&mut self, message: &SyncMessage) {
+    pub(super) async fn say(&mut self, message: &SyncMessage) {
         let bytes = message.encode().expect("short");
         self.say_bytes(&bytes).await;
     }
@@ -86,13 +96,13 @@ impl RawSyncPeer {
         write_message(&mut self.send, bytes).await.ok();
     }
 
-    async fn hear(&mut self) -> Result<SyncMessage, SyncError> {
+    pub(super) async fn hear(&mut self) -> Result<SyncMessage, SyncError> {
         let message = tokio::time::timeout(hung(), read_message(&mut self.recv));
         message.await.expect("an answer in time")
     }
 
     /// The code with which the node ends the session. Messages before it are passed over.
-    async fn bye(&mut self) -> ByeCode {
+    pub(super) async fn bye(&mut self) -> ByeCode {
         loop {
             match self.hear().await.expect("a goodbye") {
                 SyncMessage::Bye(code) => return code,
@@ -103,7 +113,7 @@ impl RawSyncPeer {
     }
 
     /// Sends a sync message in parts.
-    async fn say_sync(&mut self, bytes: &[u8]) {
+    pub(super) async fn say_sync(&mut self, bytes: &[u8]) {
         let mut parts = bytes.chunks(PART_BYTES_MAX).peekable();
         while let Some(part) = parts.next() {
             let is_last = parts.peek().is_none();
@@ -113,7 +123,7 @@ impl RawSyncPeer {
     }
 
     /// Puts values into the document of this peer, valid or not.
-    fn put(&mut self, values: &[(&str, Vec<u8>)]) {
+    pub(super) fn put(&mut self, values: &[(&str, Vec<u8>)]) {
         let mut transaction = self.doc.transaction();
         for (key, value) in values {
             let value = ScalarValue::Bytes(value.clone());
@@ -123,12 +133,12 @@ impl RawSyncPeer {
     }
 
     /// A message with everything in the document of this peer, as the library would make it.
-    fn whole_document(&self) -> Vec<u8> {
+    pub(super) fn whole_document(&self) -> Vec<u8> {
         message_with(vec![self.doc.save()], self.doc.get_heads())
     }
 
     /// Exchanges messages until both have the same.
-    async fn exchange(&mut self) {
+    pub(super) async fn exchange(&mut self) {
         let mut rounds = 0;
         while rounds < 50 {
             rounds += 1;
@@ -161,7 +171,7 @@ fn message_with(changes: Vec<Vec<u8>>, heads: Vec<automerge::ChangeHash>) -> Vec
     message.encode()
 }
 
-fn file(number: u64, ms: u64) -> Vec<u8> {
+pub(super) fn file(number: u64, ms: u64) -> Vec<u8> {
     let entry = SyncedEntry {
         state: EntryState {
             kind: EntryKind::File,
@@ -178,7 +188,7 @@ fn file(number: u64, ms: u64) -> Vec<u8> {
 }
 
 /// A node with a file, which it still has in the end and gives to an honest peer.
-async fn holds(node: &SyncNode, what: &str) {
+pub(super) async fn holds(node: &SyncNode, what: &str) {
     assert_eq!(node.paths().await, ["/kept"], "{what}");
     assert!(node.merges().await.is_empty(), "{what}");
     let honest = SyncNode::new("honest").await;
@@ -187,14 +197,14 @@ async fn holds(node: &SyncNode, what: &str) {
     assert_eq!(honest.history("/kept").await, [Some(hash(1))], "{what}");
 }
 
-async fn victim() -> SyncNode {
+pub(super) async fn victim() -> SyncNode {
     let node = SyncNode::new("victim").await;
     node.put("/kept", 1).await;
     node
 }
 
 /// Waits until the node has noted the end of so many sessions with an error.
-async fn failed(node: &SyncNode, sessions: u64) {
+pub(super) async fn failed(node: &SyncNode, sessions: u64) {
     let wait = async {
         while node.sync.counters().failed_sessions.get() < sessions {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -506,7 +516,7 @@ async fn a_right_that_is_taken_away_ends_the_session() {
     serve(&node, there, Some(identity("mallory", &[MAY_SYNC])));
     let (send, recv) = here.open_bi().await.expect("a stream");
     let mut peer = RawSyncPeer {
-        connection: here,
+        _connection: here,
         send,
         recv,
         doc: Automerge::new(),
@@ -550,28 +560,6 @@ async fn want_is_answered_with_what_the_bucket_has() {
         }
     };
     assert_eq!(answer, SyncMessage::Have(vec![here]));
-}
-
-#[tokio::test]
-async fn sessions_of_one_peer_are_limited() {
-    let node = victim().await;
-    let mut first = RawSyncPeer::greeted(&node).await;
-    let mut further = Vec::new();
-    for _ in 0..crate::sync::limits::SESSIONS_PER_PEER_MAX {
-        let streams = first.connection.open_bi().await.expect("a stream");
-        further.push(streams);
-    }
-    // Each of them has its place once its first byte is read.
-    let (mut send, mut recv) = further.pop().expect("some");
-    for (send, _) in &mut further {
-        send.write_u8(PROTOCOL_VERSION).await.expect("taken");
-    }
-    send.write_u8(PROTOCOL_VERSION).await.ok();
-    assert_eq!(recv.read_u8().await.ok(), Some(PROTOCOL_VERSION));
-    let read = tokio::time::timeout(hung(), read_message(&mut recv)).await;
-    let read = read.expect("in time").expect("an answer");
-    assert_eq!(read, SyncMessage::Bye(ByeCode::Busy));
-    first.exchange().await;
 }
 
 #[tokio::test]

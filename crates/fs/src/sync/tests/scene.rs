@@ -249,6 +249,17 @@ impl SyncNode {
         found.map(|(_, record)| record).unwrap_or_default()
     }
 
+    /// The last changes of the stored document, once it has taken in every commit.
+    pub(super) async fn heads(&self) -> Option<Vec<[u8; 32]>> {
+        let store = self.store().await;
+        let read = store.read(|tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
+            tx.sync_heads(&branch.id.into())
+        });
+        read.await.expect("readable")
+    }
+
     /// Gives each name in the root a document of its own, or not.
     pub(super) async fn split(&self, is_split: bool) {
         self.set(BucketSettings {
