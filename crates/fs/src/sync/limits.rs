@@ -119,5 +119,12 @@ pub const AWAITED_FETCHES_MAX: usize = 256;
 /// Of these, failures in a row after which the peer is asked for no more.
 pub const AWAITED_FAILURES_MAX: usize = 16;
 
-/// Peers and branches whose pauses are remembered.
+/// Documents of a bucket that a peer may harm within [`PAUSE_MAX`]. After that it has to pause with all others of the bucket:
+/// a peer chooses the names of the documents of a split bucket.
+pub const HARMED_DOCUMENTS_MAX: usize = 3;
+
+/// The same for sessions that failed for any reason. The reason may be this node's, such as a bucket without room.
+pub const FAILED_DOCUMENTS_MAX: usize = 16;
+
+/// Peers and documents whose pauses are remembered.
 pub const PAUSES_MAX: usize = 1024;

@@ -16,6 +16,7 @@ mod content;
 mod document;
 mod entry;
 mod error;
+mod eviction;
 mod fetcher;
 mod incoming;
 pub mod limits;

@@ -7,8 +7,20 @@ use tokio::io::AsyncWriteExt;
 
 use super::hostile::{NOW_MS, RawSyncPeer, failed, file, holds, victim};
 use super::scene::{SyncNode, hung, identity, serve};
-use crate::sync::limits::{HELLOS_PER_PEER_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX};
-use crate::sync::{ByeCode, PROTOCOL_VERSION, SYNC_ALPN, SyncMessage};
+use crate::sync::limits::{
+    HARMED_DOCUMENTS_MAX, HELLOS_PER_PEER_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
+};
+use crate::sync::{ByeCode, PROTOCOL_VERSION, SYNC_ALPN, SyncHello, SyncMessage, SyncPart};
+
+/// A hello about a document of the bucket.
+fn hello(part: SyncPart, heads: Vec<[u8; 32]>) -> SyncHello {
+    SyncHello {
+        bucket: "docs".parse().expect("a name"),
+        branch: "main".parse().expect("a name"),
+        part,
+        heads,
+    }
+}
 
 /// The attack: one peer, which needs no right, begins streams on several connections and says no more.
 #[tokio::test]
@@ -71,7 +83,7 @@ async fn a_session_that_brings_nothing_ends() {
     };
     let heads = tokio::time::timeout(hung(), wait).await.expect("stored");
     let mut peer = RawSyncPeer::new(&node).await;
-    let answer = peer.greet_with("docs", "main", heads.clone()).await;
+    let answer = peer.say_hello(hello(SyncPart::Whole, heads.clone())).await;
     assert!(
         matches!(&answer, SyncMessage::Hello(hello) if hello.heads == heads),
         "{answer:?}"
@@ -121,4 +133,32 @@ async fn a_merge_that_is_given_up_counts_until_its_thread_is_free() {
         }
     };
     tokio::time::timeout(hung(), wait).await.expect("an end");
+}
+
+/// The attack: in a split bucket, each bad message is about a name that the peer makes up.
+#[tokio::test]
+async fn a_peer_that_fails_with_three_names_has_to_pause_with_a_fourth() {
+    let node = victim().await;
+    node.split(true).await;
+    for number in 0..HARMED_DOCUMENTS_MAX {
+        let mut peer = RawSyncPeer::new(&node).await;
+        let part = SyncPart::Top(format!("name{number}"));
+        let answer = peer.say_hello(hello(part, Vec::new())).await;
+        assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
+        peer.say(&SyncMessage::Sync {
+            is_last: true,
+            bytes: vec![1, 2, 3],
+        })
+        .await;
+        assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
+        failed(&node, number as u64 + 1).await;
+    }
+    let mut peer = RawSyncPeer::new(&node).await;
+    let part = SyncPart::Top("another".to_owned());
+    let answer = peer.say_hello(hello(part, Vec::new())).await;
+    assert_eq!(answer, SyncMessage::Bye(ByeCode::Busy));
+    let honest = SyncNode::new("honest").await;
+    honest.split(true).await;
+    honest.sync(&node).await.expect("another peer goes on");
+    assert_eq!(honest.paths().await, ["/kept"]);
 }

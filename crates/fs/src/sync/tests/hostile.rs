@@ -65,22 +65,18 @@ impl RawSyncPeer {
     }
 
     pub(super) async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
-        self.greet_with(bucket, branch, Vec::new()).await
-    }
-
-    pub(super) async fn greet_with(
-        &mut self,
-        bucket: &str,
-        branch: &str,
-        heads: Vec<[u8; 32]>,
-    ) -> SyncMessage {
-        self.send.write_u8(PROTOCOL_VERSION).await.expect("taken");
         let hello = SyncHello {
             bucket: bucket.parse().expect("a name"),
             branch: branch.parse().expect("a name"),
             part: SyncPart::Whole,
-            heads,
+            heads: Vec::new(),
         };
+        self.say_hello(hello).await
+    }
+
+    /// The answer to a hello.
+    pub(super) async fn say_hello(&mut self, hello: SyncHello) -> SyncMessage {
+        self.send.write_u8(PROTOCOL_VERSION).await.expect("taken");
         self.say(&SyncMessage::Hello(hello)).await;
         assert_eq!(self.recv.read_u8().await.ok(), Some(PROTOCOL_VERSION));
         self.hear().await.expect("an answer")
