@@ -101,10 +101,13 @@ pub const SESSION_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 /// Peers with which the node has sessions of its own at once.
 pub const DIALS_MAX: usize = 4;
 
-/// Branches that a round looks at.
+/// Branches that a round looks at. Each bucket gets the same part of them at least.
 pub const BRANCHES_MAX: usize = 10_000;
 
-/// Peers and branches about which the last session is remembered.
+/// Sessions of one round with a peer. What is due besides has its turn in the next one.
+pub const ROUND_SESSIONS_MAX: usize = 64;
+
+/// Peers and branches about which the last session is remembered. A further one displaces one of the bucket with the most.
 pub const RECORDS_MAX: usize = 4096;
 
 /// Names in the root of a branch whose failed sessions are remembered.

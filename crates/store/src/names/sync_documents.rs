@@ -258,21 +258,52 @@ impl ReadTransaction<'_> {
         Ok(rows.into_iter().collect())
     }
 
-    /// Branches of synchronised buckets that take changes of peers, in the order of their names.
+    /// Branches of synchronised buckets that take changes of peers, at most so many, in the order of the names. Each bucket
+    /// gets the same part, and what some leave of it is shared by the others: a bucket with many branches keeps out those of
+    /// no other one.
     ///
     /// # Errors
-    /// The database refuses the query.
+    /// The database refuses a query.
     pub fn syncable_branches(&self, limit: usize) -> Result<Vec<SyncableBranch>, StoreError> {
-        self.query_all(
-            "SELECT k.name, b.name, b.head_seq FROM bucket k JOIN branch b ON b.bucket_id = k.id \
-             WHERE (k.sync = 'on' OR k.sync LIKE 'on,%') AND k.state = 'live' AND b.state = 'open' AND b.protected = 0 \
-             ORDER BY k.name, b.name LIMIT ?1",
+        let buckets: Vec<(BucketId, String)> = self.query_all(
+            "SELECT id, name FROM bucket WHERE (sync = 'on' OR sync LIKE 'on,%') AND state = 'live' ORDER BY name LIMIT ?1",
             [to_sql(limit as u64)],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let part = limit / buckets.len().max(1);
+        let mut found = Vec::new();
+        for bucket in &buckets {
+            found.push(self.syncable_branches_in(bucket, part)?);
+        }
+        let taken: usize = found.iter().map(Vec::len).sum();
+        let full = found.iter().filter(|rows| rows.len() == part).count();
+        // Once, so that the cost has a bound. What is left after that goes to no bucket.
+        let more = (limit - taken).checked_div(full).unwrap_or_default();
+        if more > 0 {
+            for (bucket, rows) in buckets.iter().zip(&mut found) {
+                if rows.len() == part {
+                    *rows = self.syncable_branches_in(bucket, part + more)?;
+                }
+            }
+        }
+        Ok(found.concat())
+    }
+
+    /// Those of one bucket.
+    fn syncable_branches_in(
+        &self,
+        (bucket, name): &(BucketId, String),
+        limit: usize,
+    ) -> Result<Vec<SyncableBranch>, StoreError> {
+        self.query_all(
+            "SELECT name, head_seq FROM branch WHERE bucket_id = ?1 AND state = 'open' AND protected = 0 \
+             ORDER BY name LIMIT ?2",
+            params![bucket, to_sql(limit as u64)],
             |row| {
                 Ok(SyncableBranch {
-                    bucket: BucketName::from_stored(row.get(0)?),
-                    branch: BranchName::from_stored(row.get(1)?),
-                    head_seq: from_sql(row.get(2)?),
+                    bucket: BucketName::from_stored(name.clone()),
+                    branch: BranchName::from_stored(row.get(0)?),
+                    head_seq: from_sql(row.get(1)?),
                 })
             },
         )
