@@ -133,8 +133,17 @@ pub const FETCH_PEERS_MAX: usize = 16;
 /// Peers that a search for a content asks at once.
 pub const PROVIDERS_AT_ONCE: usize = 8;
 
-/// Contents that the node fetches at once.
+/// Contents that the node fetches at once, each for one bucket.
 pub const FETCHES_MAX: usize = 32;
+
+/// Those of one bucket.
+pub const FETCHES_PER_BUCKET_MAX: usize = 8;
+
+/// Bytes a second that a peer sends on average, or it is given up for the next one.
+pub const FETCH_RATE_MIN: u64 = 4 << 10;
+
+/// Time for which a response of a peer may be slower than [`FETCH_RATE_MIN`].
+pub const FETCH_RATE_GRACE: Duration = Duration::from_secs(30);
 
 /// Ranges that one request of this node for a content has.
 pub const FETCH_RANGES_MAX: usize = 1024;

@@ -301,7 +301,7 @@ impl FollowedFetch {
         }
     }
 
-    /// Bytes of the content, which has come. `None` if it came for the bucket of another call, which gives this one no right.
+    /// Bytes of the content, which has come. `None` if another call fetched it, and the bucket lacks it again.
     async fn size_when_done(&self) -> Result<Option<u64>, FsError> {
         let WantedContent { bucket, hash, .. } = self.wanted;
         match self.call.status_in(bucket, hash).await? {

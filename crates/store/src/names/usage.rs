@@ -221,13 +221,6 @@ impl ReadTransaction<'_> {
         }
     }
 
-    /// Whether a bucket waits for the bytes of a content.
-    pub(crate) fn is_awaited(&self, hash: ContentHash) -> Result<bool, StoreError> {
-        let query =
-            "SELECT EXISTS (SELECT 1 FROM blob_bucket WHERE hash = ?1 AND wanted = 1 AND refs > 0)";
-        Ok(self.query_count(query, [hash])? > 0)
-    }
-
     fn status_of_claim(
         &self,
         claim: Option<(bool, u64)>,

@@ -1,6 +1,7 @@
 //! Contents between nodes that are connected in this process.
 
 mod fetching;
+mod foreign;
 mod requests;
 mod serving;
 mod stock;

@@ -12,7 +12,7 @@ use crate::blobs::BlobPeers;
 
 impl BlobNode {
     /// Synchronises a bucket, which fetches contents in this way.
-    async fn synchronise(&self, name: &str, fetch: ContentFetchMode) {
+    pub(super) async fn synchronise(&self, name: &str, fetch: ContentFetchMode) {
         let bucket = self.bucket(name).await;
         let settings = BucketSettings {
             is_synced: Some(true),
@@ -26,7 +26,11 @@ impl BlobNode {
         set.await.expect("there");
     }
 
-    async fn fetch_for_read(&self, bucket: &str, hash: ContentHash) -> Result<(), FsError> {
+    pub(super) async fn fetch_for_read(
+        &self,
+        bucket: &str,
+        hash: ContentHash,
+    ) -> Result<(), FsError> {
         let bucket = self.bucket(bucket).await;
         let fetch = self.service.fetch_for_read(bucket, hash);
         tokio::time::timeout(hung(), fetch).await.expect("in time")
@@ -43,7 +47,7 @@ impl BlobNode {
     }
 
     /// Gives the node these peers.
-    fn know(&self, peers: HashMap<PeerId, ServePeer>) -> Arc<TestPeers> {
+    pub(super) fn know(&self, peers: HashMap<PeerId, ServePeer>) -> Arc<TestPeers> {
         let peers = Arc::new(TestPeers {
             peers,
             ..TestPeers::default()
@@ -54,7 +58,7 @@ impl BlobNode {
     }
 }
 
-fn is_unavailable(fetched: Result<(), FsError>) -> bool {
+pub(super) fn is_unavailable(fetched: Result<(), FsError>) -> bool {
     matches!(
         fetched,
         Err(FsError::Store(StoreError::ContentUnavailable { .. }))

@@ -241,9 +241,9 @@ impl FailingDisk {
         self.contents.insert(at.clone(), None);
         let after = self.with(at, bytes.clone());
         let run = move |files: &mut TestFiles| {
-            let store = files.store();
+            let (store, bucket) = (files.store(), files.bucket);
             let arrive = || {
-                let mut partial = store.content().receive(hash, len)?;
+                let mut partial = store.content().receive(bucket, hash, len)?;
                 let (first, second) = bytes.split_at(65_536);
                 partial.write_verified(0, first)?;
                 partial.save()?;
