@@ -100,7 +100,7 @@ async fn a_session_that_brings_nothing_ends() {
     };
     let code = tokio::time::timeout(hung(), ended).await;
     assert_eq!(code.expect("an end"), ByeCode::Done);
-    holds(&node, "silence").await;
+    assert_eq!(node.paths().await, ["/kept"]);
 }
 
 /// The attack: merges that take longer than the node waits for them, one after the other. The thread of each stays.
