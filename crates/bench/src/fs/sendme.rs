@@ -127,7 +127,7 @@ async fn store_file(node: &FsBenchNode<'_>, to: &Path) -> Result<Hash> {
 fn node_address(node: &FsBenchNode<'_>, port: u16) -> Result<EndpointAddr> {
     let key: PeerKey = node.identity().parse().map_err(failed("naming the node"))?;
     let PeerKey::Ed25519(key) = key else {
-        return Err(failed("naming the node")("its key is none of iroh"));
+        return Err(failed("naming the node")("iroh has no keys of this kind"));
     };
     let id = EndpointId::from_bytes(&key).map_err(failed("naming the node"))?;
     Ok(EndpointAddr::new(id).with_ip_addr(loopback(port)))

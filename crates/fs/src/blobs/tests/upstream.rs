@@ -1,5 +1,5 @@
 //! The tests that iroh-blobs 0.104 has of its own provider, and which of ours stands for each. Those that fit this store and
-//! had none here are written anew below, with the stock getter.
+//! had no counterpart here follow below, written for the stock getter.
 
 use std::collections::HashSet;
 
