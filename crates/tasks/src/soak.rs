@@ -79,7 +79,8 @@ const CAMPAIGNS: [(&str, CampaignKind); 12] = [
 ];
 
 /// Tests with a count that is higher here than in a run of the tests, and that measure no time.
-const COUNTS: [&str; 11] = [
+const COUNTS: [&str; 12] = [
+    "a_file_of_holes",
     "a_server_that_takes_no_cancellation",
     "a_thousand_idle_sessions",
     "a_thousand_replays",

@@ -248,6 +248,16 @@ fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
     let known = problems(admin, &node);
     assert!(!known.iter().any(|one| one == "files-damaged"), "{known:?}");
     assert_eq!(health(&node.target).status, 200);
+    // From here on contents go that no name leads to; those with a name stay.
+    for words in [
+        &["fs", "repair", &node.target, "--release-sweep"][..],
+        &["fs", "gc", &node.target],
+    ] {
+        let output = admin.run(admin.command(words));
+        assert_eq!(output.status, 0, "{output:?}");
+    }
+    let kept = call(admin, &node, "fs/stat", &json!({ "path": "docs:/a" }));
+    assert_eq!(kept["size"], 4, "{kept}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod enrolment_machines;
 mod escrow;
 mod farm;
 mod files;
+mod files_branches;
 mod files_cli;
 mod files_full;
 mod files_in_scripts;

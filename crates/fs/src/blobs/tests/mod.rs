@@ -4,6 +4,7 @@ mod fetching;
 mod requests;
 mod serving;
 mod stock;
+mod upstream;
 mod wanted;
 
 use std::fs::Permissions;
