@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_has_no_names_of_files() {
+    fn errors_are_logged_without_names_of_files() {
         let path = || "/secret".to_owned();
         for error in [
             StoreError::NotDirectory { path: path() },
