@@ -194,7 +194,7 @@ fn shown(path: &str) -> String {
     one_word(&parts.collect::<Vec<_>>().join("/"))
 }
 
-/// The path without the names of files: they say what people work on, and whom it concerns.
+/// The path without the names of files, which say what people work on.
 fn without_files(path: &str) -> &str {
     let rest = path.strip_prefix(FILES).unwrap_or_default();
     // An encoded character is no part of a bucket's name, and may be a slash.
