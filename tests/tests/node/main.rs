@@ -17,6 +17,7 @@ mod files_branches;
 mod files_cli;
 mod files_full;
 mod files_in_scripts;
+mod files_log;
 mod files_sync;
 mod gpu_verbs;
 mod hoarders;

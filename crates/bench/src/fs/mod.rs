@@ -68,6 +68,8 @@ mod goals {
     pub(super) const RESOLVE_P99_US: f64 = 200.0;
     /// The first synchronisation of 100,000 paths, in s.
     pub(super) const SYNC_S: f64 = 60.0;
+    /// Memory of the first synchronisation of 100,000 paths, of both nodes together, in MiB.
+    pub(super) const SYNC_MIB: f64 = 200.0;
     /// Memory of a node with 1,000,000 entries over that of an idle node, in MiB.
     pub(super) const ENTRIES_MIB: f64 = 128.0;
 }

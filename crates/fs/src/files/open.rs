@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::tree::{FsFileTree, require_parent};
 use super::{FileAttributes, FileKind, FileOpening, FileStat, FileTree, FileTreeError, OpenFile};
-use crate::error::FsError;
+use crate::error::{FsError, logged_error};
 use crate::lease::StoreLease;
 use crate::ops::addressed::{BranchTarget, head_name, target};
 use crate::rights::FsRight;
@@ -455,6 +455,7 @@ impl Drop for FsOpenFile {
                 if let Ok(lease) = service.open_for(&writer.actor)
                     && let Err(error) = lease.sessions().abort(writer.session, &writer.actor)
                 {
+                    let error = logged_error(&error);
                     tracing::debug!(%error, "a write session had ended already");
                 }
             });
