@@ -52,6 +52,20 @@ impl FsError {
         Self::Input(text.into())
     }
 
+    /// What the log says of it: the kind of the error, and no name of a file.
+    pub(crate) fn logged(&self) -> String {
+        match self {
+            Self::Store(error) => logged_error(error),
+            Self::Call(error) => error.code.name().to_owned(),
+            // The text may have what the caller sent.
+            Self::Input(_) => "an input makes no sense".to_owned(),
+            Self::Forbidden(_)
+            | Self::ForbiddenEverywhere(_)
+            | Self::NoCopy { .. }
+            | Self::Unserved => self.to_string(),
+        }
+    }
+
     /// Whether a content is on peers only.
     pub(crate) const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Store(StoreError::ContentUnavailable { .. }))
@@ -134,12 +148,28 @@ const fn description(code: StoreErrorCode) -> &'static str {
     }
 }
 
+/// What the log says of an error of the store: why the store failed, and of all other errors the code alone, because the
+/// text of some has a path.
+pub(crate) fn logged_error(error: &StoreError) -> String {
+    match error {
+        // What the system and the database say is about the files of the store.
+        StoreError::ContentFolder(_)
+        | StoreError::ContentMissing { .. }
+        | StoreError::Damaged(_)
+        | StoreError::Database(_)
+        | StoreError::FileSystem(_) => error.to_string(),
+        // The text is that of a panic, which may have anything. The record of the panic itself says where it was.
+        StoreError::Panicked(_) => "a job of the store panicked".to_owned(),
+        other => other.code().name().to_owned(),
+    }
+}
+
 fn of_store(error: &StoreError) -> CallError {
     let code = error.code();
     let wire = wire_code(code);
     if code == StoreErrorCode::Internal {
         // The text may have paths of this node and words of the database, which are for the administrator.
-        tracing::error!("the store of files failed: {error}");
+        tracing::error!("the store of files failed: {}", logged_error(error));
         return CallError::new(
             wire,
             "the store of files failed; the log of the node says how",
@@ -279,6 +309,25 @@ mod tests {
             assert!(!call.message.contains("/data"), "{call}");
             assert_eq!(call.details, None);
         }
+    }
+
+    #[test]
+    fn errors_are_logged_without_names_of_files() {
+        let path = || "/secret".to_owned();
+        for error in [
+            StoreError::NotDirectory { path: path() },
+            StoreError::IsDirectory { path: path() },
+            StoreError::NotEmpty { path: path() },
+            StoreError::Locked { path: path() },
+            StoreError::Panicked(path()),
+        ] {
+            let logged = FsError::from(error).logged();
+            assert!(!logged.contains("secret"), "{logged}");
+        }
+        let logged = FsError::input("no /secret").logged();
+        assert!(!logged.contains("secret"), "{logged}");
+        let failed = FsError::from(StoreError::Database("disk I/O error".to_owned()));
+        assert!(failed.logged().contains("disk I/O error"));
     }
 
     #[test]

@@ -235,6 +235,10 @@ pub const READ_BLOCK_BYTES: usize = 256 << 10;
 /// hashes on the way to it.
 pub const OPEN_READ_BYTES_MAX: u64 = 1 << 20;
 
+/// Memory of a file while it is written, closed and read by ranges, however long it is: the hashes of its groups beyond
+/// some of them, and its outboard, are in files.
+pub const FILE_MEMORY_BYTES_MAX: u64 = 16 << 20;
+
 /// Bytes of a content from peers after which what has arrived is noted on the disk, so that a restart loses less.
 pub const PARTIAL_SAVE_BYTES: u64 = 8 << 20;
 

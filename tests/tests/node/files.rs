@@ -225,15 +225,23 @@ fn a_caller_without_a_scope_sees_no_bucket() {
     assert_eq!(refused.0, "UNAUTHENTICATED");
 }
 
-#[test]
-fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
     let bench = TestBench::new();
     let (admin, names) = (bench.admin(), names_file(&bench));
     let node = start(&bench, "");
     make_bucket(admin, &node);
+    // One that lies in the file of names, and one that has a file of its own.
+    let long = "kept ".repeat(10_000);
     put(admin, &node, "docs:/a", "kept");
-    // The copy of the day, which the node may have made when there was no bucket yet.
+    put(admin, &node, "docs:/long", &long);
+    // The node makes one copy a day, and may have made it when there was no bucket yet.
+    let copied = call(admin, &node, "fs/backup", &Value::Null);
+    let day = copied["day"].as_str().expect("a day");
+    let copy = beside(&names, &format!(".copy-{day}"));
+    fs::remove_file(&copy).expect("it is there");
     call(admin, &node, "fs/backup", &Value::Null);
+    assert!(copy.exists());
     assert_eq!(node.stop(), Some(0));
     let file = OpenOptions::new().write(true).open(&names);
     let file = file.expect("it is there");
@@ -243,11 +251,22 @@ fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
     serves_all_but_files(admin, &node, "files-damaged");
     assert!(beside(&names, ".damaged-1").exists() && !names.exists());
     let repaired = call(admin, &node, "fs/repair", &Value::Null);
-    assert!(repaired["copy"].is_string(), "{repaired}");
-    call(admin, &node, "fs/bucket/list", &Value::Null);
+    assert_eq!(repaired["copy"], day, "{repaired}");
+    assert_eq!(read(admin, &node, "docs:/a").await, "kept");
+    assert!(read(admin, &node, "docs:/long").await == long);
     let known = problems(admin, &node);
     assert!(!known.iter().any(|one| one == "files-damaged"), "{known:?}");
     assert_eq!(health(&node.target).status, 200);
+    // From here on contents go that no name leads to; those with a name stay.
+    for words in [
+        &["fs", "repair", &node.target, "--release-sweep"][..],
+        &["fs", "gc", &node.target],
+    ] {
+        let output = admin.run(admin.command(words));
+        assert_eq!(output.status, 0, "{output:?}");
+    }
+    let kept = call(admin, &node, "fs/stat", &json!({ "path": "docs:/a" }));
+    assert_eq!(kept["size"], 4, "{kept}");
 }
 
 #[test]

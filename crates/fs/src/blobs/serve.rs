@@ -72,7 +72,7 @@ impl From<FsError> for BlobEnd {
             FsError::Store(error) if error.code() == StoreErrorCode::Busy => BlobCode::Limit,
             _ => BlobCode::Internal,
         };
-        tracing::debug!(%error, "a content is not served");
+        tracing::debug!(error = %error.logged(), "a content is not served");
         Self::Broken(code)
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::tree::{FsFileTree, require_parent};
 use super::{FileAttributes, FileKind, FileOpening, FileStat, FileTree, FileTreeError, OpenFile};
-use crate::error::FsError;
+use crate::error::{FsError, logged_error};
 use crate::lease::StoreLease;
 use crate::ops::addressed::{BranchTarget, head_name, target};
 use crate::rights::FsRight;
@@ -82,7 +82,7 @@ impl FsOpenFile {
             here => here,
         };
         let (stat, content) = match found {
-            FoundFile::Here(stat, content) => (stat, content),
+            FoundFile::Here(found) => *found,
             // The file has another content by now.
             FoundFile::Awaited(_, hash) => {
                 return Err(FsError::from(StoreError::ContentUnavailable { hash }).into());
@@ -168,7 +168,7 @@ impl FsOpenFile {
 enum FoundFile {
     /// A file whose bytes are on peers only.
     Awaited(BucketId, ContentHash),
-    Here(FileStat, OpenContent),
+    Here(Box<(FileStat, OpenContent)>),
 }
 
 impl FoundFile {
@@ -188,7 +188,8 @@ impl FoundFile {
                     reader,
                     _lease: lease,
                 };
-                Ok(Self::Here(FileStat::from_entry(&entry.state), content))
+                let stat = FileStat::from_entry(&entry.state);
+                Ok(Self::Here(Box::new((stat, content))))
             }
             Err(StoreError::ContentUnavailable { .. }) => Ok(Self::Awaited(bucket, hash)),
             Err(error) => Err(error.into()),
@@ -454,6 +455,7 @@ impl Drop for FsOpenFile {
                 if let Ok(lease) = service.open_for(&writer.actor)
                     && let Err(error) = lease.sessions().abort(writer.session, &writer.actor)
                 {
+                    let error = logged_error(&error);
                     tracing::debug!(%error, "a write session had ended already");
                 }
             });

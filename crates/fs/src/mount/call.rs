@@ -180,9 +180,9 @@ pub(super) async fn run_blocking<T: Send + 'static>(
 ) -> Result<T, DavFailure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => {
-            // The panic ends this request. The text of it may name a file, and stays out of the answer.
-            tracing::error!("a request for files panicked: {error}");
+        Err(_) => {
+            // The panic ends this request. Its text may name a file, and stays out of the answer and of this record.
+            tracing::error!("a request for files panicked");
             Err(DavFailure::Status(StatusCode::INTERNAL_SERVER_ERROR))
         }
     }

@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::dav::{DavCondition, DavError, DavTarget, UPLOAD_OFFSET, UploadError};
-use crate::error::FsError;
+use crate::error::{FsError, logged_error};
 
 use super::respond::{empty, full, with_body, xml};
 
@@ -87,7 +87,7 @@ fn of_fs(error: FsError, caller: &MountCaller) -> Response<MountBody> {
         FsError::Unserved => StatusCode::SERVICE_UNAVAILABLE,
         _ => {
             let id = &caller.request_id;
-            tracing::error!("{id}: a request for files failed: {error}");
+            tracing::error!("{id}: a request for files failed: {}", error.logged());
             return empty(StatusCode::INTERNAL_SERVER_ERROR);
         }
     };
@@ -116,9 +116,9 @@ fn of_store(
         return of_condition(status, &condition);
     }
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        // The text may have paths of this node, which are for the administrator.
+        // What the system says is for the administrator.
         let id = &caller.request_id;
-        tracing::error!("{id}: the store of files failed: {error}");
+        tracing::error!("{id}: the store of files failed: {}", logged_error(error));
         return empty(status);
     }
     let mut response = text(status, error.to_string());

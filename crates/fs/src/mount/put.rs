@@ -11,6 +11,7 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 
 use crate::dav::{ContentRangeHeader, EntityTag, UploadAppend, UploadProgress};
+use crate::error::logged_error;
 
 use super::DavFiles;
 use super::call::{DavBranch, DavCall};
@@ -171,6 +172,7 @@ impl<F: DavFiles> Drop for PutSession<'_, F> {
                 if let Ok(lease) = files.open()
                     && let Err(error) = lease.sessions().abort(session, &actor)
                 {
+                    let error = logged_error(&error);
                     tracing::debug!(%error, "a write session had ended already");
                 }
             });

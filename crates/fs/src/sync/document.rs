@@ -156,7 +156,12 @@ impl SyncedDocument {
     ) -> Result<ReceivedChanges, SyncError> {
         let message = checked_message(bytes)?;
         let before = self.doc.get_heads();
+        #[cfg(test)]
+        let panics = message.heads.contains(&super::incoming::PANICKING_HEAD);
         let received = contain(|| self.doc.receive_sync_message(state, message))?;
+        // No message is known at which the library panics, so that a test says when it does.
+        #[cfg(test)]
+        contain(|| assert!(!panics, "a test asks for a panic"))?;
         received.map_err(|error| invalid(error.to_string()))?;
         let mut changes = contain(|| self.doc.get_changes(&before))?;
         // In an order in which each change comes behind those that it knows of.

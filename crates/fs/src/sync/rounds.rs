@@ -63,7 +63,7 @@ struct SyncRounds {
     dialer: Arc<dyn SyncDialer>,
     pause: Duration,
     attempts: HashMap<SyncTarget, SyncAttempt>,
-    running: JoinSet<Vec<(DueTarget, Option<SessionFailure>)>>,
+    running: JoinSet<Vec<EndedTarget>>,
     /// Peers with a task, which has their sessions one after the other, and what these are about.
     busy: HashMap<Id, (PeerId, Vec<DueTarget>)>,
     permits: Arc<Semaphore>,
@@ -205,7 +205,7 @@ impl SyncRounds {
     }
 
     /// Notes how the sessions of a peer ended.
-    fn note(&mut self, done: Result<(Id, Vec<(DueTarget, Option<SessionFailure>)>), JoinError>) {
+    fn note(&mut self, done: Result<(Id, Vec<EndedTarget>), JoinError>) {
         let now = Instant::now();
         let ended = match done {
             Ok((id, ended)) => {
@@ -238,6 +238,9 @@ impl SyncRounds {
         }
     }
 }
+
+/// What was due with a peer, and how its session failed, if it did.
+type EndedTarget = (DueTarget, Option<SessionFailure>);
 
 /// Parts the sessions that are due with a peer into those of its next round and the others. Each bucket gets a turn before
 /// another one gets its second, and in each the branch goes first whose last session ended first.
@@ -272,7 +275,7 @@ struct PeerRound {
 }
 
 impl PeerRound {
-    async fn run(self) -> Vec<(DueTarget, Option<SessionFailure>)> {
+    async fn run(self) -> Vec<EndedTarget> {
         let mut link = PeerLink::dialled(&*self.dialer, &self.peer);
         let mut ended = Vec::new();
         let mut is_reachable = true;

@@ -303,7 +303,7 @@ fn puts_one(db: &StoreDb) -> StoreReply<i64> {
 }
 
 /// The pace of a watch is tested apart, without a clock.
-fn no_pause(_: std::time::Duration) -> std::future::Ready<()> {
+fn no_pause(_: Duration) -> std::future::Ready<()> {
     std::future::ready(())
 }
 

@@ -30,7 +30,10 @@ impl std::fmt::Debug for TestPeers {
 
 impl BlobPeers for TestPeers {
     fn known(&self) -> Vec<PeerId> {
-        self.peers.keys().cloned().collect()
+        let mut known: Vec<_> = self.peers.keys().cloned().collect();
+        // A test says by the names which peer is asked first.
+        known.sort();
+        known
     }
 
     fn connect<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, DialError>> {
@@ -268,6 +271,35 @@ async fn a_lying_peer_is_dropped_and_not_asked_again() {
     let ended = getter.fetch(&peers, hash, len, &["late", "bob"]).await;
     assert_eq!(ended, FetchProgress::Done);
     assert!(getter.node.bytes(hash).await == bytes);
+}
+
+/// Nothing is known of the liar before it is asked.
+#[tokio::test]
+async fn a_fetch_drops_a_lying_peer_and_asks_the_next_one() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let bytes = noise(70 * GROUP);
+    let hash = provider.put("docs", "/a", &bytes).await;
+    getter.node.want("docs", "/a", &bytes).await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    let liar = scripted(bytes.clone(), move |mut response: Vec<u8>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        response[9 * GROUP] ^= 1;
+        response
+    });
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("liar"), liar), (id("bob"), honest(&provider))]),
+        ..TestPeers::default()
+    });
+    let order = ["liar", "bob"];
+    let ended = getter.fetch(&peers, hash, bytes.len(), &order).await;
+    assert_eq!(ended, FetchProgress::Done);
+    assert!(getter.node.bytes(hash).await == bytes);
+    // The liar was dialled and asked once, and has a penalty alone.
+    assert_eq!(peers.connections.load(Ordering::SeqCst), 2);
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
+    let penalised = order.map(|name| getter.fetches.is_penalised(&id(name)));
+    assert_eq!(penalised, [true, false]);
 }
 
 /// Bytes by the word of an announcement are no proof: the peers that have the content know better, and prove it.

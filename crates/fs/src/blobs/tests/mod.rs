@@ -5,6 +5,7 @@ mod foreign;
 mod requests;
 mod serving;
 mod stock;
+mod upstream;
 mod wanted;
 
 use std::fs::Permissions;

@@ -77,8 +77,8 @@ async fn a_reader_gets_a_content_that_only_a_peer_has() {
         response[9 * GROUP] ^= 1;
         response
     });
-    // Whichever of both is asked first.
-    let peers = [(id("bob"), honest(&provider)), (id("liar"), liar)];
+    // The liar is asked first: none of both was synchronised with, so that the names decide.
+    let peers = [(id("ada"), liar), (id("bob"), honest(&provider))];
     let peers = reader.know(HashMap::from(peers));
     assert!(is_unavailable(reader.fetch_for_read("docs", hash).await));
     reader.synchronise("docs", ContentFetchMode::None).await;
@@ -88,6 +88,8 @@ async fn a_reader_gets_a_content_that_only_a_peer_has() {
     let fetched = reader.fetch_for_read("docs", hash).await;
     fetched.expect("a peer has it");
     assert!(reader.bytes_in("docs", hash).await.expect("here") == bytes);
+    assert_eq!(peers.connections.load(Ordering::SeqCst), 2);
+    assert!(reader.service.fetches().is_penalised(&id("ada")));
     // The other bucket has no right to bytes that came for this one.
     let other = reader.bytes_in("secret", hash).await.map(drop);
     assert!(is_unavailable(other));

@@ -14,6 +14,7 @@ use automerge::{ActorId, Automerge, Change, ObjType, ROOT, ScalarValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::scene::{MAY_SYNC, SyncNode, hash, hung, identity, path, serve};
+use crate::sync::incoming::PANICKING_HEAD;
 use crate::sync::limits::{MESSAGE_BYTES_MAX, PART_BYTES_MAX, SYNC_BYTES_MAX};
 use crate::sync::message::{read_message, write_message};
 use crate::sync::{
@@ -300,6 +301,36 @@ async fn a_message_that_is_cut_changes_nothing() {
     peer.say_sync(&bytes).await;
     assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
     holds(&node, "cut").await;
+}
+
+/// The document in memory has the changes by then, and what is stored must not get them.
+#[tokio::test]
+async fn a_panic_of_the_library_ends_its_session_and_leaves_the_stored_document() {
+    let node = victim().await;
+    let early = SyncNode::new("early").await;
+    early.sync(&node).await.expect("synchronised");
+    let before = node.stored_parts().await;
+    assert!(!before.is_empty());
+
+    let mut peer = RawSyncPeer::greeted(&node).await;
+    peer.put(&[("/new", file(2, NOW_MS))]);
+    let heads = [peer.doc.get_heads(), vec![PANICKING_HEAD]].concat();
+    let bytes = message_with(vec![peer.doc.save()], heads);
+    peer.say_sync(&bytes).await;
+    assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
+    failed(&node, 1).await;
+    let counters = node.sync.counters();
+    assert_eq!(counters.failed_merges.get(), 1);
+    assert_eq!(counters.failed_sessions.get(), 1);
+    assert_eq!(node.stored_parts().await, before);
+
+    // The next session reads what is stored, and takes the same changes in.
+    holds(&node, "a panic").await;
+    let mut other = RawSyncPeer::greeted_as(&node, "other").await;
+    other.put(&[("/new", file(2, NOW_MS))]);
+    other.exchange().await;
+    assert_eq!(node.paths().await, ["/kept", "/new"]);
+    assert_eq!(node.sync.counters().failed_merges.get(), 1);
 }
 
 #[tokio::test]

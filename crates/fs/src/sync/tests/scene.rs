@@ -271,6 +271,11 @@ impl SyncNode {
 
     /// Parts that the stored document has.
     pub(super) async fn parts(&self) -> usize {
+        self.stored_parts().await.len()
+    }
+
+    /// The bytes of the stored document, by its parts.
+    pub(super) async fn stored_parts(&self) -> Vec<Vec<u8>> {
         let store = self.store().await;
         let read = store.read(|tx| {
             let bucket = tx.bucket_by_name(&"docs".parse()?)?;
@@ -278,7 +283,7 @@ impl SyncNode {
             tx.sync_document(&branch.id.into())
         });
         let document = read.await.expect("readable");
-        document.map_or(0, |document| document.chunks.len())
+        document.map_or_else(Vec::new, |document| document.chunks)
     }
 
     /// A connection to another node. Each knows the other one with these scopes.

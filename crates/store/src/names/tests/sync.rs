@@ -1,5 +1,7 @@
 //! What synchronisation reads and writes.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 fn state(number: u8) -> EntryState {
