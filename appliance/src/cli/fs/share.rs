@@ -34,7 +34,7 @@ alknet fs share add attic docs:/photos/1.jpg --key ed25519:… --expires 12h --b
         after_help = "Example:\n  alknet fs share list attic docs"
     )]
     List(NodeRowArgs<BucketRow>),
-    /// End a share. A request that is under way is served to its end.
+    /// End a share. A request that is under way breaks off soon.
     #[command(
         override_usage = "alknet fs share remove [OPTIONS] [NODE] <SHARE>",
         after_help = "Example:\n  alknet fs share remove attic docs:af1349b9f5f9a1a6a0404dea36dcc949"

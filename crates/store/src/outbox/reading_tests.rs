@@ -366,7 +366,7 @@ async fn watches_of_a_bucket_end_with_it() {
     let mut watch = db.watch_events(filter, None);
     let delete = db.write(move |tx| tx.delete_bucket(bucket));
     // The watch waits before the bucket is deleted, or finds none.
-    let (page, deleted) = tokio::join!(watch.next_page(10), delete);
+    let (page, deleted) = tokio::join!(watch.next_page(10, no_pause), delete);
     deleted.expect("it is there");
     let gone = StoreError::NotFound(StoreObject::Bucket);
     assert_eq!(page.expect_err("no event"), gone);
