@@ -170,7 +170,7 @@ impl WriteTransaction<'_> {
         Ok(id)
     }
 
-    /// Wakes what waits for events although there is none, so that it looks at its bucket again.
+    /// Wakes what waits for events, without an event, so that it looks at its bucket again.
     pub(crate) fn wake_watches(&mut self) -> Result<(), StoreError> {
         let last = self.last_event_id()?;
         self.note_event(last);

@@ -192,8 +192,8 @@ pub(super) struct SessionEnd {
     pub(super) lacks_contents: bool,
 }
 
-/// Exchanges messages until the session is over. `identity` is asked for each message, and from time to time while there is
-/// none: rights can change meanwhile. `is_equal` says that the hellos have the same heads.
+/// Exchanges messages until the session is over. `identity` is asked for each message, and from time to time between two of
+/// them: rights can change meanwhile. `is_equal` says that the hellos have the same heads.
 pub(super) async fn exchange(
     context: &SessionContext,
     (mode, is_equal): (SyncMode, bool),

@@ -228,7 +228,7 @@ async fn a_watch_ends_with_its_bucket() {
 async fn a_download_breaks_off_with_the_right_to_it() {
     let scene = WithdrawnRights::new(DOWNLOAD_BYTES).await;
     let by_hash = format!("/fs/.blob/{}", scene.hash);
-    for path in ["/fs/docs/a", &by_hash] {
+    for path in ["/fs/docs/a", by_hash.as_str()] {
         // Whole, a long range, and several ranges.
         for range in ["all", "bytes=1-", "bytes=0-999999,2000000-"] {
             for (left, _) in ENDS {
@@ -249,7 +249,8 @@ async fn a_download_breaks_off_with_the_right_to_it() {
 #[tokio::test]
 async fn a_download_breaks_off_with_its_bucket() {
     let scene = WithdrawnRights::new(DOWNLOAD_BYTES).await;
-    for path in ["/fs/docs/a", &format!("/fs/.blob/{}", scene.hash)] {
+    let by_hash = format!("/fs/.blob/{}", scene.hash);
+    for path in ["/fs/docs/a", by_hash.as_str()] {
         let mut body = scene.client().begin(path).await;
         body.frame().await.expect("a frame").expect("whole");
         scene.delete_bucket().await;

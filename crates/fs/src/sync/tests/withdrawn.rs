@@ -43,7 +43,7 @@ async fn a_right_that_is_taken_away_ends_the_session() {
 
 /// A question about contents is no step of the document, and its answer would tell which contents the bucket has.
 #[tokio::test]
-async fn contents_are_not_told_after_the_right_was_taken_away() {
+async fn no_answer_about_contents_comes_after_the_right_was_taken_away() {
     let node = node().await;
     let here = node.put_bytes("/here", b"here").await;
     for (name, leaves_identity) in [("reader", true), ("removed", false)] {
