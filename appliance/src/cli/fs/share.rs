@@ -28,7 +28,7 @@ pub(crate) enum ShareVerb {
 alknet fs share add attic docs:/photos/1.jpg --key ed25519:… --expires 12h --bytes 10G --uses 3"
     )]
     Add(ShareAddArgs),
-    /// List the shares of a bucket that have not ended.
+    /// List the shares of a bucket whose time is not over.
     #[command(
         override_usage = "alknet fs share list [OPTIONS] [NODE] <BUCKET>",
         after_help = "Example:\n  alknet fs share list attic docs"
