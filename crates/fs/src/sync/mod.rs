@@ -24,6 +24,7 @@ mod metrics;
 mod opening;
 mod pauses;
 mod records;
+mod rights;
 mod rounds;
 mod service;
 mod session;

@@ -22,12 +22,14 @@ use super::message::{SyncHello, SyncMessage, SyncPart};
 use super::metrics::SyncCounters;
 use super::pauses::{PauseKey, SyncPauses};
 use super::records::{SyncRecord, SyncRecords, SyncTarget};
+use super::rights::may_sync;
 use super::session::{
-    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, may_sync, own_hello,
-    read_hello, write_first,
+    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, own_hello, read_hello,
+    write_first,
 };
 use super::tops::exchange_tops;
 use crate::lease::StoreLease;
+use crate::limits::IDLE_RIGHT_CHECK_TIME;
 use crate::service::FsService;
 
 /// The protocol's name in TLS.
@@ -42,6 +44,8 @@ pub struct SyncOptions {
     pub fetcher: Option<Arc<dyn ContentFetcher>>,
     /// Paths that one document may have, deleted ones counted. All nodes have the same, and tests less.
     pub paths_max: usize,
+    /// How often the right of a peer is looked at whose session waits for changes. Tests have less.
+    pub right_check_time: Duration,
 }
 
 impl SyncOptions {
@@ -52,6 +56,7 @@ impl SyncOptions {
             node_key,
             fetcher: None,
             paths_max: PATHS_MAX,
+            right_check_time: IDLE_RIGHT_CHECK_TIME,
         }
     }
 }
@@ -277,6 +282,7 @@ impl SyncService {
             counters: Arc::clone(&self.0.counters),
             assembling: Arc::clone(&self.0.assembling),
             closing: self.0.files.closing(),
+            right_check_time: self.0.options.right_check_time,
         })
     }
 

@@ -11,3 +11,4 @@ mod scene;
 mod sessions;
 mod split;
 mod unpack;
+mod withdrawn;

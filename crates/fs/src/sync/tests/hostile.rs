@@ -22,10 +22,10 @@ use crate::sync::{
 };
 
 /// The time of the nodes of tests.
-const NOW_MS: u64 = 1_800_000_000_000;
+pub(super) const NOW_MS: u64 = 1_800_000_000_000;
 
 /// A peer that sends what a test says.
-struct RawSyncPeer {
+pub(super) struct RawSyncPeer {
     connection: Connection,
     send: SendStream,
     recv: RecvStream,
@@ -40,16 +40,23 @@ impl RawSyncPeer {
     }
 
     async fn connect(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
+        Self::connect_both(node, name, scopes).await.0
+    }
+
+    /// The same with the node's end of the connection.
+    async fn connect_both(node: &SyncNode, name: &str, scopes: &[&str]) -> (Self, Connection) {
         let (here, there) = memory_pair(SYNC_ALPN);
+        let server = there.clone();
         serve(node, there, Some(identity(name, scopes)));
         let (send, recv) = here.open_bi().await.expect("a stream");
-        Self {
+        let peer = Self {
             connection: here,
             send,
             recv,
             doc: Automerge::new().with_actor(ActorId::from(name.as_bytes())),
             state: State::new(),
-        }
+        };
+        (peer, server)
     }
 
     /// A peer whose hello was answered.
@@ -58,10 +65,15 @@ impl RawSyncPeer {
     }
 
     async fn greeted_as(node: &SyncNode, name: &str) -> Self {
-        let mut peer = Self::connect(node, name, &[MAY_SYNC]).await;
+        Self::greeted_both(node, name).await.0
+    }
+
+    /// The same with the node's end of the connection.
+    pub(super) async fn greeted_both(node: &SyncNode, name: &str) -> (Self, Connection) {
+        let (mut peer, server) = Self::connect_both(node, name, &[MAY_SYNC]).await;
         let answer = peer.greet("docs", "main").await;
         assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
-        peer
+        (peer, server)
     }
 
     async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
@@ -77,7 +89,7 @@ impl RawSyncPeer {
         self.hear().await.expect("an answer")
     }
 
-    async fn say(&mut self, message: &SyncMessage) {
+    pub(super) async fn say(&mut self, message: &SyncMessage) {
         let bytes = message.encode().expect("short");
         self.say_bytes(&bytes).await;
     }
@@ -93,7 +105,7 @@ impl RawSyncPeer {
     }
 
     /// The code with which the node ends the session. Messages before it are passed over.
-    async fn bye(&mut self) -> ByeCode {
+    pub(super) async fn bye(&mut self) -> ByeCode {
         loop {
             match self.hear().await.expect("a goodbye") {
                 SyncMessage::Bye(code) => return code,
@@ -104,7 +116,7 @@ impl RawSyncPeer {
     }
 
     /// Sends a sync message in parts.
-    async fn say_sync(&mut self, bytes: &[u8]) {
+    pub(super) async fn say_sync(&mut self, bytes: &[u8]) {
         let mut parts = bytes.chunks(PART_BYTES_MAX).peekable();
         while let Some(part) = parts.next() {
             let is_last = parts.peek().is_none();
@@ -114,7 +126,7 @@ impl RawSyncPeer {
     }
 
     /// Puts values into the document of this peer, valid or not.
-    fn put(&mut self, values: &[(&str, Vec<u8>)]) {
+    pub(super) fn put(&mut self, values: &[(&str, Vec<u8>)]) {
         let mut transaction = self.doc.transaction();
         for (key, value) in values {
             let value = ScalarValue::Bytes(value.clone());
@@ -124,12 +136,12 @@ impl RawSyncPeer {
     }
 
     /// A message with everything in the document of this peer, as the library would make it.
-    fn whole_document(&self) -> Vec<u8> {
+    pub(super) fn whole_document(&self) -> Vec<u8> {
         message_with(vec![self.doc.save()], self.doc.get_heads())
     }
 
     /// Exchanges messages until both have the same.
-    async fn exchange(&mut self) {
+    pub(super) async fn exchange(&mut self) {
         let mut rounds = 0;
         while rounds < 50 {
             rounds += 1;
@@ -162,7 +174,7 @@ fn message_with(changes: Vec<Vec<u8>>, heads: Vec<automerge::ChangeHash>) -> Vec
     message.encode()
 }
 
-fn file(number: u64, ms: u64) -> Vec<u8> {
+pub(super) fn file(number: u64, ms: u64) -> Vec<u8> {
     let entry = SyncedEntry {
         state: EntryState {
             kind: EntryKind::File,
@@ -179,7 +191,7 @@ fn file(number: u64, ms: u64) -> Vec<u8> {
 }
 
 /// A node with a file, which it still has in the end and gives to an honest peer.
-async fn holds(node: &SyncNode, what: &str) {
+pub(super) async fn holds(node: &SyncNode, what: &str) {
     assert_eq!(node.paths().await, ["/kept"], "{what}");
     assert!(node.merges().await.is_empty(), "{what}");
     let honest = SyncNode::new("honest").await;
@@ -527,31 +539,6 @@ async fn a_peer_without_the_right_learns_no_names() {
         assert_eq!(answer, SyncMessage::Bye(ByeCode::NotFound), "{bucket}");
     }
     holds(&node, "rights").await;
-}
-
-#[tokio::test]
-async fn a_right_that_is_taken_away_ends_the_session() {
-    let node = victim().await;
-    let (here, there) = memory_pair(SYNC_ALPN);
-    let served = there.clone();
-    serve(&node, there, Some(identity("mallory", &[MAY_SYNC])));
-    let (send, recv) = here.open_bi().await.expect("a stream");
-    let mut peer = RawSyncPeer {
-        connection: here,
-        send,
-        recv,
-        doc: Automerge::new(),
-        state: State::new(),
-    };
-    let answer = peer.greet("docs", "main").await;
-    assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
-    let set = served.set_identity(identity("mallory", &["fs:read:docs"]));
-    set.expect("the same peer");
-    peer.put(&[("/new", file(2, NOW_MS))]);
-    let bytes = peer.whole_document();
-    peer.say_sync(&bytes).await;
-    assert_eq!(peer.bye().await, ByeCode::NotFound);
-    holds(&node, "revoked").await;
 }
 
 #[tokio::test]
