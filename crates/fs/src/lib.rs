@@ -22,6 +22,7 @@ pub mod limits;
 mod mount;
 mod ops;
 mod path;
+mod recheck;
 mod requester;
 mod rights;
 mod service;

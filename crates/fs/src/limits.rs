@@ -42,6 +42,16 @@ pub const WATCH_PAGE_EVENTS: usize = 100;
 /// Pause of a subscription whose read found the store busy. No event is lost meanwhile.
 pub const WATCH_BUSY_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes of a transfer after which the node asks again whether its client has the right to it. A look into the store is too
+/// much for each block of a fast transfer.
+pub const RIGHT_CHECK_BYTES: u64 = 8 << 20;
+
+/// Time of a transfer after which it asks again, with the next block.
+pub const RIGHT_CHECK_TIME: Duration = Duration::from_secs(2);
+
+/// Time after which the right of a peer is looked at again whose session waits for changes.
+pub const IDLE_RIGHT_CHECK_TIME: Duration = Duration::from_secs(30);
+
 /// Bytes that a verification of a content reads between two reports.
 pub const VERIFY_STEP_BYTES: u64 = 64 << 20;
 

@@ -170,6 +170,13 @@ impl WriteTransaction<'_> {
         Ok(id)
     }
 
+    /// Wakes what waits for events, without an event, so that it looks at its bucket again.
+    pub(crate) fn wake_watches(&mut self) -> Result<(), StoreError> {
+        let last = self.last_event_id()?;
+        self.note_event(last);
+        Ok(())
+    }
+
     /// Where the bytes of the newest event end.
     pub(super) fn end_bytes(&self) -> Result<u64, StoreError> {
         let last = "SELECT end_bytes FROM outbox ORDER BY id DESC LIMIT 1";

@@ -3,13 +3,14 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient};
 use alknet_core::Carriage;
 use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{CliOutput, CliRunner, TestBench, WebNode, eventually, health};
+use alknet_tests::{CliOutput, CliRunner, Curl, TestBench, WebNode, eventually, health};
 use alknet_tls::NodeKey;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ use super::manual_peer::people;
 const USER_VERSION_AT: u64 = 60;
 /// A version of a program of years to come.
 const LATER_VERSION: u32 = 99;
+/// Bytes of a download that is longer than what lies in the buffers between a node and its client.
+const DOWNLOAD_BYTES: usize = 64 << 20;
 
 /// A node that the test can stop, on this configuration. It has the same state at each start.
 fn start(bench: &TestBench, config: &str) -> EnrolmentNode {
@@ -385,4 +388,36 @@ fn curl_stores_and_fetches_with_a_token() {
     let unknown = web.curl(path, &[]);
     assert_eq!(unknown.status, 401);
     assert!(unknown.header("www-authenticate").is_some());
+}
+
+/// The client reads slowly, and has a part of the file when an administrator revokes its token.
+#[test]
+fn a_download_ends_with_its_token() {
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
+    web.node
+        .call("fs/bucket/create", &json!({ "bucket": "docs" }));
+    let scopes = json!({ "scopes": ["fs:read:docs", "fs:write:docs"] });
+    let made = web.node.call("token/make", &scopes);
+    let token = made["token"].as_str().expect("a token");
+    let (local, copy) = (bench.path().join("local"), bench.path().join("copy"));
+    fs::write(&local, vec![7_u8; DOWNLOAD_BYTES]).expect("room");
+    let path = "/fs/docs/a";
+    let upload = ["--upload-file", local.to_str().expect("UTF-8")];
+    assert_eq!(web.curl_as(token, path, &upload).status, 201);
+    let (url, bearer) = (web.url(path), format!("Authorization: Bearer {token}"));
+    let slowly = ["--http1.1", "--limit-rate", "4M", "--max-time", "120"];
+    let output = ["--output", copy.to_str().expect("UTF-8")];
+    let fixed = ["--silent", "--insecure", "--header", &bearer, "--url", &url];
+    let all = [&slowly[..], &output, &fixed].concat();
+    let mut curl = Curl::new(&all).start(Stdio::null());
+    let length = || fs::metadata(&copy).map_or(0, |about| about.len());
+    eventually("the download has begun", || (length() > 0).then_some(()));
+    let revoke = json!({ "key_id": made["key_id"] });
+    web.node.call("token/revoke", &revoke);
+    let ended = curl.wait().expect("it is our child");
+    // Not a clean end either: the client has to know that a part is missing.
+    assert!(!ended.success(), "curl takes the part for the whole file");
+    assert!(length() < DOWNLOAD_BYTES as u64);
+    assert_eq!(web.curl_as(token, path, &[]).status, 401);
 }

@@ -20,6 +20,7 @@ use super::conditions::file_hash;
 use super::failure::DavFailure;
 use super::get::text;
 use super::respond::{empty, header_value, insert_fixed, with_body};
+use super::right::MountedObject;
 
 /// Lists a directory, which exists.
 pub(super) fn directory<F: DavFiles>(
@@ -45,7 +46,13 @@ pub(super) fn directory<F: DavFiles>(
         // The fields are those of GET, and no page is read for them.
         source.stage = ListingStage::End;
     }
-    shown(format, pulled(source))
+    // Each page looks the bucket up by its name.
+    let right = call.right_to(MountedObject::Bucket {
+        right: FsRight::Read,
+        name: entry.address.bucket.clone(),
+        id: None,
+    });
+    shown(format, pulled(source, right))
 }
 
 /// Lists the buckets that the caller may read.

@@ -11,6 +11,7 @@ mod locks;
 mod properties;
 mod put;
 mod respond;
+mod right;
 mod service_files;
 #[cfg(test)]
 mod tests;
@@ -94,7 +95,7 @@ impl<F: DavFiles> DavMount<F> {
             return Ok(options());
         }
         let requester = FsRequester::of_identity(identity);
-        let call = DavCall::new((&self.files, &self.uploads), requester, parts)?;
+        let call = DavCall::new((&self.files, &self.uploads), (requester, caller), parts)?;
         if let DavTarget::Upload(id) = call.target() {
             let id = *id;
             return uploads::answer(call, id, body).await;

@@ -22,6 +22,7 @@ use super::changes::{apply, found, of_files};
 use super::conditions::{DavConditions, file_hash};
 use super::failure::DavFailure;
 use super::respond::{full, xml};
+use super::right::MountedObject;
 
 /// Lists properties of an entry, and of what is directly in it.
 pub(super) async fn find<F: DavFiles>(
@@ -58,7 +59,13 @@ pub(super) async fn find<F: DavFiles>(
                 Ok(())
             })
             .await?;
-            Ok(xml(status, pulled(source)))
+            // Each page looks the bucket up by its name.
+            let right = call.right_to(MountedObject::Bucket {
+                right: FsRight::Read,
+                name: entry.address.bucket.clone(),
+                id: None,
+            });
+            Ok(xml(status, pulled(source, right)))
         }
         DavTarget::Blob(_) | DavTarget::Upload(_) | DavTarget::Snapshots(_) => {
             Err(StoreError::NotFound(StoreObject::Entry).into())

@@ -125,7 +125,7 @@ async fn receive<F: DavFiles>(
 ) -> Result<Response<MountBody>, DavFailure> {
     let mut progress = upload.progress.try_lock().map_err(|_| busy())?;
     progress.begin(&append, content_length(call))?;
-    let written = write_body(call, id, body, &mut progress).await;
+    let written = write_body(call, (id, &upload.bucket), body, &mut progress).await;
     let stage = match written {
         Ok(()) => progress.finish(&append),
         // The upload stays open after a connection that broke, and goes with its session otherwise.

@@ -26,6 +26,7 @@ mod opening;
 mod pauses;
 mod permits;
 mod records;
+mod rights;
 mod rounds;
 mod service;
 mod session;

@@ -26,12 +26,14 @@ use super::metrics::SyncCounters;
 use super::pauses::{PauseKey, SyncPauses};
 use super::permits::PeerPermits;
 use super::records::{SyncRecord, SyncRecords, SyncTarget};
+use super::rights::may_sync;
 use super::session::{
-    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, may_sync, own_hello,
-    read_hello, write_first,
+    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, own_hello, read_hello,
+    write_first,
 };
 use super::tops::exchange_tops;
 use crate::lease::StoreLease;
+use crate::limits::IDLE_RIGHT_CHECK_TIME;
 use crate::service::FsService;
 
 /// The protocol's name in TLS.
@@ -50,6 +52,8 @@ pub struct SyncOptions {
     pub follow_idle_time: Duration,
     /// Time of one merge. Tests have less.
     pub merge_time: Duration,
+    /// How often the right of a peer is looked at whose session waits for changes. Tests have less.
+    pub right_check_time: Duration,
 }
 
 impl SyncOptions {
@@ -62,6 +66,7 @@ impl SyncOptions {
             paths_max: PATHS_MAX,
             follow_idle_time: FOLLOW_IDLE_TIME,
             merge_time: MERGE_TIME,
+            right_check_time: IDLE_RIGHT_CHECK_TIME,
         }
     }
 }
@@ -318,6 +323,7 @@ impl SyncService {
             follow_idle_time: self.0.options.follow_idle_time,
             merge_time: self.0.options.merge_time,
             closing: self.0.files.closing(),
+            right_check_time: self.0.options.right_check_time,
         })
     }
 

@@ -28,8 +28,8 @@ use super::message::{
 };
 use super::metrics::SyncCounters;
 use super::permits::PeerPermit;
+use super::rights::{check_right, lost_right};
 use crate::lease::StoreLease;
-use crate::rights::FsRight;
 
 /// Messages in a row that bring nothing. Two peers that understand each other need a few.
 const IDLE_ROUNDS_MAX: u32 = 64;
@@ -71,11 +71,13 @@ pub(super) struct SessionContext {
     pub(super) merge_time: Duration,
     /// Whether the node stops.
     pub(super) closing: watch::Receiver<bool>,
+    /// How often the right of the peer is looked at while the session waits.
+    pub(super) right_check_time: Duration,
 }
 
-/// Whether an identity may synchronise a bucket.
-pub(super) fn may_sync(identity: Option<&Identity>, hello: &SyncHello) -> bool {
-    identity.is_some_and(|it| FsRight::Sync.is_allowed(&it.scopes, &hello.bucket))
+/// The end of a session about a branch that does not exist, or that the node keeps for itself.
+fn not_synchronised() -> SyncError {
+    SyncError::refused(ByeCode::NotFound, "the branch is not synchronised")
 }
 
 /// A branch that is synchronised.
@@ -97,15 +99,14 @@ pub(super) fn check_branch(
         let branch = tx.branch_by_name(bucket.id, &branch)?;
         Ok((bucket, branch))
     });
-    let missing = || SyncError::refused(ByeCode::NotFound, "the branch is not synchronised");
     let (bucket, branch) = match read.wait() {
         Ok(found) => found,
-        Err(StoreError::NotFound(_)) => return Err(missing()),
+        Err(StoreError::NotFound(_)) => return Err(not_synchronised()),
         Err(error) => return Err(error.into()),
     };
     // To a peer the same as one that does not exist.
     if !bucket.sync.is_on || bucket.state == BucketState::Deleting {
-        return Err(missing());
+        return Err(not_synchronised());
     }
     let takes_changes = bucket.state == BucketState::Live && branch.state == BranchState::Open;
     if !takes_changes || branch.is_protected {
@@ -204,8 +205,8 @@ pub(super) struct SessionEnd {
     pub(super) lacks_contents: bool,
 }
 
-/// Exchanges messages until the session is over. `identity` is asked before each step: rights can change meanwhile.
-/// `is_equal` says that the hellos have the same heads.
+/// Exchanges messages until the session is over. `identity` is asked for each message, and from time to time between two of
+/// them: rights can change meanwhile. `is_equal` says that the hellos have the same heads.
 pub(super) async fn exchange(
     context: &SessionContext,
     (mode, is_equal): (SyncMode, bool),
@@ -217,11 +218,12 @@ pub(super) async fn exchange(
     let (received, from_peer) = mpsc::channel(1);
     let (found, there) = mpsc::channel(FETCH_LISTS_MAX);
     let main = async {
-        let mut session = OpenSession::begin(context, mode, to_peer, from_peer, found).await?;
+        let session = OpenSession::begin(context, mode, &identity, to_peer, from_peer, found);
+        let mut session = session.await?;
         if is_equal {
             session.end.equal_seq = Some(context.head_seq);
         }
-        let ended = session.run(is_equal, &identity).await;
+        let ended = session.run(is_equal).await;
         session.leave(&ended).await;
         ended.map(|()| session.end())
     };
@@ -232,9 +234,12 @@ pub(super) async fn exchange(
         let mut fetches = pin!(fetch_all(context, there));
         tokio::select! {
             ended = &mut talk => {
-                let rest = timeout(FETCHES_TIME_MAX, fetches).await;
+                // A peer that may not synchronise the bucket any more is asked for no further content.
+                let is_lost =
+                    matches!(&ended, Err(error) if error.code() == Some(ByeCode::NotFound));
+                let is_late = !is_lost && timeout(FETCHES_TIME_MAX, fetches).await.is_err();
                 ended.map(|end| SessionEnd {
-                    lacks_contents: end.lacks_contents || rest.is_err(),
+                    lacks_contents: end.lacks_contents || is_late,
                     ..end
                 })
             }
@@ -259,6 +264,8 @@ pub(super) async fn exchange(
 struct OpenSession<'a> {
     context: &'a SessionContext,
     mode: SyncMode,
+    /// Finds the identity of the peer as it is by now.
+    identity: &'a (dyn Fn() -> Option<Arc<Identity>> + Send + Sync),
     exchange: Option<PeerExchange>,
     to_peer: mpsc::Sender<Vec<u8>>,
     from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
@@ -280,6 +287,7 @@ impl<'a> OpenSession<'a> {
     async fn begin(
         context: &'a SessionContext,
         mode: SyncMode,
+        identity: &'a (dyn Fn() -> Option<Arc<Identity>> + Send + Sync),
         to_peer: mpsc::Sender<Vec<u8>>,
         from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
         found: mpsc::Sender<Vec<ContentHash>>,
@@ -290,6 +298,7 @@ impl<'a> OpenSession<'a> {
         Ok(Self {
             context,
             mode,
+            identity,
             exchange: Some(exchange.await?),
             to_peer,
             from_peer,
@@ -305,11 +314,7 @@ impl<'a> OpenSession<'a> {
     }
 
     /// Steps until the session is over. With equal hellos nothing is to be done before one side changes.
-    async fn run(
-        &mut self,
-        is_equal: bool,
-        identity: &(impl Fn() -> Option<Arc<Identity>> + Sync),
-    ) -> Result<(), SyncError> {
+    async fn run(&mut self, is_equal: bool) -> Result<(), SyncError> {
         let mut changes = self.context.branch.changes();
         let mut events = self.context.lease.db().last_event();
         let mut closing = self.context.closing.clone();
@@ -317,13 +322,11 @@ impl<'a> OpenSession<'a> {
         let mut is_known_equal = is_equal;
         self.has_heard = is_equal;
         loop {
-            if !may_sync(identity().as_deref(), &self.context.hello) {
-                let reason = "the peer has no right to synchronise the bucket";
-                return Err(SyncError::refused(ByeCode::NotFound, reason));
-            }
+            check_right(self.context, self.identity)?;
             let (is_waiting, is_equal) = match std::mem::take(&mut is_known_equal) {
                 true => (false, true),
                 false => {
+                    self.check_branch().await?;
                     let step = self.step(incoming.take()).await?;
                     let state = (step.outgoing.is_some() || !step.is_equal, step.is_equal);
                     self.send_step(step).await?;
@@ -351,6 +354,8 @@ impl<'a> OpenSession<'a> {
                     _ = changes.changed() => break,
                     Ok(()) = events.changed() => break,
                     _ = closing.wait_for(|is_closing| *is_closing) => return Ok(()),
+                    // Otherwise a session that waits would keep its permit without the right.
+                    error = lost_right(self.context, self.identity) => return Err(error),
                 };
                 if message.is_err() && !has_to_answer {
                     continue;
@@ -361,7 +366,11 @@ impl<'a> OpenSession<'a> {
                 let message = message.map_err(late)?.ok_or_else(ended)??;
                 match message {
                     SyncMessage::Bye(ByeCode::Done) => return Ok(()),
-                    other => incoming = self.take(other).await?,
+                    other => {
+                        // Also for a message that is no step: the answer would tell which contents the bucket has.
+                        check_right(self.context, self.identity)?;
+                        incoming = self.take(other).await?;
+                    }
                 }
                 if incoming.is_some() || self.is_done() {
                     break;
@@ -434,6 +443,10 @@ impl<'a> OpenSession<'a> {
     async fn present(&self, hashes: Vec<ContentHash>) -> Result<Vec<ContentHash>, SyncError> {
         let bucket = self.context.hello.bucket.clone();
         let read = self.context.lease.read(move |tx| {
+            // It may have been switched off since the last step.
+            if !tx.bucket_by_name(&bucket)?.sync.is_on {
+                return Ok(None);
+            }
             let mut there = Vec::new();
             for hash in hashes {
                 // What other buckets have is not this peer's business.
@@ -442,9 +455,28 @@ impl<'a> OpenSession<'a> {
                     there.push(hash);
                 }
             }
-            Ok(there)
+            Ok(Some(there))
         });
-        Ok(read.await?)
+        read.await?.ok_or_else(not_synchronised)
+    }
+
+    /// Ends the session if the branch is not synchronised any more, or takes no changes.
+    async fn check_branch(&self) -> Result<(), SyncError> {
+        let context = self.context;
+        let SyncHello { bucket, branch, .. } = &context.hello;
+        let (store, bucket, branch) = (Arc::clone(&context.lease), bucket.clone(), branch.clone());
+        let checked = blocking(move || check_branch(&store, &bucket, &branch)).await?;
+        // A later branch of the same name has a document of its own.
+        if checked.id != context.branch.key().branch {
+            return Err(not_synchronised());
+        }
+        match checked.settings.is_split == context.hello.part.is_split() {
+            true => Ok(()),
+            false => Err(SyncError::refused(
+                ByeCode::SplitDiffers,
+                "the bucket was split during the session, or is split no longer",
+            )),
+        }
     }
 
     async fn step(&mut self, incoming: Option<Vec<u8>>) -> Result<SyncStep, SyncError> {
@@ -503,6 +535,8 @@ impl<'a> OpenSession<'a> {
         if let Some(bytes) = step.outgoing {
             let mut parts = bytes.chunks(PART_BYTES_MAX).peekable();
             while let Some(part) = parts.next() {
+                // A slow peer may take a minute for each part.
+                check_right(self.context, self.identity)?;
                 let is_last = parts.peek().is_none();
                 let bytes = part.to_vec();
                 self.send(&SyncMessage::Sync { is_last, bytes }).await?;

@@ -12,3 +12,4 @@ mod scene;
 mod sessions;
 mod split;
 mod unpack;
+mod withdrawn;

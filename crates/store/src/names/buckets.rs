@@ -347,6 +347,10 @@ impl WriteTransaction<'_> {
             };
             self.emit(EventTopic::BucketQuota, Some(id), None, &payload)?;
         }
+        if (sync, state) != (before.sync, before.state) {
+            // Sessions with peers that wait for a change end, where the bucket takes part in none any more.
+            self.wake_watches()?;
+        }
         self.bucket(id)
     }
 
@@ -370,6 +374,7 @@ impl WriteTransaction<'_> {
         let branches = "UPDATE branch SET state = 'deleted', name = '#' || id, parent_id = NULL, base_seq = NULL \
                         WHERE bucket_id = ?1";
         self.execute(branches, [id])?;
-        Ok(())
+        // What waits for events of the bucket ends.
+        self.wake_watches()
     }
 }

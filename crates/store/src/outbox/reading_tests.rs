@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::db::{StoreDb, StoreReply};
-use crate::error::StoreErrorCode;
+use crate::error::{StoreErrorCode, StoreObject};
 use crate::limits::{
     CONSUMERS_MAX, EVENTS_CHUNK, EVENTS_KEPT_BYTES_MAX, EVENTS_KEPT_TIME, EVENTS_PAGE_MAX,
 };
+use crate::names::NewBucket;
 use crate::path::EntryPath;
 use crate::testing::{START_MS, ScratchStore};
 
@@ -343,6 +344,32 @@ async fn a_watch_waits_and_resumes_by_its_cursor() {
     assert_eq!(ids(&page.expect("an event"))[0], 2);
     assert_eq!(ids(&deleted.expect("an event")), [3]);
     assert_eq!(deletions.cursor(), 3);
+}
+
+/// A deleted bucket has no further event that would wake them.
+#[tokio::test]
+async fn watches_of_a_bucket_end_with_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = crate::db::StoreDbOptions {
+        space: crate::testing::ManualSpaceSource::ample(),
+        ..crate::db::StoreDbOptions::default()
+    };
+    let db = StoreDb::open(&dir.path().join("fs.db"), options).expect("a store");
+    let new = NewBucket::new("docs".parse().expect("a name"), "alice");
+    let made = db.write(move |tx| tx.create_bucket(&new)).await;
+    let bucket = made.expect("room").0.id;
+    let filter = EventFilter {
+        bucket: Some(bucket),
+        topics: vec![EventTopic::Delete],
+        ..EventFilter::default()
+    };
+    let mut watch = db.watch_events(filter, None);
+    let delete = db.write(move |tx| tx.delete_bucket(bucket));
+    // The watch waits before the bucket is deleted, or finds none.
+    let (page, deleted) = tokio::join!(watch.next_page(10, no_pause), delete);
+    deleted.expect("it is there");
+    let gone = StoreError::NotFound(StoreObject::Bucket);
+    assert_eq!(page.expect_err("no event"), gone);
 }
 
 /// The consumer lists what it follows again, as after events that were removed. Nothing else notices.

@@ -41,16 +41,23 @@ impl RawSyncPeer {
     }
 
     async fn connect(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
+        Self::connect_both(node, name, scopes).await.0
+    }
+
+    /// The same with the node's end of the connection.
+    async fn connect_both(node: &SyncNode, name: &str, scopes: &[&str]) -> (Self, Connection) {
         let (here, there) = memory_pair(SYNC_ALPN);
+        let server = there.clone();
         serve(node, there, Some(identity(name, scopes)));
         let (send, recv) = here.open_bi().await.expect("a stream");
-        Self {
+        let peer = Self {
             _connection: here,
             send,
             recv,
             doc: Automerge::new().with_actor(ActorId::from(name.as_bytes())),
             state: State::new(),
-        }
+        };
+        (peer, server)
     }
 
     /// A peer whose hello was answered.
@@ -59,10 +66,15 @@ impl RawSyncPeer {
     }
 
     async fn greeted_as(node: &SyncNode, name: &str) -> Self {
-        let mut peer = Self::connect(node, name, &[MAY_SYNC]).await;
+        Self::greeted_both(node, name).await.0
+    }
+
+    /// The same with the node's end of the connection.
+    pub(super) async fn greeted_both(node: &SyncNode, name: &str) -> (Self, Connection) {
+        let (mut peer, server) = Self::connect_both(node, name, &[MAY_SYNC]).await;
         let answer = peer.greet("docs", "main").await;
         assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
-        peer
+        (peer, server)
     }
 
     pub(super) async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
@@ -533,31 +545,6 @@ async fn a_peer_without_the_right_learns_no_names() {
         assert_eq!(answer, SyncMessage::Bye(ByeCode::NotFound), "{bucket}");
     }
     holds(&node, "rights").await;
-}
-
-#[tokio::test]
-async fn a_right_that_is_taken_away_ends_the_session() {
-    let node = victim().await;
-    let (here, there) = memory_pair(SYNC_ALPN);
-    let served = there.clone();
-    serve(&node, there, Some(identity("mallory", &[MAY_SYNC])));
-    let (send, recv) = here.open_bi().await.expect("a stream");
-    let mut peer = RawSyncPeer {
-        _connection: here,
-        send,
-        recv,
-        doc: Automerge::new(),
-        state: State::new(),
-    };
-    let answer = peer.greet("docs", "main").await;
-    assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
-    let set = served.set_identity(identity("mallory", &["fs:read:docs"]));
-    set.expect("the same peer");
-    peer.put(&[("/new", file(2, NOW_MS))]);
-    let bytes = peer.whole_document();
-    peer.say_sync(&bytes).await;
-    assert_eq!(peer.bye().await, ByeCode::NotFound);
-    holds(&node, "revoked").await;
 }
 
 #[tokio::test]
