@@ -19,7 +19,9 @@ pub(super) fn choose_row<K, O: Eq + Hash, A: Ord>(
                     (*oldest, *found) = (age, row);
                 }
             }
-            None => drop(owners.insert(owner, (1, age, row))),
+            None => {
+                owners.insert(owner, (1, age, row));
+            }
         }
     }
     let crowds = owners.into_values().map(|(count, oldest, row)| {

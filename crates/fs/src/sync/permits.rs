@@ -67,7 +67,9 @@ impl Drop for PeerPermit {
         match taken.get_mut(&self.peer) {
             Some(count) if *count > 1 => *count -= 1,
             // Without a row: a node has many peers over the years.
-            _ => drop(taken.remove(&self.peer)),
+            _ => {
+                taken.remove(&self.peer);
+            }
         }
     }
 }
