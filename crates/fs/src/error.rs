@@ -70,6 +70,19 @@ impl FsError {
     pub(crate) const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Store(StoreError::ContentUnavailable { .. }))
     }
+
+    /// Whether a content is on peers only, or damaged or lost here, so that a peer may send it.
+    pub(crate) const fn lacks_content(&self) -> bool {
+        matches!(self, Self::Store(error) if is_lack_of_content(error))
+    }
+}
+
+/// The same of an error of the store.
+pub(crate) const fn is_lack_of_content(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::ContentUnavailable { .. } | StoreError::ContentMissing { .. }
+    )
 }
 
 impl From<InvalidPath> for FsError {

@@ -53,7 +53,7 @@ pub trait DavFiles: Send + Sync + 'static {
     /// The store is not served at present.
     fn open(&self, identity: &str) -> Result<Self::Lease, FsError>;
 
-    /// Gets a content whose bytes a bucket waits for from other nodes.
+    /// Gets a content whose bytes a bucket waits for, or that is damaged here, from other nodes.
     ///
     /// # Errors
     /// [`StoreError::ContentUnavailable`] if no other node sends it, or none is asked.

@@ -130,7 +130,7 @@ async fn begin(mut call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsErr
     };
     let bucket = found.as_ref().map(|(_, bucket)| *bucket);
     let (reader, lease) = match (open(&call, bucket, hash).await, bucket) {
-        (Err(error), Some(bucket)) if error.is_unavailable() => {
+        (Err(error), Some(bucket)) if error.lacks_content() => {
             call.service.fetch_for_read(bucket, hash).await?;
             open(&call, Some(bucket), hash).await?
         }
