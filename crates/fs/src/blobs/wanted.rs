@@ -18,7 +18,7 @@ impl FsService {
     /// contents for reads. What has arrived when the time is over stays, and the next read goes on with it.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnavailable`] if no peer sends it within the time that the node gives a read;
+    /// [`FsError::Unavailable`] if no peer sends it within the time that the node gives a read;
     /// [`StoreError::ContentMissing`] in its place if the content was here.
     pub(crate) async fn fetch_for_read(
         &self,
@@ -33,7 +33,7 @@ impl FsService {
         let (bucket, status) = read.await?;
         let fetched = match is_fetched_for_reads(&bucket) {
             true => self.fetch_in_time(&bucket.name, hash).await,
-            false => Err(StoreError::ContentUnavailable { hash }.into()),
+            false => Err(unasked(hash)),
         };
         match (fetched, status) {
             // That it is damaged here is what a person has to know. The next read asks the peers again.
@@ -47,9 +47,14 @@ impl FsService {
     /// Fetches a content from the peers of its bucket, within the time that the node gives a read.
     async fn fetch_in_time(&self, bucket: &BucketName, hash: ContentHash) -> Result<(), FsError> {
         let from = self.providers(bucket);
-        let fetch = self.fetch_content(bucket, hash, from);
+        let fetch = self.fetch_content(bucket, hash, from.clone());
         let fetched = timeout(self.fetch_time(), fetch).await;
-        fetched.unwrap_or_else(|_| Err(StoreError::ContentUnavailable { hash }.into()))
+        fetched.unwrap_or_else(|_| {
+            // Also of those that were not asked: none of them sent it.
+            let tried = from.into_iter().map(|peer| (peer, "not in time"));
+            let tried = tried.collect();
+            Err(FsError::Unavailable { hash, tried })
+        })
     }
 
     /// The peers to ask for contents of a bucket: those with which it was synchronised, the last one first, and then others
@@ -73,7 +78,7 @@ impl FsService {
     /// Fetches a content that a bucket waits for, or that is damaged here, from these peers in this order, and waits for it.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnavailable`] if none of the peers sends it, and any error of the store.
+    /// [`FsError::Unavailable`] if none of the peers sends it, and any error of the store.
     pub(crate) async fn fetch_content(
         &self,
         bucket: &BucketName,
@@ -104,15 +109,15 @@ impl FsService {
                 size,
                 bucket: id,
                 from: from.clone(),
-                peers: peers.ok_or(StoreError::ContentUnavailable { hash })?,
+                peers: peers.ok_or_else(|| unasked(hash))?,
                 lease,
                 closing: self.closing(),
             };
             let joined = self.fetches().join(order)?;
             match end_of(joined.progress).await {
                 Some(FetchProgress::Done) if joined.is_own => return Ok(()),
-                Some(FetchProgress::Failed(FetchFailure::Peers(_))) if joined.is_own => {
-                    return Err(StoreError::ContentUnavailable { hash }.into());
+                Some(FetchProgress::Failed(FetchFailure::Peers(tried))) if joined.is_own => {
+                    return Err(FsError::Unavailable { hash, tried });
                 }
                 Some(FetchProgress::Failed(FetchFailure::Store(error))) if joined.is_own => {
                     return Err(error.into());
@@ -122,6 +127,14 @@ impl FsService {
                 None => return Err(FsError::Unserved),
             }
         }
+    }
+}
+
+/// The error of a content for which no peer is asked.
+const fn unasked(hash: ContentHash) -> FsError {
+    FsError::Unavailable {
+        hash,
+        tried: Vec::new(),
     }
 }
 

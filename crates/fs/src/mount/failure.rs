@@ -37,6 +37,10 @@ impl From<FsError> for DavFailure {
     fn from(error: FsError) -> Self {
         match error {
             FsError::Store(error) => Self::Store(error),
+            // A status says nothing of peers.
+            FsError::Unavailable { hash, .. } => {
+                Self::Store(StoreError::ContentUnavailable { hash })
+            }
             error => Self::Fs(error),
         }
     }

@@ -56,7 +56,7 @@ pub trait DavFiles: Send + Sync + 'static {
     /// Gets a content whose bytes a bucket waits for, or that is damaged here, from other nodes.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnavailable`] if no other node sends it, or none is asked.
+    /// [`FsError::Unavailable`] if no other node sends it, or the same of the store if none is asked.
     fn fetch(&self, _bucket: BucketId, hash: ContentHash) -> BoxFuture<'_, Result<(), FsError>> {
         Box::pin(std::future::ready(Err(StoreError::ContentUnavailable {
             hash,

@@ -16,7 +16,7 @@ use alknet_store::{
 use serde_json::{Value, json};
 
 use crate::mount_client::MountClient;
-use crate::scene::{FilesNode, FilesPeer, base64, hung, identity, next, noise};
+use crate::scene::{FilesNode, FilesPeer, base64, broken_off, hung, identity, next, noise};
 
 const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
 
@@ -245,21 +245,45 @@ async fn a_fetch_that_fails_names_what_the_peers_did() {
     node.service.set_peers(Arc::new(Bob(handler(&bob))));
     let hash = want(&node, "/a", &noise(300)).await;
     let input = json!({ "bucket": "docs", "hash": hash, "from": ["carol", "bob"] });
-    let mut items = admin.subscribe("fs/blob/fetch", input).await;
-    let error = loop {
-        let item = tokio::time::timeout(hung(), items.next())
-            .await
-            .expect("in time");
-        if let Err(error) = item.expect("an error ends it") {
-            break error;
-        }
-    };
-    let details = error.details.map(|details| *details).unwrap_or_default();
+    let details = details(&admin, "fs/blob/fetch", input).await;
     let tried = json!([
         { "peer": "carol", "outcome": "unreachable" },
         { "peer": "bob", "outcome": "no content" },
     ]);
     assert_eq!(details, json!({ "hash": hash, "tried": tried }));
+}
+
+/// The details of the error with which a subscription ends.
+async fn details(peer: &FilesPeer, operation: &str, input: Value) -> Value {
+    let mut items = peer.subscribe(operation, input).await;
+    let (error, _) = broken_off(&mut items).await;
+    error.details.map(|details| *details).unwrap_or_default()
+}
+
+/// So does a read. The names of the peers are for callers that exchange contents with them.
+#[tokio::test]
+async fn a_read_that_fails_says_what_the_peers_did() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let put = json!({ "path": "docs:/b", "bytes": base64(b"other") });
+    let other = bobs_admin.call("fs/put", put).await["hash"].clone();
+    share(&bobs_admin, &other).await;
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    let hash = want(&node, "/a", &noise(300)).await;
+    let reader = node.peer("ada", &["fs:read:docs"]);
+    let both = node.peer("eve", &["fs:read:docs", "fs:sync:docs"]);
+    let read = json!({ "path": "docs:/a" });
+    let unasked = details(&both, "fs/read", read.clone()).await;
+    assert_eq!(unasked, json!({ "hash": hash, "tried": [] }));
+    let lazy = json!({ "bucket": "docs", "synced": true, "fetch": "lazy" });
+    admin.call("fs/bucket/set", lazy).await;
+    for (peer, attempt) in [
+        (&reader, json!({ "outcome": "no content" })),
+        (&both, json!({ "peer": "bob", "outcome": "no content" })),
+    ] {
+        let said = details(peer, "fs/read", read.clone()).await;
+        assert_eq!(said, json!({ "hash": hash, "tried": [attempt] }));
+    }
 }
 
 #[tokio::test]

@@ -55,10 +55,7 @@ impl BlobNode {
 }
 
 fn is_unavailable(fetched: Result<(), FsError>) -> bool {
-    matches!(
-        fetched,
-        Err(FsError::Store(StoreError::ContentUnavailable { .. }))
-    )
+    fetched.is_err_and(|error| error.is_unavailable())
 }
 
 #[tokio::test]
@@ -127,7 +124,11 @@ async fn a_reader_waits_for_a_limited_time() {
     });
     reader.know(HashMap::from([(id("silent"), silent)]));
     reader.service.set_fetch_time(Duration::from_millis(50));
-    assert!(is_unavailable(reader.fetch_for_read("docs", hash).await));
+    let late = reader.fetch_for_read("docs", hash).await;
+    let Err(FsError::Unavailable { tried, .. }) = late else {
+        panic!("{late:?}");
+    };
+    assert_eq!(tried, [(id("silent"), "not in time")]);
 }
 
 #[tokio::test]
