@@ -163,7 +163,7 @@ async fn content<F: DavFiles>(
             return Ok(with_head(empty(StatusCode::NOT_MODIFIED), head));
         }
         RequestCondition::Failed => {
-            return Err(DavFailure::Status(StatusCode::PRECONDITION_FAILED));
+            return Ok(with_head(empty(StatusCode::PRECONDITION_FAILED), head));
         }
     }
     let (lease, reader) = match (open(call, (hash, bucket)).await, bucket) {
