@@ -225,13 +225,29 @@ fn directories_are_listed_for_people_and_for_programs() {
 #[test]
 fn wrong_paths_are_refused_by_their_rule() {
     let mount = TestMount::new();
+    mount.send("PUT", "/fs/docs/kept", &[], "x").expect(201);
+    let long = format!("/fs/docs/{}", "a".repeat(300));
+    let deep = format!("/fs/docs{}", "/a".repeat(65));
     for path in [
         "/fs/docs/../a",
         "/fs/docs/%00",
         "/fs/docs/a//b",
         "/fs/docs/a%2fb",
+        &long,
+        &deep,
     ] {
+        for method in ["PUT", "GET", "DELETE", "PROPFIND", "LOCK"] {
+            let fields = [("depth", "0")];
+            let refused = mount.send(method, path, &fields, "");
+            assert_eq!(refused.status, 400, "{method} {path:.60}");
+        }
+        mount.send("MKCOL", path, &[], "").expect(400);
         mount.send("PUT", path, &[], "x").expect(400);
+        for method in ["COPY", "MOVE"] {
+            let to = [("destination", path)];
+            let refused = mount.send(method, "/fs/docs/kept", &to, "");
+            assert_eq!(refused.status, 400, "{method} {path:.60}");
+        }
     }
     mount.send("PUT", "/fs/docs/a/b", &[], "x").expect(409);
     mount.send("PUT", "/fs/docs/", &[], "x").expect(405);
@@ -241,7 +257,7 @@ fn wrong_paths_are_refused_by_their_rule() {
         .expect(207);
     assert_eq!(
         listed.body.matches("<D:response>").count(),
-        1,
+        2,
         "nothing was made on the way"
     );
 }
