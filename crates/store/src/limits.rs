@@ -303,6 +303,9 @@ pub const SESSION_SAVE_BYTES: u64 = 8 << 20;
 /// Bytes that all staging files together grow by before the room on the disk is looked at again.
 pub const STAGED_UNCHECKED_BYTES: u64 = 8 << 20;
 
+/// Contents up to which those that proved damaged or lost are counted: each count reads all that it counts.
+pub const DAMAGED_CONTENTS_COUNTED_MAX: u64 = 1000;
+
 /// Steps in a row that a check of all contents leaves out while callers read and write much.
 pub const SCRUB_PAUSES_MAX: u32 = 100;
 

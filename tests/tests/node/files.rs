@@ -379,6 +379,10 @@ fn curl_stores_and_fetches_with_a_token() {
     let fetched = web.curl_as(&reader, path, &[]);
     assert_eq!((fetched.status, &*fetched.text()), (200, content));
     assert_eq!(fetched.header("etag"), Some(&*tag));
+    let other = ["--request", "PUT", "--data-binary", "x", "--header"];
+    let other = [&other[..], &["If-Match: \"b3-00\""]].concat();
+    let refused = web.curl_as(&writer, path, &other);
+    assert_eq!((refused.status, refused.header("etag")), (412, Some(&*tag)));
     // As a client sends it that knows no tokens.
     let basic = web.curl(path, &["--user", &format!("me:{reader}")]);
     assert_eq!((basic.status, &*basic.text()), (200, content));

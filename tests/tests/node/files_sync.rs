@@ -487,6 +487,44 @@ fn contents_are_fetched_when_they_are_read_or_at_once_or_never() {
     assert_eq!(status(&synced, 2), "complete");
 }
 
+/// A file that was changed in the folder of a node. No reader has to wait for its peer to have it whole again.
+#[test]
+fn a_content_that_was_changed_on_the_disk_comes_from_a_peer() {
+    let mut synced = SyncedNodes::start(2);
+    let content = "long ".repeat(10_000);
+    let file = synced.put(0, "/a", &content);
+    let hash = file.hash.clone();
+    synced.all_have(&BTreeMap::from([("/a".to_owned(), file)]));
+    synced.part(0, 1, true);
+    let state = synced.bench.user(NAMES[1]).state().join("state");
+    let object = state.join("fs/content/objects").join(&hash[..2]);
+    let object = object.join(&hash);
+    let mut bytes = std::fs::read(&object).expect("it lies there");
+    bytes[40_000] ^= 1;
+    std::fs::remove_file(&object).expect("it is ours");
+    std::fs::write(&object, &bytes).expect("it is ours");
+    let is_problem = |synced: &SyncedNodes| {
+        let info = synced.call(1, "node/info", &Value::Null);
+        let problems = info["problems"].as_array().expect("a list");
+        problems
+            .iter()
+            .any(|problem| problem["code"] == "files-content-damaged")
+    };
+    assert!(!is_problem(&synced));
+    // The first read breaks off at the damage, and later ones do not begin.
+    assert_ne!(synced.cat(1, "/a").status, 0);
+    let refused = synced.ask(1, "fs/read", &json!({ "path": "docs:/a" }));
+    assert_eq!(refused.code(), "CONTENT_MISSING", "{refused:?}");
+    assert!(is_problem(&synced));
+    synced.set(1, &json!({ "bucket": "docs", "fetch": "eager" }));
+    synced.part(0, 1, false);
+    eventually("the content is whole again", || {
+        (!is_problem(&synced)).then_some(())
+    });
+    let said = synced.cat(1, "/a");
+    assert_eq!((said.status, said.output), (0, content));
+}
+
 #[test]
 fn a_split_bucket_is_synchronised_name_by_name_and_on_both_sides_alike() {
     let synced = SyncedNodes::start(2);

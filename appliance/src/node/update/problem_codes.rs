@@ -33,6 +33,7 @@ pub(super) const PROBLEM_CODES: [&str; 93] = [
     "disk-temperature",
     "escrow-damaged",
     "failed-logins",
+    "files-content-damaged",
     "files-damaged",
     "files-newer",
     "files-not-synced",

@@ -32,7 +32,7 @@ impl<F: DavFiles> CallerFiles<F> {
         self.files.open(self.identity.as_str())
     }
 
-    /// Gets a content that a bucket waits for from other nodes.
+    /// Gets a content that a bucket waits for, or that is damaged here, from other nodes.
     pub(super) fn fetch(
         &self,
         bucket: BucketId,

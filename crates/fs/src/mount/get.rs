@@ -18,6 +18,7 @@ use crate::dav::{
     DavTarget, EntityTag, EntityVersion, FILE_HEADERS, MultipartRanges, RangeSelection,
     RequestCondition, TargetEntry, http_date, media_type,
 };
+use crate::error::is_lack_of_content;
 use crate::rights::FsRight;
 
 use super::DavFiles;
@@ -162,12 +163,17 @@ async fn content<F: DavFiles>(
             return Ok(with_head(empty(StatusCode::NOT_MODIFIED), head));
         }
         RequestCondition::Failed => {
-            return Err(DavFailure::Status(StatusCode::PRECONDITION_FAILED));
+            return Ok(with_head(empty(StatusCode::PRECONDITION_FAILED), head));
         }
     }
     let (lease, reader) = match (open(call, (hash, bucket)).await, bucket) {
-        (Err(DavFailure::Store(StoreError::ContentUnavailable { .. })), Some(bucket)) => {
-            call.files().fetch(bucket, hash).await?;
+        (Err(DavFailure::Store(cause)), Some(bucket)) if is_lack_of_content(&cause) => {
+            let fetched = call.files().fetch(bucket, hash).await;
+            // A content that is damaged here, and on no other node that is asked, stays a damaged one for the client.
+            fetched.map_err(|error| match error.is_unavailable() {
+                true => DavFailure::Store(cause),
+                false => error.into(),
+            })?;
             open(call, (hash, Some(bucket))).await?
         }
         (opened, _) => opened?,

@@ -12,12 +12,14 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, LOCATION};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::dav::{UPLOAD_COMPLETE, UPLOAD_OFFSET, UploadAppend, UploadProgress, UploadStage};
+use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::call::DavCall;
 use super::failure::DavFailure;
 use super::put::{close_session, open_session, stored, write_body};
 use super::respond::{empty, header_value};
+use super::right::MountedObject;
 
 /// The uploads in progress. Those whose sessions the store has swept stay until the table is full.
 #[derive(Debug, Default)]
@@ -138,7 +140,19 @@ async fn receive<F: DavFiles>(
     match stage {
         Ok(UploadStage::Complete) => {
             call.uploads().remove(id);
-            let closed = close_session(call, id).await?;
+            let closed = close_session(call, id).await;
+            let closed = closed.map_err(|failure| match failure {
+                // The path of an upload does not say whose version the client may know.
+                DavFailure::Store(StoreError::PreconditionFailed { current }) => {
+                    let right = call.right_to(MountedObject::Bucket {
+                        right: FsRight::Read,
+                        name: upload.bucket.clone(),
+                        id: None,
+                    });
+                    DavFailure::Precondition(current.filter(|_| right.check().is_ok()))
+                }
+                failure => failure,
+            })?;
             let mut response = stored(closed, upload.is_new);
             let headers = response.headers_mut();
             headers.insert(UPLOAD_COMPLETE, HeaderValue::from_static("?1"));

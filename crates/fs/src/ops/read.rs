@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{FsCall, schema, shown, subscription};
-use crate::error::FsError;
+use crate::error::{FsError, of_unavailable};
 use crate::lease::StoreLease;
 use crate::path::address_at;
 use crate::recheck::RecheckPace;
@@ -130,8 +130,9 @@ async fn begin(mut call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsErr
     };
     let bucket = found.as_ref().map(|(_, bucket)| *bucket);
     let (reader, lease) = match (open(&call, bucket, hash).await, bucket) {
-        (Err(error), Some(bucket)) if error.is_unavailable() => {
-            call.service.fetch_for_read(bucket, hash).await?;
+        (Err(error), Some(bucket)) if error.lacks_content() => {
+            let fetched = call.service.fetch_for_read(bucket, hash).await;
+            fetched.map_err(|error| call.with_tried_peers(&content, error))?;
             open(&call, Some(bucket), hash).await?
         }
         (opened, _) => opened?,
@@ -154,6 +155,19 @@ async fn begin(mut call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsErr
         pace: RecheckPace::new(),
     });
     Ok((head.into(), open))
+}
+
+impl FsCall {
+    /// The error of a fetch, with the names of the peers for a caller that exchanges contents with them.
+    fn with_tried_peers(&self, content: &NamedContent, error: FsError) -> FsError {
+        if let FsError::Unavailable { hash, tried } = &error
+            && let NamedContent::InBucket(_, bucket) = content
+            && self.requester.may(FsRight::Sync, bucket)
+        {
+            return of_unavailable(*hash, tried, true).into();
+        }
+        error
+    }
 }
 
 /// Opens a content, for the bucket in which a name leads to it.

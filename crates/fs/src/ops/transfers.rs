@@ -16,7 +16,7 @@ use crate::blobs::{
     BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, MissingBytes, ProviderStatus,
     ask_provider,
 };
-use crate::error::FsError;
+use crate::error::{FsError, of_unavailable};
 use crate::limits::{FETCH_PEERS_MAX, PROVIDERS_AT_ONCE};
 use crate::rights::FsRight;
 use crate::service::FsService;
@@ -333,14 +333,8 @@ impl FollowedFetch {
         let hash = self.wanted.hash;
         match failure {
             FetchFailure::Store(error) => FsError::from(error).into(),
-            FetchFailure::Peers(tried) => {
-                let error = CallError::from(FsError::from(StoreError::ContentUnavailable { hash }));
-                let tried: Vec<_> = tried
-                    .iter()
-                    .map(|(peer, outcome)| json!({ "peer": peer.as_str(), "outcome": outcome }))
-                    .collect();
-                error.with_details(json!({ "hash": hash.to_string(), "tried": tried }))
-            }
+            // The caller has the right to synchronise the bucket.
+            FetchFailure::Peers(tried) => of_unavailable(hash, &tried, true),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher, Registry,
@@ -38,6 +38,16 @@ pub(crate) struct FilesNode {
 impl FilesNode {
     pub(crate) fn new() -> Self {
         Self::with(FileStoreOptions::default())
+    }
+
+    /// A node whose contents count as checked, so that its chores read none that a test damages.
+    pub(crate) fn checked() -> Self {
+        let node = Self::new();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.expect("after 1970").as_secs().to_string();
+        std::fs::create_dir_all(node.service.folder()).expect("writable");
+        std::fs::write(node.path("scrubbed"), now).expect("writable");
+        node
     }
 
     pub(crate) fn with(options: FileStoreOptions) -> Self {

@@ -37,7 +37,8 @@ pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 /// place. `sync_doc.doc` has the heads of the document, 32 bytes each: whether a peer has the same is known without it.
 /// Where each name in the root of a branch has a document of its own, `sync_part` numbers them, and `sync_doc`, `sync_log`
 /// and `sync_peer` have such a number, negated, in the place of that of the branch. `saved_ms` is when the document of a
-/// part changed last.
+/// part changed last. `blob_bad` has the contents that proved damaged or lost, which are state 3: to count and to list them
+/// costs as much as there are of them.
 pub(crate) const LATER_TABLES: &str = "
 CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
 CREATE TABLE IF NOT EXISTS share(
@@ -52,6 +53,7 @@ CREATE TABLE IF NOT EXISTS sync_part(
   id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, top TEXT NOT NULL, saved_ms INTEGER NOT NULL,
   UNIQUE(branch_id, top));
 CREATE INDEX IF NOT EXISTS blob_bucket_wanted ON blob_bucket(bucket_id, hash) WHERE wanted = 1;
+CREATE INDEX IF NOT EXISTS blob_bad ON blob(state, hash) WHERE state = 3;
 ";
 
 /// The tables. Text of enumerations is checked when it is read.
@@ -127,6 +129,11 @@ CREATE TABLE job(id INTEGER PRIMARY KEY, queue TEXT, payload TEXT, run_at_ms INT
 CREATE TABLE sync_doc(branch_id INTEGER PRIMARY KEY, doc_id BLOB, doc BLOB, applied INTEGER);
 CREATE TABLE sync_peer(branch_id INTEGER, peer TEXT, state BLOB, PRIMARY KEY(branch_id,peer)) WITHOUT ROWID;
 ";
+
+/// How many contents proved damaged or lost, and at most so many. The state is written out, because the index of these
+/// contents serves no query with a parameter in its place.
+pub(crate) const DAMAGED_CONTENTS: &str =
+    "SELECT count(*) FROM (SELECT 1 FROM blob WHERE state = 3 LIMIT ?1)";
 
 /// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

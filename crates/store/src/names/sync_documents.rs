@@ -16,6 +16,23 @@ use crate::path::EntryPath;
 /// Bytes of a head of a document.
 const HEAD_BYTES: usize = 32;
 
+/// From a hash on, the contents that a bucket waits for, and those that it had and that are damaged.
+const AWAITED_FROM: [&str; 2] = [
+    "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash >= ?2 \
+     ORDER BY hash LIMIT ?3",
+    // From the few that are damaged to the bucket, and not the other way: it may have a million contents.
+    "SELECT b.hash FROM blob b CROSS JOIN blob_bucket k ON k.hash = b.hash AND k.bucket_id = ?1 \
+     WHERE b.state = 3 AND b.hash >= ?2 AND k.wanted = 0 AND k.refs > 0 ORDER BY b.hash LIMIT ?3",
+];
+
+/// The same before a hash.
+const AWAITED_BEFORE: [&str; 2] = [
+    "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash < ?2 \
+     ORDER BY hash LIMIT ?3",
+    "SELECT b.hash FROM blob b CROSS JOIN blob_bucket k ON k.hash = b.hash AND k.bucket_id = ?1 \
+     WHERE b.state = 3 AND b.hash < ?2 AND k.wanted = 0 AND k.refs > 0 ORDER BY b.hash LIMIT ?3",
+];
+
 /// A document of a branch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SyncDocumentKey {
@@ -309,7 +326,8 @@ impl ReadTransaction<'_> {
         )
     }
 
-    /// Contents whose bytes a bucket waits for, in the order of their hashes from one on, which the first ones follow.
+    /// Contents whose bytes a bucket waits for, and those that it had and that proved damaged or lost, in the order of their
+    /// hashes from one on, which the first ones follow.
     ///
     /// # Errors
     /// The database refuses the query.
@@ -319,20 +337,20 @@ impl ReadTransaction<'_> {
         from: ContentHash,
         limit: usize,
     ) -> Result<Vec<ContentHash>, StoreError> {
-        let mut found: Vec<ContentHash> = self.query_all(
-            "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash >= ?2 \
-             ORDER BY hash LIMIT ?3",
-            params![bucket, from, to_sql(limit as u64)],
-            |row| row.get(0),
-        )?;
-        let rest = limit.saturating_sub(found.len());
-        let first: Vec<ContentHash> = self.query_all(
-            "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash < ?2 \
-             ORDER BY hash LIMIT ?3",
-            params![bucket, from, to_sql(rest as u64)],
-            |row| row.get(0),
-        )?;
-        found.extend(first);
+        let mut found = Vec::new();
+        for [awaited, damaged] in [AWAITED_FROM, AWAITED_BEFORE] {
+            let rest = limit.saturating_sub(found.len());
+            let rows = |query: &'static str| {
+                let params = params![bucket, from, to_sql(rest as u64)];
+                self.query_all(query, params, |row| row.get::<_, ContentHash>(0))
+            };
+            let mut both = rows(awaited)?;
+            both.extend(rows(damaged)?);
+            // In one order: of either kind there may be many that no peer has, and these must not come before all others.
+            both.sort_unstable();
+            both.truncate(rest);
+            found.extend(both);
+        }
         Ok(found)
     }
 }

@@ -326,10 +326,13 @@ impl WriteTransaction<'_> {
         let complete = ContentState::Complete.code();
         let values = params![hash, to_sql(size), complete, to_sql(self.unix_ms())];
         match is_known {
-            true => self.execute(
-                "UPDATE blob SET size = ?2, state = ?3, verified_ms = ?4 WHERE hash = ?1",
-                values,
-            )?,
+            true => {
+                self.note_damage_count();
+                self.execute(
+                    "UPDATE blob SET size = ?2, state = ?3, verified_ms = ?4 WHERE hash = ?1",
+                    values,
+                )?
+            }
             false => self.execute(
                 "INSERT INTO blob(hash, size, state, verified_ms) VALUES (?1, ?2, ?3, ?4)",
                 values,

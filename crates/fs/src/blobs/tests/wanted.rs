@@ -59,10 +59,7 @@ impl BlobNode {
 }
 
 pub(super) fn is_unavailable(fetched: Result<(), FsError>) -> bool {
-    matches!(
-        fetched,
-        Err(FsError::Store(StoreError::ContentUnavailable { .. }))
-    )
+    fetched.is_err_and(|error| error.is_unavailable())
 }
 
 #[tokio::test]
@@ -95,6 +92,32 @@ async fn a_reader_gets_a_content_that_only_a_peer_has() {
     assert!(is_unavailable(other));
 }
 
+/// A peer that is away leaves the content what it is: damaged, and not one that is elsewhere.
+#[tokio::test]
+async fn a_damaged_content_comes_from_a_peer_that_has_it() {
+    let (reader, provider) = (BlobNode::new().await, BlobNode::new().await);
+    let bytes = noise(70 * GROUP + 77);
+    let hash = reader.put("docs", "/a", &bytes).await;
+    reader.synchronise("docs", ContentFetchMode::Lazy).await;
+    reader.know(HashMap::from([(id("bob"), honest(&provider))]));
+    reader.damage(hash, 40 * GROUP);
+    reader.bytes_in("docs", hash).await.expect_err("damaged");
+    let size = bytes.len() as u64;
+    let damaged = |fetched| {
+        matches!(
+            fetched,
+            Err(FsError::Store(StoreError::ContentMissing { .. }))
+        )
+    };
+    assert!(damaged(reader.fetch_for_read("docs", hash).await));
+    let status = reader.status_in("docs", hash).await;
+    assert_eq!(status, ContentStatus::Bad { size });
+    provider.put("docs", "/a", &bytes).await;
+    let fetched = reader.fetch_for_read("docs", hash).await;
+    fetched.expect("the peer has it");
+    assert!(reader.bytes_in("docs", hash).await.expect("whole") == bytes);
+}
+
 #[tokio::test]
 async fn a_reader_waits_for_a_limited_time() {
     let reader = BlobNode::new().await;
@@ -105,7 +128,11 @@ async fn a_reader_waits_for_a_limited_time() {
     });
     reader.know(HashMap::from([(id("silent"), silent)]));
     reader.service.set_fetch_time(Duration::from_millis(50));
-    assert!(is_unavailable(reader.fetch_for_read("docs", hash).await));
+    let late = reader.fetch_for_read("docs", hash).await;
+    let Err(FsError::Unavailable { tried, .. }) = late else {
+        panic!("{late:?}");
+    };
+    assert_eq!(tried, [(id("silent"), "not in time")]);
 }
 
 #[tokio::test]

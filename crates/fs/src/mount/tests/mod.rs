@@ -31,11 +31,13 @@ impl DavFiles for MountTestFiles {
     }
 }
 
-/// `alice` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
+/// `alice` may do everything in `docs`, `carol` may read it, `dave` may write to it, and `bob` has no right. No identity has
+/// one in `secret`.
 fn scopes_of(name: &str) -> &'static [&'static str] {
     match name {
         "alice" => &["fs:read:docs", "fs:write:docs"],
         "carol" => &["fs:read:docs"],
+        "dave" => &["fs:write:docs"],
         _ => &[],
     }
 }

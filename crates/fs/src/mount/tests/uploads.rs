@@ -37,6 +37,19 @@ fn an_upload_goes_on_after_its_connection_broke() {
 }
 
 #[test]
+fn an_upload_whose_file_was_changed_names_the_present_version() {
+    let mount = TestMount::new();
+    let made = mount.send("PUT", "/fs/docs/a", &[], "1").expect(201);
+    let condition = [("if-match", made.header("etag"))];
+    let upload = begin(&mount, "/fs/docs/a", &condition);
+    let now = mount.send("PUT", "/fs/docs/a", &[], "2").expect(204);
+    let all = [("upload-offset", "0"), ("upload-complete", "?1")];
+    let late = mount.send("PATCH", &upload, &all, "3").expect(412);
+    assert_eq!(late.header("etag"), now.header("etag"));
+    assert_eq!(mount.send("GET", "/fs/docs/a", &[], "").body, "2");
+}
+
+#[test]
 fn an_upload_is_of_its_identity_and_can_be_given_up() {
     let mount = TestMount::new();
     let upload = begin(&mount, "/fs/docs/a", &[]);

@@ -484,6 +484,16 @@ fn contents_that_a_bucket_waits_for_are_listed_in_turn() {
     assert_eq!(awaited(0, 10), [1, 2, 3]);
     assert_eq!(awaited(2, 10), [2, 3, 1]);
     assert_eq!(awaited(3, 2), [3, 1]);
+    // What the bucket had and lost, among the others: none of them keeps the rest waiting.
+    let own = content(9).hash;
+    let lost = store.write(move |tx| {
+        let set = "UPDATE blob SET state = 3 WHERE hash = ?1";
+        tx.execute(set, [own])
+    });
+    assert_eq!(lost, Ok(1));
+    assert_eq!(awaited(0, 10), [1, 2, 3, 9]);
+    assert_eq!(awaited(4, 3), [9, 1, 2]);
+    assert_eq!(awaited(2, 2), [2, 3]);
 }
 
 /// The attack: a tenant makes branches until a list of all has room for those of no later bucket.
