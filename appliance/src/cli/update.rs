@@ -1,5 +1,6 @@
 //! `alknet update` and `alknet rollback`: another version of alknet on an appliance.
 
+mod bounds;
 mod fleet;
 mod rollback;
 mod source;

@@ -42,6 +42,8 @@ struct ModelUpload {
     wants: Value,
     /// How many bytes a piece may have, as it says at the begin.
     piece_bytes_max: Value,
+    /// How often its status says that it has all bytes and has not ended, while PID 1 verifies them.
+    checks: usize,
     bytes: usize,
     received: Vec<u8>,
     /// Bytes of each piece that came.
@@ -57,6 +59,7 @@ impl ModelUpload {
             restarts: false,
             wants: Value::Null,
             piece_bytes_max: json!(PIECE_BYTES),
+            checks: 0,
             bytes: 0,
             received: Vec::new(),
             pieces: Vec::new(),
@@ -106,8 +109,12 @@ impl ModelUpload {
         }
     }
 
-    fn status(&self) -> Value {
-        match (self.restarts, self.is_complete()) {
+    fn status(&mut self) -> Value {
+        let has_ended = self.is_complete() && self.checks == 0;
+        if self.is_complete() {
+            self.checks = self.checks.saturating_sub(1);
+        }
+        match (self.restarts, has_ended) {
             (true, _) => json!({ "session": null, "ended": null }),
             (false, true) => {
                 json!({ "session": null, "ended": { "session": SESSION, "plan": plan() } })
@@ -308,6 +315,64 @@ async fn an_upload_to_a_node_that_takes_pieces_back_is_ended() {
         assert_eq!(refused.status, FAILED, "{code}: {refused:?}");
         assert_eq!(refused.code(), code, "{refused:?}");
         assert_eq!(node.asked_for("update/write"), pieces, "{code}");
+    }
+}
+
+/// The attack: the connection breaks when the node has the whole bundle, and PID 1 verifies it for a while before the
+/// status has the plan. A command that sent the next piece would find none in its file, and say that the file became
+/// shorter.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_whose_last_answer_is_lost_waits_for_the_plan() {
+    const CHECKS: usize = 2;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, content) = bundle(folder.path(), 2 * PIECE_BYTES - 3);
+    let node = UploadNode::start(ModelUpload {
+        cut: |n, bytes| (n == 1).then_some(bytes),
+        checks: CHECKS,
+        ..ModelUpload::whole()
+    });
+    let words = ["update", "@", &file, "--stage", "--json"];
+    let staged = node.node.run(&cli, &words).await.json();
+    assert_eq!(
+        (&staged["outcome"], &staged["plan"]),
+        (&json!("staged"), &plan())
+    );
+    assert!(node.upload().received == content, "other bytes arrived");
+    assert_eq!(node.upload().pieces.len(), 2, "nothing was sent again");
+    assert_eq!(node.node.asked_for("update/status"), CHECKS + 1);
+}
+
+/// The attack: the node says, in its status or in the answer to a piece, that it has more bytes than the bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_more_than_the_bundle_gets_no_further_piece() {
+    const BYTES: usize = 2 * PIECE_BYTES;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, _) = bundle(folder.path(), BYTES);
+    for (offset, is_status) in [
+        (BYTES as u64 + 1, true),
+        (u64::MAX, true),
+        (BYTES as u64 + 1, false),
+        (u64::MAX, false),
+    ] {
+        let node = ScriptedNode::start(move |operation, input| match operation {
+            "update/stage" => {
+                Ok(json!({ "session": SESSION, "bytes": input["bytes"], "offset": 0 }))
+            }
+            "update/write" if is_status => Err(CUT),
+            "update/write" => Ok(json!({ "offset": offset, "plan": null })),
+            "update/status" => Ok(json!({
+                "session": { "session": SESSION, "source": "upload", "offset": offset, "bytes": BYTES },
+                "ended": null,
+            })),
+            _ => Err(not_found()),
+        });
+        let words = ["--json", "update", "@", &file, "--stage"];
+        let refused = node.run(&cli, &words).await;
+        assert_eq!(refused.status, FAILED, "{offset}: {refused:?}");
+        assert_eq!(refused.code(), "PROTOCOL", "{offset}: {refused:?}");
+        assert_eq!(node.asked_for("update/write"), 1, "{offset}");
     }
 }
 
