@@ -37,7 +37,9 @@ pub(super) async fn staged(
                 // Another refusal, such as a version below the floor, would be that of the whole program as well.
                 Err(error) if is_delta_file(&source) && is_about_delta(&error) => {
                     if !turn.json {
-                        output::note(&format!("{}; it takes the whole program", error.message));
+                        // The reason is a text of the node, which must not make a line of its own.
+                        let note = format!("{}; it takes the whole program", error.message);
+                        output::note(&output::one_line(&note));
                     }
                     input["whole"] = true.into();
                     download(turn, input, &mut source).await
