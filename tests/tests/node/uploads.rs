@@ -393,6 +393,72 @@ fn take_a_byte(offset: u64) -> Result<Value, Value> {
     Ok(json!({ "offset": offset + 1, "plan": null }))
 }
 
+/// The attack: a hub takes one byte of each piece, or says that it has more than the bundle. After many pieces it has
+/// all, so that a command that still sends then starts the update.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_for_workers_that_its_hub_takes_byte_by_byte_is_ended() {
+    /// Pieces after which the command counts as endless.
+    const ENDLESS: usize = 10 * STALLED_MAX;
+    const BYTES: usize = 3 * PIECE_BYTES;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, _) = bundle(folder.path(), BYTES);
+    for (more, pieces) in [(1, STALLED_MAX + 1), (BYTES as u64 + 1, 1), (u64::MAX, 1)] {
+        let taken = AtomicUsize::new(0);
+        let hub = ScriptedNode::start(move |operation, input| match operation {
+            "hub/update" if input["offset"].is_u64() => {
+                let offset = input["offset"].as_u64().unwrap_or_default();
+                match taken.fetch_add(1, Ordering::SeqCst) >= ENDLESS {
+                    true => Ok(json!({ "offset": BYTES, "version": "9.9.9" })),
+                    false => Ok(json!({ "offset": offset.saturating_add(more) })),
+                }
+            }
+            "hub/update" => Ok(json!({ "offset": 0, "workers": 0 })),
+            "hub/update_status" => Ok(json!({
+                "bundle": { "version": "9.9.9" }, "rollout": { "state": "done", "workers": [] },
+            })),
+            _ => Err(not_found()),
+        });
+        let words = ["--json", "update", "--workers", "@", &file, "--yes"];
+        let refused = hub.run(&cli, &words).await;
+        assert_eq!(refused.status, FAILED, "{more}: {refused:?}");
+        assert_eq!(refused.code(), "PROTOCOL", "{more}: {refused:?}");
+        // The first call began the upload.
+        assert_eq!(hub.asked_for("hub/update"), pieces + 1, "{more}");
+        assert_eq!(hub.asked_for("hub/update_status"), 0, "{more}");
+    }
+}
+
+/// The attack: a hub answers with more workers than it can have, at the start or in its status.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_more_workers_than_a_hub_has_is_left() {
+    /// Most workers of an update.
+    const ROWS_MAX: usize = 4096;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    for (count, rows, code) in [
+        (ROWS_MAX, ROWS_MAX, None),
+        (ROWS_MAX + 1, 0, Some("INVALID_OUTPUT")),
+        (1, ROWS_MAX + 1, Some("INVALID_OUTPUT")),
+    ] {
+        let row = |n: usize| json!({ "peer": format!("p{n}"), "name": "w", "ring": 1, "state": "confirmed" });
+        let workers: Vec<_> = (0..rows).map(row).collect();
+        let hub = ScriptedNode::start(move |operation, _| match operation {
+            "hub/update" => Ok(json!({ "workers": count })),
+            "hub/update_status" => Ok(json!({
+                "bundle": { "version": "9.9.9" }, "rollout": { "state": "done", "workers": workers },
+            })),
+            _ => Err(not_found()),
+        });
+        let words = ["--json", "update", "--workers", "@", "--yes"];
+        let ended = hub.run(&cli, &words).await;
+        match code {
+            None => assert_eq!(ended.json()["state"], "done", "{count}"),
+            Some(code) => assert_eq!(ended.code(), code, "{count}: {}", ended.errors),
+        }
+    }
+}
+
 /// The node has no session after its restart, so that nothing is sent to it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_ends_with_the_restart_of_its_node() {
