@@ -64,7 +64,7 @@ async fn ctrl_c_ends_a_command_that_waits_for_a_node_that_restarts() {
     for after in [CUT, Value::Null] {
         let node = restarting_node(after.clone());
         let mut update = cli.command(&["update"]);
-        update.args([&node.target(), "--yes"]);
+        update.arg(node.target()).arg("--yes");
         let update = update.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let update = update.expect("it starts");
         eventually("the command asks the node that restarts", || {
@@ -87,7 +87,8 @@ async fn ctrl_c_ends_a_command_at_its_question() {
         let mut command = Command::new(binary());
         command
             .args(words)
-            .args([&node.target(), "--state"])
+            .arg(node.target())
+            .arg("--state")
             .arg(cli.state())
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(pty.slave))
