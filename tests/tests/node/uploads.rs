@@ -393,6 +393,61 @@ fn take_a_byte(offset: u64) -> Result<Value, Value> {
     Ok(json!({ "offset": offset + 1, "plan": null }))
 }
 
+/// The connection between a hub and its worker breaks in the middle of an upload, and the worker dials again. Until it
+/// has, the hub knows no way to it, and shows its peers or refuses to.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_through_a_hub_waits_for_a_worker_that_dials_again() {
+    /// Calls that the hub cannot pass on: of a piece, and of the question how much the worker has.
+    const AWAY: usize = 2;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, content) = bundle(folder.path(), 3 * PIECE_BYTES);
+    for (shows_peers, before) in [(true, 1), (false, 1), (true, 0)] {
+        let upload = Arc::new(Mutex::new(ModelUpload::whole()));
+        let (worker, away) = (Arc::clone(&upload), AtomicUsize::new(AWAY));
+        let hub = ScriptedNode::start(move |operation, input| match operation {
+            "hub/whoami" => Ok(json!({})),
+            "services/list-peers" if shows_peers => Ok(json!({ "peers": [] })),
+            "services/list-peers" => Err(error("FORBIDDEN", "it is not yours")),
+            operation if operation.starts_with("update/") => {
+                let mut upload = lock(&worker);
+                let is_away = upload.pieces.len() == before
+                    && away
+                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                            left.checked_sub(1)
+                        })
+                        .is_ok();
+                match is_away {
+                    true => Err(not_attached()),
+                    false => upload.answer(operation, input),
+                }
+            }
+            _ => Err(not_found()),
+        });
+        let behind = format!("kitchen@{}", hub.target());
+        let words = ["--json", "update", &behind, &file, "--stage"];
+        let staged = hub.run(&cli, &words).await;
+        // Before the upload has begun nothing is lost by the error.
+        let expected = if before == 0 { FAILED } else { 0 };
+        assert_eq!(staged.status, expected, "{staged:?}");
+        let upload = lock(&upload);
+        let pieces = if before == 0 { 0 } else { 3 };
+        assert_eq!(upload.pieces.len(), pieces, "{staged:?}");
+        assert_eq!(upload.received == content, before > 0, "{staged:?}");
+        assert_eq!(hub.asked_for("update/status"), AWAY * before, "{staged:?}");
+    }
+}
+
+/// The error of a hub for a worker that it knows, and that is not connected.
+fn not_attached() -> Value {
+    let mut refusal = error(
+        "NOT_FOUND",
+        "the peer 'kitchen' is not attached to this node",
+    );
+    refusal["details"] = json!({ "reason": "peer_not_attached" });
+    refusal
+}
+
 /// The attack: a hub takes one byte of each piece, or says that it has more than the bundle. After many pieces it has
 /// all, so that a command that still sends then starts the update.
 #[tokio::test(flavor = "multi_thread")]

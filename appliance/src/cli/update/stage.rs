@@ -12,7 +12,7 @@ use super::bounds::{BundleDeadline, PIECE_TIMEOUT, UploadOffset, UploadPatience}
 use super::source::{BundlePieces, BundleSource, PIECE_BYTES, PIECE_BYTES_LEAST, PIECE_BYTES_MAX};
 use super::{NodeTurn, STATUS, options_within};
 use crate::cli::call::call_error;
-use crate::cli::node_caller::{NodeCaller, is_lost};
+use crate::cli::node_caller::{NodeCaller, is_lost, is_peer_away};
 use crate::cli::query::text;
 use crate::cli::{CommandError, CommandExit, output};
 use crate::node::may_lie_in_delta;
@@ -165,6 +165,8 @@ async fn upload_over(
     let progress = progress(turn);
     let mut sending = UploadState::begin(pieces.bytes());
     let mut patience = UploadPatience::default();
+    let is_away =
+        |error: &CommandError| turn.route.peer.is_some() && is_peer_away(error.details.as_deref());
     loop {
         let before = sending.offset.progress_offset();
         let sent = turn
@@ -193,11 +195,16 @@ async fn upload_over(
             Ok(UploadStep::Done(plan)) => return Ok(plan),
             Ok(UploadStep::Late(error)) => return Err(error),
             Ok(UploadStep::Lost(error)) => call_error(error),
-            // The node may be away for the dial as well. Before the upload began nothing is lost by an error.
-            Err(error) if sending.session.is_some() && is_unreachable(&error) => error,
+            // The node may be away for the dial as well, and a worker from its hub. Before the upload began nothing is
+            // lost by an error.
+            Err(error)
+                if sending.session.is_some() && (is_unreachable(&error) || is_away(&error)) =>
+            {
+                error
+            }
             Err(error) => return Err(error),
         };
-        if patience.is_spent(false) {
+        if patience.is_spent(is_away(&error)) {
             return Err(sending.given_up(error, patience.failures()));
         }
         sleep(PAUSE).await;
