@@ -125,6 +125,15 @@ fn start(options: &UpdateOptions, bundle: &Value) -> Value {
     if let Some(at_once) = options.at_once {
         start["at_once"] = at_once.into();
     }
+    // Another administrator may store another bundle meanwhile. A hub of an earlier version refuses a member that it does
+    // not know, and its status does not have this hash.
+    if bundle["targets_sha256"].is_string() {
+        let mut agreed = json!({});
+        for member in ["version", "bytes", "targets_sha256"] {
+            agreed[member] = bundle[member].clone();
+        }
+        start["bundle"] = agreed;
+    }
     json!({ "start": start })
 }
 
