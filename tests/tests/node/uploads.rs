@@ -448,6 +448,48 @@ fn not_attached() -> Value {
     refusal
 }
 
+/// The attack: a hub gives its bundle a byte at a time, or in pieces that no node takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_of_a_hub_in_pieces_of_a_wrong_length_is_not_passed_on() {
+    let [least, most] = PIECE_BYTES_RANGE;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let bytes = 2 * most + 3;
+    for (length, is_taken) in [
+        (1, false),
+        (least - 1, false),
+        (most + 1, false),
+        (least, true),
+        (most, true),
+    ] {
+        let hub = ScriptedNode::start(move |operation, input| match operation {
+            "hub/update_read" => {
+                let left = bytes - input["offset"].as_u64().unwrap_or_default() as usize;
+                let data = BASE64.encode(&vec![7; length.min(left)]);
+                Ok(json!({ "bytes": bytes, "version": "1.1.0", "data": data }))
+            }
+            _ => Err(not_found()),
+        });
+        let node = UploadNode::start(ModelUpload::whole());
+        let words = ["--json", "update", "@", "--from", &hub.target(), "--stage"];
+        let ended = node.node.run(&cli, &words).await;
+        let upload = node.upload();
+        match is_taken {
+            true => {
+                assert_eq!(ended.json()["outcome"], "staged", "{length}");
+                assert!(
+                    upload.received == vec![7; bytes],
+                    "{length}: other bytes arrived"
+                );
+            }
+            false => {
+                assert_eq!(ended.code(), "INVALID_OUTPUT", "{length}: {ended:?}");
+                assert!(upload.pieces.is_empty(), "{length}: {:?}", upload.pieces);
+            }
+        }
+    }
+}
+
 /// The attack: a hub takes one byte of each piece, or says that it has more than the bundle. After many pieces it has
 /// all, so that a command that still sends then starts the update.
 #[tokio::test(flavor = "multi_thread")]
