@@ -471,7 +471,8 @@ async fn a_bundle_of_a_hub_in_pieces_of_a_wrong_length_is_not_passed_on() {
             _ => Err(not_found()),
         });
         let node = UploadNode::start(ModelUpload::whole());
-        let words = ["--json", "update", "@", "--from", &hub.target(), "--stage"];
+        let from = hub.target();
+        let words = ["--json", "update", "@", "--from", &from, "--stage"];
         let ended = node.node.run(&cli, &words).await;
         let upload = node.upload();
         match is_taken {
