@@ -82,7 +82,8 @@ pub(super) fn run(
     CliDialer::new(&options.dial)?.run(async |dialer| {
         let status = dialer.reached(route, async |hub| {
             if let Some(file) = file {
-                let sends = send(hub, &BundlePieces::File(file), json);
+                let pieces = BundlePieces::File(file);
+                let sends = send(hub, &pieces, json);
                 BundleDeadline::begin().finish(sends).await?;
             }
             status_of(hub).await
