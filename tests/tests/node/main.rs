@@ -36,6 +36,7 @@ mod image_build;
 mod image_page;
 mod image_verbs;
 mod imported;
+mod interrupted;
 mod iroh;
 mod judged_image;
 mod largest_schemas;
