@@ -16,7 +16,7 @@ use crate::dav::{
 use crate::rights::{FsRight, VisibleBuckets};
 
 use super::DavFiles;
-use super::body::{BodySource, pulled, read_xml};
+use super::body::{BodySource, parse_xml, pulled};
 use super::call::{CallerFiles, DavBranch, DavCall};
 use super::changes::{apply, found, of_files};
 use super::conditions::{DavConditions, file_hash};
@@ -29,17 +29,19 @@ pub(super) async fn find<F: DavFiles>(
     body: MountBody,
 ) -> Result<Response<MountBody>, DavFailure> {
     let depth = DavDepth::from_headers(call.headers())?.of_propfind()?;
-    let body = PropfindBody::parse(&read_xml(body).await?)?;
     let is_deep = depth == DavDepth::One;
     let status = StatusCode::MULTI_STATUS;
     match call.target() {
         DavTarget::Root => {
+            let body = parse_xml(body, PropfindBody::parse).await?;
             let visible = call.requester().buckets(&[FsRight::Read]);
             let text = call.with_store(move |store| buckets(store, &visible, &body, is_deep));
             Ok(xml(status, full(text.await?)))
         }
         DavTarget::Entry(entry) => {
+            // Before the body is read: a caller without the right must not make the node parse anything.
             call.require_read(&entry.address.bucket)?;
+            let body = parse_xml(body, PropfindBody::parse).await?;
             let source = FoundProperties {
                 files: call.files().clone(),
                 target: entry.clone(),
@@ -286,7 +288,7 @@ pub(super) async fn patch<F: DavFiles>(
     body: MountBody,
 ) -> Result<Response<MountBody>, DavFailure> {
     call.require_write(&call.entry()?.address.bucket)?;
-    let patch = PropertyPatch::parse(&read_xml(body).await?)?;
+    let patch = parse_xml(body, PropertyPatch::parse).await?;
     let conditions = DavConditions::new(&call)?;
     let actor = call.actor().to_owned();
     let text = call.with_store(move |store| {

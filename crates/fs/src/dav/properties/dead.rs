@@ -173,7 +173,7 @@ impl DeadProperties {
 
 fn stored_form(property: &DeadProperty) -> StoredProperty {
     StoredProperty {
-        ns: property.name.namespace.clone(),
+        ns: property.name.namespace.to_string(),
         name: property.name.local.clone(),
         xml: property.xml.clone(),
     }

@@ -25,11 +25,11 @@ fn write_element(text: &mut String, element: &XmlElement, default_namespace: &st
     let name = &element.name;
     text.push('<');
     text.push_str(&name.local);
-    if name.namespace != default_namespace {
+    if &*name.namespace != default_namespace {
         push_attribute(text, "xmlns", &name.namespace);
     }
     for (at, attribute) in element.attributes.iter().enumerate() {
-        let namespace = attribute.name.namespace.as_str();
+        let namespace = &*attribute.name.namespace;
         let local = &attribute.name.local;
         match namespace {
             "" => push_attribute(text, local, &attribute.value),
