@@ -27,6 +27,9 @@ pub const XML_MEMORY_BYTES_MAX: usize = 8 << 20;
 /// Properties that one PROPFIND or PROPPATCH names.
 pub const PROPERTIES_NAMED_MAX: usize = 256;
 
+/// Bytes of all names that one PROPFIND or PROPPATCH names, with their namespaces. The response repeats them for each entry.
+pub const PROPERTY_NAMES_BYTES_MAX: usize = 16 << 10;
+
 /// Dead properties of one entry.
 pub const DEAD_PROPERTIES_MAX: usize = 64;
 

@@ -25,7 +25,7 @@ use super::call::{DavCall, run_blocking};
 use super::conditions::{file_hash, version_of};
 use super::failure::DavFailure;
 use super::listing;
-use super::respond::{empty, full, header_value, insert_fixed, with_body};
+use super::respond::{empty, header_value, insert_fixed, with_body};
 
 /// Answers with a file, a content or a listing.
 pub(super) async fn answer<F: DavFiles>(
@@ -260,13 +260,4 @@ impl<L: Send + 'static> BodySource for DavContentBody<L> {
             }
         }
     }
-}
-
-/// A text as the answer to GET, and its head alone as that to HEAD.
-pub(super) fn text(method: &Method, text: String) -> MountBody {
-    full(if *method == Method::HEAD {
-        String::new()
-    } else {
-        text
-    })
 }
