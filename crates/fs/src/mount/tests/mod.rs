@@ -32,10 +32,10 @@ impl DavFiles for MountTestFiles {
     }
 }
 
-/// `alice` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
+/// `alice` and `dan` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
 fn scopes_of(name: &str) -> &'static [&'static str] {
     match name {
-        "alice" => &["fs:read:docs", "fs:write:docs"],
+        "alice" | "dan" => &["fs:read:docs", "fs:write:docs"],
         "carol" => &["fs:read:docs"],
         _ => &[],
     }
