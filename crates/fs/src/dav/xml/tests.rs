@@ -4,11 +4,11 @@ use alknet_test_support::{alone, peak_bytes};
 use proptest::prelude::*;
 
 use super::*;
-use crate::dav::DavError;
 use crate::dav::limits::{
     XML_ATTRIBUTES_MAX, XML_BODY_BYTES_MAX, XML_DEPTH_MAX, XML_MEMORY_BYTES_MAX,
     XML_NAMESPACE_BYTES_MAX, XML_NAMESPACES_MAX, XML_NODES_MAX,
 };
+use crate::dav::{DavError, DeadProperties, PropertyPatch};
 
 fn parse(text: &str) -> Result<XmlElement, DavError> {
     XmlElement::parse(text.as_bytes())
@@ -199,6 +199,27 @@ fn names_of_a_body_share_their_namespace() {
         "&#97;".repeat(XML_NAMESPACE_BYTES_MAX / 4)
     );
     assert_eq!(parse(&references).expect_err("too long").status(), 413);
+}
+
+/// What is stored of a body declares its namespaces again and again.
+#[test]
+fn a_fragment_that_grows_is_given_up() {
+    let namespace = "n".repeat(XML_NAMESPACE_BYTES_MAX);
+    let elements = "<b a:x=''/>".repeat(2000);
+    let root = parse(&format!("<c xmlns:a='{namespace}'>{elements}</c>")).expect("well-formed");
+    let whole = root.to_fragment();
+    assert!(whole.len() > 2000 * XML_NAMESPACE_BYTES_MAX);
+    assert_eq!(root.to_short_fragment(8 << 10), None);
+    assert_eq!(root.to_short_fragment(whole.len() - 1), None);
+    assert_eq!(root.to_short_fragment(whole.len()), Some(whole));
+    let body = format!(
+        "<D:propertyupdate xmlns:D='DAV:' xmlns:a='{namespace}'><D:set><D:prop><c>{elements}</c></D:prop></D:set>\
+         </D:propertyupdate>"
+    );
+    let patch = PropertyPatch::parse(body.as_bytes()).expect("a patch");
+    let outcome = patch.apply(&DeadProperties::default());
+    assert_eq!(outcome.properties, None);
+    assert_eq!(outcome.statuses[0].status, 507);
 }
 
 proptest! {
