@@ -273,7 +273,7 @@ impl WriteTransaction<'_> {
             "INSERT INTO job(id, queue, payload, run_at_ms, tries, key) VALUES (?1, ?2, ?3, ?4, 0, ?5)",
             params![id, new.queue.as_str(), new.payload, run_at, key],
         )?;
-        let key_bytes = key.map_or(0, |key| key.len());
+        let key_bytes = key.as_deref().map_or(0, str::len);
         let bytes = new.payload.len() + new.queue.as_str().len() + key_bytes;
         // Otherwise a caller with the right to write could fill the disk beside the quota.
         let change = UsageChange {
