@@ -395,7 +395,9 @@ mod tests {
     fn free_pages_go_back_once_a_minute() {
         let (_dir, _, service) = service();
         let store = service.open().expect("a store");
-        let queue = || QueueName::parse("q").expect("a name");
+        let bucket = store.read(|tx| Ok(tx.bucket_by_name(&"docs".parse()?)?.id));
+        let bucket = bucket.wait().expect("a bucket");
+        let queue = move || QueueName::parse(bucket, "q").expect("a name");
         let payload = "x".repeat(60_000);
         for _ in 0..100 {
             let job = NewJob::new(queue(), &payload);

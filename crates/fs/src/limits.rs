@@ -27,6 +27,10 @@ pub const MOUNT_REQUESTS_BURST: u32 = 50_000;
 /// Memory of a response over HTTP whose client does not read on: a block that waits, and what reads the next one.
 pub const SLOW_RESPONSE_BYTES_MAX: u64 = 1 << 20;
 
+/// Bytes of text after which a piece of a list ends that the HTTP mount sends. The entry that reaches it is in the piece, and
+/// takes less than half of [`SLOW_RESPONSE_BYTES_MAX`].
+pub const LIST_PIECE_BYTES: usize = 256 << 10;
+
 /// Subscriptions to events that the node serves at once. Each wakes up after each commit.
 pub const WATCHES_MAX: usize = 2048;
 

@@ -159,6 +159,9 @@ pub const EVENTS_CHUNK: usize = 100;
 /// Named consumers of the outbox.
 pub const CONSUMERS_MAX: u64 = 1024;
 
+/// Named consumers of one bucket, so that one bucket cannot use up those of all others.
+pub const CONSUMERS_PER_BUCKET_MAX: u64 = 64;
+
 /// Bytes of the name of a consumer or a queue.
 pub const CONSUMER_NAME_BYTES_MAX: usize = 128;
 
@@ -173,6 +176,9 @@ pub const QUEUE_JOBS_MAX: u64 = 10_000;
 
 /// Queues of one store that have jobs. A job for one more queue is refused.
 pub const QUEUES_MAX: u64 = 256;
+
+/// Queues of one bucket that have jobs.
+pub const QUEUES_PER_BUCKET_MAX: u64 = 16;
 
 /// Bytes of the payload of a job.
 pub const JOB_PAYLOAD_BYTES_MAX: usize = 64 << 10;

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::limits::{EVENTS_KEPT_BYTES_MAX, EVENTS_PRUNED_AT_ONCE};
 use crate::names::{BranchId, BucketId};
 
-pub use consumers::{OutboxConsumer, OutboxStart};
+pub use consumers::{ConsumerName, OutboxConsumer, OutboxStart};
 pub use read::{EventFilter, EventPage, StoreEvent};
 pub use watch::EventWatch;
 

@@ -51,8 +51,18 @@ pub(super) async fn has_content(mut body: MountBody) -> Result<bool, DavFailure>
     Ok(false)
 }
 
+/// Reads and parses the XML body of a request, after the caller's right was asked.
+pub(super) async fn parse_xml<T: Send + 'static>(
+    body: MountBody,
+    parse: fn(&[u8]) -> Result<T, DavError>,
+) -> Result<T, DavFailure> {
+    let read = read_xml(body).await?;
+    // A body at the limit takes milliseconds, in which a thread of the runtime would serve no other connection.
+    run_blocking(move || Ok(parse(&read)?)).await
+}
+
 /// The whole XML body of a request.
-pub(super) async fn read_xml(mut body: MountBody) -> Result<Vec<u8>, DavFailure> {
+async fn read_xml(mut body: MountBody) -> Result<Vec<u8>, DavFailure> {
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         // The client broke off, or was too slow.

@@ -284,12 +284,3 @@ impl<L: Send + 'static> BodySource for DavContentBody<L> {
         }
     }
 }
-
-/// A text as the answer to GET, and its head alone as that to HEAD.
-pub(super) fn text(method: &Method, text: String) -> MountBody {
-    full(if *method == Method::HEAD {
-        String::new()
-    } else {
-        text
-    })
-}

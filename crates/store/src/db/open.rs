@@ -200,6 +200,7 @@ fn try_open(
     // next start checks it.
     connection.execute("DELETE FROM meta WHERE k = ?1", [META_CLEAN_SHUTDOWN])?;
     connection.execute_batch(schema::LATER_TABLES)?;
+    schema::number_rows(&mut connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     let store_id = read_meta(&connection, META_STORE_ID)?;
     let last_time: Option<[u8; HybridTimestamp::BYTES]> = read_meta(&connection, META_CLOCK)?;

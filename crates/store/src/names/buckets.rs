@@ -370,6 +370,7 @@ impl WriteTransaction<'_> {
         // At once: a snapshot would name a branch that the purge removes.
         self.execute("DELETE FROM snapshot WHERE bucket_id = ?1", [id])?;
         self.execute("DELETE FROM share WHERE bucket_id = ?1", [id])?;
+        self.remove_consumers_of(id)?;
         // The rows of branches go one after the other, and none may refer to one that is gone.
         let branches = "UPDATE branch SET state = 'deleted', name = '#' || id, parent_id = NULL, base_seq = NULL \
                         WHERE bucket_id = ?1";

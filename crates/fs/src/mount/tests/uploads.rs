@@ -1,6 +1,7 @@
 //! Uploads that can be resumed.
 
 use super::*;
+use crate::dav::DavTarget;
 
 fn begin(mount: &TestMount, path: &str, fields: &[(&str, &str)]) -> String {
     let mut all = vec![("upload-complete", "?0")];
@@ -74,4 +75,27 @@ fn an_upload_with_another_length_makes_no_file() {
         mount.send("HEAD", &upload, &[], "").expect(404);
         mount.send("GET", "/fs/docs/a", &[], "").expect(404);
     }
+}
+
+/// The operation that ends a session knows nothing of the uploads of the mount.
+#[test]
+fn an_upload_goes_on_beside_many_that_their_caller_ended() {
+    const ROUNDS: usize = 100;
+    let mount = TestMount::new();
+    let ours = begin(&mount, "/fs/docs/a", &[("upload-length", "3")]);
+    for _ in 0..ROUNDS {
+        let fields = [("upload-complete", "?0")];
+        let begun = mount.send_as(Some("dan"), ("PUT", "/fs/docs/b"), &fields, Vec::new());
+        let begun = begun.expect(202);
+        let DavTarget::Upload(id) = DavTarget::parse(begun.header("location")).expect("a path")
+        else {
+            panic!("{:?}", begun.headers);
+        };
+        let ended = mount.mount.files.0.sessions().abort(id, "dan");
+        ended.expect("its own session");
+        assert!(!mount.mount.files.0.sessions().is_open(id));
+    }
+    let rest = [("upload-offset", "0"), ("upload-complete", "?1")];
+    mount.send("PATCH", &ours, &rest, "012").expect(201);
+    assert_eq!(mount.send("GET", "/fs/docs/a", &[], "").body, "012");
 }
