@@ -27,7 +27,7 @@ use super::call::{DavCall, run_blocking};
 use super::conditions::{file_hash, version_of};
 use super::failure::DavFailure;
 use super::listing;
-use super::respond::{empty, full, header_value, insert_fixed, with_body};
+use super::respond::{empty, header_value, insert_fixed, with_body};
 use super::right::MountedObject;
 
 /// Answers with a file, a content or a listing.

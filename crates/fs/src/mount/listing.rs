@@ -64,16 +64,18 @@ pub(super) async fn buckets<F: DavFiles>(
     let format = ListingFormat::from_headers(call.headers());
     // Before the status is sent: the store may not be served.
     call.with_store(|_| Ok(())).await?;
+    let visible = call.requester().buckets(&[FsRight::Read]);
+    let right = call.right_to(MountedObject::List(visible.clone()));
     let source = SentBuckets {
         files: call.files().clone(),
-        visible: call.requester().buckets(&[FsRight::Read]),
+        visible,
         format,
         stage: match *call.method() {
             Method::HEAD => BucketListStage::End,
             _ => BucketListStage::Head,
         },
     };
-    Ok(shown(format, pulled(source)))
+    Ok(shown(format, pulled(source, right)))
 }
 
 /// A list of buckets that is being sent, page by page.

@@ -39,6 +39,7 @@ pub(super) async fn find<F: DavFiles>(
             let visible = call.requester().buckets(&[FsRight::Read]);
             // Before the status is sent: the store may not be served.
             call.with_store(|_| Ok(())).await?;
+            let right = call.right_to(MountedObject::List(visible.clone()));
             let source = FoundBuckets {
                 files: call.files().clone(),
                 visible,
@@ -49,7 +50,7 @@ pub(super) async fn find<F: DavFiles>(
                     BucketStage::MountOnly
                 },
             };
-            Ok(xml(status, pulled(source)))
+            Ok(xml(status, pulled(source, right)))
         }
         DavTarget::Entry(entry) => {
             // Before the body is read: a caller without the right must not make the node parse anything.

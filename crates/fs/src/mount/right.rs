@@ -5,7 +5,7 @@ use alknet_store::{BucketId, BucketName, ContentHash, StoreError, StoreObject};
 
 use crate::recheck::RecheckPace;
 use crate::requester::FsRequester;
-use crate::rights::FsRight;
+use crate::rights::{FsRight, VisibleBuckets};
 
 use super::DavFiles;
 use super::call::CallerFiles;
@@ -22,6 +22,8 @@ pub(super) enum MountedObject {
     },
     /// A content by its hash.
     Content(ContentHash),
+    /// The list of the buckets that the caller may read, which are these.
+    List(VisibleBuckets),
 }
 
 /// The right of a caller to a request that goes on: a download, a listing, an upload. The caller may lose it at any time, by
@@ -72,6 +74,11 @@ impl<F: DavFiles> MountRight<F> {
                 }
                 Ok(())
             }
+            // With other buckets it is another list.
+            MountedObject::List(buckets) => match requester.buckets(&[FsRight::Read]) == *buckets {
+                true => Ok(()),
+                false => Err(gone().into()),
+            },
             MountedObject::Content(hash) => {
                 let (hash, buckets) = (*hash, requester.buckets(&[FsRight::Read]));
                 let lease = self.files.open()?;
