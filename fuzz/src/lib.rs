@@ -14,6 +14,7 @@ mod disk;
 mod envelope;
 mod fat;
 mod frame;
+mod fs_address;
 mod fs_sync;
 mod hello;
 mod hlc;
@@ -44,6 +45,7 @@ pub use disk::disk;
 pub use envelope::envelope;
 pub use fat::fat;
 pub use frame::frame;
+pub use fs_address::fs_address;
 pub use fs_sync::fs_sync;
 pub use hello::hello;
 pub use hlc::hlc;
@@ -113,6 +115,10 @@ pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "frame",
         run: frame,
+    },
+    FuzzTarget {
+        name: "fs_address",
+        run: fs_address,
     },
     FuzzTarget {
         name: "fs_sync",

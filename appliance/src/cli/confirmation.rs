@@ -28,11 +28,25 @@ pub(super) fn ask_unless(yes: bool, question: &str, json: bool) -> Result<(), Co
     ask(question)
 }
 
+/// Like [`ask_unless`], on a thread of its own: while the person thinks, connections are kept, and Ctrl-C ends the
+/// command.
+///
+/// # Errors
+/// The errors of [`ask_unless`].
+pub(super) async fn ask_beside_work(
+    yes: bool,
+    question: String,
+    json: bool,
+) -> Result<(), CommandError> {
+    let asks = tokio::task::spawn_blocking(move || ask_unless(yes, &question, json));
+    asks.await.map_err(CommandError::local)?
+}
+
 /// Asks the person at the terminal, and waits for the answer.
 ///
 /// # Errors
 /// `ABORTED` unless the person says yes.
-pub(super) fn ask(question: &str) -> Result<(), CommandError> {
+fn ask(question: &str) -> Result<(), CommandError> {
     output::prompt(question);
     match is_yes(&mut io::stdin().lock())? {
         true => Ok(()),

@@ -117,7 +117,7 @@ impl CliDialer {
         error
     }
 
-    /// Runs `work` to its end, and sees the goodbyes off.
+    /// Runs `work` to its end or to Ctrl-C, and sees the goodbyes off.
     pub(crate) fn run<T>(
         &self,
         work: impl AsyncFnOnce(&Self) -> Result<T, CommandError>,
@@ -128,7 +128,7 @@ impl CliDialer {
         let runtime =
             runtime.map_err(|e| CommandError::local(format!("cannot start the runtime: {e}")))?;
         let result = runtime.block_on(async {
-            let result = work(self).await;
+            let result = interruptible(work(self)).await;
             // Sent before the process ends: over UDP nothing else lets the other side know.
             self.dialer.close().await;
             result
@@ -194,17 +194,26 @@ async fn used<T>(
     work: impl AsyncFnOnce(&CallConnection) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
     let client = CallClient::without_operations().attach(connection, None);
-    let result = tokio::select! {
+    // Also where it is interrupted, the close below lets the node know: over UDP it would notice the end by silence
+    // alone, and work until then.
+    let result = interruptible(work(&client)).await;
+    client.close(alknet_core::CloseCode::Normal, "");
+    result
+}
+
+/// What comes of `work`, unless Ctrl-C comes before. Once a command has waited here, the signal does not end the process
+/// by itself any more, so all work of a command has to.
+async fn interruptible<T>(
+    work: impl Future<Output = Result<T, CommandError>>,
+) -> Result<T, CommandError> {
+    tokio::select! {
+        // Work that notices the signal itself says goodbye, and has its own answer.
         biased;
-        result = work(&client) => result,
-        // The close below lets the node know: over UDP it would notice the end by silence
-        // alone, and work until then.
+        result = work => result,
         _ = tokio::signal::ctrl_c() => {
             Err(CommandError::new(CommandExit::Aborted, "ABORTED", "interrupted"))
         }
-    };
-    client.close(alknet_core::CloseCode::Normal, "");
-    result
+    }
 }
 
 /// Dials one node or its hub, runs `work`, says goodbye; all within the time the arguments allow, streams

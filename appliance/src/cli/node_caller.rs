@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::target::NodeRoute;
-use hub_peers::{AttachedPeerRow, EnrolledPeerRow, HubPeers, PeerRows};
+use hub_peers::{AttachedPeerRow, EnrolledPeerRow, HubPeers, NOT_ATTACHED, PeerRows};
 
 /// What a hub answers about the peers that are attached to it.
 const ATTACHED: &str = "services/list-peers";
@@ -45,6 +45,11 @@ pub(crate) struct NodeCaller {
 /// Whether an error says nothing about the request: the connection ended, or no answer came.
 pub(crate) fn is_lost(error: &CallError) -> bool {
     matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout)
+}
+
+/// Whether the details of a hub's error say that the peer is not attached to it. A worker dials its hub again.
+pub(crate) fn is_peer_away(details: Option<&Value>) -> bool {
+    details.is_some_and(|details| details["reason"] == NOT_ATTACHED)
 }
 
 impl NodeCaller {

@@ -127,9 +127,7 @@ pub(super) async fn confirm_named(
     }
     let verb = if accept { "Promote" } else { "Reject" };
     let question = format!("{verb} {summary}? [y/N] ");
-    // Reading blocks, and the connection is kept meanwhile.
-    let answer = tokio::task::spawn_blocking(move || confirmation::ask(&question)).await;
-    answer.map_err(CommandError::local)?
+    confirmation::ask_beside_work(false, question, json).await
 }
 
 /// What a node listed so far. A node has no more proposals than its store keeps, and lists each once: a hostile node

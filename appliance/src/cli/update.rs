@@ -1,5 +1,6 @@
 //! `alknet update` and `alknet rollback`: another version of alknet on an appliance.
 
+mod bounds;
 mod fleet;
 mod rollback;
 mod source;
@@ -279,7 +280,8 @@ impl NodeTurn<'_> {
             .transpose()?;
         let moment = when.map_or_else(|| "now".to_owned(), |at| format!("at {at}"));
         let question = format!("Start {version} on {node} {moment}? The machine restarts. [y/N] ");
-        confirmation::ask_unless(self.options.yes, &output::one_line(&question), self.json)?;
+        let question = output::one_line(&question).into_owned();
+        confirmation::ask_beside_work(self.options.yes, question, self.json).await?;
         let input = start_input(when, &staged)?;
         let answer = self
             .dialer

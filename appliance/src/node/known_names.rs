@@ -257,6 +257,13 @@ const SCOPE_FAMILIES: [&str; 14] = [
     "tensor:write:*",
 ];
 
+/// What the scopes begin with that a part of the node knows and that allow nothing yet.
+const SCOPE_WITHOUT_EFFECT: &str = "fs:push:";
+
+/// Hint for such a scope.
+const NO_PUSH: &str = "the node takes no contents over '/iroh-bytes/4': a peer that is to store files needs \
+                       'fs:write:BUCKET', and one that keeps a bucket the same 'fs:sync:BUCKET'";
+
 /// The family of every scope.
 const ANY_SCOPE: &str = "*";
 
@@ -319,6 +326,10 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
             };
             let what = format!("{who} '{scope}'");
             found.warnings.push(finding(key, what, scope_hint(scope)));
+        } else if scope.starts_with(SCOPE_WITHOUT_EFFECT) {
+            // No problem of a running node: a later version may give it its meaning.
+            let what = format!("the scope '{scope}' allows nothing yet");
+            found.warnings.push(finding(key, what, NO_PUSH.to_owned()));
         }
     }
     found
@@ -562,6 +573,27 @@ mod tests {
             !warnings[1].contains("did you mean") && warnings[1].contains("'alknet ops show"),
             "{warnings:?}"
         );
+    }
+
+    #[test]
+    fn a_scope_that_allows_nothing_yet_is_named_with_its_key() {
+        let scopes = ["fs:read:docs", "fs:push:docs", "fs:push:*", "fs:*"];
+        let config = peer(&scopes);
+        let found = unknown_names(&config);
+        let warnings = texts(&found.warnings);
+        assert!(
+            found.errors.is_empty() && warnings.len() == 2,
+            "{warnings:?}"
+        );
+        for (at, warning) in [1, 2].into_iter().zip(&warnings) {
+            let said = format!(
+                "peers[0].scopes[{at}]: the scope '{}' allows nothing yet",
+                scopes[at]
+            );
+            assert!(warning.starts_with(&said), "{warning}");
+            assert!(warning.contains("'fs:write:BUCKET'"), "{warning}");
+        }
+        assert_eq!(problems(&config, &registry()), []);
     }
 
     #[test]

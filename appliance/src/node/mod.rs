@@ -96,7 +96,7 @@ pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
 pub(crate) use supervised::supervised;
-pub(crate) use update::{may_end_by_staging, may_lie_in_delta};
+pub(crate) use update::{SESSION_TIME_MAX, may_end_by_staging, may_lie_in_delta};
 
 /// What a node is made from.
 struct NodeOptions<'a> {

@@ -52,7 +52,7 @@ struct BenchArgs {
     /// Folder to look for sources in before any other place
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
-    /// Benchmarks to run: boot, call, compute, fs, http, image, runtime, tensor, update, vault; or sections of one: fs/blobs, fs/bulk, fs/import, fs/memory, fs/names, fs/puts, fs/sync [default: all]
+    /// Benchmarks to run: boot, call, compute, fs, http, image, runtime, tensor, update, vault; or sections of one: fs/blobs, fs/bulk, fs/import, fs/memory, fs/names, fs/puts, fs/sendme, fs/sync [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]

@@ -8,6 +8,7 @@ use alknet_core::{
     AuthContext, AuthToken, Capabilities, Carriage, ConnId, Connection, Identity, PeerKey,
 };
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -270,6 +271,13 @@ impl Ctx {
     pub fn has_rights_of_now(&self) -> bool {
         let identity = self.identity();
         identity.is_none_or(|one| self.dispatcher().is_current(one))
+    }
+
+    /// Signals that the requester may have other rights than before; `None` where they never change. A subscription that
+    /// waits for something else listens, and then compares [`identity_now`](Self::identity_now).
+    #[must_use]
+    pub fn identity_changes(&self) -> Option<watch::Receiver<u64>> {
+        self.dispatcher().identity_changes()
     }
 
     /// The token that names the requester, where one does: for an operation that gives out something that has to end

@@ -240,6 +240,18 @@ impl LocalCaller {
         Some(dispatcher.by_id(&before.id))
     }
 
+    /// The identity `before` as it is now, by its proof: the token, something else, or the connection. For a part that
+    /// answers no call, and goes on for longer.
+    #[must_use]
+    pub fn identity_now(
+        &self,
+        before: &Identity,
+        token: Option<&AuthToken>,
+        proved_by: Option<CallerProof>,
+    ) -> Option<Arc<Identity>> {
+        self.state.proved(before, token, proved_by)
+    }
+
     /// Calls a query or mutation. Dropping the future aborts it, and the calls that it made.
     ///
     /// # Errors

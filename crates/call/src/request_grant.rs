@@ -110,7 +110,7 @@ impl CallConnectionState {
     }
 
     /// The identity `before` as it is now, by its proof: a token of the request, something else, or the connection.
-    fn proved(
+    pub(crate) fn proved(
         &self,
         before: &Identity,
         token: Option<&AuthToken>,

@@ -132,7 +132,7 @@ pub use identity::{
 pub use limits::StreamBudget;
 pub use memory::memory_pair;
 pub use metrics::Metrics;
-pub use mount::{HttpMount, MountBody, MountCaller, MountRequestBudget};
+pub use mount::{CallerLookup, HttpMount, MountBody, MountCaller, MountRequestBudget};
 pub use nesting::{DispatchError, NESTING_DEPTH_MAX, NestedDispatch};
 pub use network::{NetworkPrefix, SitePrefix};
 pub use poll_on_wake::PollOnWake;

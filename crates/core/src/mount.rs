@@ -1,5 +1,6 @@
 //! HTTP views of parts that have no HTTP server of their own.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,10 +55,52 @@ pub struct MountRequestBudget {
 pub struct MountCaller {
     /// The identity that the request's token proved, or else the connection's key.
     pub identity: Option<Arc<Identity>>,
+    /// Looks the identity up again. Without it, the identity stays as it is.
+    pub lookup: Option<CallerLookup>,
     /// The address of the caller.
     pub remote: Option<SocketAddr>,
     /// The request's id in the log.
     pub request_id: Arc<str>,
+}
+
+impl MountCaller {
+    /// The identity with the scopes that it has by now, or `None` if the token or the key has none any more. A mount whose
+    /// response, or whose request, goes on for longer asks again from time to time. It costs a look-up in memory.
+    ///
+    /// ```
+    /// use alknet_core::{CallerLookup, MountCaller};
+    ///
+    /// let revoked = MountCaller {
+    ///     lookup: Some(CallerLookup::new(|| None)),
+    ///     ..MountCaller::default()
+    /// };
+    /// assert!(revoked.identity_now().is_none());
+    /// ```
+    #[must_use]
+    pub fn identity_now(&self) -> Option<Arc<Identity>> {
+        match &self.lookup {
+            Some(CallerLookup(find)) => find(),
+            None => self.identity.clone(),
+        }
+    }
+}
+
+/// Finds the identity of a caller while its request is under way. Clones are the same.
+#[derive(Clone)]
+pub struct CallerLookup(Arc<dyn Fn() -> Option<Arc<Identity>> + Send + Sync>);
+
+impl CallerLookup {
+    /// Looks up by this function, which does not block and may run on any thread.
+    #[must_use]
+    pub fn new(find: impl Fn() -> Option<Arc<Identity>> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(find))
+    }
+}
+
+impl fmt::Debug for CallerLookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallerLookup")
+    }
 }
 
 /// A request or response body of any type.
@@ -70,8 +113,8 @@ impl MountBody {
     }
 }
 
-impl std::fmt::Debug for MountBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for MountBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MountBody")
     }
 }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use alknet_store::{ContentScrub, CopyOutcome, GarbageCollection, Store, StoreError};
+use alknet_store::{
+    ContentScrub, ContentScrubStep, CopyOutcome, GarbageCollection, Store, StoreError,
+};
 
 use crate::limits::{
     CHORE_RETRY, COLLECT_DELAY, COLLECT_PERIOD, COPY_AGE_DAYS_MAX, COPY_PERIOD, OPEN_RETRY,
@@ -269,7 +271,7 @@ impl Housekeeper {
         let scrub = self.scrub.get_or_insert_default();
         let step = store.content().scrub_step(scrub, SCRUB_STEP_BYTES)?;
         if !step.is_done {
-            return Ok(pause_for(step.bytes));
+            return Ok(pause_of_scrub(&step));
         }
         self.scrub = None;
         // Without the file the next start checks again, which costs time only.
@@ -301,6 +303,15 @@ const fn pause_after(is_done: bool) -> Duration {
 fn pause_for(bytes: u64) -> Duration {
     let micros = bytes.saturating_mul(1_000_000) / SCRUB_BYTES_PER_SECOND;
     Duration::from_micros(micros).max(STEP_PAUSE)
+}
+
+/// The time until the next step of a check of all contents. One that gave way to callers waits as long as one that has read:
+/// with the shortest pause, the steps that may be left out in a row would be over in a moment, and callers stay longer.
+fn pause_of_scrub(step: &ContentScrubStep) -> Duration {
+    match step.is_paused {
+        true => pause_for(SCRUB_STEP_BYTES),
+        false => pause_for(step.bytes),
+    }
 }
 
 /// Time until the next check of all contents, by the file that the last one left.
@@ -384,7 +395,9 @@ mod tests {
     fn free_pages_go_back_once_a_minute() {
         let (_dir, _, service) = service();
         let store = service.open().expect("a store");
-        let queue = || QueueName::parse("q").expect("a name");
+        let bucket = store.read(|tx| Ok(tx.bucket_by_name(&"docs".parse()?)?.id));
+        let bucket = bucket.wait().expect("a bucket");
+        let queue = move || QueueName::parse(bucket, "q").expect("a name");
         let payload = "x".repeat(60_000);
         for _ in 0..100 {
             let job = NewJob::new(queue(), &payload);
@@ -459,6 +472,21 @@ mod tests {
         assert_eq!(time_to_scrub(""), Duration::ZERO);
         assert_eq!(time_to_scrub("0\n"), Duration::ZERO);
         assert!(!time_to_scrub(&unix_seconds().to_string()).is_zero());
+    }
+
+    #[test]
+    fn a_check_that_gives_way_waits_as_long_as_one_that_reads() {
+        let (_dir, _, service) = service();
+        let store = service.open().expect("a store");
+        let mut keeper = Housekeeper::new();
+        let mut step = || keeper.step(Chore::Scrub, &service, &store);
+        assert_eq!(step(), Ok(STEP_PAUSE), "there is nothing to read");
+        let bytes = usize::try_from(SCRUB_STEP_BYTES).expect("small") + 1;
+        let mut staged = store.stage().expect("room");
+        staged.write_at(0, &vec![7; bytes]).expect("room");
+        assert_eq!(step(), Ok(Duration::from_millis(200)));
+        // The caller is gone, and the check comes to its end.
+        assert_eq!(step(), Ok(SCRUB_PERIOD));
     }
 
     #[test]

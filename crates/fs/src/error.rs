@@ -1,7 +1,8 @@
 //! The errors of the operations: those of the store, with the codes of the call protocol.
 
 use alknet_call::{CallError, ErrorCode, ErrorDef};
-use alknet_store::{InvalidPath, MergeConflict, StoreError, StoreErrorCode};
+use alknet_core::PeerId;
+use alknet_store::{ContentHash, InvalidPath, MergeConflict, StoreError, StoreErrorCode};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -41,6 +42,14 @@ pub enum FsError {
     /// The store refuses the call.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A content is on peers only, and none of those that were asked sent it.
+    #[error("the content {hash} is not on this node")]
+    Unavailable {
+        /// The content.
+        hash: ContentHash,
+        /// The peers, each with what it did. Callers without a right to their names get these from no conversion.
+        tried: Vec<(PeerId, &'static str)>,
+    },
     /// The store is not open.
     #[error("the files of this node are not served at present; its problems in node/info say why")]
     Unserved,
@@ -52,10 +61,42 @@ impl FsError {
         Self::Input(text.into())
     }
 
+    /// What the log says of it: the kind of the error, and no name of a file.
+    pub(crate) fn logged(&self) -> String {
+        match self {
+            Self::Store(error) => logged_error(error),
+            Self::Call(error) => error.code.name().to_owned(),
+            // The text may have what the caller sent.
+            Self::Input(_) => "an input makes no sense".to_owned(),
+            // As of the same error of the store: its hash says which file it is.
+            Self::Unavailable { .. } => StoreErrorCode::ContentUnavailable.name().to_owned(),
+            Self::Forbidden(_)
+            | Self::ForbiddenEverywhere(_)
+            | Self::NoCopy { .. }
+            | Self::Unserved => self.to_string(),
+        }
+    }
+
     /// Whether a content is on peers only.
     pub(crate) const fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Store(StoreError::ContentUnavailable { .. }))
+        matches!(
+            self,
+            Self::Store(StoreError::ContentUnavailable { .. }) | Self::Unavailable { .. }
+        )
     }
+
+    /// Whether a content is on peers only, or damaged or lost here, so that a peer may send it.
+    pub(crate) const fn lacks_content(&self) -> bool {
+        matches!(self, Self::Store(error) if is_lack_of_content(error))
+    }
+}
+
+/// The same of an error of the store.
+pub(crate) const fn is_lack_of_content(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::ContentUnavailable { .. } | StoreError::ContentMissing { .. }
+    )
 }
 
 impl From<InvalidPath> for FsError {
@@ -77,6 +118,7 @@ impl From<FsError> for CallError {
                 Self::operation(NO_COPY, text).with_details(json!({ "rejected": rejected }))
             }
             FsError::Store(error) => of_store(&error),
+            FsError::Unavailable { hash, tried } => of_unavailable(hash, &tried, false),
             FsError::Unserved => Self::unavailable(text),
         }
     }
@@ -113,7 +155,9 @@ const fn description(code: StoreErrorCode) -> &'static str {
         StoreErrorCode::ContentMissing => {
             "The content is damaged or lost; store it again, or fetch it from a peer."
         }
-        StoreErrorCode::ContentUnavailable => "The content is on peers only, and none sends it.",
+        StoreErrorCode::ContentUnavailable => {
+            "The content is on peers only, and none sends it: details.tried has what each did."
+        }
         StoreErrorCode::Exists => "The name is taken; details.object says by what.",
         StoreErrorCode::Gap => {
             "Events behind the cursor are gone: list again, then go on behind details.last."
@@ -134,12 +178,28 @@ const fn description(code: StoreErrorCode) -> &'static str {
     }
 }
 
+/// What the log says of an error of the store: why the store failed, and of all other errors the code alone, because the
+/// text of some has a path.
+pub(crate) fn logged_error(error: &StoreError) -> String {
+    match error {
+        // What the system and the database say is about the files of the store.
+        StoreError::ContentFolder(_)
+        | StoreError::ContentMissing { .. }
+        | StoreError::Damaged(_)
+        | StoreError::Database(_)
+        | StoreError::FileSystem(_) => error.to_string(),
+        // The text is that of a panic, which may have anything. The record of the panic itself says where it was.
+        StoreError::Panicked(_) => "a job of the store panicked".to_owned(),
+        other => other.code().name().to_owned(),
+    }
+}
+
 fn of_store(error: &StoreError) -> CallError {
     let code = error.code();
     let wire = wire_code(code);
     if code == StoreErrorCode::Internal {
         // The text may have paths of this node and words of the database, which are for the administrator.
-        tracing::error!("the store of files failed: {error}");
+        tracing::error!("the store of files failed: {}", logged_error(error));
         return CallError::new(
             wire,
             "the store of files failed; the log of the node says how",
@@ -161,6 +221,22 @@ fn of_store(error: &StoreError) -> CallError {
         },
         _ => call,
     }
+}
+
+/// The error of a content that none of these peers sent, with what each of them did. Their names are among the details only
+/// if the caller exchanges contents with them.
+pub(crate) fn of_unavailable(
+    hash: ContentHash,
+    tried: &[(PeerId, &'static str)],
+    has_names: bool,
+) -> CallError {
+    let shown = tried.iter().map(|(peer, outcome)| match has_names {
+        true => json!({ "peer": peer.as_str(), "outcome": outcome }),
+        false => json!({ "outcome": outcome }),
+    });
+    let shown: Vec<_> = shown.collect();
+    let details = json!({ "hash": hash.to_string(), "tried": shown });
+    of_store(&StoreError::ContentUnavailable { hash }).with_details(details)
 }
 
 /// Facts for programs.
@@ -198,9 +274,9 @@ fn details(error: &StoreError) -> Option<Value> {
             limit,
             used,
         } => json!({ "resource": resource.to_string(), "limit": limit, "used": used }),
-        StoreError::ContentMissing { hash } | StoreError::ContentUnavailable { hash } => {
-            json!({ "hash": hash.to_string() })
-        }
+        StoreError::ContentMissing { hash } => json!({ "hash": hash.to_string() }),
+        // The store itself asks no peer.
+        StoreError::ContentUnavailable { hash } => json!({ "hash": hash.to_string(), "tried": [] }),
         StoreError::TooLarge { unit, limit } => json!({ "unit": unit, "limit": limit }),
         StoreError::InvalidPath(invalid) => json!({ "rule": invalid.rule.name() }),
         StoreError::EventGap { pruned, last } => json!({ "pruned": pruned, "last": last }),
@@ -282,6 +358,25 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_logged_without_names_of_files() {
+        let path = || "/secret".to_owned();
+        for error in [
+            StoreError::NotDirectory { path: path() },
+            StoreError::IsDirectory { path: path() },
+            StoreError::NotEmpty { path: path() },
+            StoreError::Locked { path: path() },
+            StoreError::Panicked(path()),
+        ] {
+            let logged = FsError::from(error).logged();
+            assert!(!logged.contains("secret"), "{logged}");
+        }
+        let logged = FsError::input("no /secret").logged();
+        assert!(!logged.contains("secret"), "{logged}");
+        let failed = FsError::from(StoreError::Database("disk I/O error".to_owned()));
+        assert!(failed.logged().contains("disk I/O error"));
+    }
+
+    #[test]
     fn details_say_what_a_program_needs() {
         let details = |error: StoreError| {
             let call = CallError::from(FsError::from(error));
@@ -295,10 +390,36 @@ mod tests {
         assert_eq!(missing, json!({ "object": "bucket" }));
         let failed = details(StoreError::PreconditionFailed { current: None });
         assert_eq!(failed, json!({ "reason": "precondition", "hash": null }));
+        let hash = ContentHash::EMPTY;
+        let elsewhere = details(StoreError::ContentUnavailable { hash });
+        assert_eq!(elsewhere, json!({ "hash": hash.to_string(), "tried": [] }));
         let busy = CallError::from(FsError::from(StoreError::Busy("full")));
         assert_eq!(
             (busy.retryable, busy.retry_after_ms),
             (true, Some(BUSY_RETRY_MS))
+        );
+    }
+
+    /// Whatever turns the error into that of a call: the names of peers are in it only by a function of its own.
+    #[test]
+    fn a_content_that_no_peer_sent_names_none_of_them() {
+        let (hash, peer) = (
+            ContentHash::EMPTY,
+            "bob".parse::<PeerId>().expect("a peer id"),
+        );
+        let tried = vec![(peer, "no content")];
+        let shown = of_unavailable(hash, &tried, true);
+        let error = CallError::from(FsError::Unavailable { hash, tried });
+        assert_eq!((&error.code, error.retryable), (&shown.code, true));
+        let text = error.details.expect("it has some").to_string();
+        assert!(
+            text.contains("no content") && !text.contains("bob"),
+            "{text}"
+        );
+        let text = shown.details.expect("it has some").to_string();
+        assert!(
+            text.contains("no content") && text.contains("bob"),
+            "{text}"
         );
     }
 

@@ -22,6 +22,7 @@ pub mod limits;
 mod mount;
 mod ops;
 mod path;
+mod recheck;
 mod requester;
 mod rights;
 mod service;
@@ -36,7 +37,8 @@ pub use error::FsError;
 pub use figures::FsFigures;
 pub use files::{
     DirectoryPage, FileAttributes, FileKind, FileOpening, FileSpace, FileStat, FileTree,
-    FileTreeError, FileTreeLimits, FsFileTree, FsOpenFile, NamedFile, OpenFile, resolve_path,
+    FileTreeError, FileTreeLimits, FsFileTree, FsOpenFile, NamedFile, OpenFile, TreePath,
+    resolve_path,
 };
 pub use lease::StoreLease;
 pub use mount::{DavFiles, DavMount};

@@ -27,6 +27,10 @@ pub const MOUNT_REQUESTS_BURST: u32 = 50_000;
 /// Memory of a response over HTTP whose client does not read on: a block that waits, and what reads the next one.
 pub const SLOW_RESPONSE_BYTES_MAX: u64 = 1 << 20;
 
+/// Bytes of text after which a piece of a list ends that the HTTP mount sends. The entry that reaches it is in the piece, and
+/// takes less than half of [`SLOW_RESPONSE_BYTES_MAX`].
+pub const LIST_PIECE_BYTES: usize = 256 << 10;
+
 /// Subscriptions to events that the node serves at once. Each wakes up after each commit.
 pub const WATCHES_MAX: usize = 2048;
 
@@ -41,6 +45,16 @@ pub const WATCH_PAGE_EVENTS: usize = 100;
 
 /// Pause of a subscription whose read found the store busy. No event is lost meanwhile.
 pub const WATCH_BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of a transfer after which the node asks again whether its client has the right to it. A look into the store is too
+/// much for each block of a fast transfer.
+pub const RIGHT_CHECK_BYTES: u64 = 8 << 20;
+
+/// Time of a transfer after which it asks again, with the next block.
+pub const RIGHT_CHECK_TIME: Duration = Duration::from_secs(2);
+
+/// Time after which the right of a peer is looked at again whose session waits for changes.
+pub const IDLE_RIGHT_CHECK_TIME: Duration = Duration::from_secs(30);
 
 /// Bytes that a verification of a content reads between two reports.
 pub const VERIFY_STEP_BYTES: u64 = 64 << 20;
@@ -133,8 +147,17 @@ pub const FETCH_PEERS_MAX: usize = 16;
 /// Peers that a search for a content asks at once.
 pub const PROVIDERS_AT_ONCE: usize = 8;
 
-/// Contents that the node fetches at once.
+/// Contents that the node fetches at once, each for one bucket.
 pub const FETCHES_MAX: usize = 32;
+
+/// Those of one bucket.
+pub const FETCHES_PER_BUCKET_MAX: usize = 8;
+
+/// Bytes a second that a peer sends on average, or it is given up for the next one.
+pub const FETCH_RATE_MIN: u64 = 4 << 10;
+
+/// Time for which a response of a peer may be slower than [`FETCH_RATE_MIN`].
+pub const FETCH_RATE_GRACE: Duration = Duration::from_secs(30);
 
 /// Ranges that one request of this node for a content has.
 pub const FETCH_RANGES_MAX: usize = 1024;

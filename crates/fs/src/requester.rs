@@ -111,6 +111,11 @@ impl FsRequester {
         all.fold(VisibleBuckets::All, VisibleBuckets::and)
     }
 
+    /// Whether both may do the same.
+    pub(crate) fn has_rights_of(&self, other: &Self) -> bool {
+        self.scopes().eq(other.scopes())
+    }
+
     /// The identity that quotas count for.
     #[must_use]
     pub fn id(&self) -> &PeerId {

@@ -25,7 +25,8 @@ pub enum FsRight {
     Admin,
     /// Merge into protected branches: `fs:merge:…`.
     Merge,
-    /// Send contents by the protocol of blobs: `fs:push:…`.
+    /// Send contents by the protocol of blobs: `fs:push:…`. The node takes none over it yet, so that the right lets a
+    /// caller see that a bucket exists, and nothing else.
     Push,
     /// See names and contents: `fs:read:…`.
     Read,

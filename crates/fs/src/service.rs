@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, ErrorCode};
+use alknet_store::limits::DAMAGED_CONTENTS_COUNTED_MAX;
 use alknet_store::{
     FileStoreOptions, Store, StoreError, StoreOpenError, StoreRepair, StoreRepairError,
     repair_store,
@@ -28,7 +29,7 @@ const NAMES: &str = "fs.db";
 /// Why the files of a node are not served, or not as they should be. The node serves everything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FsProblem {
-    /// `files-damaged`, `files-newer`, `files-uncopied` or `files-unusable`.
+    /// `files-content-damaged`, `files-damaged`, `files-newer`, `files-uncopied` or `files-unusable`.
     pub code: &'static str,
     /// What is wrong, with the path of the file.
     pub text: String,
@@ -128,8 +129,12 @@ impl FsService {
             }),
             ServiceState::Closed | ServiceState::Open(_) | ServiceState::Unopened => None,
         };
-        let is_open = matches!(&*self.state(), ServiceState::Open(_));
-        let is_uncopied = is_open && self.0.lacks_copy.load(Ordering::Relaxed);
+        let opened = match &*self.state() {
+            ServiceState::Open(store) => Some(store.db().damaged_contents()),
+            _ => None,
+        };
+        let damaged = opened.filter(|count| *count > 0).map(damaged_contents);
+        let is_uncopied = opened.is_some() && self.0.lacks_copy.load(Ordering::Relaxed);
         let uncopied = is_uncopied.then(|| FsProblem {
             code: "files-uncopied",
             text: format!(
@@ -137,7 +142,7 @@ impl FsService {
             ),
             hint: "make room on the disk, or call fs/backup when few requests write; the log says why the copies failed",
         });
-        problem.into_iter().chain(uncopied).collect()
+        problem.into_iter().chain(damaged).chain(uncopied).collect()
     }
 
     /// The store for a request. The first one opens it on a thread that may block.
@@ -415,6 +420,23 @@ fn problem_of(error: &StoreOpenError) -> FsProblem {
             text,
             hint: "correct what the text names; the next request tries again; everything else is served",
         },
+    }
+}
+
+/// The problem of contents that proved damaged or lost. It names no files: who may read the problems need not have a right
+/// in their buckets.
+fn damaged_contents(count: u64) -> FsProblem {
+    let contents = match count {
+        1 => "1 content of files is".to_owned(),
+        DAMAGED_CONTENTS_COUNTED_MAX.. => format!("{count} contents of files or more are"),
+        _ => format!("{count} contents of files are"),
+    };
+    FsProblem {
+        code: "files-content-damaged",
+        text: format!("{contents} damaged or lost on the disk; reads of them fail"),
+        hint: "check the disk; store the files again, or read them where their bucket is synchronised, which fetches them \
+               from a peer; alknet fs verify and the events blob.bad of fs/watch name them; the problem ends with the last \
+               one that is whole again, or deleted and collected",
     }
 }
 

@@ -40,6 +40,9 @@ const NOTHING: &str = "-";
 /// The text after these paths is a secret until it is used.
 const TICKETS: [&str; 3] = [TICKET, "/status/enter/", "/status/act/"];
 
+/// Behind it comes the name of a bucket, and then the names of its files.
+const FILES: &str = "/fs/";
+
 /// The prefixes of tokens, for clients that put a token into a path.
 const TOKENS: [&str; 2] = ["alk_", "als_"];
 
@@ -172,8 +175,9 @@ impl Drop for AccessLogEntry {
     }
 }
 
-/// A path in the form of the log: one word, without secrets.
+/// A path in the form of the log: one word, without secrets and without names of files.
 fn shown(path: &str) -> String {
+    let path = without_files(path);
     if let Some(before) = TICKETS.iter().find(|before| path.starts_with(**before)) {
         return (*before).to_owned();
     }
@@ -188,6 +192,16 @@ fn shown(path: &str) -> String {
     }
     let parts = path.split('/').map(|part| token(part).unwrap_or(part));
     one_word(&parts.collect::<Vec<_>>().join("/"))
+}
+
+/// The path without the names of files, which say what people work on.
+fn without_files(path: &str) -> &str {
+    let rest = path.strip_prefix(FILES).unwrap_or_default();
+    // An encoded character is no part of a bucket's name, and may be a slash.
+    match rest.find(['/', '%']) {
+        Some(end) => &path[..=FILES.len() + end],
+        None => path,
+    }
 }
 
 /// Whether a part of the path is a token.
@@ -247,6 +261,12 @@ mod tests {
             ("/als_abcd0123_secret", "/als_"),
             ("/\u{fc}ber", "/_ber"),
             ("/walk_the_dog.html", "/walk_the_dog.html"),
+            ("/fs/docs", "/fs/docs"),
+            ("/fs/docs/", "/fs/docs/"),
+            ("/fs/docs/case-7/letter.txt", "/fs/docs/"),
+            ("/fs/docs@draft%23secret", "/fs/docs@draft%"),
+            ("/fs//docs/secret", "/fs//"),
+            ("/files/docs/page.html", "/files/docs/page.html"),
             (long.as_str(), &long[..PATH_CHARS]),
         ] {
             assert_eq!(line(path).path, is, "{path}");

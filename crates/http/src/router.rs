@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use alknet_core::{BoxError, HttpMount, Identity, MountBody, MountCaller};
+use alknet_core::{BoxError, CallerLookup, HttpMount, Identity, MountBody, MountCaller};
 use alknet_gateway::{
     ApiError, CallerIdentity, Code, HttpCaller, HttpIngress, MemoryLease, NO_TOKEN, RequestId,
     RequestText,
@@ -482,8 +482,14 @@ impl RequestScope<'_> {
         let request = request.map(|body| late.watch(body));
         let path = request.uri().path();
         if let Some(mount) = routes::mount(&shared.mounts, path) {
+            // Without the quota, which is not to last as long as a response does.
+            let source = HttpCaller {
+                account: None,
+                ..caller.clone()
+            };
             let who = MountCaller {
                 identity: caller.identity.clone(),
+                lookup: Some(CallerLookup::new(move || source.identity_now())),
                 remote: caller.remote,
                 request_id: caller.request_id.as_str().into(),
             };

@@ -64,6 +64,7 @@ pub mod limits;
 mod locks;
 mod names;
 mod outbox;
+mod owned_name;
 mod path;
 mod queue;
 mod sessions;
@@ -103,8 +104,8 @@ pub use names::{
     TreeChange, TreeDifference, TreeView,
 };
 pub use outbox::{
-    EventFilter, EventPage, EventPayload, EventTopic, EventWatch, OutboxConsumer, OutboxStart,
-    StoreEvent,
+    ConsumerName, EventFilter, EventPage, EventPayload, EventTopic, EventWatch, OutboxConsumer,
+    OutboxStart, StoreEvent,
 };
 pub use path::{EntryPath, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};
 pub use queue::{

@@ -166,6 +166,9 @@ pub const EVENTS_CHUNK: usize = 100;
 /// Named consumers of the outbox.
 pub const CONSUMERS_MAX: u64 = 1024;
 
+/// Named consumers of one bucket, so that one bucket cannot use up those of all others.
+pub const CONSUMERS_PER_BUCKET_MAX: u64 = 64;
+
 /// Bytes of the name of a consumer or a queue.
 pub const CONSUMER_NAME_BYTES_MAX: usize = 128;
 
@@ -180,6 +183,9 @@ pub const QUEUE_JOBS_MAX: u64 = 10_000;
 
 /// Queues of one store that have jobs. A job for one more queue is refused.
 pub const QUEUES_MAX: u64 = 256;
+
+/// Queues of one bucket that have jobs.
+pub const QUEUES_PER_BUCKET_MAX: u64 = 16;
 
 /// Bytes of the payload of a job.
 pub const JOB_PAYLOAD_BYTES_MAX: usize = 64 << 10;
@@ -241,6 +247,10 @@ pub const READ_BLOCK_BYTES: usize = 256 << 10;
 /// Memory of a content that is being read, however long it is and however slowly its bytes are taken: one block, and the
 /// hashes on the way to it.
 pub const OPEN_READ_BYTES_MAX: u64 = 1 << 20;
+
+/// Memory of a file while it is written, closed and read by ranges, however long it is: the hashes of its groups beyond
+/// some of them, and its outboard, are in files.
+pub const FILE_MEMORY_BYTES_MAX: u64 = 16 << 20;
 
 /// Bytes of a content from peers after which what has arrived is noted on the disk, so that a restart loses less.
 pub const PARTIAL_SAVE_BYTES: u64 = 8 << 20;
@@ -305,6 +315,9 @@ pub const SESSION_SAVE_BYTES: u64 = 8 << 20;
 
 /// Bytes that all staging files together grow by before the room on the disk is looked at again.
 pub const STAGED_UNCHECKED_BYTES: u64 = 8 << 20;
+
+/// Contents up to which those that proved damaged or lost are counted: each count reads all that it counts.
+pub const DAMAGED_CONTENTS_COUNTED_MAX: u64 = 1000;
 
 /// Steps in a row that a check of all contents leaves out while callers read and write much.
 pub const SCRUB_PAUSES_MAX: u32 = 100;

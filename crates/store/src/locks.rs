@@ -27,7 +27,7 @@ use crate::path::EntryPath;
 pub use token::LockToken;
 
 /// `job.queue` of locks. No queue can have this name.
-pub(crate) const LOCK_QUEUE: &str = "lock";
+const LOCK_QUEUE: &str = "lock";
 
 /// Lapsed locks that a new one sweeps, so that they do not count against its limits.
 const SWEPT_AT_ONCE: usize = 100;

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::limits::{EVENTS_KEPT_BYTES_MAX, EVENTS_PRUNED_AT_ONCE};
 use crate::names::{BranchId, BucketId};
 
-pub use consumers::{OutboxConsumer, OutboxStart};
+pub use consumers::{ConsumerName, OutboxConsumer, OutboxStart};
 pub use read::{EventFilter, EventPage, StoreEvent};
 pub use watch::EventWatch;
 
@@ -168,6 +168,13 @@ impl WriteTransaction<'_> {
             self.prune_outbox(EVENTS_PRUNED_AT_ONCE)?;
         }
         Ok(id)
+    }
+
+    /// Wakes what waits for events, without an event, so that it looks at its bucket again.
+    pub(crate) fn wake_watches(&mut self) -> Result<(), StoreError> {
+        let last = self.last_event_id()?;
+        self.note_event(last);
+        Ok(())
     }
 
     /// Where the bytes of the newest event end.

@@ -4,57 +4,59 @@
 //! worker is gone. A dead job has nothing there.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use rusqlite::{Row, params};
 
-use crate::bounds::{check_length, check_name, duration_ms, end_ms};
+use crate::bounds::{check_length, duration_ms, end_ms};
 use crate::db::{META_LAST_JOB, ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{StoreError, StoreObject};
 use crate::limits::{
-    CONSUMER_NAME_BYTES_MAX, JOB_KEY_BYTES_MAX, JOB_PAUSE_MAX, JOB_PAUSE_MIN,
-    JOB_PAYLOAD_BYTES_MAX, JOB_TRIES_MAX, JOBS_PAGE_MAX, LEASE_TIME_MAX, LEASE_TIME_MIN,
-    QUEUE_JOBS_MAX, QUEUES_MAX,
+    JOB_KEY_BYTES_MAX, JOB_PAUSE_MAX, JOB_PAUSE_MIN, JOB_PAYLOAD_BYTES_MAX, JOB_TRIES_MAX,
+    JOBS_PAGE_MAX, LEASE_TIME_MAX, LEASE_TIME_MIN, QUEUE_JOBS_MAX, QUEUES_MAX,
+    QUEUES_PER_BUCKET_MAX,
 };
-use crate::locks::LOCK_QUEUE;
+use crate::names::{BucketId, UsageChange};
+use crate::owned_name::{OwnedName, owning_bucket, rows_of_bucket, rows_of_buckets};
 
-/// The name of a queue: 1 to 128 letters, digits, `.`, `_`, `-` and `/`. A queue is there as long as it has a job.
+/// Bytes of a job that count against the quota of its bucket, as SQL: its payload, its key and the name of its queue, as the
+/// row has them.
+macro_rules! job_bytes {
+    () => {
+        "octet_length(payload) + octet_length(queue) + coalesce(octet_length(key), 0)"
+    };
+}
+pub(crate) use job_bytes;
+
+/// The name of a queue of a bucket. A queue is there as long as it has a job.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct QueueName(String);
+pub struct QueueName(OwnedName);
 
 impl QueueName {
-    /// Checks a name.
+    /// Checks a name: 1 to 128 letters, digits, `.`, `_`, `-` and `/`.
     ///
     /// # Errors
-    /// The name breaks a rule, or is the store's own.
-    pub fn parse(text: &str) -> Result<Self, StoreError> {
-        check_name(text, CONSUMER_NAME_BYTES_MAX)?;
-        // Locks are rows of the same table, and a worker that claims one would end it.
-        if text == LOCK_QUEUE {
-            return Err(StoreError::InvalidName("the store itself uses it"));
-        }
-        Ok(Self(text.to_owned()))
+    /// The name breaks a rule.
+    pub fn parse(bucket: BucketId, text: &str) -> Result<Self, StoreError> {
+        OwnedName::parse(bucket, text).map(Self)
     }
 
-    /// The name.
+    /// The bucket of the queue.
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub const fn bucket(&self) -> BucketId {
+        self.0.bucket()
+    }
+
+    /// The name as rows have it. Locks are rows of the same table, and their queue is of no bucket.
+    fn as_str(&self) -> &str {
+        self.0.row()
     }
 }
 
-impl FromStr for QueueName {
-    type Err = StoreError;
-
-    fn from_str(text: &str) -> Result<Self, StoreError> {
-        Self::parse(text)
-    }
-}
-
+/// The name in the bucket.
 impl fmt::Display for QueueName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.0.name())
     }
 }
 
@@ -160,7 +162,7 @@ struct DueJob {
 
 /// The key of a row: with the queue, because the column is unique over all queues.
 fn row_key(queue: &QueueName, key: &str) -> String {
-    format!("job:{queue}:{key}")
+    format!("job:{}:{key}", queue.as_str())
 }
 
 /// The key that the caller gave. Neither `job` nor the name of a queue has a colon.
@@ -243,7 +245,8 @@ impl WriteTransaction<'_> {
     /// Puts a job into its queue.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] if the queue is full; or the payload or the key is too long, or there are too many queues.
+    /// [`StoreError::Busy`] if the queue is full; [`StoreError::QuotaExceeded`] if the bucket is; the payload or the key is
+    /// too long; there are too many queues; or the bucket does not exist.
     pub fn enqueue(&mut self, new: &NewJob) -> Result<EnqueuedJob, StoreError> {
         check_length("bytes of a job", &new.payload, JOB_PAYLOAD_BYTES_MAX)?;
         let key = match &new.key {
@@ -260,6 +263,8 @@ impl WriteTransaction<'_> {
             // No error: a caller that repeats its request wants one job, and it has one.
             return Ok(EnqueuedJob { id, is_new: false });
         }
+        // A job of a bucket that is being deleted would outlive it.
+        let bucket = self.bucket(new.queue.bucket())?;
         self.check_queue(&new.queue)?;
         self.check_space()?;
         let id = self.next_job_id()?;
@@ -268,6 +273,14 @@ impl WriteTransaction<'_> {
             "INSERT INTO job(id, queue, payload, run_at_ms, tries, key) VALUES (?1, ?2, ?3, ?4, 0, ?5)",
             params![id, new.queue.as_str(), new.payload, run_at, key],
         )?;
+        let key_bytes = key.as_deref().map_or(0, str::len);
+        let bytes = new.payload.len() + new.queue.as_str().len() + key_bytes;
+        // Otherwise a caller with the right to write could fill the disk beside the quota.
+        let change = UsageChange {
+            bytes: to_sql(bytes as u64),
+            ..UsageChange::default()
+        };
+        self.charge(&bucket, change)?;
         Ok(EnqueuedJob { id, is_new: true })
     }
 
@@ -275,16 +288,16 @@ impl WriteTransaction<'_> {
     fn check_queue(&self, queue: &QueueName) -> Result<(), StoreError> {
         let count = "SELECT count(*) FROM job WHERE queue = ?1";
         match self.query_count(count, [queue.as_str()])? {
-            // The first job makes the queue. Each step of this query jumps to the next name in the
-            // index.
+            // The first job makes the queue.
             0 => {
-                let queues = self.query_count(
-                    "WITH RECURSIVE q(name) AS (SELECT min(queue) FROM job UNION ALL \
-                     SELECT (SELECT min(queue) FROM job WHERE queue > q.name) FROM q WHERE q.name IS NOT NULL) \
-                     SELECT count(name) FROM q WHERE name <> 'lock'",
-                    [],
-                )?;
-                if queues >= QUEUES_MAX {
+                let of_bucket = self.count_queues(rows_of_bucket(queue.bucket()))?;
+                if of_bucket >= QUEUES_PER_BUCKET_MAX {
+                    return Err(StoreError::TooLarge {
+                        unit: "queues of a bucket",
+                        limit: QUEUES_PER_BUCKET_MAX,
+                    });
+                }
+                if self.count_queues(rows_of_buckets())? >= QUEUES_MAX {
                     return Err(StoreError::TooLarge {
                         unit: "queues",
                         limit: QUEUES_MAX,
@@ -296,6 +309,16 @@ impl WriteTransaction<'_> {
             QUEUE_JOBS_MAX.. => Err(StoreError::Busy("the queue is full")),
             _ => Ok(()),
         }
+    }
+
+    /// Queues with a name in this range, both ends left out. Each step of the query jumps to the next name in the index.
+    fn count_queues(&self, (first, end): (String, String)) -> Result<u64, StoreError> {
+        self.query_count(
+            "WITH RECURSIVE q(name) AS (SELECT min(queue) FROM job WHERE queue > ?1 AND queue < ?2 UNION ALL \
+             SELECT (SELECT min(queue) FROM job WHERE queue > q.name AND queue < ?2) FROM q WHERE q.name IS NOT NULL) \
+             SELECT count(name) FROM q",
+            [first, end],
+        )
     }
 
     /// A number that no job had before.
@@ -373,11 +396,51 @@ impl WriteTransaction<'_> {
         let until = to_sql(claim.lease_until_ms);
         // Both numbers are of the last claim only, so that no late worker removes the job of
         // another one.
-        let delete = "DELETE FROM job WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3";
-        match self.execute(delete, params![claim.id, claim.tries, until])? {
-            0 => Err(StoreError::LeaseLost),
-            _ => Ok(()),
+        let query = concat!(
+            "SELECT queue, ",
+            job_bytes!(),
+            " FROM job WHERE id = ?1 AND tries = ?2 AND lease_ms = ?3"
+        );
+        let found = self.query_row(query, params![claim.id, claim.tries, until], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+        })?;
+        let (queue, bytes) = found.ok_or(StoreError::LeaseLost)?;
+        self.remove_job(owning_bucket(&queue), claim.id, bytes)
+    }
+
+    /// Removes the row of a job, and gives its bytes back to its bucket.
+    fn remove_job(&self, bucket: Option<BucketId>, id: i64, bytes: i64) -> Result<(), StoreError> {
+        self.execute("DELETE FROM job WHERE id = ?1", [id])?;
+        let Some(bucket) = bucket else {
+            return Ok(());
+        };
+        let usage = UsageChange {
+            bytes: -bytes,
+            ..UsageChange::default()
+        };
+        self.add_usage(bucket, usage)
+    }
+
+    /// Removes at most this many jobs of a bucket that is being deleted, and returns their number.
+    pub(crate) fn remove_jobs_of(
+        &self,
+        bucket: BucketId,
+        rows_max: usize,
+    ) -> Result<usize, StoreError> {
+        let (first, end) = rows_of_bucket(bucket);
+        let query = concat!(
+            "SELECT id, ",
+            job_bytes!(),
+            " FROM job WHERE queue > ?1 AND queue < ?2 LIMIT ?3"
+        );
+        let limit = to_sql(rows_max as u64);
+        let jobs = self.query_all(query, params![first, end, limit], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        })?;
+        for (id, bytes) in &jobs {
+            self.remove_job(Some(bucket), *id, *bytes)?;
         }
+        Ok(jobs.len())
     }
 
     /// Lengthens a lease, from now on. The former claim ends.
@@ -452,11 +515,14 @@ impl WriteTransaction<'_> {
     /// The queue has no such dead job.
     pub fn remove_dead_job(&mut self, queue: &QueueName, id: i64) -> Result<(), StoreError> {
         // Only a dead one: a worker may still be at any other.
-        let delete = "DELETE FROM job WHERE id = ?2 AND queue = ?1 AND run_at_ms IS NULL";
-        match self.execute(delete, params![queue.as_str(), id])? {
-            0 => Err(StoreError::NotFound(StoreObject::Job)),
-            _ => Ok(()),
-        }
+        let query = concat!(
+            "SELECT ",
+            job_bytes!(),
+            " FROM job WHERE id = ?2 AND queue = ?1 AND run_at_ms IS NULL"
+        );
+        let bytes = self.query_row(query, params![queue.as_str(), id], |row| row.get(0))?;
+        let bytes = bytes.ok_or(StoreError::NotFound(StoreObject::Job))?;
+        self.remove_job(Some(queue.bucket()), id, bytes)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Shares: a content that a peer without an identity may fetch by its hash, with the key that its TLS client proves.
 //!
 //! A share is bound to one content, one bucket that has it, and one key. It ends by its time, by its requests or bytes, when
-//! the bucket no longer has the content, or when an administrator removes it.
+//! the bucket no longer has the content, or when an administrator removes it. One whose requests or bytes are used up allows
+//! no further request, and stays for those under way.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +19,8 @@ use crate::limits::{
 };
 use crate::names::BucketId;
 
-/// Ended shares that a new one sweeps, so that they do not count against its limits.
+/// Ended shares that a new one sweeps, so that they do not count against its limits. Of those whose requests are used up it
+/// sweeps as many where the limits are reached.
 const SWEPT_AT_ONCE: usize = 100;
 
 /// The number of a share: 16 random bytes, shown as 32 hexadecimal digits. It gives no right, so that it is no secret.
@@ -137,7 +139,8 @@ impl ReadTransaction<'_> {
     /// # Errors
     /// The database refuses the query.
     pub fn has_any_share(&self, grantee: &str, now_ms: u64) -> Result<bool, StoreError> {
-        let query = "SELECT EXISTS (SELECT 1 FROM share WHERE grantee = ?1 AND until_ms > ?2)";
+        let query = "SELECT EXISTS (SELECT 1 FROM share WHERE grantee = ?1 AND until_ms > ?2 \
+                     AND coalesce(uses_left, 1) > 0)";
         Ok(self.query_count(query, params![grantee, to_sql(now_ms)])? > 0)
     }
 
@@ -150,6 +153,34 @@ impl ReadTransaction<'_> {
         self.query_all(ContentShare::COLUMNS, params![bucket, limit], |row| {
             ContentShare::read(row)
         })
+    }
+
+    /// Whether a request that a share allowed may go on: its time is not over, it was not removed, and the bucket still has
+    /// the content. What the request used up of the share does not count.
+    ///
+    /// # Errors
+    /// The database refuses the query.
+    pub fn share_lasts(&self, id: ContentShareId, now_ms: u64) -> Result<bool, StoreError> {
+        let query = "SELECT EXISTS (SELECT 1 FROM share s JOIN blob_bucket k ON k.hash = s.hash AND k.bucket_id = s.bucket_id \
+                     JOIN bucket b ON b.id = s.bucket_id \
+                     WHERE s.id = ?1 AND s.until_ms > ?2 AND k.wanted = 0 AND b.state <> 'deleting')";
+        Ok(self.query_count(query, params![id.0, to_sql(now_ms)])? > 0)
+    }
+
+    /// Refuses a further share where a bucket, or all of them, have as many as they may.
+    fn check_share_count(&self, bucket: BucketId) -> Result<(), StoreError> {
+        let all = self.query_count("SELECT count(*) FROM share", [])?;
+        let of_bucket = "SELECT count(*) FROM share WHERE bucket_id = ?1";
+        let of_bucket = self.query_count(of_bucket, [bucket])?;
+        for (count, unit, limit) in [
+            (all, "shares", SHARES_MAX),
+            (of_bucket, "shares of a bucket", SHARES_PER_BUCKET_MAX),
+        ] {
+            if count >= limit {
+                return Err(StoreError::TooLarge { unit, limit });
+            }
+        }
+        Ok(())
     }
 
     fn usable_share(
@@ -192,16 +223,10 @@ impl WriteTransaction<'_> {
         if self.query_count(is_there, params![new.hash, new.bucket])? == 0 {
             return Err(StoreError::NotFound(StoreObject::Content));
         }
-        let all = self.query_count("SELECT count(*) FROM share", [])?;
-        let of_bucket = "SELECT count(*) FROM share WHERE bucket_id = ?1";
-        let of_bucket = self.query_count(of_bucket, [new.bucket])?;
-        for (count, unit, limit) in [
-            (all, "shares", SHARES_MAX),
-            (of_bucket, "shares of a bucket", SHARES_PER_BUCKET_MAX),
-        ] {
-            if count >= limit {
-                return Err(StoreError::TooLarge { unit, limit });
-            }
+        if self.check_share_count(new.bucket).is_err() {
+            // They stay for requests under way as long as no other share needs their rows.
+            self.sweep_used_shares(SWEPT_AT_ONCE)?;
+            self.check_share_count(new.bucket)?;
         }
         let created_ms = self.unix_ms();
         let share = ContentShare {
@@ -232,7 +257,7 @@ impl WriteTransaction<'_> {
         Ok(share)
     }
 
-    /// Takes a request for this many bytes of a content from a share of the key's holder. Returns whether a share allows it.
+    /// Takes a request for this many bytes of a content from a share of the key's holder. Returns the share that allows it.
     ///
     /// # Errors
     /// The database refuses a statement.
@@ -241,18 +266,17 @@ impl WriteTransaction<'_> {
         grantee: &str,
         hash: ContentHash,
         bytes: u64,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<ContentShareId>, StoreError> {
         let now_ms = self.unix_ms();
         let Some(id) = self.usable_share(grantee, hash, bytes, now_ms)? else {
-            return Ok(false);
+            return Ok(None);
         };
         // `NULL` minus a number stays `NULL`: without a limit there is nothing to count.
         self.execute(
             "UPDATE share SET bytes_left = bytes_left - ?2, uses_left = uses_left - 1 WHERE id = ?1",
             params![id.0, to_sql(bytes)],
         )?;
-        self.execute("DELETE FROM share WHERE id = ?1 AND uses_left <= 0", [id.0])?;
-        Ok(true)
+        Ok(Some(id))
     }
 
     /// Ends a share of a bucket. Returns whether there was one.
@@ -278,6 +302,15 @@ impl WriteTransaction<'_> {
             "DELETE FROM share WHERE id IN (SELECT id FROM share WHERE until_ms <= ?1 ORDER BY until_ms LIMIT ?2)",
             params![now, rows],
         )
+    }
+
+    /// Removes shares whose requests are used up, those that end first before others.
+    fn sweep_used_shares(&mut self, rows_max: usize) -> Result<(), StoreError> {
+        let removed = self.execute(
+            "DELETE FROM share WHERE id IN (SELECT id FROM share WHERE uses_left <= 0 ORDER BY until_ms LIMIT ?1)",
+            [to_sql(rows_max as u64)],
+        );
+        removed.map(drop)
     }
 }
 

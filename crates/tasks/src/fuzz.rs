@@ -35,9 +35,11 @@ const INPUT_BYTES_MAX: u32 = 4096;
 
 /// Targets whose inputs are longer, and how long these may be. The engine cuts longer seeds, and an
 /// archive or a volume that is cut is refused early.
-const LONGER_INPUTS: [(&str, u32); 3] = [
+const LONGER_INPUTS: [(&str, u32); 4] = [
     // What a volume of FAT16, or with sectors of 4 KiB, has behind its tables begins at 12 KiB.
     ("fat", 16 << 10),
+    // A path has up to 4096 bytes, behind the names of a bucket and a branch.
+    ("fs_address", 8 << 10),
     // Metadata of LUKS2 with as many levels as its parser takes.
     ("sealed", 8 << 10),
     // A whole bundle: a tar archive, in which each document takes two blocks or more.

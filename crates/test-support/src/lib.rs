@@ -33,7 +33,7 @@ pub use deadline::{
     seconds, slowdown,
 };
 pub use machines::machines_mib;
-pub use memory::resident_bytes;
+pub use memory::{peak_bytes, peak_resident_bytes, resident_bytes};
 pub use namespaces::remove_orphaned_namespaces;
 pub use port::ReservedPort;
 pub use skip::{skipped, skipped_whole, started_again};

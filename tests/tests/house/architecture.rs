@@ -534,7 +534,7 @@ fn the_store_of_files_knows_no_network() {
     }
 }
 
-/// The operations stand on the store and on the call protocol. Views over HTTP and SFTP come from other packages.
+/// The operations stand on the store and on the call protocol. The view over HTTP is one of their modules, behind a trait of core; SFTP is another package.
 #[test]
 fn the_operations_of_files_know_no_other_protocol() {
     let graph = PackageGraph::load();

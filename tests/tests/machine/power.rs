@@ -28,7 +28,7 @@ use alknet_vault::slots::{FileCopyStorage, VaultCopies};
 use serde_json::{Value, json};
 
 pub(super) use campaign::{CampaignRng, Evidence, cut_now};
-use clients::Answer;
+use clients::{Answer, CollectedCounts};
 
 use super::disks::small;
 use super::vault::VAULT_A_AT;
@@ -385,7 +385,7 @@ impl PowerRecording {
         let (announced, identity) = (recorder.recording().len(), node.identity().to_owned());
         let mut answers = Vec::new();
         if has_clients {
-            answers.extend(clients::work(&node, &recorder, 0));
+            answers.extend(clients::work(&node, &recorder, 0).answers);
         }
         node.end();
         if lives == RecordedLives::Two {
@@ -399,7 +399,12 @@ impl PowerRecording {
             let said = node.vm().console().text();
             assert!(said.contains(&format!("{READY}second ")), "{said}");
             if has_clients {
-                answers.extend(clients::work(&node, &recorder, 1));
+                let work = clients::work(&node, &recorder, 1);
+                let CollectedCounts { rows, contents } = work.collected;
+                println!("figure collected while clients wrote: {rows} rows, {contents} contents");
+                // Otherwise no cut would come while contents are removed.
+                assert!(rows > 0 && contents > 0, "{:?}", work.collected);
+                answers.extend(work.answers);
             }
             node.vm_mut()
                 .cut_power()

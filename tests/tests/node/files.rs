@@ -3,13 +3,14 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient};
 use alknet_core::Carriage;
 use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{CliOutput, CliRunner, TestBench, WebNode, eventually, health};
+use alknet_tests::{CliOutput, CliRunner, Curl, TestBench, WebNode, eventually, health};
 use alknet_tls::NodeKey;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ use super::manual_peer::people;
 const USER_VERSION_AT: u64 = 60;
 /// A version of a program of years to come.
 const LATER_VERSION: u32 = 99;
+/// Bytes of a download that is longer than what lies in the buffers between a node and its client.
+const DOWNLOAD_BYTES: usize = 64 << 20;
 
 /// A node that the test can stop, on this configuration. It has the same state at each start.
 fn start(bench: &TestBench, config: &str) -> EnrolmentNode {
@@ -225,15 +228,23 @@ fn a_caller_without_a_scope_sees_no_bucket() {
     assert_eq!(refused.0, "UNAUTHENTICATED");
 }
 
-#[test]
-fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
     let bench = TestBench::new();
     let (admin, names) = (bench.admin(), names_file(&bench));
     let node = start(&bench, "");
     make_bucket(admin, &node);
+    // One that lies in the file of names, and one that has a file of its own.
+    let long = "kept ".repeat(10_000);
     put(admin, &node, "docs:/a", "kept");
-    // The copy of the day, which the node may have made when there was no bucket yet.
+    put(admin, &node, "docs:/long", &long);
+    // The node makes one copy a day, and may have made it when there was no bucket yet.
+    let copied = call(admin, &node, "fs/backup", &Value::Null);
+    let day = copied["day"].as_str().expect("a day");
+    let copy = beside(&names, &format!(".copy-{day}"));
+    fs::remove_file(&copy).expect("it is there");
     call(admin, &node, "fs/backup", &Value::Null);
+    assert!(copy.exists());
     assert_eq!(node.stop(), Some(0));
     let file = OpenOptions::new().write(true).open(&names);
     let file = file.expect("it is there");
@@ -243,11 +254,22 @@ fn a_damaged_file_of_names_stops_the_files_alone_and_is_repaired() {
     serves_all_but_files(admin, &node, "files-damaged");
     assert!(beside(&names, ".damaged-1").exists() && !names.exists());
     let repaired = call(admin, &node, "fs/repair", &Value::Null);
-    assert!(repaired["copy"].is_string(), "{repaired}");
-    call(admin, &node, "fs/bucket/list", &Value::Null);
+    assert_eq!(repaired["copy"], day, "{repaired}");
+    assert_eq!(read(admin, &node, "docs:/a").await, "kept");
+    assert!(read(admin, &node, "docs:/long").await == long);
     let known = problems(admin, &node);
     assert!(!known.iter().any(|one| one == "files-damaged"), "{known:?}");
     assert_eq!(health(&node.target).status, 200);
+    // From here on contents go that no name leads to; those with a name stay.
+    for words in [
+        &["fs", "repair", &node.target, "--release-sweep"][..],
+        &["fs", "gc", &node.target],
+    ] {
+        let output = admin.run(admin.command(words));
+        assert_eq!(output.status, 0, "{output:?}");
+    }
+    let kept = call(admin, &node, "fs/stat", &json!({ "path": "docs:/a" }));
+    assert_eq!(kept["size"], 4, "{kept}");
 }
 
 #[test]
@@ -357,6 +379,10 @@ fn curl_stores_and_fetches_with_a_token() {
     let fetched = web.curl_as(&reader, path, &[]);
     assert_eq!((fetched.status, &*fetched.text()), (200, content));
     assert_eq!(fetched.header("etag"), Some(&*tag));
+    let other = ["--request", "PUT", "--data-binary", "x", "--header"];
+    let other = [&other[..], &["If-Match: \"b3-00\""]].concat();
+    let refused = web.curl_as(&writer, path, &other);
+    assert_eq!((refused.status, refused.header("etag")), (412, Some(&*tag)));
     // As a client sends it that knows no tokens.
     let basic = web.curl(path, &["--user", &format!("me:{reader}")]);
     assert_eq!((basic.status, &*basic.text()), (200, content));
@@ -366,4 +392,36 @@ fn curl_stores_and_fetches_with_a_token() {
     let unknown = web.curl(path, &[]);
     assert_eq!(unknown.status, 401);
     assert!(unknown.header("www-authenticate").is_some());
+}
+
+/// The client reads slowly, and has a part of the file when an administrator revokes its token.
+#[test]
+fn a_download_ends_with_its_token() {
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
+    web.node
+        .call("fs/bucket/create", &json!({ "bucket": "docs" }));
+    let scopes = json!({ "scopes": ["fs:read:docs", "fs:write:docs"] });
+    let made = web.node.call("token/make", &scopes);
+    let token = made["token"].as_str().expect("a token");
+    let (local, copy) = (bench.path().join("local"), bench.path().join("copy"));
+    fs::write(&local, vec![7_u8; DOWNLOAD_BYTES]).expect("room");
+    let path = "/fs/docs/a";
+    let upload = ["--upload-file", local.to_str().expect("UTF-8")];
+    assert_eq!(web.curl_as(token, path, &upload).status, 201);
+    let (url, bearer) = (web.url(path), format!("Authorization: Bearer {token}"));
+    let slowly = ["--http1.1", "--limit-rate", "4M", "--max-time", "120"];
+    let output = ["--output", copy.to_str().expect("UTF-8")];
+    let fixed = ["--silent", "--insecure", "--header", &bearer, "--url", &url];
+    let all = [&slowly[..], &output, &fixed].concat();
+    let mut curl = Curl::new(&all).start(Stdio::null());
+    let length = || fs::metadata(&copy).map_or(0, |about| about.len());
+    eventually("the download has begun", || (length() > 0).then_some(()));
+    let revoke = json!({ "key_id": made["key_id"] });
+    web.node.call("token/revoke", &revoke);
+    let ended = curl.wait().expect("it is our child");
+    // Not a clean end either: the client has to know that a part is missing.
+    assert!(!ended.success(), "curl takes the part for the whole file");
+    assert!(length() < DOWNLOAD_BYTES as u64);
+    assert_eq!(web.curl_as(token, path, &[]).status, 401);
 }

@@ -37,12 +37,12 @@ fn noise(bytes: usize) -> Vec<u8> {
 }
 
 /// Runs `alknet fs` with `--json`.
-fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
+pub(super) fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
     cli.run(cli.command(&[&["fs"], words].concat()))
 }
 
 /// Runs it as a person does.
-fn run_plain(cli: &CliRunner, words: &[&str]) -> CliOutput {
+pub(super) fn run_plain(cli: &CliRunner, words: &[&str]) -> CliOutput {
     let mut command = Command::new(binary());
     command
         .arg("fs")

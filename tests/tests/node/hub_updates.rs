@@ -1,6 +1,6 @@
 //! A hub offers its workers an update. The workers are hosts, which update nothing: what is tested is the way to them.
 
-use alknet_tests::TestBench;
+use alknet_tests::{TestBench, eventually};
 use alknet_update::BundleWriter;
 use serde_json::{Value, json};
 
@@ -70,6 +70,27 @@ fn a_hub_keeps_a_bundle_and_offers_it_to_the_workers_that_permit_it() {
     assert_eq!(started.status, 0, "{started:?}");
     let status = run(admin, &["call", &hub.target, "hub/update_status"]).json();
     assert_eq!(status["bundle"]["version"], "9.9.9", "{status}");
+
+    // The attack: another bundle took the place of the one that the administrator has agreed to.
+    eventually("the update of 'hall' ends", || {
+        let status = run(admin, &["call", &hub.target, "hub/update_status"]).json();
+        (status["rollout"]["state"] != "running").then_some(())
+    });
+    let agreed = &status["bundle"];
+    for (member, other) in [
+        ("version", json!("9.9.8")),
+        ("bytes", json!(9)),
+        ("targets_sha256", json!("ab".repeat(32))),
+    ] {
+        let mut start = json!({ "start": { "workers": ["hall"], "bundle": agreed } });
+        start["start"]["bundle"][member] = other;
+        let refused = admin.call(&hub.target, "hub/update", &start, &[]);
+        assert_eq!(refused.code(), "CONFLICT", "{member}: {refused:?}");
+        assert!(refused.errors.contains("another bundle"), "{refused:?}");
+    }
+    let start = json!({ "start": { "workers": ["hall"], "bundle": agreed } });
+    let started = admin.call(&hub.target, "hub/update", &start, &[]);
+    assert_eq!(started.status, 0, "{started:?}");
     let read = admin.call(&hub.target, "hub/update_read", &json!({ "offset": 0 }), &[]);
     let bytes = read.json()["bytes"].as_u64();
     assert_eq!(bytes, Some(unsigned().len() as u64), "{read:?}");

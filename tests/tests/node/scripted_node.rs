@@ -267,6 +267,44 @@ async fn an_error_of_a_node_makes_no_line_of_its_own() {
     }
 }
 
+/// The node refuses a delta, so that it downloads the whole program next, and refuses that as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reason_of_a_node_that_takes_the_whole_program_is_one_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let node = ScriptedNode::start(|operation, _| match operation {
+        "update/stage" => Ok(json!({ "session": "s1", "bytes": 9, "offset": 0 })),
+        "update/status" => Ok(json!({
+            "session": null,
+            "ended": {
+                "session": "s1", "source": "https://updates.example.org/beta/from-ab12.tar",
+                "error": { "code": "delta", "text": FORGED },
+            },
+        })),
+        _ => Err(not_found()),
+    });
+    let words = ["update", "@", "--channel", "beta", "--stage"];
+    let refused = node.run(&cli, &words).await;
+    assert_ne!(refused.status, 0, "{refused:?}");
+    assert_eq!(node.asked_for("update/stage"), 2, "{refused:?}");
+    let lines: Vec<_> = refused.errors.lines().collect();
+    let [note, error] = lines.as_slice() else {
+        panic!("a note and an error: {refused:?}");
+    };
+    assert!(
+        note.starts_with("delta: X\\u{d}\\u{a}health     ok"),
+        "{refused:?}"
+    );
+    assert!(
+        note.ends_with("; it takes the whole program"),
+        "{refused:?}"
+    );
+    assert!(
+        error.starts_with("alknet: CONFLICT: delta: X\\u{d}"),
+        "{refused:?}"
+    );
+}
+
 /// A name may be as long as a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_name_is_its_own_row_s_alone() {

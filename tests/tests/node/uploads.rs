@@ -42,6 +42,8 @@ struct ModelUpload {
     wants: Value,
     /// How many bytes a piece may have, as it says at the begin.
     piece_bytes_max: Value,
+    /// How often its status says that it has all bytes and has not ended, while PID 1 verifies them.
+    checks: usize,
     bytes: usize,
     received: Vec<u8>,
     /// Bytes of each piece that came.
@@ -57,6 +59,7 @@ impl ModelUpload {
             restarts: false,
             wants: Value::Null,
             piece_bytes_max: json!(PIECE_BYTES),
+            checks: 0,
             bytes: 0,
             received: Vec::new(),
             pieces: Vec::new(),
@@ -106,8 +109,12 @@ impl ModelUpload {
         }
     }
 
-    fn status(&self) -> Value {
-        match (self.restarts, self.is_complete()) {
+    fn status(&mut self) -> Value {
+        let has_ended = self.is_complete() && self.checks == 0;
+        if self.is_complete() {
+            self.checks = self.checks.saturating_sub(1);
+        }
+        match (self.restarts, has_ended) {
             (true, _) => json!({ "session": null, "ended": null }),
             (false, true) => {
                 json!({ "session": null, "ended": { "session": SESSION, "plan": plan() } })
@@ -311,6 +318,64 @@ async fn an_upload_to_a_node_that_takes_pieces_back_is_ended() {
     }
 }
 
+/// The attack: the connection breaks when the node has the whole bundle, and PID 1 verifies it for a while before the
+/// status has the plan. A command that sent the next piece would find none in its file, and say that the file became
+/// shorter.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_whose_last_answer_is_lost_waits_for_the_plan() {
+    const CHECKS: usize = 2;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, content) = bundle(folder.path(), 2 * PIECE_BYTES - 3);
+    let node = UploadNode::start(ModelUpload {
+        cut: |n, bytes| (n == 1).then_some(bytes),
+        checks: CHECKS,
+        ..ModelUpload::whole()
+    });
+    let words = ["update", "@", &file, "--stage", "--json"];
+    let staged = node.node.run(&cli, &words).await.json();
+    assert_eq!(
+        (&staged["outcome"], &staged["plan"]),
+        (&json!("staged"), &plan())
+    );
+    assert!(node.upload().received == content, "other bytes arrived");
+    assert_eq!(node.upload().pieces.len(), 2, "nothing was sent again");
+    assert_eq!(node.node.asked_for("update/status"), CHECKS + 1);
+}
+
+/// The attack: the node says, in its status or in the answer to a piece, that it has more bytes than the bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_more_than_the_bundle_gets_no_further_piece() {
+    const BYTES: usize = 2 * PIECE_BYTES;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, _) = bundle(folder.path(), BYTES);
+    for (offset, is_status) in [
+        (BYTES as u64 + 1, true),
+        (u64::MAX, true),
+        (BYTES as u64 + 1, false),
+        (u64::MAX, false),
+    ] {
+        let node = ScriptedNode::start(move |operation, input| match operation {
+            "update/stage" => {
+                Ok(json!({ "session": SESSION, "bytes": input["bytes"], "offset": 0 }))
+            }
+            "update/write" if is_status => Err(CUT),
+            "update/write" => Ok(json!({ "offset": offset, "plan": null })),
+            "update/status" => Ok(json!({
+                "session": { "session": SESSION, "source": "upload", "offset": offset, "bytes": BYTES },
+                "ended": null,
+            })),
+            _ => Err(not_found()),
+        });
+        let words = ["--json", "update", "@", &file, "--stage"];
+        let refused = node.run(&cli, &words).await;
+        assert_eq!(refused.status, FAILED, "{offset}: {refused:?}");
+        assert_eq!(refused.code(), "PROTOCOL", "{offset}: {refused:?}");
+        assert_eq!(node.asked_for("update/write"), 1, "{offset}");
+    }
+}
+
 /// Takes a piece at the beginning, and instead of a later one asks for it again.
 fn take_back(offset: u64) -> Result<Value, Value> {
     match offset {
@@ -326,6 +391,170 @@ fn take_back(offset: u64) -> Result<Value, Value> {
 /// Takes the first byte of a piece.
 fn take_a_byte(offset: u64) -> Result<Value, Value> {
     Ok(json!({ "offset": offset + 1, "plan": null }))
+}
+
+/// The connection between a hub and its worker breaks in the middle of an upload, and the worker dials again. Until it
+/// has, the hub knows no way to it, and shows its peers or refuses to.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_through_a_hub_waits_for_a_worker_that_dials_again() {
+    /// Calls that the hub cannot pass on: of a piece, and of the question how much the worker has.
+    const AWAY: usize = 2;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, content) = bundle(folder.path(), 3 * PIECE_BYTES);
+    for (shows_peers, before) in [(true, 1), (false, 1), (true, 0)] {
+        let upload = Arc::new(Mutex::new(ModelUpload::whole()));
+        let (worker, away) = (Arc::clone(&upload), AtomicUsize::new(AWAY));
+        let hub = ScriptedNode::start(move |operation, input| match operation {
+            "hub/whoami" => Ok(json!({})),
+            "services/list-peers" if shows_peers => Ok(json!({ "peers": [] })),
+            "services/list-peers" => Err(error("FORBIDDEN", "it is not yours")),
+            operation if operation.starts_with("update/") => {
+                let mut upload = lock(&worker);
+                let is_away = upload.pieces.len() == before
+                    && away
+                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                            left.checked_sub(1)
+                        })
+                        .is_ok();
+                match is_away {
+                    true => Err(not_attached()),
+                    false => upload.answer(operation, input),
+                }
+            }
+            _ => Err(not_found()),
+        });
+        let behind = format!("kitchen@{}", hub.target());
+        let words = ["--json", "update", &behind, &file, "--stage"];
+        let staged = hub.run(&cli, &words).await;
+        // Before the upload has begun nothing is lost by the error.
+        let expected = if before == 0 { FAILED } else { 0 };
+        assert_eq!(staged.status, expected, "{staged:?}");
+        let upload = lock(&upload);
+        let pieces = if before == 0 { 0 } else { 3 };
+        assert_eq!(upload.pieces.len(), pieces, "{staged:?}");
+        assert_eq!(upload.received == content, before > 0, "{staged:?}");
+        assert_eq!(hub.asked_for("update/status"), AWAY * before, "{staged:?}");
+    }
+}
+
+/// The error of a hub for a worker that it knows, and that is not connected.
+fn not_attached() -> Value {
+    let mut refusal = error(
+        "NOT_FOUND",
+        "the peer 'kitchen' is not attached to this node",
+    );
+    refusal["details"] = json!({ "reason": "peer_not_attached" });
+    refusal
+}
+
+/// The attack: a hub gives its bundle a byte at a time, or in pieces that no node takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_of_a_hub_in_pieces_of_a_wrong_length_is_not_passed_on() {
+    let [least, most] = PIECE_BYTES_RANGE;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let bytes = 2 * most + 3;
+    for (length, is_taken) in [
+        (1, false),
+        (least - 1, false),
+        (most + 1, false),
+        (least, true),
+        (most, true),
+    ] {
+        let hub = ScriptedNode::start(move |operation, input| match operation {
+            "hub/update_read" => {
+                let left = bytes - input["offset"].as_u64().unwrap_or_default() as usize;
+                let data = BASE64.encode(&vec![7; length.min(left)]);
+                Ok(json!({ "bytes": bytes, "version": "1.1.0", "data": data }))
+            }
+            _ => Err(not_found()),
+        });
+        let node = UploadNode::start(ModelUpload::whole());
+        let from = hub.target();
+        let words = ["--json", "update", "@", "--from", &from, "--stage"];
+        let ended = node.node.run(&cli, &words).await;
+        let upload = node.upload();
+        match is_taken {
+            true => {
+                assert_eq!(ended.json()["outcome"], "staged", "{length}");
+                assert!(
+                    upload.received == vec![7; bytes],
+                    "{length}: other bytes arrived"
+                );
+            }
+            false => {
+                assert_eq!(ended.code(), "INVALID_OUTPUT", "{length}: {ended:?}");
+                assert!(upload.pieces.is_empty(), "{length}: {:?}", upload.pieces);
+            }
+        }
+    }
+}
+
+/// The attack: a hub takes one byte of each piece, or says that it has more than the bundle. After many pieces it has
+/// all, so that a command that still sends then starts the update.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_for_workers_that_its_hub_takes_byte_by_byte_is_ended() {
+    /// Pieces after which the command counts as endless.
+    const ENDLESS: usize = 10 * STALLED_MAX;
+    const BYTES: usize = 3 * PIECE_BYTES;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    let (file, _) = bundle(folder.path(), BYTES);
+    for (more, pieces) in [(1, STALLED_MAX + 1), (BYTES as u64 + 1, 1), (u64::MAX, 1)] {
+        let taken = AtomicUsize::new(0);
+        let hub = ScriptedNode::start(move |operation, input| match operation {
+            "hub/update" if input["offset"].is_u64() => {
+                let offset = input["offset"].as_u64().unwrap_or_default();
+                match taken.fetch_add(1, Ordering::SeqCst) >= ENDLESS {
+                    true => Ok(json!({ "offset": BYTES, "version": "9.9.9" })),
+                    false => Ok(json!({ "offset": offset.saturating_add(more) })),
+                }
+            }
+            "hub/update" => Ok(json!({ "offset": 0, "workers": 0 })),
+            "hub/update_status" => Ok(json!({
+                "bundle": { "version": "9.9.9" }, "rollout": { "state": "done", "workers": [] },
+            })),
+            _ => Err(not_found()),
+        });
+        let words = ["--json", "update", "--workers", "@", &file, "--yes"];
+        let refused = hub.run(&cli, &words).await;
+        assert_eq!(refused.status, FAILED, "{more}: {refused:?}");
+        assert_eq!(refused.code(), "PROTOCOL", "{more}: {refused:?}");
+        // The first call began the upload.
+        assert_eq!(hub.asked_for("hub/update"), pieces + 1, "{more}");
+        assert_eq!(hub.asked_for("hub/update_status"), 0, "{more}");
+    }
+}
+
+/// The attack: a hub answers with more workers than it can have, at the start or in its status.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_more_workers_than_a_hub_has_is_left() {
+    /// Most workers of an update.
+    const ROWS_MAX: usize = 4096;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().join("state"));
+    for (count, rows, code) in [
+        (ROWS_MAX, ROWS_MAX, None),
+        (ROWS_MAX + 1, 0, Some("INVALID_OUTPUT")),
+        (1, ROWS_MAX + 1, Some("INVALID_OUTPUT")),
+    ] {
+        let row = |n: usize| json!({ "peer": format!("p{n}"), "name": "w", "ring": 1, "state": "confirmed" });
+        let workers: Vec<_> = (0..rows).map(row).collect();
+        let hub = ScriptedNode::start(move |operation, _| match operation {
+            "hub/update" => Ok(json!({ "workers": count })),
+            "hub/update_status" => Ok(json!({
+                "bundle": { "version": "9.9.9" }, "rollout": { "state": "done", "workers": workers },
+            })),
+            _ => Err(not_found()),
+        });
+        let words = ["--json", "update", "--workers", "@", "--yes"];
+        let ended = hub.run(&cli, &words).await;
+        match code {
+            None => assert_eq!(ended.json()["state"], "done", "{count}"),
+            Some(code) => assert_eq!(ended.code(), code, "{count}: {}", ended.errors),
+        }
+    }
 }
 
 /// The node has no session after its restart, so that nothing is sent to it again.

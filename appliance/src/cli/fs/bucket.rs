@@ -539,7 +539,9 @@ mod tests {
 
     #[test]
     fn a_bucket_is_deleted_without_a_question_only_if_the_user_says_so() {
-        let refused = confirm("docs", true).expect_err("a program cannot be asked");
+        let parsed =
+            BucketTestCli::try_parse_from(["bucket", "remove", "docs"]).expect("a command");
+        let refused = run(parsed.verb, true).expect_err("a program cannot be asked");
         assert_eq!(refused.exit, CommandExit::Usage);
         assert!(refused.message.contains("--yes"));
     }

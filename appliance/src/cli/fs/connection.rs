@@ -67,12 +67,7 @@ async fn finish_over(
         if failures > TRIES_MAX {
             return Err(given_up(error, failures));
         }
-        tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
-            _ = tokio::signal::ctrl_c() => {
-                return Err(CommandError::new(CommandExit::Aborted, "ABORTED", "interrupted"));
-            }
-        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -28,13 +28,13 @@ pub(crate) enum ShareVerb {
 alknet fs share add attic docs:/photos/1.jpg --key ed25519:… --expires 12h --bytes 10G --uses 3"
     )]
     Add(ShareAddArgs),
-    /// List the shares of a bucket that have not ended.
+    /// List the shares of a bucket whose time is not over.
     #[command(
         override_usage = "alknet fs share list [OPTIONS] [NODE] <BUCKET>",
         after_help = "Example:\n  alknet fs share list attic docs"
     )]
     List(NodeRowArgs<BucketRow>),
-    /// End a share. A request that is under way is served to its end.
+    /// End a share. A request that is under way breaks off soon.
     #[command(
         override_usage = "alknet fs share remove [OPTIONS] [NODE] <SHARE>",
         after_help = "Example:\n  alknet fs share remove attic docs:af1349b9f5f9a1a6a0404dea36dcc949"

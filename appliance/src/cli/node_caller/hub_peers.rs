@@ -40,8 +40,10 @@ pub(super) struct HubPeers {
     pub(super) enrolled: Option<Vec<EnrolledPeerRow>>,
 }
 
+/// The reason of a peer that the hub knows, and that is not connected at the moment.
+pub(super) const NOT_ATTACHED: &str = "peer_not_attached";
 /// What a hub gives as `reason` in the details of `NOT_FOUND` where it tells the cases apart itself.
-const REASONS: [&str; 3] = ["peer_not_attached", "unknown_operation", "unknown_peer"];
+const REASONS: [&str; 3] = [NOT_ATTACHED, "unknown_operation", "unknown_peer"];
 
 /// Whether an error of a hub says why a request was not passed on.
 fn says_why(error: &CallError) -> bool {
@@ -142,7 +144,11 @@ impl HubPeers {
                 )
             }
         };
-        CallError::new(ErrorCode::NotFound, text)
+        // A command that waits for a peer goes by the reason of the hub.
+        CallError {
+            details: error.details,
+            ..CallError::new(ErrorCode::NotFound, text)
+        }
     }
 
     fn may_be_attached(&self, peer: &str) -> bool {
@@ -306,6 +312,10 @@ mod tests {
         let why = why.with_details(json!({ "reason": "unknown_peer" }));
         let passed_on = HubPeers::default().explain("attic", "kitchn", "a/b", why);
         assert_eq!(passed_on.message, "this node knows no peer 'kitchn'");
+        assert_eq!(
+            passed_on.details.expect("the reason")["reason"],
+            "unknown_peer"
+        );
         let own = CallError::new(ErrorCode::NotFound, "no such token");
         let quoted = HubPeers::default().explain("attic", "kitchen", "a/b", own);
         assert!(quoted.message.ends_with("no such token"), "{quoted}");
@@ -314,6 +324,17 @@ mod tests {
             ..hub()
         };
         assert!(said(&attached_only, "x", "a/b").contains("it knows configured, p-kitchen"));
+    }
+
+    /// A command that waits for a worker to dial again goes by the reason of the hub.
+    #[test]
+    fn the_reason_of_a_hub_stays_beside_an_explanation() {
+        let away = CallError::new(ErrorCode::NotFound, "the peer 'hall' is not attached");
+        let away = away.with_details(json!({ "reason": NOT_ATTACHED }));
+        for peers in [hub(), HubPeers::default()] {
+            let explained = peers.explain("attic", "hall", "update/write", away.clone());
+            assert_eq!(explained.details, away.details, "{explained}");
+        }
     }
 
     #[test]

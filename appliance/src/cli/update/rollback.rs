@@ -42,7 +42,8 @@ pub(super) fn run(args: &NodeRollbackArgs, json: bool) -> Result<CommandExit, Co
             .await?;
         let before = before.value();
         let plan = NodeRollback::from_status(before)?;
-        confirmation::ask_unless(args.yes, &output::one_line(&plan.question(&name)), json)?;
+        let question = output::one_line(&plan.question(&name)).into_owned();
+        confirmation::ask_beside_work(args.yes, question, json).await?;
         dialer
             .reached(&route, async |node| {
                 let options = options_within(PREPARE_TIMEOUT);

@@ -138,22 +138,23 @@ impl BundlePieces<'_> {
                     false => Ok(piece),
                 }
             }
-            Self::Hub { hub, .. } => {
+            Self::Hub { hub, bytes } => {
                 let answer = hub
                     .call("hub/update_read", &json!({ "offset": offset }))
                     .await;
                 let answer = answer.map_err(call_error)?;
-                hub_piece(answer.value())
+                hub_piece(answer.value(), bytes.saturating_sub(offset))
             }
         }
     }
 }
 
-/// The bytes of a piece in the answer of a hub.
+/// The bytes of a piece in the answer of a hub, which has `left` bytes of the bundle from its offset on.
 ///
 /// # Errors
-/// `INVALID_OUTPUT`: the answer has no base64; `CONFLICT`: the piece is empty.
-fn hub_piece(answer: &Value) -> Result<Vec<u8>, CommandError> {
+/// `INVALID_OUTPUT`: the answer has no base64, or the piece is longer or shorter than one of a hub; `CONFLICT`: the
+/// bundle ends elsewhere.
+fn hub_piece(answer: &Value, left: u64) -> Result<Vec<u8>, CommandError> {
     let malformed = |why: &dyn Display| {
         let text = format!("the hub answered with a piece of the bundle that is {why}");
         CommandError::new(CommandExit::Failed, "INVALID_OUTPUT", text)
@@ -163,15 +164,28 @@ fn hub_piece(answer: &Value) -> Result<Vec<u8>, CommandError> {
     let piece = BASE64
         .decode(data.as_bytes())
         .map_err(|error| malformed(&format_args!("no base64: {error}")))?;
-    // An offset below the length has bytes, unless a shorter bundle took the place of this one.
-    match piece.is_empty() {
-        true => Err(CommandError::new(
+    // This piece goes to a node, which takes none that is longer.
+    if piece.len() > PIECE_BYTES_MAX {
+        return Err(malformed(&format_args!(
+            "longer than {PIECE_BYTES_MAX} bytes"
+        )));
+    }
+    let bytes = piece.len() as u64;
+    // An offset below the length has bytes, and no more than the bundle, unless another one took the place of this one.
+    if piece.is_empty() || bytes > left {
+        return Err(CommandError::new(
             CommandExit::Failed,
             "CONFLICT",
             "the hub has another bundle now",
-        )),
-        false => Ok(piece),
+        ));
     }
+    // Pieces of a few bytes each would make the upload take millions of calls.
+    if bytes < left.min(PIECE_BYTES_LEAST as u64) {
+        return Err(malformed(&format_args!(
+            "shorter than {PIECE_BYTES_LEAST} bytes, and not the last one"
+        )));
+    }
+    Ok(piece)
 }
 
 #[cfg(test)]
@@ -231,7 +245,7 @@ mod tests {
     /// A hub with damaged answers is not taken for one whose bundle was replaced.
     #[test]
     fn a_piece_of_a_hub_that_is_no_base64_is_called_that() {
-        let refusal = |data: &Value| hub_piece(&json!({ "data": data })).expect_err("no piece");
+        let refusal = |data: &Value| hub_piece(&json!({ "data": data }), 9).expect_err("no piece");
         for (data, why) in [
             (json!("AA="), "no base64"),
             (json!("bundle.tar!!"), "no base64"),
@@ -244,7 +258,33 @@ mod tests {
         }
         let replaced = refusal(&json!(""));
         assert_eq!(replaced.code, "CONFLICT");
-        let piece = hub_piece(&json!({ "data": BASE64.encode(b"piece") }));
+        let piece = hub_piece(&json!({ "data": BASE64.encode(b"piece") }), 5);
         assert_eq!(piece.expect("it is base64"), b"piece");
+    }
+
+    /// The attack: a hub gives its bundle a byte at a time, or megabytes that a node does not take.
+    #[test]
+    fn a_piece_of_a_hub_has_a_length_within_bounds() {
+        let (least, most) = (PIECE_BYTES_LEAST, PIECE_BYTES_MAX);
+        let read = |bytes: usize, left: usize| {
+            let answer = json!({ "data": BASE64.encode(&vec![7; bytes]) });
+            hub_piece(&answer, left as u64).map(|piece| piece.len())
+        };
+        for (bytes, left) in [(least, 9 * most), (most, 9 * most), (1, 1), (least, least)] {
+            assert_eq!(read(bytes, left), Ok(bytes), "{left}");
+        }
+        for (bytes, left, code) in [
+            (1, 9 * most, "INVALID_OUTPUT"),
+            (1, 2, "INVALID_OUTPUT"),
+            (least - 1, least, "INVALID_OUTPUT"),
+            (most + 1, 9 * most, "INVALID_OUTPUT"),
+            (4 * most, most, "INVALID_OUTPUT"),
+            (0, 9, "CONFLICT"),
+            (0, 0, "CONFLICT"),
+            (9, 8, "CONFLICT"),
+        ] {
+            let refused = read(bytes, left).expect_err("out of bounds");
+            assert_eq!(refused.code, code, "{bytes} of {left}: {refused}");
+        }
     }
 }

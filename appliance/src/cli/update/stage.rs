@@ -6,20 +6,18 @@ use std::time::Duration;
 use alknet_call::{CallError, ErrorCode};
 use alknet_tensor_cli::ByteProgress;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
+use super::bounds::{BundleDeadline, PIECE_TIMEOUT, UploadOffset, UploadPatience};
 use super::source::{BundlePieces, BundleSource, PIECE_BYTES, PIECE_BYTES_LEAST, PIECE_BYTES_MAX};
 use super::{NodeTurn, STATUS, options_within};
 use crate::cli::call::call_error;
-use crate::cli::node_caller::{NodeCaller, is_lost};
+use crate::cli::node_caller::{NodeCaller, is_lost, is_peer_away};
 use crate::cli::query::text;
 use crate::cli::{CommandError, CommandExit, output};
 use crate::node::may_lie_in_delta;
 
-/// How long a node may take for the last piece: it writes, reads back and verifies the program meanwhile.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(900);
-/// How often an upload is taken up again after its connection was lost, without a whole piece in between.
-const TRIES_MAX: u32 = 5;
-/// The pause before that, and between two questions about a download.
+/// The pause before an upload is taken up again, and between two questions about a session.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The plan of the node for what the source has.
@@ -39,7 +37,9 @@ pub(super) async fn staged(
                 // Another refusal, such as a version below the floor, would be that of the whole program as well.
                 Err(error) if is_delta_file(&source) && is_about_delta(&error) => {
                     if !turn.json {
-                        output::note(&format!("{}; it takes the whole program", error.message));
+                        // The reason is a text of the node, which must not make a line of its own.
+                        let note = format!("{}; it takes the whole program", error.message);
+                        output::note(&output::one_line(&note));
                     }
                     input["whole"] = true.into();
                     download(turn, input, &mut source).await
@@ -102,20 +102,33 @@ async fn download(
         .reached(turn.route, async |node| {
             let begun = node.call_with("update/stage", &input, options_within(PIECE_TIMEOUT));
             let begun = begun.await.map_err(call_error)?;
-            let session = text(&begun.value()["session"]).to_owned();
-            loop {
+            let session = text(&begun.value()["session"]);
+            let waits = wait_for_end(session, &progress, source, async || {
                 let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
-                let status = status.value();
-                if let Some(plan) = ended(status, &session) {
-                    text(&status["ended"]["source"]).clone_into(source);
-                    return plan;
-                }
-                let number = |name: &str| status["session"][name].as_u64().unwrap_or_default();
-                progress.set(number("offset"), number("bytes"));
-                tokio::time::sleep(PAUSE).await;
-            }
+                Ok(status.value().clone())
+            });
+            BundleDeadline::begin().finish(waits).await
         })
         .await
+}
+
+/// Asks for the status until the session has ended, and notes in `source` the address that the node took.
+async fn wait_for_end(
+    session: &str,
+    progress: &ByteProgress,
+    source: &mut String,
+    ask: impl AsyncFn() -> Result<Value, CommandError>,
+) -> Result<Value, CommandError> {
+    loop {
+        let status = ask().await?;
+        if let Some(plan) = ended(&status, session) {
+            text(&status["ended"]["source"]).clone_into(source);
+            return plan;
+        }
+        let number = |name: &str| status["session"][name].as_u64().unwrap_or_default();
+        progress.set(number("offset"), number("bytes"));
+        sleep(PAUSE).await;
+    }
 }
 
 /// How the session ended, if it did.
@@ -138,12 +151,24 @@ fn ended(status: &Value, session: &str) -> Option<Result<Value, CommandError>> {
 
 /// Sends a bundle piece by piece, over another connection where one is lost.
 async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value, CommandError> {
+    // A node may take each piece just in time, or say for ever that it has not ended.
+    BundleDeadline::begin()
+        .finish(upload_over(turn, pieces))
+        .await
+}
+
+async fn upload_over(
+    turn: &NodeTurn<'_>,
+    pieces: &BundlePieces<'_>,
+) -> Result<Value, CommandError> {
     let input = with_options(turn, json!({ "bytes": pieces.bytes() }));
     let progress = progress(turn);
-    let mut sending = UploadState::begin();
-    let mut tries = 0;
+    let mut sending = UploadState::begin(pieces.bytes());
+    let mut patience = UploadPatience::default();
+    let is_away =
+        |error: &CommandError| turn.route.peer.is_some() && is_peer_away(error.details.as_deref());
     loop {
-        let before = sending.progress_offset;
+        let before = sending.offset.progress_offset();
         let sent = turn
             .dialer
             .reached(turn.route, async |node| {
@@ -153,8 +178,8 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
                         sending.take_session(&begun);
                     }
                     Some(_) => {
-                        if let Some(plan) = sending.resume(node).await? {
-                            return Ok(UploadStep::Done(plan));
+                        if let Some(end) = sending.resume(node).await? {
+                            return Ok(end);
                         }
                     }
                 }
@@ -163,21 +188,26 @@ async fn upload(turn: &NodeTurn<'_>, pieces: &BundlePieces<'_>) -> Result<Value,
             .await;
         // Each piece that arrived shows that the node is there, so the attempts count from it. If single bytes counted
         // as well, a node that breaks each connection after one of them would let this command dial for ever.
-        if sending.progress_offset > before {
-            tries = 0;
+        if sending.offset.progress_offset() > before {
+            patience = UploadPatience::default();
         }
-        tries += 1;
         let error = match sent {
             Ok(UploadStep::Done(plan)) => return Ok(plan),
+            Ok(UploadStep::Late(error)) => return Err(error),
             Ok(UploadStep::Lost(error)) => call_error(error),
-            // The node may be away for the dial as well. Before the upload began nothing is lost by an error.
-            Err(error) if sending.session.is_some() && is_unreachable(&error) => error,
+            // The node may be away for the dial as well, and a worker from its hub. Before the upload began nothing is
+            // lost by an error.
+            Err(error)
+                if sending.session.is_some() && (is_unreachable(&error) || is_away(&error)) =>
+            {
+                error
+            }
             Err(error) => return Err(error),
         };
-        if tries > TRIES_MAX {
-            return Err(sending.given_up(error, pieces.bytes(), tries));
+        if patience.is_spent(is_away(&error)) {
+            return Err(sending.given_up(error, patience.failures()));
         }
-        tokio::time::sleep(PAUSE).await;
+        sleep(PAUSE).await;
     }
 }
 
@@ -211,35 +241,33 @@ async fn begin(node: &NodeCaller, input: &Value) -> Result<Value, CommandError> 
     Err(call_error(refused))
 }
 
-/// Answers in a row after which the node has no further piece: they name another offset, or one that is hardly higher.
-const STALLED_MAX: u32 = 8;
-
 /// How one connection ended.
 enum UploadStep {
+    /// The node has the bundle, and this plan.
     Done(Value),
+    /// The node has the bundle, and does not say in time what it made of it.
+    Late(CommandError),
     Lost(CallError),
 }
 
 /// How far an upload is.
 struct UploadState {
     session: Option<String>,
-    offset: u64,
+    /// How much the node has.
+    offset: UploadOffset,
     /// How many bytes the node wants in the next piece.
     piece_bytes: usize,
     /// How many bytes a piece has if the node wants no other length.
     piece_bytes_max: usize,
-    /// The highest offset that counts as progress: a whole piece beyond the one before.
-    progress_offset: u64,
 }
 
 impl UploadState {
-    const fn begin() -> Self {
+    const fn begin(bytes: u64) -> Self {
         Self {
             session: None,
-            offset: 0,
+            offset: UploadOffset::begin("node", bytes),
             piece_bytes: PIECE_BYTES,
             piece_bytes_max: PIECE_BYTES,
-            progress_offset: 0,
         }
     }
 
@@ -251,37 +279,42 @@ impl UploadState {
         self.piece_bytes = PIECE_BYTES.min(self.piece_bytes_max);
     }
 
-    /// Goes on at the offset that the node names.
-    fn go_on_at(&mut self, offset: u64) {
-        self.offset = offset;
-        // Only the last piece may be shorter, and its answer ends the upload. An offset that falls and rises again is
-        // no progress either.
-        if offset.saturating_sub(self.progress_offset) >= PIECE_BYTES_LEAST as u64 {
-            self.progress_offset = offset;
-        }
-    }
-
     /// The error of the last of so many failures in a row, with how far the upload was. `error` alone would name a lost
     /// connection only.
-    fn given_up(&self, mut error: CommandError, bytes: u64, failures: u32) -> CommandError {
+    fn given_up(&self, mut error: CommandError, failures: u32) -> CommandError {
         error.message = format!(
-            "the upload was given up at {} of {bytes} bytes, after {failures} failures in a row: {}",
-            self.offset, error.message
+            "the upload was given up at {} of {} bytes, after {failures} failures in a row: {}",
+            self.offset.value(),
+            self.offset.bytes(),
+            error.message
         );
         error
     }
 
-    /// Asks a node that was away how much it has. The plan, if it has all.
-    async fn resume(&mut self, node: &NodeCaller) -> Result<Option<Value>, CommandError> {
-        let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
-        let status = status.value();
-        let session = self.session.as_deref().unwrap_or_default();
-        match ended(status, session) {
-            Some(end) => end.map(Some),
-            None => {
-                self.go_on_at(status["session"]["offset"].as_u64().unwrap_or_default());
-                Ok(None)
+    /// Asks a node how much it has, and waits while it has all and verifies it. Returns how the upload ended, if it
+    /// did.
+    async fn resume(&mut self, node: &NodeCaller) -> Result<Option<UploadStep>, CommandError> {
+        let until = Instant::now() + PIECE_TIMEOUT;
+        loop {
+            let status = node.call(STATUS, &Value::Null).await.map_err(call_error)?;
+            let status = status.value();
+            let session = self.session.as_deref().unwrap_or_default();
+            if let Some(end) = ended(status, session) {
+                return end.map(|plan| Some(UploadStep::Done(plan)));
             }
+            let offset = status["session"]["offset"].as_u64().unwrap_or_default();
+            self.offset.go_on_at(offset)?;
+            if !self.offset.is_end() {
+                return Ok(None);
+            }
+            if Instant::now() >= until {
+                let seconds = PIECE_TIMEOUT.as_secs();
+                let text =
+                    format!("the node has the bundle, and did not verify it within {seconds} s");
+                let late = CommandError::new(CommandExit::Timeout, "TIMEOUT", text);
+                return Ok(Some(UploadStep::Late(late)));
+            }
+            sleep(PAUSE).await;
         }
     }
 
@@ -291,22 +324,23 @@ impl UploadState {
         pieces: &BundlePieces<'_>,
         progress: &ByteProgress,
     ) -> Result<UploadStep, CommandError> {
-        // A node that names other offsets in turn, or hardly higher ones, would let this command send for ever.
-        let mut stalled = 0;
         loop {
-            let data = pieces.at(self.offset, self.piece_bytes).await?;
-            let input = json!({ "session": self.session, "offset": self.offset });
+            // No piece is left to send. Only a node that answered with a plan is done.
+            if self.offset.is_end()
+                && let Some(end) = self.resume(node).await?
+            {
+                return Ok(end);
+            }
+            let offset = self.offset.value();
+            let data = pieces.at(offset, self.piece_bytes).await?;
+            let input = json!({ "session": self.session, "offset": offset });
             let (data, options) = (("data", &data[..]), options_within(PIECE_TIMEOUT));
             let called = node.call_with_data("update/write", input, data, options);
             let answer = match called.await {
                 Ok(answer) => answer,
                 Err(error) if is_lost(&error) => return Ok(UploadStep::Lost(error)),
-                Err(error) => match right_offset(&error, self.offset) {
-                    Some(offset) if stalled < STALLED_MAX => {
-                        self.go_on_at(offset);
-                        stalled += 1;
-                        continue;
-                    }
+                Err(error) => match right_offset(&error, offset) {
+                    Some(right) if self.offset.take_correction(right)? => continue,
                     _ => return Err(call_error(error)),
                 },
             };
@@ -314,19 +348,10 @@ impl UploadState {
             if answer["plan"].is_object() {
                 return Ok(UploadStep::Done(answer["plan"].clone()));
             }
-            let next = answer["offset"].as_u64().filter(|next| *next > self.offset);
-            let before = self.progress_offset;
-            self.go_on_at(next.ok_or_else(takes_no_more)?);
-            stalled = match self.progress_offset > before {
-                true => 0,
-                false => stalled + 1,
-            };
-            if stalled > STALLED_MAX {
-                return Err(takes_no_more());
-            }
+            self.offset.take_answer(answer)?;
             // A node of an earlier version names no length here, and takes the longest pieces.
             self.piece_bytes = piece_length(&answer["piece_bytes"]).unwrap_or(self.piece_bytes_max);
-            progress.set(self.offset, pieces.bytes());
+            progress.set(self.offset.value(), pieces.bytes());
         }
     }
 }
@@ -335,15 +360,6 @@ impl UploadState {
 fn piece_length(value: &Value) -> Option<usize> {
     let bytes = usize::try_from(value.as_u64()?).unwrap_or(PIECE_BYTES_MAX);
     Some(bytes.clamp(PIECE_BYTES_LEAST, PIECE_BYTES_MAX))
-}
-
-/// The error of a node whose answers bring the upload no further.
-fn takes_no_more() -> CommandError {
-    CommandError::new(
-        CommandExit::Failed,
-        "PROTOCOL",
-        "the node takes no more of the bundle",
-    )
 }
 
 /// The offset that the node names, if it is another one.
@@ -380,23 +396,19 @@ mod tests {
         assert!(!is_delta_file("https://example.org/from-us/bundle.tar"));
     }
 
-    /// A node whose offset grows by less than a piece, or falls and rises again, brings the upload no further.
-    #[test]
-    fn only_a_piece_beyond_the_highest_offset_is_progress() {
-        let piece = PIECE_BYTES_LEAST as u64;
-        let mut sending = UploadState::begin();
-        for (offset, counted) in [
-            (1, 0),
-            (piece - 1, 0),
-            (piece, piece),
-            (0, piece),
-            (2 * piece - 1, piece),
-            (2 * piece, 2 * piece),
-            (u64::MAX, u64::MAX),
-            (0, u64::MAX),
-        ] {
-            sending.go_on_at(offset);
-            assert_eq!((sending.offset, sending.progress_offset), (offset, counted));
-        }
+    /// The attack: a node that downloads says without an end that the session is the one that was begun.
+    #[tokio::test(start_paused = true)]
+    async fn a_download_that_a_node_never_ends_is_left() {
+        let progress = ByteProgress::new("update", None, false);
+        let mut source = String::new();
+        let waits = wait_for_end("s1", &progress, &mut source, async || {
+            Ok(json!({ "session": { "session": "s1", "offset": 1, "bytes": 9 }, "ended": null }))
+        });
+        let began = Instant::now();
+        let left = BundleDeadline::begin().finish(waits).await;
+        let left = left.expect_err("it never ends");
+        assert_eq!(left.exit, CommandExit::Timeout, "{left}");
+        let hours = began.elapsed().as_secs() / 3600;
+        assert_eq!(hours, 3, "the node gives its own session up before");
     }
 }

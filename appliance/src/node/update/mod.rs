@@ -49,6 +49,7 @@ use update_notes::UpdateNotesStore;
 pub(crate) use init_client::{UpdateClient, UpdateStream};
 pub(crate) use problems::{UPDATE_AVAILABLE, UPDATE_FAILED, UPDATE_NOT_STARTED, UPDATES_BLOCKED};
 pub(crate) use refusal::{may_end_by_staging, may_lie_in_delta};
+pub(crate) use session::SESSION_TIME_MAX;
 
 /// Scope that suffices for every one of these operations.
 const ADMIN_SCOPE: &str = "admin";

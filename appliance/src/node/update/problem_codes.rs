@@ -2,7 +2,7 @@
 
 /// Every code of a problem, as `docs/observability.md` lists them. A label of a metric has one of these words, so what a
 /// boot note says adds no series of its own.
-pub(super) const PROBLEM_CODES: [&str; 92] = [
+pub(super) const PROBLEM_CODES: [&str; 94] = [
     "boot-state-lost",
     "clock-insane",
     "compute-driver-missing",
@@ -33,6 +33,7 @@ pub(super) const PROBLEM_CODES: [&str; 92] = [
     "disk-temperature",
     "escrow-damaged",
     "failed-logins",
+    "files-content-damaged",
     "files-damaged",
     "files-newer",
     "files-not-synced",

@@ -20,7 +20,7 @@ pub(super) const BUNDLE_BYTES_MAX: u64 = 1 << 30;
 /// How long a session waits for its next piece.
 pub(super) const SESSION_IDLE: Duration = Duration::from_secs(600);
 /// Longest time of a session, until its last piece: a bundle of today at the least rate.
-pub(super) const SESSION_TIME_MAX: Duration = Duration::from_secs(3 * 3600);
+pub(crate) const SESSION_TIME_MAX: Duration = Duration::from_secs(3 * 3600);
 /// Fewest bytes a second of a bundle, on average since its session began.
 pub(super) const SESSION_RATE_BYTES_S_MIN: u64 = 4 << 10;
 /// How far behind that a bundle may be: the connection broke, or its sender restarted.

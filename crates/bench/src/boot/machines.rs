@@ -99,9 +99,11 @@ impl BootBench {
         let started = Instant::now();
         let mut vm = builder.start()?;
         let cost = match case {
-            BootCase::Q35 | BootCase::Microvm | BootCase::Q35Bare | BootCase::MicrovmBare => {
-                self.answered(&vm, started)?
-            }
+            BootCase::Q35
+            | BootCase::Microvm
+            | BootCase::MicrovmWithoutFiles
+            | BootCase::Q35Bare
+            | BootCase::MicrovmBare => self.answered(&vm, started)?,
             BootCase::Debian | BootCase::MicrovmEmpty | BootCase::Q35Empty => reached_empty(&vm)?,
         };
         // It keeps nothing: there is nothing to end in order for.
@@ -113,6 +115,12 @@ impl BootBench {
         match case {
             BootCase::Q35 => self.ours(&self.usual, ImageForm::Direct, MachineType::Q35),
             BootCase::Microvm => self.ours(&self.usual, ImageForm::Erofs, MachineType::Microvm),
+            BootCase::MicrovmWithoutFiles => self.configured(
+                &self.usual,
+                ImageForm::Erofs,
+                MachineType::Microvm,
+                "[fs]\nenabled = false\n",
+            ),
             BootCase::Q35Bare => self.ours(&self.bare, ImageForm::Direct, MachineType::Q35),
             BootCase::MicrovmBare => self.ours(&self.bare, ImageForm::Erofs, MachineType::Microvm),
             BootCase::Q35Empty => {
@@ -134,8 +142,19 @@ impl BootBench {
         form: ImageForm,
         machine: MachineType,
     ) -> Result<VmBuilder> {
+        self.configured(ours, form, machine, "")
+    }
+
+    /// The same with more sections in its configuration.
+    fn configured(
+        &self,
+        ours: &AlknetBuild,
+        form: ImageForm,
+        machine: MachineType,
+        more: &str,
+    ) -> Result<VmBuilder> {
         let builder = node::builder(&ours.image, &self.kernel, form, machine, &self.admin)?;
-        let document = format!("{}stateless = true\n", node::config(&self.admin));
+        let document = format!("{}stateless = true\n{more}", node::config(&self.admin));
         Ok(builder.config(document))
     }
 

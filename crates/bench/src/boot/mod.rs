@@ -26,6 +26,9 @@ const DEBIAN_CMDLINE: &str = "console=ttyS0 quiet panic=10";
 /// What is beside our own image in rows.
 const WITHOUT: &str = "the same without a driver";
 
+/// What is beside a node whose files no client has used.
+const WITHOUT_FILES: &str = "the same with [fs] enabled = false";
+
 const MEGA: f64 = 1e6;
 
 /// Promised figures; docs/SPECIFICATION.md quotes them.
@@ -38,6 +41,8 @@ mod goals {
     pub(super) const KERNEL_MB: f64 = 10.0;
     pub(super) const IMAGE_MB: f64 = 48.0;
     pub(super) const IDLE_MB: f64 = 40.0;
+    /// Of a boot without files.
+    pub(super) const UNUSED_FILES: f64 = 1.02;
 }
 
 /// One thing that is booted.
@@ -51,6 +56,8 @@ enum BootCase {
     Q35Bare,
     /// Like `Microvm`, without a driver for GPUs.
     MicrovmBare,
+    /// Like `Microvm`, with a configuration that has no files.
+    MicrovmWithoutFiles,
     /// Our kernel on q35, to the empty init.
     Q35Empty,
     /// Our kernel on microvm, to the empty init.
@@ -59,11 +66,12 @@ enum BootCase {
     Debian,
 }
 
-const CASES: [BootCase; 7] = [
+const CASES: [BootCase; 8] = [
     BootCase::Q35,
     BootCase::Q35Bare,
     BootCase::Debian,
     BootCase::Microvm,
+    BootCase::MicrovmWithoutFiles,
     BootCase::MicrovmBare,
     BootCase::Q35Empty,
     BootCase::MicrovmEmpty,
@@ -156,6 +164,16 @@ fn cost_rows(costs: &BTreeMap<BootCase, Vec<BootCost>>) -> Vec<BenchRow> {
     ] {
         rows.extend(beside(what, ours, name, peer));
     }
+    let files = "microvm: what files cost before their first use";
+    let [seconds, instructions] = beside(
+        files,
+        BootCase::Microvm,
+        WITHOUT_FILES,
+        BootCase::MicrovmWithoutFiles,
+    );
+    // Two boots of the same image differ by more than this in seconds, and by little in instructions.
+    let goal = Goal::Ratio(goals::UNUSED_FILES);
+    rows.extend([seconds, instructions.goal(goal)]);
     let (answered, empty) = (
         "microvm: power-on to answered call",
         "microvm: power-on to empty init",

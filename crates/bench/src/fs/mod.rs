@@ -1,5 +1,6 @@
 //! Files: puts and long files over HTTP beside nginx, rclone, OpenSSH and a program that syncs each file; contents by hash
-//! beside iroh-blobs; names beside the file system; an import beside git; a first synchronisation; memory.
+//! beside iroh-blobs, and a file that sendme fetches beside the same from another sendme; names beside the file system; an
+//! import beside git; a first synchronisation; memory.
 //!
 //! Each section is a benchmark with a name of its own, `fs/SECTION`, which takes a few minutes; `fs` is all of them. A
 //! server is a process, ours is the built binary with the limits of [`node`], so that its processor time and its memory
@@ -18,6 +19,7 @@ mod node;
 mod peers;
 mod process;
 mod puts;
+mod sendme;
 mod ssh;
 mod stock_streams;
 mod sync;
@@ -39,13 +41,14 @@ const ROUNDS_MAX: usize = 5;
 const MIB: f64 = (1 << 20) as f64;
 
 /// The sections, each a benchmark by itself.
-pub(super) const SECTIONS: [BenchEntry; 7] = [
+pub(super) const SECTIONS: [BenchEntry; 8] = [
     ("fs/blobs", blobs::run),
     ("fs/bulk", bulk::run),
     ("fs/import", import::run),
     ("fs/memory", memory::run),
     ("fs/names", names::run),
     ("fs/puts", puts::run),
+    ("fs/sendme", sendme::run),
     ("fs/sync", sync::run),
 ];
 
@@ -65,6 +68,8 @@ mod goals {
     pub(super) const RESOLVE_P99_US: f64 = 200.0;
     /// The first synchronisation of 100,000 paths, in s.
     pub(super) const SYNC_S: f64 = 60.0;
+    /// Memory of the first synchronisation of 100,000 paths, of both nodes together, in MiB.
+    pub(super) const SYNC_MIB: f64 = 200.0;
     /// Memory of a node with 1,000,000 entries over that of an idle node, in MiB.
     pub(super) const ENTRIES_MIB: f64 = 128.0;
 }

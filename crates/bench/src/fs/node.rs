@@ -9,6 +9,7 @@ use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::{AuthToken, Carriage, Connection};
 use alknet_endpoint::{EndpointDialer, Target};
 use alknet_tls::NodeKey;
+use data_encoding::HEXLOWER;
 use tempfile::TempDir;
 
 use super::client::DavRoot;
@@ -58,6 +59,14 @@ impl NodeSetup {
         let written = fs::write(setup.config(), setup.document()?);
         written.map_err(TaskError::io("write a configuration"))?;
         Ok(setup)
+    }
+
+    /// The same with a UDP port for clients of iroh.
+    pub(super) fn with_iroh(self, port: u16) -> Result<Self> {
+        let document = self.document()? + &format!("[iroh]\nenabled = true\nport = {port}\n");
+        let written = fs::write(self.config(), document);
+        written.map_err(TaskError::io("write a configuration"))?;
+        Ok(self)
     }
 
     fn config(&self) -> PathBuf {
@@ -155,6 +164,18 @@ impl FsBenchNode<'_> {
     /// The node, as the command line takes it.
     pub(super) fn target_word(&self) -> String {
         self.node.target()
+    }
+
+    /// The key of the node as text.
+    pub(super) fn identity(&self) -> &str {
+        &self.node.identity
+    }
+
+    /// The secret key of this client, as iroh takes it from the environment.
+    pub(super) fn secret(&self, client: usize) -> Result<String> {
+        let key = self.setup.keys.get(client);
+        let key = key.ok_or_else(|| failed("opening a client")("it has no key"))?;
+        Ok(HEXLOWER.encode(key.seed()))
     }
 
     /// The bucket over HTTP, for a client with a token of its own: one identity may have few uploads at once.

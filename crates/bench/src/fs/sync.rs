@@ -49,7 +49,9 @@ pub(super) fn run(_: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> 
         BenchRow::lower(BENCH, case, "s", of(|sample| sample.cost.wall_s))
             .goal(Goal::Ours(goals::SYNC_S)),
         BenchRow::lower(BENCH, case, "CPU s", of(|sample| sample.cost.cpu_s)),
-        BenchRow::lower(BENCH, case, "MiB, both", of(|sample| sample.more_mib)),
+        // Both nodes are in this process, and the goal is that of one: the row is the stricter one.
+        BenchRow::lower(BENCH, case, "MiB, both", of(|sample| sample.more_mib))
+            .goal(Goal::Ours(goals::SYNC_MIB)),
     ])
 }
 

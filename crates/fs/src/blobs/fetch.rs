@@ -1,20 +1,22 @@
-//! Contents that this node fetches from its peers, each once at a time.
+//! Contents that this node fetches from its peers, each once at a time for a bucket.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use alknet_core::{CloseCode, PeerId};
 use alknet_store::{BucketId, ContentHash, PartialContent, StoreError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::pace::FetchPace;
 use super::peers::{BlobPeers, connect};
 use super::penalties::FetchPenalties;
 use super::receive::{ReceiveError, complete, receive};
 use crate::error::FsError;
 use crate::lease::StoreLease;
-use crate::limits::FETCHES_MAX;
+use crate::limits::{FETCH_RATE_GRACE, FETCHES_MAX, FETCHES_PER_BUCKET_MAX};
 use crate::service::blocking;
 
 /// How far a fetch came.
@@ -55,11 +57,31 @@ pub(crate) enum FetchFailure {
     Store(StoreError),
 }
 
+/// What a fetch is for. Another bucket that waits for the same content fetches it for itself: how far a fetch came, and what
+/// its peers say of the content, is for its own bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FetchKey {
+    bucket: BucketId,
+    hash: ContentHash,
+}
+
 /// The fetches that run, and the peers that are not asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct BlobFetches {
-    running: Mutex<HashMap<ContentHash, Arc<watch::Sender<FetchProgress>>>>,
+    running: Mutex<HashMap<FetchKey, Arc<watch::Sender<FetchProgress>>>>,
     penalties: FetchPenalties,
+    /// Time for which a peer may be slower than the least rate.
+    rate_grace: Duration,
+}
+
+impl Default for BlobFetches {
+    fn default() -> Self {
+        Self {
+            running: Mutex::default(),
+            penalties: FetchPenalties::default(),
+            rate_grace: FETCH_RATE_GRACE,
+        }
+    }
 }
 
 /// What a fetch needs.
@@ -79,10 +101,18 @@ pub(crate) struct FetchOrder {
 }
 
 impl FetchOrder {
-    /// Begins to receive the content, or goes on with what is here of it.
+    const fn key(&self) -> FetchKey {
+        FetchKey {
+            bucket: self.bucket,
+            hash: self.hash,
+        }
+    }
+
+    /// Begins to receive the content, or goes on with what has arrived of it for this bucket.
     async fn open(&self, size: u64) -> Result<PartialContent, FsError> {
-        let (folder, hash) = (self.lease.content().clone(), self.hash);
-        blocking(move || Ok(folder.receive(hash, size)?)).await
+        let folder = self.lease.content().clone();
+        let (bucket, hash) = (self.bucket, self.hash);
+        blocking(move || Ok(folder.receive(bucket, hash, size)?)).await
     }
 
     /// The same for the size that a peer has proved. What came under another size begins again.
@@ -106,25 +136,41 @@ pub(crate) struct JoinedFetch {
 }
 
 impl BlobFetches {
+    /// The same with another time for slow peers, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_rate_grace(rate_grace: Duration) -> Self {
+        Self {
+            rate_grace,
+            ..Self::default()
+        }
+    }
+
     /// Whether a peer is not asked, because it sent wrong bytes.
     pub(crate) fn is_penalised(&self, peer: &PeerId) -> bool {
         self.penalties.has(peer, Instant::now())
     }
 
-    /// Joins the fetch of a content that runs, or begins one. It goes on for as long as one of its callers has the receiver.
+    /// Joins the fetch of a content that runs for the bucket, or begins one. It goes on for as long as one of its callers has
+    /// the receiver.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] if the node fetches as much as it may.
+    /// [`StoreError::Busy`] if the node, or the bucket, fetches as much as it may.
     pub(crate) fn join(self: &Arc<Self>, order: FetchOrder) -> Result<JoinedFetch, FsError> {
         let mut running = self.running();
         let count = running.len();
-        match running.entry(order.hash) {
+        let of_bucket = running.keys().filter(|key| key.bucket == order.bucket);
+        let count_in_bucket = of_bucket.count();
+        match running.entry(order.key()) {
             Entry::Occupied(entry) => Ok(JoinedFetch {
                 progress: entry.get().subscribe(),
                 is_own: false,
             }),
             Entry::Vacant(_) if count >= FETCHES_MAX => {
                 Err(StoreError::Busy("the node fetches as much as it may").into())
+            }
+            // The peers of one bucket may be slow, and must not keep the others from theirs.
+            Entry::Vacant(_) if count_in_bucket >= FETCHES_PER_BUCKET_MAX => {
+                Err(StoreError::Busy("the bucket fetches as much as it may").into())
             }
             Entry::Vacant(entry) => {
                 let (sender, progress) = watch::channel(FetchProgress::Missing(MissingBytes {
@@ -135,7 +181,7 @@ impl BlobFetches {
                 entry.insert(Arc::clone(&sender));
                 let fetch = RunningFetch {
                     fetches: Arc::clone(self),
-                    hash: order.hash,
+                    key: order.key(),
                     sender,
                 };
                 tokio::spawn(fetch.run(order));
@@ -148,18 +194,18 @@ impl BlobFetches {
     }
 
     /// Removes a fetch that no caller waits for. Returns whether it is gone.
-    fn leave(&self, hash: ContentHash, sender: &watch::Sender<FetchProgress>) -> bool {
+    fn leave(&self, key: FetchKey, sender: &watch::Sender<FetchProgress>) -> bool {
         // Under the lock, so that no caller joins a fetch that ends.
         let mut running = self.running();
         let is_left = sender.receiver_count() == 0;
         if is_left {
-            running.remove(&hash);
+            running.remove(&key);
         }
         is_left
     }
 
     /// A table of channels is never half changed.
-    fn running(&self) -> MutexGuard<'_, HashMap<ContentHash, Arc<watch::Sender<FetchProgress>>>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<FetchKey, Arc<watch::Sender<FetchProgress>>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -167,7 +213,7 @@ impl BlobFetches {
 /// A fetch in its task.
 struct RunningFetch {
     fetches: Arc<BlobFetches>,
-    hash: ContentHash,
+    key: FetchKey,
     sender: Arc<watch::Sender<FetchProgress>>,
 }
 
@@ -181,7 +227,7 @@ impl RunningFetch {
                     outcome = &mut fetch => break Some(outcome),
                     _ = closing.wait_for(|closing| *closing) => break None,
                     () = self.sender.closed() => {
-                        if self.fetches.leave(self.hash, &self.sender) {
+                        if self.fetches.leave(self.key, &self.sender) {
                             break None;
                         }
                     }
@@ -201,10 +247,10 @@ impl RunningFetch {
         // Gone from the table before its callers see the end, so that one that tries again begins a new one.
         let mut running = self.fetches.running();
         if running
-            .get(&self.hash)
+            .get(&self.key)
             .is_some_and(|it| Arc::ptr_eq(it, &self.sender))
         {
-            running.remove(&self.hash);
+            running.remove(&self.key);
         }
         drop(running);
         self.sender.send_if_modified(|present| {
@@ -251,7 +297,8 @@ impl RunningFetch {
             let progress = move |missing| {
                 sender.send_replace(FetchProgress::Missing(missing));
             };
-            let (rest, received) = receive(&connection, content, progress).await;
+            let pace = FetchPace::new(self.fetches.rate_grace);
+            let (rest, received) = receive(&connection, content, pace, progress).await;
             if let Err(ReceiveError::Store(error)) = received {
                 return Err(failure(error));
             }
@@ -280,6 +327,10 @@ impl RunningFetch {
                     tracing::warn!(%peer, "a peer sent other bytes than the hash says");
                     self.fetches.penalties.add(peer, Instant::now());
                     break Some("wrong bytes");
+                }
+                Err(error @ ReceiveError::TooSlow) => {
+                    tracing::debug!(%peer, %error, "a peer does not send a content");
+                    break Some("too slow");
                 }
                 Err(error) => {
                     tracing::debug!(%peer, %error, "a peer does not send a content");

@@ -8,6 +8,7 @@
 
 mod fetch;
 mod handler;
+mod pace;
 mod peers;
 mod penalties;
 mod policy;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_core::{Connection, Identity, PeerKey};
-use alknet_store::{ContentHash, ContentStatus, Store, StoreError};
+use alknet_store::{ContentHash, ContentShareId, ContentStatus, Store, StoreError};
 
 use crate::rights::{FsRight, VisibleBuckets};
 
@@ -29,6 +29,15 @@ pub(super) enum BlobAccess {
     Share,
 }
 
+/// For what a content is sent to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlobGrant {
+    /// A bucket of the identity has it.
+    Bucket,
+    /// This share with the key, which counted the request.
+    Share(ContentShareId),
+}
+
 impl BlobClient {
     /// The client at this time: its identity may change while the connection lasts.
     pub(super) fn from_connection(connection: &Connection, key: Option<&PeerKey>) -> Self {
@@ -49,9 +58,10 @@ impl BlobClient {
 
     /// Whether the client has the rights of this one.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        // The key of a connection stays, so that only the identity can differ. A changed one is another object.
+        // The key of a connection stays, so that only the identity can differ. A change of another one makes another object
+        // with the same scopes, for which the store need not be asked.
         match (&self.identity, &other.identity) {
-            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other) || own.scopes == other.scopes,
             (None, None) => true,
             _ => false,
         }
@@ -105,15 +115,33 @@ impl BlobClient {
         found.wait()
     }
 
-    /// Takes a request for this many bytes of a content from a share. Returns whether one allows it. Blocks.
+    /// Whether the client may have the rest of a content. A request for which a bucket stood does not go over to a share,
+    /// which would not count it, nor from one share to another one. Blocks.
+    pub(super) fn may_go_on(
+        &self,
+        store: &Store,
+        hash: ContentHash,
+        grant: BlobGrant,
+    ) -> Result<bool, StoreError> {
+        if let BlobGrant::Share(share) = grant {
+            let now_ms = store.db().unix_ms();
+            let lasts = store.read(move |tx| tx.share_lasts(share, now_ms));
+            if lasts.wait()? {
+                return Ok(true);
+            }
+        }
+        Ok(self.access(store, hash)? == Some(BlobAccess::Bucket))
+    }
+
+    /// Takes a request for this many bytes of a content from a share. Returns the one that allows it. Blocks.
     pub(super) fn use_share(
         &self,
         store: &Store,
         hash: ContentHash,
         bytes: u64,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<ContentShareId>, StoreError> {
         let Some(key) = self.key.clone() else {
-            return Ok(false);
+            return Ok(None);
         };
         store
             .write(move |tx| tx.use_share(&key, hash, bytes))

@@ -10,9 +10,10 @@ use alknet_store::{BucketId, ContentHash, ContentStatus, PartialContent};
 use thiserror::Error;
 use tokio::io::BufReader;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::fetch::MissingBytes;
+use super::pace::FetchPace;
 use super::peers::{read_exact, request};
 use super::wire::{BlobRequest, BlobSelections};
 use crate::error::FsError;
@@ -32,7 +33,10 @@ pub(super) enum ReceiveError {
     /// The content has this many bytes, and not those that were announced. The peer has proved it by the hash.
     #[error("the content has {0} bytes, and others were announced")]
     OtherSize(u64),
-    /// The peer does not have the content, broke off, or is too slow.
+    /// The peer sends less than the least rate.
+    #[error("the peer is too slow")]
+    TooSlow,
+    /// The peer does not have the content, broke off, or stalled.
     #[error("the peer broke off: {0}")]
     Broke(#[from] io::Error),
     /// This node cannot store the content.
@@ -51,13 +55,14 @@ struct VerifiedBlock {
 pub(super) async fn receive(
     connection: &Connection,
     content: PartialContent,
+    pace: FetchPace,
     progress: impl Fn(MissingBytes) + Send + 'static,
 ) -> (Option<PartialContent>, Result<(), ReceiveError>) {
     let selection = content.missing(FETCH_RANGES_MAX);
     let (hash, size) = (content.hash(), content.size());
     let (blocks, waiting) = mpsc::channel(BLOCKS_WAITING);
     let writer = tokio::task::spawn_blocking(move || write(content, waiting, &progress));
-    let read = read(connection, hash, size, &selection, blocks).await;
+    let read = read(connection, (hash, size), &selection, pace, blocks).await;
     let (content, written) = match writer.await {
         Ok((content, written)) => (Some(content), written),
         // A panic: the file is closed, and the next fetch goes on with what was saved.
@@ -92,21 +97,24 @@ fn write(
 
 async fn read(
     connection: &Connection,
-    hash: ContentHash,
-    size: u64,
+    (hash, size): (ContentHash, u64),
     selection: &ChunkSelection,
+    pace: FetchPace,
     blocks: mpsc::Sender<VerifiedBlock>,
 ) -> Result<(), ReceiveError> {
     let (mut recv, said) = ask(connection, hash, selection).await?;
     let read = match said == size {
-        true => read_blocks(&mut recv, hash, size, selection, blocks).await,
+        true => {
+            let groups = GroupReader::new(&mut recv, hash, pace);
+            read_blocks(groups, size, selection, blocks).await
+        }
         false => Ok(()),
     };
     // Whatever the peer would still send is of no use. A peer that serves one request at a time serves no other one before.
     recv.get_mut().stop(StreamCode::Cancelled);
     match said == size {
         true => read,
-        false => Err(check_said_size(connection, hash, said).await),
+        false => Err(check_said_size(connection, hash, said, pace).await),
     }
 }
 
@@ -130,8 +138,13 @@ async fn ask(
 
 /// Asks a peer that says another size than was announced for the last chunk, whose way through the hash tree proves the
 /// size. Returns who was wrong: the announcement or the peer.
-async fn check_said_size(connection: &Connection, hash: ContentHash, said: u64) -> ReceiveError {
-    match prove_size(connection, hash, said).await {
+async fn check_said_size(
+    connection: &Connection,
+    hash: ContentHash,
+    said: u64,
+    pace: FetchPace,
+) -> ReceiveError {
+    match prove_size(connection, hash, said, pace).await {
         Ok(()) => ReceiveError::OtherSize(said),
         Err(error) => error,
     }
@@ -141,6 +154,7 @@ async fn prove_size(
     connection: &Connection,
     hash: ContentHash,
     said: u64,
+    pace: FetchPace,
 ) -> Result<(), ReceiveError> {
     if said > FILE_BYTES_MAX {
         // No file of this store can have it, so that the truth does not matter.
@@ -151,7 +165,7 @@ async fn prove_size(
     if again != said {
         return Err(ReceiveError::Lied);
     }
-    let mut groups = GroupReader::new(&mut recv, hash);
+    let mut groups = GroupReader::new(&mut recv, hash, pace);
     for step in TreeSteps::selected(said, &last) {
         groups.read(step).await?;
     }
@@ -160,13 +174,11 @@ async fn prove_size(
 
 /// Reads selected chunks, and hands them to the writer in blocks.
 async fn read_blocks(
-    recv: &mut BufReader<RecvStream>,
-    hash: ContentHash,
+    mut groups: GroupReader<'_>,
     size: u64,
     selection: &ChunkSelection,
     blocks: mpsc::Sender<VerifiedBlock>,
 ) -> Result<(), ReceiveError> {
-    let mut groups = GroupReader::new(recv, hash);
     let mut block = VerifiedBlock {
         at: 0,
         bytes: Vec::with_capacity(FETCH_BLOCK_BYTES),
@@ -192,15 +204,17 @@ struct GroupReader<'r> {
     recv: &'r mut BufReader<RecvStream>,
     expected: ExpectedHashes,
     buffer: Box<[u8]>,
+    pace: FetchPace,
 }
 
 impl<'r> GroupReader<'r> {
-    fn new(recv: &'r mut BufReader<RecvStream>, hash: ContentHash) -> Self {
+    fn new(recv: &'r mut BufReader<RecvStream>, hash: ContentHash, pace: FetchPace) -> Self {
         let root = blake3::Hash::from_bytes(*hash.as_bytes());
         Self {
             recv,
             expected: ExpectedHashes::root(&root),
             buffer: vec![0; GROUP_BYTES as usize].into(),
+            pace,
         }
     }
 
@@ -211,13 +225,13 @@ impl<'r> GroupReader<'r> {
                 root, left, right, ..
             } => {
                 let mut pair = [0; PAIR_BYTES];
-                read_exact(self.recv, &mut pair, BLOB_STALLED_TIME).await?;
+                read_paced(self.recv, &mut pair, &mut self.pace).await?;
                 (self.expected.pair(&pair, (root, left, right)), None)
             }
             TreeStep::Group { start, len, root } => {
                 // A group of the tree has no more bytes than the buffer.
                 let group = self.buffer.get_mut(..len).unwrap_or_default();
-                read_exact(self.recv, group, BLOB_STALLED_TIME).await?;
+                read_paced(self.recv, group, &mut self.pace).await?;
                 let is_expected = self.expected.group(start, group, root);
                 (is_expected, Some((start, &*group)))
             }
@@ -227,6 +241,24 @@ impl<'r> GroupReader<'r> {
             false => Err(ReceiveError::Lied),
         }
     }
+}
+
+/// Fills a buffer, unless the peer is too slow for its bytes so far.
+async fn read_paced(
+    recv: &mut BufReader<RecvStream>,
+    buffer: &mut [u8],
+    pace: &mut FetchPace,
+) -> Result<(), ReceiveError> {
+    let (began, limit) = (Instant::now(), pace.left());
+    match read_exact(recv, buffer, limit).await {
+        // A shorter time than that of a pause is what the rate leaves.
+        Err(error) if error.kind() == ErrorKind::TimedOut && limit < BLOB_STALLED_TIME => {
+            return Err(ReceiveError::TooSlow);
+        }
+        read => read?,
+    }
+    pace.note(buffer.len(), began.elapsed());
+    Ok(())
 }
 
 impl VerifiedBlock {

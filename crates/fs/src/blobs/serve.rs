@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::handler::BlobHandler;
-use super::policy::{BlobAccess, BlobClient};
+use super::policy::{BlobAccess, BlobClient, BlobGrant};
 use super::sequence::HashSequence;
 use super::wire::{
     BlobRequest, BlobRequestError, BlobRequestParser, BlobSelections, encode_observed,
@@ -19,6 +19,7 @@ use super::wire::{
 use crate::error::FsError;
 use crate::lease::StoreLease;
 use crate::limits::BLOB_REQUEST_COST_BYTES;
+use crate::recheck::RecheckPace;
 use crate::service::blocking;
 
 /// Bytes of a request that are read at once.
@@ -72,7 +73,7 @@ impl From<FsError> for BlobEnd {
             FsError::Store(error) if error.code() == StoreErrorCode::Busy => BlobCode::Limit,
             _ => BlobCode::Internal,
         };
-        tracing::debug!(%error, "a content is not served");
+        tracing::debug!(error = %error.logged(), "a content is not served");
         Self::Broken(code)
     }
 }
@@ -97,7 +98,10 @@ struct ServedPeer {
 #[derive(Debug)]
 struct AllowedContent {
     reader: ContentReader,
+    /// The client as it was when the right was looked at.
     client: BlobClient,
+    grant: BlobGrant,
+    pace: RecheckPace,
 }
 
 impl BlobStream {
@@ -198,9 +202,9 @@ impl BlobStream {
             return Ok(());
         };
         let of_root = selections.selection(0).cloned().unwrap_or_default();
-        let root = self.peer.open(lease, hash, &of_root).await?;
+        let mut root = self.peer.open(lease, hash, &of_root).await?;
         if first == 0 {
-            self.send_content(&root, &of_root).await?;
+            self.send_content(&mut root, &of_root).await?;
         }
         let Some(mut number) = selections.next_selected(first.max(1)) else {
             return Ok(());
@@ -218,8 +222,8 @@ impl BlobStream {
                 return Ok(());
             };
             self.peer.pay(BLOB_REQUEST_COST_BYTES).await;
-            let content = self.peer.open(lease, hash, selection).await?;
-            self.send_content(&content, selection).await?;
+            let mut content = self.peer.open(lease, hash, selection).await?;
+            self.send_content(&mut content, selection).await?;
             match selections.next_selected(number.saturating_add(1)) {
                 Some(next) => number = next,
                 None => return Ok(()),
@@ -230,7 +234,7 @@ impl BlobStream {
     /// Sends the length of a content and its selected chunks.
     async fn send_content(
         &mut self,
-        content: &AllowedContent,
+        content: &mut AllowedContent,
         selection: &ChunkSelection,
     ) -> Result<(), BlobEnd> {
         let size = content.reader.size().to_le_bytes();
@@ -244,8 +248,10 @@ impl BlobStream {
                 Some(Ok(block)) => {
                     // The next block is read from the disk while this one is sent.
                     next = read_on(blocks);
-                    self.peer.check_right(content).await?;
                     self.peer.pay(block.len() as u64).await;
+                    // Behind the wait, in which the client may have lost the right.
+                    self.peer.check_right(content).await?;
+                    content.pace.note_bytes(block.len());
                     self.pass(block.into()).await?;
                 }
             }
@@ -283,25 +289,35 @@ impl ServedPeer {
             };
             let reader = lease.read_content(hash)?;
             let bytes = selection.bytes(reader.size());
-            let is_allowed = !is_shared || client.use_share(&lease, hash, bytes)?;
-            Ok(is_allowed.then_some(AllowedContent { reader, client }))
+            let grant = match is_shared {
+                true => client.use_share(&lease, hash, bytes)?.map(BlobGrant::Share),
+                false => Some(BlobGrant::Bucket),
+            };
+            Ok(grant.map(|grant| AllowedContent {
+                reader,
+                client,
+                grant,
+                pace: RecheckPace::new(),
+            }))
         });
         opened.await?.ok_or(BlobEnd::Broken(BlobCode::Permission))
     }
 
-    /// Breaks off if the client has lost the right to a content since it was opened.
-    async fn check_right(&self, content: &AllowedContent) -> Result<(), BlobEnd> {
+    /// Breaks off if the client has lost the right to a content since it was opened: by other scopes, because the bucket or
+    /// its name of the content is gone, or by the end of the share.
+    async fn check_right(&self, content: &mut AllowedContent) -> Result<(), BlobEnd> {
         let client = self.client();
-        // The common case costs a comparison of two addresses. A share was used up at the begin.
-        if client.is_same(&content.client) {
+        // The common case costs a comparison of two addresses and a look at the clock.
+        if client.is_same(&content.client) && !content.pace.take_due() {
             return Ok(());
         }
+        content.client = client.clone();
         let lease = self.lease().await?;
-        let hash = content.reader.hash();
-        let access = blocking(move || Ok(client.access(&lease, hash)?));
-        match access.await? {
-            Some(BlobAccess::Bucket | BlobAccess::Share) => Ok(()),
-            Some(BlobAccess::Announced { .. }) | None => Err(BlobEnd::Broken(BlobCode::Permission)),
+        let (hash, grant) = (content.reader.hash(), content.grant);
+        let may_go_on = blocking(move || Ok(client.may_go_on(&lease, hash, grant)?));
+        match may_go_on.await? {
+            true => Ok(()),
+            false => Err(BlobEnd::Broken(BlobCode::Permission)),
         }
     }
 

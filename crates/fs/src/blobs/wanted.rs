@@ -1,4 +1,4 @@
-//! Contents that a bucket waits for, fetched for the bucket alone.
+//! Contents that a bucket waits for, or that are damaged here, fetched for the bucket alone.
 
 use alknet_core::PeerId;
 use alknet_store::{
@@ -14,29 +14,47 @@ use crate::limits::FETCH_PEERS_MAX;
 use crate::service::FsService;
 
 impl FsService {
-    /// Fetches a content that a read found to be on peers only, if its bucket is synchronised and fetches contents for reads.
-    /// What has arrived when the time is over stays, and the next read goes on with it.
+    /// Fetches a content that a read found to be on peers only, or damaged here, if its bucket is synchronised and fetches
+    /// contents for reads. What has arrived when the time is over stays, and the next read goes on with it.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnavailable`] if no peer sends it within the time that the node gives a read.
+    /// [`FsError::Unavailable`] if no peer sends it within the time that the node gives a read;
+    /// [`StoreError::ContentMissing`] in its place if the content was here.
     pub(crate) async fn fetch_for_read(
         &self,
         bucket: BucketId,
         hash: ContentHash,
     ) -> Result<(), FsError> {
-        let unavailable = || Err(StoreError::ContentUnavailable { hash }.into());
-        let bucket = self
-            .lease()
-            .await?
-            .read(move |tx| tx.bucket(bucket))
-            .await?;
-        if !is_fetched_for_reads(&bucket) {
-            return unavailable();
+        let lease = self.lease().await?;
+        let read = lease.read(move |tx| {
+            let status = tx.content_status_in(bucket, hash)?;
+            Ok((tx.bucket(bucket)?, status))
+        });
+        let (bucket, status) = read.await?;
+        let fetched = match is_fetched_for_reads(&bucket) {
+            true => self.fetch_in_time(&bucket.name, hash).await,
+            false => Err(unasked(hash)),
+        };
+        match (fetched, status) {
+            // That it is damaged here is what a person has to know. The next read asks the peers again.
+            (Err(error), ContentStatus::Bad { .. }) if error.is_unavailable() => {
+                Err(StoreError::ContentMissing { hash }.into())
+            }
+            (fetched, _) => fetched,
         }
-        let from = self.providers(&bucket.name);
-        let fetch = self.fetch_content(&bucket.name, hash, from);
+    }
+
+    /// Fetches a content from the peers of its bucket, within the time that the node gives a read.
+    async fn fetch_in_time(&self, bucket: &BucketName, hash: ContentHash) -> Result<(), FsError> {
+        let from = self.providers(bucket);
+        let fetch = self.fetch_content(bucket, hash, from.clone());
         let fetched = timeout(self.fetch_time(), fetch).await;
-        fetched.unwrap_or_else(|_| unavailable())
+        fetched.unwrap_or_else(|_| {
+            // Also of those that were not asked: none of them sent it.
+            let tried = from.into_iter().map(|peer| (peer, "not in time"));
+            let tried = tried.collect();
+            Err(FsError::Unavailable { hash, tried })
+        })
     }
 
     /// The peers to ask for contents of a bucket: those with which it was synchronised, the last one first, and then others
@@ -57,10 +75,10 @@ impl FsService {
         found
     }
 
-    /// Fetches a content that a bucket waits for, from these peers in this order, and waits for it.
+    /// Fetches a content that a bucket waits for, or that is damaged here, from these peers in this order, and waits for it.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnavailable`] if none of the peers sends it, and any error of the store.
+    /// [`FsError::Unavailable`] if none of the peers sends it, and any error of the store.
     pub(crate) async fn fetch_content(
         &self,
         bucket: &BucketName,
@@ -91,15 +109,15 @@ impl FsService {
                 size,
                 bucket: id,
                 from: from.clone(),
-                peers: peers.ok_or(StoreError::ContentUnavailable { hash })?,
+                peers: peers.ok_or_else(|| unasked(hash))?,
                 lease,
                 closing: self.closing(),
             };
             let joined = self.fetches().join(order)?;
             match end_of(joined.progress).await {
                 Some(FetchProgress::Done) if joined.is_own => return Ok(()),
-                Some(FetchProgress::Failed(FetchFailure::Peers(_))) if joined.is_own => {
-                    return Err(StoreError::ContentUnavailable { hash }.into());
+                Some(FetchProgress::Failed(FetchFailure::Peers(tried))) if joined.is_own => {
+                    return Err(FsError::Unavailable { hash, tried });
                 }
                 Some(FetchProgress::Failed(FetchFailure::Store(error))) if joined.is_own => {
                     return Err(error.into());
@@ -109,6 +127,14 @@ impl FsService {
                 None => return Err(FsError::Unserved),
             }
         }
+    }
+}
+
+/// The error of a content for which no peer is asked.
+const fn unasked(hash: ContentHash) -> FsError {
+    FsError::Unavailable {
+        hash,
+        tried: Vec::new(),
     }
 }
 

@@ -17,8 +17,18 @@ pub const XML_ATTRIBUTES_MAX: usize = 64;
 /// Declarations of namespaces in force at one place of an XML body.
 pub const XML_NAMESPACES_MAX: usize = 64;
 
+/// Bytes of one namespace of an XML body, as the document writes it. One declaration is of use to every element of the
+/// body, so that what each element does with it counts as often.
+pub const XML_NAMESPACE_BYTES_MAX: usize = 1 << 10;
+
+/// Memory that the parsing of one XML body takes at its peak, with the elements that come of it.
+pub const XML_MEMORY_BYTES_MAX: usize = 8 << 20;
+
 /// Properties that one PROPFIND or PROPPATCH names.
 pub const PROPERTIES_NAMED_MAX: usize = 256;
+
+/// Bytes of all names that one PROPFIND or PROPPATCH names, with their namespaces. The response repeats them for each entry.
+pub const PROPERTY_NAMES_BYTES_MAX: usize = 16 << 10;
 
 /// Dead properties of one entry.
 pub const DEAD_PROPERTIES_MAX: usize = 64;

@@ -62,6 +62,13 @@ impl MultistatusWriter {
         }
     }
 
+    /// Goes on with a body whose begin is sent.
+    #[must_use]
+    pub const fn resume() -> Self {
+        let text = String::new();
+        Self { text }
+    }
+
     /// Writes the properties of a resource, which `href` names (see
     /// [`TargetEntry::href`](super::TargetEntry::href)).
     pub fn push_properties(&mut self, href: &str, outcomes: &[PropertyStatus]) {

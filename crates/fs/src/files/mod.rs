@@ -20,7 +20,7 @@ use crate::limits::CHUNK_BYTES_MAX;
 pub use error::FileTreeError;
 pub use open::FsOpenFile;
 pub use tree::FsFileTree;
-pub use tree_path::resolve_path;
+pub use tree_path::{TreePath, resolve_path};
 
 /// A tree of files.
 ///

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::tree::{FsFileTree, require_parent};
 use super::{FileAttributes, FileKind, FileOpening, FileStat, FileTree, FileTreeError, OpenFile};
-use crate::error::FsError;
+use crate::error::{FsError, is_lack_of_content, logged_error};
 use crate::lease::StoreLease;
 use crate::ops::addressed::{BranchTarget, head_name, target};
 use crate::rights::FsRight;
@@ -75,18 +75,16 @@ impl FsOpenFile {
             blocking(move || FoundFile::find(&service, &actor, address))
         };
         let found = match find().await? {
-            FoundFile::Awaited(bucket, hash) => {
+            FoundFile::Awaited { bucket, hash, .. } => {
                 tree.service().fetch_for_read(bucket, hash).await?;
                 find().await?
             }
             here => here,
         };
         let (stat, content) = match found {
-            FoundFile::Here(stat, content) => (stat, content),
-            // The file has another content by now.
-            FoundFile::Awaited(_, hash) => {
-                return Err(FsError::from(StoreError::ContentUnavailable { hash }).into());
-            }
+            FoundFile::Here(found) => *found,
+            // The file has another content by now, or this one was damaged again.
+            FoundFile::Awaited { cause, .. } => return Err(cause.into()),
         };
         Ok(Self {
             tree: tree.clone(),
@@ -166,9 +164,13 @@ impl FsOpenFile {
 
 /// What an address leads to.
 enum FoundFile {
-    /// A file whose bytes are on peers only.
-    Awaited(BucketId, ContentHash),
-    Here(FileStat, OpenContent),
+    /// A file whose bytes are on peers only, or damaged or lost here.
+    Awaited {
+        bucket: BucketId,
+        hash: ContentHash,
+        cause: StoreError,
+    },
+    Here(Box<(FileStat, OpenContent)>),
 }
 
 impl FoundFile {
@@ -188,9 +190,14 @@ impl FoundFile {
                     reader,
                     _lease: lease,
                 };
-                Ok(Self::Here(FileStat::from_entry(&entry.state), content))
+                let stat = FileStat::from_entry(&entry.state);
+                Ok(Self::Here(Box::new((stat, content))))
             }
-            Err(StoreError::ContentUnavailable { .. }) => Ok(Self::Awaited(bucket, hash)),
+            Err(cause) if is_lack_of_content(&cause) => Ok(Self::Awaited {
+                bucket,
+                hash,
+                cause,
+            }),
             Err(error) => Err(error.into()),
         }
     }
@@ -454,6 +461,7 @@ impl Drop for FsOpenFile {
                 if let Ok(lease) = service.open_for(&writer.actor)
                     && let Err(error) = lease.sessions().abort(writer.session, &writer.actor)
                 {
+                    let error = logged_error(&error);
                     tracing::debug!(%error, "a write session had ended already");
                 }
             });

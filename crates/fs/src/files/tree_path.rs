@@ -1,10 +1,26 @@
 //! Paths of the tree: `/BUCKET[@BRANCH][#SEQ]/PATH`, and `/BUCKET/.snap/NAME/PATH`.
 
+use alknet_store::limits::{BRANCH_NAME_BYTES_MAX, BUCKET_NAME_BYTES_MAX, PATH_BYTES_MAX};
 use alknet_store::{BucketName, EntryAddress, InvalidPath, PathRule, SNAPSHOT_DIRECTORY};
 
-/// What a path names. It need not exist.
+/// Bytes of the longest path of the tree: a bucket, a branch or a snapshot, a path of the bucket, and between them signs
+/// and the digits of a number.
+const TREE_PATH_BYTES_MAX: usize =
+    BUCKET_NAME_BYTES_MAX + BRANCH_NAME_BYTES_MAX + PATH_BYTES_MAX + 32;
+
+/// What a path of a [`FileTree`](super::FileTree) names. It need not exist.
+///
+/// ```
+/// use alknet_fs::TreePath;
+///
+/// let Ok(TreePath::Entry(address)) = TreePath::parse("/docs@draft/a") else {
+///     panic!("the path of an entry");
+/// };
+/// assert_eq!(address.to_string(), "docs@draft:/a");
+/// assert_eq!(TreePath::parse("/"), Ok(TreePath::Root));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TreePath {
+pub enum TreePath {
     /// The directory of buckets.
     Root,
     /// The directory of the snapshots of a bucket.
@@ -18,7 +34,11 @@ impl TreePath {
     ///
     /// # Errors
     /// The path breaks a rule.
-    pub(super) fn parse(path: &str) -> Result<Self, InvalidPath> {
+    pub fn parse(path: &str) -> Result<Self, InvalidPath> {
+        // First of all: below, the path is copied.
+        if path.len() > TREE_PATH_BYTES_MAX {
+            return Err(PathRule::PathLength.into());
+        }
         let path = path.strip_prefix('/').ok_or(PathRule::Absolute)?;
         if path.is_empty() {
             return Ok(Self::Root);
@@ -67,6 +87,7 @@ pub fn resolve_path(directory: &str, path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use alknet_store::limits::SEQ_MAX;
     use proptest::prelude::*;
 
     use super::*;
@@ -109,6 +130,28 @@ mod tests {
         ] {
             assert_eq!(TreePath::parse(path), Err(rule.into()), "{path}");
         }
+    }
+
+    #[test]
+    fn the_longest_path_is_read_and_a_longer_one_is_refused() {
+        let component = "a".repeat(255);
+        let longest = format!("/{component}").repeat(PATH_BYTES_MAX / 256);
+        assert_eq!(longest.len(), PATH_BYTES_MAX);
+        let bucket = "b".repeat(BUCKET_NAME_BYTES_MAX);
+        let branch = "c".repeat(BRANCH_NAME_BYTES_MAX);
+        let seq = SEQ_MAX;
+        for tree in [
+            format!("{bucket}@{branch}#{seq}"),
+            format!("{bucket}/.snap/{branch}"),
+        ] {
+            let path = TreePath::parse(&format!("/{tree}{longest}"));
+            assert!(matches!(path, Ok(TreePath::Entry(_))), "{path:?}");
+            let path = TreePath::parse(&format!("/{tree}{longest}/a"));
+            assert_eq!(path, Err(PathRule::PathLength.into()));
+        }
+        // A name of this length is wrong as well; its length is what ends the reading.
+        let path = TreePath::parse(&format!("/{}", "a".repeat(TREE_PATH_BYTES_MAX)));
+        assert_eq!(path, Err(PathRule::PathLength.into()));
     }
 
     #[test]

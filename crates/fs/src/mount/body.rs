@@ -10,8 +10,10 @@ use http_body_util::{BodyExt, StreamBody};
 use crate::dav::DavError;
 use crate::dav::limits::XML_BODY_BYTES_MAX;
 
+use super::DavFiles;
 use super::call::run_blocking;
 use super::failure::DavFailure;
+use super::right::MountRight;
 
 /// A body that is made piece by piece, as fast as the client reads.
 pub(super) trait BodySource: Send + 'static {
@@ -19,13 +21,20 @@ pub(super) trait BodySource: Send + 'static {
     fn next_piece(&mut self) -> Result<Option<Bytes>, DavFailure>;
 }
 
-/// The body that a source makes.
-pub(super) fn pulled(source: impl BodySource) -> MountBody {
-    let pieces = stream::try_unfold(source, |mut source| async move {
-        let next = run_blocking(move || Ok((source.next_piece()?, source))).await;
+/// The body that a source makes for as long as its caller has the right to it.
+pub(super) fn pulled<F: DavFiles>(source: impl BodySource, right: MountRight<F>) -> MountBody {
+    let pieces = stream::try_unfold((source, right), |(mut source, mut right)| async move {
+        let next = run_blocking(move || {
+            // Before the piece, which the caller must not get without the right.
+            right.check_if_due()?;
+            let piece = source.next_piece()?;
+            right.note_bytes(piece.as_ref().map_or(0, Bytes::len));
+            Ok((piece, (source, right)))
+        });
         // A response that has begun can only break off, which tells the client that it is incomplete.
-        let (piece, source) = next.map_err(|failure| BoxError::from(format!("{failure:?}")))?;
-        Ok::<_, BoxError>(piece.map(|piece| (Frame::data(piece), source)))
+        let broken = |failure: DavFailure| BoxError::from(format!("{failure:?}"));
+        let (piece, rest) = next.await.map_err(broken)?;
+        Ok::<_, BoxError>(piece.map(|piece| (Frame::data(piece), rest)))
     });
     MountBody::new(StreamBody::new(pieces))
 }
@@ -42,8 +51,18 @@ pub(super) async fn has_content(mut body: MountBody) -> Result<bool, DavFailure>
     Ok(false)
 }
 
+/// Reads and parses the XML body of a request, after the caller's right was asked.
+pub(super) async fn parse_xml<T: Send + 'static>(
+    body: MountBody,
+    parse: fn(&[u8]) -> Result<T, DavError>,
+) -> Result<T, DavFailure> {
+    let read = read_xml(body).await?;
+    // A body at the limit takes milliseconds, in which a thread of the runtime would serve no other connection.
+    run_blocking(move || Ok(parse(&read)?)).await
+}
+
 /// The whole XML body of a request.
-pub(super) async fn read_xml(mut body: MountBody) -> Result<Vec<u8>, DavFailure> {
+async fn read_xml(mut body: MountBody) -> Result<Vec<u8>, DavFailure> {
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         // The client broke off, or was too slow.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alknet_core::{BoxFuture, PeerId};
+use alknet_core::{BoxFuture, MountCaller, PeerId};
 use alknet_store::{
     BranchId, BucketId, BucketName, ContentHash, Durability, EntryAddress, ReadTransaction, Store,
     StoreError, TreeVersion,
@@ -17,6 +17,7 @@ use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::failure::DavFailure;
+use super::right::{MountRight, MountedObject};
 use super::uploads::PendingUploads;
 
 /// The files that a request is about, read for its caller.
@@ -31,7 +32,7 @@ impl<F: DavFiles> CallerFiles<F> {
         self.files.open(self.identity.as_str())
     }
 
-    /// Gets a content that a bucket waits for from other nodes.
+    /// Gets a content that a bucket waits for, or that is damaged here, from other nodes.
     pub(super) fn fetch(
         &self,
         bucket: BucketId,
@@ -55,6 +56,7 @@ pub(super) struct DavCall<F> {
     files: CallerFiles<F>,
     uploads: Arc<PendingUploads>,
     requester: FsRequester,
+    caller: MountCaller,
     parts: Parts,
     target: DavTarget,
 }
@@ -90,7 +92,7 @@ impl DavBranch {
 impl<F: DavFiles> DavCall<F> {
     pub(super) fn new(
         (files, uploads): (&Arc<F>, &Arc<PendingUploads>),
-        requester: FsRequester,
+        (requester, caller): (FsRequester, &MountCaller),
         parts: Parts,
     ) -> Result<Self, DavFailure> {
         Ok(Self {
@@ -100,6 +102,7 @@ impl<F: DavFiles> DavCall<F> {
             },
             uploads: Arc::clone(uploads),
             requester,
+            caller: caller.clone(),
             target: DavTarget::parse(parts.uri.path())?,
             parts,
         })
@@ -127,6 +130,11 @@ impl<F: DavFiles> DavCall<F> {
 
     pub(super) const fn requester(&self) -> &FsRequester {
         &self.requester
+    }
+
+    /// The right to an object, which was looked at, for as long as the request goes on.
+    pub(super) fn right_to(&self, object: MountedObject) -> MountRight<F> {
+        MountRight::new(self.files.clone(), self.caller.clone(), object)
     }
 
     /// The name in histories, and of sessions and locks.
@@ -180,9 +188,9 @@ pub(super) async fn run_blocking<T: Send + 'static>(
 ) -> Result<T, DavFailure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => {
-            // The panic ends this request. The text of it may name a file, and stays out of the answer.
-            tracing::error!("a request for files panicked: {error}");
+        Err(_) => {
+            // The panic ends this request. Its text may name a file, and stays out of the answer and of this record.
+            tracing::error!("a request for files panicked");
             Err(DavFailure::Status(StatusCode::INTERNAL_SERVER_ERROR))
         }
     }

@@ -73,14 +73,16 @@ impl DavConditions {
         let current = store.read(move |tx| tx.find(&tx.view_of(&address)?, &address.path));
         let current = current.wait()?;
         let version = current.as_ref().map(version_of);
+        // The failure of the store, as if its commit had found it.
+        let failed = || StoreError::PreconditionFailed {
+            current: current.as_ref().and_then(file_hash),
+        };
         match RequestCondition::evaluate(&self.method, &self.headers, version.as_ref())? {
             RequestCondition::Holds => {}
             RequestCondition::NotModified => {
                 return Err(DavFailure::Status(StatusCode::NOT_MODIFIED));
             }
-            RequestCondition::Failed => {
-                return Err(DavFailure::Status(StatusCode::PRECONDITION_FAILED));
-            }
+            RequestCondition::Failed => return Err(failed().into()),
         }
         let mut tokens = Vec::new();
         let mut is_about_versions = false;
@@ -89,7 +91,7 @@ impl DavConditions {
             let states = self.read_states(store)?;
             let target = DavTarget::Entry(self.entry.clone());
             if !header.holds(&target, origin, &states) {
-                return Err(DavFailure::Status(StatusCode::PRECONDITION_FAILED));
+                return Err(failed().into());
             }
             tokens = header.lock_tokens();
             is_about_versions = header.has_entity_tag();

@@ -1,14 +1,16 @@
 //! Requests that fail.
 
 use alknet_core::{MountBody, MountCaller};
-use alknet_store::{QuotaResource, StoreError};
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use alknet_store::{ContentHash, QuotaResource, StoreError};
+use http::header::{CONTENT_TYPE, ETAG, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-use crate::dav::{DavCondition, DavError, DavTarget, UPLOAD_OFFSET, UploadError};
-use crate::error::FsError;
+use crate::dav::{DavCondition, DavError, DavTarget, EntityTag, UPLOAD_OFFSET, UploadError};
+use crate::error::{FsError, logged_error};
+use crate::requester::FsRequester;
+use crate::rights::FsRight;
 
-use super::respond::{empty, full, with_body, xml};
+use super::respond::{empty, full, header_value, with_body, xml};
 
 /// Why a request fails.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub(super) enum DavFailure {
     Condition(DavCondition),
     /// The caller lacks a right, or the store is not served.
     Fs(FsError),
+    /// The file is not what the request expects. It has this content, if it has one that the caller may know.
+    Precondition(Option<ContentHash>),
     /// The request is wrong by itself.
     Refused(DavError),
     /// Nothing more to say than the status.
@@ -37,6 +41,10 @@ impl From<FsError> for DavFailure {
     fn from(error: FsError) -> Self {
         match error {
             FsError::Store(error) => Self::Store(error),
+            // A status says nothing of peers.
+            FsError::Unavailable { hash, .. } => {
+                Self::Store(StoreError::ContentUnavailable { hash })
+            }
             error => Self::Fs(error),
         }
     }
@@ -70,15 +78,41 @@ impl DavFailure {
         match self {
             Self::Condition(condition) => of_condition(condition.status(), &condition),
             Self::Fs(error) => of_fs(error, caller),
+            Self::Precondition(current) => of_precondition(current),
             Self::Refused(error) => match error.condition() {
                 Some(condition) => of_condition(error.status(), &condition),
                 None => text(error.status(), error.to_string()),
             },
             Self::Status(status) => empty(status),
+            Self::Store(StoreError::PreconditionFailed { current }) => {
+                // A caller that may only write learns that the version is another one, and not which.
+                of_precondition(current.filter(|_| may_read(target, caller)))
+            }
             Self::Store(error) => of_store(&error, target, caller),
             Self::Upload(error) => of_upload(error),
         }
     }
+}
+
+/// The response has the present version, so that the client can decide without a second request.
+fn of_precondition(current: Option<ContentHash>) -> Response<MountBody> {
+    let error = StoreError::PreconditionFailed { current };
+    let mut response = text(StatusCode::PRECONDITION_FAILED, error.to_string());
+    if let Some(hash) = current {
+        let tag = EntityTag::of_content(hash).to_string();
+        response.headers_mut().insert(ETAG, header_value(&tag));
+    }
+    response
+}
+
+/// Whether the caller may read the bucket that a request is for.
+fn may_read(target: Option<&DavTarget>, caller: &MountCaller) -> bool {
+    // By now: an upload may have taken hours.
+    let (Some(DavTarget::Entry(entry)), Some(identity)) = (target, caller.identity_now()) else {
+        return false;
+    };
+    let requester = FsRequester::of_identity(identity);
+    requester.may(FsRight::Read, &entry.address.bucket)
 }
 
 fn of_fs(error: FsError, caller: &MountCaller) -> Response<MountBody> {
@@ -87,7 +121,7 @@ fn of_fs(error: FsError, caller: &MountCaller) -> Response<MountBody> {
         FsError::Unserved => StatusCode::SERVICE_UNAVAILABLE,
         _ => {
             let id = &caller.request_id;
-            tracing::error!("{id}: a request for files failed: {error}");
+            tracing::error!("{id}: a request for files failed: {}", error.logged());
             return empty(StatusCode::INTERNAL_SERVER_ERROR);
         }
     };
@@ -116,9 +150,9 @@ fn of_store(
         return of_condition(status, &condition);
     }
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        // The text may have paths of this node, which are for the administrator.
+        // What the system says is for the administrator.
         let id = &caller.request_id;
-        tracing::error!("{id}: the store of files failed: {error}");
+        tracing::error!("{id}: the store of files failed: {}", logged_error(error));
         return empty(status);
     }
     let mut response = text(status, error.to_string());

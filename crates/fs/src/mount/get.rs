@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use alknet_core::MountBody;
 use alknet_store::{
-    BucketId, ContentBlocks, ContentHash, ContentReader, Entry, EntryKind, StoreError, StoreObject,
+    BucketId, BucketName, ContentBlocks, ContentHash, ContentReader, Entry, EntryKind, StoreError,
+    StoreObject,
 };
 use bytes::Bytes;
 use http::header::{
@@ -17,6 +18,7 @@ use crate::dav::{
     DavTarget, EntityTag, EntityVersion, FILE_HEADERS, MultipartRanges, RangeSelection,
     RequestCondition, TargetEntry, http_date, media_type,
 };
+use crate::error::is_lack_of_content;
 use crate::rights::FsRight;
 
 use super::DavFiles;
@@ -25,7 +27,8 @@ use super::call::{DavCall, run_blocking};
 use super::conditions::{file_hash, version_of};
 use super::failure::DavFailure;
 use super::listing;
-use super::respond::{empty, full, header_value, insert_fixed, with_body};
+use super::respond::{empty, header_value, insert_fixed, with_body};
+use super::right::MountedObject;
 
 /// Answers with a file, a content or a listing.
 pub(super) async fn answer<F: DavFiles>(
@@ -76,7 +79,7 @@ async fn file<F: DavFiles>(
     let kind = media_type(entry.display_name());
     let content_of = MountedContent {
         hash,
-        bucket: Some(bucket),
+        bucket: Some((bucket, entry.address.bucket.clone())),
     };
     content(call, (content_of, &version_of(found)), &kind, head).await
 }
@@ -109,16 +112,29 @@ async fn blob<F: DavFiles>(
 }
 
 /// A content, and the bucket in which a name leads to it.
-#[derive(Clone, Copy)]
 struct MountedContent {
     hash: ContentHash,
-    bucket: Option<BucketId>,
+    bucket: Option<(BucketId, BucketName)>,
+}
+
+impl MountedContent {
+    /// What a caller that reads it needs the right to.
+    fn object(&self) -> MountedObject {
+        match &self.bucket {
+            Some((id, name)) => MountedObject::Bucket {
+                right: FsRight::Read,
+                name: name.clone(),
+                id: Some(*id),
+            },
+            None => MountedObject::Content(self.hash),
+        }
+    }
 }
 
 /// Opens a content.
 async fn open<F: DavFiles>(
     call: &DavCall<F>,
-    MountedContent { hash, bucket }: MountedContent,
+    (hash, bucket): (ContentHash, Option<BucketId>),
 ) -> Result<(F::Lease, ContentReader), DavFailure> {
     let files = call.files().clone();
     run_blocking(move || {
@@ -138,7 +154,8 @@ async fn content<F: DavFiles>(
     kind: &str,
     mut head: HeaderMap,
 ) -> Result<Response<MountBody>, DavFailure> {
-    let MountedContent { hash, bucket } = named;
+    let hash = named.hash;
+    let bucket = named.bucket.as_ref().map(|(id, _)| *id);
     head.insert(ETAG, header_value(&EntityTag::of_content(hash).to_string()));
     match RequestCondition::evaluate(call.method(), call.headers(), Some(version))? {
         RequestCondition::Holds => {}
@@ -146,13 +163,18 @@ async fn content<F: DavFiles>(
             return Ok(with_head(empty(StatusCode::NOT_MODIFIED), head));
         }
         RequestCondition::Failed => {
-            return Err(DavFailure::Status(StatusCode::PRECONDITION_FAILED));
+            return Ok(with_head(empty(StatusCode::PRECONDITION_FAILED), head));
         }
     }
-    let (lease, reader) = match (open(call, named).await, bucket) {
-        (Err(DavFailure::Store(StoreError::ContentUnavailable { .. })), Some(bucket)) => {
-            call.files().fetch(bucket, hash).await?;
-            open(call, named).await?
+    let (lease, reader) = match (open(call, (hash, bucket)).await, bucket) {
+        (Err(DavFailure::Store(cause)), Some(bucket)) if is_lack_of_content(&cause) => {
+            let fetched = call.files().fetch(bucket, hash).await;
+            // A content that is damaged here, and on no other node that is asked, stays a damaged one for the client.
+            fetched.map_err(|error| match error.is_unavailable() {
+                true => DavFailure::Store(cause),
+                false => error.into(),
+            })?;
+            open(call, (hash, Some(bucket))).await?
         }
         (opened, _) => opened?,
     };
@@ -183,12 +205,13 @@ async fn content<F: DavFiles>(
     if *call.method() == Method::HEAD {
         return Ok(with_head(empty(status), head));
     }
-    let body = pulled(DavContentBody {
+    let source = DavContentBody {
         pieces: pieces.into(),
         blocks: None,
         reader,
         _lease: lease,
-    });
+    };
+    let body = pulled(source, call.right_to(named.object()));
     Ok(with_head(with_body(status, body), head))
 }
 
@@ -260,13 +283,4 @@ impl<L: Send + 'static> BodySource for DavContentBody<L> {
             }
         }
     }
-}
-
-/// A text as the answer to GET, and its head alone as that to HEAD.
-pub(super) fn text(method: &Method, text: String) -> MountBody {
-    full(if *method == Method::HEAD {
-        String::new()
-    } else {
-        text
-    })
 }

@@ -13,7 +13,7 @@ use crate::dav::{
 };
 
 use super::DavFiles;
-use super::body::read_xml;
+use super::body::parse_xml;
 use super::call::{DavBranch, DavCall};
 use super::changes::require_parent;
 use super::conditions::{DavConditions, HeldConditions};
@@ -28,7 +28,7 @@ pub(super) async fn lock<F: DavFiles>(
     call.require_write(&call.entry()?.address.bucket)?;
     let depth = DavDepth::from_headers(call.headers())?.of_lock()?;
     let time = lock_time(call.headers())?;
-    let body = LockBody::parse(&read_xml(body).await?)?;
+    let body = parse_xml(body, LockBody::parse).await?;
     let conditions = DavConditions::new(&call)?;
     let actor = call.actor().to_owned();
     let done = call.with_store(move |store| {

@@ -11,6 +11,7 @@ mod locks;
 mod properties;
 mod put;
 mod respond;
+mod right;
 mod service_files;
 #[cfg(test)]
 mod tests;
@@ -52,10 +53,10 @@ pub trait DavFiles: Send + Sync + 'static {
     /// The store is not served at present.
     fn open(&self, identity: &str) -> Result<Self::Lease, FsError>;
 
-    /// Gets a content whose bytes a bucket waits for from other nodes.
+    /// Gets a content whose bytes a bucket waits for, or that is damaged here, from other nodes.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnavailable`] if no other node sends it, or none is asked.
+    /// [`FsError::Unavailable`] if no other node sends it, or the same of the store if none is asked.
     fn fetch(&self, _bucket: BucketId, hash: ContentHash) -> BoxFuture<'_, Result<(), FsError>> {
         Box::pin(std::future::ready(Err(StoreError::ContentUnavailable {
             hash,
@@ -94,7 +95,7 @@ impl<F: DavFiles> DavMount<F> {
             return Ok(options());
         }
         let requester = FsRequester::of_identity(identity);
-        let call = DavCall::new((&self.files, &self.uploads), requester, parts)?;
+        let call = DavCall::new((&self.files, &self.uploads), (requester, caller), parts)?;
         if let DavTarget::Upload(id) = call.target() {
             let id = *id;
             return uploads::answer(call, id, body).await;

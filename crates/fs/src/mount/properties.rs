@@ -4,7 +4,7 @@ use alknet_core::MountBody;
 use alknet_store::limits::PAGE_ENTRIES_MAX;
 use alknet_store::{
     Bucket, BucketName, Entry, EntryAttributes, EntryLock, EntryPath, ListRequest, ReadTransaction,
-    Store, StoreError, StoreObject, SystemTimeSource, TimeSource, TreeChange,
+    StoreError, StoreObject, SystemTimeSource, TimeSource, TreeChange,
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -13,15 +13,17 @@ use crate::dav::{
     DavDepth, DavTarget, DeadProperties, LiveProperty, MultistatusWriter, PropertyPatch,
     PropertySource, PropfindBody, QuotaUse, TargetEntry, find_properties,
 };
+use crate::limits::LIST_PIECE_BYTES;
 use crate::rights::{FsRight, VisibleBuckets};
 
 use super::DavFiles;
-use super::body::{BodySource, pulled, read_xml};
+use super::body::{BodySource, parse_xml, pulled};
 use super::call::{CallerFiles, DavBranch, DavCall};
 use super::changes::{apply, found, of_files};
 use super::conditions::{DavConditions, file_hash};
 use super::failure::DavFailure;
 use super::respond::{full, xml};
+use super::right::MountedObject;
 
 /// Lists properties of an entry, and of what is directly in it.
 pub(super) async fn find<F: DavFiles>(
@@ -29,17 +31,31 @@ pub(super) async fn find<F: DavFiles>(
     body: MountBody,
 ) -> Result<Response<MountBody>, DavFailure> {
     let depth = DavDepth::from_headers(call.headers())?.of_propfind()?;
-    let body = PropfindBody::parse(&read_xml(body).await?)?;
     let is_deep = depth == DavDepth::One;
     let status = StatusCode::MULTI_STATUS;
     match call.target() {
         DavTarget::Root => {
+            let body = parse_xml(body, PropfindBody::parse).await?;
             let visible = call.requester().buckets(&[FsRight::Read]);
-            let text = call.with_store(move |store| buckets(store, &visible, &body, is_deep));
-            Ok(xml(status, full(text.await?)))
+            // Before the status is sent: the store may not be served.
+            call.with_store(|_| Ok(())).await?;
+            let right = call.right_to(MountedObject::List(visible.clone()));
+            let source = FoundBuckets {
+                files: call.files().clone(),
+                visible,
+                body,
+                stage: if is_deep {
+                    BucketStage::Mount
+                } else {
+                    BucketStage::MountOnly
+                },
+            };
+            Ok(xml(status, pulled(source, right)))
         }
         DavTarget::Entry(entry) => {
+            // Before the body is read: a caller without the right must not make the node parse anything.
             call.require_read(&entry.address.bucket)?;
+            let body = parse_xml(body, PropfindBody::parse).await?;
             let source = FoundProperties {
                 files: call.files().clone(),
                 target: entry.clone(),
@@ -49,6 +65,7 @@ pub(super) async fn find<F: DavFiles>(
                 } else {
                     PropertyStage::TargetOnly
                 },
+                rows_max: PAGE_ENTRIES_MAX,
             };
             // The target before the status is sent: it may not exist.
             let address = entry.address.clone();
@@ -58,7 +75,13 @@ pub(super) async fn find<F: DavFiles>(
                 Ok(())
             })
             .await?;
-            Ok(xml(status, pulled(source)))
+            // Each page looks the bucket up by its name.
+            let right = call.right_to(MountedObject::Bucket {
+                right: FsRight::Read,
+                name: entry.address.bucket.clone(),
+                id: None,
+            });
+            Ok(xml(status, pulled(source, right)))
         }
         DavTarget::Blob(_) | DavTarget::Upload(_) | DavTarget::Snapshots(_) => {
             Err(StoreError::NotFound(StoreObject::Entry).into())
@@ -66,42 +89,75 @@ pub(super) async fn find<F: DavFiles>(
     }
 }
 
-/// The mount itself, and the buckets that the caller may read.
-fn buckets(
-    store: &Store,
-    visible: &VisibleBuckets,
-    body: &PropfindBody,
-    is_deep: bool,
-) -> Result<String, DavFailure> {
-    let mut writer = MultistatusWriter::begin();
-    let dead = DeadProperties::default();
-    writer.push_properties("/fs/", &find_properties(body, &of_bucket("fs"), &dead));
-    if is_deep {
-        push_buckets(store, visible, body, &mut writer)?;
-    }
-    Ok(writer.finish())
+/// A PROPFIND of the mount that is being sent: the mount itself, and the buckets that the caller may read.
+struct FoundBuckets<F> {
+    files: CallerFiles<F>,
+    visible: VisibleBuckets,
+    body: PropfindBody,
+    stage: BucketStage,
 }
 
-fn push_buckets(
-    store: &Store,
-    visible: &VisibleBuckets,
-    body: &PropfindBody,
-    writer: &mut MultistatusWriter,
-) -> Result<(), DavFailure> {
-    let dead = DeadProperties::default();
-    let mut after: Option<BucketName> = None;
-    loop {
-        let (begin, visible) = (after.take(), visible.clone());
-        let page = store.read(move |tx| visible.existing(tx, begin.as_ref(), PAGE_ENTRIES_MAX));
-        let page: Vec<Bucket> = page.wait()?;
-        let Some(last) = page.last() else {
-            return Ok(());
+/// What is sent next.
+enum BucketStage {
+    /// The mount, and then its buckets.
+    Mount,
+    /// The mount alone.
+    MountOnly,
+    /// The buckets behind this one.
+    Buckets(Option<BucketName>),
+    End,
+}
+
+impl<F: DavFiles> BodySource for FoundBuckets<F> {
+    fn next_piece(&mut self) -> Result<Option<Bytes>, DavFailure> {
+        let stage = std::mem::replace(&mut self.stage, BucketStage::End);
+        let writer = match stage {
+            BucketStage::End => return Ok(None),
+            BucketStage::Mount | BucketStage::MountOnly => {
+                if matches!(stage, BucketStage::Mount) {
+                    self.stage = BucketStage::Buckets(None);
+                }
+                let mut writer = MultistatusWriter::begin();
+                self.push("/fs/", "fs", &mut writer);
+                writer
+            }
+            BucketStage::Buckets(after) => self.page(after)?,
         };
-        after = Some(last.name.clone());
-        for bucket in &page {
+        Ok(Some(self.piece(writer)))
+    }
+}
+
+impl<F: DavFiles> FoundBuckets<F> {
+    /// Properties of the buckets behind one.
+    fn page(&mut self, after: Option<BucketName>) -> Result<MultistatusWriter, DavFailure> {
+        let visible = self.visible.clone();
+        let lease = self.files.open()?;
+        let page = lease.read(move |tx| visible.existing(tx, after.as_ref(), PAGE_ENTRIES_MAX));
+        let page: Vec<Bucket> = page.wait()?;
+        let mut writer = MultistatusWriter::resume();
+        for bucket in page {
             let name = bucket.name.as_str();
-            let found = find_properties(body, &of_bucket(name), &dead);
-            writer.push_properties(&format!("/fs/{name}/"), &found);
+            self.push(&format!("/fs/{name}/"), name, &mut writer);
+            // An empty page is the last one, and no page is known to be it before.
+            self.stage = BucketStage::Buckets(Some(bucket.name));
+            if writer.len() >= LIST_PIECE_BYTES {
+                break;
+            }
+        }
+        Ok(writer)
+    }
+
+    fn push(&self, href: &str, name: &str, writer: &mut MultistatusWriter) {
+        let dead = DeadProperties::default();
+        let found = find_properties(&self.body, &of_bucket(name), &dead);
+        writer.push_properties(href, &found);
+    }
+
+    /// What was written, with the end of the document if nothing follows.
+    fn piece(&self, mut writer: MultistatusWriter) -> Bytes {
+        match self.stage {
+            BucketStage::End => writer.finish().into(),
+            _ => writer.take().into(),
         }
     }
 }
@@ -127,6 +183,8 @@ struct FoundProperties<F> {
     target: TargetEntry,
     body: PropfindBody,
     stage: PropertyStage,
+    /// Entries that the next page reads at most.
+    rows_max: usize,
 }
 
 /// What is sent next.
@@ -150,34 +208,46 @@ impl<F: DavFiles> BodySource for FoundProperties<F> {
             PropertyStage::Members(after) => {
                 let mut request = ListRequest::new(self.target.address.path.clone());
                 request.after = after;
+                request.limit = self.rows_max;
                 (false, Some(request))
             }
         };
         let lease = self.files.open()?;
         let (target, body) = (self.target.clone(), self.body.clone());
         let read = lease.read(move |tx| find_page(tx, &target, &body, request));
-        let (mut writer, is_directory, next) = read.wait()?;
-        self.stage = match next {
+        let mut page = read.wait()?;
+        self.rows_max = rows_after(page.rows);
+        self.stage = match page.next {
             Some(next) => PropertyStage::Members(Some(next)),
-            None if is_first && is_deep && is_directory => PropertyStage::Members(None),
+            None if is_first && is_deep && page.is_directory => PropertyStage::Members(None),
             None => PropertyStage::End,
         };
-        let is_end = matches!(self.stage, PropertyStage::End);
-        let mut text = if is_first {
-            writer.take()
-        } else {
-            // Each page begins a document of its own, and only the first one is sent with its head.
-            let head = MultistatusWriter::begin().take();
-            writer.take().split_off(head.len())
+        let text = match self.stage {
+            PropertyStage::End => page.writer.finish(),
+            _ => page.writer.take(),
         };
-        if is_end {
-            text.push_str(&writer.finish());
-        }
         Ok(Some(text.into()))
     }
 }
 
-type FoundPage = (MultistatusWriter, bool, Option<EntryPath>);
+/// Entries that a page reads after one that had room for this many: a page of long names would otherwise read a thousand
+/// for the few that it sends.
+pub(super) fn rows_after(rows: usize) -> usize {
+    // The target itself is no row, and says nothing of the entries in it.
+    match rows {
+        0 => PAGE_ENTRIES_MAX,
+        rows => rows.saturating_mul(2).min(PAGE_ENTRIES_MAX),
+    }
+}
+
+/// A part of the body, and where the next one begins.
+struct FoundPage {
+    writer: MultistatusWriter,
+    is_directory: bool,
+    /// Entries of a directory that it has.
+    rows: usize,
+    next: Option<EntryPath>,
+}
 
 /// The properties of the target, or of a page of what is in it.
 fn find_page(
@@ -187,13 +257,20 @@ fn find_page(
     request: Option<ListRequest>,
 ) -> Result<FoundPage, StoreError> {
     let view = tx.view_of(&target.address)?;
-    let mut finder = PropertyFinder::new(tx, target, body)?;
     let Some(request) = request else {
+        let mut finder = PropertyFinder::new(tx, target, body, MultistatusWriter::begin())?;
         let entry = tx.stat(&view, &target.address.path)?;
         finder.push(&entry)?;
-        return Ok((finder.writer, entry.state.is_directory(), None));
+        return Ok(FoundPage {
+            writer: finder.writer,
+            is_directory: entry.state.is_directory(),
+            rows: 0,
+            next: None,
+        });
     };
-    let page = tx.list(&view, &request)?;
+    let mut finder = PropertyFinder::new(tx, target, body, MultistatusWriter::resume())?;
+    let mut page = tx.list(&view, &request)?;
+    let mut rows = 0;
     for listed in &page.entries {
         // Listings leave the dead properties out.
         let entry = match finder.needs_dead {
@@ -201,8 +278,23 @@ fn find_page(
             false => None,
         };
         finder.push(entry.as_ref().unwrap_or(listed))?;
+        rows += 1;
+        // The client decides how long the answer for an entry is, and the piece waits in memory until it is read.
+        if finder.writer.len() >= LIST_PIECE_BYTES {
+            break;
+        }
     }
-    Ok((finder.writer, true, page.next))
+    if rows < page.entries.len() {
+        page.next = rows
+            .checked_sub(1)
+            .map(|last| page.entries[last].path.clone());
+    }
+    Ok(FoundPage {
+        writer: finder.writer,
+        is_directory: true,
+        rows,
+        next: page.next,
+    })
 }
 
 /// Reads what the properties of entries show.
@@ -222,6 +314,7 @@ impl<'a, 'c> PropertyFinder<'a, 'c> {
         tx: &'a ReadTransaction<'c>,
         target: &'a TargetEntry,
         body: &'a PropfindBody,
+        writer: MultistatusWriter,
     ) -> Result<Self, StoreError> {
         let bucket = tx.bucket_by_name(&target.address.bucket)?;
         let used = tx.usage(bucket.id)?.bytes;
@@ -243,7 +336,7 @@ impl<'a, 'c> PropertyFinder<'a, 'c> {
             }),
             needs_dead,
             now_ms: SystemTimeSource.unix_ms(),
-            writer: MultistatusWriter::begin(),
+            writer,
         })
     }
 
@@ -286,7 +379,7 @@ pub(super) async fn patch<F: DavFiles>(
     body: MountBody,
 ) -> Result<Response<MountBody>, DavFailure> {
     call.require_write(&call.entry()?.address.bucket)?;
-    let patch = PropertyPatch::parse(&read_xml(body).await?)?;
+    let patch = parse_xml(body, PropertyPatch::parse).await?;
     let conditions = DavConditions::new(&call)?;
     let actor = call.actor().to_owned();
     let text = call.with_store(move |store| {

@@ -3,7 +3,8 @@
 use alknet_core::MountBody;
 use alknet_store::limits::READ_BLOCK_BYTES;
 use alknet_store::{
-    ClosedSession, NewWriteSession, StoreError, StoreObject, WriteSessionId, WriteSessionMode,
+    BucketName, ClosedSession, NewWriteSession, StoreError, StoreObject, WriteSessionId,
+    WriteSessionMode,
 };
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, ETAG};
@@ -11,6 +12,8 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 
 use crate::dav::{ContentRangeHeader, EntityTag, UploadAppend, UploadProgress};
+use crate::error::logged_error;
+use crate::rights::FsRight;
 
 use super::DavFiles;
 use super::call::{DavBranch, DavCall};
@@ -18,6 +21,7 @@ use super::changes::require_parent;
 use super::conditions::DavConditions;
 use super::failure::DavFailure;
 use super::respond::{empty, header_value};
+use super::right::MountedObject;
 use super::uploads;
 
 /// Stores a file.
@@ -100,20 +104,29 @@ impl<F: DavFiles> PutSession<'_, F> {
     async fn receive(&mut self, body: MountBody) -> Result<ClosedSession, DavFailure> {
         let gone = || StoreError::NotFound(StoreObject::Session);
         let session = self.session.ok_or_else(gone)?;
-        write_body(self.call, session, body, &mut UploadProgress::new(None)).await?;
+        let bucket = &self.call.entry()?.address.bucket;
+        let progress = &mut UploadProgress::new(None);
+        write_body(self.call, (session, bucket), body, progress).await?;
         // From here on the session ends by itself, whatever happens.
         self.session = None;
         close_session(self.call, session).await
     }
 }
 
-/// Writes a body behind what its session has. If it breaks off, the session has what came.
+/// Writes a body behind what its session for a bucket has. If it breaks off, the session has what came. A body may take
+/// hours: a caller that loses the right to write meanwhile writes no further block, and makes no file of those before.
 pub(super) async fn write_body<F: DavFiles>(
     call: &DavCall<F>,
-    session: WriteSessionId,
+    (session, bucket): (WriteSessionId, &BucketName),
     mut body: MountBody,
     progress: &mut UploadProgress,
 ) -> Result<(), DavFailure> {
+    // Without the number of the bucket, so that a look is one into memory: the session finds a bucket that is gone.
+    let mut right = call.right_to(MountedObject::Bucket {
+        right: FsRight::Write,
+        name: bucket.clone(),
+        id: None,
+    });
     let mut gathered = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
@@ -126,10 +139,13 @@ pub(super) async fn write_body<F: DavFiles>(
         };
         gathered.extend_from_slice(&data);
         if gathered.len() >= READ_BLOCK_BYTES {
+            right.check_if_due()?;
             let block = gathered.split().freeze();
+            right.note_bytes(block.len());
             write_block(call, session, block, progress).await?;
         }
     }
+    right.check()?;
     write_block(call, session, gathered.freeze(), progress).await
 }
 
@@ -171,6 +187,7 @@ impl<F: DavFiles> Drop for PutSession<'_, F> {
                 if let Ok(lease) = files.open()
                     && let Err(error) = lease.sessions().abort(session, &actor)
                 {
+                    let error = logged_error(&error);
                     tracing::debug!(%error, "a write session had ended already");
                 }
             });

@@ -57,7 +57,7 @@ struct RequestedWork<W> {
 
 struct OpenWork<W> {
     work: W,
-    service: FsService,
+    call: FsCall,
     lease: StoreLease,
 }
 
@@ -86,16 +86,14 @@ fn reports<W: ReportedWork>(
                 // After the check of the right: the log has what was done.
                 call.audit(operation, "every bucket");
                 let lease = call.lease().await?;
-                let service = call.service.clone();
-                Box::new(OpenWork {
-                    work,
-                    service,
-                    lease,
-                })
+                Box::new(OpenWork { work, call, lease })
             }
-            WorkState::Under(open) => {
+            WorkState::Under(mut open) => {
                 // Requests get the disk between two steps.
                 tokio::time::sleep(STEP_PAUSE).await;
+                // What the steps so far have done stays. A further one needs the right that the caller may have lost.
+                open.call.renew_rights()?;
+                open.call.requester.require_everywhere(FsRight::Admin)?;
                 open
             }
             WorkState::Done => return Ok::<_, CallError>(None),
@@ -111,12 +109,8 @@ fn reports<W: ReportedWork>(
 }
 
 fn step<W: ReportedWork>(mut open: Box<OpenWork<W>>) -> Result<(Value, Box<OpenWork<W>>), FsError> {
-    let OpenWork {
-        work,
-        service,
-        lease,
-    } = &mut *open;
-    let report = work.step(service, lease)?;
+    let OpenWork { work, call, lease } = &mut *open;
+    let report = work.step(&call.service, lease)?;
     Ok((report, open))
 }
 

@@ -190,6 +190,9 @@ struct OpenVerification {
     verified: u64,
     size: u64,
     _lease: StoreLease,
+    call: FsCall,
+    /// The content, as the request names it.
+    hash: String,
 }
 
 enum VerifyState {
@@ -205,7 +208,10 @@ fn reports(
     stream::try_unfold(VerifyState::Requested(Box::new(call)), |state| async move {
         let open = match state {
             VerifyState::Requested(call) => begin((*call)?).await?,
-            VerifyState::Under(open) => open,
+            VerifyState::Under(mut open) => {
+                open.check_right().await?;
+                open
+            }
             VerifyState::Done => return Ok::<_, CallError>(None),
         };
         let open = blocking(move || verify_step(open)).await?;
@@ -230,9 +236,21 @@ async fn begin(call: FsCall) -> Result<Box<OpenVerification>, FsError> {
             verified: 0,
             size: reader.size(),
             _lease: lease,
+            call,
+            hash: input.hash,
         }))
     })
     .await
+}
+
+impl OpenVerification {
+    /// Ends a subscription whose requester has lost the right since it began, or whose content no bucket has any more.
+    async fn check_right(&mut self) -> Result<(), FsError> {
+        // Each time, because a step of the verification takes far longer than the look-up.
+        self.call.renew_rights()?;
+        let found = self.call.content_with(FsRight::Read, &self.hash);
+        found.await.map(drop)
+    }
 }
 
 fn verify_step(mut open: Box<OpenVerification>) -> Result<Box<OpenVerification>, FsError> {

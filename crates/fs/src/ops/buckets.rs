@@ -296,7 +296,7 @@ fn usage(service: &FsService) -> Registration {
         .with_output(schema::output(
             &["bytes", "entries", "staged"],
             json!({
-                "bytes": schema::count("Bytes of distinct contents, former versions counted"),
+                "bytes": schema::count("Bytes of distinct contents and of jobs, former versions counted"),
                 "entries": schema::count("Versions of entries, deletions left out"),
                 "staged": schema::count("Bytes of open write sessions"),
                 "quota_bytes": { "type": ["integer", "null"] },

@@ -1,14 +1,14 @@
 //! `fs/notify/…`: named readers of the events of a bucket, whose cursors the store keeps.
 //!
-//! A consumer belongs to a bucket: its name in the store begins with that of the bucket, so that the right to one bucket
-//! never reaches the consumers of another one.
+//! A consumer belongs to a bucket: its name in the store begins with the number of the bucket, so that the right to one
+//! bucket never reaches the consumers of another one, and it goes with its bucket.
 
 use std::time::Duration;
 
 use alknet_call::{OperationSpec, Registration};
 use alknet_store::limits::EVENTS_PAGE_MAX;
 use alknet_store::{
-    BucketName, Durability, EventFilter, OutboxConsumer, OutboxStart, StoreErrorCode,
+    ConsumerName, Durability, EventFilter, OutboxConsumer, OutboxStart, StoreErrorCode,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -86,40 +86,24 @@ impl ConsumerInput {
     }
 }
 
-/// The name of something of a bucket in the store. The bucket's name has no slash.
-pub(super) fn name_in(bucket: &BucketName, name: &str) -> String {
-    format!("{bucket}/{name}")
-}
-
-/// A consumer of a bucket that exists.
-struct NamedConsumer {
-    bucket: BucketName,
-    name: String,
-}
-
-/// The consumer of a request, for which the caller has a right.
+/// The consumer of a request, for which the caller has a right. It has the number of the bucket, so that it is never one of
+/// a later bucket with the same name.
 async fn named_consumer(
     call: &FsCall,
     right: FsRight,
     input: &ConsumerInput,
-) -> Result<NamedConsumer, FsError> {
+) -> Result<ConsumerName, FsError> {
     let bucket = call.bucket(right, &input.bucket)?;
     // A bucket that does not exist has the same answer here as elsewhere.
-    call.bucket_id(bucket.clone()).await?;
-    let name = name_in(&bucket, &input.consumer);
-    Ok(NamedConsumer { bucket, name })
+    let bucket = call.bucket_id(bucket).await?;
+    Ok(ConsumerName::parse(bucket, &input.consumer)?)
 }
 
-impl NamedConsumer {
-    fn shown(&self, consumer: &OutboxConsumer) -> Value {
-        // The store has one list of consumers for all buckets, with the bucket before each name.
-        let name = consumer.name.strip_prefix(self.bucket.as_str());
-        let name = name.and_then(|name| name.strip_prefix('/'));
-        json!({
-            "consumer": name, "cursor": consumer.cursor, "owner": consumer.owner,
-            "lease_until_ms": consumer.lease_until_ms,
-        })
-    }
+fn shown_consumer(name: &str, consumer: &OutboxConsumer) -> Value {
+    json!({
+        "consumer": name, "cursor": consumer.cursor, "owner": consumer.owner,
+        "lease_until_ms": consumer.lease_until_ms,
+    })
 }
 
 fn with_gap(mut spec: OperationSpec) -> OperationSpec {
@@ -146,11 +130,11 @@ async fn run_add(call: FsCall) -> Result<Value, FsError> {
     // A consumer is a row of the store.
     call.bucket(FsRight::Write, &input.bucket)?;
     let consumer = named_consumer(&call, FsRight::Read, &input).await?;
-    let (name, start) = (consumer.name.clone(), input.start());
+    let start = input.start();
     let added = call.write(Durability::Full, move |tx| {
-        tx.add_outbox_consumer(&name, start)
+        tx.add_outbox_consumer(&consumer, start)
     });
-    Ok(consumer.shown(&added.await?))
+    Ok(shown_consumer(&input.consumer, &added.await?))
 }
 
 fn claim_spec() -> OperationSpec {
@@ -169,13 +153,12 @@ fn claim_spec() -> OperationSpec {
 async fn run_claim(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
     let consumer = named_consumer(&call, FsRight::Read, &input).await?;
-    let name = consumer.name.clone();
     let owner = call.requester.actor().to_owned();
     let lease = Duration::from_millis(input.lease_ms.unwrap_or(LEASE_DEFAULT_MS));
     let claimed = call.write(Durability::Full, move |tx| {
-        tx.claim_outbox_consumer(&name, &owner, lease)
+        tx.claim_outbox_consumer(&consumer, &owner, lease)
     });
-    Ok(consumer.shown(&claimed.await?))
+    Ok(shown_consumer(&input.consumer, &claimed.await?))
 }
 
 fn events_spec() -> OperationSpec {
@@ -203,14 +186,13 @@ async fn run_events(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
     let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let limit = input.limit.unwrap_or(EVENTS_PAGE_MAX);
-    let (name, bucket) = (consumer.name, consumer.bucket);
     let page = call.read(move |tx| {
         let filter = EventFilter {
             // The right is for one bucket, and the outbox has the events of all buckets.
-            bucket: Some(tx.bucket_by_name(&bucket)?.id),
+            bucket: Some(consumer.bucket()),
             ..EventFilter::default()
         };
-        tx.consumer_events(&name, &filter, limit)
+        tx.consumer_events(&consumer, &filter, limit)
     });
     let page = page.await?;
     let rows = shown::within_page(page.events.iter().map(shown::event));
@@ -244,7 +226,7 @@ async fn run_ack(call: FsCall) -> Result<Value, FsError> {
     // The schema asks for it. No event has the number 0.
     let id = input.id.unwrap_or_default();
     let acknowledged = call.write(Durability::Full, move |tx| {
-        tx.acknowledge_events(&consumer.name, &owner, id)
+        tx.acknowledge_events(&consumer, &owner, id)
     });
     acknowledged.await?;
     Ok(json!({}))
@@ -267,12 +249,12 @@ fn reset_spec() -> OperationSpec {
 async fn run_reset(call: FsCall) -> Result<Value, FsError> {
     let input: ConsumerInput = call.parse()?;
     let consumer = named_consumer(&call, FsRight::Read, &input).await?;
-    let (name, start) = (consumer.name.clone(), input.start());
+    let start = input.start();
     let owner = call.requester.actor().to_owned();
     let reset = call.write(Durability::Full, move |tx| {
-        tx.reset_outbox_consumer(&name, &owner, start)
+        tx.reset_outbox_consumer(&consumer, &owner, start)
     });
-    Ok(consumer.shown(&reset.await?))
+    Ok(shown_consumer(&input.consumer, &reset.await?))
 }
 
 fn release_spec() -> OperationSpec {
@@ -293,7 +275,7 @@ async fn run_release(call: FsCall) -> Result<Value, FsError> {
     let consumer = named_consumer(&call, FsRight::Read, &input).await?;
     let owner = call.requester.actor().to_owned();
     let released = call.write(Durability::Full, move |tx| {
-        tx.release_outbox_consumer(&consumer.name, &owner)
+        tx.release_outbox_consumer(&consumer, &owner)
     });
     released.await?;
     Ok(json!({}))
@@ -314,7 +296,7 @@ async fn run_remove(call: FsCall) -> Result<Value, FsError> {
     // As for making one: a row of the store goes, also one that another caller has leased.
     let consumer = named_consumer(&call, FsRight::Write, &input).await?;
     let removed = call.write(Durability::Full, move |tx| {
-        tx.remove_outbox_consumer(&consumer.name)
+        tx.remove_outbox_consumer(&consumer)
     });
     removed.await?;
     Ok(json!({}))

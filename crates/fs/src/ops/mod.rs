@@ -136,6 +136,7 @@ struct FsCall {
     service: FsService,
     requester: FsRequester,
     input: CallBody,
+    ctx: Ctx,
 }
 
 impl FsCall {
@@ -144,7 +145,26 @@ impl FsCall {
             service: service.clone(),
             requester: FsRequester::from_ctx(ctx)?,
             input,
+            ctx: ctx.clone(),
         })
+    }
+
+    /// Gives a call that is under way the rights that its requester has by now. Returns whether these differ from those of
+    /// before.
+    fn renew_rights(&mut self) -> Result<bool, FsError> {
+        // The common case costs a comparison of two numbers.
+        if self.ctx.has_rights_of_now() {
+            return Ok(false);
+        }
+        let now = FsRequester::as_of_now(&self.ctx)?;
+        let has_changed = !now.has_rights_of(&self.requester);
+        self.requester = now;
+        Ok(has_changed)
+    }
+
+    /// Lets go of the input, for a call that goes on for long after it was read.
+    fn drop_input(&mut self) {
+        self.input = CallBody::from_text(Bytes::from_static(b"null"));
     }
 
     /// The input. `null` counts as no members.

@@ -9,7 +9,7 @@ use alknet_store::{DeadJob, Durability, JobClaim, JobRetry, NewJob, QueueName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::consumers::{LEASE_DEFAULT_MS, name_in};
+use super::consumers::LEASE_DEFAULT_MS;
 use super::{FsCall, mutation, once, query, schema, shown};
 use crate::error::FsError;
 use crate::rights::FsRight;
@@ -53,10 +53,10 @@ fn claim_example() -> Value {
 /// A queue of a bucket that exists. All who work at a queue may write to its bucket.
 async fn queue(call: &FsCall, bucket: &str, queue: &str) -> Result<QueueName, FsError> {
     let bucket = call.bucket(FsRight::Write, bucket)?;
-    // The bucket is a part of the name, so that no bucket reaches the queues of another one.
-    let queue = QueueName::parse(&name_in(&bucket, queue))?;
-    call.bucket_id(bucket).await?;
-    Ok(queue)
+    // Its number is a part of the name, so that no bucket reaches the queues of another one, nor those of a deleted bucket
+    // that had its name.
+    let bucket = call.bucket_id(bucket).await?;
+    Ok(QueueName::parse(bucket, queue)?)
 }
 
 #[derive(Deserialize)]
@@ -86,7 +86,8 @@ fn shown_claim(claim: &JobClaim) -> Value {
 fn enqueue_spec() -> OperationSpec {
     mutation(
         "fs/notify/queue/enqueue",
-        "Puts a job into a queue. A second job with the key of one that is there is not enqueued.",
+        "Puts a job into a queue. A second job with the key of one that is there is not enqueued. Its bytes count \
+         against the quota of the bucket.",
     )
     .with_input(schema::input(
         &["bucket", "queue", "payload"],

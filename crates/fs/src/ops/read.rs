@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{FsCall, schema, shown, subscription};
-use crate::error::FsError;
+use crate::error::{FsError, of_unavailable};
 use crate::lease::StoreLease;
 use crate::path::address_at;
-use crate::requester::FsRequester;
+use crate::recheck::RecheckPace;
 use crate::rights::FsRight;
 use crate::service::{FsService, blocking};
 
@@ -45,7 +45,7 @@ pub(super) fn operation(service: &FsService) -> Registration {
     }));
     let service = service.clone();
     let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| {
-        items(FsCall::new(&service, input, &ctx), ctx)
+        items(FsCall::new(&service, input, &ctx))
     });
     Registration::new(spec, handler)
 }
@@ -66,32 +66,30 @@ struct SentContent {
     blocks: ContentBlocks,
     _lease: StoreLease,
     call: FsCall,
-    ctx: Ctx,
     content: NamedContent,
+    pace: RecheckPace,
 }
 
 /// How a request names what it reads.
 enum NamedContent {
-    InBucket(BucketName),
+    InBucket(BucketId, BucketName),
     ByHash(String),
 }
 
 enum ReadState {
     // In a box, as the other one: the state is moved for each block.
-    Requested(Box<(Result<FsCall, FsError>, Ctx)>),
+    Requested(Box<Result<FsCall, FsError>>),
     Under(Box<SentContent>),
 }
 
 fn items(
     call: Result<FsCall, FsError>,
-    ctx: Ctx,
 ) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 'static {
-    let begun = ReadState::Requested(Box::new((call, ctx)));
+    let begun = ReadState::Requested(Box::new(call));
     stream::try_unfold(begun, |state| async move {
         match state {
-            ReadState::Requested(requested) => {
-                let (call, ctx) = *requested;
-                let (head, open) = begin(call?, ctx).await?;
+            ReadState::Requested(call) => {
+                let (head, open) = begin((*call)?).await?;
                 Ok::<_, CallError>(Some((head, ReadState::Under(open))))
             }
             ReadState::Under(mut open) => {
@@ -101,7 +99,8 @@ fn items(
                     let block = open.blocks.next().transpose()?;
                     Ok((block, open))
                 });
-                let (block, open) = read.await?;
+                let (block, mut open) = read.await?;
+                open.pace.note_bytes(block.as_ref().map_or(0, Vec::len));
                 Ok(block.map(|block| (item(block), ReadState::Under(open))))
             }
         }
@@ -113,13 +112,15 @@ fn item(block: Vec<u8>) -> CallOutput {
     CallOutput::Mixed(json!({ "bytes": { "$bin": [0, block.len()] } }), block)
 }
 
-async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>), FsError> {
+async fn begin(mut call: FsCall) -> Result<(CallOutput, Box<SentContent>), FsError> {
     let input: ContentReadInput = call.parse()?;
+    call.drop_input();
     let (hash, found, content) = match (&input.path, &input.hash) {
         (Some(path), None) => {
             let (entry, bucket, name) = file(&call, path, input.as_of).await?;
             let hash = entry.state.hash.unwrap_or(ContentHash::EMPTY);
-            (hash, Some((entry, bucket)), NamedContent::InBucket(name))
+            let named = NamedContent::InBucket(bucket, name);
+            (hash, Some((entry, bucket)), named)
         }
         (None, Some(text)) => {
             let hash = call.content_with(FsRight::Read, text).await?;
@@ -129,8 +130,9 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
     };
     let bucket = found.as_ref().map(|(_, bucket)| *bucket);
     let (reader, lease) = match (open(&call, bucket, hash).await, bucket) {
-        (Err(error), Some(bucket)) if error.is_unavailable() => {
-            call.service.fetch_for_read(bucket, hash).await?;
+        (Err(error), Some(bucket)) if error.lacks_content() => {
+            let fetched = call.service.fetch_for_read(bucket, hash).await;
+            fetched.map_err(|error| call.with_tried_peers(&content, error))?;
             open(&call, Some(bucket), hash).await?
         }
         (opened, _) => opened?,
@@ -149,10 +151,23 @@ async fn begin(call: FsCall, ctx: Ctx) -> Result<(CallOutput, Box<SentContent>),
         blocks,
         _lease: lease,
         call,
-        ctx,
         content,
+        pace: RecheckPace::new(),
     });
     Ok((head.into(), open))
+}
+
+impl FsCall {
+    /// The error of a fetch, with the names of the peers for a caller that exchanges contents with them.
+    fn with_tried_peers(&self, content: &NamedContent, error: FsError) -> FsError {
+        if let FsError::Unavailable { hash, tried } = &error
+            && let NamedContent::InBucket(_, bucket) = content
+            && self.requester.may(FsRight::Sync, bucket)
+        {
+            return of_unavailable(*hash, tried, true).into();
+        }
+        error
+    }
 }
 
 /// Opens a content, for the bucket in which a name leads to it.
@@ -173,15 +188,19 @@ async fn open(
 }
 
 impl SentContent {
-    /// Ends a subscription whose requester has lost the right since it began.
+    /// Ends a subscription whose requester has lost the right since it began, or whose bucket is gone.
     async fn check_right(&mut self) -> Result<(), FsError> {
-        // The common case costs a comparison of two numbers.
-        if self.ctx.has_rights_of_now() {
+        let has_changed = self.call.renew_rights()?;
+        // Not for each block: the store is asked.
+        if !has_changed && !self.pace.take_due() {
             return Ok(());
         }
-        self.call.requester = FsRequester::as_of_now(&self.ctx)?;
         match &self.content {
-            NamedContent::InBucket(bucket) => self.call.requester.require(FsRight::Read, bucket),
+            NamedContent::InBucket(id, name) => {
+                self.call.requester.require(FsRight::Read, name)?;
+                let id = *id;
+                self.call.read(move |tx| tx.bucket(id).map(drop)).await
+            }
             NamedContent::ByHash(hash) => {
                 self.call.content_with(FsRight::Read, hash).await?;
                 Ok(())

@@ -145,7 +145,7 @@ async fn run_list(call: FsCall) -> Result<Value, FsError> {
 fn revoke(service: &FsService) -> Registration {
     let spec = mutation(
         "fs/share/revoke",
-        "Ends a share. A request that is under way is served to its end.",
+        "Ends a share. A request that is under way breaks off soon.",
     )
     .with_input(schema::input(
         &["bucket", "share"],

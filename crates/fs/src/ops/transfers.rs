@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_call::{CallBody, CallError, CallOutput, Ctx, HandlerKind, Registration};
 use alknet_core::PeerId;
-use alknet_store::{BucketId, ContentHash, ContentStatus, StoreError, StoreObject};
+use alknet_store::{BucketId, BucketName, ContentHash, ContentStatus, StoreError, StoreObject};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::blobs::{
     BlobPeers, FetchFailure, FetchOrder, FetchProgress, JoinedFetch, MissingBytes, ProviderStatus,
     ask_provider,
 };
-use crate::error::FsError;
+use crate::error::{FsError, of_unavailable};
 use crate::limits::{FETCH_PEERS_MAX, PROVIDERS_AT_ONCE};
 use crate::rights::FsRight;
 use crate::service::FsService;
@@ -171,6 +171,8 @@ struct WantedContent {
 /// A fetch that the caller follows.
 struct FollowedFetch {
     call: FsCall,
+    /// The bucket that wants the content.
+    bucket: BucketName,
     wanted: WantedContent,
     progress: watch::Receiver<FetchProgress>,
     /// Whether this call's peers are asked.
@@ -221,9 +223,9 @@ enum BegunFetch {
 
 async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
     let input: FetchInput = call.parse()?;
-    let bucket = call.bucket(FsRight::Sync, &input.bucket)?;
+    let name = call.bucket(FsRight::Sync, &input.bucket)?;
     let hash = content_hash(&input.hash)?;
-    let bucket = call.bucket_id(bucket).await?;
+    let bucket = call.bucket_id(name.clone()).await?;
     let size = match call.status_in(bucket, hash).await? {
         ContentStatus::Complete { size } => return Ok(BegunFetch::Present { size }),
         ContentStatus::Wanted { size }
@@ -242,6 +244,7 @@ async fn begin(call: FsCall) -> Result<BegunFetch, FsError> {
     let joined = call.join(&wanted).await?;
     Ok(BegunFetch::Under(Box::new(FollowedFetch {
         call,
+        bucket: name,
         wanted,
         progress: joined.progress,
         is_own: joined.is_own,
@@ -281,6 +284,10 @@ impl FollowedFetch {
                 return Err(FsError::Unserved.into());
             }
             self.is_reported = true;
+            // A caller that has lost the right learns nothing more of the content, and the fetch does not go on for it.
+            if self.call.renew_rights()? {
+                self.call.requester.require(FsRight::Sync, &self.bucket)?;
+            }
             let progress = self.progress.borrow_and_update().clone();
             match progress {
                 FetchProgress::Done => {
@@ -301,7 +308,7 @@ impl FollowedFetch {
         }
     }
 
-    /// Bytes of the content, which has come. `None` if it came for the bucket of another call, which gives this one no right.
+    /// Bytes of the content, which has come. `None` if another call fetched it, and the bucket lacks it again.
     async fn size_when_done(&self) -> Result<Option<u64>, FsError> {
         let WantedContent { bucket, hash, .. } = self.wanted;
         match self.call.status_in(bucket, hash).await? {
@@ -326,14 +333,8 @@ impl FollowedFetch {
         let hash = self.wanted.hash;
         match failure {
             FetchFailure::Store(error) => FsError::from(error).into(),
-            FetchFailure::Peers(tried) => {
-                let error = CallError::from(FsError::from(StoreError::ContentUnavailable { hash }));
-                let tried: Vec<_> = tried
-                    .iter()
-                    .map(|(peer, outcome)| json!({ "peer": peer.as_str(), "outcome": outcome }))
-                    .collect();
-                error.with_details(json!({ "hash": hash.to_string(), "tried": tried }))
-            }
+            // The caller has the right to synchronise the bucket.
+            FetchFailure::Peers(tried) => of_unavailable(hash, &tried, true),
         }
     }
 }

@@ -19,7 +19,6 @@ use super::{FsCall, schema, shown, subscription};
 use crate::error::{FsError, declared};
 use crate::lease::StoreLease;
 use crate::limits::{WATCH_BUSY_PAUSE, WATCH_PAGE_EVENTS};
-use crate::requester::FsRequester;
 use crate::rights::FsRight;
 use crate::service::FsService;
 use crate::watches::WatchPermit;
@@ -56,7 +55,7 @@ pub(super) fn operation(service: &FsService) -> Registration {
     spec.error_schemas.extend(declared(&[StoreErrorCode::Gap]));
     let service = service.clone();
     let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| {
-        items(FsCall::new(&service, input, &ctx), ctx)
+        items(FsCall::new(&service, input, &ctx))
     });
     Registration::new(spec, handler)
 }
@@ -79,27 +78,27 @@ struct OpenWatch {
     closing: watch::Receiver<bool>,
     /// The bucket whose events are sent.
     bucket: BucketName,
-    ctx: Ctx,
+    call: FsCall,
+    /// Wakes the subscription when its requester may have lost the right.
+    identities: Option<watch::Receiver<u64>>,
     _permit: WatchPermit,
     _lease: StoreLease,
 }
 
 enum EventWatchState {
     // In a box, as the other one: the state is moved for each event.
-    Requested(Box<(Result<FsCall, FsError>, Ctx)>),
+    Requested(Box<Result<FsCall, FsError>>),
     Under(Box<OpenWatch>),
 }
 
 fn items(
     call: Result<FsCall, FsError>,
-    ctx: Ctx,
 ) -> impl Stream<Item = Result<SubscriptionItem, CallError>> + Send + 'static {
-    let begin = EventWatchState::Requested(Box::new((call, ctx)));
+    let begin = EventWatchState::Requested(Box::new(call));
     stream::try_unfold(begin, |state| async move {
         let mut open = match state {
-            EventWatchState::Requested(requested) => {
-                let (call, ctx) = *requested;
-                let open = begin_watch(call?, ctx).await?;
+            EventWatchState::Requested(call) => {
+                let open = begin_watch((*call)?).await?;
                 // A client that comes back before the first event goes on from here.
                 let id = open.events.cursor();
                 let first = item(id, json!({ "id": id, "topic": "watch.begin" }));
@@ -108,6 +107,7 @@ fn items(
             EventWatchState::Under(open) => open,
         };
         let event = open.next().await?;
+        // The right may be gone since the event was read.
         open.check_right()?;
         let next = item(event.id, shown::event(&event));
         Ok(Some((next, EventWatchState::Under(open))))
@@ -122,8 +122,9 @@ fn item(cursor: i64, output: Value) -> SubscriptionItem {
     }
 }
 
-async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> {
+async fn begin_watch(mut call: FsCall) -> Result<Box<OpenWatch>, FsError> {
     let input: WatchInput = call.parse()?;
+    call.drop_input();
     let address = call.address(FsRight::Read, &input.path)?;
     let branch = match &address.version {
         TreeVersion::Head(branch) => branch.clone(),
@@ -159,10 +160,23 @@ async fn begin_watch(call: FsCall, ctx: Ctx) -> Result<Box<OpenWatch>, FsError> 
         ready: VecDeque::new(),
         closing: call.service.closing(),
         bucket,
-        ctx,
+        identities: call.ctx.identity_changes(),
+        call,
         _permit: permit,
         _lease: lease,
     }))
+}
+
+/// Returns when the rights of requesters may have changed.
+async fn changed(identities: Option<&mut watch::Receiver<u64>>) {
+    let changed = match identities {
+        Some(identities) => identities.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        // They never will again.
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Returns when the service closes, or is gone.
@@ -172,13 +186,11 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 impl OpenWatch {
     /// Ends a subscription whose requester has lost the right since it began.
-    fn check_right(&self) -> Result<(), FsError> {
-        // The common case costs a comparison of two numbers.
-        if self.ctx.has_rights_of_now() {
-            return Ok(());
+    fn check_right(&mut self) -> Result<(), FsError> {
+        match self.call.renew_rights()? {
+            true => self.call.requester.require(FsRight::Read, &self.bucket),
+            false => Ok(()),
         }
-        let requester = FsRequester::as_of_now(&self.ctx)?;
-        requester.require(FsRight::Read, &self.bucket)
     }
 
     /// The next event; waits until there is one.
@@ -187,10 +199,14 @@ impl OpenWatch {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
+            // A change before the subscription listened wakes nothing, and neither does one while it read.
+            self.check_right()?;
             // A dropped future of the store loses no event.
             let page = tokio::select! {
                 page = self.events.next_page(WATCH_PAGE_EVENTS, tokio::time::sleep) => page,
-                error = self.ctx.draining() => return Err(error),
+                // An end that waits for the next event would tell that there was one.
+                () = changed(self.identities.as_mut()) => continue,
+                error = self.call.ctx.draining() => return Err(error),
                 () = closed(&mut self.closing) => return Err(FsError::Unserved.into()),
             };
             match page {

@@ -163,7 +163,8 @@ impl From<StoreError> for SyncError {
     fn from(error: StoreError) -> Self {
         let code = match error.code() {
             // A tree that takes too long to read does so again. As a passing error, it would never be a problem of the node.
-            _ if error == StoreError::TimedOut => ByeCode::Timeout,
+            // It is none of the peer's doing.
+            _ if error == StoreError::TimedOut => ByeCode::Internal,
             StoreErrorCode::NotFound => ByeCode::NotFound,
             StoreErrorCode::Busy => ByeCode::Busy,
             StoreErrorCode::ReadOnly | StoreErrorCode::Denied => ByeCode::ReadOnly,
@@ -173,7 +174,7 @@ impl From<StoreError> for SyncError {
         };
         // Its text has paths.
         let reason = match &error {
-            StoreError::TooLarge { .. } => error.to_string(),
+            StoreError::TooLarge { .. } | StoreError::TimedOut => error.to_string(),
             other => format!("the store refuses the step: {}", other.code().name()),
         };
         Self::refused(code, reason)
@@ -188,7 +189,7 @@ mod tests {
     #[test]
     fn a_read_that_takes_too_long_is_shown_to_the_owner() {
         let late = SyncError::from(StoreError::TimedOut);
-        assert_eq!(late.code(), Some(ByeCode::Timeout));
+        assert_eq!(late.code(), Some(ByeCode::Internal));
         assert!(late.is_lasting());
         let busy = SyncError::from(StoreError::Busy("too many reads wait"));
         assert!(!busy.is_lasting());

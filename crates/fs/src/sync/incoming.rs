@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use alknet_store::HybridTimestamp;
 use alknet_store::limits::CLOCK_AHEAD_MS_MAX;
+#[cfg(test)]
+use automerge::ChangeHash;
 use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::sync::Message;
 use automerge::{Change, ScalarValue};
@@ -19,6 +21,10 @@ const FILTERS_MAX: usize = 4;
 
 /// Bits of a filter for each hash, and bits that each hash sets. The library has 10 and 7.
 const FILTER_NUMBERS_MAX: u64 = 32;
+
+/// A message with this head makes the library panic in tests, behind the changes that it has taken in by then.
+#[cfg(test)]
+pub(super) const PANICKING_HEAD: ChangeHash = ChangeHash([0xee; 32]);
 
 /// The operation that wrote a value: its number, and the bytes of its writer.
 pub(super) type OperationId = (u64, Vec<u8>);

@@ -125,11 +125,21 @@ pub const GOODBYE_TIME: Duration = Duration::from_secs(5);
 /// Time of one merge. The session ends then, and the document on the disk stays as it was.
 pub const MERGE_TIME: Duration = Duration::from_secs(60);
 
-/// Sessions of the node.
+/// Sessions that peers have on the node. A session counts until the work for it has ended.
 pub const SESSIONS_MAX: usize = 64;
 
-/// Sessions of one connection.
+/// Those of one peer, on all of its connections.
 pub const SESSIONS_PER_PEER_MAX: usize = 16;
+
+/// Streams of peers whose first message has not come.
+pub const HELLOS_MAX: usize = 64;
+
+/// Those of one peer, on all of its connections. A node opens its sessions with a peer one after the other.
+pub const HELLOS_PER_PEER_MAX: usize = 4;
+
+/// Time for which a session that a peer opened may bring nothing: no change of either side, and no part of a message about
+/// one. It is longer than the merge of a peer takes. Then the session ends.
+pub const FOLLOW_IDLE_TIME: Duration = Duration::from_secs(3 * 60);
 
 /// Pause after the first session with a peer that ended with an error. Each further pause is twice as long.
 pub const PAUSE_MIN: Duration = Duration::from_secs(30);
@@ -144,16 +154,19 @@ pub const PAUSE_SHORT: Duration = Duration::from_secs(1);
 /// Time for which a round of sessions waits for further changes here: a program that writes many files wants one session.
 pub const GATHER_TIME: Duration = Duration::from_millis(500);
 
-/// Time of one session that this node opens. What it has not done by then, the next one does.
+/// Time of one session. What it has not done by then, the next one does.
 pub const SESSION_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Peers with which the node has sessions of its own at once.
 pub const DIALS_MAX: usize = 4;
 
-/// Branches that a round looks at.
+/// Branches that a round looks at. Each bucket gets the same part of them at least.
 pub const BRANCHES_MAX: usize = 10_000;
 
-/// Peers and branches about which the last session is remembered.
+/// Sessions of one round with a peer. What is due besides has its turn in the next one.
+pub const ROUND_SESSIONS_MAX: usize = 64;
+
+/// Peers and branches about which the last session is remembered. A further one displaces one of the bucket with the most.
 pub const RECORDS_MAX: usize = 4096;
 
 /// Names in the root of a branch whose failed sessions are remembered.
@@ -168,5 +181,12 @@ pub const AWAITED_FETCHES_MAX: usize = 256;
 /// Of these, failures in a row after which the peer is asked for no more.
 pub const AWAITED_FAILURES_MAX: usize = 16;
 
-/// Peers and branches whose pauses are remembered.
+/// Documents of a bucket that a peer may harm within [`PAUSE_MAX`]. After that it has to pause with all others of the bucket:
+/// a peer chooses the names of the documents of a split bucket.
+pub const HARMED_DOCUMENTS_MAX: usize = 3;
+
+/// The same for sessions that failed for any reason. The reason may be this node's, such as a bucket without room.
+pub const FAILED_DOCUMENTS_MAX: usize = 16;
+
+/// Peers and documents whose pauses are remembered.
 pub const PAUSES_MAX: usize = 1024;

@@ -14,10 +14,11 @@ use super::limits::{HELLO_TIME, MESSAGE_TIME};
 use super::message::{SyncHello, SyncMessage, SyncPart};
 use super::pauses::PauseKey;
 use super::records::SyncTarget;
+use super::rights::may_sync;
 use super::service::SyncService;
 use super::session::{
-    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, may_sync, own_hello,
-    read_hello, write_first,
+    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, own_hello, read_hello,
+    write_first,
 };
 use super::tops::{ExchangedTops, exchange_tops};
 use crate::limits::FETCH_CONNECT_TIME;

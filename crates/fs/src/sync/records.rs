@@ -7,6 +7,7 @@ use alknet_core::PeerId;
 use alknet_store::{BranchName, BucketName};
 
 use super::error::SyncError;
+use super::eviction::choose_row;
 use super::limits::{FAILED_TOPS_MAX, RECORDS_MAX};
 
 /// A branch and a peer that it is synchronised with.
@@ -39,20 +40,34 @@ pub struct SyncRecord {
 
 /// The records of a node since it started.
 #[derive(Debug, Default)]
-pub(crate) struct SyncRecords(Mutex<BTreeMap<SyncTarget, SyncRecord>>);
+pub(crate) struct SyncRecords(Mutex<RecordTable>);
+
+#[derive(Debug, Default)]
+struct RecordTable {
+    rows: BTreeMap<SyncTarget, AgedRecord>,
+    /// Counts the changes of rows.
+    changes: u64,
+}
+
+#[derive(Debug, Default)]
+struct AgedRecord {
+    /// The number of the last change.
+    changed: u64,
+    record: SyncRecord,
+}
 
 impl SyncRecords {
     /// All records.
     pub(crate) fn list(&self) -> Vec<(SyncTarget, SyncRecord)> {
-        let records = self.lock();
-        let all = records.iter();
-        all.map(|(target, record)| (target.clone(), record.clone()))
+        let table = self.lock();
+        let all = table.rows.iter();
+        all.map(|(target, row)| (target.clone(), row.record.clone()))
             .collect()
     }
 
     /// The commit up to which both had the same.
     pub(super) fn equal_seq(&self, target: &SyncTarget) -> Option<u64> {
-        self.lock().get(target)?.equal_seq
+        self.lock().rows.get(target)?.record.equal_seq
     }
 
     /// The peers with which a bucket was synchronised, the last one first.
@@ -75,10 +90,8 @@ impl SyncRecords {
 
     /// Notes that both have the same names up to a commit. Without one, a further session is due.
     pub(super) fn note_equal(&self, target: &SyncTarget, seq: Option<u64>, now_ms: u64) {
-        let mut records = self.lock();
-        let Some(record) = entry(&mut records, target) else {
-            return;
-        };
+        let mut table = self.lock();
+        let record = table.record_mut(target);
         if let Some(failure) = record.failure {
             let SyncTarget {
                 bucket,
@@ -97,16 +110,14 @@ impl SyncRecords {
 
     /// Notes that a session failed. Only the first of several alike is in the log: a peer may be away for weeks.
     pub(super) fn note_failure(&self, target: &SyncTarget, error: &SyncError) {
-        let mut records = self.lock();
-        let Some(record) = entry(&mut records, target) else {
-            return;
-        };
+        let mut table = self.lock();
+        let record = table.record_mut(target);
         let name = error.name();
         let is_new = record.failure != Some(name);
         record.failures = record.failures.saturating_add(1);
         record.failure = Some(name);
         record.is_lasting = error.is_lasting();
-        drop(records);
+        drop(table);
         let SyncTarget {
             bucket,
             branch,
@@ -121,10 +132,8 @@ impl SyncRecords {
 
     /// Notes how the session about a name in the root ended.
     pub(super) fn note_top(&self, target: &SyncTarget, top: &str, failure: Option<&'static str>) {
-        let mut records = self.lock();
-        let Some(record) = entry(&mut records, target) else {
-            return;
-        };
+        let mut table = self.lock();
+        let record = table.record_mut(target);
         let tops = &mut record.failed_tops;
         match failure {
             Some(code) if tops.contains_key(top) || tops.len() < FAILED_TOPS_MAX => {
@@ -138,20 +147,27 @@ impl SyncRecords {
     }
 
     /// A record is replaced as a whole.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SyncTarget, SyncRecord>> {
+    fn lock(&self) -> MutexGuard<'_, RecordTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The record of a target, if there is room for it.
-fn entry<'a>(
-    records: &'a mut BTreeMap<SyncTarget, SyncRecord>,
-    target: &SyncTarget,
-) -> Option<&'a mut SyncRecord> {
-    if records.len() >= RECORDS_MAX && !records.contains_key(target) {
-        return None;
+impl RecordTable {
+    /// The record of a target, for a change. In a full table it takes the place of the oldest one of the bucket with the
+    /// most: branches come and go, and those of one bucket must not displace what is known of others.
+    fn record_mut(&mut self, target: &SyncTarget) -> &mut SyncRecord {
+        if self.rows.len() >= RECORDS_MAX && !self.rows.contains_key(target) {
+            let rows = self.rows.iter();
+            let aged = rows.map(|(target, row)| (target, &target.bucket, row.changed));
+            if let Some(oldest) = choose_row(aged).cloned() {
+                self.rows.remove(&oldest);
+            }
+        }
+        self.changes += 1;
+        let row = self.rows.entry(target.clone()).or_default();
+        row.changed = self.changes;
+        &mut row.record
     }
-    Some(records.entry(target.clone()).or_default())
 }
 
 #[cfg(test)]
@@ -222,15 +238,38 @@ mod tests {
             records.note_equal(&target(&format!("peer{number}")), Some(1), 1);
         }
         assert_eq!(records.list().len(), RECORDS_MAX);
-        let ada = target("peer1");
+        // The oldest one made room for the last one.
+        assert_eq!(record(&records, "peer0"), SyncRecord::default());
+        let last = format!("peer{}", RECORDS_MAX + 9);
+        assert_eq!(record(&records, &last).equal_seq, Some(1));
+        let ada = target(&last);
         for number in 0..FAILED_TOPS_MAX + 5 {
             records.note_top(&ada, &number.to_string(), Some("too-large"));
         }
-        assert_eq!(record(&records, "peer1").failed_tops.len(), FAILED_TOPS_MAX);
+        assert_eq!(record(&records, &last).failed_tops.len(), FAILED_TOPS_MAX);
         records.note_top(&ada, "1", None);
         assert_eq!(
-            record(&records, "peer1").failed_tops.len(),
+            record(&records, &last).failed_tops.len(),
             FAILED_TOPS_MAX - 1
         );
+    }
+
+    /// The attack: branches that are made and deleted, until there is no room for the records of other buckets.
+    #[test]
+    fn a_bucket_with_many_records_displaces_its_own() {
+        let records = SyncRecords::default();
+        records.note_equal(&target("ada"), Some(1), 1);
+        let crowd = |number: usize| SyncTarget {
+            bucket: "crowd".parse().expect("a name"),
+            branch: format!("b{number}").parse().expect("a name"),
+            ..target("ada")
+        };
+        for number in 0..2 * RECORDS_MAX {
+            records.note_equal(&crowd(number), Some(1), 1);
+        }
+        records.note_equal(&target("bob"), Some(2), 1);
+        assert_eq!(records.list().len(), RECORDS_MAX);
+        assert_eq!(records.equal_seq(&target("ada")), Some(1));
+        assert_eq!(records.equal_seq(&target("bob")), Some(2));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::PeerId;
-use alknet_store::{ContentFetchMode, ContentHash, SyncableBranch};
+use alknet_store::{BucketName, ContentFetchMode, ContentHash, SyncableBranch};
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::error::{ByeCode, SyncError};
 use super::limits::{
     AWAITED_FAILURES_MAX, AWAITED_FETCHES_MAX, BRANCHES_MAX, DIALS_MAX, FETCHES_TIME_MAX,
-    GATHER_TIME, PAUSE_MAX, PAUSE_MIN, PAUSE_SHORT, SESSION_TIME_MAX,
+    GATHER_TIME, PAUSE_MAX, PAUSE_MIN, PAUSE_SHORT, ROUND_SESSIONS_MAX, SESSION_TIME_MAX,
 };
 use super::opening::{PeerLink, SyncDialer};
 use super::pauses::pause_after;
@@ -51,6 +51,8 @@ struct SyncAttempt {
     failures: u32,
     /// Number of the last commit of the branch before it.
     head_seq: u64,
+    /// When it ended.
+    ended: Instant,
     /// When the next session is due if nothing is new; after a failure, not before.
     next: Instant,
 }
@@ -61,7 +63,7 @@ struct SyncRounds {
     dialer: Arc<dyn SyncDialer>,
     pause: Duration,
     attempts: HashMap<SyncTarget, SyncAttempt>,
-    running: JoinSet<Vec<(DueTarget, Option<SessionFailure>)>>,
+    running: JoinSet<Vec<EndedTarget>>,
     /// Peers with a task, which has their sessions one after the other, and what these are about.
     busy: HashMap<Id, (PeerId, Vec<DueTarget>)>,
     permits: Arc<Semaphore>,
@@ -150,7 +152,9 @@ impl SyncRounds {
         }
         self.attempts.retain(|target, _| known.contains(target));
         for (peer, targets) in due {
-            self.begin(peer, targets);
+            let ended = |due: &DueTarget| Some(self.attempts.get(&due.target)?.ended);
+            let (targets, others) = take_turns(targets, ended);
+            self.begin(peer, targets, others);
         }
         next
     }
@@ -183,12 +187,13 @@ impl SyncRounds {
     }
 
     /// Begins the task of a peer.
-    fn begin(&mut self, peer: PeerId, targets: Vec<DueTarget>) {
+    fn begin(&mut self, peer: PeerId, targets: Vec<DueTarget>, others: Vec<DueTarget>) {
         let task = PeerRound {
             service: self.service.clone(),
             dialer: Arc::clone(&self.dialer),
             peer: peer.clone(),
             targets: targets.clone(),
+            others,
         };
         let permits = Arc::clone(&self.permits);
         let started = self.running.spawn(async move {
@@ -200,7 +205,7 @@ impl SyncRounds {
     }
 
     /// Notes how the sessions of a peer ended.
-    fn note(&mut self, done: Result<(Id, Vec<(DueTarget, Option<SessionFailure>)>), JoinError>) {
+    fn note(&mut self, done: Result<(Id, Vec<EndedTarget>), JoinError>) {
         let now = Instant::now();
         let ended = match done {
             Ok((id, ended)) => {
@@ -226,11 +231,37 @@ impl SyncRounds {
             let attempt = SyncAttempt {
                 failures,
                 head_seq,
+                ended: now,
                 next: now + pause,
             };
             self.attempts.insert(target, attempt);
         }
     }
+}
+
+/// What was due with a peer, and how its session failed, if it did.
+type EndedTarget = (DueTarget, Option<SessionFailure>);
+
+/// Parts the sessions that are due with a peer into those of its next round and the others. Each bucket gets a turn before
+/// another one gets its second, and in each the branch goes first whose last session ended first.
+fn take_turns(
+    mut due: Vec<DueTarget>,
+    ended: impl Fn(&DueTarget) -> Option<Instant>,
+) -> (Vec<DueTarget>, Vec<DueTarget>) {
+    // What had no session yet is first of all.
+    due.sort_by_cached_key(ended);
+    let mut turns: HashMap<BucketName, usize> = HashMap::new();
+    let counted = due.into_iter().map(|due| {
+        let turn = turns.entry(due.target.bucket.clone()).or_default();
+        *turn += 1;
+        (*turn, due)
+    });
+    let mut ordered: Vec<_> = counted.collect();
+    // Stable: within a turn the order of before stays.
+    ordered.sort_by_key(|(turn, _)| *turn);
+    let mut ordered: Vec<_> = ordered.into_iter().map(|(_, due)| due).collect();
+    let others = ordered.split_off(ordered.len().min(ROUND_SESSIONS_MAX));
+    (ordered, others)
 }
 
 /// The sessions with one peer, one after the other.
@@ -239,10 +270,12 @@ struct PeerRound {
     dialer: Arc<dyn SyncDialer>,
     peer: PeerId,
     targets: Vec<DueTarget>,
+    /// Sessions that are due as well, and have their turn in a later round.
+    others: Vec<DueTarget>,
 }
 
 impl PeerRound {
-    async fn run(self) -> Vec<(DueTarget, Option<SessionFailure>)> {
+    async fn run(self) -> Vec<EndedTarget> {
         let mut link = PeerLink::dialled(&*self.dialer, &self.peer);
         let mut ended = Vec::new();
         let mut is_reachable = true;
@@ -253,6 +286,12 @@ impl PeerRound {
             };
             is_reachable &= link.is_reachable();
             ended.push((due.clone(), failure));
+        }
+        drop(link);
+        if !is_reachable {
+            // They would only dial the same peer again at once.
+            let others = self.others.into_iter();
+            ended.extend(others.map(|due| (due, Some(SessionFailure::Passing))));
         }
         ended
     }
@@ -315,5 +354,53 @@ impl PeerRound {
             }
         });
         read.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(bucket: &str, branch: usize) -> DueTarget {
+        let target = SyncTarget {
+            bucket: bucket.parse().expect("a name"),
+            branch: format!("b{branch}").parse().expect("a name"),
+            peer: "bob".parse().expect("a name"),
+        };
+        DueTarget {
+            target,
+            head_seq: 1,
+        }
+    }
+
+    fn shown(due: &[DueTarget]) -> Vec<String> {
+        let shown = due
+            .iter()
+            .map(|due| format!("{}@{}", due.target.bucket, due.target.branch));
+        shown.collect()
+    }
+
+    /// The attack: sessions about the branches of one bucket that go on for hours.
+    #[test]
+    fn a_bucket_with_many_branches_waits_for_its_turn() {
+        let crowd = (0..10 * ROUND_SESSIONS_MAX).map(|branch| due("archive", branch));
+        let all = crowd.chain([due("docs", 0), due("zoo", 0)]).collect();
+        let (round, others) = take_turns(all, |_| None);
+        assert_eq!(round.len(), ROUND_SESSIONS_MAX);
+        assert_eq!(shown(&round[..3]), ["archive@b0", "docs@b0", "zoo@b0"]);
+        assert_eq!(others.len(), 9 * ROUND_SESSIONS_MAX + 2);
+        // The others follow in the next round, also if the first ones are due again.
+        let now = Instant::now();
+        let had_turn: HashSet<SyncTarget> = round.iter().map(|due| due.target.clone()).collect();
+        let all = round.into_iter().chain(others).collect();
+        let ended = |due: &DueTarget| had_turn.contains(&due.target).then_some(now);
+        let (next, _) = take_turns(all, ended);
+        let again = next.iter().filter(|due| had_turn.contains(&due.target));
+        assert_eq!(
+            shown(&next[..1]),
+            [format!("archive@b{}", ROUND_SESSIONS_MAX - 2)]
+        );
+        // The other two buckets have no other branch.
+        assert_eq!(again.count(), 2);
     }
 }

@@ -18,18 +18,22 @@ use super::branch::SyncedBranch;
 use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    ASSEMBLED_MAX, DocumentLimits, HELLO_TIME, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
+    ASSEMBLED_MAX, DocumentLimits, FOLLOW_IDLE_TIME, HELLO_TIME, HELLOS_MAX, HELLOS_PER_PEER_MAX,
+    MERGE_TIME, SESSION_TIME_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
 };
 use super::message::{SyncHello, SyncMessage, SyncPart};
 use super::metrics::SyncCounters;
 use super::pauses::{PauseKey, SyncPauses};
+use super::permits::PeerPermits;
 use super::records::{SyncRecord, SyncRecords, SyncTarget};
+use super::rights::may_sync;
 use super::session::{
-    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, may_sync, own_hello,
-    read_hello, write_first,
+    SessionContext, SessionEnd, SyncMode, blocking, check_branch, exchange, own_hello, read_hello,
+    write_first,
 };
 use super::tops::exchange_tops;
 use crate::lease::StoreLease;
+use crate::limits::IDLE_RIGHT_CHECK_TIME;
 use crate::service::FsService;
 
 /// The protocol's name in TLS.
@@ -44,6 +48,12 @@ pub struct SyncOptions {
     pub fetcher: Option<Arc<dyn ContentFetcher>>,
     /// Limits of one document.
     pub limits: DocumentLimits,
+    /// Time after which a session that a peer opened ends, if it brings nothing. Tests have less.
+    pub follow_idle_time: Duration,
+    /// Time of one merge. Tests have less.
+    pub merge_time: Duration,
+    /// How often the right of a peer is looked at whose session waits for changes. Tests have less.
+    pub right_check_time: Duration,
 }
 
 impl SyncOptions {
@@ -54,6 +64,9 @@ impl SyncOptions {
             node_key,
             fetcher: None,
             limits: DocumentLimits::default(),
+            follow_idle_time: FOLLOW_IDLE_TIME,
+            merge_time: MERGE_TIME,
+            right_check_time: IDLE_RIGHT_CHECK_TIME,
         }
     }
 }
@@ -72,7 +85,10 @@ struct SyncInner {
     alpns: [AlpnSpec; 1],
     /// Documents with a session. One without is on the disk alone.
     documents: Mutex<HashMap<SyncDocumentKey, Weak<SyncedBranch>>>,
-    sessions: Arc<Semaphore>,
+    /// Sessions that peers opened, from the check of the right on.
+    sessions: Arc<PeerPermits>,
+    /// Streams whose hello has not come.
+    hellos: Arc<PeerPermits>,
     assembling: Arc<Semaphore>,
     pauses: SyncPauses,
     counters: Arc<SyncCounters>,
@@ -94,7 +110,8 @@ impl SyncService {
                 ..AlpnSpec::new(SYNC_ALPN)
             }],
             documents: Mutex::default(),
-            sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
+            sessions: PeerPermits::new(SESSIONS_PER_PEER_MAX, SESSIONS_MAX),
+            hellos: PeerPermits::new(HELLOS_PER_PEER_MAX, HELLOS_MAX),
             assembling: Arc::new(Semaphore::new(ASSEMBLED_MAX)),
             pauses: SyncPauses::default(),
             counters: Arc::default(),
@@ -128,6 +145,12 @@ impl SyncService {
         self.0.options.fetcher.as_ref()
     }
 
+    /// Sessions that a peer has on this node.
+    #[cfg(test)]
+    pub(super) fn count_sessions(&self, peer: &PeerId) -> usize {
+        self.0.sessions.count(peer)
+    }
+
     /// Records that both have the same names, if they have.
     pub(super) fn record_equal(&self, target: &SyncTarget, seq: Option<u64>) {
         if let Ok(Some(lease)) = self.0.files.opened() {
@@ -152,7 +175,13 @@ impl SyncService {
         let Some(identity) = connection.identity() else {
             return;
         };
-        let hello = match read_hello(&mut recv, HELLO_TIME).await {
+        // Apart from the sessions: a peer without a right anywhere may be silent as well.
+        let Some(waiting) = self.0.hellos.acquire(&identity.id) else {
+            return self.refuse(&mut send, &busy("too many hellos")).await;
+        };
+        let hello = read_hello(&mut recv, HELLO_TIME).await;
+        drop(waiting);
+        let hello = match hello {
             Ok(hello) => hello,
             Err(error) => return self.refuse(&mut send, &error).await,
         };
@@ -214,7 +243,11 @@ impl SyncService {
             SyncPart::Whole | SyncPart::Top(_) => {
                 let mode = (SyncMode::Follow, is_equal);
                 let identity = || connection.identity();
-                let mut end = exchange(context, mode, identity, recv, send).await?;
+                let session = exchange(context, mode, identity, recv, send);
+                // The peer decides what it sends and when: without a limit it could keep the session for good.
+                let ended = timeout(SESSION_TIME_MAX, session).await;
+                let late = |_| SyncError::refused(ByeCode::Timeout, "the session takes too long");
+                let mut end = ended.map_err(late)??;
                 if context.hello.part.is_split() {
                     // One document says nothing of the others.
                     end.equal_seq = None;
@@ -237,10 +270,18 @@ impl SyncService {
             return Err(SyncError::refused(ByeCode::NotFound, reason));
         }
         if !self.0.pauses.left(key, Instant::now()).is_zero() {
-            let reason = "the last session ended with an error a short while ago";
-            return Err(SyncError::refused(ByeCode::Busy, reason));
+            return Err(busy(
+                "the last session ended with an error a short while ago",
+            ));
         }
-        self.context(hello, &identity.id).await
+        // Behind the right: what has none must not take the sessions of those that have it.
+        let permit = self.0.sessions.acquire(&identity.id);
+        let permit = permit.ok_or_else(|| busy("too many sessions"))?;
+        let context = self.context(hello, &identity.id).await?;
+        Ok(SessionContext {
+            permit: Some(Arc::new(permit)),
+            ..context
+        })
     }
 
     async fn refuse(&self, send: &mut SendStream, error: &SyncError) {
@@ -278,7 +319,11 @@ impl SyncService {
             fetcher: self.0.options.fetcher.clone(),
             counters: Arc::clone(&self.0.counters),
             assembling: Arc::clone(&self.0.assembling),
+            permit: None,
+            follow_idle_time: self.0.options.follow_idle_time,
+            merge_time: self.0.options.merge_time,
             closing: self.0.files.closing(),
+            right_check_time: self.0.options.right_check_time,
         })
     }
 
@@ -312,14 +357,13 @@ impl SyncService {
     }
 
     async fn serve(&self, connection: Connection) -> Result<(), HandlerError> {
-        let own = Arc::new(Semaphore::new(SESSIONS_PER_PEER_MAX));
         let mut running = JoinSet::new();
         loop {
             let pair = tokio::select! {
                 pair = connection.accept_bi() => pair,
                 Some(_) = running.join_next() => continue,
             };
-            let (mut send, recv) = match pair {
+            let (send, recv) = match pair {
                 Ok(pair) => pair,
                 Err(StreamError::Closed(_) | StreamError::Timeout) => break,
                 Err(error) => {
@@ -329,21 +373,8 @@ impl SyncService {
                     continue;
                 }
             };
-            let permits = (
-                Arc::clone(&own).try_acquire_owned().ok(),
-                Arc::clone(&self.0.sessions).try_acquire_owned().ok(),
-            );
             let (service, connection) = (self.clone(), connection.clone());
-            running.spawn(async move {
-                match &permits {
-                    (Some(_), Some(_)) => service.serve_stream(&connection, send, recv).await,
-                    _ => {
-                        let busy = SyncError::refused(ByeCode::Busy, "too many sessions");
-                        service.refuse(&mut send, &busy).await;
-                    }
-                }
-                drop(permits);
-            });
+            running.spawn(async move { service.serve_stream(&connection, send, recv).await });
         }
         // A peer leaves when it has said goodbye. How its sessions ended is still to be noted.
         let rest = async { while running.join_next().await.is_some() {} };
@@ -373,6 +404,10 @@ impl ProtocolHandler for SyncService {
             self.serve(connection).await
         })
     }
+}
+
+fn busy(reason: &str) -> SyncError {
+    SyncError::refused(ByeCode::Busy, reason)
 }
 
 fn target_of(context: &SessionContext) -> SyncTarget {

@@ -9,26 +9,27 @@ use std::time::Duration;
 use alknet_core::{Identity, PeerId};
 use alknet_store::{
     BranchId, BranchName, BucketName, BucketSync, ContentFetchMode, ContentHash, ContentStatus,
-    Store, StoreError, StoreObject,
+    Store, StoreError,
 };
 use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
 
 use super::branch::{PeerExchange, SyncStep, SyncedBranch, check_synced};
 use super::content::ContentFetcher;
 use super::error::{ByeCode, SyncError};
 use super::limits::{
-    FETCHES_TIME_MAX, GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MERGE_TIME, MESSAGE_TIME,
+    FETCHES_TIME_MAX, GOODBYE_TIME, HASHES_MAX, HEADS_MAX, HELLO_TIME, MESSAGE_TIME,
     PART_BYTES_MAX, SYNC_BYTES_MAX,
 };
 use super::message::{
     PROTOCOL_VERSION, SyncHello, SyncMessage, SyncPart, read_message, read_version, write_message,
 };
 use super::metrics::SyncCounters;
+use super::permits::PeerPermit;
+use super::rights::{check_right, lost_right};
 use crate::lease::StoreLease;
-use crate::rights::FsRight;
 
 /// Messages in a row that bring nothing. Two peers that understand each other need a few.
 const IDLE_ROUNDS_MAX: u32 = 64;
@@ -62,24 +63,21 @@ pub(super) struct SessionContext {
     pub(super) fetcher: Option<Arc<dyn ContentFetcher>>,
     pub(super) counters: Arc<SyncCounters>,
     pub(super) assembling: Arc<Semaphore>,
+    /// The permit of a session that a peer opened. Work that blocks has a share of it: it may outlast the session.
+    pub(super) permit: Option<Arc<PeerPermit>>,
+    /// Time after which a session that brings nothing ends.
+    pub(super) follow_idle_time: Duration,
+    /// Time of one merge.
+    pub(super) merge_time: Duration,
     /// Whether the node stops.
     pub(super) closing: watch::Receiver<bool>,
+    /// How often the right of the peer is looked at while the session waits.
+    pub(super) right_check_time: Duration,
 }
 
-/// Whether an identity may synchronise a bucket.
-pub(super) fn may_sync(identity: Option<&Identity>, hello: &SyncHello) -> bool {
-    identity.is_some_and(|it| FsRight::Sync.is_allowed(&it.scopes, &hello.bucket))
-}
-
-/// Ends the session of an identity that lost its right.
-fn check_right(identity: Option<&Identity>, hello: &SyncHello) -> Result<(), SyncError> {
-    match may_sync(identity, hello) {
-        true => Ok(()),
-        false => {
-            let reason = "the peer has no right to synchronise the bucket";
-            Err(SyncError::refused(ByeCode::NotFound, reason))
-        }
-    }
+/// The end of a session about a branch that does not exist, or that the node keeps for itself.
+fn not_synchronised() -> SyncError {
+    SyncError::refused(ByeCode::NotFound, "the branch is not synchronised")
 }
 
 /// A branch that is synchronised.
@@ -101,10 +99,9 @@ pub(super) fn check_branch(
         let branch = tx.branch_by_name(bucket.id, &branch)?;
         Ok((bucket, branch))
     });
-    let missing = || SyncError::refused(ByeCode::NotFound, "the branch is not synchronised");
     let (bucket, branch) = match read.wait() {
         Ok(found) => found,
-        Err(StoreError::NotFound(_)) => return Err(missing()),
+        Err(StoreError::NotFound(_)) => return Err(not_synchronised()),
         Err(error) => return Err(error.into()),
     };
     check_synced(&bucket, &branch, None)?;
@@ -177,7 +174,13 @@ pub(super) async fn own_hello(context: &SessionContext) -> Result<OwnHello, Sync
         Some(heads) => heads,
         None => {
             let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
-            blocking(move || branch.heads(&store)).await?
+            let permit = context.permit.clone();
+            blocking(move || {
+                let heads = branch.heads(&store);
+                drop(permit);
+                heads
+            })
+            .await?
         }
     };
     // They only say where both may differ, so a part of them does.
@@ -194,8 +197,8 @@ pub(super) struct SessionEnd {
     pub(super) lacks_contents: bool,
 }
 
-/// Exchanges messages until the session is over. `identity` is asked before each step: rights can change meanwhile.
-/// `is_equal` says that the hellos have the same heads.
+/// Exchanges messages until the session is over. `identity` is asked for each message, and from time to time between two of
+/// them: rights can change meanwhile. `is_equal` says that the hellos have the same heads.
 pub(super) async fn exchange(
     context: &SessionContext,
     (mode, is_equal): (SyncMode, bool),
@@ -207,11 +210,12 @@ pub(super) async fn exchange(
     let (received, from_peer) = mpsc::channel(1);
     let (found, there) = mpsc::channel(FETCH_LISTS_MAX);
     let main = async {
-        let mut session = OpenSession::begin(context, mode, to_peer, from_peer, found).await?;
+        let session = OpenSession::begin(context, mode, &identity, to_peer, from_peer, found);
+        let mut session = session.await?;
         if is_equal {
             session.end.equal_seq = Some(context.head_seq);
         }
-        let ended = session.run(is_equal, &identity).await;
+        let ended = session.run(is_equal).await;
         session.leave(&ended).await;
         ended.map(|()| session.end())
     };
@@ -222,9 +226,12 @@ pub(super) async fn exchange(
         let mut fetches = pin!(fetch_all(context, there));
         tokio::select! {
             ended = &mut talk => {
-                let rest = timeout(FETCHES_TIME_MAX, fetches).await;
+                // A peer that may not synchronise the bucket any more is asked for no further content.
+                let is_lost =
+                    matches!(&ended, Err(error) if error.code() == Some(ByeCode::NotFound));
+                let is_late = !is_lost && timeout(FETCHES_TIME_MAX, fetches).await.is_err();
                 ended.map(|end| SessionEnd {
-                    lacks_contents: end.lacks_contents || rest.is_err(),
+                    lacks_contents: end.lacks_contents || is_late,
                     ..end
                 })
             }
@@ -249,6 +256,8 @@ pub(super) async fn exchange(
 struct OpenSession<'a> {
     context: &'a SessionContext,
     mode: SyncMode,
+    /// Finds the identity of the peer as it is by now.
+    identity: &'a (dyn Fn() -> Option<Arc<Identity>> + Send + Sync),
     exchange: Option<PeerExchange>,
     to_peer: mpsc::Sender<Vec<u8>>,
     from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
@@ -256,11 +265,13 @@ struct OpenSession<'a> {
     found: mpsc::Sender<Vec<ContentHash>>,
     /// Parts of a sync message that is not yet complete.
     parts: Vec<u8>,
-    assembling: Option<SemaphorePermit<'a>>,
+    assembling: Option<OwnedSemaphorePermit>,
     /// Contents that the peer was asked for.
     requested: BTreeSet<[u8; 32]>,
     has_heard: bool,
     idle_rounds: u32,
+    /// When the session brought something last.
+    active: Instant,
     end: SessionEnd,
 }
 
@@ -268,6 +279,7 @@ impl<'a> OpenSession<'a> {
     async fn begin(
         context: &'a SessionContext,
         mode: SyncMode,
+        identity: &'a (dyn Fn() -> Option<Arc<Identity>> + Send + Sync),
         to_peer: mpsc::Sender<Vec<u8>>,
         from_peer: mpsc::Receiver<Result<SyncMessage, SyncError>>,
         found: mpsc::Sender<Vec<ContentHash>>,
@@ -278,6 +290,7 @@ impl<'a> OpenSession<'a> {
         Ok(Self {
             context,
             mode,
+            identity,
             exchange: Some(exchange.await?),
             to_peer,
             from_peer,
@@ -287,16 +300,13 @@ impl<'a> OpenSession<'a> {
             requested: BTreeSet::new(),
             has_heard: false,
             idle_rounds: 0,
+            active: Instant::now(),
             end: SessionEnd::default(),
         })
     }
 
     /// Steps until the session is over. With equal hellos nothing is to be done before one side changes.
-    async fn run(
-        &mut self,
-        is_equal: bool,
-        identity: &(impl Fn() -> Option<Arc<Identity>> + Sync),
-    ) -> Result<(), SyncError> {
+    async fn run(&mut self, is_equal: bool) -> Result<(), SyncError> {
         let mut changes = self.context.branch.changes();
         let mut events = self.context.lease.db().last_event();
         let mut closing = self.context.closing.clone();
@@ -304,10 +314,11 @@ impl<'a> OpenSession<'a> {
         let mut is_known_equal = is_equal;
         self.has_heard = is_equal;
         loop {
-            check_right(identity().as_deref(), &self.context.hello)?;
+            check_right(self.context, self.identity)?;
             let (is_waiting, is_equal) = match std::mem::take(&mut is_known_equal) {
                 true => (false, true),
                 false => {
+                    self.check_branch().await?;
                     let step = self.step(incoming.take()).await?;
                     let state = (step.outgoing.is_some() || !step.is_equal, step.is_equal);
                     self.send_step(step).await?;
@@ -320,16 +331,27 @@ impl<'a> OpenSession<'a> {
             }
             // Messages that are no step are handled until there is one.
             loop {
-                let time = match is_waiting || !self.requested.is_empty() {
+                let has_to_answer = is_waiting || !self.requested.is_empty();
+                let time = match has_to_answer {
                     true => MESSAGE_TIME,
-                    false => Duration::MAX,
+                    false => (self.context.follow_idle_time).saturating_sub(self.active.elapsed()),
                 };
+                if time.is_zero() {
+                    // Before the next message, so that questions alone keep no session open. Nothing went wrong: the peer
+                    // comes again when it has something.
+                    return Ok(());
+                }
                 let message = tokio::select! {
                     message = timeout(time, self.from_peer.recv()) => message,
                     _ = changes.changed() => break,
                     Ok(()) = events.changed() => break,
                     _ = closing.wait_for(|is_closing| *is_closing) => return Ok(()),
+                    // Otherwise a session that waits would keep its permit without the right.
+                    error = lost_right(self.context, self.identity) => return Err(error),
                 };
+                if message.is_err() && !has_to_answer {
+                    continue;
+                }
                 let late = |_| SyncError::refused(ByeCode::Timeout, "the peer does not answer");
                 let ended =
                     || SyncError::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
@@ -337,8 +359,8 @@ impl<'a> OpenSession<'a> {
                 match message {
                     SyncMessage::Bye(ByeCode::Done) => return Ok(()),
                     other => {
-                        // Also what is no step is answered to a peer with the right alone.
-                        check_right(identity().as_deref(), &self.context.hello)?;
+                        // Also for a message that is no step: the answer would tell which contents the bucket has.
+                        check_right(self.context, self.identity)?;
                         incoming = self.take(other).await?;
                     }
                 }
@@ -396,11 +418,13 @@ impl<'a> OpenSession<'a> {
         }
         if self.assembling.is_none() {
             let context = self.context;
-            let permit = timeout(MESSAGE_TIME, context.assembling.acquire()).await;
+            let permits = Arc::clone(&context.assembling);
+            let permit = timeout(MESSAGE_TIME, permits.acquire_owned()).await;
             let busy = || SyncError::refused(ByeCode::Busy, "too many long messages at once");
             self.assembling = permit.map_err(|_| busy())?.ok();
         }
         self.parts.extend_from_slice(&bytes);
+        self.active = Instant::now();
         if !is_last {
             return Ok(None);
         }
@@ -411,9 +435,9 @@ impl<'a> OpenSession<'a> {
     async fn present(&self, hashes: Vec<ContentHash>) -> Result<Vec<ContentHash>, SyncError> {
         let bucket = self.context.hello.bucket.clone();
         let read = self.context.lease.read(move |tx| {
-            // It may have been switched off since the session began.
+            // It may have been switched off since the last step.
             if !tx.bucket_by_name(&bucket)?.sync.is_on {
-                return Err(StoreError::NotFound(StoreObject::Bucket));
+                return Ok(None);
             }
             let mut there = Vec::new();
             for hash in hashes {
@@ -423,9 +447,28 @@ impl<'a> OpenSession<'a> {
                     there.push(hash);
                 }
             }
-            Ok(there)
+            Ok(Some(there))
         });
-        Ok(read.await?)
+        read.await?.ok_or_else(not_synchronised)
+    }
+
+    /// Ends the session if the branch is not synchronised any more, or takes no changes.
+    async fn check_branch(&self) -> Result<(), SyncError> {
+        let context = self.context;
+        let SyncHello { bucket, branch, .. } = &context.hello;
+        let (store, bucket, branch) = (Arc::clone(&context.lease), bucket.clone(), branch.clone());
+        let checked = blocking(move || check_branch(&store, &bucket, &branch)).await?;
+        // A later branch of the same name has a document of its own.
+        if checked.id != context.branch.key().branch {
+            return Err(not_synchronised());
+        }
+        match checked.settings.is_split == context.hello.part.is_split() {
+            true => Ok(()),
+            false => Err(SyncError::refused(
+                ByeCode::SplitDiffers,
+                "the bucket was split during the session, or is split no longer",
+            )),
+        }
     }
 
     async fn step(&mut self, incoming: Option<Vec<u8>>) -> Result<SyncStep, SyncError> {
@@ -438,19 +481,25 @@ impl<'a> OpenSession<'a> {
             Arc::clone(&context.lease),
             context.settings,
         );
+        // Both go back when the work ends, and not when the session stops waiting for it: until then the thread and the
+        // memory of a long message are in use.
+        let assembled = incoming.as_ref().and_then(|_| self.assembling.take());
+        let held = (context.permit.clone(), assembled);
         let work = blocking(move || {
             let step = branch.step(&store, &mut exchange, settings, incoming.as_deref());
+            drop((incoming, held));
             step.map(|step| (exchange, step))
         });
         let late = |_| SyncError::refused(ByeCode::Timeout, "a merge takes too long");
-        let done = timeout(MERGE_TIME, work).await.map_err(late)?;
-        // The memory of a long message is free again.
-        self.assembling = None;
+        let done = timeout(context.merge_time, work).await.map_err(late)?;
         if done.is_err() && has_message {
             context.counters.failed_merges.add(1);
         }
         let (exchange, step) = done?;
         self.exchange = Some(exchange);
+        if step.has_moved || step.outgoing.is_some() {
+            self.active = Instant::now();
+        }
         if step.is_equal {
             self.end.equal_seq = self.end.equal_seq.max(Some(step.applied));
         }
@@ -478,6 +527,8 @@ impl<'a> OpenSession<'a> {
         if let Some(bytes) = step.outgoing {
             let mut parts = bytes.chunks(PART_BYTES_MAX).peekable();
             while let Some(part) = parts.next() {
+                // A slow peer may take a minute for each part.
+                check_right(self.context, self.identity)?;
                 let is_last = parts.peek().is_none();
                 let bytes = part.to_vec();
                 self.send(&SyncMessage::Sync { is_last, bytes }).await?;

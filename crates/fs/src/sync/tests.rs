@@ -1,6 +1,7 @@
 //! Tests of the synchronisation.
 
 mod bounds;
+mod crowd;
 mod document;
 mod entry;
 mod hostile;
@@ -13,3 +14,4 @@ mod scene;
 mod sessions;
 mod split;
 mod unpack;
+mod withdrawn;

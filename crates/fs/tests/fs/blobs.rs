@@ -6,13 +6,17 @@ use alknet_core::{
     AuthContext, BoxFuture, Carriage, Connection, DialError, DialErrorKind, PeerId, PeerKey,
     ProtocolHandler, memory_pair,
 };
-use alknet_fs::{BLOBS_ALPN, BlobHandler, BlobOptions, BlobPeers, BlobRequest, BlobSelections};
+use alknet_fs::{
+    BLOBS_ALPN, BlobHandler, BlobOptions, BlobPeers, BlobRequest, BlobSelections, FileOpening,
+    FileTree, FsFileTree, FsRequester, OpenFile,
+};
 use alknet_store::{
     ChangeRequest, ContentHash, ContentPresence, FileContent, MAIN_BRANCH, TreeChange,
 };
 use serde_json::{Value, json};
 
-use crate::scene::{FilesNode, FilesPeer, base64, hung, next, noise};
+use crate::mount_client::MountClient;
+use crate::scene::{FilesNode, FilesPeer, base64, broken_off, hung, identity, next, noise};
 
 const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
 
@@ -135,6 +139,71 @@ async fn a_content_is_shared_found_and_fetched() {
     assert_eq!(first["done"], json!(true));
 }
 
+/// Changes a byte of a content in the folder of a node.
+fn damage(node: &FilesNode, hash: &Value, at: usize) {
+    let hash = hash.as_str().expect("a text");
+    let object = node.path("content/objects").join(&hash[..2]).join(hash);
+    let mut bytes = std::fs::read(&object).expect("it lies there");
+    bytes[at] ^= 1;
+    std::fs::remove_file(&object).expect("writable");
+    std::fs::write(&object, &bytes).expect("writable");
+}
+
+/// Whatever reads the file: an operation, a client over HTTP, or one with open files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_content_is_a_problem_until_a_peer_has_sent_it_again() {
+    const GROUP: usize = 16 << 10;
+    const DAMAGED_AT: usize = 200_000;
+    let (bob, node) = (FilesNode::new(), FilesNode::checked());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let client = MountClient::new(&node, "root", &["fs:*"]);
+    let requester = FsRequester::of_identity(identity("root", &["fs:*"]));
+    let tree = FsFileTree::new(node.service.clone(), requester);
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    let problems = || {
+        let problems = node.service.problems().into_iter();
+        let shown = problems.map(|it| format!("{}: {}", it.code, it.text));
+        shown.collect::<Vec<_>>()
+    };
+    let contents = [noise(300_000), noise(400_000), noise(500_000)];
+    let paths = ["docs:/a", "docs:/b", "docs:/c"];
+    for (path, content) in paths.iter().zip(&contents) {
+        let hash = admin.upload(path, content).await["hash"].clone();
+        bobs_admin.upload(path, content).await;
+        share(&bobs_admin, &hash).await;
+        damage(&node, &hash, DAMAGED_AT);
+    }
+    assert_eq!(problems(), [""; 0], "nothing has read them");
+    for path in paths {
+        let ended = admin.broken("fs/read", json!({ "path": path })).await;
+        let before = DAMAGED_AT / GROUP * GROUP;
+        assert_eq!(ended, ("CONTENT_MISSING".to_owned(), before), "{path}");
+    }
+    let damaged = problems();
+    let expected = "files-content-damaged: 3 contents";
+    assert!(
+        damaged.len() == 1 && damaged[0].starts_with(expected),
+        "{damaged:?}"
+    );
+    // Without synchronisation no peer is asked.
+    let ended = admin.broken("fs/read", json!({ "path": paths[0] })).await;
+    assert_eq!(ended, ("CONTENT_MISSING".to_owned(), 0));
+    client.get("/fs/docs/b").await.expect(500);
+    let refused = tree.open("/docs/c", FileOpening::reading()).await;
+    assert_eq!(refused.expect_err("damaged").sftp_status(), 4);
+    let lazy = json!({ "bucket": "docs", "synced": true, "fetch": "lazy" });
+    admin.call("fs/bucket/set", lazy).await;
+    let (_, read) = admin.read(json!({ "path": paths[0] })).await;
+    assert!(read == contents[0]);
+    assert!(problems()[0].starts_with("files-content-damaged: 2 contents"));
+    assert!(client.get("/fs/docs/b").await.expect(200).body == contents[1]);
+    let file = tree.open("/docs/c", FileOpening::reading()).await;
+    let part = file.expect("it comes").read_at(0, 1 << 20).await;
+    let part = part.expect("whole");
+    assert!(!part.is_empty() && contents[2].starts_with(&part));
+    assert_eq!(problems(), [""; 0]);
+}
+
 /// The attack: a peer names a content of another bucket, whose hash it knows, and reads it under that name.
 #[tokio::test]
 async fn a_name_that_was_announced_opens_no_content_of_another_bucket() {
@@ -176,21 +245,45 @@ async fn a_fetch_that_fails_names_what_the_peers_did() {
     node.service.set_peers(Arc::new(Bob(handler(&bob))));
     let hash = want(&node, "/a", &noise(300)).await;
     let input = json!({ "bucket": "docs", "hash": hash, "from": ["carol", "bob"] });
-    let mut items = admin.subscribe("fs/blob/fetch", input).await;
-    let error = loop {
-        let item = tokio::time::timeout(hung(), items.next())
-            .await
-            .expect("in time");
-        if let Err(error) = item.expect("an error ends it") {
-            break error;
-        }
-    };
-    let details = error.details.map(|details| *details).unwrap_or_default();
+    let details = details(&admin, "fs/blob/fetch", input).await;
     let tried = json!([
         { "peer": "carol", "outcome": "unreachable" },
         { "peer": "bob", "outcome": "no content" },
     ]);
     assert_eq!(details, json!({ "hash": hash, "tried": tried }));
+}
+
+/// The details of the error with which a subscription ends.
+async fn details(peer: &FilesPeer, operation: &str, input: Value) -> Value {
+    let mut items = peer.subscribe(operation, input).await;
+    let (error, _) = broken_off(&mut items).await;
+    error.details.map(|details| *details).unwrap_or_default()
+}
+
+/// So does a read. The names of the peers are for callers that exchange contents with them.
+#[tokio::test]
+async fn a_read_that_fails_says_what_the_peers_did() {
+    let (bob, node) = (FilesNode::new(), FilesNode::new());
+    let (bobs_admin, admin) = (bob.admin().await, node.admin().await);
+    let put = json!({ "path": "docs:/b", "bytes": base64(b"other") });
+    let other = bobs_admin.call("fs/put", put).await["hash"].clone();
+    share(&bobs_admin, &other).await;
+    node.service.set_peers(Arc::new(Bob(handler(&bob))));
+    let hash = want(&node, "/a", &noise(300)).await;
+    let reader = node.peer("ada", &["fs:read:docs"]);
+    let both = node.peer("eve", &["fs:read:docs", "fs:sync:docs"]);
+    let read = json!({ "path": "docs:/a" });
+    let unasked = details(&both, "fs/read", read.clone()).await;
+    assert_eq!(unasked, json!({ "hash": hash, "tried": [] }));
+    let lazy = json!({ "bucket": "docs", "synced": true, "fetch": "lazy" });
+    admin.call("fs/bucket/set", lazy).await;
+    for (peer, attempt) in [
+        (&reader, json!({ "outcome": "no content" })),
+        (&both, json!({ "peer": "bob", "outcome": "no content" })),
+    ] {
+        let said = details(peer, "fs/read", read.clone()).await;
+        assert_eq!(said, json!({ "hash": hash, "tried": [attempt] }));
+    }
 }
 
 #[tokio::test]

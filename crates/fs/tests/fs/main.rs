@@ -17,4 +17,5 @@ mod timing;
 mod tree;
 mod tree_model;
 mod watching;
+mod withdrawn;
 mod wrong_input;

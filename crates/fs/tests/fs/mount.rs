@@ -120,6 +120,9 @@ async fn of_two_writes_at_once_with_one_condition_one_wins() {
             .expect("one");
         let now = root.get("/fs/docs/a").await.expect(200);
         assert_eq!(now.text(), won.1);
+        // Whether its condition failed at the beginning or at the commit.
+        let lost = answers.iter().find(|(it, _)| it.status == 412);
+        assert_eq!(lost.expect("one").0.header("etag"), won.0.header("etag"));
         won.0.header("etag").clone_into(&mut tag);
         assert_eq!(now.header("etag"), tag);
     }

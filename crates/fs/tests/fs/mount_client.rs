@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alknet_core::{BoxError, HttpMount, Identity, MountBody, MountCaller};
+use alknet_core::{BoxError, CallerLookup, HttpMount, Identity, MountBody, MountCaller};
 use alknet_fs::{DavMount, FsService};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -10,13 +10,29 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 
-use crate::scene::{FilesNode, hung, identity};
+use crate::scene::{FilesNode, ScopeTable, hung, identity};
 
 /// The mount of a node, as one caller uses it.
 #[derive(Clone)]
 pub(crate) struct MountClient {
     mount: Arc<DavMount<FsService>>,
     identity: Option<Arc<Identity>>,
+    lookup: Option<CallerLookup>,
+}
+
+/// Reads a body to its end. Returns its bytes, and whether it is whole.
+pub(crate) async fn drain(mut body: MountBody) -> (usize, bool) {
+    let read = async {
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(frame) => bytes += frame.into_data().map_or(0, |data| data.len()),
+                Err(_) => return (bytes, false),
+            }
+        }
+        (bytes, true)
+    };
+    tokio::time::timeout(hung(), read).await.expect("in time")
 }
 
 /// A response that was read to its end.
@@ -58,6 +74,17 @@ impl MountClient {
         Self {
             mount: Arc::new(DavMount::new(Arc::new(node.service.clone()))),
             identity: None,
+            lookup: None,
+        }
+    }
+
+    /// A caller with the scopes that a table has for it, also while a request goes on.
+    pub(crate) fn listed(node: &FilesNode, table: &Arc<ScopeTable>, name: &'static str) -> Self {
+        let known = Arc::clone(table);
+        Self {
+            identity: table.find(name),
+            lookup: Some(CallerLookup::new(move || known.find(name))),
+            ..Self::unknown(node)
         }
     }
 
@@ -66,6 +93,7 @@ impl MountClient {
         Self {
             mount: Arc::clone(&self.mount),
             identity: Some(identity(name, scopes)),
+            lookup: None,
         }
     }
 
@@ -132,6 +160,7 @@ impl MountClient {
     async fn answer(&self, request: Request<MountBody>) -> Response<MountBody> {
         let caller = MountCaller {
             identity: self.identity.clone(),
+            lookup: self.lookup.clone(),
             ..MountCaller::default()
         };
         Arc::clone(&self.mount).respond(request, caller).await
@@ -139,10 +168,16 @@ impl MountClient {
 
     /// The body of a file, of which nothing is read yet.
     pub(crate) async fn begin(&self, path: &str) -> MountBody {
+        self.begin_range(path, "all").await
+    }
+
+    /// The same of some ranges of it. Those in an unknown unit are the whole file.
+    pub(crate) async fn begin_range(&self, path: &str, range: &str) -> MountBody {
         let body = MountBody::new(Empty::new().map_err(|never| match never {}));
-        let request = Request::get(path).header("host", "node").body(body);
+        let request = Request::get(path).header("host", "node");
+        let request = request.header("range", range).body(body);
         let answer = self.answer(request.expect("a request")).await;
-        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.status().is_success(), "{}", answer.status());
         answer.into_body()
     }
 

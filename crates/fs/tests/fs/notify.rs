@@ -122,3 +122,57 @@ async fn a_claim_counts_in_its_own_queue_only() {
     }
     admin.call("fs/notify/queue/ack", claim("docs")).await;
 }
+
+/// Jobs lie in the file of names, and the right to write must not fill the disk beside the quota.
+#[tokio::test]
+async fn jobs_are_within_the_quota_of_their_bucket() {
+    let node = FilesNode::new();
+    let admin = node.admin().await;
+    let small = json!({ "bucket": "small", "quota_bytes": 1 << 20 });
+    admin.call("fs/bucket/create", small).await;
+    let eve = node.peer("eve", &["fs:write:small"]);
+    let payload = "x".repeat(64 << 10);
+    let job = |queue: usize| json!({ "bucket": "small", "queue": format!("q{queue}"), "payload": payload });
+    for number in 0..15 {
+        eve.call("fs/notify/queue/enqueue", job(number)).await;
+    }
+    let (code, details) = eve.code("fs/notify/queue/enqueue", job(0)).await;
+    assert_eq!(code, "QUOTA_EXCEEDED", "{details}");
+    let usage = json!({ "bucket": "small" });
+    let usage = admin.call("fs/bucket/usage", usage).await;
+    let bytes = usage["bytes"].as_u64().expect("a number");
+    assert!((15 << 16..=1 << 20).contains(&bytes), "{usage}");
+    // Others have queues of their own, as many as eve has used up.
+    let other = json!({ "bucket": "docs", "queue": "q", "payload": payload });
+    admin.call("fs/notify/queue/enqueue", other).await;
+}
+
+/// The names of buckets are given again, and what lay in the queues of one is not for the owner of the next.
+#[tokio::test]
+async fn a_new_bucket_gets_nothing_of_a_deleted_one_with_its_name() {
+    let node = FilesNode::new();
+    let admin = node.admin().await;
+    let secret = json!({ "bucket": "docs", "queue": "q", "payload": "secret", "key": "k" });
+    let first = admin.call("fs/notify/queue/enqueue", secret.clone()).await;
+    let consumer = json!({ "bucket": "docs", "consumer": "c", "start": "oldest" });
+    admin.call("fs/notify/add", consumer.clone()).await;
+    let docs = json!({ "bucket": "docs" });
+    admin.call("fs/bucket/delete", docs.clone()).await;
+    admin.call("fs/bucket/create", docs).await;
+    let eve = node.peer("eve", &["fs:read:docs", "fs:write:docs"]);
+    let queue = json!({ "bucket": "docs", "queue": "q" });
+    let claimed = eve.call("fs/notify/queue/claim", queue.clone()).await;
+    assert_eq!(claimed["jobs"], json!([]));
+    let usage = eve.call("fs/notify/queue/usage", queue).await;
+    assert_eq!(usage["waiting"], 0);
+    let own = json!({ "bucket": "docs", "consumer": "c" });
+    let gone = eve.code("fs/notify/events", own).await;
+    assert_eq!(
+        gone,
+        ("NOT_FOUND".to_owned(), json!({ "object": "consumer" }))
+    );
+    // Its key is free as well.
+    let again = eve.call("fs/notify/queue/enqueue", secret).await;
+    assert_eq!(again["new"], true);
+    assert_ne!(again["id"], first["id"]);
+}

@@ -1,14 +1,18 @@
 //! A node with files, and peers that are connected in this process.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallHandler, CallOptions, Dispatcher, Registry, Subscription,
-    SubscriptionEvent,
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher, Registry,
+    Subscription, SubscriptionEvent,
 };
-use alknet_core::{AuthContext, Carriage, Identity, IdentityKind, ProtocolHandler, memory_pair};
+use alknet_core::{
+    AuthContext, AuthToken, Carriage, Identity, IdentityKind, IdentityProvider, PeerId, PeerKey,
+    ProtocolHandler, memory_pair,
+};
 use alknet_fs::{FsService, operations};
 use alknet_store::FileStoreOptions;
 use alknet_test_support::deadline;
@@ -16,6 +20,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 /// How long anything may take before a test calls it hung.
 pub(crate) fn hung() -> Duration {
@@ -35,19 +40,46 @@ impl FilesNode {
         Self::with(FileStoreOptions::default())
     }
 
+    /// A node whose contents count as checked, so that its chores read none that a test damages.
+    pub(crate) fn checked() -> Self {
+        let node = Self::new();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.expect("after 1970").as_secs().to_string();
+        std::fs::create_dir_all(node.service.folder()).expect("writable");
+        std::fs::write(node.path("scrubbed"), now).expect("writable");
+        node
+    }
+
     pub(crate) fn with(options: FileStoreOptions) -> Self {
         let folder = tempfile::tempdir().expect("writable");
         Self::within(Arc::new(folder), options)
     }
 
+    /// A node that looks its callers up in a table.
+    pub(crate) fn with_table(table: &Arc<ScopeTable>) -> Self {
+        let folder = tempfile::tempdir().expect("writable");
+        let options = FileStoreOptions::default();
+        Self::make(Arc::new(folder), options, |dispatcher| {
+            dispatcher.with_identities(Arc::clone(table) as _)
+        })
+    }
+
     fn within(folder: Arc<TempDir>, options: FileStoreOptions) -> Self {
+        Self::make(folder, options, |dispatcher| dispatcher)
+    }
+
+    fn make(
+        folder: Arc<TempDir>,
+        options: FileStoreOptions,
+        change: impl FnOnce(Dispatcher) -> Dispatcher,
+    ) -> Self {
         let service = FsService::new(&folder.path().join("fs"), options);
         let mut builder = Registry::builder();
         for operation in operations(&service) {
             builder.add(operation);
         }
         let registry = builder.build().expect("no rule is broken");
-        let dispatcher = Arc::new(Dispatcher::new(registry));
+        let dispatcher = Arc::new(change(Dispatcher::new(registry)));
         Self {
             service,
             handler: Arc::new(CallHandler::new(dispatcher)),
@@ -75,12 +107,17 @@ impl FilesNode {
 
     /// A connected peer with these scopes.
     pub(crate) fn peer(&self, name: &str, scopes: &[&str]) -> FilesPeer {
-        FilesPeer(self.connection(Some(name), scopes))
+        FilesPeer(self.connect(Some(identity(name, scopes))))
+    }
+
+    /// A connected peer with the scopes that a table has for it.
+    pub(crate) fn listed_peer(&self, table: &ScopeTable, name: &str) -> FilesPeer {
+        FilesPeer(self.connect(table.find(name)))
     }
 
     /// A connected peer that the node does not know.
     pub(crate) fn unknown_peer(&self) -> FilesPeer {
-        FilesPeer(self.connection(None, &[]))
+        FilesPeer(self.connect(None))
     }
 
     /// A peer that may do everything, and a bucket `docs`.
@@ -92,10 +129,10 @@ impl FilesNode {
         admin
     }
 
-    fn connection(&self, name: Option<&str>, scopes: &[&str]) -> CallConnection {
+    fn connect(&self, identity: Option<Arc<Identity>>) -> CallConnection {
         let (ours, theirs) = memory_pair(ALPN);
         let auth = AuthContext {
-            identity: name.map(|name| identity(name, scopes)),
+            identity,
             key: None,
             alpn: ALPN.into(),
             sni: None,
@@ -116,6 +153,67 @@ pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
         resources: Default::default(),
         generation: 1,
     })
+}
+
+/// Identities whose scopes a test changes while they do something. Each change makes a further table.
+#[derive(Debug)]
+pub(crate) struct ScopeTable {
+    number: watch::Sender<u64>,
+    scopes: Mutex<HashMap<String, Vec<&'static str>>>,
+}
+
+impl ScopeTable {
+    /// A table without identities.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            number: watch::channel(1).0,
+            scopes: Mutex::default(),
+        })
+    }
+
+    /// Gives an identity these scopes and no others; without any, the node does not know it.
+    pub(crate) fn set(&self, name: &str, scopes: Option<&[&'static str]>) {
+        let mut table = self.scopes.lock().expect("no panic");
+        match scopes {
+            Some(scopes) => drop(table.insert(name.to_owned(), scopes.to_vec())),
+            None => drop(table.remove(name)),
+        }
+        drop(table);
+        self.number.send_modify(|number| *number += 1);
+    }
+
+    /// An identity as it is by now.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Identity>> {
+        let generation = *self.number.borrow();
+        let table = self.scopes.lock().expect("no panic");
+        let known = identity(name, table.get(name)?);
+        Some(Arc::new(Identity {
+            generation,
+            ..Identity::clone(&known)
+        }))
+    }
+}
+
+impl IdentityProvider for ScopeTable {
+    fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
+        self.find(id.as_str())
+    }
+
+    fn table(&self) -> Option<u64> {
+        Some(*self.number.borrow())
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.number.subscribe()
+    }
 }
 
 /// A connected peer.
@@ -187,13 +285,8 @@ impl FilesPeer {
     /// The code with which a subscription ends, and the bytes that came before.
     pub(crate) async fn broken(&self, operation: &str, input: Value) -> (String, usize) {
         let mut items = self.subscribe(operation, input).await;
-        let mut bytes = 0;
-        loop {
-            match items.next().await.expect("an error ends it") {
-                Ok(item) => bytes += bytes_of(&item).len(),
-                Err(error) => break (error.code.name().to_owned(), bytes),
-            }
-        }
+        let (error, bytes) = broken_off(&mut items).await;
+        (error.code.name().to_owned(), bytes)
     }
 
     /// Puts a short content, and returns the number of the commit.
@@ -233,7 +326,22 @@ pub(crate) async fn next(items: &mut Subscription) -> SubscriptionEvent {
     item.expect("in time").expect("an item").expect("an item")
 }
 
-fn bytes_of(item: &SubscriptionEvent) -> Vec<u8> {
+/// The error with which a subscription ends, and the bytes that come before it.
+pub(crate) async fn broken_off(items: &mut Subscription) -> (CallError, usize) {
+    let read = async {
+        let mut bytes = 0;
+        loop {
+            match items.next().await.expect("an error ends it") {
+                Ok(item) => bytes += bytes_of(&item).len(),
+                Err(error) => break (error, bytes),
+            }
+        }
+    };
+    tokio::time::timeout(hung(), read).await.expect("in time")
+}
+
+/// The bytes of an item of a read.
+pub(crate) fn bytes_of(item: &SubscriptionEvent) -> Vec<u8> {
     let value = item.output.value();
     let said = &value["bytes"];
     match item.output.binary(said) {

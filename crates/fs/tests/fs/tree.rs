@@ -288,6 +288,43 @@ async fn versions_are_in_the_path_and_only_heads_take_changes() {
     assert_eq!(status(moved), 8);
 }
 
+/// A path with `..` or NUL, a name of 300 bytes, 65 names: SFTP's status of a failure, from every call.
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_break_a_rule_are_refused_and_make_nothing() {
+    let node = TreeNode::new().await;
+    let tree = &node.tree;
+    let attributes = FileAttributes::default();
+    for path in [
+        "/docs/new/../b".to_owned(),
+        "/docs/new/a\0b".to_owned(),
+        format!("/docs/new/{}", "a".repeat(300)),
+        format!("/docs/new{}", "/a".repeat(64)),
+    ] {
+        let path = path.as_str();
+        for refused in [
+            status(tree.stat(path).await),
+            status(tree.list(path, None, 9).await),
+            status(tree.read_link(path).await),
+            status(tree.space(path).await),
+            status(tree.open(path, FileOpening::reading()).await),
+            status(tree.open(path, FileOpening::writing()).await),
+            status(tree.make_directory(path, attributes).await),
+            status(tree.remove_file(path).await),
+            status(tree.remove_directory(path).await),
+            status(tree.rename("/docs/a", path, true).await),
+            status(tree.rename(path, "/docs/b", true).await),
+            status(tree.copy_file("/docs/a", path).await),
+            status(tree.copy_file(path, "/docs/b").await),
+            status(tree.make_link(path, "a").await),
+            status(tree.set_attributes(path, attributes).await),
+        ] {
+            assert_eq!(refused, 4, "{path:.60}");
+        }
+    }
+    // Neither the entry nor the directories on the way to it.
+    assert_eq!(names(tree, "/docs").await, ["a"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn attributes_of_an_open_file_come_with_its_content() {
     let node = TreeNode::new().await;

@@ -42,6 +42,14 @@ impl HttpCaller {
         self.via = via;
         self
     }
+
+    /// The identity with the scopes that it has by now, or `None` if its proof is not valid any more.
+    #[must_use]
+    pub fn identity_now(&self) -> Option<Arc<Identity>> {
+        let before = self.identity.as_ref()?;
+        let token = self.token.as_deref();
+        self.gate.identity_now(before, token, self.proved_by)
+    }
 }
 
 /// The interface through which a request came.

@@ -220,6 +220,7 @@ impl WriteTransaction<'_> {
             };
             let inline = self.execute("DELETE FROM inline_ WHERE hash = ?1", [hash])?;
             self.execute("DELETE FROM blob WHERE hash = ?1", [hash])?;
+            self.note_damage_count();
             released.push(ReleasedContent {
                 hash,
                 size,

@@ -4,7 +4,7 @@
 //! content/objects/ab/HEX           an object; HEX is its hash
 //! content/outboards/HEX-FROM-TO    its hash tree; deleting it is always safe
 //! content/uploads/…                what is being written; emptied when the store is opened
-//! content/partials/HEX             what has arrived of a content that peers send
+//! content/partials/BUCKET-HEX      what has arrived of a content that peers send for a bucket
 //! ```
 //!
 //! A content gets its name in this order, and in no other: all bytes are staged, they are synced and have their place

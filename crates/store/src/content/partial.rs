@@ -1,7 +1,10 @@
 //! Contents that arrive from peers, group by group. What has arrived outlives a restart.
 //!
-//! The bytes lie in `partials/HEX`, and `partials/HEX.have` says which of them are there. That list is written after the bytes
-//! are on the disk. It is not trusted: a content that is whole is hashed before it gets its place.
+//! The bytes lie in `partials/BUCKET-HEX`, and `partials/BUCKET-HEX.have` says which of them are there. That list is written
+//! after the bytes are on the disk. It is not trusted: a content that is whole is hashed before it gets its place.
+//!
+//! Each bucket that waits for a content receives it for itself. What has arrived for one would otherwise show to another one,
+//! and to the peers of that one, which content it waits for, how far it came, and how long it is.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -17,6 +20,7 @@ use super::{ContentFolder, ContentStatus, io_error, object_error};
 use crate::error::StoreError;
 use crate::hash::ContentHash;
 use crate::limits::{INLINE_BYTES_MAX, PARTIAL_KEPT_TIME, PARTIAL_SAVE_BYTES};
+use crate::names::BucketId;
 use crate::sessions::ranges::ByteRanges;
 
 /// The folder of contents that arrive, beside the one of objects.
@@ -42,15 +46,20 @@ pub struct PartialContent {
 }
 
 impl ContentFolder {
-    /// Begins to receive a content, or goes on with what is here of it. Blocks.
+    /// Begins to receive a content for a bucket, or goes on with what has arrived of it for this bucket. Blocks.
     ///
     /// # Errors
     /// The disk is full or fails; the content would be larger than any file; [`StoreError::Busy`] while another value for
-    /// this content exists.
-    pub fn receive(&self, hash: ContentHash, size: u64) -> Result<PartialContent, StoreError> {
+    /// this bucket and this content exists.
+    pub fn receive(
+        &self,
+        bucket: BucketId,
+        hash: ContentHash,
+        size: u64,
+    ) -> Result<PartialContent, StoreError> {
         check_file_size(size)?;
         let folder = self.partials();
-        let path = folder.join(hash.to_string());
+        let path = folder.join(format!("{bucket}-{hash}"));
         let opened = open_locked(&folder, &path);
         let file = opened.map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => StoreError::Busy("the content is being fetched already"),
@@ -77,8 +86,8 @@ impl ContentFolder {
         Ok(partial)
     }
 
-    /// Removes contents that arrive no further: those that no name wants any more, and those that got nothing for
-    /// [`PARTIAL_KEPT_TIME`]. One that is being received stays. Returns how many were removed. Blocks.
+    /// Removes contents that arrive no further: those that no name of their bucket wants any more, and those that got
+    /// nothing for [`PARTIAL_KEPT_TIME`]. One that is being received stays. Returns how many were removed. Blocks.
     ///
     /// # Errors
     /// The database refuses a query, or the folder cannot be read.
@@ -93,22 +102,29 @@ impl ContentFolder {
             let file = file.map_err(failed)?;
             // A list goes with its content.
             let name = file.file_name();
-            let Some(hash) = name.to_str().and_then(|name| name.parse().ok()) else {
+            let Some((bucket, hash)) = name.to_str().and_then(read_name) else {
                 continue;
             };
-            let is_wanted = matches!(
-                self.status(hash)?,
-                ContentStatus::Wanted { .. }
-                    | ContentStatus::Partial { .. }
-                    | ContentStatus::Bad { .. }
-            );
-            // A bucket may wait for what another one has.
-            let is_wanted = is_wanted || self.db.read(move |tx| tx.is_awaited(hash)).wait()?;
+            let is_wanted = match bucket {
+                Some(bucket) => self.is_wanted_in(bucket, hash)?,
+                None => false,
+            };
             if (!is_wanted || is_stale(&file.path())) && remove_unless_open(&file.path()) {
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+
+    /// Whether names of a bucket lead to a content whose bytes it does not have, or lost.
+    fn is_wanted_in(&self, bucket: BucketId, hash: ContentHash) -> Result<bool, StoreError> {
+        let status = self.db.read(move |tx| tx.content_status_in(bucket, hash));
+        Ok(matches!(
+            status.wait()?,
+            ContentStatus::Wanted { .. }
+                | ContentStatus::Partial { .. }
+                | ContentStatus::Bad { .. }
+        ))
     }
 
     fn partials(&self) -> PathBuf {
@@ -261,6 +277,17 @@ fn open_locked(folder: &Path, path: &Path) -> io::Result<File> {
         Ok(()) => Err(ErrorKind::WouldBlock.into()),
         Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The bucket and the content by the name of a file. Earlier versions had no bucket there. `None` for other files.
+fn read_name(name: &str) -> Option<(Option<BucketId>, ContentHash)> {
+    match name.split_once('-') {
+        Some((bucket, hash)) => {
+            let bucket = bucket.parse().ok().map(BucketId::new)?;
+            Some((Some(bucket), hash.parse().ok()?))
+        }
+        None => Some((None, name.parse().ok()?)),
     }
 }
 

@@ -178,6 +178,8 @@ impl WriteTransaction<'_> {
 
     /// The hash covers the size, so that the size of the bytes wins over one that was announced.
     fn complete_content(&self, hash: ContentHash, size: u64) -> Result<(), StoreError> {
+        // Callers rarely know whether it was bad, and a count of few rows costs less than a look.
+        self.note_damage_count();
         let set = "UPDATE blob SET state = ?2, verified_ms = ?3, size = ?4 WHERE hash = ?1";
         let now = to_sql(self.unix_ms());
         let complete = ContentState::Complete.code();
@@ -198,6 +200,7 @@ impl WriteTransaction<'_> {
         if self.execute(set, params![hash, bad, complete, seen])? == 0 {
             return Ok(false);
         }
+        self.note_damage_count();
         let size = "SELECT size FROM blob WHERE hash = ?1";
         let size = self.query_count(size, [hash])?;
         self.emit_content(EventTopic::BlobBad, hash, size)?;

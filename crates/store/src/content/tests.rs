@@ -108,6 +108,7 @@ fn a_damaged_object_is_refused_marked_and_mended() {
     let files = TestFiles::new();
     let bytes = content(1, 600_000);
     let hash = files.put("/a", &bytes);
+    assert_eq!(files.store().db().damaged_contents(), 0);
     let mut damaged = bytes.clone();
     damaged[400_000] ^= 1;
     overwrite(&files, hash, &damaged);
@@ -124,10 +125,12 @@ fn a_damaged_object_is_refused_marked_and_mended() {
     assert_eq!(bad_events(&files), 1);
     assert_eq!(refused(files.bytes(hash)), StoreErrorCode::ContentMissing);
     assert_eq!(bad_events(&files), 1, "it is announced once");
+    assert_eq!(files.store().db().damaged_contents(), 1);
     // The same content again mends it.
     files.put("/b", &bytes);
     assert!(files.bytes(hash).expect("whole") == bytes);
     assert_eq!(status(&files, hash), ContentStatus::Complete { size });
+    assert_eq!(files.store().db().damaged_contents(), 0);
     let complete = "SELECT count(*) FROM outbox WHERE topic = 'blob.complete'";
     assert_eq!(files.count(complete), 1);
 }
@@ -292,6 +295,28 @@ fn a_scrub_finds_each_kind_of_damage_and_what_was_brought_back() {
     overwrite(&files, damaged, &content(1, 100_000));
     assert!(run().is_empty());
     assert!(files.bytes(damaged).is_ok(), "it is whole again");
+}
+
+#[test]
+fn damaged_contents_are_counted_until_they_are_stored_again_or_gone() {
+    let mut files = TestFiles::new();
+    files.set_retention(0);
+    let count = |files: &TestFiles| files.store().db().damaged_contents();
+    for number in 1..4 {
+        let hash = files.put(&format!("/{number}"), &content(number, 100_000));
+        fs::remove_file(object_path(&files, hash)).expect("it is there");
+        assert_eq!(refused(files.bytes(hash)), StoreErrorCode::ContentMissing);
+        assert_eq!(count(&files), number);
+    }
+    files.reopen();
+    assert_eq!(count(&files), 3, "a start counts them");
+    files.put("/again", &content(1, 100_000));
+    assert_eq!(count(&files), 2);
+    files.delete("/2");
+    assert_eq!(count(&files), 2, "a former version has it");
+    files.clock.advance(Duration::from_secs(20 * 60));
+    files.collect();
+    assert_eq!(count(&files), 1);
 }
 
 /// The row is a caller's word, and the hash covers the size as well.

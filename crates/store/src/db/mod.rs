@@ -104,6 +104,7 @@ struct StoreDbInner {
     was_clean: bool,
     quarantined: Vec<PathBuf>,
     is_damaged: Arc<AtomicBool>,
+    damaged_contents: Arc<AtomicU64>,
     last_event: watch::Receiver<i64>,
     time: Arc<dyn TimeSource>,
     space: Arc<SpaceWatch>,
@@ -149,11 +150,13 @@ impl StoreDb {
         }
         let (jobs, receiver) = sync_channel(WRITES_QUEUED_MAX);
         let (sender, last_event) = watch::channel(opened.last_event);
+        let damaged_contents = Arc::new(AtomicU64::new(opened.damaged_contents));
         let space = Arc::new(SpaceWatch::new(path, options.space));
         let setup = WriterSetup {
             jobs: receiver,
             last_event: sender,
             is_damaged: Arc::clone(&is_damaged),
+            damaged_contents: Arc::clone(&damaged_contents),
             time: Arc::clone(&options.time),
             space: Arc::clone(&space),
             reads: Arc::clone(readers.watch()),
@@ -171,6 +174,7 @@ impl StoreDb {
             was_clean: opened.was_clean,
             quarantined: opened.quarantined,
             is_damaged,
+            damaged_contents,
             last_event,
             time: options.time,
             space,
@@ -304,6 +308,14 @@ impl StoreDb {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.inner.is_damaged.load(Ordering::Relaxed)
+    }
+
+    /// Contents that proved damaged or lost and were not stored again, up to
+    /// [`DAMAGED_CONTENTS_COUNTED_MAX`](crate::limits::DAMAGED_CONTENTS_COUNTED_MAX). A write that changes their number has
+    /// its result after the change. Does not block.
+    #[must_use]
+    pub fn damaged_contents(&self) -> u64 {
+        self.inner.damaged_contents.load(Ordering::Relaxed)
     }
 }
 

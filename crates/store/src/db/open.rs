@@ -13,9 +13,9 @@ use thiserror::Error;
 use super::copies::store_copies;
 use super::quarantine;
 use super::schema::{self, META_CLEAN_SHUTDOWN, META_CLOCK, META_STORE_ID, StoreFileKind};
-use super::transaction::to_sql;
+use super::transaction::{from_sql, to_sql};
 use crate::clock::HybridTimestamp;
-use crate::limits::LOG_BYTES_MAX;
+use crate::limits::{DAMAGED_CONTENTS_COUNTED_MAX, LOG_BYTES_MAX};
 
 /// How long SQLite waits for a lock.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
@@ -64,6 +64,8 @@ pub(crate) struct OpenedStoreFile {
     pub(crate) store_id: [u8; 16],
     pub(crate) last_time: Option<HybridTimestamp>,
     pub(crate) last_event: i64,
+    /// Contents that proved damaged or lost, as many as are counted.
+    pub(crate) damaged_contents: u64,
     pub(crate) was_clean: bool,
     /// Damaged files of earlier starts.
     pub(crate) quarantined: Vec<PathBuf>,
@@ -198,6 +200,7 @@ fn try_open(
     // next start checks it.
     connection.execute("DELETE FROM meta WHERE k = ?1", [META_CLEAN_SHUTDOWN])?;
     connection.execute_batch(schema::LATER_TABLES)?;
+    schema::number_rows(&mut connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     let store_id = read_meta(&connection, META_STORE_ID)?;
     let last_time: Option<[u8; HybridTimestamp::BYTES]> = read_meta(&connection, META_CLOCK)?;
@@ -205,10 +208,13 @@ fn try_open(
     // backwards for a consumer.
     let last_event = "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'";
     let last_event = connection.query_row(last_event, [], |row| row.get(0));
+    let most = [to_sql(DAMAGED_CONTENTS_COUNTED_MAX)];
+    let damaged = connection.query_row(schema::DAMAGED_CONTENTS, most, |row| row.get(0));
     Ok(OpenedStoreFile {
         store_id: store_id.ok_or_else(|| AttemptError::Damaged("it has no identity".to_owned()))?,
         last_time: last_time.map(HybridTimestamp::from_bytes),
         last_event: last_event.optional()?.unwrap_or(0),
+        damaged_contents: from_sql(damaged?),
         connection,
         lock,
         was_clean,

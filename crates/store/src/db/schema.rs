@@ -33,11 +33,15 @@ pub(crate) const META_SWEEP_HELD: &str = "sweep_held";
 /// Tables and indexes that came after the first format. An earlier program reads a file with them and leaves them alone, so
 /// they need no new version: it synchronises nothing and knows no shares.
 ///
+/// Since then `job.queue` and `consumer.name` begin with `#`, the number of a bucket and `/`, and `usage.bytes` counts the jobs
+/// of a bucket. An earlier program finds no such row.
+///
 /// The document of a branch lies in parts in `sync_log`: one of them grows by what was added, and SQLite writes no value in
 /// place. `sync_doc.doc` has the heads of the document, 32 bytes each: whether a peer has the same is known without it.
 /// Where each name in the root of a branch has a document of its own, `sync_part` numbers them, and `sync_doc`, `sync_log`
 /// and `sync_peer` have such a number, negated, in the place of that of the branch. `saved_ms` is when the document of a
-/// part changed last.
+/// part changed last. `blob_bad` has the contents that proved damaged or lost, which are state 3: to count and to list them
+/// costs as much as there are of them.
 pub(crate) const LATER_TABLES: &str = "
 CREATE INDEX IF NOT EXISTS job_due ON job(queue, run_at_ms, id);
 CREATE TABLE IF NOT EXISTS share(
@@ -52,6 +56,7 @@ CREATE TABLE IF NOT EXISTS sync_part(
   id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, top TEXT NOT NULL, saved_ms INTEGER NOT NULL,
   UNIQUE(branch_id, top));
 CREATE INDEX IF NOT EXISTS blob_bucket_wanted ON blob_bucket(bucket_id, hash) WHERE wanted = 1;
+CREATE INDEX IF NOT EXISTS blob_bad ON blob(state, hash) WHERE state = 3;
 ";
 
 /// The tables. Text of enumerations is checked when it is read.
@@ -128,6 +133,42 @@ CREATE TABLE sync_doc(branch_id INTEGER PRIMARY KEY, doc_id BLOB, doc BLOB, appl
 CREATE TABLE sync_peer(branch_id INTEGER, peer TEXT, state BLOB, PRIMARY KEY(branch_id,peer)) WITHOUT ROWID;
 ";
 
+/// How many contents proved damaged or lost, and at most so many. The state is written out, because the index of these
+/// contents serves no query with a parameter in its place.
+pub(crate) const DAMAGED_CONTENTS: &str =
+    "SELECT count(*) FROM (SELECT 1 FROM blob WHERE state = 3 LIMIT ?1)";
+
+/// Whether a queue or a consumer has the name of its bucket before its own, as in the first format.
+const HAS_NAMED_ROWS: &str = "
+SELECT EXISTS (SELECT 1 FROM job WHERE queue >= '$' AND queue < 'lock') OR EXISTS (SELECT 1 FROM job WHERE queue > 'lock')
+  OR EXISTS (SELECT 1 FROM consumer WHERE name >= '$')";
+
+/// Puts the number of the bucket in the place of its name, and counts the bytes of the jobs against its quota. Rows whose
+/// bucket is gone go as well. An earlier program may have written rows beside those that have a number: they are counted
+/// afresh, and where both exist, the row with the number stays.
+const NUMBER_ROWS: &str = "
+UPDATE usage SET bytes = bytes - (SELECT coalesce(sum(octet_length(payload) + octet_length(queue)
+  + coalesce(octet_length(key), 0)), 0) FROM job WHERE queue > '#' || bucket_id || '/' AND queue < '#' || bucket_id || '0');
+DELETE FROM job WHERE queue >= '$' AND queue <> 'lock' AND NOT EXISTS
+  (SELECT 1 FROM bucket b WHERE b.name = substr(job.queue, 1, instr(job.queue, '/') - 1));
+UPDATE OR IGNORE job SET
+  key = 'job:#' || (SELECT b.id FROM bucket b WHERE b.name = substr(job.queue, 1, instr(job.queue, '/') - 1))
+    || substr(queue, instr(queue, '/')) || substr(key, length('job:' || queue) + 1),
+  queue = '#' || (SELECT b.id FROM bucket b WHERE b.name = substr(job.queue, 1, instr(job.queue, '/') - 1))
+    || substr(queue, instr(queue, '/'))
+  WHERE queue >= '$' AND queue <> 'lock';
+DELETE FROM job WHERE queue >= '$' AND queue <> 'lock';
+UPDATE usage SET bytes = bytes + (SELECT coalesce(sum(octet_length(payload) + octet_length(queue)
+  + coalesce(octet_length(key), 0)), 0) FROM job WHERE queue > '#' || bucket_id || '/' AND queue < '#' || bucket_id || '0');
+DELETE FROM consumer WHERE name >= '$' AND NOT EXISTS
+  (SELECT 1 FROM bucket b WHERE b.name = substr(consumer.name, 1, instr(consumer.name, '/') - 1));
+UPDATE OR IGNORE consumer SET
+  name = '#' || (SELECT b.id FROM bucket b WHERE b.name = substr(consumer.name, 1, instr(consumer.name, '/') - 1))
+    || substr(name, instr(name, '/'))
+  WHERE name >= '$';
+DELETE FROM consumer WHERE name >= '$';
+";
+
 /// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreFileKind {
@@ -155,6 +196,19 @@ pub(crate) fn identify(connection: &Connection) -> rusqlite::Result<StoreFileKin
         }
         _ => StoreFileKind::Foreign,
     })
+}
+
+/// Takes queues and consumers from the form of the first format: under the name of a bucket that was deleted, another one
+/// got its jobs.
+pub(crate) fn number_rows(connection: &mut Connection) -> rusqlite::Result<()> {
+    // Asked first, and of the index alone: later starts write nothing.
+    if !connection.query_row(HAS_NAMED_ROWS, [], |row| row.get::<_, bool>(0))? {
+        return Ok(());
+    }
+    // All or nothing: after a power cut between two statements the quota would have counted the jobs twice.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(NUMBER_ROWS)?;
+    transaction.commit()
 }
 
 /// Creates all tables, or none of them. The mark that holds the sweep is in the same transaction: without it, the next

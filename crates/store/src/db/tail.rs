@@ -222,16 +222,39 @@ fn replay_event(
         count.add_lost(event, "the event is damaged".to_owned());
         return Ok(());
     };
-    let step = match plan_step(damaged, event, &payload) {
-        Ok(step) => step,
-        Err(reason) => {
-            count.add_lost(event, reason);
-            return Ok(());
+    let mut done = replay_once(db, damaged, event, &payload);
+    // A disk that fails once must not cost a change.
+    if let Ok(Some(Err(StoreError::Database(_)))) = done {
+        done = replay_once(db, damaged, event, &payload);
+    }
+    match done {
+        Ok(None) => {}
+        Ok(Some(Ok(ReplayResult::Whole))) => count.recovered += 1,
+        Ok(Some(Ok(ReplayResult::WithoutAttributes))) => {
+            count.recovered += 1;
+            count.add_lost(event, WITHOUT_ATTRIBUTES.to_owned());
         }
-    };
+        // These would fail all further events too, and an administrator can help.
+        Ok(Some(Err(
+            error @ (StoreError::NoSpace | StoreError::Closed | StoreError::Damaged(_)),
+        ))) => return Err(error),
+        Ok(Some(Err(error))) => count.add_lost(event, error.to_string()),
+        Err(reason) => count.add_lost(event, reason),
+    }
+    Ok(())
+}
+
+/// Makes the change of one event again, if there is one. The outer error says why the event tells no change.
+fn replay_once(
+    db: &StoreDb,
+    damaged: &Connection,
+    event: &TailEvent,
+    payload: &EventPayload,
+) -> Result<Option<Result<ReplayResult, StoreError>>, String> {
+    let payload = payload.clone();
     // Without a sync for each: a power cut lets the whole repair begin again, and the end of it syncs.
-    let done = match step {
-        ReplayStep::Nothing => return Ok(()),
+    let done = match plan_step(damaged, event, &payload)? {
+        ReplayStep::Nothing => return Ok(None),
         ReplayStep::Bucket(new) => {
             db.write_with(Durability::Normal, move |tx| make_bucket(tx, &new))
         }
@@ -239,19 +262,7 @@ fn replay_event(
             make_change(tx, &payload, &change, inline.as_deref())
         }),
     };
-    match done.wait() {
-        Ok(ReplayResult::Whole) => count.recovered += 1,
-        Ok(ReplayResult::WithoutAttributes) => {
-            count.recovered += 1;
-            count.add_lost(event, WITHOUT_ATTRIBUTES.to_owned());
-        }
-        // These would fail all further events too, and an administrator can help.
-        Err(error @ (StoreError::NoSpace | StoreError::Closed | StoreError::Damaged(_))) => {
-            return Err(error);
-        }
-        Err(error) => count.add_lost(event, error.to_string()),
-    }
-    Ok(())
+    Ok(Some(done.wait()))
 }
 
 fn make_bucket(tx: &mut WriteTransaction<'_>, new: &NewBucket) -> Result<ReplayResult, StoreError> {

@@ -9,9 +9,11 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, Params, Row, params};
 
 use super::job::JobWork;
+use super::schema::DAMAGED_CONTENTS;
 use super::statements::StatementCache;
 use crate::clock::{HybridClock, HybridTimestamp, ObservedTimestamp, TimeSource};
 use crate::error::StoreError;
+use crate::limits::DAMAGED_CONTENTS_COUNTED_MAX;
 
 /// A read of the database. All of its queries see the same state.
 pub struct ReadTransaction<'c> {
@@ -102,6 +104,8 @@ pub struct WriteTransaction<'c> {
     clock: HybridClock,
     last_time: Option<HybridTimestamp>,
     last_event: Option<i64>,
+    /// Whether contents may have become damaged, or whole or unknown again, since the last commit.
+    has_new_damage_count: Cell<bool>,
     is_space_low: bool,
     pub(super) work: Cell<JobWork>,
 }
@@ -118,6 +122,7 @@ impl<'c> WriteTransaction<'c> {
             clock,
             last_time: None,
             last_event: None,
+            has_new_damage_count: Cell::new(false),
             is_space_low: false,
             work: Cell::default(),
         }
@@ -174,6 +179,21 @@ impl<'c> WriteTransaction<'c> {
     /// Notes the number of a new row of the outbox. The writer announces the last one after the commit.
     pub(crate) const fn note_event(&mut self, id: i64) {
         self.last_event = Some(id);
+    }
+
+    /// Notes that the number of damaged contents may be another one. The writer counts them after the commit.
+    pub(crate) fn note_damage_count(&self) {
+        self.has_new_damage_count.set(true);
+    }
+
+    /// Contents that proved damaged or lost, if their number may be another one since the last call. A job that was taken
+    /// back costs a count and changes nothing.
+    pub(super) fn take_damage_count(&self) -> Result<Option<u64>, StoreError> {
+        if !self.has_new_damage_count.take() {
+            return Ok(None);
+        }
+        let most = [to_sql(DAMAGED_CONTENTS_COUNTED_MAX)];
+        self.query_count(DAMAGED_CONTENTS, most).map(Some)
     }
 
     /// Whether the file system had less room than the reserve when the transaction began.

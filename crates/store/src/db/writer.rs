@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
@@ -112,6 +112,7 @@ pub(super) struct WriterSetup {
     pub(super) jobs: Receiver<QueuedJob>,
     pub(super) last_event: watch::Sender<i64>,
     pub(super) is_damaged: Arc<AtomicBool>,
+    pub(super) damaged_contents: Arc<AtomicU64>,
     pub(super) time: Arc<dyn TimeSource>,
     pub(super) space: Arc<SpaceWatch>,
     pub(super) reads: Arc<ReadWatch>,
@@ -128,6 +129,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         jobs,
         last_event,
         is_damaged,
+        damaged_contents,
         time,
         space,
         reads,
@@ -143,6 +145,7 @@ pub(super) fn run(connection: Connection, setup: WriterSetup) {
         jobs,
         last_event,
         is_damaged: &is_damaged,
+        damaged_contents: &damaged_contents,
         space: &space,
         log: StoreLog::new(&connection, log, reads, was_clean),
     };
@@ -176,6 +179,7 @@ struct Writer<'c> {
     jobs: Receiver<QueuedJob>,
     last_event: watch::Sender<i64>,
     is_damaged: &'c AtomicBool,
+    damaged_contents: &'c AtomicU64,
     space: &'c SpaceWatch,
     log: StoreLog<'c>,
 }
@@ -318,7 +322,8 @@ impl Writer<'_> {
         Ok(self.connection.execute_batch("BEGIN IMMEDIATE")?)
     }
 
-    /// Commits, and then announces the last event: a consumer that reads at once finds it.
+    /// Commits, and then announces the last event: a consumer that reads at once finds it. So it is with the number of
+    /// damaged contents.
     fn commit(&mut self) -> Result<(), StoreError> {
         let committed = self.try_commit();
         if let Err(error) = committed {
@@ -327,6 +332,12 @@ impl Writer<'_> {
         }
         if let Some(id) = self.transaction.take_last_event() {
             self.last_event.send_replace(id);
+        }
+        match self.transaction.take_damage_count() {
+            Ok(Some(count)) => self.damaged_contents.store(count, Ordering::Relaxed),
+            Ok(None) => {}
+            // The jobs are committed, and their callers need not know. The number of before stays until the next change.
+            Err(error) => drop(self.noted(error)),
         }
         Ok(())
     }

@@ -347,6 +347,10 @@ impl WriteTransaction<'_> {
             };
             self.emit(EventTopic::BucketQuota, Some(id), None, &payload)?;
         }
+        if (sync, state) != (before.sync, before.state) {
+            // Sessions with peers that wait for a change end, where the bucket takes part in none any more.
+            self.wake_watches()?;
+        }
         self.bucket(id)
     }
 
@@ -366,10 +370,12 @@ impl WriteTransaction<'_> {
         // At once: a snapshot would name a branch that the purge removes.
         self.execute("DELETE FROM snapshot WHERE bucket_id = ?1", [id])?;
         self.execute("DELETE FROM share WHERE bucket_id = ?1", [id])?;
+        self.remove_consumers_of(id)?;
         // The rows of branches go one after the other, and none may refer to one that is gone.
         let branches = "UPDATE branch SET state = 'deleted', name = '#' || id, parent_id = NULL, base_seq = NULL \
                         WHERE bucket_id = ?1";
         self.execute(branches, [id])?;
-        Ok(())
+        // What waits for events of the bucket ends.
+        self.wake_watches()
     }
 }

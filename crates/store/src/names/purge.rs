@@ -107,8 +107,12 @@ impl WriteTransaction<'_> {
         Ok(entries.len())
     }
 
-    /// Removes commits of a bucket that has no branches any more, and then the bucket.
+    /// Removes jobs and commits of a bucket that has no branches any more, and then the bucket.
     fn purge_bucket(&self, bucket: BucketId, rows_max: usize) -> Result<usize, StoreError> {
+        let jobs = self.remove_jobs_of(bucket, rows_max)?;
+        if jobs > 0 {
+            return Ok(jobs);
+        }
         let commits = "DELETE FROM commit_ WHERE seq IN (SELECT seq FROM commit_ WHERE bucket_id = ?1 LIMIT ?2)";
         let rows = self.execute(commits, params![bucket, to_sql(rows_max as u64)])?;
         // Fewer than asked for means that none is left, so the bucket itself can go.

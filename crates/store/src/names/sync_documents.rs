@@ -16,6 +16,23 @@ use crate::path::EntryPath;
 /// Bytes of a head of a document.
 const HEAD_BYTES: usize = 32;
 
+/// From a hash on, the contents that a bucket waits for, and those that it had and that are damaged.
+const AWAITED_FROM: [&str; 2] = [
+    "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash >= ?2 \
+     ORDER BY hash LIMIT ?3",
+    // From the few that are damaged to the bucket, and not the other way: it may have a million contents.
+    "SELECT b.hash FROM blob b CROSS JOIN blob_bucket k ON k.hash = b.hash AND k.bucket_id = ?1 \
+     WHERE b.state = 3 AND b.hash >= ?2 AND k.wanted = 0 AND k.refs > 0 ORDER BY b.hash LIMIT ?3",
+];
+
+/// The same before a hash.
+const AWAITED_BEFORE: [&str; 2] = [
+    "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash < ?2 \
+     ORDER BY hash LIMIT ?3",
+    "SELECT b.hash FROM blob b CROSS JOIN blob_bucket k ON k.hash = b.hash AND k.bucket_id = ?1 \
+     WHERE b.state = 3 AND b.hash < ?2 AND k.wanted = 0 AND k.refs > 0 ORDER BY b.hash LIMIT ?3",
+];
+
 /// A document of a branch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SyncDocumentKey {
@@ -270,27 +287,59 @@ impl ReadTransaction<'_> {
         Ok(rows.into_iter().collect())
     }
 
-    /// Branches of synchronised buckets that take changes of peers, in the order of their names.
+    /// Branches of synchronised buckets that take changes of peers, at most so many, in the order of the names. Each bucket
+    /// gets the same part, and what some leave of it is shared by the others: a bucket with many branches keeps out those of
+    /// no other one.
     ///
     /// # Errors
-    /// The database refuses the query.
+    /// The database refuses a query.
     pub fn syncable_branches(&self, limit: usize) -> Result<Vec<SyncableBranch>, StoreError> {
-        self.query_all(
-            "SELECT k.name, b.name, b.head_seq FROM bucket k JOIN branch b ON b.bucket_id = k.id \
-             WHERE (k.sync = 'on' OR k.sync LIKE 'on,%') AND k.state = 'live' AND b.state = 'open' AND b.protected = 0 \
-             ORDER BY k.name, b.name LIMIT ?1",
+        let buckets: Vec<(BucketId, String)> = self.query_all(
+            "SELECT id, name FROM bucket WHERE (sync = 'on' OR sync LIKE 'on,%') AND state = 'live' ORDER BY name LIMIT ?1",
             [to_sql(limit as u64)],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let part = limit / buckets.len().max(1);
+        let mut found = Vec::new();
+        for bucket in &buckets {
+            found.push(self.syncable_branches_in(bucket, part)?);
+        }
+        let taken: usize = found.iter().map(Vec::len).sum();
+        let full = found.iter().filter(|rows| rows.len() == part).count();
+        // Once, so that the cost has a bound. What is left after that goes to no bucket.
+        let more = (limit - taken).checked_div(full).unwrap_or_default();
+        if more > 0 {
+            for (bucket, rows) in buckets.iter().zip(&mut found) {
+                if rows.len() == part {
+                    *rows = self.syncable_branches_in(bucket, part + more)?;
+                }
+            }
+        }
+        Ok(found.concat())
+    }
+
+    /// Those of one bucket.
+    fn syncable_branches_in(
+        &self,
+        (bucket, name): &(BucketId, String),
+        limit: usize,
+    ) -> Result<Vec<SyncableBranch>, StoreError> {
+        self.query_all(
+            "SELECT name, head_seq FROM branch WHERE bucket_id = ?1 AND state = 'open' AND protected = 0 \
+             ORDER BY name LIMIT ?2",
+            params![bucket, to_sql(limit as u64)],
             |row| {
                 Ok(SyncableBranch {
-                    bucket: BucketName::from_stored(row.get(0)?),
-                    branch: BranchName::from_stored(row.get(1)?),
-                    head_seq: from_sql(row.get(2)?),
+                    bucket: BucketName::from_stored(name.clone()),
+                    branch: BranchName::from_stored(row.get(0)?),
+                    head_seq: from_sql(row.get(1)?),
                 })
             },
         )
     }
 
-    /// Contents whose bytes a bucket waits for, in the order of their hashes from one on, which the first ones follow.
+    /// Contents whose bytes a bucket waits for, and those that it had and that proved damaged or lost, in the order of their
+    /// hashes from one on, which the first ones follow.
     ///
     /// # Errors
     /// The database refuses the query.
@@ -300,20 +349,20 @@ impl ReadTransaction<'_> {
         from: ContentHash,
         limit: usize,
     ) -> Result<Vec<ContentHash>, StoreError> {
-        let mut found: Vec<ContentHash> = self.query_all(
-            "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash >= ?2 \
-             ORDER BY hash LIMIT ?3",
-            params![bucket, from, to_sql(limit as u64)],
-            |row| row.get(0),
-        )?;
-        let rest = limit.saturating_sub(found.len());
-        let first: Vec<ContentHash> = self.query_all(
-            "SELECT hash FROM blob_bucket WHERE bucket_id = ?1 AND wanted = 1 AND refs > 0 AND hash < ?2 \
-             ORDER BY hash LIMIT ?3",
-            params![bucket, from, to_sql(rest as u64)],
-            |row| row.get(0),
-        )?;
-        found.extend(first);
+        let mut found = Vec::new();
+        for [awaited, damaged] in [AWAITED_FROM, AWAITED_BEFORE] {
+            let rest = limit.saturating_sub(found.len());
+            let rows = |query: &'static str| {
+                let params = params![bucket, from, to_sql(rest as u64)];
+                self.query_all(query, params, |row| row.get::<_, ContentHash>(0))
+            };
+            let mut both = rows(awaited)?;
+            both.extend(rows(damaged)?);
+            // In one order: of either kind there may be many that no peer has, and these must not come before all others.
+            both.sort_unstable();
+            both.truncate(rest);
+            found.extend(both);
+        }
         Ok(found)
     }
 }

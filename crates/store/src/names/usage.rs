@@ -12,6 +12,8 @@ use crate::error::{QuotaResource, StoreError, StoreObject};
 use crate::hash::ContentHash;
 use crate::limits::FILE_BYTES_MAX;
 use crate::outbox::EventTopic;
+use crate::owned_name::rows_of_bucket;
+use crate::queue::job_bytes;
 
 /// The content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +52,8 @@ pub enum ContentPresence {
 /// What a bucket uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BucketUsage {
-    /// Bytes of its distinct contents, of extended attributes, targets of links, messages of commits and the parts of paths
-    /// beyond [`PATH_BYTES_FREE`](crate::limits::PATH_BYTES_FREE). All versions that the bucket still has count, so that a deletion frees nothing
+    /// Bytes of its distinct contents, of extended attributes, targets of links, messages of commits, jobs of its queues and the
+    /// parts of paths beyond [`PATH_BYTES_FREE`](crate::limits::PATH_BYTES_FREE). All versions that the bucket still has count, so that a deletion frees nothing
     /// before the retention is over.
     pub bytes: u64,
     /// Versions of entries, deletions left out.
@@ -103,7 +105,7 @@ impl ReadTransaction<'_> {
         Ok(total.unwrap_or_default())
     }
 
-    /// What a bucket uses, counted from the rows of its entries. It reads all of them.
+    /// What a bucket uses, counted from the rows of its entries and jobs. It reads all of them.
     ///
     /// # Errors
     /// The bucket does not exist.
@@ -127,7 +129,7 @@ impl ReadTransaction<'_> {
         })
     }
 
-    /// Bytes of rows and messages of a bucket that count against its quota.
+    /// Bytes of rows, messages and jobs of a bucket that count against its quota.
     fn charged_row_bytes(&self, bucket: BucketId) -> Result<u64, StoreError> {
         let rows = concat!(
             "SELECT coalesce(sum(",
@@ -136,7 +138,15 @@ impl ReadTransaction<'_> {
         );
         let messages =
             "SELECT coalesce(sum(octet_length(message)), 0) FROM commit_ WHERE bucket_id = ?1";
-        Ok(self.query_count(rows, [bucket])? + self.query_count(messages, [bucket])?)
+        let jobs = concat!(
+            "SELECT coalesce(sum(",
+            job_bytes!(),
+            "), 0) FROM job WHERE queue > ?1 AND queue < ?2"
+        );
+        let (first, end) = rows_of_bucket(bucket);
+        Ok(self.query_count(rows, [bucket])?
+            + self.query_count(messages, [bucket])?
+            + self.query_count(jobs, [first, end])?)
     }
 
     /// Whether a bucket has a right to the bytes of a content: one of its names came with them. A name that was only announced
@@ -219,13 +229,6 @@ impl ReadTransaction<'_> {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether a bucket waits for the bytes of a content.
-    pub(crate) fn is_awaited(&self, hash: ContentHash) -> Result<bool, StoreError> {
-        let query =
-            "SELECT EXISTS (SELECT 1 FROM blob_bucket WHERE hash = ?1 AND wanted = 1 AND refs > 0)";
-        Ok(self.query_count(query, [hash])? > 0)
     }
 
     fn status_of_claim(
@@ -333,10 +336,13 @@ impl WriteTransaction<'_> {
         let complete = ContentState::Complete.code();
         let values = params![hash, to_sql(size), complete, to_sql(self.unix_ms())];
         match is_known {
-            true => self.execute(
-                "UPDATE blob SET size = ?2, state = ?3, verified_ms = ?4 WHERE hash = ?1",
-                values,
-            )?,
+            true => {
+                self.note_damage_count();
+                self.execute(
+                    "UPDATE blob SET size = ?2, state = ?3, verified_ms = ?4 WHERE hash = ?1",
+                    values,
+                )?
+            }
             false => self.execute(
                 "INSERT INTO blob(hash, size, state, verified_ms) VALUES (?1, ?2, ?3, ?4)",
                 values,

@@ -1,24 +1,56 @@
 //! Named consumers: each has its cursor in the file, and one owner at a time.
 
+use std::fmt;
 use std::time::Duration;
 
 use rusqlite::{Row, params};
 
 use super::read::{EventFilter, EventPage};
-use crate::bounds::{check_length, check_name, duration_ms, end_ms};
+use crate::bounds::{check_length, duration_ms, end_ms};
 use crate::db::{META_EVENTS_PRUNED, ReadTransaction, WriteTransaction, from_sql, to_sql};
 use crate::error::{StoreError, StoreObject};
 use crate::limits::{
-    ACTOR_BYTES_MAX, CONSUMER_NAME_BYTES_MAX, CONSUMERS_MAX, EVENTS_KEPT_BYTES_MAX,
+    ACTOR_BYTES_MAX, CONSUMERS_MAX, CONSUMERS_PER_BUCKET_MAX, EVENTS_KEPT_BYTES_MAX,
     EVENTS_KEPT_MAX, EVENTS_KEPT_TIME, LEASE_TIME_MAX,
 };
-use crate::names::PurgeProgress;
+use crate::names::{BucketId, PurgeProgress};
+use crate::owned_name::{OwnedName, rows_of_bucket};
+
+/// The name of a consumer of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsumerName(OwnedName);
+
+impl ConsumerName {
+    /// Checks a name: 1 to 128 letters, digits, `.`, `_`, `-` and `/`.
+    ///
+    /// # Errors
+    /// The name breaks a rule.
+    pub fn parse(bucket: BucketId, text: &str) -> Result<Self, StoreError> {
+        OwnedName::parse(bucket, text).map(Self)
+    }
+
+    /// The bucket of the consumer.
+    #[must_use]
+    pub const fn bucket(&self) -> BucketId {
+        self.0.bucket()
+    }
+
+    /// The name as rows have it.
+    fn as_str(&self) -> &str {
+        self.0.row()
+    }
+}
+
+/// The name in the bucket.
+impl fmt::Display for ConsumerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
 
 /// A named reader of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxConsumer {
-    /// Its name.
-    pub name: String,
     /// Number of the last event that it has handled.
     pub cursor: i64,
     /// Who has the lease, or had it last.
@@ -45,14 +77,13 @@ pub enum OutboxStart {
     After(i64),
 }
 
-const SELECT: &str = "SELECT name, cursor, owner, lease_ms FROM consumer WHERE name = ?1";
+const SELECT: &str = "SELECT cursor, owner, lease_ms FROM consumer WHERE name = ?1";
 
 fn read_consumer(row: &Row<'_>) -> rusqlite::Result<OutboxConsumer> {
     Ok(OutboxConsumer {
-        name: row.get(0)?,
-        cursor: row.get(1)?,
-        owner: row.get(2)?,
-        lease_until_ms: row.get::<_, Option<i64>>(3)?.map(from_sql),
+        cursor: row.get(0)?,
+        owner: row.get(1)?,
+        lease_until_ms: row.get::<_, Option<i64>>(2)?.map(from_sql),
     })
 }
 
@@ -61,18 +92,9 @@ impl ReadTransaction<'_> {
     ///
     /// # Errors
     /// There is no such consumer.
-    pub fn outbox_consumer(&self, name: &str) -> Result<OutboxConsumer, StoreError> {
-        let consumer = self.query_row(SELECT, [name], read_consumer)?;
+    pub fn outbox_consumer(&self, name: &ConsumerName) -> Result<OutboxConsumer, StoreError> {
+        let consumer = self.query_row(SELECT, [name.as_str()], read_consumer)?;
         consumer.ok_or(StoreError::NotFound(StoreObject::Consumer))
-    }
-
-    /// Every consumer, by name. There are at most [`CONSUMERS_MAX`].
-    ///
-    /// # Errors
-    /// The database refuses the query.
-    pub fn outbox_consumers(&self) -> Result<Vec<OutboxConsumer>, StoreError> {
-        let query = "SELECT name, cursor, owner, lease_ms FROM consumer ORDER BY name";
-        self.query_all(query, [], read_consumer)
     }
 
     /// The events behind the cursor of a consumer, as [`read_events`](Self::read_events) returns them. The cursor stays: the
@@ -82,7 +104,7 @@ impl ReadTransaction<'_> {
     /// There is no such consumer, or [`StoreError::EventGap`].
     pub fn consumer_events(
         &self,
-        name: &str,
+        name: &ConsumerName,
         filter: &EventFilter,
         limit: usize,
     ) -> Result<EventPage, StoreError> {
@@ -108,16 +130,25 @@ impl WriteTransaction<'_> {
     /// Makes a consumer. One that exists stays as it is, with its cursor.
     ///
     /// # Errors
-    /// The name is not valid, there are too many consumers, or [`StoreError::EventGap`].
+    /// The bucket does not exist, it or the store has too many consumers, or [`StoreError::EventGap`].
     pub fn add_outbox_consumer(
         &mut self,
-        name: &str,
+        name: &ConsumerName,
         start: OutboxStart,
     ) -> Result<OutboxConsumer, StoreError> {
-        check_name(name, CONSUMER_NAME_BYTES_MAX)?;
         // A program adds its consumer at each start, and must not lose its place by that.
-        if let Some(known) = self.query_row(SELECT, [name], read_consumer)? {
+        if let Some(known) = self.query_row(SELECT, [name.as_str()], read_consumer)? {
             return Ok(known);
+        }
+        // A consumer of a bucket that is being deleted would outlive it.
+        self.bucket(name.bucket())?;
+        let (first, end) = rows_of_bucket(name.bucket());
+        let own = "SELECT count(*) FROM consumer WHERE name > ?1 AND name < ?2";
+        if self.query_count(own, [first, end])? >= CONSUMERS_PER_BUCKET_MAX {
+            return Err(StoreError::TooLarge {
+                unit: "consumers of a bucket",
+                limit: CONSUMERS_PER_BUCKET_MAX,
+            });
         }
         if self.query_count("SELECT count(*) FROM consumer", [])? >= CONSUMERS_MAX {
             return Err(StoreError::TooLarge {
@@ -128,7 +159,7 @@ impl WriteTransaction<'_> {
         self.check_space()?;
         let cursor = self.cursor_of(start)?;
         let insert = "INSERT INTO consumer(name, cursor) VALUES (?1, ?2)";
-        self.execute(insert, params![name, cursor])?;
+        self.execute(insert, params![name.as_str(), cursor])?;
         self.outbox_consumer(name)
     }
 
@@ -138,7 +169,7 @@ impl WriteTransaction<'_> {
     /// [`StoreError::Leased`] if another owner has it; or there is no such consumer.
     pub fn claim_outbox_consumer(
         &mut self,
-        name: &str,
+        name: &ConsumerName,
         owner: &str,
         lease: Duration,
     ) -> Result<OutboxConsumer, StoreError> {
@@ -154,7 +185,7 @@ impl WriteTransaction<'_> {
         }
         let until = to_sql(end_ms(now_ms, lease, LEASE_TIME_MAX));
         let claim = "UPDATE consumer SET owner = ?2, lease_ms = ?3 WHERE name = ?1";
-        self.execute(claim, params![name, owner, until])?;
+        self.execute(claim, params![name.as_str(), owner, until])?;
         self.outbox_consumer(name)
     }
 
@@ -162,11 +193,15 @@ impl WriteTransaction<'_> {
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] if the lease is not the owner's any more; or there is no such consumer.
-    pub fn release_outbox_consumer(&mut self, name: &str, owner: &str) -> Result<(), StoreError> {
+    pub fn release_outbox_consumer(
+        &mut self,
+        name: &ConsumerName,
+        owner: &str,
+    ) -> Result<(), StoreError> {
         self.leased_consumer(name, owner)?;
         // The owner stays in the row, for an administrator who asks who read last.
         let release = "UPDATE consumer SET lease_ms = NULL WHERE name = ?1";
-        self.execute(release, [name]).map(drop)
+        self.execute(release, [name.as_str()]).map(drop)
     }
 
     /// Notes that a consumer has handled all events up to this number. A number below the cursor changes nothing: it comes
@@ -177,7 +212,7 @@ impl WriteTransaction<'_> {
     /// such consumer.
     pub fn acknowledge_events(
         &mut self,
-        name: &str,
+        name: &ConsumerName,
         owner: &str,
         id: i64,
     ) -> Result<(), StoreError> {
@@ -187,7 +222,7 @@ impl WriteTransaction<'_> {
             return Err(StoreError::Denied("no event has this number yet"));
         }
         let set = "UPDATE consumer SET cursor = max(cursor, ?2) WHERE name = ?1";
-        self.execute(set, params![name, id]).map(drop)
+        self.execute(set, params![name.as_str(), id]).map(drop)
     }
 
     /// Sets the cursor of a consumer, also back. After a gap the consumer begins again so.
@@ -196,14 +231,14 @@ impl WriteTransaction<'_> {
     /// [`StoreError::LeaseLost`], [`StoreError::EventGap`], or there is no such consumer.
     pub fn reset_outbox_consumer(
         &mut self,
-        name: &str,
+        name: &ConsumerName,
         owner: &str,
         start: OutboxStart,
     ) -> Result<OutboxConsumer, StoreError> {
         self.leased_consumer(name, owner)?;
         let cursor = self.cursor_of(start)?;
         let set = "UPDATE consumer SET cursor = ?2 WHERE name = ?1";
-        self.execute(set, params![name, cursor])?;
+        self.execute(set, params![name.as_str(), cursor])?;
         self.outbox_consumer(name)
     }
 
@@ -211,15 +246,26 @@ impl WriteTransaction<'_> {
     ///
     /// # Errors
     /// There is no such consumer.
-    pub fn remove_outbox_consumer(&mut self, name: &str) -> Result<(), StoreError> {
-        match self.execute("DELETE FROM consumer WHERE name = ?1", [name])? {
+    pub fn remove_outbox_consumer(&mut self, name: &ConsumerName) -> Result<(), StoreError> {
+        match self.execute("DELETE FROM consumer WHERE name = ?1", [name.as_str()])? {
             0 => Err(StoreError::NotFound(StoreObject::Consumer)),
             _ => Ok(()),
         }
     }
 
+    /// Removes the consumers of a bucket that is being deleted.
+    pub(crate) fn remove_consumers_of(&self, bucket: BucketId) -> Result<(), StoreError> {
+        let (first, end) = rows_of_bucket(bucket);
+        let delete = "DELETE FROM consumer WHERE name > ?1 AND name < ?2";
+        self.execute(delete, [first, end]).map(drop)
+    }
+
     /// The consumer, if this owner has its lease.
-    fn leased_consumer(&self, name: &str, owner: &str) -> Result<OutboxConsumer, StoreError> {
+    fn leased_consumer(
+        &self,
+        name: &ConsumerName,
+        owner: &str,
+    ) -> Result<OutboxConsumer, StoreError> {
         let consumer = self.outbox_consumer(name)?;
         let is_own = consumer.owner.as_deref() == Some(owner);
         // A lapsed lease is lost even if no other owner took it: two owners that both believe in

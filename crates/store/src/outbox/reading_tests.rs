@@ -4,14 +4,37 @@ use std::time::Duration;
 
 use super::*;
 use crate::db::{StoreDb, StoreReply};
-use crate::error::StoreErrorCode;
+use crate::error::{StoreErrorCode, StoreObject};
 use crate::limits::{
-    CONSUMERS_MAX, EVENTS_CHUNK, EVENTS_KEPT_BYTES_MAX, EVENTS_KEPT_TIME, EVENTS_PAGE_MAX,
+    CONSUMERS_MAX, CONSUMERS_PER_BUCKET_MAX, EVENTS_CHUNK, EVENTS_KEPT_BYTES_MAX, EVENTS_KEPT_TIME,
+    EVENTS_PAGE_MAX,
 };
+use crate::names::NewBucket;
 use crate::path::EntryPath;
 use crate::testing::{START_MS, ScratchStore};
 
 const LEASE: Duration = Duration::from_secs(30);
+
+/// A store with bucket 1. Its row alone, because its event would be the first one.
+fn store_with_bucket() -> ScratchStore {
+    let store = ScratchStore::new();
+    add_bucket(&store, 1);
+    store
+}
+
+fn add_bucket(store: &ScratchStore, number: i64) {
+    let made = store.write(move |tx| {
+        let insert =
+            "INSERT INTO bucket(id, name, owner, created_ms) VALUES (?1, 'bucket-' || ?1, 'a', 0)";
+        tx.execute(insert, [number]).map(drop)
+    });
+    made.expect("room");
+}
+
+/// A consumer of bucket 1.
+fn consumer(name: &str) -> ConsumerName {
+    ConsumerName::parse(BucketId::new(1), name).expect("a name")
+}
 
 /// Writes events with these paths, each a put in bucket 1.
 fn emit_paths(store: &ScratchStore, paths: &[&str]) {
@@ -136,38 +159,45 @@ fn an_event_of_a_later_program_is_passed_over() {
 
 #[test]
 fn a_consumer_keeps_its_cursor_over_a_restart() {
-    let mut store = ScratchStore::new();
+    let mut store = store_with_bucket();
     emit_many(&store, 3);
-    let made = store.write(|tx| tx.add_outbox_consumer("mail/1", OutboxStart::Oldest));
+    let made = store.write(|tx| tx.add_outbox_consumer(&consumer("mail/1"), OutboxStart::Oldest));
     assert_eq!(made.expect("free").cursor, 0);
-    let claimed = store.write(|tx| tx.claim_outbox_consumer("mail/1", "a", LEASE));
+    let claimed = store.write(|tx| tx.claim_outbox_consumer(&consumer("mail/1"), "a", LEASE));
     let until = START_MS + 30_000;
     assert_eq!(claimed.expect("free").lease_until_ms, Some(until));
     store
-        .write(|tx| tx.acknowledge_events("mail/1", "a", 2))
+        .write(|tx| tx.acknowledge_events(&consumer("mail/1"), "a", 2))
         .expect("its own");
     store.reopen();
-    let read =
-        store.read(|tx| tx.consumer_events("mail/1", &EventFilter::default(), EVENTS_PAGE_MAX));
+    let read = store.read(|tx| {
+        tx.consumer_events(
+            &consumer("mail/1"),
+            &EventFilter::default(),
+            EVENTS_PAGE_MAX,
+        )
+    });
     assert_eq!(ids(&read.expect("there")), [3]);
     // A late repetition does not move the cursor back, and the future cannot be acknowledged.
     store
-        .write(|tx| tx.acknowledge_events("mail/1", "a", 1))
+        .write(|tx| tx.acknowledge_events(&consumer("mail/1"), "a", 1))
         .expect("its own");
-    let future = store.write(|tx| tx.acknowledge_events("mail/1", "a", 4));
+    let future = store.write(|tx| tx.acknowledge_events(&consumer("mail/1"), "a", 4));
     assert_eq!(code(future), StoreErrorCode::Denied);
-    let again = store.write(|tx| tx.add_outbox_consumer("mail/1", OutboxStart::Now));
+    let again = store.write(|tx| tx.add_outbox_consumer(&consumer("mail/1"), OutboxStart::Now));
     assert_eq!(again.expect("there").cursor, 2);
 }
 
 #[test]
 fn a_lease_has_one_owner_until_it_lapses() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     emit_many(&store, 2);
-    let add = |tx: &mut WriteTransaction<'_>| tx.add_outbox_consumer("c", OutboxStart::Now);
+    let add =
+        |tx: &mut WriteTransaction<'_>| tx.add_outbox_consumer(&consumer("c"), OutboxStart::Now);
     assert_eq!(store.write(add).expect("free").cursor, 2);
-    let claim =
-        |owner: &'static str| store.write(move |tx| tx.claim_outbox_consumer("c", owner, LEASE));
+    let claim = |owner: &'static str| {
+        store.write(move |tx| tx.claim_outbox_consumer(&consumer("c"), owner, LEASE))
+    };
     claim("a").expect("free");
     let until_ms = START_MS + 30_000;
     assert_eq!(claim("b"), Err(StoreError::Leased { until_ms }));
@@ -177,48 +207,62 @@ fn a_lease_has_one_owner_until_it_lapses() {
     assert_eq!(code(claim("b")), StoreErrorCode::Busy);
     store.time.advance(LEASE / 2);
     // Lapsed: the former owner must not move the cursor under the next one.
-    let late = store.write(|tx| tx.acknowledge_events("c", "a", 2));
+    let late = store.write(|tx| tx.acknowledge_events(&consumer("c"), "a", 2));
     assert_eq!(late, Err(StoreError::LeaseLost));
     claim("b").expect("lapsed");
-    let release =
-        |owner: &'static str| store.write(move |tx| tx.release_outbox_consumer("c", owner));
+    let release = |owner: &'static str| {
+        store.write(move |tx| tx.release_outbox_consumer(&consumer("c"), owner))
+    };
     assert_eq!(release("a"), Err(StoreError::LeaseLost));
     release("b").expect("its own");
     claim("a").expect("given back");
     store
-        .write(|tx| tx.remove_outbox_consumer("c"))
+        .write(|tx| tx.remove_outbox_consumer(&consumer("c")))
         .expect("there");
     assert_eq!(code(claim("a")), StoreErrorCode::NotFound);
 }
 
 #[test]
 fn names_and_numbers_of_consumers_are_bounded() {
-    let store = ScratchStore::new();
-    for name in ["", "a:b", "a b", &"x".repeat(200)] {
-        let name = name.to_owned();
-        let made = store.write(move |tx| tx.add_outbox_consumer(&name, OutboxStart::Now));
-        assert_eq!(code(made), StoreErrorCode::InvalidPath);
+    let store = store_with_bucket();
+    for name in ["", "a:b", "a b", "#1/a", &"x".repeat(129)] {
+        let parsed = ConsumerName::parse(BucketId::new(1), name);
+        assert_eq!(code(parsed), StoreErrorCode::InvalidPath);
     }
-    let filled = store.write(|tx| {
-        (0..CONSUMERS_MAX).try_for_each(|number| {
-            let name = format!("c{number}");
-            tx.add_outbox_consumer(&name, OutboxStart::Now).map(drop)
+    let add = |bucket: i64, name: &str| {
+        let name = ConsumerName::parse(BucketId::new(bucket), name).expect("a name");
+        store.write(move |tx| tx.add_outbox_consumer(&name, OutboxStart::Now))
+    };
+    let fill = |bucket: i64| {
+        store.write(move |tx| {
+            (0..CONSUMERS_PER_BUCKET_MAX).try_for_each(|number| {
+                let name = ConsumerName::parse(BucketId::new(bucket), &format!("c{number}"))?;
+                tx.add_outbox_consumer(&name, OutboxStart::Now).map(drop)
+            })
         })
-    });
-    filled.expect("room");
-    let more = store.write(|tx| tx.add_outbox_consumer("more", OutboxStart::Now));
-    assert_eq!(code(more), StoreErrorCode::TooLarge);
-    let all = store.read(|tx| tx.outbox_consumers()).expect("readable");
-    assert_eq!(all.len() as u64, CONSUMERS_MAX);
+    };
+    assert_eq!(fill(1), Ok(()));
+    assert_eq!(code(add(1, "more")), StoreErrorCode::TooLarge);
+    // A bucket that has all of its own leaves those of others, until the store has as many as it may.
+    let buckets = i64::try_from(CONSUMERS_MAX / CONSUMERS_PER_BUCKET_MAX).expect("small");
+    for bucket in 2..=buckets {
+        add_bucket(&store, bucket);
+        assert_eq!(fill(bucket), Ok(()), "bucket {bucket}");
+    }
+    add_bucket(&store, buckets + 1);
+    assert_eq!(code(add(buckets + 1, "c")), StoreErrorCode::TooLarge);
+    assert_eq!(code(add(buckets + 2, "c")), StoreErrorCode::NotFound);
+    // One that exists is added again at each start of its program.
+    assert!(add(1, "c0").is_ok());
 }
 
 #[test]
 fn a_consumer_behind_what_is_kept_gets_a_gap() {
-    let mut store = ScratchStore::new();
+    let mut store = store_with_bucket();
     emit_many(&store, 5);
     let make = store.write(|tx| {
-        tx.add_outbox_consumer("c", OutboxStart::Oldest)?;
-        tx.claim_outbox_consumer("c", "a", LEASE)
+        tx.add_outbox_consumer(&consumer("c"), OutboxStart::Oldest)?;
+        tx.claim_outbox_consumer(&consumer("c"), "a", LEASE)
     });
     make.expect("free");
     store.time.advance(EVENTS_KEPT_TIME);
@@ -237,18 +281,18 @@ fn a_consumer_behind_what_is_kept_gets_a_gap() {
     store.reopen();
     let gap = StoreError::EventGap { pruned: 5, last: 6 };
     let read = |store: &ScratchStore| {
-        store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 10))
+        store.read(|tx| tx.consumer_events(&consumer("c"), &EventFilter::default(), 10))
     };
     assert_eq!(read(&store), Err(gap.clone()));
     assert_eq!(ids(&page(&store, 5, &EventFilter::default())), [6]);
     // A cursor that the file has not reached comes from a file that a copy replaced.
     let future = store.read(|tx| tx.read_events(7, &EventFilter::default(), 1));
     assert_eq!(future, Err(gap.clone()));
-    let start = store.write(|tx| tx.add_outbox_consumer("d", OutboxStart::After(4)));
+    let start = store.write(|tx| tx.add_outbox_consumer(&consumer("d"), OutboxStart::After(4)));
     assert_eq!(start, Err(gap));
     let reset = store.write(|tx| {
-        tx.claim_outbox_consumer("c", "a", LEASE)?;
-        tx.reset_outbox_consumer("c", "a", OutboxStart::Oldest)
+        tx.claim_outbox_consumer(&consumer("c"), "a", LEASE)?;
+        tx.reset_outbox_consumer(&consumer("c"), "a", OutboxStart::Oldest)
     });
     assert_eq!(reset.expect("its own").cursor, 5);
     assert_eq!(ids(&read(&store).expect("no gap")), [6]);
@@ -303,7 +347,7 @@ fn puts_one(db: &StoreDb) -> StoreReply<i64> {
 }
 
 /// The pace of a watch is tested apart, without a clock.
-fn no_pause(_: std::time::Duration) -> std::future::Ready<()> {
+fn no_pause(_: Duration) -> std::future::Ready<()> {
     std::future::ready(())
 }
 
@@ -345,10 +389,36 @@ async fn a_watch_waits_and_resumes_by_its_cursor() {
     assert_eq!(deletions.cursor(), 3);
 }
 
+/// A deleted bucket has no further event that would wake them.
+#[tokio::test]
+async fn watches_of_a_bucket_end_with_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = crate::db::StoreDbOptions {
+        space: crate::testing::ManualSpaceSource::ample(),
+        ..crate::db::StoreDbOptions::default()
+    };
+    let db = StoreDb::open(&dir.path().join("fs.db"), options).expect("a store");
+    let new = NewBucket::new("docs".parse().expect("a name"), "alice");
+    let made = db.write(move |tx| tx.create_bucket(&new)).await;
+    let bucket = made.expect("room").0.id;
+    let filter = EventFilter {
+        bucket: Some(bucket),
+        topics: vec![EventTopic::Delete],
+        ..EventFilter::default()
+    };
+    let mut watch = db.watch_events(filter, None);
+    let delete = db.write(move |tx| tx.delete_bucket(bucket));
+    // The watch waits before the bucket is deleted, or finds none.
+    let (page, deleted) = tokio::join!(watch.next_page(10, no_pause), delete);
+    deleted.expect("it is there");
+    let gone = StoreError::NotFound(StoreObject::Bucket);
+    assert_eq!(page.expect_err("no event"), gone);
+}
+
 /// The consumer lists what it follows again, as after events that were removed. Nothing else notices.
 #[test]
 fn an_event_that_cannot_be_read_is_a_gap_for_those_before_it() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     emit_many(&store, 6);
     let spoilt = store.write(|tx| {
         let set = "UPDATE outbox SET payload = substr(payload, 2) WHERE id IN (3, 5)";
@@ -379,11 +449,11 @@ fn an_event_that_cannot_be_read_is_a_gap_for_those_before_it() {
     assert_eq!(filtered, gap(3));
     // Writers go on, and a consumer that begins now is not concerned.
     let made = store.write(|tx| {
-        tx.add_outbox_consumer("c", OutboxStart::Now)?;
+        tx.add_outbox_consumer(&consumer("c"), OutboxStart::Now)?;
         emit_one(tx, EventTopic::Put, Some("/b"), None)
     });
     assert_eq!(made, Ok(7));
-    let events = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 10));
+    let events = store.read(|tx| tx.consumer_events(&consumer("c"), &EventFilter::default(), 10));
     assert_eq!(ids(&events.expect("whole")), [7]);
     // It goes with the others of its time.
     store
@@ -398,34 +468,37 @@ fn an_event_that_cannot_be_read_is_a_gap_for_those_before_it() {
 fn ten_thousand_events_come_in_order_over_the_ends_of_a_consumer_and_its_store() {
     const PUTS: usize = 10_000;
     const BATCH: usize = 500;
-    let mut store = ScratchStore::new();
-    let made = store.write(|tx| tx.add_outbox_consumer("c", OutboxStart::Now));
+    let mut store = store_with_bucket();
+    let made = store.write(|tx| tx.add_outbox_consumer(&consumer("c"), OutboxStart::Now));
     made.expect("free");
     let mut seen = Vec::new();
     for batch in 0..PUTS / BATCH {
         emit_many(&store, BATCH);
         // A clone of it that is gone before it has acknowledged.
-        let lost = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 100));
+        let lost =
+            store.read(|tx| tx.consumer_events(&consumer("c"), &EventFilter::default(), 100));
         assert_eq!(lost.expect("readable").events.len(), 100);
         if batch % 3 == 0 {
             store.reopen();
         }
         // It stays behind by a part of a batch, so that the next one begins in the middle.
         for _ in 0..4 {
-            let page = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), 120));
+            let page =
+                store.read(|tx| tx.consumer_events(&consumer("c"), &EventFilter::default(), 120));
             let page = page.expect("readable");
             seen.extend(ids(&page));
             let owner = format!("owner-{batch}");
             let noted = store.write(move |tx| {
-                tx.claim_outbox_consumer("c", &owner, LEASE)?;
-                tx.acknowledge_events("c", &owner, page.cursor)?;
-                tx.release_outbox_consumer("c", &owner)
+                tx.claim_outbox_consumer(&consumer("c"), &owner, LEASE)?;
+                tx.acknowledge_events(&consumer("c"), &owner, page.cursor)?;
+                tx.release_outbox_consumer(&consumer("c"), &owner)
             });
             noted.expect("its own");
         }
     }
     let last = i64::try_from(PUTS).expect("small");
-    let rest = store.read(|tx| tx.consumer_events("c", &EventFilter::default(), EVENTS_PAGE_MAX));
+    let rest = store
+        .read(|tx| tx.consumer_events(&consumer("c"), &EventFilter::default(), EVENTS_PAGE_MAX));
     seen.extend(ids(&rest.expect("readable")));
     assert_eq!(seen, (1..=last).collect::<Vec<_>>());
 }

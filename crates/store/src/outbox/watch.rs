@@ -56,7 +56,8 @@ impl EventWatch {
     ///
     /// # Errors
     /// [`StoreError::EventGap`] if the outbox has removed events before the watch read them; then every further call fails
-    /// so too. [`StoreError::Closed`] once the store is closed.
+    /// so too. [`StoreError::NotFound`] if the bucket of the filter was deleted. [`StoreError::Closed`] once the store is
+    /// closed.
     pub async fn next_page<F: Future<Output = ()>>(
         &mut self,
         limit: usize,
@@ -71,9 +72,13 @@ impl EventWatch {
             // otherwise.
             self.last_event.mark_unchanged();
             let (cursor, filter) = (self.cursor, self.filter.clone());
-            let read = self
-                .db
-                .read(move |tx| tx.read_events(cursor, &filter, limit));
+            let read = self.db.read(move |tx| {
+                if let Some(bucket) = filter.bucket {
+                    // No event would ever end the watch of one that is gone.
+                    tx.bucket(bucket)?;
+                }
+                tx.read_events(cursor, &filter, limit)
+            });
             let page = read.await?;
             self.cursor = page.cursor;
             self.pace.note_read(Instant::now(), page.is_end);

@@ -1,11 +1,40 @@
 use super::*;
-use crate::error::StoreErrorCode;
+use crate::error::{QuotaResource, StoreErrorCode};
+use crate::names::NewBucket;
+use crate::outbox::{ConsumerName, OutboxStart};
 use crate::testing::{START_MS, ScratchStore};
 
 const LEASE: Duration = Duration::from_secs(60);
 
+/// A store with the bucket `docs`, which is bucket 1.
+fn store_with_bucket() -> ScratchStore {
+    let store = ScratchStore::new();
+    assert_eq!(add_bucket(&store, "docs", None), BucketId::new(1));
+    store
+}
+
+fn add_bucket(store: &ScratchStore, name: &str, quota_bytes: Option<u64>) -> BucketId {
+    let mut new = NewBucket::new(name.parse().expect("a name"), "alice");
+    new.quota_bytes = quota_bytes;
+    let made = store.write(move |tx| tx.create_bucket(&new));
+    made.expect("free").0.id
+}
+
+/// A queue of `docs`.
 fn queue(name: &str) -> QueueName {
-    name.parse().expect("a name")
+    queue_in(BucketId::new(1), name)
+}
+
+fn queue_in(bucket: BucketId, name: &str) -> QueueName {
+    QueueName::parse(bucket, name).expect("a name")
+}
+
+/// Compares the counters of a bucket with a count of its rows, and returns its bytes.
+fn counted_bytes(store: &ScratchStore, bucket: BucketId) -> u64 {
+    let usage = store.read(move |tx| Ok((tx.usage(bucket)?, tx.recount(bucket)?)));
+    let (usage, counted) = usage.expect("readable");
+    assert_eq!(usage, counted);
+    usage.bytes
 }
 
 fn put(store: &ScratchStore, payload: &str) -> i64 {
@@ -44,7 +73,7 @@ fn code<T: fmt::Debug>(result: Result<T, StoreError>) -> StoreErrorCode {
 
 #[test]
 fn a_job_is_claimed_once_and_gone_when_it_is_done() {
-    let mut store = ScratchStore::new();
+    let mut store = store_with_bucket();
     let ids = [put(&store, "a"), put(&store, "b")];
     assert_eq!(usage(&store), (2, 0, 0));
     let first = claim(&store, 10);
@@ -68,7 +97,7 @@ fn a_job_is_claimed_once_and_gone_when_it_is_done() {
 
 #[test]
 fn a_job_whose_worker_is_gone_is_claimed_again_and_the_former_claim_is_lost() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     put(&store, "a");
     let lost = claim_one(&store).claim;
     store.time.advance(LEASE / 2);
@@ -93,7 +122,7 @@ fn a_job_whose_worker_is_gone_is_claimed_again_and_the_former_claim_is_lost() {
 
 #[test]
 fn pauses_double_until_the_job_is_dead() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     let id = put(&store, "a");
     for tries in 1..JOB_TRIES_MAX {
         let job = claim_one(&store);
@@ -130,7 +159,7 @@ fn pauses_double_until_the_job_is_dead() {
 
 #[test]
 fn a_job_whose_workers_all_vanish_is_dead_in_the_end() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     let id = put(&store, "a");
     for _ in 0..JOB_TRIES_MAX {
         claim_one(&store);
@@ -158,7 +187,7 @@ fn pauses_have_a_floor_and_a_ceiling() {
 
 #[test]
 fn jobs_run_when_they_are_due_in_the_order_of_that() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     for (payload, ms) in [("late", 2000), ("soon", 1000), ("later", 9000)] {
         let new = NewJob {
             run_at_ms: Some(START_MS + ms),
@@ -175,7 +204,7 @@ fn jobs_run_when_they_are_due_in_the_order_of_that() {
 
 #[test]
 fn a_key_is_taken_once_in_each_queue() {
-    let store = ScratchStore::new();
+    let store = store_with_bucket();
     let with_key = |name: &str| {
         let new = NewJob {
             key: Some("daily:report".to_owned()),
@@ -196,9 +225,10 @@ fn a_key_is_taken_once_in_each_queue() {
 
 #[test]
 fn queues_are_bounded() {
-    let store = ScratchStore::new();
-    for name in ["", "lock", "a b", "a:b"] {
-        assert_eq!(code(QueueName::parse(name)), StoreErrorCode::InvalidPath);
+    let store = store_with_bucket();
+    for name in ["", "#1/a", "a b", "a:b"] {
+        let parsed = QueueName::parse(BucketId::new(1), name);
+        assert_eq!(code(parsed), StoreErrorCode::InvalidPath);
     }
     let long = NewJob::new(queue("mail"), &"x".repeat(JOB_PAYLOAD_BYTES_MAX + 1));
     let refused = store.write(move |tx| tx.enqueue(&long));
@@ -206,7 +236,7 @@ fn queues_are_bounded() {
     let filled = store.write(|tx| {
         tx.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
-             INSERT INTO job(id, queue, payload, run_at_ms, tries) SELECT 1000000 + i, 'mail', '', 0, 0 FROM n",
+             INSERT INTO job(id, queue, payload, run_at_ms, tries) SELECT 1000000 + i, '#1/mail', '', 0, 0 FROM n",
             [to_sql(QUEUE_JOBS_MAX)],
         )
     });
@@ -214,14 +244,25 @@ fn queues_are_bounded() {
     let full = NewJob::new(queue("mail"), "a");
     let refused = store.write(move |tx| tx.enqueue(&full));
     assert_eq!(code(refused), StoreErrorCode::Busy);
-    let queues = store.write(|tx| {
-        (1..QUEUES_MAX).try_for_each(|number| {
-            let name = queue(&format!("q{number}"));
-            tx.enqueue(&NewJob::new(name, "a")).map(drop)
+    // A bucket that has all of its queues leaves those of others, until the store has as many as it may.
+    let fill = |bucket: BucketId, first: u64| {
+        store.write(move |tx| {
+            (first..QUEUES_PER_BUCKET_MAX).try_for_each(|number| {
+                let queue = QueueName::parse(bucket, &format!("q{number}"))?;
+                tx.enqueue(&NewJob::new(queue, "a")).map(drop)
+            })
         })
-    });
-    queues.expect("room");
+    };
+    assert_eq!(fill(BucketId::new(1), 1), Ok(()));
     let more = NewJob::new(queue("more"), "a");
+    let refused = store.write(move |tx| tx.enqueue(&more));
+    assert_eq!(code(refused), StoreErrorCode::TooLarge);
+    for number in 2..=QUEUES_MAX / QUEUES_PER_BUCKET_MAX {
+        let bucket = add_bucket(&store, &format!("bucket-{number}"), None);
+        assert_eq!(fill(bucket, 0), Ok(()), "{bucket}");
+    }
+    let last = add_bucket(&store, "last", None);
+    let more = NewJob::new(queue_in(last, "more"), "a");
     let refused = store.write(move |tx| tx.enqueue(&more));
     assert_eq!(code(refused), StoreErrorCode::TooLarge);
     let known = NewJob::new(queue("q1"), "a");
@@ -230,4 +271,103 @@ fn queues_are_bounded() {
     let known = NewJob::new(queue("q1"), "a");
     let refused = store.write(move |tx| tx.enqueue(&known));
     assert_eq!(refused, Err(StoreError::NoSpace));
+}
+
+#[test]
+fn jobs_count_against_the_quota_of_their_bucket() {
+    const QUOTA: u64 = 1 << 20;
+    let store = store_with_bucket();
+    let bucket = add_bucket(&store, "small", Some(QUOTA));
+    let enqueue = |number: usize| {
+        let new = NewJob {
+            key: Some(format!("key-{number}")),
+            ..NewJob::new(queue_in(bucket, "mail"), &"x".repeat(JOB_PAYLOAD_BYTES_MAX))
+        };
+        store.write(move |tx| tx.enqueue(&new))
+    };
+    let mut jobs = 0;
+    let refused = loop {
+        match enqueue(jobs) {
+            Ok(_) => jobs += 1,
+            Err(refused) => break refused,
+        }
+    };
+    let quota_exceeded = matches!(
+        refused,
+        StoreError::QuotaExceeded {
+            resource: QuotaResource::Bytes,
+            limit: QUOTA,
+            ..
+        }
+    );
+    assert!(quota_exceeded, "{refused}");
+    // Sixteen payloads would be the whole quota, and their keys go beyond it.
+    assert_eq!(jobs, 15);
+    let full = counted_bytes(&store, bucket);
+    assert!(
+        full > 15 * JOB_PAYLOAD_BYTES_MAX as u64 && full <= QUOTA,
+        "{full}"
+    );
+    assert_eq!(counted_bytes(&store, BucketId::new(1)), 0);
+    // A repetition with a known key is no further job.
+    assert!(!enqueue(0).expect("known").is_new);
+    // What is done gives its bytes back, and so does a dead job that is removed.
+    let claimed = store.write(move |tx| tx.claim_jobs(&queue_in(bucket, "mail"), 2, LEASE));
+    let claimed = claimed.expect("possible");
+    let (done, dead) = (claimed[0].claim, claimed[1].claim.id);
+    acknowledge(&store, done).expect("its own");
+    let after = counted_bytes(&store, bucket);
+    assert!(after < full - JOB_PAYLOAD_BYTES_MAX as u64);
+    let buried = store.write(move |tx| {
+        tx.bury_job(dead)?;
+        tx.remove_dead_job(&queue_in(bucket, "mail"), dead)
+    });
+    assert_eq!(buried, Ok(()));
+    assert!(counted_bytes(&store, bucket) < after - JOB_PAYLOAD_BYTES_MAX as u64);
+    assert!(enqueue(100).expect("room").is_new);
+}
+
+/// Another owner gets the name of a deleted bucket.
+#[test]
+fn a_bucket_takes_its_jobs_and_consumers_with_it() {
+    let store = store_with_bucket();
+    let before = BucketId::new(1);
+    let kept = add_bucket(&store, "kept", None);
+    for number in 0..3 {
+        put(&store, &format!("secret {number}"));
+    }
+    let other = NewJob::new(queue_in(kept, "mail"), "kept");
+    store.write(move |tx| tx.enqueue(&other)).expect("room");
+    let consumer = |bucket| ConsumerName::parse(bucket, "c").expect("a name");
+    for bucket in [before, kept] {
+        let added =
+            store.write(move |tx| tx.add_outbox_consumer(&consumer(bucket), OutboxStart::Oldest));
+        added.expect("room");
+    }
+    store
+        .write(move |tx| tx.delete_bucket(before))
+        .expect("there");
+    // Before anything is purged, and for a worker that knew the bucket.
+    let late = NewJob::new(queue("mail"), "late");
+    let refused = store.write(move |tx| tx.enqueue(&late));
+    assert_eq!(code(refused), StoreErrorCode::NotFound);
+    let refused =
+        store.write(move |tx| tx.add_outbox_consumer(&consumer(before), OutboxStart::Oldest));
+    assert_eq!(code(refused), StoreErrorCode::NotFound);
+    let after = add_bucket(&store, "docs", None);
+    assert_ne!(after, before);
+    let claimed = store.write(move |tx| tx.claim_jobs(&queue_in(after, "mail"), 10, LEASE));
+    assert_eq!(claimed, Ok(Vec::new()));
+    let found = store.read(move |tx| tx.outbox_consumer(&consumer(after)));
+    assert_eq!(code(found), StoreErrorCode::NotFound);
+    // In steps, each of two rows at most.
+    while !store.write(|tx| tx.purge(2)).expect("possible").is_done {}
+    let rows = store.read(|tx| {
+        let jobs = tx.query_count("SELECT count(*) FROM job", [])?;
+        Ok((jobs, tx.query_count("SELECT count(*) FROM consumer", [])?))
+    });
+    assert_eq!(rows, Ok((1, 1)));
+    assert_eq!(counted_bytes(&store, after), 0);
+    let claimed = store.write(move |tx| tx.claim_jobs(&queue_in(kept, "mail"), 10, LEASE));
+    assert_eq!(claimed.expect("possible").len(), 1);
 }

@@ -327,6 +327,12 @@ impl WriteSessions {
         Ok(swept)
     }
 
+    /// Whether a session is open. It does not count as a call of its identity.
+    #[must_use]
+    pub fn is_open(&self, id: WriteSessionId) -> bool {
+        self.registry.is_open(id)
+    }
+
     /// Number of open sessions.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -100,6 +100,10 @@ impl SessionRegistry {
         Ok(slot)
     }
 
+    pub(super) fn is_open(&self, id: WriteSessionId) -> bool {
+        self.lock().slots.contains_key(&id)
+    }
+
     /// Sessions without a call since this time.
     pub(super) fn idle_since(&self, ms: u64) -> Vec<Arc<WriteSessionSlot>> {
         let tables = self.lock();

@@ -24,7 +24,14 @@ fn take(files: &TestFiles, grantee: &'static str, hash: ContentHash, bytes: u64)
     let used = files
         .store()
         .write(move |tx| tx.use_share(grantee, hash, bytes));
-    used.wait().expect("readable")
+    used.wait().expect("readable").is_some()
+}
+
+fn lasts(files: &TestFiles, id: ContentShareId) -> bool {
+    let store = files.store();
+    let now_ms = store.db().unix_ms();
+    let lasts = store.read(move |tx| tx.share_lasts(id, now_ms));
+    lasts.wait().expect("readable")
 }
 
 #[test]
@@ -62,7 +69,8 @@ fn a_share_ends_by_time_bytes_and_requests() {
     files.clock.advance(Duration::from_secs(1));
     assert!(!take(&files, KEY, hash, 6));
     let swept = files.store().write(|tx| tx.sweep_shares(10)).wait();
-    assert_eq!(swept, Ok(2));
+    // Also the one whose requests are used up, which stayed for a request under way.
+    assert_eq!(swept, Ok(3));
     assert_eq!(files.count("SELECT count(*) FROM share"), 0);
 }
 
@@ -90,6 +98,63 @@ fn a_share_ends_with_the_bucket_and_by_hand() {
         .expect("ours");
     assert!(!take(&files, KEY, hash, 6));
     assert_eq!(files.count("SELECT count(*) FROM share"), 0);
+}
+
+#[test]
+fn a_request_goes_on_until_its_share_ends_and_not_until_it_is_used_up() {
+    let files = TestFiles::new();
+    let hash = files.put("/a", b"shared");
+    let mut new = new_share(&files, hash);
+    new.uses_max = Some(1);
+    new.bytes_max = Some(6);
+    let used = create(&files, new.clone()).expect("room").id;
+    assert!(take(&files, KEY, hash, 6) && !take(&files, KEY, hash, 0));
+    assert!(lasts(&files, used));
+    // Nothing that could still be asked for is shared with the key.
+    let any = files.store().read(|tx| tx.has_any_share(KEY, 0)).wait();
+    assert_eq!(any, Ok(false));
+    files.clock.advance(Duration::from_secs(59));
+    assert!(lasts(&files, used));
+    files.clock.advance(Duration::from_secs(1));
+    assert!(!lasts(&files, used), "its time is over");
+
+    let removed = create(&files, new.clone()).expect("room").id;
+    assert!(lasts(&files, removed));
+    let bucket = files.bucket;
+    let store = files.store();
+    let remove = store.write(move |tx| tx.remove_share(bucket, removed));
+    assert_eq!(remove.wait(), Ok(true));
+    assert!(!lasts(&files, removed), "an administrator removed it");
+
+    let last = create(&files, new).expect("room").id;
+    let deleted = files.store().write(move |tx| tx.delete_bucket(bucket));
+    deleted.wait().expect("ours");
+    assert!(!lasts(&files, last), "the bucket is gone");
+}
+
+/// They stay for requests under way, and must not keep an administrator from sharing.
+#[test]
+fn shares_that_are_used_up_give_way_to_others() {
+    let files = TestFiles::new();
+    let hash = files.put("/a", b"shared");
+    let mut new = new_share(&files, hash);
+    new.uses_max = Some(1);
+    let used = create(&files, new.clone()).expect("room").id;
+    assert!(take(&files, KEY, hash, 6));
+    new.uses_max = None;
+    let further = new.clone();
+    let filled = files.store().write(move |tx| {
+        for _ in 1..SHARES_PER_BUCKET_MAX {
+            tx.create_share(&further)?;
+        }
+        Ok(())
+    });
+    filled.wait().expect("room");
+    assert!(lasts(&files, used));
+    create(&files, new.clone()).expect("the row of the used one");
+    assert!(!lasts(&files, used));
+    let refused = create(&files, new).expect_err("none is used up");
+    assert_eq!(refused.code(), StoreErrorCode::TooLarge);
 }
 
 #[test]

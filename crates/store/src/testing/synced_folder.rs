@@ -238,7 +238,7 @@ impl SyncedFolder {
             DiskFault::Database(end) => name.ends_with(*end),
             DiskFault::Data => false,
         });
-        let failed = counted.and(fault.map_or(Ok(()), |_| Err(DiskError::Failed)));
+        let failed = counted.and_then(|()| fault.map_or(Ok(()), |_| Err(DiskError::Failed)));
         if failed.is_err() {
             let current = fs::read(path).expect("it is open");
             state

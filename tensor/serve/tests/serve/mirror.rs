@@ -49,8 +49,8 @@ async fn ask(
     let request = request.body(MountBody::new(nothing)).expect("a request");
     let caller = MountCaller {
         identity: scopes.map(|scopes| identity("ada", scopes)),
-        remote: None,
         request_id: "r1".into(),
+        ..MountCaller::default()
     };
     let mirror = Arc::new(Mirror::new(Arc::clone(&scene.store)));
     let (head, mut body) = mirror.respond(request, caller).await.into_parts();

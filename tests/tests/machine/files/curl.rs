@@ -108,6 +108,7 @@ pub(super) fn a_body_is_awaited_only_if_it_is_taken(files: &FilesClient) {
     let other = ["--header", "If-Match: \"b3-00\""];
     let refused = files.put(PATH, b"refused", &[&waits[..], &other].concat());
     assert_eq!((&refused.interim[..], refused.status), (&[][..], 412));
+    assert_eq!(refused.header("etag"), stored.header("etag"));
     assert_eq!(files.curl(PATH, &[]).text(), "awaited");
 }
 

@@ -92,6 +92,21 @@ impl SeededContent {
     }
 }
 
+/// What collections of one life of a machine removed, by their last reports.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CollectedCounts {
+    /// Versions of entries.
+    pub(super) rows: u64,
+    pub(super) contents: u64,
+}
+
+/// What the clients did in one life of a machine.
+pub(super) struct ClientsWork {
+    /// In the order of their moments.
+    pub(super) answers: Vec<Answer>,
+    pub(super) collected: CollectedCounts,
+}
+
 struct FileClient<'r> {
     number: usize,
     /// Number of the machine's life.
@@ -102,10 +117,11 @@ struct FileClient<'r> {
     _dialer: EndpointDialer,
     contents: u64,
     answers: Vec<Answer>,
+    collected: CollectedCounts,
 }
 
-/// Lets the clients work at the same time, and returns the answers in their order.
-pub(super) fn work(node: &MachineNode, recorder: &DiskRecorder, life: usize) -> Vec<Answer> {
+/// Lets the clients work at the same time.
+pub(super) fn work(node: &MachineNode, recorder: &DiskRecorder, life: usize) -> ClientsWork {
     let runtime = Runtime::new().expect("a runtime");
     let work = async {
         let mut clients = Vec::new();
@@ -119,6 +135,7 @@ pub(super) fn work(node: &MachineNode, recorder: &DiskRecorder, life: usize) -> 
                 _dialer: dialer,
                 contents: 0,
                 answers: Vec::new(),
+                collected: CollectedCounts::default(),
             });
         }
         if life == 0 {
@@ -129,9 +146,17 @@ pub(super) fn work(node: &MachineNode, recorder: &DiskRecorder, life: usize) -> 
     let limit = node.vm().scale(WORK_WITHIN);
     let worked = runtime.block_on(async { tokio::time::timeout(limit, work).await });
     let worked = worked.unwrap_or_else(|_| panic!("the clients hang\n{}", node.vm().report()));
-    let mut answers: Vec<_> = worked.into_iter().flatten().collect();
-    answers.sort_by_key(|answer| answer.moment);
-    answers
+    let mut work = ClientsWork {
+        answers: Vec::new(),
+        collected: CollectedCounts::default(),
+    };
+    for client in worked {
+        work.answers.extend(client.answers);
+        work.collected.rows += client.collected.rows;
+        work.collected.contents += client.collected.contents;
+    }
+    work.answers.sort_by_key(|answer| answer.moment);
+    work
 }
 
 impl FileClient<'_> {
@@ -166,7 +191,7 @@ impl FileClient<'_> {
         self.call("fs/bucket/create", scrap).await;
     }
 
-    async fn work(mut self) -> Vec<Answer> {
+    async fn work(mut self) -> Self {
         let rounds = if is_full() { ROUNDS_FULL } else { ROUNDS };
         for round in 0..rounds {
             let len = LENGTHS[(round + self.number) % LENGTHS.len()];
@@ -183,7 +208,7 @@ impl FileClient<'_> {
                 _ => {}
             }
         }
-        self.answers
+        self
     }
 
     /// Puts a content, and returns it with its hash.
@@ -254,12 +279,19 @@ impl FileClient<'_> {
         self.note(AnsweredFact::Removed { path });
     }
 
-    async fn collect(&self) {
+    async fn collect(&mut self) {
         let begun = self.connection.subscribe("fs/gc", &Value::Null).await;
         let mut reports = begun.unwrap_or_else(|error| panic!("fs/gc: {error}"));
+        let mut last = Value::Null;
         while let Some(report) = reports.next().await {
-            report.unwrap_or_else(|error| panic!("fs/gc: {error}"));
+            let report = report.unwrap_or_else(|error| panic!("fs/gc: {error}"));
+            last = report.output.value().clone();
         }
+        assert_eq!(last["done"], true, "fs/gc: {last}");
+        // The numbers of a report count from the beginning of its collection.
+        let number = |name: &str| last[name].as_u64().expect("a number");
+        self.collected.rows += number("rows");
+        self.collected.contents += number("contents");
     }
 
     async fn store_tensor(&mut self, name: &str) {

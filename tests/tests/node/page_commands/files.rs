@@ -16,6 +16,9 @@ const FILES: &str = include_str!("../../../../docs/files.md");
 const PRESENT_HASH: &str = "--if-match \"$(alknet fs ls attic docs:/2026/report.txt --json | \
                             python3 -c 'import json, sys; print(json.load(sys.stdin)[\"entries\"][0][\"hash\"])')\"";
 
+/// Prints the share of the page as `remove` takes it.
+const PRESENT_SHARE: &str = "\"$(alknet fs share list attic docs | cut -d ' ' -f 1)\"";
+
 /// Makes a certificate for this computer, which rclone trusts.
 const CERTIFICATE: &str = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 \
                            -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout key.pem -out chain.pem";
@@ -46,6 +49,9 @@ fn the_commands_of_the_page_of_files_work() {
     let target = node.target();
     page.put("--if-match HASH", PRESENT_HASH);
     page.put("https://192.0.2.7/", format!("https://{}/", address(&node)));
+    let guest = page.user("guest").identity();
+    page.put("--key ed25519:…", format!("--key {guest}"));
+    page.put("docs:SHARE", PRESENT_SHARE);
     page.put("curl …", "curl --fail --insecure --header @node.header");
     page.save_token(&node, "fs:read:docs' --scope 'fs:write:docs");
     let header = fs::read_to_string(page.work("node.header")).expect("it was written");
@@ -105,6 +111,14 @@ fn the_commands_of_the_page_of_files_work() {
     assert!(said.contains("1 matching files"), "{said}");
     let all = ["/2026", "/photos", "/2026/report.txt", "/photos/a.jpg"];
     assert_eq!(paths(), all);
+
+    let said = page.follow();
+    // The command that shares it and the list have the key; the last line is the end of the share.
+    assert_eq!(said.matches(&*guest).count(), 2, "{said}");
+    assert!(said.contains("  3 requests left"), "{said}");
+    assert!(said.ends_with(" has ended\n"), "{said}");
+    let shares = node.call("fs/share/list", &json!({ "bucket": "docs" }));
+    assert_eq!(shares["shares"], json!([]));
 
     let said = page.follow();
     assert!(said.contains("0 contents are damaged"), "{said}");

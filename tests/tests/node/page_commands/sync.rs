@@ -1,6 +1,6 @@
 //! The commands of docs/sync.md, in the order of the page.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ReferencePage, address};
 
@@ -51,5 +51,21 @@ fn the_commands_of_the_page_of_sync_work() {
     );
     let status = edge.call("fs/sync/status", &json!({ "bucket": "docs" }));
     assert_eq!(status["peers"][0]["failures"], 0, "{status}");
+
+    // The page has a second bucket for a larger tree.
+    for name in ["attic", "edge-1"] {
+        page.shell("reader", &format!("alknet fs bucket add {name} photos"), "");
+    }
+    page.follow();
+    for node in [&attic, &edge] {
+        let listed = node.call("fs/bucket/list", &Value::Null);
+        let mut rows = listed["buckets"].as_array().expect("a list").iter();
+        let photos = rows.find(|row| row["name"] == "photos");
+        assert_eq!(
+            photos.map(|row| &row["split"]),
+            Some(&json!(true)),
+            "{listed}"
+        );
+    }
     page.close();
 }

@@ -10,8 +10,13 @@ use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_update::{BundleReader, MetadataRequest, MetadataSource, limits::TARGETS_BYTES_MAX};
+use data_encoding::HEXLOWER;
 use nix::sys::statvfs::statvfs;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::rollout::RolloutError;
 
 /// Longest bundle that a hub keeps, in bytes.
 pub(super) const HUB_BUNDLE_BYTES_MAX: u64 = 512 << 20;
@@ -34,11 +39,15 @@ const BUNDLE_FILE: &str = "bundle.tar";
 const UPLOAD_FILE: &str = "bundle.part";
 
 /// A bundle that is complete. What is in it is not verified: each worker does that for itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct HubBundle {
     pub(super) bytes: u64,
     /// The version that its first program says.
     pub(super) version: String,
+    /// SHA-256 of the document with the hashes of its programs, in hexadecimal digits. The hash of the whole bundle would
+    /// have to be computed again at each start of the hub.
+    pub(super) targets_sha256: String,
 }
 
 /// Why the hub does not keep a bundle, or has none.
@@ -143,16 +152,19 @@ struct BundleUpload {
 #[derive(Debug, Default)]
 struct StoreState {
     upload: Option<BundleUpload>,
-    bundle: Option<HubBundle>,
     /// Whether a task calls [`HubBundleStore::expire`].
     is_watched: bool,
 }
 
-/// The folder of the bundle. All methods block.
+/// The folder of the bundle. All methods block, but for [`Self::stored_bundle`], [`Self::agreed_bundle`] and
+/// [`Self::path`].
 #[derive(Debug)]
 pub(super) struct HubBundleStore {
     folder: PathBuf,
+    /// Locked while the disk takes a piece or syncs the whole bundle, which may be minutes.
     state: Mutex<StoreState>,
+    /// Locked to copy or to replace it only: callers read it on threads that must not wait for a disk.
+    bundle: Mutex<Option<HubBundle>>,
 }
 
 impl HubBundleStore {
@@ -169,19 +181,28 @@ impl HubBundleStore {
         {
             tracing::warn!(%error, "the bundle for the workers cannot be read; upload it again");
         }
-        let state = StoreState {
-            bundle: kept.ok(),
-            ..StoreState::default()
-        };
         Self {
             folder,
-            state: Mutex::new(state),
+            state: Mutex::default(),
+            bundle: Mutex::new(kept.ok()),
         }
     }
 
     /// The bundle, if there is one.
     pub(super) fn stored_bundle(&self) -> Option<HubBundle> {
-        self.lock().bundle.clone()
+        self.lock_bundle().clone()
+    }
+
+    /// The bundle, if it is the one that the caller of a start has agreed to. `None`: the caller names none.
+    pub(super) fn agreed_bundle(
+        &self,
+        agreed: Option<&HubBundle>,
+    ) -> Result<HubBundle, RolloutError> {
+        let bundle = self.stored_bundle().ok_or(RolloutError::NoBundle)?;
+        match agreed.is_none_or(|agreed| *agreed == bundle) {
+            true => Ok(bundle),
+            false => Err(RolloutError::OtherBundle),
+        }
     }
 
     /// The file, for readers.
@@ -198,7 +219,7 @@ impl HubBundleStore {
         fs::create_dir_all(&self.folder)?;
         let mut state = self.lock();
         self.drop_upload(&mut state);
-        let kept = state.bundle.as_ref().map_or(0, |kept| kept.bytes);
+        let kept = self.stored_bundle().map_or(0, |kept| kept.bytes);
         if BundleDisk::measure(&self.folder).is_some_and(|disk| !disk.has_capacity(bytes, kept)) {
             return Err(io::Error::from(io::ErrorKind::StorageFull).into());
         }
@@ -237,12 +258,14 @@ impl HubBundleStore {
         }
     }
 
-    /// Takes a piece, and returns where the next one begins. After the last one the bundle is kept.
-    pub(super) fn write(
+    /// Takes a piece, and returns where the next one begins. After the last one the bundle is kept. `claim` is called
+    /// before the last piece is taken; while what it returns is there, no rollout begins.
+    pub(super) fn write<C>(
         &self,
         owner: &str,
         offset: u64,
         data: &[u8],
+        claim: impl FnOnce() -> Result<C, HubBundleError>,
     ) -> Result<(u64, Option<HubBundle>), HubBundleError> {
         let mut state = self.lock();
         let upload = state.upload.as_mut().filter(|it| it.owner == owner);
@@ -254,6 +277,9 @@ impl HubBundleStore {
         if end > upload.bytes {
             return Err(HubBundleError::Size(end));
         }
+        // A rollout that has begun since the caller asked reads the bundle by its name. The upload stays, and its owner
+        // sends the last piece again.
+        let _claim = (end == upload.bytes).then(claim).transpose()?;
         if let Err(error) = upload.file.write_all(data) {
             // An unknown part of the piece may be written.
             self.drop_upload(&mut state);
@@ -274,7 +300,7 @@ impl HubBundleStore {
         })?;
         fs::rename(&part, self.path())?;
         // The name leads to it from now on, also if the next call fails: workers must not get it as the one of before.
-        state.bundle = Some(bundle.clone());
+        *self.lock_bundle() = Some(bundle.clone());
         alknet_durable::sync_folder(&self.folder)?;
         Ok((end, Some(bundle)))
     }
@@ -286,12 +312,16 @@ impl HubBundleStore {
         remove_if_there(&self.folder.join(UPLOAD_FILE))?;
         remove_if_there(&self.path())?;
         // Only now: a bundle that stays is offered again after the next start.
-        state.bundle = None;
+        *self.lock_bundle() = None;
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, StoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_bundle(&self) -> MutexGuard<'_, Option<HubBundle>> {
+        self.bundle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -331,8 +361,10 @@ fn described(path: &Path) -> Result<HubBundle, HubBundleError> {
     let document = reader
         .metadata(&request)
         .map_err(|error| malformed(error.to_string()))?;
-    let document: Value = serde_json::from_slice(&document.unwrap_or_default())
-        .map_err(|error| malformed(error.to_string()))?;
+    let document = document.unwrap_or_default();
+    let targets_sha256 = HEXLOWER.encode(&Sha256::digest(&document));
+    let document: Value =
+        serde_json::from_slice(&document).map_err(|error| malformed(error.to_string()))?;
     let targets = document["signed"]["targets"].as_object();
     let versions = targets.into_iter().flat_map(|it| it.values());
     let mut versions = versions.filter_map(|it| it["custom"]["alknet"]["version"].as_str());
@@ -343,21 +375,32 @@ fn described(path: &Path) -> Result<HubBundle, HubBundleError> {
         bytes,
         // The hub verifies no signature, so the text may have any length.
         version: version.chars().take(64).collect(),
+        targets_sha256,
     })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+
+    use alknet_test_support::deadline;
     use alknet_update::BundleWriter;
 
     use super::*;
 
     const OWNER: &str = "ada";
 
+    /// The claim of a hub without a rollout.
+    pub(in crate::node::hub::update) fn free() -> Result<(), HubBundleError> {
+        Ok(())
+    }
+
     /// Bytes of a bundle whose signatures nothing checks.
     pub(in crate::node::hub::update) fn unsigned(version: &str, program: &[u8]) -> Vec<u8> {
+        let sha256 = HEXLOWER.encode(&Sha256::digest(program));
         let targets = json!({ "signed": { "targets": {
-            "alknet.efi": { "custom": { "alknet": { "version": version } } }
+            "alknet.efi": { "hashes": { "sha256": sha256 }, "custom": { "alknet": { "version": version } } }
         } } });
         let mut writer = BundleWriter::new(Vec::new());
         writer.metadata("timestamp.json", b"{}").expect("memory");
@@ -381,21 +424,21 @@ pub(super) mod tests {
         assert!(store.begin(OWNER, bytes).expect("a fine length"));
         let half = bundle.len() / 2;
         assert_eq!(
-            store.write(OWNER, 0, &bundle[..half]).expect("taken"),
+            store.write(OWNER, 0, &bundle[..half], free).expect("taken"),
             (half as u64, None)
         );
         assert_eq!(store.stored_bundle(), None);
-        let other = store.write("eve", half as u64, &bundle[half..]);
+        let other = store.write("eve", half as u64, &bundle[half..], free);
         assert!(matches!(other, Err(HubBundleError::None)), "{other:?}");
-        let wrong = store.write(OWNER, 3, &bundle[3..]).expect_err("a gap");
+        let wrong = store
+            .write(OWNER, 3, &bundle[3..], free)
+            .expect_err("a gap");
         assert!(matches!(wrong, HubBundleError::Offset(at) if at == half as u64));
-        let expected = HubBundle {
-            bytes,
-            version: "1.2.0".to_owned(),
-        };
-        let last = store.write(OWNER, half as u64, &bundle[half..]);
-        let last = last.expect("taken");
-        assert_eq!(last, (bytes, Some(expected.clone())));
+        let last = store.write(OWNER, half as u64, &bundle[half..], free);
+        let (offset, expected) = last.expect("taken");
+        let expected = expected.expect("the bundle");
+        assert_eq!((offset, expected.bytes), (bytes, bytes));
+        assert_eq!(expected.version, "1.2.0");
         let again = HubBundleStore::open(dir.path().join("update"));
         assert_eq!(again.stored_bundle(), Some(expected));
         assert_eq!(piece_of(&again.path(), 5).expect("a piece"), bundle[5..]);
@@ -410,7 +453,7 @@ pub(super) mod tests {
         let store = HubBundleStore::open(dir.path().to_owned());
         let bundle = unsigned("1.2.0", b"program");
         store.begin(OWNER, bundle.len() as u64).expect("room");
-        store.write(OWNER, 0, &bundle).expect("a bundle");
+        store.write(OWNER, 0, &bundle, free).expect("a bundle");
         // A folder cannot be removed as a file, also by root.
         fs::remove_file(store.path()).expect("the bundle");
         fs::create_dir(store.path()).expect("writable");
@@ -428,7 +471,7 @@ pub(super) mod tests {
         let bundle = unsigned("1.2.0", b"program");
         let upload = |bytes: &[u8]| {
             store.begin(OWNER, bytes.len() as u64)?;
-            store.write(OWNER, 0, bytes)
+            store.write(OWNER, 0, bytes, free)
         };
         upload(&bundle).expect("a bundle");
         let refused = upload(&[0; 4096]).expect_err("zeros");
@@ -438,6 +481,70 @@ pub(super) mod tests {
             let refused = store.begin(OWNER, bytes).expect_err("a wrong length");
             assert!(matches!(refused, HubBundleError::Size(_)), "{refused}");
         }
+    }
+
+    /// The attack: a caller asks for the status while the disk takes minutes for the last step of an upload. The threads
+    /// that answer calls read the bundle, and have to go on.
+    #[test]
+    fn the_bundle_is_read_while_an_upload_waits_for_the_disk() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Arc::new(HubBundleStore::open(dir.path().to_owned()));
+        let [first, second] = ["1.2.0", "1.3.0"].map(|version| unsigned(version, b"program"));
+        store.begin(OWNER, first.len() as u64).expect("room");
+        store.write(OWNER, 0, &first, free).expect("a bundle");
+        store.begin(OWNER, second.len() as u64).expect("room");
+        let (is_writing, writes) = mpsc::channel();
+        let (goes_on, waits) = mpsc::channel::<()>();
+        let writer = Arc::clone(&store);
+        let upload = thread::spawn(move || {
+            // It has the lock of the upload, as over the sync that follows.
+            let slow = || {
+                is_writing.send(()).expect("the test waits");
+                waits.recv().expect("the test goes on");
+                Ok(())
+            };
+            writer.write(OWNER, 0, &second, slow)
+        });
+        writes.recv().expect("the last step began");
+        let (sends, versions) = mpsc::channel();
+        let reader = Arc::clone(&store);
+        thread::spawn(move || {
+            let bundle = reader.agreed_bundle(None).expect("the first one");
+            sends.send(bundle.version)
+        });
+        let version = versions.recv_timeout(deadline(Duration::from_secs(1)));
+        goes_on.send(()).expect("the upload waits");
+        assert_eq!(version.as_deref(), Ok("1.2.0"), "it waited for the upload");
+        upload.join().expect("no panic").expect("the second one");
+        assert_eq!(store.stored_bundle().expect("a bundle").version, "1.3.0");
+    }
+
+    /// The attack: between the question and the start another administrator of the hub stores another bundle, also one of
+    /// the same version and length.
+    #[test]
+    fn a_start_names_the_bundle_that_was_agreed_to() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = HubBundleStore::open(dir.path().to_owned());
+        assert_eq!(store.agreed_bundle(None), Err(RolloutError::NoBundle));
+        let keep = |version: &str, program: &[u8]| {
+            let bundle = unsigned(version, program);
+            store.begin(OWNER, bundle.len() as u64).expect("room");
+            let kept = store.write(OWNER, 0, &bundle, free).expect("a bundle");
+            kept.1.expect("the last piece")
+        };
+        let agreed = keep("1.2.0", b"program");
+        assert_eq!(store.agreed_bundle(Some(&agreed)).as_ref(), Ok(&agreed));
+        for (version, program) in [("1.3.0", b"program"), ("1.2.0", b"Program")] {
+            let other = keep(version, program);
+            assert_eq!(other.bytes, agreed.bytes);
+            let refused = store.agreed_bundle(Some(&agreed));
+            assert_eq!(refused, Err(RolloutError::OtherBundle), "{version}");
+            assert_eq!(store.agreed_bundle(None), Ok(other));
+        }
+        // The same bundle again is the one that was agreed to, also after a restart of the hub.
+        keep("1.2.0", b"program");
+        let again = HubBundleStore::open(dir.path().to_owned());
+        assert_eq!(again.agreed_bundle(Some(&agreed)), Ok(agreed.clone()));
     }
 
     #[test]
@@ -480,7 +587,7 @@ pub(super) mod tests {
             "a task has to watch it"
         );
         assert!(!store.begin(OWNER, 100).expect("room"), "one does");
-        store.write(OWNER, 0, &[7; 50]).expect("taken");
+        store.write(OWNER, 0, &[7; 50], free).expect("taken");
         assert!(
             store
                 .expire(UPLOAD_IDLE)
@@ -489,10 +596,10 @@ pub(super) mod tests {
         assert!(part.exists());
         assert_eq!(store.expire(Duration::ZERO), None);
         assert!(!part.exists());
-        let late = store.write(OWNER, 50, &[7; 50]);
+        let late = store.write(OWNER, 50, &[7; 50], free);
         assert!(matches!(late, Err(HubBundleError::None)), "{late:?}");
         assert!(store.begin(OWNER, 100).expect("room"));
-        store.write(OWNER, 0, &[7; 50]).expect("taken");
+        store.write(OWNER, 0, &[7; 50], free).expect("taken");
         assert!(part.exists());
         open();
         assert!(!part.exists());

@@ -25,11 +25,10 @@ use super::{HubContext, SharedDispatcher, requester};
 use crate::node::ops::{caller, empty_input};
 use crate::node::update::APPLY_SCOPE;
 use bundle::{
-    HUB_BUNDLE_BYTES_MAX, HubBundleError, HubBundleStore, PIECE_BYTES_MAX, UPLOAD_IDLE, piece_of,
+    HUB_BUNDLE_BYTES_MAX, HubBundle, HubBundleError, HubBundleStore, PIECE_BYTES_MAX, UPLOAD_IDLE,
+    piece_of,
 };
-use rollout::{
-    AT_ONCE_MAX, LIMIT_S, LIMIT_S_MAX, RINGS_MAX, RingSize, RolloutError, RolloutPlan, Rollouts,
-};
+use rollout::{AT_ONCE_MAX, LIMIT_S, LIMIT_S_MAX, RINGS_MAX, RingSize, RolloutPlan, Rollouts};
 use worker::WorkerCaller;
 
 /// Scope of callers that may see how far the workers are.
@@ -116,6 +115,8 @@ struct StartInput {
     limit_s: u64,
     role: String,
     workers: Vec<String>,
+    /// The bundle that the caller has agreed to, as `hub/update_status` shows it. A former command names none.
+    bundle: Option<HubBundle>,
 }
 
 impl Default for StartInput {
@@ -127,6 +128,7 @@ impl Default for StartInput {
             limit_s: LIMIT_S,
             role: WORKER_ROLE.to_owned(),
             workers: Vec::new(),
+            bundle: None,
         }
     }
 }
@@ -197,6 +199,14 @@ pub(super) fn update(hub: HubContext) -> Registration {
                         "description": "The role by which the workers have enrolled" },
                     "workers": { "type": "array", "maxItems": WORKERS_MAX, "items": { "type": "string" },
                         "description": "Their ids or names, in their order; all of the role that are connected unless given" },
+                    "bundle": { "type": "object", "additionalProperties": false,
+                        "required": ["version", "bytes", "targets_sha256"],
+                        "properties": {
+                            "version": { "type": "string" },
+                            "bytes": { "type": "integer", "minimum": 1 },
+                            "targets_sha256": { "type": "string" },
+                        },
+                        "description": "The bundle of hub/update_status that is to start: another one does not" },
                 } },
             "stop": { "const": true, "description": "No further worker begins" },
             "remove": { "const": true, "description": "Removes the bundle" },
@@ -239,7 +249,12 @@ pub(super) fn status(hub: HubContext) -> Registration {
     .with_output(json!({
         "type": "object", "required": ["bundle", "rollout"],
         "properties": {
-            "bundle": { "type": ["object", "null"] },
+            "bundle": { "type": ["object", "null"], "properties": {
+                "version": { "type": "string" },
+                "bytes": { "type": "integer" },
+                "targets_sha256": { "type": "string",
+                    "description": "SHA-256 of the document that lists its programs" },
+            } },
             "rollout": { "type": ["object", "null"], "properties": {
                 "state": { "enum": ["running", "done", "failed", "stopped", "interrupted"] },
                 "workers": { "type": "array" },
@@ -248,8 +263,7 @@ pub(super) fn status(hub: HubContext) -> Registration {
     }))
     .with_scope(READ_SCOPE);
     let handler = HandlerKind::once(move |_input: CallBody, _ctx: Ctx| {
-        let bundle = hub.updates.store.stored_bundle();
-        let bundle = bundle.map(|it| json!({ "version": it.version, "bytes": it.bytes }));
+        let bundle = json!(hub.updates.store.stored_bundle());
         let mut rollout = json!(hub.updates.rollouts.report());
         hub.add_names(&mut rollout);
         std::future::ready(Ok::<_, CallError>(
@@ -320,7 +334,9 @@ impl HubContext {
             }
             HubUpdateStep::Write(offset, data) => {
                 is_free?;
-                let (offset, kept) = blocking(move || store.write(&by, offset, &data)).await?;
+                // A rollout may begin before a thread takes the piece, so the last one asks again.
+                let writes = move || store.write(&by, offset, &data, || rollouts.claim_bundle());
+                let (offset, kept) = blocking(writes).await?;
                 let mut answer = json!({ "offset": offset });
                 if let Some(kept) = kept {
                     answer["version"] = kept.version.into();
@@ -334,7 +350,11 @@ impl HubContext {
             }
             HubUpdateStep::Remove => {
                 is_free?;
-                blocking(move || store.remove()).await?;
+                let removes = move || {
+                    let _claim = rollouts.claim_bundle()?;
+                    store.remove()
+                };
+                blocking(removes).await?;
                 Ok(json!({ "removed": true }))
             }
         }
@@ -342,7 +362,9 @@ impl HubContext {
 
     fn start_rollout(&self, start: StartInput, by: String) -> Result<Value, CallError> {
         let HubUpdates { store, rollouts } = &self.updates;
-        let bundle = store.stored_bundle().ok_or(HubBundleError::None)?;
+        let agreed = start.bundle.as_ref();
+        // The error of a missing bundle comes before those of the workers.
+        store.agreed_bundle(agreed)?;
         let workers = self.workers(&start)?;
         let count = workers.len();
         let plan = RolloutPlan {
@@ -352,11 +374,8 @@ impl HubContext {
             ..RolloutPlan::default()
         };
         let calls = Arc::new(HubWorkers(Arc::clone(&self.dispatcher)));
-        let begun = rollouts.begin((bundle, store.path()), workers, (plan, by), calls);
-        let work = begun.map_err(|error| match error {
-            RolloutError::Running => CallError::new(ErrorCode::Conflict, error.to_string()),
-            RolloutError::NoWorkers => CallError::new(ErrorCode::NotFound, error.to_string()),
-        })?;
+        let choose = || store.agreed_bundle(agreed);
+        let work = rollouts.begin((&choose, store.path()), workers, (plan, by), calls)?;
         // A task of its own: the rollout outlives the call.
         tokio::spawn(work);
         Ok(json!({ "workers": count }))

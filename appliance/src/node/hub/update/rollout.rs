@@ -5,17 +5,18 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use alknet_call::{CallError, ErrorCode};
 use alknet_core::PeerId;
 use futures_util::{StreamExt, stream};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::bundle::HubBundle;
+use super::bundle::{HubBundle, HubBundleError};
 use super::worker::{WorkerCaller, WorkerUpdate};
 
 /// The rings that a rollout has unless it is asked for others: one worker, five, and all others.
@@ -150,18 +151,48 @@ pub(super) struct RolloutReport {
 /// Why a rollout does not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RolloutError {
-    Running,
+    /// The hub has no bundle.
+    NoBundle,
     NoWorkers,
+    /// The caller agreed to the start of another bundle.
+    OtherBundle,
+    /// The last piece of another bundle has come, or the bundle is being removed.
+    Replacing,
+    Running,
 }
 
 impl fmt::Display for RolloutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Running => "workers are being updated: 'hub/update_status' shows how far it is",
+            Self::NoBundle => "the hub has no bundle: send one first",
             Self::NoWorkers => {
                 "no worker that is connected lets this hub offer updates: write update = true into its [[join]]"
             }
+            Self::OtherBundle => {
+                "another bundle took the place of the one that was to start: 'hub/update_status' shows which"
+            }
+            Self::Replacing => "the bundle is being replaced or removed: try again in a while",
+            Self::Running => "workers are being updated: 'hub/update_status' shows how far it is",
         })
+    }
+}
+
+impl From<RolloutError> for CallError {
+    fn from(error: RolloutError) -> Self {
+        let code = match error {
+            RolloutError::NoWorkers => ErrorCode::NotFound,
+            _ => ErrorCode::Conflict,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// The right to replace the bundle. No rollout begins until it is dropped.
+pub(super) struct BundleClaim(Rollouts);
+
+impl Drop for BundleClaim {
+    fn drop(&mut self) {
+        self.0.0.claims.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -172,6 +203,8 @@ pub(super) struct Rollouts(Arc<RolloutsInner>);
 struct RolloutsInner {
     file: PathBuf,
     report: Mutex<Option<RolloutReport>>,
+    /// How many [`BundleClaim`]s there are. It rises only while `report` is locked.
+    claims: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -191,6 +224,7 @@ impl Rollouts {
         Self(Arc::new(RolloutsInner {
             file,
             report: Mutex::new(report),
+            claims: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         }))
     }
@@ -201,10 +235,21 @@ impl Rollouts {
     }
 
     pub(super) fn is_running(&self) -> bool {
+        is_running(self.lock().as_ref())
+    }
+
+    /// Keeps rollouts from beginning while the bundle is replaced.
+    ///
+    /// # Errors
+    /// `InUse`: one has begun, and reads the bundle.
+    pub(super) fn claim_bundle(&self) -> Result<BundleClaim, HubBundleError> {
+        // The check and the claim are under the lock of `begin`, so that of both only one succeeds.
         let report = self.lock();
-        report
-            .as_ref()
-            .is_some_and(|it| it.state == RolloutState::Running)
+        if is_running(report.as_ref()) {
+            return Err(HubBundleError::InUse);
+        }
+        self.0.claims.fetch_add(1, Ordering::SeqCst);
+        Ok(BundleClaim(self.clone()))
     }
 
     /// No further worker begins. Those that have begun go on.
@@ -212,10 +257,11 @@ impl Rollouts {
         self.0.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Begins a rollout to these workers, in this order. The future that is returned does it.
+    /// Begins a rollout to these workers, in this order. `choose` returns the bundle, and is called once no other one can
+    /// take its place any more. The future that is returned does the rest.
     pub(super) fn begin(
         &self,
-        (bundle, path): (HubBundle, PathBuf),
+        (choose, path): (&dyn Fn() -> Result<HubBundle, RolloutError>, PathBuf),
         workers: Vec<PeerId>,
         (plan, by): (RolloutPlan, String),
         calls: Arc<dyn WorkerCaller>,
@@ -224,15 +270,17 @@ impl Rollouts {
             return Err(RolloutError::NoWorkers);
         }
         let rows = in_rings(workers, &plan.rings);
-        {
+        let bundle = {
             // The check and the entry are under one lock, so that of two calls at a time only one begins.
             let mut report = self.lock();
-            if report
-                .as_ref()
-                .is_some_and(|it| it.state == RolloutState::Running)
-            {
+            if is_running(report.as_ref()) {
                 return Err(RolloutError::Running);
             }
+            if self.0.claims.load(Ordering::SeqCst) > 0 {
+                return Err(RolloutError::Replacing);
+            }
+            // A claim has to wait for the lock, and is refused then.
+            let bundle = choose()?;
             *report = Some(RolloutReport {
                 version: bundle.version.clone(),
                 by,
@@ -240,7 +288,8 @@ impl Rollouts {
                 workers: rows.clone(),
             });
             self.0.stop.store(false, Ordering::Relaxed);
-        }
+            bundle
+        };
         self.save();
         let update = WorkerUpdate {
             calls,
@@ -336,6 +385,10 @@ impl Rollouts {
     fn lock(&self) -> MutexGuard<'_, Option<RolloutReport>> {
         self.0.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_running(report: Option<&RolloutReport>) -> bool {
+    report.is_some_and(|report| report.state == RolloutState::Running)
 }
 
 /// What the file of a rollout says. `None` if there was no rollout.

@@ -1,13 +1,17 @@
 //! Rollouts to workers of the tests' own.
 
+mod replaced_bundles;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_test_support::deadline;
 
-use super::bundle::HubBundle;
-use super::rollout::{RolloutReport, RolloutState, RolloutTurn, WorkerRow, read_report};
+use super::bundle::tests::free;
+use super::rollout::{
+    RolloutError, RolloutReport, RolloutState, RolloutTurn, WorkerRow, read_report,
+};
 use super::worker::OFFERS_AGAIN_MAX;
 use super::*;
 
@@ -275,7 +279,7 @@ impl RolloutBench {
         store.begin("admin", bundle.len() as u64).expect("a length");
         for (n, piece) in bundle.chunks(PIECE_BYTES_MAX).enumerate() {
             store
-                .write("admin", (n * PIECE_BYTES_MAX) as u64, piece)
+                .write("admin", (n * PIECE_BYTES_MAX) as u64, piece, free)
                 .expect("a piece");
         }
         Self { dir, bundle }
@@ -292,11 +296,10 @@ impl RolloutBench {
         plan: RolloutPlan,
     ) -> Result<impl Future<Output = ()> + Send + use<>, RolloutError> {
         let store = HubBundleStore::open(self.dir.path().to_owned());
-        let bundle: HubBundle = store.stored_bundle().expect("a bundle");
         let workers = fleet.behaviours.keys().cloned().collect();
         let calls = Arc::clone(fleet) as _;
         rollouts.begin(
-            (bundle, store.path()),
+            (&|| store.agreed_bundle(None), store.path()),
             workers,
             (plan, "admin".to_owned()),
             calls,

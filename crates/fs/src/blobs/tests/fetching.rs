@@ -30,7 +30,10 @@ impl std::fmt::Debug for TestPeers {
 
 impl BlobPeers for TestPeers {
     fn known(&self) -> Vec<PeerId> {
-        self.peers.keys().cloned().collect()
+        let mut known: Vec<_> = self.peers.keys().cloned().collect();
+        // A test says by the names which peer is asked first.
+        known.sort();
+        known
     }
 
     fn connect<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Connection, DialError>> {
@@ -85,14 +88,19 @@ pub(super) fn scripted(
     })
 }
 
-/// The response to a request for any chunks of a content.
-fn honest_response(content: &[u8], request: &[u8]) -> Vec<u8> {
+/// The chunks that a request asks for.
+pub(super) fn requested(request: &[u8]) -> ChunkSelection {
     let mut parser = crate::blobs::BlobRequestParser::new();
     parser.push(request).expect("a request");
-    let selection = match parser.finish().expect("a request") {
+    match parser.finish().expect("a request") {
         BlobRequest::Get { selections, .. } => selections.selection(0).cloned().unwrap_or_default(),
         BlobRequest::Observe { .. } => ChunkSelection::default(),
-    };
+    }
+}
+
+/// The response to a request for any chunks of a content.
+pub(super) fn honest_response(content: &[u8], request: &[u8]) -> Vec<u8> {
+    let selection = requested(request);
     // A folder of objects of its own encodes it.
     let dir = tempfile::tempdir().expect("writable");
     let policy = alknet_objects::OutboardPolicy::Placed;
@@ -110,18 +118,41 @@ fn honest_response(content: &[u8], request: &[u8]) -> Vec<u8> {
 }
 
 /// A node that wants contents.
-struct Getter {
-    node: BlobNode,
-    fetches: Arc<BlobFetches>,
+pub(super) struct Getter {
+    pub(super) node: BlobNode,
+    pub(super) fetches: Arc<BlobFetches>,
     closing: watch::Sender<bool>,
 }
 
 impl Getter {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
+        Self::with(BlobFetches::default()).await
+    }
+
+    pub(super) async fn with(fetches: BlobFetches) -> Self {
         Self {
             node: BlobNode::new().await,
-            fetches: Arc::default(),
+            fetches: Arc::new(fetches),
             closing: watch::channel(false).0,
+        }
+    }
+
+    /// A fetch for a bucket.
+    pub(super) async fn order(
+        &self,
+        bucket: &str,
+        peers: &Arc<TestPeers>,
+        (hash, size): (ContentHash, usize),
+        from: &[&str],
+    ) -> FetchOrder {
+        FetchOrder {
+            hash,
+            size: size as u64,
+            bucket: self.node.bucket(bucket).await,
+            from: from.iter().map(|name| id(name)).collect(),
+            peers: Arc::clone(peers) as Arc<dyn BlobPeers>,
+            lease: self.node.lease().await,
+            closing: self.closing.subscribe(),
         }
     }
 
@@ -132,20 +163,12 @@ impl Getter {
         size: usize,
         from: &[&str],
     ) -> JoinedFetch {
-        let order = FetchOrder {
-            hash,
-            size: size as u64,
-            bucket: self.node.bucket("docs").await,
-            from: from.iter().map(|name| id(name)).collect(),
-            peers: Arc::clone(peers) as Arc<dyn BlobPeers>,
-            lease: self.node.lease().await,
-            closing: self.closing.subscribe(),
-        };
+        let order = self.order("docs", peers, (hash, size), from).await;
         self.fetches.join(order).expect("room")
     }
 
     /// Fetches a content, and returns how that ended.
-    async fn fetch(
+    pub(super) async fn fetch(
         &self,
         peers: &Arc<TestPeers>,
         hash: ContentHash,
@@ -157,13 +180,13 @@ impl Getter {
     }
 }
 
-async fn end(mut joined: JoinedFetch) -> FetchProgress {
+pub(super) async fn end(mut joined: JoinedFetch) -> FetchProgress {
     let is_over = |progress: &FetchProgress| !matches!(progress, FetchProgress::Missing(_));
     let ended = tokio::time::timeout(hung(), joined.progress.wait_for(is_over)).await;
     ended.expect("in time").expect("it ends").clone()
 }
 
-fn failed(outcomes: &[(&str, &'static str)]) -> FetchProgress {
+pub(super) fn failed(outcomes: &[(&str, &'static str)]) -> FetchProgress {
     let tried = outcomes.iter().map(|(peer, outcome)| (id(peer), *outcome));
     FetchProgress::Failed(FetchFailure::Peers(tried.collect()))
 }
@@ -236,13 +259,8 @@ async fn a_lying_peer_is_dropped_and_not_asked_again() {
         getter.node.status(hash).await,
         ContentStatus::Partial { size }
     );
-    let partial = getter
-        .node
-        .lease()
-        .await
-        .content()
-        .receive(hash, size)
-        .expect("room");
+    let (lease, docs) = (getter.node.lease().await, getter.node.bucket("docs").await);
+    let partial = lease.content().receive(docs, hash, size).expect("room");
     assert!((20 * GROUP as u64..30 * GROUP as u64).contains(&partial.missing_bytes()));
     drop(partial);
     // They are not even dialled.
@@ -253,6 +271,35 @@ async fn a_lying_peer_is_dropped_and_not_asked_again() {
     let ended = getter.fetch(&peers, hash, len, &["late", "bob"]).await;
     assert_eq!(ended, FetchProgress::Done);
     assert!(getter.node.bytes(hash).await == bytes);
+}
+
+/// Nothing is known of the liar before it is asked.
+#[tokio::test]
+async fn a_fetch_drops_a_lying_peer_and_asks_the_next_one() {
+    let (getter, provider) = (Getter::new().await, BlobNode::new().await);
+    let bytes = noise(70 * GROUP);
+    let hash = provider.put("docs", "/a", &bytes).await;
+    getter.node.want("docs", "/a", &bytes).await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    let liar = scripted(bytes.clone(), move |mut response: Vec<u8>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        response[9 * GROUP] ^= 1;
+        response
+    });
+    let peers = Arc::new(TestPeers {
+        peers: HashMap::from([(id("liar"), liar), (id("bob"), honest(&provider))]),
+        ..TestPeers::default()
+    });
+    let order = ["liar", "bob"];
+    let ended = getter.fetch(&peers, hash, bytes.len(), &order).await;
+    assert_eq!(ended, FetchProgress::Done);
+    assert!(getter.node.bytes(hash).await == bytes);
+    // The liar was dialled and asked once, and has a penalty alone.
+    assert_eq!(peers.connections.load(Ordering::SeqCst), 2);
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
+    let penalised = order.map(|name| getter.fetches.is_penalised(&id(name)));
+    assert_eq!(penalised, [true, false]);
 }
 
 /// Bytes by the word of an announcement are no proof: the peers that have the content know better, and prove it.
@@ -436,7 +483,11 @@ async fn a_fetch_goes_on_with_what_is_here() {
 }
 
 /// A peer whose responses wait for a permit each.
-fn held(bytes: Vec<u8>, permits: &Arc<Semaphore>, requests: &Arc<AtomicUsize>) -> ServePeer {
+pub(super) fn held(
+    bytes: Vec<u8>,
+    permits: &Arc<Semaphore>,
+    requests: &Arc<AtomicUsize>,
+) -> ServePeer {
     let (permits, requests) = (Arc::clone(permits), Arc::clone(requests));
     let bytes = Arc::new(bytes);
     Box::new(move |connection| {
@@ -499,15 +550,9 @@ async fn a_fetch_ends_with_its_last_caller() {
     drop(second);
     // The file of the content is free once the fetch has ended.
     let size = len as u64;
+    let (lease, docs) = (getter.node.lease().await, getter.node.bucket("docs").await);
     let free = tokio::time::timeout(hung(), async {
-        while getter
-            .node
-            .lease()
-            .await
-            .content()
-            .receive(hash, size)
-            .is_err()
-        {
+        while lease.content().receive(docs, hash, size).is_err() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });

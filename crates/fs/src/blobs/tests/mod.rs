@@ -1,10 +1,13 @@
 //! Contents between nodes that are connected in this process.
 
 mod fetching;
+mod foreign;
 mod requests;
 mod serving;
 mod stock;
+mod upstream;
 mod wanted;
+mod withdrawn;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -58,8 +61,12 @@ struct BlobNode {
 
 impl BlobNode {
     async fn new() -> Self {
+        Self::with_files(FileStoreOptions::default()).await
+    }
+
+    async fn with_files(options: FileStoreOptions) -> Self {
         let dir = tempfile::tempdir().expect("writable");
-        let service = FsService::new(&dir.path().join("fs"), FileStoreOptions::default());
+        let service = FsService::new(&dir.path().join("fs"), options);
         // No limit that a busy machine could reach.
         let options = BlobOptions {
             request_time: hung(),

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::*;
 
 #[derive(Debug)]
-struct StockRecv {
+pub(super) struct StockRecv {
     stream: RecvStream,
     /// How many bytes come before the one that is changed.
     before_change: Option<usize>,
@@ -93,10 +93,13 @@ impl AsyncWriteSendStreamExtra for StockSend {
     }
 }
 
-type StockReader = AsyncReadRecvStream<StockRecv>;
+pub(super) type StockReader = AsyncReadRecvStream<StockRecv>;
 
 /// Sends a request as the stock getter does.
-async fn begin(connection: &Connection, request: GetRequest) -> ConnectedNext<StockReader> {
+pub(super) async fn begin(
+    connection: &Connection,
+    request: GetRequest,
+) -> ConnectedNext<StockReader> {
     begin_changed(connection, request, None).await
 }
 
@@ -124,7 +127,7 @@ fn closing(end: AtEndBlob<StockReader>) -> AtClosing<StockReader> {
 }
 
 /// The bytes that the stock getter verified.
-async fn fetched(connection: &Connection, request: GetRequest) -> Vec<u8> {
+pub(super) async fn fetched(connection: &Connection, request: GetRequest) -> Vec<u8> {
     match begin(connection, request).await {
         ConnectedNext::StartRoot(root) => {
             let read = root.next().concatenate_into_vec().await;
@@ -136,7 +139,7 @@ async fn fetched(connection: &Connection, request: GetRequest) -> Vec<u8> {
     }
 }
 
-fn stock(hash: ContentHash) -> Hash {
+pub(super) fn stock(hash: ContentHash) -> Hash {
     Hash::from_bytes(*hash.as_bytes())
 }
 

@@ -12,7 +12,7 @@ use crate::blobs::BlobPeers;
 
 impl BlobNode {
     /// Synchronises a bucket, which fetches contents in this way.
-    async fn synchronise(&self, name: &str, fetch: ContentFetchMode) {
+    pub(super) async fn synchronise(&self, name: &str, fetch: ContentFetchMode) {
         let bucket = self.bucket(name).await;
         let settings = BucketSettings {
             is_synced: Some(true),
@@ -26,7 +26,11 @@ impl BlobNode {
         set.await.expect("there");
     }
 
-    async fn fetch_for_read(&self, bucket: &str, hash: ContentHash) -> Result<(), FsError> {
+    pub(super) async fn fetch_for_read(
+        &self,
+        bucket: &str,
+        hash: ContentHash,
+    ) -> Result<(), FsError> {
         let bucket = self.bucket(bucket).await;
         let fetch = self.service.fetch_for_read(bucket, hash);
         tokio::time::timeout(hung(), fetch).await.expect("in time")
@@ -43,7 +47,7 @@ impl BlobNode {
     }
 
     /// Gives the node these peers.
-    fn know(&self, peers: HashMap<PeerId, ServePeer>) -> Arc<TestPeers> {
+    pub(super) fn know(&self, peers: HashMap<PeerId, ServePeer>) -> Arc<TestPeers> {
         let peers = Arc::new(TestPeers {
             peers,
             ..TestPeers::default()
@@ -54,11 +58,8 @@ impl BlobNode {
     }
 }
 
-fn is_unavailable(fetched: Result<(), FsError>) -> bool {
-    matches!(
-        fetched,
-        Err(FsError::Store(StoreError::ContentUnavailable { .. }))
-    )
+pub(super) fn is_unavailable(fetched: Result<(), FsError>) -> bool {
+    fetched.is_err_and(|error| error.is_unavailable())
 }
 
 #[tokio::test]
@@ -73,8 +74,8 @@ async fn a_reader_gets_a_content_that_only_a_peer_has() {
         response[9 * GROUP] ^= 1;
         response
     });
-    // Whichever of both is asked first.
-    let peers = [(id("bob"), honest(&provider)), (id("liar"), liar)];
+    // The liar is asked first: none of both was synchronised with, so that the names decide.
+    let peers = [(id("ada"), liar), (id("bob"), honest(&provider))];
     let peers = reader.know(HashMap::from(peers));
     assert!(is_unavailable(reader.fetch_for_read("docs", hash).await));
     reader.synchronise("docs", ContentFetchMode::None).await;
@@ -84,9 +85,37 @@ async fn a_reader_gets_a_content_that_only_a_peer_has() {
     let fetched = reader.fetch_for_read("docs", hash).await;
     fetched.expect("a peer has it");
     assert!(reader.bytes_in("docs", hash).await.expect("here") == bytes);
+    assert_eq!(peers.connections.load(Ordering::SeqCst), 2);
+    assert!(reader.service.fetches().is_penalised(&id("ada")));
     // The other bucket has no right to bytes that came for this one.
     let other = reader.bytes_in("secret", hash).await.map(drop);
     assert!(is_unavailable(other));
+}
+
+/// A peer that is away leaves the content what it is: damaged, and not one that is elsewhere.
+#[tokio::test]
+async fn a_damaged_content_comes_from_a_peer_that_has_it() {
+    let (reader, provider) = (BlobNode::new().await, BlobNode::new().await);
+    let bytes = noise(70 * GROUP + 77);
+    let hash = reader.put("docs", "/a", &bytes).await;
+    reader.synchronise("docs", ContentFetchMode::Lazy).await;
+    reader.know(HashMap::from([(id("bob"), honest(&provider))]));
+    reader.damage(hash, 40 * GROUP);
+    reader.bytes_in("docs", hash).await.expect_err("damaged");
+    let size = bytes.len() as u64;
+    let damaged = |fetched| {
+        matches!(
+            fetched,
+            Err(FsError::Store(StoreError::ContentMissing { .. }))
+        )
+    };
+    assert!(damaged(reader.fetch_for_read("docs", hash).await));
+    let status = reader.status_in("docs", hash).await;
+    assert_eq!(status, ContentStatus::Bad { size });
+    provider.put("docs", "/a", &bytes).await;
+    let fetched = reader.fetch_for_read("docs", hash).await;
+    fetched.expect("the peer has it");
+    assert!(reader.bytes_in("docs", hash).await.expect("whole") == bytes);
 }
 
 #[tokio::test]
@@ -99,7 +128,11 @@ async fn a_reader_waits_for_a_limited_time() {
     });
     reader.know(HashMap::from([(id("silent"), silent)]));
     reader.service.set_fetch_time(Duration::from_millis(50));
-    assert!(is_unavailable(reader.fetch_for_read("docs", hash).await));
+    let late = reader.fetch_for_read("docs", hash).await;
+    let Err(FsError::Unavailable { tried, .. }) = late else {
+        panic!("{late:?}");
+    };
+    assert_eq!(tried, [(id("silent"), "not in time")]);
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 use alknet_store::limits::LOCK_NOTE_BYTES_MAX;
 
 use crate::dav::error::DavError;
-use crate::dav::xml::XmlElement;
 
 use super::parse_root;
 
@@ -55,13 +54,14 @@ impl LockBody {
             }
         }
         let owner = root.dav_element("owner");
-        let owner = owner.map(XmlElement::to_fragment).unwrap_or_default();
-        if owner.len() > LOCK_NOTE_BYTES_MAX {
-            return Err(DavError::TooMany {
-                what: "bytes in the owner",
-                limit: LOCK_NOTE_BYTES_MAX,
-            });
-        }
+        let owner = match owner {
+            Some(owner) => owner.to_short_fragment(LOCK_NOTE_BYTES_MAX),
+            None => Some(String::new()),
+        };
+        let owner = owner.ok_or(DavError::TooMany {
+            what: "bytes in the owner",
+            limit: LOCK_NOTE_BYTES_MAX,
+        })?;
         Ok(Self::New(LockInfo { owner }))
     }
 }

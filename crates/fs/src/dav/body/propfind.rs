@@ -3,7 +3,7 @@
 use crate::dav::error::DavError;
 use crate::dav::xml::{XmlElement, XmlName};
 
-use super::{check_count, parse_root};
+use super::{NamedProperties, parse_root};
 
 /// Which properties a PROPFIND asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +53,9 @@ impl PropfindBody {
 /// The names in an element, each once.
 fn property_names(element: &XmlElement) -> Result<Vec<XmlName>, DavError> {
     let mut names = Vec::new();
+    let mut named = NamedProperties::default();
     for property in element.elements() {
-        check_count(names.len() + 1)?;
+        named.add(&property.name)?;
         if !names.contains(&property.name) {
             names.push(property.name.clone());
         }
@@ -65,7 +66,7 @@ fn property_names(element: &XmlElement) -> Result<Vec<XmlName>, DavError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dav::limits::PROPERTIES_NAMED_MAX;
+    use crate::dav::limits::{PROPERTIES_NAMED_MAX, PROPERTY_NAMES_BYTES_MAX};
 
     fn parse(content: &str) -> Result<PropfindBody, DavError> {
         let body = format!("<D:propfind xmlns:D='DAV:'>{content}</D:propfind>");
@@ -118,5 +119,13 @@ mod tests {
             .collect();
         let refused = parse(&format!("<D:prop>{many}</D:prop>")).expect_err("too many");
         assert_eq!(refused.status(), 413);
+        // Few names, of so many bytes together.
+        let long = |bytes: usize| {
+            let names = ["a", "b", "c", "d"].map(|it| format!("<{}/>", it.repeat(bytes / 4)));
+            let names = names.concat();
+            parse(&format!("<D:prop>{names}</D:prop>")).map_err(|error| error.status().as_u16())
+        };
+        assert!(long(PROPERTY_NAMES_BYTES_MAX).is_ok());
+        assert_eq!(long(PROPERTY_NAMES_BYTES_MAX + 4), Err(413));
     }
 }

@@ -10,7 +10,7 @@ use crate::dav::properties::{
 };
 use crate::dav::xml::XmlName;
 
-use super::{check_count, parse_root};
+use super::{NamedProperties, parse_root};
 
 /// One instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ impl PropertyPatch {
     pub fn parse(body: &[u8]) -> Result<Self, DavError> {
         let root = parse_root(body, "propertyupdate")?;
         let mut changes = Vec::new();
+        let mut named = NamedProperties::default();
         for instruction in root.elements() {
             let is_set = instruction.name.is_dav("set");
             if !is_set && !instruction.name.is_dav("remove") {
@@ -68,7 +69,7 @@ impl PropertyPatch {
             let around = [properties, instruction, &root];
             let lang = around.iter().find_map(|it| it.lang());
             for property in properties.elements() {
-                check_count(changes.len() + 1)?;
+                named.add(&property.name)?;
                 changes.push(if is_set {
                     let mut property = property.clone();
                     if let Some(lang) = lang {

@@ -58,12 +58,14 @@ struct StoredProperty {
 }
 
 impl DeadProperty {
-    /// The property that an element within `D:prop` means.
+    /// The property that an element within `D:prop` means. One that is too large has no text, and no entry takes it.
     #[must_use]
     pub fn from_element(element: &XmlElement) -> Self {
         Self {
             name: element.name.clone(),
-            xml: element.to_fragment(),
+            xml: element
+                .to_short_fragment(DEAD_PROPERTY_BYTES_MAX)
+                .unwrap_or_default(),
         }
     }
 
@@ -127,7 +129,8 @@ impl DeadProperties {
     /// # Errors
     /// The property is above a limit.
     pub fn set(&mut self, property: DeadProperty) -> Result<(), DeadPropertyError> {
-        if property.xml.len() > DEAD_PROPERTY_BYTES_MAX {
+        // The text of an element is never empty.
+        if property.xml.is_empty() || property.xml.len() > DEAD_PROPERTY_BYTES_MAX {
             return Err(DeadPropertyError::PropertyTooLarge);
         }
         // A fragment declares more namespaces than the document that it comes from, which can take it over a limit of
@@ -173,7 +176,7 @@ impl DeadProperties {
 
 fn stored_form(property: &DeadProperty) -> StoredProperty {
     StoredProperty {
-        ns: property.name.namespace.clone(),
+        ns: property.name.namespace.to_string(),
         name: property.name.local.clone(),
         xml: property.xml.clone(),
     }

@@ -1,5 +1,6 @@
 //! Locks as properties (RFC 4918 §15.8 and §15.10).
 
+use alknet_store::limits::LOCK_NOTE_BYTES_MAX;
 use alknet_store::{EntryLock, LockDepth, LockKind};
 
 use crate::dav::xml::{XmlElement, escape_text};
@@ -27,11 +28,15 @@ pub fn active_lock(lock: &EntryLock, root: &str, now_ms: u64) -> String {
     };
     let left = lock.until_ms.saturating_sub(now_ms) / 1000;
     // The store has the element that the client sent. Operations can give a lock any other text.
-    let element = XmlElement::parse(lock.note.as_bytes());
+    let element = XmlElement::parse(lock.note.as_bytes()).ok();
+    let element = element.filter(|it| it.name.is_dav("owner"));
+    // Shown for each entry that the lock covers: a note of an operation can be an element whose fragment is a hundred times
+    // as long, and is a text then.
+    let element = element.and_then(|it| it.to_short_fragment(LOCK_NOTE_BYTES_MAX));
     let owner = match element {
         _ if lock.note.is_empty() => String::new(),
-        Ok(element) if element.name.is_dav("owner") => element.to_fragment(),
-        _ => format!("<D:owner>{}</D:owner>", escape_text(&lock.note)),
+        Some(element) => element,
+        None => format!("<D:owner>{}</D:owner>", escape_text(&lock.note)),
     };
     format!(
         "<D:activelock><D:locktype><D:write/></D:locktype><D:lockscope><D:exclusive/></D:lockscope>\
@@ -84,6 +89,17 @@ mod tests {
             // The identity of the node is not shown to other clients.
             assert!(!xml.contains("alice"), "{xml}");
         }
+    }
+
+    #[test]
+    fn a_note_that_would_grow_is_shown_as_a_text() {
+        let namespace = "n".repeat(1000);
+        let elements = "<b a:x=''/>".repeat(200);
+        let note = format!("<owner xmlns='DAV:' xmlns:a='{namespace}'>{elements}</owner>");
+        assert!(note.len() <= LOCK_NOTE_BYTES_MAX, "{}", note.len());
+        let xml = active_lock(&lock(LockKind::Exclusive, &note), "/fs/a", 0);
+        assert!(xml.len() < 6 * LOCK_NOTE_BYTES_MAX + 1000, "{}", xml.len());
+        assert!(xml.contains("<D:owner>&lt;owner"), "{xml}");
     }
 
     #[test]

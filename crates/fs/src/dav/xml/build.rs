@@ -1,5 +1,8 @@
 //! The tree under construction.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use quick_xml::XmlVersion;
 use quick_xml::errors::Error as XmlError;
 use quick_xml::escape::{EscapeError, unescape};
@@ -8,7 +11,9 @@ use quick_xml::events::attributes::Attribute;
 use quick_xml::name::{NamespaceResolver, PrefixDeclaration, QName, ResolveResult};
 
 use crate::dav::error::DavError;
-use crate::dav::limits::{XML_ATTRIBUTES_MAX, XML_DEPTH_MAX, XML_NODES_MAX};
+use crate::dav::limits::{
+    XML_ATTRIBUTES_MAX, XML_DEPTH_MAX, XML_NAMESPACE_BYTES_MAX, XML_NODES_MAX,
+};
 
 use super::chars::{is_nc_name, is_xml_char, is_xml_space};
 use super::parse::malformed;
@@ -20,6 +25,8 @@ pub(super) struct TreeBuilder {
     open: Vec<XmlElement>,
     root: Option<XmlElement>,
     nodes: usize,
+    /// The namespaces of the names so far, each once.
+    namespaces: HashSet<Arc<str>>,
 }
 
 impl TreeBuilder {
@@ -38,7 +45,7 @@ impl TreeBuilder {
             });
         }
         self.count()?;
-        let name = resolve_name(start.name(), resolver, true)?;
+        let name = self.resolve_name(start.name(), resolver, true)?;
         let mut element = XmlElement::new(name);
         // Without the library's search for duplicates, whose time grows with the square of their number.
         for (at, attribute) in start.attributes().with_checks(false).enumerate() {
@@ -50,7 +57,7 @@ impl TreeBuilder {
             }
             self.count()?;
             let attribute = attribute.map_err(|error| malformed(&error.to_string()))?;
-            if let Some(attribute) = read_attribute(&attribute, resolver)? {
+            if let Some(attribute) = self.read_attribute(&attribute, resolver)? {
                 let is_double = element
                     .attributes
                     .iter()
@@ -117,59 +124,91 @@ impl TreeBuilder {
         }
         Ok(())
     }
-}
 
-/// The attribute; `None` for a declaration of a namespace.
-fn read_attribute(
-    attribute: &Attribute<'_>,
-    resolver: &NamespaceResolver,
-) -> Result<Option<XmlAttribute>, DavError> {
-    if attribute.value.contains('<') {
-        return Err(malformed("'<' in the value of an attribute"));
-    }
-    if let Some(declared) = attribute.key.as_namespace_binding() {
-        // Namespaces in XML 1.0 §5: only the default namespace can be undeclared.
-        return match declared {
-            PrefixDeclaration::Named(prefix) if !is_nc_name(prefix) => {
-                Err(malformed("a prefix that is no name"))
-            }
-            PrefixDeclaration::Named(_) if attribute.value.is_empty() => {
-                Err(malformed("a prefix without a namespace"))
-            }
-            _ => Ok(None),
-        };
-    }
-    let name = resolve_name(attribute.key, resolver, false)?;
-    let value = attribute.normalized_value(XmlVersion::Implicit1_0);
-    let value = value.map_err(|error| escape_error(&error))?.into_owned();
-    check_chars(&value)?;
-    Ok(Some(XmlAttribute { name, value }))
-}
-
-/// The expanded name. An attribute without a prefix is in no namespace.
-fn resolve_name(
-    name: QName<'_>,
-    resolver: &NamespaceResolver,
-    is_element: bool,
-) -> Result<XmlName, DavError> {
-    let (local, prefix) = name.decompose();
-    let local = local.into_inner();
-    let is_name = is_nc_name(local) && prefix.is_none_or(|it| is_nc_name(it.into_inner()));
-    if !is_name {
-        return Err(malformed("a name that XML does not allow"));
-    }
-    let namespace = match resolver.resolve_prefix(prefix, is_element) {
-        ResolveResult::Unbound => String::new(),
-        ResolveResult::Bound(namespace) => {
-            // The library keeps the value as the document has it.
-            let namespace = unescape(namespace.into_inner());
-            let namespace = namespace.map_err(|error| escape_error(&error.into()))?;
-            check_chars(&namespace)?;
-            namespace.into_owned()
+    /// The attribute; `None` for a declaration of a namespace.
+    fn read_attribute(
+        &mut self,
+        attribute: &Attribute<'_>,
+        resolver: &NamespaceResolver,
+    ) -> Result<Option<XmlAttribute>, DavError> {
+        if attribute.value.contains('<') {
+            return Err(malformed("'<' in the value of an attribute"));
         }
-        ResolveResult::Unknown(_) => return Err(malformed("a prefix that is not declared")),
-    };
-    Ok(XmlName::new(&namespace, local))
+        if let Some(declared) = attribute.key.as_namespace_binding() {
+            // At the declaration and not at its first use: an element that is outside of it costs as much.
+            check_namespace_length(&attribute.value)?;
+            // Namespaces in XML 1.0 §5: only the default namespace can be undeclared.
+            return match declared {
+                PrefixDeclaration::Named(prefix) if !is_nc_name(prefix) => {
+                    Err(malformed("a prefix that is no name"))
+                }
+                PrefixDeclaration::Named(_) if attribute.value.is_empty() => {
+                    Err(malformed("a prefix without a namespace"))
+                }
+                _ => Ok(None),
+            };
+        }
+        let name = self.resolve_name(attribute.key, resolver, false)?;
+        let value = attribute.normalized_value(XmlVersion::Implicit1_0);
+        let value = value.map_err(|error| escape_error(&error))?.into_owned();
+        check_chars(&value)?;
+        Ok(Some(XmlAttribute { name, value }))
+    }
+
+    /// The expanded name. An attribute without a prefix is in no namespace.
+    fn resolve_name(
+        &mut self,
+        name: QName<'_>,
+        resolver: &NamespaceResolver,
+        is_element: bool,
+    ) -> Result<XmlName, DavError> {
+        let (local, prefix) = name.decompose();
+        let local = local.into_inner();
+        let is_name = is_nc_name(local) && prefix.is_none_or(|it| is_nc_name(it.into_inner()));
+        if !is_name {
+            return Err(malformed("a name that XML does not allow"));
+        }
+        let namespace = match resolver.resolve_prefix(prefix, is_element) {
+            ResolveResult::Unbound => self.share_namespace(""),
+            ResolveResult::Bound(namespace) => {
+                let namespace = namespace.into_inner();
+                // The element that declares a namespace has a name before its attributes are looked at, and the time for
+                // the references below grows with the length.
+                check_namespace_length(namespace)?;
+                // The library keeps the value as the document has it.
+                let namespace = unescape(namespace);
+                let namespace = namespace.map_err(|error| escape_error(&error.into()))?;
+                check_chars(&namespace)?;
+                self.share_namespace(&namespace)
+            }
+            ResolveResult::Unknown(_) => return Err(malformed("a prefix that is not declared")),
+        };
+        Ok(XmlName {
+            namespace,
+            local: local.to_owned(),
+        })
+    }
+
+    /// The one text of a namespace that all names of the document have.
+    fn share_namespace(&mut self, namespace: &str) -> Arc<str> {
+        if let Some(known) = self.namespaces.get(namespace) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = namespace.into();
+        self.namespaces.insert(Arc::clone(&new));
+        new
+    }
+}
+
+/// Refuses a namespace that is longer than any that a client has a reason for.
+fn check_namespace_length(namespace: &str) -> Result<(), DavError> {
+    if namespace.len() > XML_NAMESPACE_BYTES_MAX {
+        return Err(DavError::TooMany {
+            what: "bytes in a namespace",
+            limit: XML_NAMESPACE_BYTES_MAX,
+        });
+    }
+    Ok(())
 }
 
 fn check_chars(text: &str) -> Result<(), DavError> {

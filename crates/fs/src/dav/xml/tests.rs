@@ -1,10 +1,14 @@
+use std::sync::Arc;
+
+use alknet_test_support::{alone, peak_bytes};
 use proptest::prelude::*;
 
 use super::*;
-use crate::dav::DavError;
 use crate::dav::limits::{
-    XML_ATTRIBUTES_MAX, XML_BODY_BYTES_MAX, XML_DEPTH_MAX, XML_NAMESPACES_MAX, XML_NODES_MAX,
+    XML_ATTRIBUTES_MAX, XML_BODY_BYTES_MAX, XML_DEPTH_MAX, XML_MEMORY_BYTES_MAX,
+    XML_NAMESPACE_BYTES_MAX, XML_NAMESPACES_MAX, XML_NODES_MAX,
 };
+use crate::dav::{DavError, DeadProperties, PropertyPatch};
 
 fn parse(text: &str) -> Result<XmlElement, DavError> {
     XmlElement::parse(text.as_bytes())
@@ -141,6 +145,81 @@ fn every_limit_holds() {
         .collect();
     assert!(parse(&format!("<a{half}/>")).is_ok());
     assert!(parse(&format!("<a{half}><b{half}/></a>")).is_err());
+}
+
+/// A body in which this many elements are in one namespace of this length.
+fn body_with_namespace(bytes: usize, elements: usize) -> String {
+    let (namespace, elements) = ("n".repeat(bytes), "<a:b/>".repeat(elements));
+    format!("<c xmlns:a='{namespace}'>{elements}</c>")
+}
+
+#[test]
+fn a_long_namespace_is_refused_before_elements_copy_it() {
+    alone(
+        "dav::xml::tests::a_long_namespace_is_refused_before_elements_copy_it",
+        measure_namespaces,
+    );
+}
+
+fn measure_namespaces() {
+    let bomb = body_with_namespace(230 << 10, 4090);
+    assert!(bomb.len() <= XML_BODY_BYTES_MAX, "{}", bomb.len());
+    let grown = peak_bytes(|| {
+        let refused = parse(&bomb).expect_err("a long namespace");
+        assert_eq!(refused.status(), 413);
+    });
+    assert!(grown <= XML_MEMORY_BYTES_MAX as u64, "{grown} bytes");
+    // The dearest bodies that are taken: as many nodes as there may be, with one namespace, and with one for each.
+    let shared = body_with_namespace(XML_NAMESPACE_BYTES_MAX, XML_NODES_MAX - 2);
+    let own: String = (0..XML_NODES_MAX / 2 - 1)
+        .map(|at| format!("<b xmlns='{at:0>100}'/>"))
+        .collect();
+    let own = format!("<c>{own}</c>");
+    for body in [shared, own] {
+        assert!(body.len() <= XML_BODY_BYTES_MAX, "{}", body.len());
+        let grown = peak_bytes(|| assert!(parse(&body).is_ok()));
+        assert!(grown <= XML_MEMORY_BYTES_MAX as u64, "{grown} bytes");
+    }
+}
+
+#[test]
+fn names_of_a_body_share_their_namespace() {
+    let root = parse(&body_with_namespace(XML_NAMESPACE_BYTES_MAX, 2)).expect("within the limit");
+    let names: Vec<_> = root.elements().map(|it| &it.name.namespace).collect();
+    assert_eq!(names[0].len(), XML_NAMESPACE_BYTES_MAX);
+    assert!(Arc::ptr_eq(names[0], names[1]));
+    let too_long = body_with_namespace(XML_NAMESPACE_BYTES_MAX + 1, 2);
+    let refused = parse(&too_long).expect_err("too long");
+    assert_eq!(refused.status(), 413);
+    // Also where no name is in it, and as references, whose text is read for each name.
+    let unused = parse(&body_with_namespace(XML_NAMESPACE_BYTES_MAX + 1, 0));
+    assert_eq!(unused.expect_err("too long").status(), 413);
+    let references = format!(
+        "<a xmlns='{}'/>",
+        "&#97;".repeat(XML_NAMESPACE_BYTES_MAX / 4)
+    );
+    assert_eq!(parse(&references).expect_err("too long").status(), 413);
+}
+
+/// What is stored of a body declares its namespaces again and again.
+#[test]
+fn a_fragment_that_grows_is_given_up() {
+    let namespace = "n".repeat(XML_NAMESPACE_BYTES_MAX);
+    let elements = "<b a:x=''/>".repeat(2000);
+    let root = parse(&format!("<c xmlns:a='{namespace}'>{elements}</c>")).expect("well-formed");
+    let whole = root.to_fragment();
+    assert!(whole.len() > 2000 * XML_NAMESPACE_BYTES_MAX);
+    assert_eq!(root.to_short_fragment(8 << 10), None);
+    assert_eq!(root.to_short_fragment(whole.len() - 1), None);
+    assert_eq!(root.to_short_fragment(whole.len()), Some(whole));
+    let body = format!(
+        "<D:propertyupdate xmlns:D='DAV:' xmlns:a='{namespace}'><D:set><D:prop><c>{elements}</c></D:prop></D:set>\
+         </D:propertyupdate>"
+    );
+    let patch = PropertyPatch::parse(body.as_bytes()).expect("a patch");
+    let outcome = patch.apply(&DeadProperties::default());
+    assert_eq!(outcome.properties, None);
+    assert_eq!(outcome.statuses[0].status, 507);
 }
 
 proptest! {

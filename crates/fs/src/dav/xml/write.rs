@@ -14,22 +14,38 @@ impl XmlElement {
     /// namespace that it uses. Prefixes of the document that it comes from are not kept.
     #[must_use]
     pub fn to_fragment(&self) -> String {
+        // No element has this length in memory.
+        self.to_short_fragment(usize::MAX).unwrap_or_default()
+    }
+
+    /// The same text, if it has at most so many bytes. A fragment declares a namespace at each element and attribute that
+    /// needs it, so that it can be a hundred times as long as the document.
+    #[must_use]
+    pub fn to_short_fragment(&self, bytes_max: usize) -> Option<String> {
         let mut text = String::new();
-        write_element(&mut text, self, "");
-        text
+        write_element(&mut text, self, "", bytes_max);
+        (text.len() <= bytes_max).then_some(text)
     }
 }
 
-/// The depth of the recursion is bounded by that of the parser.
-fn write_element(text: &mut String, element: &XmlElement, default_namespace: &str) {
+/// The depth of the recursion is bounded by that of the parser. Ends early once the text is too long.
+fn write_element(
+    text: &mut String,
+    element: &XmlElement,
+    default_namespace: &str,
+    bytes_max: usize,
+) {
     let name = &element.name;
     text.push('<');
     text.push_str(&name.local);
-    if name.namespace != default_namespace {
+    if &*name.namespace != default_namespace {
         push_attribute(text, "xmlns", &name.namespace);
     }
     for (at, attribute) in element.attributes.iter().enumerate() {
-        let namespace = attribute.name.namespace.as_str();
+        if text.len() > bytes_max {
+            return;
+        }
+        let namespace = &*attribute.name.namespace;
         let local = &attribute.name.local;
         match namespace {
             "" => push_attribute(text, local, &attribute.value),
@@ -46,8 +62,11 @@ fn write_element(text: &mut String, element: &XmlElement, default_namespace: &st
     }
     text.push('>');
     for child in &element.children {
+        if text.len() > bytes_max {
+            return;
+        }
         match child {
-            XmlNode::Element(child) => write_element(text, child, &name.namespace),
+            XmlNode::Element(child) => write_element(text, child, &name.namespace, bytes_max),
             XmlNode::Text(child) => text.push_str(&escape_text(child)),
         }
     }

@@ -58,6 +58,37 @@ fn of_two_writes_with_one_condition_one_is_carried_out() {
         .expect(412);
 }
 
+/// The client can decide without a second request. One that may not read the file learns of no version.
+#[test]
+fn a_failed_condition_names_the_present_version_to_those_who_may_read_it() {
+    let mount = TestMount::new();
+    let made = mount.send("PUT", "/fs/docs/a", &[], "1").expect(201);
+    let tag = made.header("etag");
+    let other = ("if-match", "\"b3-00\"");
+    let lists = format!("([{}])", other.1);
+    for (method, field) in [
+        ("GET", other),
+        ("HEAD", other),
+        ("PUT", other),
+        ("PUT", ("if-none-match", "*")),
+        ("PUT", ("if", &*lists)),
+        ("DELETE", other),
+    ] {
+        let refused = mount.send(method, "/fs/docs/a", &[field], "").expect(412);
+        assert_eq!(refused.header("etag"), tag, "{method} {field:?}");
+    }
+    for field in [other, ("if-none-match", "*")] {
+        let refused = mount.send_as(Some("dave"), ("PUT", "/fs/docs/a"), &[field], Vec::new());
+        assert_eq!(refused.expect(412).header("etag"), "", "{field:?}");
+    }
+    // There is no version of what does not exist, and none of a directory.
+    mount.send("MKCOL", "/fs/docs/d", &[], "").expect(201);
+    for path in ["/fs/docs/none", "/fs/docs/d"] {
+        let refused = mount.send("DELETE", path, &[other], "").expect(412);
+        assert_eq!(refused.header("etag"), "", "{path}");
+    }
+}
+
 #[test]
 fn ranges_are_parts_of_a_file() {
     let mount = TestMount::new();
@@ -194,13 +225,29 @@ fn directories_are_listed_for_people_and_for_programs() {
 #[test]
 fn wrong_paths_are_refused_by_their_rule() {
     let mount = TestMount::new();
+    mount.send("PUT", "/fs/docs/kept", &[], "x").expect(201);
+    let long = format!("/fs/docs/{}", "a".repeat(300));
+    let deep = format!("/fs/docs{}", "/a".repeat(65));
     for path in [
         "/fs/docs/../a",
         "/fs/docs/%00",
         "/fs/docs/a//b",
         "/fs/docs/a%2fb",
+        &long,
+        &deep,
     ] {
+        for method in ["PUT", "GET", "DELETE", "PROPFIND", "LOCK"] {
+            let fields = [("depth", "0")];
+            let refused = mount.send(method, path, &fields, "");
+            assert_eq!(refused.status, 400, "{method} {path:.60}");
+        }
+        mount.send("MKCOL", path, &[], "").expect(400);
         mount.send("PUT", path, &[], "x").expect(400);
+        for method in ["COPY", "MOVE"] {
+            let to = [("destination", path)];
+            let refused = mount.send(method, "/fs/docs/kept", &to, "");
+            assert_eq!(refused.status, 400, "{method} {path:.60}");
+        }
     }
     mount.send("PUT", "/fs/docs/a/b", &[], "x").expect(409);
     mount.send("PUT", "/fs/docs/", &[], "x").expect(405);
@@ -210,7 +257,7 @@ fn wrong_paths_are_refused_by_their_rule() {
         .expect(207);
     assert_eq!(
         listed.body.matches("<D:response>").count(),
-        1,
+        2,
         "nothing was made on the way"
     );
 }

@@ -2,6 +2,7 @@
 
 mod changes;
 mod files;
+mod lists;
 mod locks;
 mod properties;
 mod uploads;
@@ -31,11 +32,13 @@ impl DavFiles for MountTestFiles {
     }
 }
 
-/// `alice` may do everything in `docs`, `carol` may read it, and `bob` has no right. No identity has one in `secret`.
+/// `alice` and `dan` may do everything in `docs`, `carol` may read it, `dave` may write to it, and `bob` has no right. No
+/// identity has one in `secret`.
 fn scopes_of(name: &str) -> &'static [&'static str] {
     match name {
-        "alice" => &["fs:read:docs", "fs:write:docs"],
+        "alice" | "dan" => &["fs:read:docs", "fs:write:docs"],
         "carol" => &["fs:read:docs"],
+        "dave" => &["fs:write:docs"],
         _ => &[],
     }
 }
@@ -52,6 +55,8 @@ struct TestResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: String,
+    /// Bytes of the longest piece in which the body came.
+    longest: usize,
 }
 
 impl TestResponse {
@@ -123,12 +128,19 @@ impl TestMount {
         let mount = Arc::clone(&self.mount);
         let request = request.body(body).expect("a request");
         self.runtime.block_on(async {
-            let (parts, body) = mount.respond(request, caller).await.into_parts();
-            let body = body.collect().await.expect("a whole body").to_bytes();
+            let (parts, mut pieces) = mount.respond(request, caller).await.into_parts();
+            let (mut body, mut longest) = (Vec::new(), 0);
+            while let Some(piece) = pieces.frame().await {
+                let piece = piece.expect("a whole body").into_data();
+                let piece = piece.expect("no trailers");
+                longest = longest.max(piece.len());
+                body.extend_from_slice(&piece);
+            }
             TestResponse {
                 status: parts.status,
                 headers: parts.headers,
                 body: String::from_utf8_lossy(&body).into_owned(),
+                longest,
             }
         })
     }

@@ -51,6 +51,42 @@ fn hostile_bodies_are_refused() {
     }
 }
 
+/// A caller without a right must not make the node read a body, let alone parse it.
+#[test]
+fn a_right_is_asked_before_a_body_is_read() {
+    let mount = TestMount::new();
+    let bomb = format!(
+        "<D:propfind xmlns:D='DAV:' xmlns:a='{}'>{}</D:propfind>",
+        "n".repeat(230 << 10),
+        "<a:b/>".repeat(4000)
+    );
+    for (method, body) in [
+        ("PROPFIND", bomb.as_str()),
+        ("PROPPATCH", "<"),
+        ("LOCK", "<"),
+        ("MKCOL", "<"),
+        ("PUT", "<"),
+    ] {
+        for bucket in ["secret", "absent"] {
+            let path = format!("/fs/{bucket}/a");
+            // The second piece fails, which is another answer if it is read.
+            let pieces = vec![
+                Ok(Bytes::copy_from_slice(body.as_bytes())),
+                Err(BoxError::from("read")),
+            ];
+            let fields = [("depth", "0")];
+            let refused = mount.send_as(Some("bob"), (method, &path), &fields, pieces);
+            let refused = refused.expect(404);
+            assert_eq!(refused.body, "the bucket does not exist", "{method}");
+        }
+    }
+    // With the right, the body is read and refused.
+    let fields = [("depth", "0")];
+    let refused = mount.send("PROPFIND", "/fs/docs/", &fields, &bomb);
+    refused.expect(413);
+    mount.send("PROPFIND", "/fs/", &fields, &bomb).expect(413);
+}
+
 #[test]
 fn dead_properties_are_kept_and_go_along() {
     let mount = TestMount::new();

@@ -1,6 +1,7 @@
 //! Uploads that can be resumed.
 
 use super::*;
+use crate::dav::DavTarget;
 
 fn begin(mount: &TestMount, path: &str, fields: &[(&str, &str)]) -> String {
     let mut all = vec![("upload-complete", "?0")];
@@ -37,6 +38,19 @@ fn an_upload_goes_on_after_its_connection_broke() {
 }
 
 #[test]
+fn an_upload_whose_file_was_changed_names_the_present_version() {
+    let mount = TestMount::new();
+    let made = mount.send("PUT", "/fs/docs/a", &[], "1").expect(201);
+    let condition = [("if-match", made.header("etag"))];
+    let upload = begin(&mount, "/fs/docs/a", &condition);
+    let now = mount.send("PUT", "/fs/docs/a", &[], "2").expect(204);
+    let all = [("upload-offset", "0"), ("upload-complete", "?1")];
+    let late = mount.send("PATCH", &upload, &all, "3").expect(412);
+    assert_eq!(late.header("etag"), now.header("etag"));
+    assert_eq!(mount.send("GET", "/fs/docs/a", &[], "").body, "2");
+}
+
+#[test]
 fn an_upload_is_of_its_identity_and_can_be_given_up() {
     let mount = TestMount::new();
     let upload = begin(&mount, "/fs/docs/a", &[]);
@@ -61,4 +75,27 @@ fn an_upload_with_another_length_makes_no_file() {
         mount.send("HEAD", &upload, &[], "").expect(404);
         mount.send("GET", "/fs/docs/a", &[], "").expect(404);
     }
+}
+
+/// The operation that ends a session knows nothing of the uploads of the mount.
+#[test]
+fn an_upload_goes_on_beside_many_that_their_caller_ended() {
+    const ROUNDS: usize = 100;
+    let mount = TestMount::new();
+    let ours = begin(&mount, "/fs/docs/a", &[("upload-length", "3")]);
+    for _ in 0..ROUNDS {
+        let fields = [("upload-complete", "?0")];
+        let begun = mount.send_as(Some("dan"), ("PUT", "/fs/docs/b"), &fields, Vec::new());
+        let begun = begun.expect(202);
+        let DavTarget::Upload(id) = DavTarget::parse(begun.header("location")).expect("a path")
+        else {
+            panic!("{:?}", begun.headers);
+        };
+        let ended = mount.mount.files.0.sessions().abort(id, "dan");
+        ended.expect("its own session");
+        assert!(!mount.mount.files.0.sessions().is_open(id));
+    }
+    let rest = [("upload-offset", "0"), ("upload-complete", "?1")];
+    mount.send("PATCH", &ours, &rest, "012").expect(201);
+    assert_eq!(mount.send("GET", "/fs/docs/a", &[], "").body, "012");
 }

@@ -29,7 +29,14 @@ impl SyncedDocument {
             state.sent_hashes.clear();
         }
         let before = self.doc.get_heads();
+        #[cfg(test)]
+        let panics = message
+            .heads
+            .contains(&crate::sync::incoming::PANICKING_HEAD);
         let received = contain(|| self.doc.receive_sync_message(state, message))?;
+        // No message is known at which the library panics, so that a test says when it does.
+        #[cfg(test)]
+        contain(|| assert!(!panics, "a test asks for a panic"))?;
         received.map_err(|error| {
             self.is_contradicted = matches!(error, AutomergeError::DuplicateSeqNumber(..));
             invalid(error.to_string())

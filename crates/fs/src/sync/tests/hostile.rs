@@ -14,6 +14,7 @@ use automerge::{ActorId, Automerge, Change, ObjType, ROOT, ScalarValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::scene::{MAY_SYNC, SyncNode, hash, hung, identity, path, serve};
+use crate::sync::incoming::PANICKING_HEAD;
 use crate::sync::limits::{MESSAGE_BYTES_MAX, PART_BYTES_MAX, SYNC_BYTES_MAX};
 use crate::sync::message::{read_message, write_message};
 use crate::sync::{
@@ -25,7 +26,8 @@ pub(super) const NOW_MS: u64 = 1_800_000_000_000;
 
 /// A peer that sends what a test says.
 pub(super) struct RawSyncPeer {
-    pub(super) connection: Connection,
+    /// Kept open.
+    _connection: Connection,
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
     pub(super) doc: Automerge,
@@ -39,16 +41,27 @@ impl RawSyncPeer {
     }
 
     pub(super) async fn connect(node: &SyncNode, name: &str, scopes: &[&str]) -> Self {
+        Self::connect_both(node, name, scopes).await.0
+    }
+
+    /// The same with the node's end of the connection.
+    pub(super) async fn connect_both(
+        node: &SyncNode,
+        name: &str,
+        scopes: &[&str],
+    ) -> (Self, Connection) {
         let (here, there) = memory_pair(SYNC_ALPN);
+        let server = there.clone();
         serve(node, there, Some(identity(name, scopes)));
         let (send, recv) = here.open_bi().await.expect("a stream");
-        Self {
-            connection: here,
+        let peer = Self {
+            _connection: here,
             send,
             recv,
             doc: Automerge::new().with_actor(ActorId::from(name.as_bytes())),
             state: State::new(),
-        }
+        };
+        (peer, server)
     }
 
     /// A peer whose hello was answered.
@@ -57,20 +70,30 @@ impl RawSyncPeer {
     }
 
     pub(super) async fn greeted_as(node: &SyncNode, name: &str) -> Self {
-        let mut peer = Self::connect(node, name, &[MAY_SYNC]).await;
+        Self::greeted_both(node, name).await.0
+    }
+
+    /// The same with the node's end of the connection.
+    pub(super) async fn greeted_both(node: &SyncNode, name: &str) -> (Self, Connection) {
+        let (mut peer, server) = Self::connect_both(node, name, &[MAY_SYNC]).await;
         let answer = peer.greet("docs", "main").await;
         assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
-        peer
+        (peer, server)
     }
 
     pub(super) async fn greet(&mut self, bucket: &str, branch: &str) -> SyncMessage {
-        self.send.write_u8(PROTOCOL_VERSION).await.expect("taken");
         let hello = SyncHello {
             bucket: bucket.parse().expect("a name"),
             branch: branch.parse().expect("a name"),
             part: SyncPart::Whole,
             heads: Vec::new(),
         };
+        self.say_hello(hello).await
+    }
+
+    /// The answer to a hello.
+    pub(super) async fn say_hello(&mut self, hello: SyncHello) -> SyncMessage {
+        self.send.write_u8(PROTOCOL_VERSION).await.expect("taken");
         self.say(&SyncMessage::Hello(hello)).await;
         assert_eq!(self.recv.read_u8().await.ok(), Some(PROTOCOL_VERSION));
         self.hear().await.expect("an answer")
@@ -296,6 +319,36 @@ async fn a_message_that_is_cut_changes_nothing() {
     holds(&node, "cut").await;
 }
 
+/// The document in memory has the changes by then, and what is stored must not get them.
+#[tokio::test]
+async fn a_panic_of_the_library_ends_its_session_and_leaves_the_stored_document() {
+    let node = victim().await;
+    let early = SyncNode::new("early").await;
+    early.sync(&node).await.expect("synchronised");
+    let before = node.stored_parts().await;
+    assert!(!before.is_empty());
+
+    let mut peer = RawSyncPeer::greeted(&node).await;
+    peer.put(&[("/new", file(2, NOW_MS))]);
+    let heads = [peer.doc.get_heads(), vec![PANICKING_HEAD]].concat();
+    let bytes = message_with(vec![peer.doc.save()], heads);
+    peer.say_sync(&bytes).await;
+    assert_eq!(peer.bye().await, ByeCode::InvalidDocument);
+    failed(&node, 1).await;
+    let counters = node.sync.counters();
+    assert_eq!(counters.failed_merges.get(), 1);
+    assert_eq!(counters.failed_sessions.get(), 1);
+    assert_eq!(node.stored_parts().await, before);
+
+    // The next session reads what is stored, and takes the same changes in.
+    holds(&node, "a panic").await;
+    let mut other = RawSyncPeer::greeted_as(&node, "other").await;
+    other.put(&[("/new", file(2, NOW_MS))]);
+    other.exchange().await;
+    assert_eq!(node.paths().await, ["/kept", "/new"]);
+    assert_eq!(node.sync.counters().failed_merges.get(), 1);
+}
+
 #[tokio::test]
 async fn a_message_that_comes_again_makes_no_second_event() {
     let node = victim().await;
@@ -499,31 +552,6 @@ async fn a_peer_without_the_right_learns_no_names() {
 }
 
 #[tokio::test]
-async fn a_right_that_is_taken_away_ends_the_session() {
-    let node = victim().await;
-    let (here, there) = memory_pair(SYNC_ALPN);
-    let served = there.clone();
-    serve(&node, there, Some(identity("mallory", &[MAY_SYNC])));
-    let (send, recv) = here.open_bi().await.expect("a stream");
-    let mut peer = RawSyncPeer {
-        connection: here,
-        send,
-        recv,
-        doc: Automerge::new(),
-        state: State::new(),
-    };
-    let answer = peer.greet("docs", "main").await;
-    assert!(matches!(answer, SyncMessage::Hello(_)), "{answer:?}");
-    let set = served.set_identity(identity("mallory", &["fs:read:docs"]));
-    set.expect("the same peer");
-    peer.put(&[("/new", file(2, NOW_MS))]);
-    let bytes = peer.whole_document();
-    peer.say_sync(&bytes).await;
-    assert_eq!(peer.bye().await, ByeCode::NotFound);
-    holds(&node, "revoked").await;
-}
-
-#[tokio::test]
 async fn want_is_answered_with_what_the_bucket_has() {
     let node = victim().await;
     let here = node.put_bytes("/here", b"here").await;
@@ -550,28 +578,6 @@ async fn want_is_answered_with_what_the_bucket_has() {
         }
     };
     assert_eq!(answer, SyncMessage::Have(vec![here]));
-}
-
-#[tokio::test]
-async fn sessions_of_one_peer_are_limited() {
-    let node = victim().await;
-    let mut first = RawSyncPeer::greeted(&node).await;
-    let mut further = Vec::new();
-    for _ in 0..crate::sync::limits::SESSIONS_PER_PEER_MAX {
-        let streams = first.connection.open_bi().await.expect("a stream");
-        further.push(streams);
-    }
-    // Each of them has its place once its first byte is read.
-    let (mut send, mut recv) = further.pop().expect("some");
-    for (send, _) in &mut further {
-        send.write_u8(PROTOCOL_VERSION).await.expect("taken");
-    }
-    send.write_u8(PROTOCOL_VERSION).await.ok();
-    assert_eq!(recv.read_u8().await.ok(), Some(PROTOCOL_VERSION));
-    let read = tokio::time::timeout(hung(), read_message(&mut recv)).await;
-    let read = read.expect("in time").expect("an answer");
-    assert_eq!(read, SyncMessage::Bye(ByeCode::Busy));
-    first.exchange().await;
 }
 
 #[tokio::test]

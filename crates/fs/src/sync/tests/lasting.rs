@@ -41,8 +41,21 @@ async fn a_bucket_that_is_split_and_joined_within_a_session_keeps_a_whole_docume
     let node = victim().await;
     let mut peer = RawSyncPeer::greeted(&node).await;
     peer.exchange().await;
-    node.split(true).await;
-    node.split(false).await;
+    // In one transaction: the session sees neither of both.
+    let (store, bucket) = (node.store().await, node.bucket().await.id);
+    let toggled = store.write(move |tx| {
+        for is_split in [true, false] {
+            let settings = BucketSettings {
+                is_split: Some(is_split),
+                ..BucketSettings::default()
+            };
+            tx.set_bucket(bucket, &settings, "root")?;
+        }
+        Ok(())
+    });
+    toggled.await.expect("there");
+    drop(store);
+    assert_eq!(node.parts().await, 0);
     peer.put(&[("/new", file(2, NOW_MS))]);
     peer.exchange().await;
     assert_eq!(node.paths().await, ["/kept", "/new"]);

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use alknet_store::{BucketSettings, ContentFetchMode};
+use alknet_store::{BucketSettings, ContentFetchMode, NewBranch, NewBucket};
 use tokio::task::JoinHandle;
 
 use super::scene::{MemoryDialer, SyncNode, hung};
 use crate::sync::SyncDialer;
+use crate::sync::limits::BRANCHES_MAX;
 
 /// A pause that no test waits for.
 const LONG: Duration = Duration::from_secs(3600);
@@ -158,5 +159,48 @@ async fn contents_that_are_lacking_are_fetched_behind_a_session() {
     let task = begin(&ada, &dialer, LONG);
     until("it is fetched", async || !fetcher.fetched().is_empty()).await;
     assert_eq!(fetcher.fetched(), [(wanted, "bob".to_owned())]);
+    task.abort();
+}
+
+/// Makes a synchronised bucket with as many branches as a round looks at.
+async fn make_crowd(node: &SyncNode, name: &str) {
+    let store = node.store().await;
+    let new = NewBucket::new(name.parse().expect("a name"), "mallory");
+    let settings = BucketSettings {
+        is_synced: Some(true),
+        ..BucketSettings::default()
+    };
+    let made = store.write(move |tx| {
+        let (bucket, main) = tx.create_bucket(&new)?;
+        tx.set_bucket(bucket.id, &settings, "mallory")?;
+        Ok(main.id)
+    });
+    let main = made.await.expect("a bucket");
+    for from in (1..BRANCHES_MAX).step_by(250) {
+        let made = store.write(move |tx| {
+            for number in from..(from + 250).min(BRANCHES_MAX) {
+                let name = format!("b{number}").parse()?;
+                tx.create_branch(&NewBranch::new(name, main, "mallory"))?;
+            }
+            Ok(())
+        });
+        made.await.expect("branches");
+    }
+}
+
+/// The attack: a tenant makes so many branches that a round has no room for those of a later bucket.
+#[tokio::test]
+async fn a_bucket_with_many_branches_keeps_no_later_one_from_its_peers() {
+    let (ada, bob) = (SyncNode::new("ada").await, SyncNode::new("bob").await);
+    make_crowd(&ada, "archive").await;
+    let dialer = MemoryDialer::new(&ada, &[&bob]);
+    let task = begin(&ada, &dialer, SHORT);
+    ada.put("/a", 1).await;
+    shows(&bob, "/a").await;
+    until("both have the same", async || {
+        ada.record("bob").equal_seq.is_some()
+    })
+    .await;
+    assert_eq!(ada.tree().await, bob.tree().await);
     task.abort();
 }

@@ -267,6 +267,17 @@ impl SyncNode {
         found.map(|(_, record)| record).unwrap_or_default()
     }
 
+    /// The last changes of the stored document, once it has taken in every commit.
+    pub(super) async fn heads(&self) -> Option<Vec<[u8; 32]>> {
+        let store = self.store().await;
+        let read = store.read(|tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            let branch = tx.branch_by_name(bucket.id, &"main".parse()?)?;
+            tx.sync_heads(&branch.id.into())
+        });
+        read.await.expect("readable")
+    }
+
     /// Gives each name in the root a document of its own, or not.
     pub(super) async fn split(&self, is_split: bool) {
         self.set(BucketSettings {
@@ -278,15 +289,16 @@ impl SyncNode {
 
     /// Bytes of the stored document.
     pub(super) async fn stored_bytes(&self) -> usize {
-        self.chunks().await.iter().map(Vec::len).sum()
+        self.stored_parts().await.iter().map(Vec::len).sum()
     }
 
     /// Parts that the stored document has.
     pub(super) async fn parts(&self) -> usize {
-        self.chunks().await.len()
+        self.stored_parts().await.len()
     }
 
-    async fn chunks(&self) -> Vec<Vec<u8>> {
+    /// The bytes of the stored document, by its parts.
+    pub(super) async fn stored_parts(&self) -> Vec<Vec<u8>> {
         let store = self.store().await;
         let read = store.read(|tx| {
             let bucket = tx.bucket_by_name(&"docs".parse()?)?;

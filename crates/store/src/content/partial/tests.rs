@@ -20,8 +20,16 @@ fn want(files: &TestFiles, at: &str, bytes: &[u8]) -> ContentHash {
 }
 
 fn receive(files: &TestFiles, hash: ContentHash, bytes: &[u8]) -> PartialContent {
-    let received = files.store().content().receive(hash, bytes.len() as u64);
-    received.expect("room")
+    receive_in(files, files.bucket, hash, bytes.len() as u64).expect("room")
+}
+
+fn receive_in(
+    files: &TestFiles,
+    bucket: BucketId,
+    hash: ContentHash,
+    size: u64,
+) -> Result<PartialContent, StoreError> {
+    files.store().content().receive(bucket, hash, size)
 }
 
 fn status(files: &TestFiles, hash: ContentHash) -> ContentStatus {
@@ -110,12 +118,12 @@ fn one_value_receives_a_content() {
     let bytes = content(4, GROUP + 1);
     let hash = want(&files, "/a", &bytes);
     let partial = receive(&files, hash, &bytes);
-    let again = files.store().content().receive(hash, partial.size());
+    let again = receive_in(&files, files.bucket, hash, partial.size());
     assert_eq!(again.expect_err("it is open").code(), StoreErrorCode::Busy);
     drop(partial);
     drop(receive(&files, hash, &bytes));
     // Another size begins again.
-    let longer = files.store().content().receive(hash, 5 * GROUP as u64);
+    let longer = receive_in(&files, files.bucket, hash, 5 * GROUP as u64);
     assert_eq!(longer.expect("room").missing_bytes(), 5 * GROUP as u64);
 }
 
@@ -135,7 +143,7 @@ fn a_full_disk_takes_no_content_from_peers() {
     let bytes = content(6, 3 * GROUP);
     let hash = want(&files, "/a", &bytes);
     files.space.set_free(files.reserve());
-    let refused = files.store().content().receive(hash, bytes.len() as u64);
+    let refused = receive_in(&files, files.bucket, hash, bytes.len() as u64);
     assert_eq!(refused.expect_err("full").code(), StoreErrorCode::NoSpace);
 }
 
@@ -156,8 +164,34 @@ fn parts_that_no_name_wants_are_swept() {
     drop((partial, file));
     assert_eq!(sweep(), 1);
     let unknown = ContentHash::new([7; 32]);
-    drop(files.store().content().receive(unknown, 100).expect("room"));
+    drop(receive_in(&files, files.bucket, unknown, 100).expect("room"));
+    assert_eq!(sweep(), 1);
+    // The name of one bucket keeps nothing that arrived for another one.
+    let other = BucketId::new(files.bucket.number() + 1);
+    drop(receive_in(&files, other, hash, 100).expect("room"));
+    assert_eq!(sweep(), 1);
+    // An earlier version received for all buckets together.
+    let folder = files.store().content().partials();
+    fs::write(folder.join(hash.to_string()), b"part").expect("room");
+    fs::write(folder.join(format!("{hash}.have")), b"4\n").expect("room");
     assert_eq!(sweep(), 1);
     let left = fs::read_dir(files.store().content().partials()).expect("readable");
     assert_eq!(left.count(), 0);
+}
+
+/// The attack: a bucket waits for the same content as another one, whose part would be the beginning of its own.
+#[test]
+fn a_bucket_receives_nothing_of_what_came_for_another_one() {
+    let files = TestFiles::new();
+    let bytes = content(8, 3 * GROUP);
+    let hash = want(&files, "/a", &bytes);
+    let mut partial = receive(&files, hash, &bytes);
+    partial.write_verified(0, &bytes[..GROUP]).expect("room");
+    partial.save().expect("room");
+    let other = BucketId::new(files.bucket.number() + 1);
+    let size = bytes.len() as u64;
+    // Also at the same time.
+    let theirs = receive_in(&files, other, hash, size).expect("room");
+    assert_eq!(theirs.missing_bytes(), size);
+    assert_eq!(partial.missing_bytes(), size - GROUP as u64);
 }

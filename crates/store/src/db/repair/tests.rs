@@ -10,7 +10,7 @@ use crate::names::{
     BranchId, BucketId, BucketSettings, ChangeRequest, EntryAttributes, EntryPrecondition,
     FileContent, NewBranch, NewBucket, TreeChange,
 };
-use crate::outbox::{EventFilter, OutboxStart};
+use crate::outbox::{ConsumerName, EventFilter, OutboxStart};
 use crate::path::EntryPath;
 use crate::testing::ScratchStore;
 
@@ -88,6 +88,11 @@ impl DamagedStore {
     }
 }
 
+/// A consumer of the bucket.
+fn consumer() -> ConsumerName {
+    ConsumerName::parse(BucketId::new(1), "c").expect("a name")
+}
+
 fn path(text: &str) -> EntryPath {
     text.parse().expect("a path")
 }
@@ -106,7 +111,7 @@ fn a_repair_takes_the_copy_and_the_changes_after_it() {
     damaged.put("/gone", 2, LARGE);
     let made = damaged
         .store
-        .write(|tx| tx.add_outbox_consumer("c", OutboxStart::Now));
+        .write(|tx| tx.add_outbox_consumer(&consumer(), OutboxStart::Now));
     made.expect("free");
     damaged.copy();
     damaged.put("/large", 3, LARGE);
@@ -176,7 +181,7 @@ fn a_repair_takes_the_copy_and_the_changes_after_it() {
     assert!(made.expect("free").id > old_branch);
     let read = damaged
         .store
-        .read(|tx| tx.consumer_events("c", &EventFilter::default(), 10));
+        .read(|tx| tx.consumer_events(&consumer(), &EventFilter::default(), 10));
     match read.expect_err("a gap") {
         StoreError::EventGap { pruned, last } => {
             assert!(pruned >= last_event);

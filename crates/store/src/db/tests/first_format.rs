@@ -3,8 +3,10 @@
 use super::*;
 use crate::address::{BranchName, BucketName};
 use crate::hash::ContentHash;
-use crate::names::BranchId;
+use crate::names::{BranchId, BucketId};
+use crate::outbox::ConsumerName;
 use crate::path::EntryPath;
+use crate::queue::{NewJob, QueueName};
 
 /// What the first version wrote, as SQL: a bucket with two branches, a file, and its event with a member that a later
 /// version may add.
@@ -156,4 +158,66 @@ fn a_file_of_the_first_format_is_read() {
     };
     let payload: EventPayload = serde_json::from_str(event).expect("an event");
     assert_eq!(payload.path.as_deref(), Some("/a.txt"));
+}
+
+/// The first format has the name of a bucket in the names of its queues and consumers, and counts no bytes of jobs.
+const QUEUES: &str = "
+INSERT INTO bucket VALUES (2, '#2', 'files', 'eve', 1800000000000, NULL, NULL, 604800, 'off', 'deleting', 'full', NULL, NULL);
+INSERT INTO usage VALUES (2, 0, 0, 0);
+INSERT INTO job VALUES (1, 'docs/mail/a', 'text', 1, 0, NULL, 'job:docs/mail/a:k:1');
+INSERT INTO job VALUES (2, 'docs/mail/a', 'more', 2, 0, NULL, NULL);
+INSERT INTO job VALUES (3, 'gone/mail', 'secret', 1, 0, NULL, NULL);
+INSERT INTO job VALUES (4, 'lock', '{}', 5, 0, 5, 'lock:1:/a.txt');
+INSERT INTO consumer VALUES ('docs/c', 2, NULL, NULL);
+INSERT INTO consumer VALUES ('gone/c', 2, NULL, NULL);
+";
+
+#[test]
+fn queues_of_the_first_format_get_the_number_of_their_bucket() {
+    let (_dir, path) = scratch();
+    let connection = Connection::open(&path).expect("a new file");
+    connection.execute_batch(SAMPLE).expect("SQL");
+    connection.execute_batch(QUEUES).expect("SQL");
+    drop(connection);
+    let bucket = BucketId::new(1);
+    let read = |db: &StoreDb| {
+        let read = db.read(move |tx| {
+            let queue = QueueName::parse(bucket, "mail/a")?;
+            let consumer = tx.outbox_consumer(&ConsumerName::parse(bucket, "c")?)?;
+            assert_eq!(consumer.cursor, 2);
+            assert_eq!(tx.queue_usage(&queue)?.waiting, 2);
+            let rows = tx.query_count("SELECT count(*) FROM job", [])?;
+            let consumers = tx.query_count("SELECT count(*) FROM consumer", [])?;
+            assert_eq!((rows, consumers), (3, 1), "what is of no bucket is gone");
+            Ok((tx.usage(bucket)?, tx.recount(bucket)?))
+        });
+        let (usage, counted) = read.wait().expect("readable");
+        assert_eq!(usage, counted);
+        usage.bytes
+    };
+    let db = open(&path);
+    let bytes = read(&db);
+    assert!(bytes > 307 + 8, "{bytes}");
+    // The key is that of the caller, so that the job is there for it.
+    let enqueued = db.write(move |tx| {
+        let queue = QueueName::parse(bucket, "mail/a")?;
+        let mut job = NewJob::new(queue, "text");
+        job.key = Some("k:1".to_owned());
+        tx.enqueue(&job)
+    });
+    let enqueued = enqueued.wait().expect("room");
+    assert_eq!((enqueued.id, enqueued.is_new), (1, false));
+    drop(db);
+    // An earlier program wrote beside them, and its rows are taken over once more.
+    let connection = Connection::open(&path).expect("a file");
+    let later = "INSERT INTO job VALUES (9, 'docs/late', 'text', 1, 0, NULL, NULL)";
+    connection.execute(later, []).expect("SQL");
+    let twice = "INSERT INTO consumer VALUES ('docs/c', 1, NULL, NULL)";
+    connection.execute(twice, []).expect("SQL");
+    connection
+        .execute("DELETE FROM job WHERE id = 4", [])
+        .expect("SQL");
+    drop(connection);
+    let db = open(&path);
+    assert!(read(&db) > bytes);
 }

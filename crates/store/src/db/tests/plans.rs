@@ -60,6 +60,18 @@ fn queries_over_large_tables_have_their_index() {
             2,
             "(name=?)\nSEARCH k USING PRIMARY KEY (hash=? AND bucket_id=?)",
         ),
+        (
+            "EXPLAIN QUERY PLAN SELECT count(*) FROM (SELECT 1 FROM blob WHERE state = 3 LIMIT ?1)",
+            1,
+            "USING COVERING INDEX blob_bad (state=?)",
+        ),
+        (
+            "EXPLAIN QUERY PLAN SELECT b.hash FROM blob b CROSS JOIN blob_bucket k \
+             ON k.hash = b.hash AND k.bucket_id = ?1 \
+             WHERE b.state = 3 AND b.hash >= ?2 AND k.wanted = 0 AND k.refs > 0 ORDER BY b.hash LIMIT ?3",
+            3,
+            "blob_bad (state=? AND hash>?)\nSEARCH k USING PRIMARY KEY (hash=? AND bucket_id=?)",
+        ),
     ] {
         let found = plan(&db, query, parameters);
         assert!(found.contains(expected), "{query}: {found}");

@@ -1,5 +1,7 @@
 //! What synchronisation reads and writes.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::limits::{SUBTREE_ENTRIES_MAX, SYNC_ROW_BYTES_MAX};
 
@@ -552,4 +554,56 @@ fn contents_that_a_bucket_waits_for_are_listed_in_turn() {
     assert_eq!(awaited(0, 10), [1, 2, 3]);
     assert_eq!(awaited(2, 10), [2, 3, 1]);
     assert_eq!(awaited(3, 2), [3, 1]);
+    // What the bucket had and lost, among the others: none of them keeps the rest waiting.
+    let own = content(9).hash;
+    let lost = store.write(move |tx| {
+        let set = "UPDATE blob SET state = 3 WHERE hash = ?1";
+        tx.execute(set, [own])
+    });
+    assert_eq!(lost, Ok(1));
+    assert_eq!(awaited(0, 10), [1, 2, 3, 9]);
+    assert_eq!(awaited(4, 3), [9, 1, 2]);
+    assert_eq!(awaited(2, 2), [2, 3]);
+}
+
+/// The attack: a tenant makes branches until a list of all has room for those of no later bucket.
+#[test]
+fn branches_of_one_bucket_keep_those_of_no_other_out() {
+    let store = TestStore::new();
+    let names = ["archive", "zoo"];
+    for name in names {
+        let new = NewBucket::new(name.parse().expect("a name"), "mallory");
+        let settings = BucketSettings {
+            is_synced: Some(true),
+            ..BucketSettings::default()
+        };
+        let made = store.write(move |tx| {
+            let (bucket, main) = tx.create_bucket(&new)?;
+            tx.set_bucket(bucket.id, &settings, "mallory")?;
+            Ok(main.id)
+        });
+        let main = made.expect("a bucket");
+        // The first one has more branches than the list is long.
+        for number in 0..20 * usize::from(name == "archive") {
+            store.branch(&format!("b{number:02}"), main);
+        }
+    }
+    let (bucket, main) = (store.bucket, store.main);
+    let settings = BucketSettings {
+        is_synced: Some(true),
+        ..BucketSettings::default()
+    };
+    let set = store.write(move |tx| tx.set_bucket(bucket, &settings, "root"));
+    set.expect("there");
+    store.branch("draft", main);
+    for (limit, archive, docs) in [(3, 1, 1), (9, 6, 2), (12, 9, 2), (100, 21, 2)] {
+        let listed = store.read(move |tx| tx.syncable_branches(limit));
+        let listed = listed.expect("readable");
+        let count = |name: &str| {
+            let of_bucket = listed.iter().filter(|row| row.bucket.as_str() == name);
+            of_bucket.count()
+        };
+        let counts = (count("archive"), count("docs"), count("zoo"));
+        assert_eq!(counts, (archive, docs, 1), "{limit}");
+    }
 }
