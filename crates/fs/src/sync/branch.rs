@@ -109,15 +109,6 @@ impl SyncedBranch {
         self.changes.subscribe()
     }
 
-    /// The last changes of the document. Blocks.
-    pub(super) fn heads(&self, store: &Store) -> Result<Vec<[u8; 32]>, SyncError> {
-        let mut slot = self.lock();
-        let open = self.take_open(&mut slot, store)?;
-        let heads = open.document.heads().iter().map(|head| head.0).collect();
-        *slot = Some(open);
-        Ok(heads)
-    }
-
     /// Takes in what this node wrote and what the peer sent, stores it in one transaction, and makes the next message.
     /// Blocks for as long as other steps of the branch and the disk take.
     ///

@@ -170,19 +170,8 @@ pub(super) async fn own_hello(context: &SessionContext) -> Result<OwnHello, Sync
     let key = context.branch.key().clone();
     let stored = context.lease.read(move |tx| tx.sync_heads(&key)).await?;
     let is_current = stored.is_some();
-    hello.heads = match stored {
-        Some(heads) => heads,
-        None => {
-            let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
-            let permit = context.permit.clone();
-            blocking(move || {
-                let heads = branch.heads(&store);
-                drop(permit);
-                heads
-            })
-            .await?
-        }
-    };
+    // Heads of before the last rows could be those of the peer, which would leave.
+    hello.heads = stored.unwrap_or_default();
     // They only say where both may differ, so a part of them does.
     hello.heads.truncate(HEADS_MAX);
     Ok(OwnHello { hello, is_current })
