@@ -109,6 +109,14 @@ impl SyncedBranch {
         self.changes.subscribe()
     }
 
+    /// Reads the document, or makes it if it is not stored. Blocks.
+    pub(super) fn prepare(&self, store: &Store) -> Result<(), SyncError> {
+        let mut slot = self.lock();
+        let open = self.take_open(&mut slot, store)?;
+        *slot = Some(open);
+        Ok(())
+    }
+
     /// Takes in what this node wrote and what the peer sent, stores it in one transaction, and makes the next message.
     /// Blocks for as long as other steps of the branch and the disk take.
     ///

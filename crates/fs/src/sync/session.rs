@@ -170,8 +170,22 @@ pub(super) async fn own_hello(context: &SessionContext) -> Result<OwnHello, Sync
     let key = context.branch.key().clone();
     let stored = context.lease.read(move |tx| tx.sync_heads(&key)).await?;
     let is_current = stored.is_some();
-    // Heads of before the last rows could be those of the peer, which would leave.
-    hello.heads = stored.unwrap_or_default();
+    match stored {
+        Some(heads) => hello.heads = heads,
+        None => {
+            // A document that cannot be made fails here, before the peer hears of it. Nothing is said of its heads: those of
+            // before the last rows could be those of the peer, which would leave.
+            hello.heads = Vec::new();
+            let (branch, store) = (Arc::clone(&context.branch), Arc::clone(&context.lease));
+            let permit = context.permit.clone();
+            blocking(move || {
+                let ready = branch.prepare(&store);
+                drop(permit);
+                ready
+            })
+            .await?;
+        }
+    }
     // They only say where both may differ, so a part of them does.
     hello.heads.truncate(HEADS_MAX);
     Ok(OwnHello { hello, is_current })
