@@ -116,7 +116,7 @@ fn the_log_has_no_names_of_files() {
     assert_eq!(files.http(&file, &[&lock[..], &kind].concat()), 200);
     assert_eq!(files.put(&file, "without the token", &[]), 423);
 
-    // What the store fails at: a content that somebody changed on the disk.
+    // What the store fails at: a content that another program changed on the disk.
     let object = files.object(&hash);
     let mut bytes = fs::read(&object).expect("a long content has a file");
     bytes[0] ^= 1;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use self::job::StepJob;
 pub(super) use self::open::check_synced;
-use self::open::{OpenDocument, finish, random_copy_id, take_in_tree, with_document};
+use self::open::{LoadedSyncDocument, finish, random_copy_id, take_in_tree, with_document};
 use super::document::{AffectedPaths, RowOrder, SyncedDocument};
 use super::entry::SyncActor;
 use super::error::SyncError;
@@ -26,7 +26,7 @@ pub(super) struct SyncedBranch {
     node_key: Arc<[u8]>,
     limits: DocumentLimits,
     /// The document, while no step uses it. A step that fails leaves none, and the next one reads what the disk has.
-    document: Mutex<Option<OpenDocument>>,
+    document: Mutex<Option<LoadedSyncDocument>>,
     /// Counts the changes of the document.
     changes: watch::Sender<u64>,
 }
@@ -169,22 +169,22 @@ impl SyncedBranch {
     }
 
     /// A poisoned lock holds `None`, because a step takes the document out.
-    fn lock(&self) -> MutexGuard<'_, Option<OpenDocument>> {
+    fn lock(&self) -> MutexGuard<'_, Option<LoadedSyncDocument>> {
         self.document.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_open(
         &self,
-        slot: &mut Option<OpenDocument>,
+        slot: &mut Option<LoadedSyncDocument>,
         store: &Store,
-    ) -> Result<OpenDocument, SyncError> {
+    ) -> Result<LoadedSyncDocument, SyncError> {
         match slot.take() {
             Some(open) => Ok(open),
             None => self.read_document(store),
         }
     }
 
-    fn read_document(&self, store: &Store) -> Result<OpenDocument, SyncError> {
+    fn read_document(&self, store: &Store) -> Result<LoadedSyncDocument, SyncError> {
         let key = self.key.clone();
         let stored = store.read(move |tx| tx.sync_document(&key)).wait()?;
         let Some(stored) = stored else {
@@ -200,7 +200,7 @@ impl SyncedBranch {
         for chunk in &stored.chunks {
             size = size.plus(weigh_changes(chunk)?);
         }
-        Ok(OpenDocument {
+        Ok(LoadedSyncDocument {
             document,
             node_key: Arc::clone(&self.node_key),
             copy_id: stored.copy_id,
@@ -219,7 +219,7 @@ impl SyncedBranch {
     }
 
     /// The document of a branch that was never synchronised.
-    fn make_document(&self, store: &Store) -> Result<OpenDocument, SyncError> {
+    fn make_document(&self, store: &Store) -> Result<LoadedSyncDocument, SyncError> {
         let copy_id = random_copy_id()?;
         let key = self.key.clone();
         let read = store.read(move |tx| Ok((tx.branch(key.branch)?.head_seq, tx.sync_tree(&key)?)));
@@ -230,7 +230,7 @@ impl SyncedBranch {
         take_in_tree(&mut document, &rows, &mut affected)?;
         // The store has all of them already.
         affected.paths.clear();
-        Ok(OpenDocument {
+        Ok(LoadedSyncDocument {
             document,
             node_key: Arc::clone(&self.node_key),
             copy_id,
@@ -252,9 +252,9 @@ impl SyncedBranch {
     fn with_rows(
         &self,
         store: &Store,
-        open: OpenDocument,
+        open: LoadedSyncDocument,
         settings: BucketSync,
-    ) -> Result<OpenDocument, SyncError> {
+    ) -> Result<LoadedSyncDocument, SyncError> {
         let shared = Arc::new(Mutex::new(Some(open)));
         let own = Arc::clone(&shared);
         let read = store.read(move |tx| {
@@ -292,11 +292,11 @@ impl SyncedBranch {
     fn store_step(
         &self,
         store: &Store,
-        open: OpenDocument,
+        open: LoadedSyncDocument,
         exchange: &mut PeerExchange,
         settings: BucketSync,
         step: &mut SyncStep,
-    ) -> Result<OpenDocument, SyncError> {
+    ) -> Result<LoadedSyncDocument, SyncError> {
         let job = StepJob {
             key: self.key.clone(),
             peer: exchange.peer.clone(),

@@ -163,7 +163,7 @@ impl From<StoreError> for SyncError {
     fn from(error: StoreError) -> Self {
         let code = match error.code() {
             // A tree that takes too long to read does so again. As a passing error, it would never be a problem of the node.
-            // It is none of the peer's doing.
+            // The peer did not cause it.
             _ if error == StoreError::TimedOut => ByeCode::Internal,
             StoreErrorCode::NotFound => ByeCode::NotFound,
             StoreErrorCode::Busy => ByeCode::Busy,

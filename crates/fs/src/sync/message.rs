@@ -273,7 +273,7 @@ impl SyncMessage {
                     return Err(SyncError::refused(ByeCode::TooLarge, reason));
                 }
                 if !tops.iter().all(|(top, _)| is_top(top)) {
-                    return Err(invalid("a list of names has one that is none"));
+                    return Err(invalid("a list of names has an invalid one"));
                 }
                 // Names that come twice, or in another order, make another message of it, which the caller refuses.
                 Self::Tops(tops.into_iter().collect())

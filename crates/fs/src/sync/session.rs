@@ -213,7 +213,7 @@ pub(super) async fn exchange(
     let (received, from_peer) = mpsc::channel(1);
     let (found, there) = mpsc::channel(FETCH_LISTS_MAX);
     let main = async {
-        let session = OpenSession::begin(context, mode, &identity, to_peer, from_peer, found);
+        let session = GreetedSession::begin(context, mode, &identity, to_peer, from_peer, found);
         let mut session = session.await?;
         if is_equal {
             session.end.equal_seq = Some(context.head_seq);
@@ -256,7 +256,7 @@ pub(super) async fn exchange(
 }
 
 /// A session after the hellos.
-struct OpenSession<'a> {
+struct GreetedSession<'a> {
     context: &'a SessionContext,
     mode: SyncMode,
     /// Finds the identity of the peer as it is by now.
@@ -278,7 +278,7 @@ struct OpenSession<'a> {
     end: SessionEnd,
 }
 
-impl<'a> OpenSession<'a> {
+impl<'a> GreetedSession<'a> {
     async fn begin(
         context: &'a SessionContext,
         mode: SyncMode,

@@ -8,7 +8,7 @@ use alknet_store::{
 };
 use automerge::ChangeHash;
 
-use super::open::OpenDocument;
+use super::open::LoadedSyncDocument;
 use crate::sync::document::RowOrder;
 use crate::sync::entry::is_same_state;
 use crate::sync::limits::HASHES_MAX;
@@ -41,7 +41,7 @@ impl StepJob {
     pub(super) fn run(
         &self,
         tx: &mut WriteTransaction<'_>,
-        open: &mut OpenDocument,
+        open: &mut LoadedSyncDocument,
     ) -> Result<StoredStep, StoreError> {
         // The numbers of a run that was taken back are used again.
         open.applied = self.applied;
@@ -100,9 +100,9 @@ impl StepJob {
     fn find_places(
         &self,
         tx: &mut WriteTransaction<'_>,
-        open: &mut OpenDocument,
+        open: &mut LoadedSyncDocument,
     ) -> Result<(), StoreError> {
-        let OpenDocument {
+        let LoadedSyncDocument {
             document, affected, ..
         } = open;
         let displaced = document.displaced(&affected.paths);
@@ -139,7 +139,7 @@ impl StepJob {
     fn changes(
         &self,
         tx: &ReadTransaction<'_>,
-        open: &OpenDocument,
+        open: &LoadedSyncDocument,
     ) -> Result<SyncedChanges, StoreError> {
         let view = tx.view(self.key.branch, None)?;
         let affected = &open.affected;

@@ -22,7 +22,7 @@ use crate::sync::unpack::{UnpackedSize, measure_changes, weigh_changes};
 const REFUSED: StoreError = StoreError::Denied("the document refuses the change");
 
 /// A document in memory, and what of it is stored.
-pub(super) struct OpenDocument {
+pub(super) struct LoadedSyncDocument {
     pub(super) document: SyncedDocument,
     pub(super) node_key: Arc<[u8]>,
     pub(super) copy_id: [u8; 16],
@@ -46,7 +46,7 @@ pub(super) struct OpenDocument {
     pub(super) failure: Option<SyncError>,
 }
 
-impl OpenDocument {
+impl LoadedSyncDocument {
     /// Whether there is something to store.
     pub(super) fn has_news(&self) -> bool {
         self.received.is_some()
@@ -275,8 +275,8 @@ pub(in crate::sync) fn check_synced(
 
 /// Runs a part of a job on the document that the step lent it.
 pub(super) fn with_document<T>(
-    shared: &Mutex<Option<OpenDocument>>,
-    work: impl FnOnce(&mut OpenDocument) -> Result<T, StoreError>,
+    shared: &Mutex<Option<LoadedSyncDocument>>,
+    work: impl FnOnce(&mut LoadedSyncDocument) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     let mut open = shared.lock().unwrap_or_else(PoisonError::into_inner);
     work(open.as_mut().ok_or(REFUSED)?)
@@ -284,9 +284,9 @@ pub(super) fn with_document<T>(
 
 /// Takes the document back from a job that is over.
 pub(super) fn finish<T>(
-    shared: &Mutex<Option<OpenDocument>>,
+    shared: &Mutex<Option<LoadedSyncDocument>>,
     done: Result<T, StoreError>,
-) -> Result<(OpenDocument, T), SyncError> {
+) -> Result<(LoadedSyncDocument, T), SyncError> {
     let open = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut open) = open else {
         return Err(SyncError::refused(

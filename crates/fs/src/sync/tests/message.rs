@@ -109,7 +109,7 @@ fn a_hello_names_the_document_of_its_branch() {
         ..hello.clone()
     };
     assert_ne!(other.document_id(), hello.document_id());
-    // Each name in the root has a document of its own, and the list of names is none of them.
+    // Each name in the root has a document of its own, and the list of names is not one of them.
     let parts = ["a", "b"].map(|top| SyncPart::Top(top.to_owned()));
     let mut ids = vec![hello.document_id()];
     for part in parts.into_iter().chain([SyncPart::Index]) {

@@ -94,7 +94,7 @@ fn starts_tell(file: &Path, damaged: &DamagedStore, what: &str) -> bool {
 /// A start, or the first read, finds the damage; no start takes the file for a new one; and a repair has everything that the
 /// copy has.
 #[test]
-fn a_file_that_is_torn_at_any_byte_is_told_and_repaired() {
+fn a_file_that_is_torn_at_any_byte_is_reported_and_repaired() {
     let mut damaged = copied();
     damaged.store.close();
     let len = fs::metadata(&damaged.store.path).expect("a file").len();
