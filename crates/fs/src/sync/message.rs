@@ -284,7 +284,9 @@ impl SyncMessage {
 
 /// Whether a text is the name of an entry in the root of a branch.
 fn is_top(text: &str) -> bool {
-    !text.contains('/') && EntryPath::root().child(text).is_ok()
+    let path = EntryPath::root().child(text);
+    // An empty name leads to the root itself.
+    !text.contains('/') && path.is_ok_and(|path| !path.is_root())
 }
 
 /// Reads the version of the peer.

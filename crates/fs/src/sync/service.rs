@@ -300,6 +300,7 @@ impl SyncService {
         peer: &PeerId,
     ) -> Result<SessionContext, SyncError> {
         let lease = Arc::new(self.store().await?.reading_as(peer.as_str()));
+        let last_event = lease.db().last_event();
         let (store, wanted) = (Arc::clone(&lease), hello.clone());
         let checked = blocking(move || check_branch(&store, &wanted.bucket, &wanted.branch));
         let checked = checked.await?;
@@ -309,10 +310,13 @@ impl SyncService {
         }
         let top = hello.part.top().map(str::to_owned);
         let branch = checked.id;
+        let branch = self.document(SyncDocumentKey { branch, top });
         Ok(SessionContext {
             lease,
-            branch: self.document(SyncDocumentKey { branch, top }),
+            changes: branch.changes(),
+            branch,
             head_seq: checked.head_seq,
+            last_event,
             settings: checked.settings,
             hello,
             peer: peer.clone(),

@@ -58,6 +58,10 @@ pub(super) struct SessionContext {
     pub(super) hello: SyncHello,
     /// The last commit of the branch when the session began.
     pub(super) head_seq: u64,
+    /// The last event and the changes of the document. What followed the look at the branch, before the hello, is a change
+    /// of them: a session with equal hellos takes no other look.
+    pub(super) last_event: watch::Receiver<i64>,
+    pub(super) changes: watch::Receiver<u64>,
     pub(super) settings: BucketSync,
     pub(super) peer: PeerId,
     pub(super) fetcher: Option<Arc<dyn ContentFetcher>>,
@@ -310,8 +314,8 @@ impl<'a> GreetedSession<'a> {
 
     /// Steps until the session is over. With equal hellos nothing is to be done before one side changes.
     async fn run(&mut self, is_equal: bool) -> Result<(), SyncError> {
-        let mut changes = self.context.branch.changes();
-        let mut events = self.context.lease.db().last_event();
+        let mut changes = self.context.changes.clone();
+        let mut events = self.context.last_event.clone();
         let mut closing = self.context.closing.clone();
         let mut incoming = None;
         let mut is_known_equal = is_equal;

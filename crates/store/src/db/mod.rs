@@ -273,10 +273,13 @@ impl StoreDb {
         Ok(OwnReader(open::open_reader(&self.inner.path)?))
     }
 
-    /// The number of the last event that is durable. It changes after each commit with events.
+    /// The number of the last event that is durable. It changes after each commit with events that follows this call.
     #[must_use]
     pub fn last_event(&self) -> watch::Receiver<i64> {
-        self.inner.last_event.clone()
+        let mut last_event = self.inner.last_event.clone();
+        // The one that is cloned has seen no event, so that each wait for a change would end at once.
+        last_event.mark_unchanged();
+        last_event
     }
 
     /// The time of the store, in milliseconds since 1970-01-01 UTC.

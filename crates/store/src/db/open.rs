@@ -173,7 +173,7 @@ fn try_open(
         }
         StoreFileKind::Empty => {
             connection.execute_batch(schema::CREATION_PRAGMAS)?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
+            begin_log(&connection)?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             // The names in a damaged file are not in the new one, so every content looks unused.
             let is_sweep_held = !quarantined.is_empty();
@@ -266,13 +266,25 @@ fn harden(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+/// Gives the file a write-ahead log.
+fn begin_log(connection: &Connection) -> Result<(), AttemptError> {
+    // SQLite goes on without a log, and without an error, where the disk fails at this moment.
+    let query = "PRAGMA journal_mode = WAL";
+    let mode: String = connection.query_row(query, [], |row| row.get(0))?;
+    match mode.as_str() {
+        "wal" => Ok(()),
+        _ => Err(AttemptError::Refused("it gets no log".to_owned())),
+    }
+}
+
+fn configure(connection: &Connection) -> Result<(), AttemptError> {
+    begin_log(connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     // The writer moves pages of the log into the file itself: SQLite would hide an error of the disk at that moment.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    connection.pragma_update(None, "journal_size_limit", to_sql(LOG_BYTES_MAX))
+    connection.pragma_update(None, "journal_size_limit", to_sql(LOG_BYTES_MAX))?;
+    Ok(())
 }
 
 /// Opens a connection that reads. The writer has opened the file before.

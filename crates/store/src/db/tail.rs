@@ -224,7 +224,7 @@ fn replay_event(
     };
     let mut done = replay_once(db, damaged, event, &payload);
     // A disk that fails once must not cost a change.
-    if let Ok(Some(Err(StoreError::Database(_)))) = done {
+    if let Ok(Some(Err(StoreError::Database(_) | StoreError::FileSystem(_)))) = done {
         done = replay_once(db, damaged, event, &payload);
     }
     match done {

@@ -260,6 +260,16 @@ impl SyncNode {
         read.await.expect("readable").events
     }
 
+    /// Number of the last commit of the branch.
+    pub(super) async fn head_seq(&self) -> u64 {
+        let store = self.store().await;
+        let read = store.read(|tx| {
+            let bucket = tx.bucket_by_name(&"docs".parse()?)?;
+            Ok(tx.branch_by_name(bucket.id, &"main".parse()?)?.head_seq)
+        });
+        read.await.expect("readable")
+    }
+
     /// How the last session with a peer ended.
     pub(super) fn record(&self, peer: &str) -> SyncRecord {
         let mut records = self.files.sync_records().list().into_iter();

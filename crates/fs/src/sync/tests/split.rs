@@ -1,6 +1,6 @@
 //! Buckets with a document for each name in the root.
 
-use alknet_store::limits::SYNC_TOPS_MAX;
+use alknet_store::limits::{BATCH_CHANGES_MAX, SYNC_TOPS_MAX};
 use alknet_store::{BucketSettings, TreeChange};
 
 use super::scene::{MAY_SYNC, SyncNode, hash, path, put};
@@ -178,7 +178,10 @@ async fn a_root_with_too_many_names_is_refused() {
     let names: Vec<_> = (0..=SYNC_TOPS_MAX)
         .map(|number| format!("/{number}"))
         .collect();
-    ada.apply(names.iter().map(|at| put(at, 1)).collect()).await;
+    // One change of the store has as many as the root may have names.
+    for some in names.chunks(BATCH_CHANGES_MAX) {
+        ada.apply(some.iter().map(|at| put(at, 1)).collect()).await;
+    }
     assert_eq!(code(ada.sync(&bob).await), Some(ByeCode::TooLarge));
     assert!(bob.paths().await.is_empty());
 }

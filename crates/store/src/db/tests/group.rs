@@ -103,6 +103,9 @@ fn events_are_announced_after_their_commit_and_those_of_failed_jobs_never() {
     assert_eq!(*events.borrow(), first + 2);
     let count = db.read(|tx| tx.query_count("SELECT count(*) FROM outbox", []));
     assert_eq!(count.wait(), Ok(3));
+    // A receiver of now waits for further ones.
+    assert!(!db.last_event().has_changed().expect("open"));
+    assert!(events.has_changed().expect("open"));
     drop(db);
     assert_eq!(*open(&path).last_event().borrow(), first + 2);
 }
