@@ -268,9 +268,11 @@ fn harden(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Gives the file a write-ahead log.
 fn begin_log(connection: &Connection) -> Result<(), AttemptError> {
-    // SQLite goes on without a log, and without an error, where the disk fails at this moment.
-    let query = "PRAGMA journal_mode = WAL";
-    let mode: String = connection.query_row(query, [], |row| row.get(0))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // The mode is written to the file behind the answer to the statement. Where the disk fails then, SQLite goes on without
+    // a log, and only a read of the file shows it.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     match mode.as_str() {
         "wal" => Ok(()),
         _ => Err(AttemptError::Refused("it gets no log".to_owned())),
