@@ -322,10 +322,12 @@ impl<'a> GreetedSession<'a> {
         self.has_heard = is_equal;
         loop {
             check_right(self.context, self.identity)?;
-            let (is_waiting, is_equal) = match std::mem::take(&mut is_known_equal) {
+            let head_seq = self.check_branch().await?;
+            // An event may be about another branch, or about a content alone.
+            is_known_equal &= incoming.is_none() && head_seq == self.context.head_seq;
+            let (is_waiting, is_equal) = match is_known_equal {
                 true => (false, true),
                 false => {
-                    self.check_branch().await?;
                     let step = self.step(incoming.take()).await?;
                     let state = (step.outgoing.is_some() || !step.is_equal, step.is_equal);
                     self.send_step(step).await?;
@@ -350,7 +352,10 @@ impl<'a> GreetedSession<'a> {
                 }
                 let message = tokio::select! {
                     message = timeout(time, self.from_peer.recv()) => message,
-                    _ = changes.changed() => break,
+                    _ = changes.changed() => {
+                        is_known_equal = false;
+                        break;
+                    }
                     Ok(()) = events.changed() => break,
                     _ = closing.wait_for(|is_closing| *is_closing) => return Ok(()),
                     // Otherwise a session that waits would keep its permit without the right.
@@ -459,8 +464,8 @@ impl<'a> GreetedSession<'a> {
         read.await?.ok_or_else(not_synchronised)
     }
 
-    /// Ends the session if the branch is not synchronised any more, or takes no changes.
-    async fn check_branch(&self) -> Result<(), SyncError> {
+    /// Ends the session if the branch is not synchronised any more, or takes no changes. Returns the number of its last commit.
+    async fn check_branch(&self) -> Result<u64, SyncError> {
         let context = self.context;
         let SyncHello { bucket, branch, .. } = &context.hello;
         let (store, bucket, branch) = (Arc::clone(&context.lease), bucket.clone(), branch.clone());
@@ -470,7 +475,7 @@ impl<'a> GreetedSession<'a> {
             return Err(not_synchronised());
         }
         match checked.settings.is_split == context.hello.part.is_split() {
-            true => Ok(()),
+            true => Ok(checked.head_seq),
             false => Err(SyncError::refused(
                 ByeCode::SplitDiffers,
                 "the bucket was split during the session, or is split no longer",
