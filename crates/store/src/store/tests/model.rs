@@ -23,7 +23,7 @@ use crate::testing::reference::{
 use crate::testing::{CrashedFolder, DiskError, FailedCall, TestRandom};
 
 use locks::{HeldLocks, PathUse, end_locks, forbids, forbids_change};
-use sessions::OpenSession;
+use sessions::ModelWriteSession;
 
 /// Steps of a run with one seed, and seeds of a campaign. A campaign makes 100,000 steps on each kind of disk.
 const STEPS: usize = 500;
@@ -50,7 +50,7 @@ struct FilesRun {
     reference: Reference,
     /// Each content that was stored, by what a tree says of it.
     contents: BTreeMap<String, Vec<u8>>,
-    sessions: Vec<OpenSession>,
+    sessions: Vec<ModelWriteSession>,
     locks: HeldLocks,
     /// Commits of locks that made a file.
     untimed: BTreeSet<u64>,

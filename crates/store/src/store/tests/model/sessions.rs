@@ -9,7 +9,7 @@ const SESSION_BYTES: usize = 150_000;
 
 /// A session, and the bytes that it would store now.
 #[derive(Clone)]
-pub(super) struct OpenSession {
+pub(super) struct ModelWriteSession {
     id: WriteSessionId,
     pub(super) branch: BranchId,
     path: String,
@@ -84,7 +84,7 @@ impl FilesRun {
                     WriteSessionMode::Append => bytes.len(),
                     _ => 0,
                 };
-                self.sessions.push(OpenSession {
+                self.sessions.push(ModelWriteSession {
                     id,
                     branch,
                     path: at,
@@ -144,7 +144,7 @@ impl FilesRun {
 
     fn close_session(&mut self, at: usize) -> &'static str {
         let session = self.sessions.swap_remove(at);
-        let OpenSession { branch, tokens, .. } = &session;
+        let ModelWriteSession { branch, tokens, .. } = &session;
         let shown = self.remember(&session.bytes);
         let mut tree = self.tree(*branch).clone();
         let mut locks = self.locks_of(*branch);
